@@ -1,0 +1,117 @@
+//! The handles that every HTTP handler shares.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use openraft::ServerState;
+use openraft::alias::WatchReceiverOf;
+use openraft::async_runtime::WatchReceiver;
+use openraft::metrics::RaftMetrics;
+use tokio::sync::Semaphore;
+
+use crate::config::WRITES_WAITING_MAX;
+use crate::store::ExampleStore;
+use crate::types::{ExampleNode, ExampleRaft, NodeId, TypeConfig};
+
+/// What a handler needs to answer a request.
+pub struct ExampleApp {
+    /// This node's number.
+    pub id: NodeId,
+    /// What other nodes dial to reach this one.
+    pub addr: String,
+    /// Raft.
+    pub raft: ExampleRaft,
+    /// The data directory.
+    pub store: Arc<ExampleStore>,
+    /// For requests that are passed on, and for asking other nodes who they are.
+    pub http: reqwest::Client,
+    /// A permit for each write that may wait.
+    pub writes_waiting: Semaphore,
+    /// Longest request body, in bytes.
+    pub request_bytes_max: usize,
+    metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
+    recovered: AtomicBool,
+    disk_space_low: AtomicBool,
+}
+
+/// What a node is at this moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It leads.
+    Leader,
+    /// It knows who leads.
+    Follower {
+        /// The leader's number.
+        leader_id: NodeId,
+        /// Where the leader is.
+        leader_node: ExampleNode,
+    },
+    /// It knows no leader: an election is under way, or no quorum is there.
+    NoLeader,
+    /// Raft has stopped, and the process is about to end.
+    Stopped,
+}
+
+impl ExampleApp {
+    /// Puts the handles together.
+    pub fn new(
+        id: NodeId,
+        addr: String,
+        raft: ExampleRaft,
+        store: Arc<ExampleStore>,
+        http: reqwest::Client,
+        request_bytes_max: usize,
+    ) -> Self {
+        let metrics = raft.metrics();
+        ExampleApp {
+            id,
+            addr,
+            raft,
+            store,
+            http,
+            writes_waiting: Semaphore::new(WRITES_WAITING_MAX),
+            request_bytes_max,
+            metrics,
+            recovered: AtomicBool::new(false),
+            disk_space_low: AtomicBool::new(false),
+        }
+    }
+
+    /// What this node is, as far as it knows.
+    pub fn role(&self) -> Role {
+        let metrics = self.metrics.borrow_watched();
+        if metrics.running_state.is_err() {
+            return Role::Stopped;
+        }
+        match metrics.current_leader {
+            Some(leader_id) if leader_id == self.id && metrics.state == ServerState::Leader => Role::Leader,
+            Some(leader_id) if leader_id != self.id => {
+                match metrics.membership_config.membership().get_node(&leader_id) {
+                    Some(node) => Role::Follower { leader_id, leader_node: node.clone() },
+                    None => Role::NoLeader,
+                }
+            }
+            _ => Role::NoLeader,
+        }
+    }
+
+    /// Whether the node has all it had before it was last started.
+    pub fn recovered(&self) -> bool {
+        self.recovered.load(Ordering::Acquire)
+    }
+
+    /// Says that the node has all it had before it was last started.
+    pub fn set_recovered(&self) {
+        self.recovered.store(true, Ordering::Release);
+    }
+
+    /// Whether the disk is nearly full.
+    pub fn disk_space_low(&self) -> bool {
+        self.disk_space_low.load(Ordering::Relaxed)
+    }
+
+    /// Says whether the disk is nearly full; returns what was said before.
+    pub fn set_disk_space_low(&self, low: bool) -> bool {
+        self.disk_space_low.swap(low, Ordering::Relaxed)
+    }
+}

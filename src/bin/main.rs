@@ -1,0 +1,103 @@
+//! The program: arguments, logging, exit code.
+
+use std::io::{self, Write};
+use std::net::TcpListener;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use raft_key_value::config::{Config, LogFormat};
+use raft_key_value::{ServeError, serve};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A wrong flag or environment variable.
+const EXIT_USAGE: u8 = 2;
+/// An error in the program itself.
+const EXIT_SOFTWARE: u8 = 70;
+
+fn main() -> ExitCode {
+    let config = match Config::try_parse() {
+        Ok(config) => config,
+        Err(error) if error.use_stderr() => return fail(EXIT_USAGE, &one_line(&error)),
+        Err(error) => {
+            // `--help` or `--version`: a closed pipe on the other side is no failure.
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+    };
+    match run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let code = error.downcast_ref().map_or(EXIT_SOFTWARE, ServeError::exit_code);
+            fail(code, &format!("{error:#}"))
+        }
+    }
+}
+
+fn run(config: Config) -> anyhow::Result<()> {
+    config.validate().map_err(ServeError::Config)?;
+    let addrs = config.socket_addrs().map_err(ServeError::Config)?;
+    if let Err(message) = start_logging(&config) {
+        return Err(ServeError::Config(raft_key_value::config::ConfigError::log_level(&config, &message)).into());
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("raft")
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let shutdown = shutdown_signal()?;
+        let listener = TcpListener::bind(addrs.as_slice()).map_err(|source| ServeError::listen(&config, source))?;
+        serve(listener, config, shutdown).await?;
+        Ok(())
+    })
+}
+
+/// Done at the first SIGTERM or SIGINT.
+fn shutdown_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+fn start_logging(config: &Config) -> Result<(), String> {
+    let level = config.log_level.as_str();
+    let filter = match level {
+        // The libraries report every failed attempt to reach a node; this
+        // program says once that a node is gone, and once that it is back.
+        "error" | "warn" | "info" => format!("off,raft_key_value={level},raft_log=error,chunked_wal=error"),
+        other => other.to_owned(),
+    };
+    let filter = EnvFilter::try_new(filter).map_err(|error| error.to_string())?;
+    let logging = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    match config.log_format {
+        LogFormat::Text => logging.with_target(false).with_ansi(false).init(),
+        LogFormat::Json => logging.json().init(),
+    }
+    Ok(())
+}
+
+/// What is wrong and how to put it right, without the usage that follows it.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let lines = lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
+    let line = lines.collect::<Vec<_>>().join(" ");
+    format!("{}; see --help", line.trim_start_matches("error: "))
+}
+
+fn fail(code: u8, message: &str) -> ExitCode {
+    // Nothing is left to be done if standard error is closed too.
+    let _ = writeln!(io::stderr(), "error: {message}");
+    ExitCode::from(code)
+}

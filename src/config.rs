@@ -1,0 +1,406 @@
+//! Every setting, default and limit, with its unit and the reason for it.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+
+use crate::types::NodeId;
+
+// ---- what a request may hold ----
+
+/// Longest key, in bytes.
+pub const KEY_BYTES_MAX: usize = 1024;
+/// Longest value, in bytes.
+pub const VALUE_BYTES_MAX: usize = 1 << 20;
+/// Longest request body unless set by `--max-request-bytes`: a value of the
+/// largest size and half as much again, for its escapes.
+pub const REQUEST_BYTES_MAX_DEFAULT: usize = 3 << 19;
+/// What `--max-request-bytes` may be set to at most: such a request must fit
+/// into an append, and an append into [`RPC_BYTES_MAX`].
+pub const REQUEST_BYTES_MAX_LIMIT: usize = 16 << 20;
+
+// ---- queues and waiting ----
+
+/// Writes that may wait at once; one more is refused with 503. Bounds the
+/// memory that requests hold, and how late an answer can be.
+pub const WRITES_WAITING_MAX: usize = 1024;
+/// Connections that one node accepts at once.
+pub const CONNECTIONS_MAX: usize = 25_000;
+/// How long a request may take until its outcome is called unknown.
+pub const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a passed-on request is waited for: the leader's own deadline, and
+/// time to hear of it.
+pub const FORWARD_DEADLINE: Duration = Duration::from_secs(6);
+/// How long a change of the membership may take: a new node may need all data first.
+pub const MEMBERSHIP_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a client may take to send the head of a request.
+pub const REQUEST_HEAD_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a client may take to send the body of a request.
+pub const REQUEST_BODY_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a peer may pause while it sends a snapshot.
+pub const SNAPSHOT_PAUSE_MAX: Duration = Duration::from_secs(10);
+/// How long an idle connection is kept. Longer than [`CONNECTION_IDLE_MAX`],
+/// so that it is the caller who closes, and no request meets a closing connection.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// How long this program keeps a connection of its own idle.
+pub const CONNECTION_IDLE_MAX: Duration = Duration::from_secs(30);
+/// How long connecting to another node may take.
+pub const CONNECT_DEADLINE: Duration = Duration::from_millis(1000);
+/// How long requests that are under way are waited for when the node stops.
+pub const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
+/// When to come back after a 503.
+pub const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+// ---- Raft ----
+
+/// Entries that one append carries at most.
+pub const APPEND_ENTRIES_MAX: u64 = 4096;
+/// Bytes after which no further entry is added to an append.
+pub const APPEND_BYTES_MAX: usize = 4 << 20;
+/// Longest body of an RPC: an append that was filled up to its limit, and then
+/// got the largest entry.
+pub const RPC_BYTES_MAX: usize = 64 << 20;
+/// Longest payload in the log.
+pub const LOG_PAYLOAD_BYTES_MAX: usize = 32 << 20;
+/// Entries applied under one lock.
+pub const APPLY_ENTRIES_MAX: usize = 256;
+/// Bytes of entries read from the log at once to be applied.
+pub const APPLY_BYTES_MAX: usize = 4 << 20;
+/// How long sending a whole snapshot may take.
+pub const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(600);
+/// Entries that are removed from the log at once, so that it is not done for each.
+pub const PURGE_ENTRIES: u64 = 1024;
+
+// ---- files ----
+
+/// Length at which a log file is closed and the next begun. Entries in the open
+/// file stay in memory, so this bounds memory too.
+pub const LOG_CHUNK_BYTES_MAX: usize = 64 << 20;
+/// Memory for entries of closed log files, for followers that are a little behind.
+pub const LOG_CACHE_BYTES_MAX: usize = 64 << 20;
+/// About how long a frame of a snapshot is.
+pub const SNAPSHOT_FRAME_BYTES: usize = 128 << 10;
+/// Longest frame that is read: a full one, and then the largest record.
+pub const SNAPSHOT_FRAME_BYTES_MAX: usize = 8 << 20;
+/// Snapshots that are kept.
+pub const SNAPSHOTS_KEPT: usize = 2;
+/// Free disk space below which writes are refused with 507: room for what is
+/// under way, the next log file, and for an operator to act.
+pub const DISK_FREE_BYTES_MIN: u64 = 2 * LOG_CHUNK_BYTES_MAX as u64;
+/// How often the free disk space is looked up.
+pub const DISK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One readable line an event.
+    #[default]
+    Text,
+    /// One JSON object an event.
+    Json,
+}
+
+/// The command line, the environment and the defaults.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "raft-key-value",
+    version,
+    about = "A replicated key-value store: one binary, three nodes, data on disk, plain HTTP.",
+    long_about = "A replicated key-value store: one binary, three nodes, data on disk, plain HTTP.\n\n\
+        Nodes keep the same data through Raft. A write is answered once a majority of them has it on disk; \
+        any node takes any request.",
+    after_long_help = "\
+Examples:
+  Three nodes on one machine, each in a terminal of its own:
+    raft-key-value --id 1 --http-addr 127.0.0.1:21001
+    raft-key-value --id 2 --http-addr 127.0.0.1:21002
+    raft-key-value --id 3 --http-addr 127.0.0.1:21003
+
+  Make them a cluster, once:
+    curl 127.0.0.1:21001/init -d ''
+    curl 127.0.0.1:21001/add-learner -d '[2,\"127.0.0.1:21002\"]'
+    curl 127.0.0.1:21001/add-learner -d '[3,\"127.0.0.1:21003\"]'
+    curl 127.0.0.1:21001/change-membership -d '[1,2,3]'
+
+  Write on one node, read on another:
+    curl 127.0.0.1:21001/write -d '{\"Set\":{\"key\":\"foo\",\"value\":\"bar\"}}'
+    curl 127.0.0.1:21003/consistent_read -d '\"foo\"'
+
+  A node that others reach under another address than it listens on:
+    raft-key-value --id 1 --http-addr 0.0.0.0:21001 --advertise-addr node1.example:21001
+
+Exit codes:
+   0  stopped by SIGTERM or SIGINT, or printed what was asked for
+   2  a wrong flag or environment variable
+  65  damaged data: nothing was changed
+  69  cannot listen on --http-addr
+  70  Raft stopped after an error; starting again recovers
+  73  another process runs on this data directory
+  74  the disk failed or is full
+  78  the data belongs to another node or to a newer version"
+)]
+pub struct Config {
+    /// This node's number; no two nodes of a cluster ever share one
+    #[arg(long, env = "RKV_ID", value_name = "N")]
+    pub id: NodeId,
+
+    /// Where to listen, HOST:PORT
+    #[arg(long, env = "RKV_HTTP_ADDR", value_name = "HOST:PORT")]
+    pub http_addr: String,
+
+    /// Where data is kept: this node's files go to node-<id>/ under it
+    #[arg(long, env = "RKV_DATA_DIR", value_name = "DIR", default_value = "./raft-key-value-data")]
+    pub data_dir: PathBuf,
+
+    /// What other nodes dial, HOST:PORT [default: the --http-addr]
+    #[arg(long, env = "RKV_ADVERTISE_ADDR", value_name = "HOST:PORT")]
+    pub advertise_addr: Option<String>,
+
+    /// How often a leader says that it is there, in milliseconds
+    #[arg(long, env = "RKV_HEARTBEAT_INTERVAL_MS", value_name = "MS", default_value_t = 100)]
+    pub heartbeat_interval_ms: u64,
+
+    /// How long a node waits at least for the leader before it stands for election, in milliseconds
+    #[arg(long, env = "RKV_ELECTION_TIMEOUT_MIN_MS", value_name = "MS", default_value_t = 500)]
+    pub election_timeout_min_ms: u64,
+
+    /// How long it waits at most, in milliseconds; each wait is drawn between the two
+    #[arg(long, env = "RKV_ELECTION_TIMEOUT_MAX_MS", value_name = "MS", default_value_t = 1000)]
+    pub election_timeout_max_ms: u64,
+
+    /// Log entries after which a snapshot is taken
+    #[arg(long, env = "RKV_SNAPSHOT_ENTRIES", value_name = "N", default_value_t = 100_000)]
+    pub snapshot_entries: u64,
+
+    /// Log entries kept after a snapshot, for followers that are behind
+    #[arg(long, env = "RKV_SNAPSHOT_KEEP_ENTRIES", value_name = "N", default_value_t = 20_000)]
+    pub snapshot_keep_entries: u64,
+
+    /// Longest request body, in bytes
+    #[arg(long, env = "RKV_MAX_REQUEST_BYTES", value_name = "BYTES", default_value_t = REQUEST_BYTES_MAX_DEFAULT)]
+    pub max_request_bytes: usize,
+
+    /// How log lines look
+    #[arg(long, env = "RKV_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t)]
+    pub log_format: LogFormat,
+
+    /// What is logged: error, warn, info, debug, trace, or a filter such as `info,openraft=debug`
+    #[arg(long, env = "RKV_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
+    pub log_level: String,
+}
+
+/// A setting that cannot be used: what is wrong and how to put it right.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0}")]
+pub struct ConfigError(String);
+
+impl ConfigError {
+    /// A `--log-level` that cannot be understood.
+    pub fn log_level(config: &Config, why: &str) -> Self {
+        ConfigError(format!(
+            "--log-level {:?} is not understood: {why}; give error, warn, info, debug or trace",
+            config.log_level
+        ))
+    }
+}
+
+impl Config {
+    /// The settings of a node that was given nothing but its number and address.
+    pub fn new(id: NodeId, http_addr: impl Into<String>) -> Self {
+        let http_addr = http_addr.into();
+        // The defaults are written down once, above; the environment is not asked.
+        Config {
+            id,
+            http_addr,
+            data_dir: PathBuf::from("./raft-key-value-data"),
+            advertise_addr: None,
+            heartbeat_interval_ms: 100,
+            election_timeout_min_ms: 500,
+            election_timeout_max_ms: 1000,
+            snapshot_entries: 100_000,
+            snapshot_keep_entries: 20_000,
+            max_request_bytes: REQUEST_BYTES_MAX_DEFAULT,
+            log_format: LogFormat::default(),
+            log_level: "info".to_owned(),
+        }
+    }
+
+    /// What other nodes dial.
+    pub fn advertised(&self) -> &str {
+        self.advertise_addr.as_deref().unwrap_or(&self.http_addr)
+    }
+
+    /// Where to listen, with the host name looked up.
+    pub fn socket_addrs(&self) -> Result<Vec<SocketAddr>, ConfigError> {
+        let wrong = |why: String| {
+            ConfigError(format!("--http-addr `{}` {why}; give HOST:PORT, such as 127.0.0.1:21001", self.http_addr))
+        };
+        let addrs: Vec<SocketAddr> =
+            self.http_addr.to_socket_addrs().map_err(|error| wrong(format!("cannot be used: {error}")))?.collect();
+        if addrs.is_empty() { Err(wrong("has no address".into())) } else { Ok(addrs) }
+    }
+
+    /// Checks what a single flag's parser cannot: how the settings fit together.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let check = |good: bool, what: String| if good { Ok(()) } else { Err(ConfigError(what)) };
+        check(self.id > 0, "--id must be at least 1".into())?;
+        check_address("--http-addr", &self.http_addr)?;
+        check_address("--advertise-addr", self.advertised())?;
+        let port = self.advertised().rsplit(':').next();
+        check(
+            self.advertise_addr.is_none() || port != Some("0"),
+            "--advertise-addr must name the port that other nodes dial, not 0".into(),
+        )?;
+        check(self.heartbeat_interval_ms >= 10, "--heartbeat-interval-ms must be at least 10".into())?;
+        check(
+            self.election_timeout_min_ms >= 2 * self.heartbeat_interval_ms,
+            format!(
+                "--election-timeout-min-ms is {} and must be at least twice --heartbeat-interval-ms, which is {}",
+                self.election_timeout_min_ms, self.heartbeat_interval_ms
+            ),
+        )?;
+        check(
+            self.election_timeout_max_ms > self.election_timeout_min_ms,
+            format!(
+                "--election-timeout-max-ms is {} and must be above --election-timeout-min-ms, which is {}",
+                self.election_timeout_max_ms, self.election_timeout_min_ms
+            ),
+        )?;
+        check(
+            self.election_timeout_max_ms <= 60_000,
+            "--election-timeout-max-ms must be at most 60000, a minute".into(),
+        )?;
+        check(self.snapshot_entries > 0, "--snapshot-entries must be at least 1".into())?;
+        check(
+            (1024..=REQUEST_BYTES_MAX_LIMIT).contains(&self.max_request_bytes),
+            format!("--max-request-bytes must be from 1024 to {REQUEST_BYTES_MAX_LIMIT}"),
+        )
+    }
+
+    /// How openraft is to run.
+    pub fn raft_config(&self) -> openraft::Config {
+        openraft::Config {
+            cluster_name: "raft-key-value".into(),
+            heartbeat_interval: self.heartbeat_interval_ms,
+            election_timeout_min: self.election_timeout_min_ms,
+            election_timeout_max: self.election_timeout_max_ms,
+            install_snapshot_timeout: SNAPSHOT_DEADLINE.as_millis() as u64,
+            max_payload_entries: APPEND_ENTRIES_MAX,
+            max_append_entries: Some(APPEND_ENTRIES_MAX),
+            replication_lag_threshold: self.snapshot_keep_entries.max(1000),
+            snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(self.snapshot_entries),
+            max_in_snapshot_log_to_keep: self.snapshot_keep_entries,
+            purge_batch_size: PURGE_ENTRIES.min(self.snapshot_keep_entries.max(1)),
+            // A node that was cut off must not force an election when it comes back.
+            enable_pre_vote: Some(true),
+            // A leader that lost its followers finds out by itself (openraft #2080).
+            quorum_loss_probe_interval: Some(2 * self.election_timeout_max_ms),
+            // A leader that restarts before anyone noticed goes on leading.
+            enable_leader_restore: Some(true),
+            // A follower whose log went back has lost acknowledged data.
+            allow_log_reversion: Some(false),
+            ..openraft::Config::default()
+        }
+    }
+}
+
+/// Checks that an address is `HOST:PORT`, without looking the host up.
+pub fn check_address(name: &str, addr: &str) -> Result<(), ConfigError> {
+    let valid = match addr.rsplit_once(':') {
+        Some((host, port)) => {
+            !host.is_empty()
+                && port.parse::<u16>().is_ok()
+                && addr.len() <= 261
+                && (!host.contains(':') || (host.starts_with('[') && host.ends_with(']')))
+                && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_[]:%".contains(&byte))
+        }
+        None => false,
+    };
+    if valid {
+        Ok(())
+    } else {
+        // Debug formatting, so that a control character cannot reach a terminal.
+        Err(ConfigError(format!("{name} {addr:?} is not HOST:PORT, such as 127.0.0.1:21001")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Config {
+        let base = ["raft-key-value", "--id", "1", "--http-addr", "127.0.0.1:21001"];
+        Config::try_parse_from(base.iter().chain(arguments)).unwrap()
+    }
+
+    /// The limits fit into each other, so that what one accepts the next can carry.
+    #[test]
+    fn limits_fit_together() {
+        const {
+            assert!(KEY_BYTES_MAX + VALUE_BYTES_MAX < REQUEST_BYTES_MAX_DEFAULT);
+            assert!(REQUEST_BYTES_MAX_DEFAULT <= REQUEST_BYTES_MAX_LIMIT);
+            assert!(KEY_BYTES_MAX + VALUE_BYTES_MAX < LOG_PAYLOAD_BYTES_MAX);
+            // The names of the fields at most double a small entry.
+            assert!(2 * APPEND_BYTES_MAX + LOG_PAYLOAD_BYTES_MAX < RPC_BYTES_MAX);
+            assert!(SNAPSHOT_FRAME_BYTES + 2 * (KEY_BYTES_MAX + VALUE_BYTES_MAX) < SNAPSHOT_FRAME_BYTES_MAX);
+            assert!(KEEP_ALIVE.as_secs() > CONNECTION_IDLE_MAX.as_secs());
+            assert!(FORWARD_DEADLINE.as_millis() > REQUEST_DEADLINE.as_millis());
+        }
+    }
+
+    /// The library's defaults are the command line's, and openraft takes them.
+    #[test]
+    fn defaults_agree_and_are_valid() {
+        let config = parse(&[]);
+        assert_eq!(format!("{config:?}"), format!("{:?}", Config::new(1, "127.0.0.1:21001")));
+        config.validate().unwrap();
+        config.raft_config().validate().unwrap();
+    }
+
+    /// Settings that do not fit together are refused in one line that names the flag.
+    #[test]
+    fn bad_settings_are_named() {
+        let rows: &[(&[&str], &str)] = &[
+            (&["--heartbeat-interval-ms", "5"], "--heartbeat-interval-ms"),
+            (&["--election-timeout-min-ms", "150"], "--election-timeout-min-ms"),
+            (&["--election-timeout-max-ms", "500"], "--election-timeout-max-ms"),
+            (&["--election-timeout-max-ms", "60001"], "--election-timeout-max-ms"),
+            (&["--snapshot-entries", "0"], "--snapshot-entries"),
+            (&["--max-request-bytes", "1023"], "--max-request-bytes"),
+            (&["--max-request-bytes", "999999999"], "--max-request-bytes"),
+            (&["--advertise-addr", "nowhere"], "--advertise-addr"),
+            (&["--advertise-addr", "host:0"], "--advertise-addr"),
+        ];
+        for (arguments, flag) in rows {
+            let message = parse(arguments).validate().unwrap_err().to_string();
+            assert!(message.contains(flag), "{arguments:?}: {message}");
+            assert!(!message.contains('\n'), "{arguments:?}: {message}");
+        }
+    }
+
+    /// What is and what is not an address.
+    #[test]
+    fn addresses() {
+        for good in ["127.0.0.1:21001", "[::1]:80", "node-1.example:65535", "localhost:1"] {
+            assert_eq!(check_address("it", good), Ok(()), "{good}");
+        }
+        for bad in [
+            "",
+            ":",
+            "host",
+            "host:",
+            ":80",
+            "host:65536",
+            "host:-1",
+            "::1:80",
+            "a b:80",
+            "http://a:80",
+            "a/b:80",
+            "a\n:80",
+        ] {
+            assert!(check_address("it", bad).is_err(), "{bad:?}");
+        }
+    }
+}

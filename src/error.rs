@@ -1,0 +1,292 @@
+//! What can go wrong with a request: the code, the status, and what became of it.
+//!
+//! The body is `{"Err":{"<Code>":{…}}}`, in the shape of a serialized
+//! `Result<_, ApiError>`, and every error also says its outcome in the header
+//! `Raft-Outcome`:
+//!
+//! * `not_applied`: the request changed nothing and never will; trying again is safe.
+//! * `unknown`: it may or may not have been applied, or may yet be.
+//!
+//! `not_applied` is said only of a request that was refused before it was
+//! proposed to Raft, or that Raft refused because of what it asks. After a
+//! proposal, whatever openraft returns is `unknown`: the entry may still be in
+//! some node's log and may still commit.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::{ExampleNode, NodeId};
+
+/// What became of a request that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Nothing changed, and nothing will.
+    NotApplied,
+    /// It may have been applied, or may yet be.
+    Unknown,
+}
+
+impl Outcome {
+    /// The word used in bodies and headers.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::NotApplied => "not_applied",
+            Outcome::Unknown => "unknown",
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Why a request failed; the names are what stands in the body.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[non_exhaustive]
+pub enum ApiError {
+    /// The body or the parameters are not what the route takes. 400.
+    #[error("{}", .0.message)]
+    BadRequest(BadRequest),
+    /// There is no such route. 404.
+    #[error("{}", .0.message)]
+    NotFound(Details),
+    /// The route is there, for other methods. 405.
+    #[error("{}", .0.message)]
+    MethodNotAllowed(Details),
+    /// The body did not come in time. 408.
+    #[error("{}", .0.message)]
+    RequestTimeout(Details),
+    /// The cluster's state does not allow it. 409.
+    #[error("{}", .0.message)]
+    Conflict(Details),
+    /// The cluster is initialized already. 409.
+    #[error("{}", .0.message)]
+    NotAllowed(NotAllowed),
+    /// The request, the key or the value is too large. 413.
+    #[error("{}", .0.message)]
+    TooLarge(TooLarge),
+    /// The caller asked not to be passed on, and this node is not the leader. 421.
+    #[error("this node is not the leader; the leader is node {} at {}", .0.leader_id, .0.leader_node)]
+    ForwardToLeader(LeaderHint),
+    /// A message between nodes reached a node that it was not meant for. 421.
+    #[error("{}", .0.message)]
+    WrongNode(Details),
+    /// No leader is known now. 503.
+    #[error("{}", .0.message)]
+    NoLeader(Retry),
+    /// The node has as much to do as it takes on. 503.
+    #[error("{}", .0.message)]
+    Overloaded(Retry),
+    /// The node has not yet recovered what it had before it was started. 503.
+    #[error("{}", .0.message)]
+    Recovering(Retry),
+    /// Another node that is needed does not answer. 503.
+    #[error("{}", .0.message)]
+    Unreachable(Retry),
+    /// The node is stopping. 503.
+    #[error("{}", .0.message)]
+    Stopping(Retry),
+    /// The deadline passed after the request was proposed. 504.
+    #[error("{}", .0.message)]
+    DeadlinePassed(Details),
+    /// The request was proposed, and then the leader changed or failed. 504.
+    #[error("{}", .0.message)]
+    OutcomeUnknown(Details),
+    /// The disk is nearly full. 507.
+    #[error("{}", .0.message)]
+    DiskSpaceLow(Details),
+}
+
+/// What is wrong with a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BadRequest {
+    /// A word for programs, such as `invalid_json`.
+    pub code: String,
+    /// What was expected, for people.
+    pub message: String,
+    /// The line of the body at which it went wrong, from 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<usize>,
+    /// The column in that line, from 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub column: Option<usize>,
+    /// Always `not_applied`.
+    pub outcome: Outcome,
+}
+
+/// What happened, and what became of the request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Details {
+    /// For people.
+    pub message: String,
+    /// What became of the request.
+    pub outcome: Outcome,
+}
+
+/// Why a cluster was not initialized.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotAllowed {
+    /// The last log id of the node.
+    pub last_log_id: Option<crate::types::LogId>,
+    /// The vote of the node.
+    pub vote: crate::types::Vote,
+    /// For people.
+    pub message: String,
+    /// Always `not_applied`.
+    pub outcome: Outcome,
+}
+
+/// What was too large.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TooLarge {
+    /// A word for programs: `request_too_large`, `key_too_large` or `value_too_large`.
+    pub code: String,
+    /// For people.
+    pub message: String,
+    /// The largest that is taken, in bytes.
+    pub limit: usize,
+    /// The size that came, in bytes; at least that much, if the rest was not read.
+    pub size: usize,
+    /// Always `not_applied`.
+    pub outcome: Outcome,
+}
+
+/// Who leads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaderHint {
+    /// The leader's number.
+    pub leader_id: NodeId,
+    /// Where the leader is.
+    pub leader_node: ExampleNode,
+}
+
+/// What happened, and when to try again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retry {
+    /// For people.
+    pub message: String,
+    /// When to try again, in milliseconds.
+    pub retry_after_ms: u64,
+    /// Always `not_applied`.
+    pub outcome: Outcome,
+}
+
+impl ApiError {
+    /// A request that is not what the route takes.
+    pub fn bad_request(code: &str, message: impl Into<String>) -> Self {
+        ApiError::BadRequest(BadRequest {
+            code: code.to_owned(),
+            message: message.into(),
+            line: None,
+            column: None,
+            outcome: Outcome::NotApplied,
+        })
+    }
+
+    /// A body that is not the JSON that was expected.
+    pub fn invalid_json(error: &serde_json::Error, expected: &str) -> Self {
+        // serde_json appends the position, which has fields of its own here.
+        let text = error.to_string();
+        let reason = text.split(" at line ").next().unwrap_or(&text);
+        let located = error.line() > 0;
+        ApiError::BadRequest(BadRequest {
+            code: "invalid_json".to_owned(),
+            message: format!("{reason}; expected {expected}"),
+            line: located.then_some(error.line()),
+            column: located.then_some(error.column()),
+            outcome: Outcome::NotApplied,
+        })
+    }
+
+    /// Something that is larger than it may be.
+    pub fn too_large(what: &str, limit: usize, size: usize) -> Self {
+        ApiError::TooLarge(TooLarge {
+            code: format!("{what}_too_large"),
+            message: format!("the {what} has {size} bytes or more, and may have {limit}"),
+            limit,
+            size,
+            outcome: Outcome::NotApplied,
+        })
+    }
+
+    /// What became of the request.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            ApiError::DeadlinePassed(details) | ApiError::OutcomeUnknown(details) => details.outcome,
+            ApiError::BadRequest(_)
+            | ApiError::NotFound(_)
+            | ApiError::MethodNotAllowed(_)
+            | ApiError::RequestTimeout(_)
+            | ApiError::Conflict(_)
+            | ApiError::NotAllowed(_)
+            | ApiError::TooLarge(_)
+            | ApiError::ForwardToLeader(_)
+            | ApiError::WrongNode(_)
+            | ApiError::NoLeader(_)
+            | ApiError::Overloaded(_)
+            | ApiError::Recovering(_)
+            | ApiError::Unreachable(_)
+            | ApiError::Stopping(_)
+            | ApiError::DiskSpaceLow(_) => Outcome::NotApplied,
+        }
+    }
+
+    /// The HTTP status.
+    pub fn status(&self) -> u16 {
+        match self {
+            ApiError::BadRequest(_) => 400,
+            ApiError::NotFound(_) => 404,
+            ApiError::MethodNotAllowed(_) => 405,
+            ApiError::RequestTimeout(_) => 408,
+            ApiError::Conflict(_) | ApiError::NotAllowed(_) => 409,
+            ApiError::TooLarge(_) => 413,
+            ApiError::ForwardToLeader(_) | ApiError::WrongNode(_) => 421,
+            ApiError::NoLeader(_)
+            | ApiError::Overloaded(_)
+            | ApiError::Recovering(_)
+            | ApiError::Unreachable(_)
+            | ApiError::Stopping(_) => 503,
+            ApiError::DeadlinePassed(_) | ApiError::OutcomeUnknown(_) => 504,
+            ApiError::DiskSpaceLow(_) => 507,
+        }
+    }
+
+    /// When to try again, if the answer is to say so.
+    pub fn retry_after_ms(&self) -> Option<u64> {
+        match self {
+            ApiError::NoLeader(retry)
+            | ApiError::Overloaded(retry)
+            | ApiError::Recovering(retry)
+            | ApiError::Unreachable(retry)
+            | ApiError::Stopping(retry) => Some(retry.retry_after_ms),
+            _ => None,
+        }
+    }
+}
+
+impl Details {
+    /// A request that changed nothing.
+    pub fn not_applied(message: impl Into<String>) -> Self {
+        Details { message: message.into(), outcome: Outcome::NotApplied }
+    }
+
+    /// A request that may have changed something.
+    pub fn unknown(message: impl Into<String>) -> Self {
+        Details { message: message.into(), outcome: Outcome::Unknown }
+    }
+}
+
+impl Retry {
+    /// A request that changed nothing and may be tried again.
+    pub fn soon(message: impl Into<String>) -> Self {
+        Retry {
+            message: message.into(),
+            retry_after_ms: crate::config::RETRY_AFTER.as_millis() as u64,
+            outcome: Outcome::NotApplied,
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! A replicated key-value store in one binary: three nodes, Raft, data on disk,
+//! plain HTTP.
+//!
+//! | module | job |
+//! | --- | --- |
+//! | [`config`] | every setting, default and limit |
+//! | [`types`] | requests, responses, and what Raft works on |
+//! | [`store`] | the data directory: log, vote, snapshots, identity |
+//! | [`app`] | the handles that all HTTP handlers share |
+//! | [`network`] | the routes, and the RPCs between nodes |
+//! | [`server`] | a node from start to stop |
+//! | [`client`] | [`ExampleClient`], which follows the leader |
+//! | [`error`] | error, status and outcome of a request |
+//!
+//! Imports point one way: `bin → server → network → app → store`.
+
+pub mod app;
+pub mod client;
+pub mod config;
+pub mod error;
+pub mod network;
+pub mod server;
+pub mod store;
+pub mod types;
+
+use std::net::TcpListener;
+
+pub use app::ExampleApp;
+pub use client::{ClientError, ExampleClient};
+pub use config::Config;
+pub use server::{ServeError, serve};
+pub use store::{ExampleStateMachine, ExampleStore};
+pub use types::{ExampleNode, ExampleRequest, ExampleResponse, NodeId, TypeConfig};
+
+/// Starts node `node_id` on `http_addr` (`HOST:PORT`) with all defaults, and
+/// runs it until it fails; data goes to `./raft-key-value-data/node-<id>`.
+///
+/// # Errors
+///
+/// See [`ServeError`].
+pub async fn start_example_raft_node(node_id: NodeId, http_addr: impl Into<String>) -> Result<(), ServeError> {
+    let config = Config::new(node_id, http_addr);
+    let listener = config
+        .socket_addrs()
+        .map_err(ServeError::Config)
+        .and_then(|addrs| TcpListener::bind(addrs.as_slice()).map_err(|source| ServeError::listen(&config, source)))?;
+    serve(listener, config, std::future::pending()).await
+}

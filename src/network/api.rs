@@ -1,0 +1,173 @@
+//! The application's routes: write and read.
+
+use std::sync::Arc;
+
+use actix_web::{HttpRequest, HttpResponse, web};
+use openraft::ReadPolicy;
+use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use openraft::raft::ClientWriteResponse;
+use openraft::raft::linearizable_read::{Linearizer, ReadLogId};
+
+use super::forward::{self, Destination};
+use super::peer;
+use super::reply::{ok, parse_json, read_body};
+use crate::app::ExampleApp;
+use crate::config::{KEY_BYTES_MAX, REQUEST_DEADLINE, VALUE_BYTES_MAX};
+use crate::error::{ApiError, Details, Retry};
+use crate::types::{Command, ExampleRequest, TypeConfig};
+
+const WRITE_BODY: &str = r#"{"Set":{"key":"…","value":"…"}}"#;
+const READ_BODY: &str = r#"a key as a JSON string, such as "foo""#;
+
+/// `POST /write`
+pub async fn write(
+    app: web::Data<ExampleApp>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, ApiError> {
+    let body = read_body(&request, payload, app.request_bytes_max).await?;
+    let command = parse_write(&body)?;
+    match forward::destination(&app, request.headers())? {
+        Destination::Here => propose(&app, command).await.map(|response| ok(&response)),
+        Destination::Leader { leader_id, leader_node } => {
+            forward::pass_on(&app, &request, body, leader_id, &leader_node).await
+        }
+    }
+}
+
+/// `POST /read`: what this node holds, which may be behind.
+pub async fn read(
+    app: web::Data<ExampleApp>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, ApiError> {
+    let body = read_body(&request, payload, app.request_bytes_max).await?;
+    let key = parse_key(&body)?;
+    if !app.recovered() {
+        return Err(ApiError::Recovering(Retry::soon(
+            "this node was started a moment ago and has not yet heard from a leader that it is up to date",
+        )));
+    }
+    Ok(value_of(&app, &key))
+}
+
+/// `POST /consistent_read`: what was written before the request came, on any node.
+pub async fn consistent_read(
+    app: web::Data<ExampleApp>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, ApiError> {
+    let body = read_body(&request, payload, app.request_bytes_max).await?;
+    let key = parse_key(&body)?;
+    let read = async {
+        match forward::destination(&app, request.headers())? {
+            Destination::Here => {
+                app.raft.ensure_linearizable(ReadPolicy::ReadIndex).await.map_err(|error| read_error(&app, &error))?;
+            }
+            Destination::Leader { leader_id, leader_node } => {
+                let read_log_id = peer::ask_read_index(&app, leader_id, &leader_node).await?;
+                let linearizer = Linearizer::new(leader_id, ReadLogId::from_log_id(read_log_id), None);
+                linearizer.await_ready(&app.raft).await.map_err(|_| forward::stopping())?;
+            }
+        }
+        Ok(value_of(&app, &key))
+    };
+    match tokio::time::timeout(REQUEST_DEADLINE, read).await {
+        Ok(result) => result,
+        Err(_) => Err(ApiError::DeadlinePassed(Details::not_applied(
+            "the read could not be confirmed in time: too few nodes answer; nothing was changed",
+        ))),
+    }
+}
+
+fn value_of(app: &ExampleApp, key: &str) -> HttpResponse {
+    let value = app.store.state_machine.read(|machine| machine.get(key));
+    ok(&value.unwrap_or_else(|| Arc::from("")))
+}
+
+fn parse_write(body: &[u8]) -> Result<Command, ApiError> {
+    let request: ExampleRequest = parse_json(body, WRITE_BODY)?;
+    match &request {
+        ExampleRequest::Set { key, value } => {
+            check_key(key)?;
+            if value.len() > VALUE_BYTES_MAX {
+                return Err(ApiError::too_large("value", VALUE_BYTES_MAX, value.len()));
+            }
+        }
+    }
+    Ok(request.into())
+}
+
+fn parse_key(body: &[u8]) -> Result<String, ApiError> {
+    let key: String = parse_json(body, READ_BODY)?;
+    check_key(&key)?;
+    Ok(key)
+}
+
+fn check_key(key: &str) -> Result<(), ApiError> {
+    if key.is_empty() {
+        return Err(ApiError::bad_request(
+            "key_empty",
+            format!("a key has 1 to {KEY_BYTES_MAX} bytes, and this one none"),
+        ));
+    }
+    if key.len() > KEY_BYTES_MAX {
+        return Err(ApiError::too_large("key", KEY_BYTES_MAX, key.len()));
+    }
+    Ok(())
+}
+
+async fn propose(app: &ExampleApp, command: Command) -> Result<ClientWriteResponse<TypeConfig>, ApiError> {
+    if app.disk_space_low() {
+        return Err(ApiError::DiskSpaceLow(Details::not_applied(
+            "the leader's disk is nearly full: free some space, or move the leader",
+        )));
+    }
+    let Ok(_permit) = app.writes_waiting.try_acquire() else {
+        return Err(ApiError::Overloaded(Retry::soon("as many writes are waiting as this node takes on at once")));
+    };
+    match tokio::time::timeout(REQUEST_DEADLINE, app.raft.client_write(command)).await {
+        Ok(Ok(response)) => Ok(response),
+        Ok(Err(error)) => Err(write_error(&error)),
+        Err(_) => Err(deadline_passed()),
+    }
+}
+
+/// The outcome of a proposal that was not answered in time.
+pub fn deadline_passed() -> ApiError {
+    ApiError::DeadlinePassed(Details::unknown(
+        "too few nodes confirmed in time: it may or may not have been applied; read before trying again",
+    ))
+}
+
+/// What an error of openraft means after something was proposed.
+pub fn write_error(error: &RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> ApiError {
+    match error {
+        RaftError::APIError(ClientWriteError::ForwardToLeader(_) | ClientWriteError::LogEntryDiscarded(_)) => {
+            ApiError::OutcomeUnknown(Details::unknown(
+                "the leader changed meanwhile: it may or may not have been applied; read before trying again",
+            ))
+        }
+        // Decided before anything is proposed.
+        RaftError::APIError(ClientWriteError::ChangeMembershipError(error)) => {
+            ApiError::Conflict(Details::not_applied(error.to_string()))
+        }
+        RaftError::APIError(ClientWriteError::PreconditionFailed(error)) => {
+            ApiError::Conflict(Details::not_applied(error.to_string()))
+        }
+        RaftError::Fatal(_) => ApiError::OutcomeUnknown(Details::unknown(
+            "this node stopped meanwhile: it may or may not have been applied; read before trying again",
+        )),
+    }
+}
+
+/// What an error of openraft means for a read, which changes nothing.
+pub fn read_error(app: &ExampleApp, error: &RaftError<TypeConfig, LinearizableReadError<TypeConfig>>) -> ApiError {
+    match error {
+        RaftError::APIError(LinearizableReadError::ForwardToLeader(_)) => forward::no_leader(app),
+        RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => {
+            ApiError::Unreachable(Retry::soon("too few nodes can be reached to confirm that this one still leads"))
+        }
+        RaftError::Fatal(_) => forward::stopping(),
+    }
+}

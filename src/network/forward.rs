@@ -1,0 +1,126 @@
+//! Which way a request takes: any node takes any request.
+//!
+//! A node that is not the leader passes a request on to the leader and returns
+//! its answer. A passed-on request carries `Raft-Forwarded` and is never passed
+//! on again, so it takes one hop at most. A caller that wants to be told where
+//! the leader is instead sends `Raft-Forward: no`.
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use actix_web::{HttpRequest, HttpResponse};
+use bytes::Bytes;
+
+use super::reply;
+use crate::app::{ExampleApp, Role};
+use crate::config::FORWARD_DEADLINE;
+use crate::error::{ApiError, Details, LeaderHint, Retry};
+use crate::types::{ExampleNode, NodeId};
+
+/// `no`: answer 421 instead of passing the request on.
+pub const FORWARD: HeaderName = HeaderName::from_static("raft-forward");
+/// The number of the node that passed the request on.
+pub const FORWARDED: HeaderName = HeaderName::from_static("raft-forwarded");
+
+/// Where a request is to be answered.
+pub enum Destination {
+    /// Here: this node leads.
+    Here,
+    /// At the leader.
+    Leader {
+        /// The leader's number.
+        leader_id: NodeId,
+        /// Where the leader is.
+        leader_node: ExampleNode,
+    },
+}
+
+/// Decides where a request that needs the leader is to be answered.
+pub fn destination(app: &ExampleApp, headers: &HeaderMap) -> Result<Destination, ApiError> {
+    match app.role() {
+        Role::Leader => Ok(Destination::Here),
+        Role::Follower { leader_id, leader_node } => {
+            let stay = headers.get(FORWARD).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"no"));
+            if stay || headers.contains_key(FORWARDED) {
+                Err(ApiError::ForwardToLeader(LeaderHint { leader_id, leader_node }))
+            } else {
+                Ok(Destination::Leader { leader_id, leader_node })
+            }
+        }
+        Role::NoLeader => Err(no_leader(app)),
+        Role::Stopped => Err(stopping()),
+    }
+}
+
+/// Why there is no leader, as far as this node can tell.
+pub fn no_leader(app: &ExampleApp) -> ApiError {
+    let message = if app.store.identity().cluster_id.is_none() {
+        "this node belongs to no cluster yet: POST /init makes it one of its own, \
+         and POST /add-learner on a node of a cluster takes it in"
+    } else {
+        "no leader is known now: an election is under way, or too few nodes can be reached"
+    };
+    ApiError::NoLeader(Retry::soon(message))
+}
+
+/// The node is about to end.
+pub fn stopping() -> ApiError {
+    ApiError::Stopping(Retry::soon("this node is stopping; another one takes the request"))
+}
+
+/// Passes a request on to the leader, and returns its answer.
+pub async fn pass_on(
+    app: &ExampleApp,
+    request: &HttpRequest,
+    body: Bytes,
+    leader_id: NodeId,
+    leader_node: &ExampleNode,
+) -> Result<HttpResponse, ApiError> {
+    let url = format!("http://{}{}", leader_node.addr, request.path());
+    let sent = app
+        .http
+        .post(url)
+        .header(FORWARDED.as_str(), app.id)
+        .header(header::CONTENT_TYPE.as_str(), "application/json")
+        .timeout(deadline_of(request))
+        .body(body)
+        .send();
+    let answer = match sent.await {
+        Ok(answer) => answer,
+        Err(error) if error.is_connect() => {
+            return Err(ApiError::Unreachable(Retry::soon(format!(
+                "the leader, node {leader_id}, cannot be reached at {leader_node}: an election may follow"
+            ))));
+        }
+        Err(error) => return Err(lost_answer(leader_id, &error)),
+    };
+    let status = answer.status().as_u16();
+    if status == 421 {
+        // It led a moment ago. It refused before it proposed anything.
+        return Err(no_leader(app));
+    }
+    let mut response = HttpResponse::build(StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY));
+    for name in [header::CONTENT_TYPE, header::RETRY_AFTER, reply::OUTCOME] {
+        let value = answer.headers().get(name.as_str());
+        if let Some(Ok(value)) = value.map(|value| HeaderValue::from_bytes(value.as_bytes())) {
+            response.insert_header((name, value));
+        }
+    }
+    match answer.bytes().await {
+        Ok(body) => Ok(response.body(body)),
+        Err(error) => Err(lost_answer(leader_id, &error)),
+    }
+}
+
+fn deadline_of(request: &HttpRequest) -> std::time::Duration {
+    match request.path() {
+        "/add-learner" | "/change-membership" => crate::config::MEMBERSHIP_DEADLINE + FORWARD_DEADLINE,
+        _ => FORWARD_DEADLINE,
+    }
+}
+
+fn lost_answer(leader_id: NodeId, error: &reqwest::Error) -> ApiError {
+    let what = if error.is_timeout() { "did not answer in time" } else { "broke the connection" };
+    ApiError::OutcomeUnknown(Details::unknown(format!(
+        "the leader, node {leader_id}, {what} after the request was passed on to it; read before trying again"
+    )))
+}

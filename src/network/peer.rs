@@ -1,0 +1,160 @@
+//! What the nodes say to each other, around the RPCs of Raft.
+//!
+//! Every RPC is wrapped into an envelope that says which node of which cluster
+//! it is from, and which life of which node it is meant for. A node answers 421
+//! to anything else: to what was meant for another node that once had its
+//! address, for another cluster, or for a life of its own that it has
+//! forgotten, together with the votes it then gave.
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::management::unreachable;
+use crate::app::ExampleApp;
+use crate::config::{CONNECT_DEADLINE, REQUEST_DEADLINE};
+use crate::error::{ApiError, Details, Retry};
+use crate::store::{ClusterId, ExampleStore, Identity};
+use crate::types::{ExampleNode, LogId, NodeId};
+
+/// An RPC and whom it is for, as MessagePack with field names.
+#[derive(Serialize, Deserialize)]
+pub struct Envelope<T> {
+    /// The cluster of the sender.
+    pub cluster_id: ClusterId,
+    /// The sender.
+    pub from: NodeId,
+    /// The receiver.
+    pub to: NodeId,
+    /// The life of the receiver, as the membership has it.
+    pub to_incarnation: u64,
+    /// The request itself.
+    pub rpc: T,
+}
+
+/// Wraps and encodes an RPC. `bytes` is about how long it will be.
+pub fn encode<T: Serialize>(
+    store: &ExampleStore,
+    to: NodeId,
+    to_incarnation: u64,
+    rpc: &T,
+    bytes: usize,
+) -> Result<Vec<u8>, String> {
+    let identity = store.identity();
+    let Some(cluster_id) = identity.cluster_id else {
+        return Err("this node belongs to no cluster".to_owned());
+    };
+    let envelope = Envelope { cluster_id, from: identity.node_id, to, to_incarnation, rpc };
+    let mut body = Vec::with_capacity(bytes + 256);
+    rmp_serde::encode::write_named(&mut body, &envelope).map_err(|error| error.to_string())?;
+    Ok(body)
+}
+
+/// Decodes an RPC, and refuses it unless it is meant for this node.
+///
+/// A node that belongs to no cluster yet joins the one that the RPC is from.
+pub async fn decode<T: DeserializeOwned>(app: &ExampleApp, body: &[u8]) -> Result<Envelope<T>, ApiError> {
+    let envelope: Envelope<T> = rmp_serde::from_slice(body)
+        .map_err(|error| ApiError::bad_request("invalid_rpc", format!("not an RPC of this version: {error}")))?;
+    check(app, &envelope).await?;
+    Ok(envelope)
+}
+
+async fn check<T>(app: &ExampleApp, envelope: &Envelope<T>) -> Result<(), ApiError> {
+    let own = app.store.identity();
+    let wrong = |message: String| Err(ApiError::WrongNode(Details::not_applied(message)));
+    if envelope.to != own.node_id {
+        return wrong(format!("this is node {}, and the RPC is for node {}", own.node_id, envelope.to));
+    }
+    if envelope.from == own.node_id {
+        return wrong(format!("this is node {}, and another node claims to be it", own.node_id));
+    }
+    if envelope.to_incarnation != own.incarnation {
+        return wrong(format!(
+            "node {} has another data directory than the one it joined with, and may have forgotten votes it gave: \
+             remove it from the membership, and add it under a new number",
+            own.node_id
+        ));
+    }
+    let cluster_id = match own.cluster_id {
+        Some(cluster_id) => cluster_id,
+        None => join_cluster(app, envelope.cluster_id).await?,
+    };
+    if cluster_id != envelope.cluster_id {
+        return wrong(format!(
+            "this node belongs to cluster {cluster_id}, and the RPC is from {}",
+            envelope.cluster_id
+        ));
+    }
+    Ok(())
+}
+
+/// Makes this node a member of a cluster, durably; returns the one it belongs to afterwards.
+pub async fn join_cluster(app: &ExampleApp, cluster_id: ClusterId) -> Result<ClusterId, ApiError> {
+    let store = app.store.clone();
+    let joined = tokio::task::spawn_blocking(move || store.join_cluster(cluster_id)).await;
+    let failed = |error: String| {
+        tracing::error!("cannot join cluster {cluster_id}: {error}");
+        ApiError::Stopping(Retry::soon("the disk of this node failed"))
+    };
+    joined.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
+}
+
+/// Who a node is, as `GET /raft-identity` answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerIdentity {
+    /// Its number.
+    pub node_id: NodeId,
+    /// The cluster it belongs to, if any.
+    pub cluster_id: Option<ClusterId>,
+    /// Which life of it this is.
+    pub incarnation: u64,
+}
+
+impl From<Identity> for PeerIdentity {
+    fn from(identity: Identity) -> Self {
+        let Identity { cluster_id, node_id, incarnation } = identity;
+        PeerIdentity { node_id, cluster_id, incarnation }
+    }
+}
+
+/// Asks the node at `addr` who it is, and refuses it if it is not node `id`.
+pub async fn identify(app: &ExampleApp, id: NodeId, addr: &str) -> Result<PeerIdentity, ApiError> {
+    if id == app.id {
+        if addr != app.addr {
+            let message = format!("node {id} is this node, and it is reached at {}", app.addr);
+            return Err(ApiError::bad_request("wrong_address", message));
+        }
+        return Ok(app.store.identity().into());
+    }
+    let sent = app.http.get(format!("http://{addr}/raft-identity")).timeout(CONNECT_DEADLINE).send();
+    let answer = sent.await.map_err(|error| unreachable(id, addr, &error))?;
+    let body = answer.bytes().await.map_err(|error| unreachable(id, addr, &error))?;
+    let found: Result<Result<PeerIdentity, ApiError>, _> = serde_json::from_slice(&body);
+    match found {
+        Ok(Ok(identity)) if identity.node_id == id => Ok(identity),
+        Ok(Ok(identity)) => {
+            let message = format!("the node at {addr} is node {}, not node {id}", identity.node_id);
+            Err(ApiError::Conflict(Details::not_applied(message)))
+        }
+        _ => Err(ApiError::Conflict(Details::not_applied(format!(
+            "what answers at {addr} is not a node of this program"
+        )))),
+    }
+}
+
+/// Asks the leader for the log id up to which a linearizable read must have applied.
+pub async fn ask_read_index(app: &ExampleApp, leader_id: NodeId, leader: &ExampleNode) -> Result<LogId, ApiError> {
+    let failed = |message: String| ApiError::Unreachable(Retry::soon(message));
+    let body = encode(&app.store, leader_id, leader.incarnation, &(), 0).map_err(failed)?;
+    let url = format!("http://{}/raft-read-index", leader.addr);
+    let lost = |error: reqwest::Error| unreachable(leader_id, &leader.addr, &error);
+    let answer = app.http.post(url).timeout(REQUEST_DEADLINE).body(body).send().await.map_err(lost)?;
+    let succeeded = answer.status().is_success();
+    let body: Bytes = answer.bytes().await.map_err(lost)?;
+    if !succeeded {
+        // It may have led a moment ago; whatever it is, reading again is safe.
+        return Err(super::forward::no_leader(app));
+    }
+    rmp_serde::from_slice(&body).map_err(|error| failed(format!("the leader's answer cannot be read: {error}")))
+}

@@ -1,0 +1,238 @@
+//! Outgoing RPCs of Raft, over reqwest.
+//!
+//! Appends, heartbeats and snapshots have connections of their own, so that a
+//! long body of one never delays another: a late heartbeat would be an election.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::RPCOption;
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
+    VoteRequest, VoteResponse,
+};
+use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::client_connections;
+use super::peer;
+use super::raft::SnapshotHead;
+use crate::config::SNAPSHOT_FRAME_BYTES;
+use crate::store::ExampleStore;
+use crate::store::codec::PayloadRecord;
+use crate::store::snapshot::SnapshotFile;
+use crate::types::{ExampleNode, NodeId, TypeConfig, Vote};
+
+type RpcError = RPCError<TypeConfig>;
+type SnapshotOf = openraft::alias::SnapshotOf<TypeConfig, SnapshotFile>;
+
+/// Makes the connections to the other nodes.
+pub struct ExampleNetworkFactory {
+    store: Arc<ExampleStore>,
+    append: reqwest::Client,
+    heartbeat: reqwest::Client,
+    snapshot: reqwest::Client,
+}
+
+impl ExampleNetworkFactory {
+    /// The network of the node whose data this is.
+    pub fn new(store: Arc<ExampleStore>) -> Self {
+        ExampleNetworkFactory {
+            store,
+            append: client_connections(),
+            heartbeat: client_connections(),
+            snapshot: client_connections(),
+        }
+    }
+
+    fn connect(&self, http: &reqwest::Client, target: NodeId, node: &ExampleNode) -> ExampleNetwork {
+        ExampleNetwork { store: self.store.clone(), http: http.clone(), target, node: node.clone(), reached: true }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for ExampleNetworkFactory {
+    type Network = ExampleNetwork;
+
+    async fn new_client(&mut self, target: NodeId, node: &ExampleNode) -> ExampleNetwork {
+        self.connect(&self.append, target, node)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: NodeId, node: &ExampleNode) -> ExampleNetwork {
+        self.connect(&self.heartbeat, target, node)
+    }
+
+    async fn new_snapshot_client(&mut self, target: NodeId, node: &ExampleNode) -> ExampleNetwork {
+        self.connect(&self.snapshot, target, node)
+    }
+}
+
+/// One use of one connection to one node.
+pub struct ExampleNetwork {
+    store: Arc<ExampleStore>,
+    http: reqwest::Client,
+    target: NodeId,
+    node: ExampleNode,
+    /// Whether the last RPC was answered: what is logged is the change.
+    reached: bool,
+}
+
+impl ExampleNetwork {
+    async fn call<Request: Serialize, Response: DeserializeOwned>(
+        &mut self,
+        path: &str,
+        rpc: &Request,
+        bytes: usize,
+        deadline: Duration,
+    ) -> Result<Response, RpcError> {
+        let body = peer::encode(&self.store, self.target, self.node.incarnation, rpc, bytes).map_err(network_error)?;
+        self.send(path, body.into(), deadline).await
+    }
+
+    async fn send<Response: DeserializeOwned>(
+        &mut self,
+        path: &str,
+        body: reqwest::Body,
+        deadline: Duration,
+    ) -> Result<Response, RpcError> {
+        let url = format!("http://{}{path}", self.node.addr);
+        let answer = self.http.post(url).timeout(deadline).body(body).send().await;
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                let reason = reason_of(&error);
+                self.note_unreached(path, &reason);
+                // Unreachable makes openraft wait before the next attempt.
+                return Err(if error.is_connect() { unreachable(reason) } else { network_error(reason) });
+            }
+        };
+        let status = answer.status();
+        let body = answer.bytes().await.map_err(|error| network_error(reason_of(&error)))?;
+        if !status.is_success() {
+            let reason = refusal_of(status.as_u16(), &body);
+            self.note_unreached(path, &reason);
+            return Err(unreachable(reason));
+        }
+        if !self.reached {
+            self.reached = true;
+            tracing::info!("node {} at {} answers {path} again", self.target, self.node);
+        }
+        rmp_serde::from_slice(&body).map_err(|error| network_error(format!("its answer cannot be read: {error}")))
+    }
+
+    fn note_unreached(&mut self, path: &str, reason: &str) {
+        if self.reached {
+            self.reached = false;
+            tracing::warn!("node {} at {} does not answer {path}: {reason}", self.target, self.node);
+        }
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for ExampleNetwork {
+    type SnapshotData = SnapshotFile;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
+        const ENTRY_BYTES: usize = 96; // The names of the fields, and the log id.
+        let bytes: usize = rpc.entries.iter().map(|entry| ENTRY_BYTES + PayloadRecord::bytes_of(&entry.payload)).sum();
+        // A follower may need several syncs of a slow disk for what it was sent,
+        // and sending it again would only give it more to do.
+        let deadline = if rpc.entries.is_empty() { option.soft_ttl() } else { option.hard_ttl() * 5 };
+        self.call("/raft-append", &rpc, bytes, deadline).await
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        self.call("/raft-vote", &rpc, 0, option.soft_ttl()).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        self.call("/raft-pre-vote", &rpc, 0, option.soft_ttl()).await
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        rpc: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RpcError> {
+        self.call("/raft-transfer-leader", &rpc, 0, option.soft_ttl()).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: SnapshotOf,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        tracing::info!("sending a snapshot of {} bytes to node {}", snapshot.snapshot.bytes, self.target);
+        let head = SnapshotHead { vote, meta: snapshot.meta };
+        let head = peer::encode(&self.store, self.target, self.node.incarnation, &head, 0).map_err(network_error)?;
+        let mut start = Vec::from((head.len() as u32).to_be_bytes());
+        start.extend_from_slice(&head);
+        let start = stream::iter([Ok(Bytes::from(start))]);
+        let body = reqwest::Body::wrap_stream(start.chain(file_stream(snapshot.snapshot)));
+        let sent = self.send("/raft-snapshot", body, option.soft_ttl());
+        tokio::select! {
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            result = sent => Ok(result?),
+        }
+    }
+}
+
+/// The bytes of a snapshot, read as they are sent.
+fn file_stream(snapshot: SnapshotFile) -> impl Stream<Item = io::Result<Bytes>> {
+    use std::os::unix::fs::FileExt;
+    stream::try_unfold((snapshot.file, 0), |(file, offset)| async move {
+        let read = tokio::task::spawn_blocking(move || {
+            let mut chunk = vec![0; SNAPSHOT_FRAME_BYTES];
+            let length = file.read_at(&mut chunk, offset)?;
+            chunk.truncate(length);
+            io::Result::Ok((file, chunk))
+        });
+        let (file, chunk) = read.await.map_err(io::Error::other)??;
+        let offset = offset + chunk.len() as u64;
+        Ok((!chunk.is_empty()).then_some((Bytes::from(chunk), (file, offset))))
+    })
+}
+
+fn network_error(reason: String) -> RpcError {
+    RPCError::Network(NetworkError::from_string(reason))
+}
+
+fn unreachable(reason: String) -> RpcError {
+    RPCError::Unreachable(Unreachable::from_string(reason))
+}
+
+/// The innermost cause says the most.
+fn reason_of(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return "it did not answer in time".to_owned();
+    }
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+fn refusal_of(status: u16, body: &[u8]) -> String {
+    match serde_json::from_slice::<Result<(), crate::error::ApiError>>(body) {
+        Ok(Err(error)) => format!("it refused ({status}): {error}"),
+        _ => format!("it refused ({status})"),
+    }
+}

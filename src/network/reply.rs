@@ -1,0 +1,127 @@
+//! How bodies are read and answers are written.
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::{self, HeaderName, HeaderValue};
+use actix_web::{HttpRequest, HttpResponse, ResponseError, web};
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::config::REQUEST_BODY_DEADLINE;
+use crate::error::{ApiError, Details};
+
+/// What became of a request that failed: `not_applied` or `unknown`.
+pub const OUTCOME: HeaderName = HeaderName::from_static("raft-outcome");
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// The body of a request, in whatever type it is said to be.
+pub async fn read_body(request: &HttpRequest, payload: web::Payload, bytes_max: usize) -> Result<Bytes, ApiError> {
+    let announced = request.headers().get(header::CONTENT_LENGTH);
+    let announced = announced.and_then(|value| value.to_str().ok()).and_then(|value| value.parse::<usize>().ok());
+    if let Some(size) = announced.filter(|size| *size > bytes_max) {
+        return Err(ApiError::too_large("request", bytes_max, size));
+    }
+    let read = collect(payload, bytes_max);
+    match tokio::time::timeout(REQUEST_BODY_DEADLINE, read).await {
+        Ok(result) => result,
+        Err(_) => Err(ApiError::RequestTimeout(Details::not_applied(format!(
+            "the body did not arrive within {} seconds",
+            REQUEST_BODY_DEADLINE.as_secs()
+        )))),
+    }
+}
+
+async fn collect(mut payload: web::Payload, bytes_max: usize) -> Result<Bytes, ApiError> {
+    let mut next = async || match payload.next().await {
+        None => Ok(None),
+        Some(Ok(chunk)) => Ok(Some(chunk)),
+        Some(Err(error)) => Err(ApiError::bad_request("broken_body", format!("the body is broken: {error}"))),
+    };
+    // Nearly every body comes in one piece, and is not copied.
+    let Some(first) = next().await? else { return Ok(Bytes::new()) };
+    if first.len() > bytes_max {
+        return Err(ApiError::too_large("request", bytes_max, first.len()));
+    }
+    let Some(second) = next().await? else { return Ok(first) };
+    let mut body = BytesMut::from(first);
+    let mut chunk = second;
+    loop {
+        if body.len() + chunk.len() > bytes_max {
+            return Err(ApiError::too_large("request", bytes_max, body.len() + chunk.len()));
+        }
+        body.extend_from_slice(&chunk);
+        match next().await? {
+            Some(next) => chunk = next,
+            None => return Ok(body.freeze()),
+        }
+    }
+}
+
+/// Decodes a JSON body; `expected` is what the error says that it should be.
+pub fn parse_json<T: DeserializeOwned>(body: &[u8], expected: &str) -> Result<T, ApiError> {
+    serde_json::from_slice(body).map_err(|error| ApiError::invalid_json(&error, expected))
+}
+
+/// `{"Ok":…}`.
+pub fn ok(value: &impl Serialize) -> HttpResponse {
+    let mut body = Vec::with_capacity(512);
+    let answer: Result<_, ()> = Ok(value);
+    match serde_json::to_writer(&mut body, &answer) {
+        Ok(()) => json(StatusCode::OK, body),
+        Err(error) => {
+            tracing::error!("an answer cannot be written as JSON: {error}");
+            HttpResponse::InternalServerError().finish()
+        }
+    }
+}
+
+fn json(status: StatusCode, body: Vec<u8>) -> HttpResponse {
+    HttpResponse::build(status).insert_header((header::CONTENT_TYPE, JSON)).body(body)
+}
+
+impl ResponseError for ApiError {
+    fn status_code(&self) -> StatusCode {
+        StatusCode::from_u16(self.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let answer: Result<(), _> = Err(self);
+        let body = serde_json::to_vec(&answer).unwrap_or_default();
+        let mut response = json(self.status_code(), body);
+        let headers = response.headers_mut();
+        headers.insert(OUTCOME, HeaderValue::from_static(self.outcome().as_str()));
+        if let Some(retry_after_ms) = self.retry_after_ms() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_ms.div_ceil(1000)));
+        }
+        response
+    }
+}
+
+/// For a path that no route has.
+pub async fn unknown_route(request: HttpRequest) -> HttpResponse {
+    let message = format!(
+        "there is no route {}; there are POST /write, /read, /consistent_read, /init, /add-learner, \
+         /change-membership, and GET /metrics",
+        request.path()
+    );
+    ApiError::NotFound(Details::not_applied(message)).error_response()
+}
+
+/// For a method that a `GET` route does not take.
+pub async fn only_get(request: HttpRequest) -> HttpResponse {
+    wrong_method(&request, "GET")
+}
+
+/// For a method that a `POST` route does not take.
+pub async fn only_post(request: HttpRequest) -> HttpResponse {
+    wrong_method(&request, "POST")
+}
+
+fn wrong_method(request: &HttpRequest, allowed: &'static str) -> HttpResponse {
+    let message = format!("{} takes {allowed}, not {}", request.path(), request.method());
+    let mut response = ApiError::MethodNotAllowed(Details::not_applied(message)).error_response();
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+    response
+}

@@ -1,0 +1,229 @@
+//! A node from start to stop.
+
+use std::future::Future;
+use std::io;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use actix_web::dev::ServerHandle;
+use actix_web::{App, HttpServer, web};
+use openraft::alias::WatchReceiverOf;
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::Fatal;
+use openraft::metrics::RaftMetrics;
+
+use crate::app::ExampleApp;
+use crate::config::{
+    CONNECTIONS_MAX, Config, ConfigError, DISK_CHECK_INTERVAL, DISK_FREE_BYTES_MIN, KEEP_ALIVE, REQUEST_HEAD_DEADLINE,
+    SHUTDOWN_DEADLINE,
+};
+use crate::network::raft_network_impl::ExampleNetworkFactory;
+use crate::network::{self, client_connections};
+use crate::store::{ExampleStore, StoreError};
+use crate::types::{ExampleRaft, TypeConfig};
+
+/// Why a node did not start or did not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The settings cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {addr}: {source}; stop what uses it, or give another --http-addr")]
+    Listen {
+        /// The address.
+        addr: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The HTTP server failed.
+    #[error("the HTTP server failed: {0}")]
+    Http(io::Error),
+    /// The disk failed while the node was running.
+    #[error("the disk failed, and the node stopped before it could acknowledge anything more: {0}")]
+    Storage(String),
+    /// Raft stopped by itself.
+    #[error("Raft stopped: {0}; starting the node again recovers it")]
+    Raft(String),
+}
+
+impl ServeError {
+    /// The address in `config` cannot be listened on.
+    pub fn listen(config: &Config, source: io::Error) -> Self {
+        ServeError::Listen { addr: config.http_addr.clone(), source }
+    }
+
+    /// The exit code of a process that ends with this error, after `sysexits.h`.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            ServeError::Config(_) => 2,
+            ServeError::Store(StoreError::Damaged { .. }) => 65,
+            ServeError::Listen { .. } => 69,
+            ServeError::Raft(_) | ServeError::Http(_) => 70,
+            ServeError::Store(StoreError::Locked { .. }) => 73,
+            ServeError::Store(StoreError::Io { .. }) | ServeError::Storage(_) => 74,
+            ServeError::Store(StoreError::OtherNode { .. } | StoreError::NewerFormat { .. }) => 78,
+        }
+    }
+}
+
+impl From<Fatal<TypeConfig>> for ServeError {
+    fn from(fatal: Fatal<TypeConfig>) -> Self {
+        match fatal {
+            Fatal::StorageError(error) => ServeError::Storage(error.to_string()),
+            Fatal::Panicked | Fatal::Stopped => ServeError::Raft(fatal.to_string()),
+        }
+    }
+}
+
+/// Runs a node on `listener` until `shutdown` is done or the node fails.
+///
+/// On shutdown it stops accepting, finishes the requests that are under way (for
+/// at most 5 s), writes what is not yet written, and returns.
+///
+/// # Errors
+///
+/// See [`ServeError`]. After an error nothing of the node goes on.
+pub async fn serve(
+    listener: TcpListener,
+    config: Config,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    config.validate()?;
+    let local_addr = listener.local_addr().map_err(|source| ServeError::listen(&config, source))?;
+    let advertised = match &config.advertise_addr {
+        Some(addr) => addr.clone(),
+        // With port 0 the system chose one, and others must be told which.
+        None if config.http_addr.ends_with(":0") => local_addr.to_string(),
+        None => config.http_addr.clone(),
+    };
+    let store = open_store(&config).await?;
+    let raft = build_raft(&config, &store).await?;
+    let app = web::Data::new(ExampleApp::new(
+        config.id,
+        advertised,
+        raft.clone(),
+        store.clone(),
+        client_connections(),
+        config.max_request_bytes,
+    ));
+    let http = start_http(listener, app.clone()).map_err(ServeError::Http)?;
+    let http_handle = http.handle();
+    let recovery = tokio::spawn(recover(app.clone()));
+    let disk_watch = tokio::spawn(watch_disk_space(app.clone()));
+    raft.run();
+    tracing::info!(
+        "node {} listens on {local_addr}, is reached at {}, keeps its data in `{}`",
+        config.id,
+        app.addr,
+        store.directory().display()
+    );
+
+    let http = tokio::spawn(http);
+    let result = tokio::select! {
+        () = shutdown => Ok(()),
+        fatal = core_stopped(raft.metrics()) => Err(ServeError::from(fatal)),
+        result = http => match result {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(ServeError::Http(error)),
+            Err(error) => Err(ServeError::Http(io::Error::other(error))),
+        },
+    };
+    recovery.abort();
+    disk_watch.abort();
+    match result {
+        Ok(()) => stop(&http_handle, &raft, &store).await,
+        Err(error) => {
+            // No half-alive node: what is under way is cut off, its outcome unknown.
+            http_handle.stop(false).await;
+            Err(error)
+        }
+    }
+}
+
+async fn open_store(config: &Config) -> Result<Arc<ExampleStore>, ServeError> {
+    let data_dir = config.data_dir.clone();
+    let id = config.id;
+    let opened = tokio::task::spawn_blocking(move || ExampleStore::open(&data_dir, id)).await;
+    let store = opened.map_err(|error| ServeError::Raft(format!("opening the data directory: {error}")))??;
+    Ok(Arc::new(store))
+}
+
+async fn build_raft(config: &Config, store: &Arc<ExampleStore>) -> Result<ExampleRaft, ServeError> {
+    let raft_config = config
+        .raft_config()
+        .validate()
+        .map_err(|error| ServeError::Raft(format!("the settings do not fit together: {error}")))?;
+    let network = ExampleNetworkFactory::new(store.clone());
+    let log = store.log.clone();
+    let state_machine = store.state_machine.clone();
+    Ok(ExampleRaft::build(config.id, Arc::new(raft_config), network, log, state_machine).await?)
+}
+
+fn start_http(listener: TcpListener, app: web::Data<ExampleApp>) -> io::Result<actix_web::dev::Server> {
+    let server = HttpServer::new(move || App::new().app_data(app.clone()).configure(network::routes))
+        // One thread serves HTTP: more of them would only take turns with Raft's.
+        .workers(1)
+        .max_connections(CONNECTIONS_MAX)
+        .tcp_nodelay(true)
+        .keep_alive(KEEP_ALIVE)
+        .client_request_timeout(REQUEST_HEAD_DEADLINE)
+        .shutdown_timeout(SHUTDOWN_DEADLINE.as_secs())
+        .disable_signals()
+        .listen(listener)?;
+    Ok(server.run())
+}
+
+/// Waits until the node has all it had acknowledged or shown before it was started.
+async fn recover(app: web::Data<ExampleApp>) {
+    let pristine = app.store.log.is_pristine().unwrap_or(false);
+    if pristine || app.raft.wait_for_recovery(None).await.is_ok() {
+        app.set_recovered();
+    }
+}
+
+async fn core_stopped(mut metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>) -> Fatal<TypeConfig> {
+    loop {
+        if let Err(fatal) = &metrics.borrow_watched().running_state {
+            return fatal.clone();
+        }
+        if metrics.changed().await.is_err() {
+            return Fatal::Stopped;
+        }
+    }
+}
+
+async fn watch_disk_space(app: web::Data<ExampleApp>) {
+    let mut interval = tokio::time::interval(DISK_CHECK_INTERVAL);
+    loop {
+        interval.tick().await;
+        let directory: PathBuf = app.store.directory().to_owned();
+        let free = tokio::task::spawn_blocking(move || {
+            rustix::fs::statvfs(&directory).map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize))
+        });
+        let Ok(Ok(free_bytes)) = free.await else { continue };
+        let low = free_bytes < DISK_FREE_BYTES_MIN;
+        if app.set_disk_space_low(low) != low {
+            if low {
+                tracing::warn!("the disk has {free_bytes} bytes left: writes are refused until there is more space");
+            } else {
+                tracing::info!("the disk has {free_bytes} bytes left: writes are taken again");
+            }
+        }
+    }
+}
+
+async fn stop(http: &ServerHandle, raft: &ExampleRaft, store: &ExampleStore) -> Result<(), ServeError> {
+    tracing::info!("stopping: finishing what is under way");
+    http.stop(true).await;
+    // A join error here is a core that panicked while it stopped; the log below
+    // is flushed all the same, and says if that fails.
+    let _ = raft.shutdown().await;
+    store.log.flush().await.map_err(|error| ServeError::Storage(error.to_string()))?;
+    tracing::info!("stopped");
+    Ok(())
+}

@@ -1,0 +1,281 @@
+//! How log records look on disk, inside raft-log's frames.
+//!
+//! raft-log frames a record as a type number (4 bytes), a body, and a CRC-32.
+//! It takes a record that ends early for a torn write and cuts it off. So that
+//! a flipped byte is never taken for a torn write, no body here ends early
+//! unless the file does: each begins with a letter of its own, and a payload's
+//! length has a checksum of its own. All numbers are big-endian.
+//!
+//! | body | bytes |
+//! | --- | --- |
+//! | vote | `V`, term 8, node id 8, committed 1 |
+//! | log id | `L`, term 8, node id 8, index 8 |
+//! | payload | `P`, length 4, CRC-32 of the length 4, MessagePack with field names |
+//! | user data | `U` (raft-log's state record has room for it; not used) |
+
+use std::cell::RefCell;
+use std::io::{self, Read, Write};
+
+use openraft::vote::RaftLeaderId;
+use raft_log::codeq::{Decode, Encode};
+
+use super::log::FlushCallback;
+use crate::config::LOG_PAYLOAD_BYTES_MAX;
+use crate::types::{LogId, Payload, Vote};
+
+/// What raft-log stores for us.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogTypes;
+
+impl raft_log::Types for LogTypes {
+    type LogId = LogIdRecord;
+    type LogPayload = PayloadRecord;
+    type Vote = VoteRecord;
+    type Callback = FlushCallback;
+    type UserData = UserDataRecord;
+
+    fn log_index(log_id: &LogIdRecord) -> u64 {
+        log_id.0.index
+    }
+
+    fn payload_size(payload: &PayloadRecord) -> u64 {
+        payload.bytes() as u64
+    }
+}
+
+/// A [`LogId`] on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LogIdRecord(pub LogId);
+
+/// A [`Vote`] on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+pub struct VoteRecord(pub Vote);
+
+/// A [`Payload`] on disk.
+#[derive(Clone, Debug)]
+pub struct PayloadRecord(pub Payload);
+
+/// Nothing, in a form of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UserDataRecord;
+
+impl PayloadRecord {
+    /// About how many bytes of memory the payload takes.
+    pub fn bytes(&self) -> usize {
+        Self::bytes_of(&self.0)
+    }
+
+    /// About how many bytes of memory a payload takes.
+    pub fn bytes_of(payload: &Payload) -> usize {
+        // A fixed part for the entry itself, so that many small entries count too.
+        const ENTRY_BYTES: usize = 64;
+        match payload {
+            Payload::Blank => ENTRY_BYTES,
+            Payload::Normal(command) => ENTRY_BYTES + command.payload_bytes(),
+            Payload::Membership(membership) => ENTRY_BYTES * (1 + membership.nodes().count()),
+        }
+    }
+}
+
+impl Encode for LogIdRecord {
+    fn encode<W: Write>(&self, mut writer: W) -> io::Result<usize> {
+        let mut bytes = [0; 25];
+        bytes[0] = b'L';
+        bytes[1..9].copy_from_slice(&self.0.leader_id.term.to_be_bytes());
+        bytes[9..17].copy_from_slice(&self.0.leader_id.node_id.to_be_bytes());
+        bytes[17..25].copy_from_slice(&self.0.index.to_be_bytes());
+        writer.write_all(&bytes)?;
+        Ok(bytes.len())
+    }
+}
+
+impl Decode for LogIdRecord {
+    fn decode<R: Read>(mut reader: R) -> io::Result<Self> {
+        expect_letter(&mut reader, b'L')?;
+        let term = read_u64(&mut reader)?;
+        let node_id = read_u64(&mut reader)?;
+        let index = read_u64(&mut reader)?;
+        Ok(LogIdRecord(LogId::new(RaftLeaderId::new(term, node_id), index)))
+    }
+}
+
+impl Encode for VoteRecord {
+    fn encode<W: Write>(&self, mut writer: W) -> io::Result<usize> {
+        let mut bytes = [0; 18];
+        bytes[0] = b'V';
+        bytes[1..9].copy_from_slice(&self.0.leader_id.term.to_be_bytes());
+        bytes[9..17].copy_from_slice(&self.0.leader_id.node_id.to_be_bytes());
+        bytes[17] = u8::from(self.0.committed);
+        writer.write_all(&bytes)?;
+        Ok(bytes.len())
+    }
+}
+
+impl Decode for VoteRecord {
+    fn decode<R: Read>(mut reader: R) -> io::Result<Self> {
+        expect_letter(&mut reader, b'V')?;
+        let term = read_u64(&mut reader)?;
+        let node_id = read_u64(&mut reader)?;
+        let committed = match read_array::<1>(&mut reader)? {
+            [0] => false,
+            [1] => true,
+            [other] => return Err(invalid(format!("a vote is committed or not, found {other}"))),
+        };
+        Ok(VoteRecord(Vote { leader_id: RaftLeaderId::new(term, node_id), committed }))
+    }
+}
+
+thread_local! {
+    // Records are encoded one after another; the buffer keeps its size between them.
+    static PAYLOAD_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Encode for PayloadRecord {
+    fn encode<W: Write>(&self, mut writer: W) -> io::Result<usize> {
+        PAYLOAD_BUFFER.with_borrow_mut(|buffer| {
+            buffer.clear();
+            buffer.extend_from_slice(&[0; PAYLOAD_HEADER_BYTES]);
+            rmp_serde::encode::write_named(buffer, &self.0).map_err(io::Error::other)?;
+            let length = buffer.len() - PAYLOAD_HEADER_BYTES;
+            if length > LOG_PAYLOAD_BYTES_MAX {
+                return Err(invalid(format!("a payload of {length} bytes is over the limit")));
+            }
+            let length = (length as u32).to_be_bytes();
+            buffer[0] = b'P';
+            buffer[1..5].copy_from_slice(&length);
+            buffer[5..9].copy_from_slice(&crc32fast::hash(&length).to_be_bytes());
+            writer.write_all(buffer)?;
+            Ok(buffer.len())
+        })
+    }
+}
+
+impl Decode for PayloadRecord {
+    fn decode<R: Read>(mut reader: R) -> io::Result<Self> {
+        expect_letter(&mut reader, b'P')?;
+        let length: [u8; 4] = read_array(&mut reader)?;
+        let checksum = u32::from_be_bytes(read_array(&mut reader)?);
+        if crc32fast::hash(&length) != checksum {
+            return Err(invalid("the checksum of a payload's length does not match"));
+        }
+        let length = u32::from_be_bytes(length) as usize;
+        if length > LOG_PAYLOAD_BYTES_MAX {
+            return Err(invalid(format!("a payload of {length} bytes is over the limit")));
+        }
+        let mut bytes = vec![0; length];
+        reader.read_exact(&mut bytes)?;
+        // An error of kind UnexpectedEof would count as a torn write: keep it from escaping.
+        rmp_serde::from_slice(&bytes).map(PayloadRecord).map_err(|error| invalid(error.to_string()))
+    }
+}
+
+impl Encode for UserDataRecord {
+    fn encode<W: Write>(&self, mut writer: W) -> io::Result<usize> {
+        writer.write_all(b"U")?;
+        Ok(1)
+    }
+}
+
+impl Decode for UserDataRecord {
+    fn decode<R: Read>(mut reader: R) -> io::Result<Self> {
+        expect_letter(&mut reader, b'U').map(|()| UserDataRecord)
+    }
+}
+
+const PAYLOAD_HEADER_BYTES: usize = 9;
+
+fn read_array<const N: usize>(reader: &mut impl Read) -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    reader.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn read_u64(reader: &mut impl Read) -> io::Result<u64> {
+    read_array(reader).map(u64::from_be_bytes)
+}
+
+fn expect_letter(reader: &mut impl Read, expected: u8) -> io::Result<()> {
+    let [found] = read_array(reader)?;
+    if found == expected {
+        Ok(())
+    } else {
+        Err(invalid(format!("expected `{}`, found byte {found}", char::from(expected))))
+    }
+}
+
+fn invalid(what: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use openraft::Membership;
+
+    use super::*;
+    use crate::types::{Command, ExampleNode};
+
+    fn encoded(record: &impl Encode) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let length = record.encode(&mut bytes).unwrap();
+        assert_eq!(length, bytes.len());
+        bytes
+    }
+
+    fn log_id() -> LogIdRecord {
+        LogIdRecord(LogId::new(RaftLeaderId::new(3, 2), 258))
+    }
+
+    fn vote() -> VoteRecord {
+        VoteRecord(Vote { leader_id: RaftLeaderId::new(3, 2), committed: true })
+    }
+
+    /// Every record is read back as it was written, and takes exactly its bytes.
+    #[test]
+    fn round_trip() {
+        let nodes = BTreeMap::from([(1, ExampleNode { addr: "127.0.0.1:21001".into(), incarnation: 9 })]);
+        let membership = Membership::new(vec![[1].into()], nodes).unwrap();
+        let payloads = [
+            Payload::Blank,
+            Payload::Normal(Command::Set { key: "foo".into(), value: "bar".into() }),
+            Payload::Membership(membership),
+        ];
+        for payload in payloads {
+            let mut bytes = encoded(&PayloadRecord(payload.clone()));
+            bytes.extend_from_slice(b"next");
+            let mut reader = bytes.as_slice();
+            assert_eq!(PayloadRecord::decode(&mut reader).unwrap().0, payload);
+            assert_eq!(reader, b"next");
+        }
+        assert_eq!(LogIdRecord::decode(encoded(&log_id()).as_slice()).unwrap(), log_id());
+        assert_eq!(VoteRecord::decode(encoded(&vote()).as_slice()).unwrap(), vote());
+        assert_eq!(UserDataRecord::decode(encoded(&UserDataRecord).as_slice()).unwrap(), UserDataRecord);
+    }
+
+    /// The bytes on disk are these, for as long as format 1 is read.
+    #[test]
+    fn bytes_are_fixed() {
+        assert_eq!(encoded(&log_id()), b"L\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\x01\x02");
+        assert_eq!(encoded(&vote()), b"V\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x02\x01");
+        let payload = Payload::Normal(Command::Set { key: "k".into(), value: "v".into() });
+        assert_eq!(
+            &encoded(&PayloadRecord(payload))[PAYLOAD_HEADER_BYTES..],
+            b"\x81\xa6Normal\x81\xa3Set\x82\xa3key\xa1k\xa5value\xa1v"
+        );
+    }
+
+    /// No flipped bit makes a payload end early, which raft-log would take for a torn write.
+    #[test]
+    fn damage_is_never_an_early_end() {
+        let payload = Payload::Normal(Command::Set { key: "k".into(), value: "value".into() });
+        let bytes = encoded(&PayloadRecord(payload));
+        for position in 0..bytes.len() * 8 {
+            let mut damaged = bytes.clone();
+            damaged[position / 8] ^= 1 << (position % 8);
+            if let Err(error) = PayloadRecord::decode(damaged.as_slice()) {
+                assert_ne!(error.kind(), io::ErrorKind::UnexpectedEof, "bit {position}: {error}");
+            }
+        }
+    }
+}

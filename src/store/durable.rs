@@ -1,0 +1,110 @@
+//! Files that are whole after a crash.
+//!
+//! A file appears in one way only: it is written under a temporary name,
+//! synced, renamed, and its directory is synced. After a crash at any point the
+//! name holds all the old bytes or all the new ones. A leftover temporary file
+//! means nothing and is deleted at the next start.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// The ending of a file that is being written.
+pub const TEMPORARY_EXTENSION: &str = "tmp";
+
+/// The temporary name under which `path` is written before it is published.
+pub fn temporary_path(path: &Path) -> PathBuf {
+    path.with_extension(TEMPORARY_EXTENSION)
+}
+
+/// Replaces `path`; after a crash it holds all the old bytes or all the new.
+pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = temporary_path(path);
+    let mut file = File::create(&temporary)?;
+    file.write_all(bytes)?;
+    publish(file, &temporary, path)
+}
+
+/// Gives a completely written temporary file its name, durably.
+pub fn publish(file: File, temporary: &Path, path: &Path) -> io::Result<()> {
+    file.sync_all()?; // Before the rename, lest it publish a torn file.
+    drop(file);
+    fs::rename(temporary, path)?;
+    sync_directory(parent_of(path))
+}
+
+/// Makes the names in a directory durable: new ones, renamed ones, removed ones.
+pub fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Creates a directory and those above it, durably. One that exists is left as it is.
+pub fn create_directory(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = parent_of(path);
+    create_directory(parent)?;
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+        other => other?,
+    }
+    sync_directory(parent)
+}
+
+/// Deletes what an interrupted write left in a directory, and says what it deleted.
+pub fn remove_temporary_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut removed = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == TEMPORARY_EXTENSION) && path.is_file() {
+            fs::remove_file(&path)?;
+            removed.push(path);
+        }
+    }
+    Ok(removed)
+}
+
+fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file that is replaced holds the new bytes, and no temporary file stays.
+    #[test]
+    fn replaces_a_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("IDENTITY");
+        replace_file(&path, b"old").unwrap();
+        replace_file(&path, b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    /// What an interrupted write left is deleted, and nothing else is.
+    #[test]
+    fn removes_only_temporary_files() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("7.tmp"), b"half").unwrap();
+        fs::write(directory.path().join("7.snap"), b"whole").unwrap();
+        let removed = remove_temporary_files(directory.path()).unwrap();
+        assert_eq!(removed, [directory.path().join("7.tmp")]);
+        assert!(directory.path().join("7.snap").exists());
+    }
+
+    /// Directories are made together with those above them, and again without complaint.
+    #[test]
+    fn creates_nested_directories() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a/b/c");
+        create_directory(&path).unwrap();
+        create_directory(&path).unwrap();
+        assert!(path.is_dir());
+    }
+}

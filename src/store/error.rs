@@ -1,0 +1,96 @@
+//! Why a data directory cannot be used.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::types::NodeId;
+
+/// Why a data directory was refused or failed. Nothing in it was changed,
+/// except where [`StoreError::Io`] struck in the middle of a write.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process runs on the directory.
+    #[error(
+        "`{}` is held by process {}; stop that process, or give this node another --data-dir",
+        path.display(), if holder.is_empty() { "(not named)" } else { holder }
+    )]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+        /// The holder's process id as it wrote it down; may be empty.
+        holder: String,
+    },
+
+    /// A file does not hold what was once written to it.
+    #[error(
+        "`{}` is damaged{}: {what}; nothing was changed. Restore the directory from a copy, or replace the node: \
+         remove it from the membership, and add a node with a new id and an empty directory",
+        path.display(), offset.map(|offset| format!(" at offset {offset}")).unwrap_or_default()
+    )]
+    Damaged {
+        /// The damaged file, or the directory in which files do not fit together.
+        path: PathBuf,
+        /// Where in the file, in bytes, if that is known.
+        offset: Option<u64>,
+        /// What is wrong with it.
+        what: String,
+    },
+
+    /// The directory belongs to another node.
+    #[error(
+        "`{}` belongs to node {found}, not to node {wanted}; start it with --id {found}, or give this node another --data-dir",
+        path.display()
+    )]
+    OtherNode {
+        /// The identity file.
+        path: PathBuf,
+        /// The node it names.
+        found: NodeId,
+        /// The node that was started.
+        wanted: NodeId,
+    },
+
+    /// A later version of this program wrote the directory.
+    #[error(
+        "`{}` has format {found}, and this program knows formats up to {known}; start the version that wrote it, or a later one",
+        path.display()
+    )]
+    NewerFormat {
+        /// The file that says so.
+        path: PathBuf,
+        /// Its format version.
+        found: u32,
+        /// The newest that this program knows.
+        known: u32,
+    },
+
+    /// The operating system failed.
+    #[error("cannot {action} `{}`: {source}", path.display())]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl StoreError {
+    pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        StoreError::Io { action, path: path.to_owned(), source }
+    }
+
+    pub(crate) fn damaged(path: &Path, offset: Option<u64>, what: impl Into<String>) -> Self {
+        StoreError::Damaged { path: path.to_owned(), offset, what: what.into() }
+    }
+}
+
+impl From<StoreError> for io::Error {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Io { source, .. } => source,
+            other => io::Error::new(io::ErrorKind::InvalidData, other.to_string()),
+        }
+    }
+}

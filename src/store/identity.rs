@@ -1,0 +1,266 @@
+//! Whose data directory this is: the files `LOCK` and `IDENTITY`.
+//!
+//! `IDENTITY` is one line of JSON with a checksum, made when the directory is
+//! made and rewritten once, when the node learns its cluster:
+//!
+//! ```text
+//! {"format":1,"cluster_id":"9f…","node_id":1,"incarnation":"3c…","checksum":"5d1f09aa"}
+//! ```
+//!
+//! The checksum is the CRC-32 of the line's fields in that order. A file is
+//! accepted only if writing down what it says gives the same bytes again, so
+//! that no flipped byte goes unseen.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::durable;
+use super::error::StoreError;
+use crate::types::NodeId;
+
+/// The version of the data directory's layout that this program writes.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// The random number that all nodes of a cluster share; 16 hexadecimal digits as text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ClusterId(pub u64);
+
+impl ClusterId {
+    /// Draws the id of a new cluster.
+    pub fn random() -> io::Result<Self> {
+        random_nonzero().map(ClusterId)
+    }
+}
+
+impl fmt::Display for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// Who the owner of a data directory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster the node belongs to; `None` until it founds or joins one.
+    pub cluster_id: Option<ClusterId>,
+    /// The node's number.
+    pub node_id: NodeId,
+    /// A random number, drawn when the directory was made: another directory
+    /// for the same node is another life of it.
+    pub incarnation: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct IdentityLine {
+    #[serde(rename = "format")]
+    _format: u32,
+    cluster_id: String,
+    node_id: NodeId,
+    incarnation: String,
+    #[serde(rename = "checksum")]
+    _checksum: String,
+}
+
+/// What every version of the file has, so that a newer one is told from a damaged one.
+#[derive(Deserialize)]
+struct FormatOnly {
+    format: u32,
+}
+
+impl Identity {
+    fn encode(&self) -> Vec<u8> {
+        let cluster_id = self.cluster_id.map(|id| id.to_string()).unwrap_or_default();
+        let incarnation = format!("{:016x}", self.incarnation);
+        let mut checksum = crc32fast::Hasher::new();
+        checksum.update(&FORMAT_VERSION.to_le_bytes());
+        checksum.update(cluster_id.as_bytes());
+        checksum.update(&self.node_id.to_le_bytes());
+        checksum.update(incarnation.as_bytes());
+        let checksum = format!("{:08x}", checksum.finalize());
+        format!(
+            "{{\"format\":{FORMAT_VERSION},\"cluster_id\":\"{cluster_id}\",\"node_id\":{},\
+             \"incarnation\":\"{incarnation}\",\"checksum\":\"{checksum}\"}}\n",
+            self.node_id
+        )
+        .into_bytes()
+    }
+
+    fn decode(path: &Path, bytes: &[u8]) -> Result<Self, StoreError> {
+        let damaged = |what: &str| StoreError::damaged(path, None, what);
+        let FormatOnly { format } = serde_json::from_slice(bytes).map_err(|_| damaged("it is not an identity file"))?;
+        if format > FORMAT_VERSION {
+            return Err(StoreError::NewerFormat { path: path.to_owned(), found: format, known: FORMAT_VERSION });
+        }
+        let identity = serde_json::from_slice::<IdentityLine>(bytes).ok().and_then(|line| {
+            let cluster_id = match line.cluster_id.as_str() {
+                "" => None,
+                text => Some(ClusterId(u64::from_str_radix(text, 16).ok()?)),
+            };
+            let incarnation = u64::from_str_radix(&line.incarnation, 16).ok()?;
+            Some(Identity { cluster_id, node_id: line.node_id, incarnation })
+        });
+        match identity {
+            Some(identity) if identity.encode() == bytes => Ok(identity),
+            _ => Err(damaged("its fields and its checksum do not match")),
+        }
+    }
+}
+
+/// The file `IDENTITY` in a node's directory.
+#[derive(Debug)]
+pub struct IdentityFile {
+    path: PathBuf,
+}
+
+impl IdentityFile {
+    /// The identity file of the node whose directory this is.
+    pub fn in_directory(directory: &Path) -> Self {
+        IdentityFile { path: directory.join("IDENTITY") }
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the file says; `None` if it is not there.
+    pub fn read(&self) -> Result<Option<Identity>, StoreError> {
+        match fs::read(&self.path) {
+            Ok(bytes) => Identity::decode(&self.path, &bytes).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::io("read", &self.path, error)),
+        }
+    }
+
+    /// Writes the identity of a node that has none yet.
+    pub fn create(&self, node_id: NodeId) -> Result<Identity, StoreError> {
+        let incarnation =
+            random_nonzero().map_err(|error| StoreError::io("draw a random number for", &self.path, error))?;
+        let identity = Identity { cluster_id: None, node_id, incarnation };
+        self.write(&identity)?;
+        Ok(identity)
+    }
+
+    /// Replaces what the file says, durably.
+    pub fn write(&self, identity: &Identity) -> Result<(), StoreError> {
+        durable::replace_file(&self.path, &identity.encode())
+            .map_err(|error| StoreError::io("write", &self.path, error))
+    }
+}
+
+/// The file `LOCK`, held as long as this value lives; it names the holder's process id.
+#[derive(Debug)]
+pub struct DirectoryLock {
+    _file: File,
+}
+
+impl DirectoryLock {
+    /// Takes the lock, or says which process holds it.
+    pub fn acquire(directory: &Path) -> Result<Self, StoreError> {
+        let path = directory.join("LOCK");
+        let failed = |action, error| StoreError::io(action, &path, error);
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false) // The holder's process id must survive our attempt.
+            .open(&path)
+            .map_err(|error| failed("open", error))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                // A holder that has not yet written its process id leaves this empty.
+                let _ = file.read_to_string(&mut holder);
+                return Err(StoreError::Locked { path, holder: holder.trim().to_owned() });
+            }
+            Err(TryLockError::Error(error)) => return Err(failed("lock", error)),
+        }
+        let write_pid = |file: &mut File| {
+            file.set_len(0)?;
+            file.rewind()?;
+            writeln!(file, "{}", std::process::id())
+        };
+        write_pid(&mut file).map_err(|error| failed("write", error))?;
+        Ok(DirectoryLock { _file: file })
+    }
+}
+
+fn random_nonzero() -> io::Result<u64> {
+    loop {
+        let number = getrandom::u64().map_err(io::Error::other)?;
+        if number != 0 {
+            return Ok(number); // 0 stands for "not known" in the membership.
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> Identity {
+        Identity { cluster_id: Some(ClusterId(0x1234)), node_id: 7, incarnation: 0xabcdef }
+    }
+
+    /// What is written is read back, with and without a cluster.
+    #[test]
+    fn round_trip() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = IdentityFile::in_directory(directory.path());
+        assert_eq!(file.read().unwrap(), None);
+        for cluster_id in [None, Some(ClusterId(1)), Some(ClusterId(u64::MAX))] {
+            let identity = Identity { cluster_id, ..example() };
+            file.write(&identity).unwrap();
+            assert_eq!(file.read().unwrap(), Some(identity));
+        }
+    }
+
+    /// No damage of one byte and no cut goes unseen.
+    ///
+    /// Method: every byte replaced by every other value, and every shorter length.
+    #[test]
+    fn every_damage_is_refused() {
+        let bytes = example().encode();
+        let path = Path::new("IDENTITY");
+        for position in 0..bytes.len() {
+            for value in 0..=255 {
+                let mut damaged = bytes.clone();
+                damaged[position] = value;
+                if damaged != bytes {
+                    let result = Identity::decode(path, &damaged);
+                    let refused = matches!(result, Err(StoreError::Damaged { .. } | StoreError::NewerFormat { .. }));
+                    assert!(refused, "byte {position} = {value}: {result:?}");
+                }
+            }
+        }
+        for length in 0..bytes.len() {
+            assert!(Identity::decode(path, &bytes[..length]).is_err(), "cut to {length} bytes");
+        }
+    }
+
+    /// A file of a later version is told from a damaged one.
+    #[test]
+    fn newer_format_is_named() {
+        let result = Identity::decode(Path::new("IDENTITY"), b"{\"format\":2,\"something\":\"else\"}\n");
+        assert!(matches!(result, Err(StoreError::NewerFormat { found: 2, known: 1, .. })), "{result:?}");
+    }
+
+    /// The lock is exclusive, and names its holder.
+    #[test]
+    fn lock_names_its_holder() {
+        let directory = tempfile::tempdir().unwrap();
+        let held = DirectoryLock::acquire(directory.path()).unwrap();
+        let Err(StoreError::Locked { holder, .. }) = DirectoryLock::acquire(directory.path()) else {
+            panic!("the lock was given twice");
+        };
+        assert_eq!(holder, std::process::id().to_string());
+        drop(held);
+        DirectoryLock::acquire(directory.path()).unwrap();
+    }
+}

@@ -1,0 +1,121 @@
+//! The state machine as openraft drives it: apply, snapshot, install.
+
+use std::io;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use futures_util::{Stream, StreamExt};
+use openraft::storage::{EntryResponder, RaftStateMachine, Snapshot};
+use openraft::{OptionalSend, RaftSnapshotBuilder};
+
+use super::snapshot::{SnapshotDirectory, SnapshotFile};
+use super::state_machine::ExampleStateMachine;
+use crate::config::APPLY_ENTRIES_MAX;
+use crate::types::{LogId, SnapshotMeta, StoredMembership, TypeConfig};
+
+type SnapshotOf = openraft::alias::SnapshotOf<TypeConfig, SnapshotFile>;
+
+/// The state machine of one node, with its snapshots. Clones share it.
+#[derive(Clone, Debug)]
+pub struct StateMachineStore {
+    // Readers of keys run beside each other; a writer holds the lock for one batch.
+    machine: Arc<RwLock<ExampleStateMachine>>,
+    snapshots: Arc<SnapshotDirectory>,
+}
+
+impl StateMachineStore {
+    pub(super) fn new(machine: ExampleStateMachine, snapshots: SnapshotDirectory) -> Self {
+        StateMachineStore { machine: Arc::new(RwLock::new(machine)), snapshots: Arc::new(snapshots) }
+    }
+
+    /// Runs `read` on the state as it is now.
+    pub fn read<T>(&self, read: impl FnOnce(&ExampleStateMachine) -> T) -> T {
+        // A panic while applying stops the node, so a poisoned state is only
+        // ever seen by requests that are already on their way.
+        read(&self.machine.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write<T>(&self, write: impl FnOnce(&mut ExampleStateMachine) -> T) -> T {
+        write(&mut self.machine.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Where snapshots are kept and received.
+    pub fn snapshots(&self) -> &Arc<SnapshotDirectory> {
+        &self.snapshots
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachineStore {
+    type SnapshotData = SnapshotFile;
+    type SnapshotBuilder = SnapshotBuilder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        Ok(self.read(|machine| (machine.last_applied, machine.last_membership.clone())))
+    }
+
+    async fn apply<Strm>(&mut self, entries: Strm) -> io::Result<()>
+    where
+        Strm: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
+    {
+        let mut chunks = entries.ready_chunks(APPLY_ENTRIES_MAX);
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.into_iter().collect::<io::Result<Vec<_>>>()?;
+            let mut answers = Vec::with_capacity(chunk.len());
+            self.write(|machine| {
+                for (entry, responder) in chunk {
+                    let response = machine.apply(entry);
+                    answers.extend(responder.map(|responder| (responder, response)));
+                }
+            });
+            // Outside the lock: each wakes a request that is about to read.
+            for (responder, response) in answers {
+                responder.send(response);
+            }
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
+        SnapshotBuilder { machine: self.read(ExampleStateMachine::clone), snapshots: self.snapshots.clone() }
+    }
+
+    async fn install_snapshot(&mut self, _meta: &SnapshotMeta, snapshot: SnapshotFile) -> io::Result<()> {
+        let snapshots = self.snapshots.clone();
+        let machine = on_blocking_thread(move || snapshots.install(snapshot).map_err(io::Error::from)).await?;
+        let old = self.write(|current| std::mem::replace(current, machine));
+        // A large map takes long to free; nobody should wait for that.
+        tokio::task::spawn_blocking(move || drop(old));
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf>> {
+        Ok(self.snapshots.newest()?.map(|(meta, snapshot)| Snapshot { meta, snapshot }))
+    }
+}
+
+/// Writes a snapshot of the state as it was when this was made.
+#[derive(Debug)]
+pub struct SnapshotBuilder {
+    machine: ExampleStateMachine,
+    snapshots: Arc<SnapshotDirectory>,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
+    type SnapshotData = SnapshotFile;
+
+    async fn build_snapshot(&mut self) -> io::Result<SnapshotOf> {
+        let snapshots = self.snapshots.clone();
+        let machine = std::mem::take(&mut self.machine);
+        on_blocking_thread(move || {
+            let meta = snapshots.build(&machine)?;
+            match snapshots.newest()? {
+                Some((newest, snapshot)) if newest == meta => Ok(Snapshot { meta, snapshot }),
+                _ => Err(io::Error::other("a newer snapshot was installed meanwhile")),
+            }
+        })
+        .await
+    }
+}
+
+async fn on_blocking_thread<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}

@@ -1,0 +1,184 @@
+//! The request and response types, and what Raft is configured with.
+//!
+//! [`ExampleRequest`] and [`ExampleResponse`] are what clients send and get, as
+//! JSON. [`Command`] is what the log holds, as MessagePack with field names. The
+//! two are apart so that either can grow without the other: a log written by an
+//! old version must stay readable, and a client's body must stay valid.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::store::StateMachineStore;
+
+/// A node's number, chosen by whoever starts it, and never used again for
+/// another node of the same cluster.
+pub type NodeId = u64;
+
+openraft::declare_raft_types!(
+    /// The types that Raft works on.
+    pub TypeConfig:
+        D = Command,
+        R = ExampleResponse,
+        NodeId = NodeId,
+        Node = ExampleNode,
+);
+
+/// The Raft instance of a node.
+pub type ExampleRaft = openraft::Raft<TypeConfig, StateMachineStore>;
+
+/// A log id: the leader that proposed the entry (term and node id) and its index.
+pub type LogId = openraft::alias::LogIdOf<TypeConfig>;
+/// A vote: a term, the node it is for, and whether a quorum granted it.
+pub type Vote = openraft::alias::VoteOf<TypeConfig>;
+/// A log entry.
+pub type Entry = openraft::alias::EntryOf<TypeConfig>;
+/// What a log entry carries: nothing, a [`Command`], or a membership.
+pub type Payload = openraft::alias::PayloadOf<TypeConfig>;
+/// A membership together with the log id it was proposed at.
+pub type StoredMembership = openraft::alias::StoredMembershipOf<TypeConfig>;
+/// What identifies a snapshot: the last log id it covers, and its membership.
+pub type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
+
+/// A change that a client asks for, as the body of `POST /write`.
+///
+/// ```
+/// use raft_key_value::ExampleRequest;
+///
+/// let request = ExampleRequest::Set { key: "foo".into(), value: "bar".into() };
+/// let json = serde_json::to_string(&request).unwrap();
+/// assert_eq!(json, r#"{"Set":{"key":"foo","value":"bar"}}"#);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum ExampleRequest {
+    /// Sets a key to a value, whether or not the key is there.
+    Set {
+        /// 1 to 1,024 bytes of UTF-8.
+        key: String,
+        /// At most 1 MiB of UTF-8.
+        value: String,
+    },
+}
+
+/// What a write answers with, in `data`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExampleResponse {
+    /// The value that was written; `None` for a change of the membership.
+    pub value: Option<String>,
+}
+
+impl fmt::Display for ExampleResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.value {
+            None => f.write_str("no value"),
+            Some(value) => write!(f, "value of {} bytes", value.len()),
+        }
+    }
+}
+
+/// A change as the log holds it.
+///
+/// Keys and values are shared, not copied, between the log's cache, the
+/// replication to each follower and the state machine.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Sets a key to a value.
+    Set {
+        /// The key.
+        key: Arc<str>,
+        /// The value.
+        value: Arc<str>,
+    },
+}
+
+impl Command {
+    /// About how many bytes of memory the keys and values take.
+    pub fn payload_bytes(&self) -> usize {
+        match self {
+            Command::Set { key, value } => key.len() + value.len(),
+        }
+    }
+}
+
+impl From<ExampleRequest> for Command {
+    fn from(request: ExampleRequest) -> Self {
+        match request {
+            ExampleRequest::Set { key, value } => Command::Set { key: key.into(), value: value.into() },
+        }
+    }
+}
+
+// Sizes only: openraft prints entries when it traces, and data must not be logged.
+impl fmt::Debug for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Command::Set { key, value } => {
+                write!(f, "set a key of {} bytes to a value of {} bytes", key.len(), value.len())
+            }
+        }
+    }
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// Where a node is and which life of it is meant, as the membership holds it.
+///
+/// In JSON only the address shows (`{"addr":"127.0.0.1:21001"}`); the log, the
+/// snapshots and the RPCs carry the incarnation too.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExampleNode {
+    /// What other nodes dial, `HOST:PORT`.
+    pub addr: String,
+    /// The random number the node drew when its data directory was made. A node
+    /// that comes back with an empty directory has another one, and is refused:
+    /// it may have forgotten a vote it gave. 0: not known.
+    pub incarnation: u64,
+}
+
+impl fmt::Display for ExampleNode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.addr)
+    }
+}
+
+#[derive(Serialize)]
+struct ExampleNodeJson<'a> {
+    addr: &'a str,
+}
+
+#[derive(Serialize)]
+struct ExampleNodeBinary<'a> {
+    addr: &'a str,
+    incarnation: u64,
+}
+
+#[derive(Deserialize)]
+struct ExampleNodeOwned {
+    addr: String,
+    #[serde(default)]
+    incarnation: u64,
+}
+
+impl Serialize for ExampleNode {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let addr = &self.addr;
+        if serializer.is_human_readable() {
+            ExampleNodeJson { addr }.serialize(serializer)
+        } else {
+            ExampleNodeBinary { addr, incarnation: self.incarnation }.serialize(serializer)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for ExampleNode {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let ExampleNodeOwned { addr, incarnation } = ExampleNodeOwned::deserialize(deserializer)?;
+        Ok(ExampleNode { addr, incarnation })
+    }
+}
