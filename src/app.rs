@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use openraft::ServerState;
 use openraft::alias::WatchReceiverOf;
 use openraft::async_runtime::WatchReceiver;
-use openraft::metrics::RaftMetrics;
+use openraft::metrics::RaftServerMetrics;
 use tokio::sync::Semaphore;
 
 use crate::config::WRITES_WAITING_MAX;
@@ -29,7 +29,8 @@ pub struct ExampleApp {
     pub writes_waiting: Semaphore,
     /// Longest request body, in bytes.
     pub request_bytes_max: usize,
-    metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
+    // The part of the metrics that only changes with the leader or the membership.
+    metrics: WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>,
     recovered: AtomicBool,
     disk_space_low: AtomicBool,
 }
@@ -48,8 +49,6 @@ pub enum Role {
     },
     /// It knows no leader: an election is under way, or no quorum is there.
     NoLeader,
-    /// Raft has stopped, and the process is about to end.
-    Stopped,
 }
 
 impl ExampleApp {
@@ -62,7 +61,7 @@ impl ExampleApp {
         http: reqwest::Client,
         request_bytes_max: usize,
     ) -> Self {
-        let metrics = raft.metrics();
+        let metrics = raft.server_metrics();
         ExampleApp {
             id,
             addr,
@@ -80,9 +79,6 @@ impl ExampleApp {
     /// What this node is, as far as it knows.
     pub fn role(&self) -> Role {
         let metrics = self.metrics.borrow_watched();
-        if metrics.running_state.is_err() {
-            return Role::Stopped;
-        }
         match metrics.current_leader {
             Some(leader_id) if leader_id == self.id && metrics.state == ServerState::Leader => Role::Leader,
             Some(leader_id) if leader_id != self.id => {

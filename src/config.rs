@@ -50,6 +50,8 @@ pub const CONNECTION_IDLE_MAX: Duration = Duration::from_secs(30);
 pub const CONNECT_DEADLINE: Duration = Duration::from_millis(1000);
 /// How long requests that are under way are waited for when the node stops.
 pub const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a leader that stops waits for another to take over.
+pub const HAND_OVER_DEADLINE: Duration = Duration::from_secs(1);
 /// When to come back after a 503.
 pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -77,9 +79,9 @@ pub const PURGE_ENTRIES: u64 = 1024;
 
 /// Length at which a log file is closed and the next begun. Entries in the open
 /// file stay in memory, so this bounds memory too.
-pub const LOG_CHUNK_BYTES_MAX: usize = 64 << 20;
+pub const LOG_CHUNK_BYTES_MAX: usize = 8 << 20;
 /// Memory for entries of closed log files, for followers that are a little behind.
-pub const LOG_CACHE_BYTES_MAX: usize = 64 << 20;
+pub const LOG_CACHE_BYTES_MAX: usize = 16 << 20;
 /// About how long a frame of a snapshot is.
 pub const SNAPSHOT_FRAME_BYTES: usize = 128 << 10;
 /// Longest frame that is read: a full one, and then the largest record.
@@ -88,7 +90,7 @@ pub const SNAPSHOT_FRAME_BYTES_MAX: usize = 8 << 20;
 pub const SNAPSHOTS_KEPT: usize = 2;
 /// Free disk space below which writes are refused with 507: room for what is
 /// under way, the next log file, and for an operator to act.
-pub const DISK_FREE_BYTES_MIN: u64 = 2 * LOG_CHUNK_BYTES_MAX as u64;
+pub const DISK_FREE_BYTES_MIN: u64 = 128 << 20;
 /// How often the free disk space is looked up.
 pub const DISK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 

@@ -69,6 +69,9 @@ pub enum ApiError {
     /// The request, the key or the value is too large. 413.
     #[error("{}", .0.message)]
     TooLarge(TooLarge),
+    /// The head of the request is too long. 431.
+    #[error("{}", .0.message)]
+    HeadTooLarge(Details),
     /// The caller asked not to be passed on, and this node is not the leader. 421.
     #[error("this node is not the leader; the leader is node {} at {}", .0.leader_id, .0.leader_node)]
     ForwardToLeader(LeaderHint),
@@ -224,6 +227,7 @@ impl ApiError {
             | ApiError::Conflict(_)
             | ApiError::NotAllowed(_)
             | ApiError::TooLarge(_)
+            | ApiError::HeadTooLarge(_)
             | ApiError::ForwardToLeader(_)
             | ApiError::WrongNode(_)
             | ApiError::NoLeader(_)
@@ -245,6 +249,7 @@ impl ApiError {
             ApiError::Conflict(_) | ApiError::NotAllowed(_) => 409,
             ApiError::TooLarge(_) => 413,
             ApiError::ForwardToLeader(_) | ApiError::WrongNode(_) => 421,
+            ApiError::HeadTooLarge(_) => 431,
             ApiError::NoLeader(_)
             | ApiError::Overloaded(_)
             | ApiError::Recovering(_)

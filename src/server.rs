@@ -1,5 +1,6 @@
 //! A node from start to stop.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
 use std::net::TcpListener;
@@ -7,21 +8,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use actix_web::dev::ServerHandle;
-use actix_web::{App, HttpServer, web};
-use openraft::alias::WatchReceiverOf;
+use actix_web::web;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::Fatal;
-use openraft::metrics::RaftMetrics;
+use tokio::sync::watch;
 
 use crate::app::ExampleApp;
 use crate::config::{
-    CONNECTIONS_MAX, Config, ConfigError, DISK_CHECK_INTERVAL, DISK_FREE_BYTES_MIN, KEEP_ALIVE, REQUEST_HEAD_DEADLINE,
-    SHUTDOWN_DEADLINE,
+    Config, ConfigError, DISK_CHECK_INTERVAL, DISK_FREE_BYTES_MIN, HAND_OVER_DEADLINE, SHUTDOWN_DEADLINE,
 };
+use crate::network::client_connections;
+use crate::network::listener::serve_http;
 use crate::network::raft_network_impl::ExampleNetworkFactory;
-use crate::network::{self, client_connections};
 use crate::store::{ExampleStore, StoreError};
-use crate::types::{ExampleRaft, TypeConfig};
+use crate::types::{ExampleRaft, NodeId, TypeConfig};
 
 /// Why a node did not start or did not go on.
 #[derive(Debug, thiserror::Error)]
@@ -111,11 +111,11 @@ pub async fn serve(
         client_connections(),
         config.max_request_bytes,
     ));
-    let http = start_http(listener, app.clone()).map_err(ServeError::Http)?;
+    let (stopping, stopping_rx) = watch::channel(false);
+    let http = serve_http(listener, app.clone(), stopping_rx).map_err(ServeError::Http)?;
     let http_handle = http.handle();
     let recovery = tokio::spawn(recover(app.clone()));
     let disk_watch = tokio::spawn(watch_disk_space(app.clone()));
-    raft.run();
     tracing::info!(
         "node {} listens on {local_addr}, is reached at {}, keeps its data in `{}`",
         config.id,
@@ -126,7 +126,7 @@ pub async fn serve(
     let http = tokio::spawn(http);
     let result = tokio::select! {
         () = shutdown => Ok(()),
-        fatal = core_stopped(raft.metrics()) => Err(ServeError::from(fatal)),
+        fatal = core_stopped(&raft) => Err(ServeError::from(fatal)),
         result = http => match result {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(ServeError::Http(error)),
@@ -136,7 +136,12 @@ pub async fn serve(
     recovery.abort();
     disk_watch.abort();
     match result {
-        Ok(()) => stop(&http_handle, &raft, &store).await,
+        Ok(()) => {
+            hand_over_leadership(&raft, config.id).await;
+            // Idle connections are closed; whoever is waiting is answered first.
+            let _ = stopping.send(true);
+            stop(&http_handle, &raft, &store).await
+        }
         Err(error) => {
             // No half-alive node: what is under way is cut off, its outcome unknown.
             http_handle.stop(false).await;
@@ -164,20 +169,6 @@ async fn build_raft(config: &Config, store: &Arc<ExampleStore>) -> Result<Exampl
     Ok(ExampleRaft::build(config.id, Arc::new(raft_config), network, log, state_machine).await?)
 }
 
-fn start_http(listener: TcpListener, app: web::Data<ExampleApp>) -> io::Result<actix_web::dev::Server> {
-    let server = HttpServer::new(move || App::new().app_data(app.clone()).configure(network::routes))
-        // One thread serves HTTP: more of them would only take turns with Raft's.
-        .workers(1)
-        .max_connections(CONNECTIONS_MAX)
-        .tcp_nodelay(true)
-        .keep_alive(KEEP_ALIVE)
-        .client_request_timeout(REQUEST_HEAD_DEADLINE)
-        .shutdown_timeout(SHUTDOWN_DEADLINE.as_secs())
-        .disable_signals()
-        .listen(listener)?;
-    Ok(server.run())
-}
-
 /// Waits until the node has all it had acknowledged or shown before it was started.
 async fn recover(app: web::Data<ExampleApp>) {
     let pristine = app.store.log.is_pristine().unwrap_or(false);
@@ -186,13 +177,25 @@ async fn recover(app: web::Data<ExampleApp>) {
     }
 }
 
-async fn core_stopped(mut metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>) -> Fatal<TypeConfig> {
+/// Says who leads whenever that changes, and is done when Raft has stopped.
+async fn core_stopped(raft: &ExampleRaft) -> Fatal<TypeConfig> {
+    let mut metrics = raft.server_metrics();
+    let mut said = (0, None);
     loop {
-        if let Err(fatal) = &metrics.borrow_watched().running_state {
-            return fatal.clone();
+        let (term, leader) = {
+            let metrics = metrics.borrow_watched();
+            (metrics.vote.leader_id.term, metrics.current_leader)
+        };
+        if (term, leader) != said {
+            said = (term, leader);
+            match leader {
+                Some(leader) => tracing::info!("node {leader} leads in term {term}"),
+                None => tracing::info!("no leader is known in term {term}"),
+            }
         }
         if metrics.changed().await.is_err() {
-            return Fatal::Stopped;
+            let running_state = raft.metrics().borrow_watched().running_state.clone();
+            return running_state.err().unwrap_or(Fatal::Stopped);
         }
     }
 }
@@ -217,12 +220,34 @@ async fn watch_disk_space(app: web::Data<ExampleApp>) {
     }
 }
 
+/// Makes another voter the leader, so that nobody has to wait for an election.
+async fn hand_over_leadership(raft: &ExampleRaft, id: NodeId) {
+    let successor = {
+        let metrics = raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let voters: BTreeSet<NodeId> = metrics.membership_config.membership().voter_ids().collect();
+        let replication = metrics.replication.iter().flatten();
+        let candidates = replication.filter(|(node, _)| **node != id && voters.contains(node));
+        candidates.max_by_key(|(_, matched)| **matched).map(|(node, _)| *node)
+    };
+    // Only a leader replicates, so another node has no successor to name.
+    let Some(successor) = successor else { return };
+    if raft.trigger().transfer_leader(successor).await.is_err() {
+        return;
+    }
+    let wait = raft.wait(Some(HAND_OVER_DEADLINE));
+    match wait.metrics(|metrics| metrics.current_leader.is_some_and(|leader| leader != id), "another leader").await {
+        Ok(metrics) => tracing::info!("node {} leads now", metrics.current_leader.unwrap_or(successor)),
+        Err(_) => tracing::warn!("node {successor} did not take over the lead in time: an election will follow"),
+    }
+}
+
 async fn stop(http: &ServerHandle, raft: &ExampleRaft, store: &ExampleStore) -> Result<(), ServeError> {
     tracing::info!("stopping: finishing what is under way");
     http.stop(true).await;
-    // A join error here is a core that panicked while it stopped; the log below
-    // is flushed all the same, and says if that fails.
-    let _ = raft.shutdown().await;
+    // Raft may have ended with the HTTP thread that it ran on. Either way the
+    // log below is flushed, and says if that fails.
+    let _ = tokio::time::timeout(SHUTDOWN_DEADLINE, raft.shutdown()).await;
     store.log.flush().await.map_err(|error| ServeError::Storage(error.to_string()))?;
     tracing::info!("stopped");
     Ok(())

@@ -44,12 +44,9 @@ fn run(config: Config) -> anyhow::Result<()> {
     if let Err(message) = start_logging(&config) {
         return Err(ServeError::Config(raft_key_value::config::ConfigError::log_level(&config, &message)).into());
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .thread_name("raft")
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
+    // Only starts and stops the node; requests and Raft run on a thread of their own.
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
     runtime.block_on(async {
         let shutdown = shutdown_signal()?;
         let listener = TcpListener::bind(addrs.as_slice()).map_err(|source| ServeError::listen(&config, source))?;

@@ -47,7 +47,6 @@ pub fn destination(app: &ExampleApp, headers: &HeaderMap) -> Result<Destination,
             }
         }
         Role::NoLeader => Err(no_leader(app)),
-        Role::Stopped => Err(stopping()),
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod forward;
+pub mod listener;
 pub mod management;
 pub mod peer;
 pub mod raft;

@@ -164,8 +164,9 @@ impl Decode for PayloadRecord {
         }
         let mut bytes = vec![0; length];
         reader.read_exact(&mut bytes)?;
-        // An error of kind UnexpectedEof would count as a torn write: keep it from escaping.
-        rmp_serde::from_slice(&bytes).map(PayloadRecord).map_err(|error| invalid(error.to_string()))
+        // What the decoder says stays here: it may quote the data, and an error of
+        // kind UnexpectedEof would count as a torn write.
+        rmp_serde::from_slice(&bytes).map(PayloadRecord).map_err(|_| invalid("a payload cannot be decoded"))
     }
 }
 

@@ -65,7 +65,8 @@ pub fn remove_temporary_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(removed)
 }
 
-fn parent_of(path: &Path) -> &Path {
+/// The directory that a path's name is in.
+pub fn parent_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

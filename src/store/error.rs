@@ -81,6 +81,17 @@ impl StoreError {
         StoreError::Io { action, path: path.to_owned(), source }
     }
 
+    /// What is damaged and how, without what to do about it.
+    pub(crate) fn finding(&self) -> String {
+        match self {
+            StoreError::Damaged { path, offset, what } => {
+                let offset = offset.map(|offset| format!(" at offset {offset}")).unwrap_or_default();
+                format!("`{}`{offset}: {what}", path.display())
+            }
+            other => other.to_string(),
+        }
+    }
+
     pub(crate) fn damaged(path: &Path, offset: Option<u64>, what: impl Into<String>) -> Self {
         StoreError::Damaged { path: path.to_owned(), offset, what: what.into() }
     }
@@ -89,7 +100,7 @@ impl StoreError {
 impl From<StoreError> for io::Error {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Io { source, .. } => source,
+            StoreError::Io { ref source, .. } => io::Error::new(source.kind(), error.to_string()),
             other => io::Error::new(io::ErrorKind::InvalidData, other.to_string()),
         }
     }

@@ -156,7 +156,7 @@ impl IdentityFile {
 /// The file `LOCK`, held as long as this value lives; it names the holder's process id.
 #[derive(Debug)]
 pub struct DirectoryLock {
-    _file: File,
+    file: File,
 }
 
 impl DirectoryLock {
@@ -187,7 +187,15 @@ impl DirectoryLock {
             writeln!(file, "{}", std::process::id())
         };
         write_pid(&mut file).map_err(|error| failed("write", error))?;
-        Ok(DirectoryLock { _file: file })
+        Ok(DirectoryLock { file })
+    }
+}
+
+impl Drop for DirectoryLock {
+    fn drop(&mut self) {
+        // Closing the file would do, but for a child process that is just being
+        // started and has a copy of it.
+        let _ = self.file.unlock();
     }
 }
 

@@ -18,29 +18,65 @@
 //! [`APPEND_BYTES_MAX`] each.
 
 use std::fmt::Debug;
-use std::fs;
 use std::io;
 use std::ops::{Bound, RangeBounds};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::Duration;
 
 use futures_util::{Stream, stream};
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::type_config::TypeConfigExt;
+use openraft::type_config::alias::OneshotReceiverOf;
 use openraft::{OptionalSend, RaftLogReader};
 use raft_log::api::raft_log_writer::RaftLogWriter;
 use raft_log::{Callback, RaftLog};
 
 use super::codec::{LogIdRecord, LogTypes, PayloadRecord, VoteRecord};
 use super::error::StoreError;
+use super::log_check::CheckedLog;
 use crate::config::{APPEND_BYTES_MAX, APPLY_BYTES_MAX, LOG_CACHE_BYTES_MAX, LOG_CHUNK_BYTES_MAX};
 use crate::types::{Entry, LogId, TypeConfig, Vote};
 
 /// The log and the vote of one node. Clones share it.
 #[derive(Clone, Debug)]
 pub struct LogStore {
-    shared: Arc<RwLock<Shared>>,
+    owner: Arc<Owner>,
+}
+
+/// Closes the log when the last clone of its store is gone.
+#[derive(Debug)]
+struct Owner {
+    /// There until it is dropped.
+    shared: Option<Arc<RwLock<Shared>>>,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        let mut shared = self.shared.take();
+        // A callback may hold it for a moment. It must not be left to that: closing
+        // the log waits for the thread that callbacks run on. And once this is
+        // done, the directory can be opened again.
+        while let Some(held) = shared {
+            shared = Arc::try_unwrap(held).err();
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// When a log file is closed, and how much of closed ones stays in memory.
+#[derive(Clone, Copy, Debug)]
+pub struct LogSizes {
+    /// See [`LOG_CHUNK_BYTES_MAX`].
+    pub chunk_bytes_max: usize,
+    /// See [`LOG_CACHE_BYTES_MAX`].
+    pub cache_bytes_max: usize,
+}
+
+impl Default for LogSizes {
+    fn default() -> Self {
+        LogSizes { chunk_bytes_max: LOG_CHUNK_BYTES_MAX, cache_bytes_max: LOG_CACHE_BYTES_MAX }
+    }
 }
 
 /// Invariants:
@@ -60,6 +96,17 @@ struct Shared {
 #[derive(Default)]
 struct Waiters(Vec<IOFlushed<TypeConfig>>);
 
+impl Waiters {
+    fn tell(self, result: &io::Result<()>) {
+        for waiter in self.0 {
+            waiter.io_completed(match result {
+                Ok(()) => Ok(()),
+                Err(error) => Err(copy_of(error)),
+            });
+        }
+    }
+}
+
 impl Debug for Waiters {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} waiting", self.0.len())
@@ -68,46 +115,74 @@ impl Debug for Waiters {
 
 /// What raft-log calls, on its own thread, when a sync is done or has failed.
 pub struct FlushCallback {
-    waiters: Waiters,
+    /// Taken once they are told.
+    waiters: Option<Waiters>,
     shared: Weak<RwLock<Shared>>,
 }
 
 impl Callback for FlushCallback {
-    fn send(self, result: io::Result<()>) {
+    fn send(mut self, result: io::Result<()>) {
         // First start the next sync, then wake those whose sync is done: the
         // disk is the slower of the two.
         if let Some(shared) = self.shared.upgrade() {
             LogStore::sync_done(&shared, &result);
-            if let Some(last_owner) = Arc::into_inner(shared) {
-                // Dropping the log waits for the thread that we are on.
-                std::thread::spawn(move || drop(last_owner));
+        }
+        self.waiters.take().unwrap_or_default().tell(&result);
+    }
+}
+
+// raft-log's thread ends without a word to those in its queue if it cannot
+// delete a file of purged entries. They must hear of it all the same.
+impl Drop for FlushCallback {
+    fn drop(&mut self) {
+        let Some(waiters) = self.waiters.take() else { return };
+        let shared = self.shared.clone();
+        // Elsewhere, because whoever drops this may hold the lock.
+        std::thread::spawn(move || {
+            let mut error = io::Error::other(WRITER_STOPPED);
+            if let Some(shared) = shared.upgrade() {
+                let mut shared = shared.write().unwrap_or_else(PoisonError::into_inner);
+                error = shared.why_the_writer_stopped();
+                shared.fail(&error);
             }
+            waiters.tell(&Err(error));
+        });
+    }
+}
+
+const WRITER_STOPPED: &str = "the log writer stopped";
+
+impl Shared {
+    /// Ends all writing: tells everyone who waits for the next sync, and everyone who comes later.
+    fn fail(&mut self, error: &io::Error) {
+        if self.failure.is_none() {
+            tracing::error!("cannot write the log: {error}; the node stops, since what is on disk is not known");
+            self.failure = Some((error.kind(), error.to_string()));
         }
-        for waiter in self.waiters.0 {
-            waiter.io_completed(match &result {
-                Ok(()) => Ok(()),
-                Err(error) => Err(copy_of(error)),
-            });
-        }
+        std::mem::take(&mut self.waiting).tell(&Err(copy_of(error)));
+    }
+
+    fn why_the_writer_stopped(&self) -> io::Error {
+        // Does not wait: the thread has ended.
+        self.log.wait_worker_idle().err().unwrap_or_else(|| io::Error::other(WRITER_STOPPED))
     }
 }
 
 impl LogStore {
-    /// Length of the record that every log file begins with, at its shortest: its
-    /// type 4, a version 1, five empty options, its checksum 8.
-    pub const FIRST_RECORD_BYTES: u64 = 18;
-
     /// Opens the log in `directory`, and replays it.
     ///
-    /// A torn record at the end, as a crash during a write leaves it, is cut off
-    /// with a warning. Any other damage is an error.
-    pub fn open(directory: &Path) -> Result<Self, StoreError> {
-        let last_chunk = last_chunk(directory)?;
+    /// `checked` is what [`CheckedLog::read`] found there: nothing but a torn
+    /// end, which is cut off now, with a warning.
+    pub fn open(directory: &Path, checked: &CheckedLog, sizes: LogSizes) -> Result<Self, StoreError> {
+        let Some(directory_text) = directory.to_str() else {
+            let error = io::Error::new(io::ErrorKind::InvalidInput, "the path is not UTF-8");
+            return Err(StoreError::io("open the log in", directory, error));
+        };
         let config = raft_log::Config {
             wal: raft_log::chunked_wal::Config {
-                dir: directory.display().to_string(),
+                dir: directory_text.to_owned(),
                 read_buffer_size: Some(1 << 20),
-                chunk_max_size: Some(LOG_CHUNK_BYTES_MAX),
+                chunk_max_size: Some(sizes.chunk_bytes_max),
                 truncate_incomplete_record: Some(true),
                 // Batching is done above, so the writer must not wait for more.
                 flush_batch_wait: Some(Duration::ZERO),
@@ -116,42 +191,32 @@ impl LogStore {
                 ..raft_log::chunked_wal::Config::default()
             },
             log_cache_max_items: Some(usize::MAX),
-            log_cache_capacity: Some(LOG_CACHE_BYTES_MAX),
+            log_cache_capacity: Some(sizes.cache_bytes_max),
         };
         let mut log = RaftLog::open(Arc::new(config)).map_err(|error| open_error(directory, error))?;
-        if last_chunk.is_none() {
-            // A log that was once there must be told from one that never was.
-            let synced = log.flush(true, None).and_then(|()| log.wait_worker_idle());
-            synced.map_err(|error| StoreError::io("write the log in", directory, error))?;
-        }
-        if let Some((path, bytes_before)) = last_chunk {
-            let bytes_after = match fs::metadata(&path) {
-                Ok(metadata) => metadata.len(),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-                Err(error) => return Err(StoreError::io("inspect", &path, error)),
-            };
-            if bytes_after < bytes_before {
-                tracing::warn!(
-                    "cut {} bytes off `{}` at offset {bytes_after}: a record that was being written when the node \
-                     stopped, and that was never acknowledged",
-                    bytes_before - bytes_after,
-                    path.display(),
-                );
-            }
+        // A process that was killed may leave records that are written and not
+        // synced. They are there for whoever reads them now, so they must stay.
+        log.flush(true, None)
+            .and_then(|()| log.wait_worker_idle())
+            .map_err(|error| StoreError::io("write the log in", directory, error))?;
+        for torn in &checked.torn {
+            tracing::warn!(
+                "cut {} bytes off `{}` at offset {}: a record that was being written when the node stopped, and that \
+                 was never acknowledged",
+                torn.bytes,
+                torn.path.display(),
+                torn.offset,
+            );
         }
         let shared =
             Shared { log, waiting: Waiters::default(), sync_under_way: false, sync_wanted: false, failure: None };
-        Ok(LogStore { shared: Arc::new(RwLock::new(shared)) })
+        let shared = Some(Arc::new(RwLock::new(shared)));
+        Ok(LogStore { owner: Arc::new(Owner { shared }) })
     }
 
     /// Writes and syncs all that was appended, and waits for it.
     pub async fn flush(&self) -> io::Result<()> {
-        let (tx, rx) = TypeConfig::oneshot();
-        {
-            let mut shared = self.write()?;
-            self.request_sync(&mut shared, Some(IOFlushed::signal(tx)))?;
-        }
-        rx.await.map_err(|_| io::Error::other("the log writer stopped"))?
+        self.write_and_sync(|_| Ok(())).await
     }
 
     /// The last log id that was removed from the log's beginning, if any.
@@ -166,16 +231,42 @@ impl LogStore {
         Ok(state.vote().is_none() && state.last().is_none())
     }
 
-    fn read(&self) -> io::Result<RwLockReadGuard<'_, Shared>> {
-        self.shared.read().map_err(|_| io::Error::other("the log failed earlier"))
+    fn shared(&self) -> &Arc<RwLock<Shared>> {
+        self.owner.shared.as_ref().expect("it is taken when the last clone is dropped")
     }
 
-    fn write(&self) -> io::Result<RwLockWriteGuard<'_, Shared>> {
-        let shared = self.shared.write().map_err(|_| io::Error::other("the log failed earlier"))?;
-        match &shared.failure {
-            None => Ok(shared),
-            Some((kind, message)) => Err(io::Error::new(*kind, message.clone())),
+    fn read(&self) -> io::Result<RwLockReadGuard<'_, Shared>> {
+        self.shared().read().map_err(|_| io::Error::other("the log failed earlier"))
+    }
+
+    /// Writes to the log; the first write that fails is the last.
+    fn write<T>(&self, write: impl FnOnce(&mut Shared) -> io::Result<T>) -> io::Result<T> {
+        let mut shared = self.shared().write().map_err(|_| io::Error::other("the log failed earlier"))?;
+        if let Some((kind, message)) = &shared.failure {
+            return Err(io::Error::new(*kind, message.clone()));
         }
+        let result = write(&mut shared);
+        if let Err(error) = &result {
+            // A record that could not be encoded may have left its beginning
+            // behind; whole records after it would make that damage.
+            shared.fail(error);
+        }
+        result
+    }
+
+    /// Writes to the log, and waits until it is on disk.
+    async fn write_and_sync(&self, write: impl FnOnce(&mut Shared) -> io::Result<()>) -> io::Result<()> {
+        let synced = self.write(|shared| {
+            write(shared)?;
+            self.wait_for_sync(shared)
+        })?;
+        synced.await.map_err(|_| io::Error::other(WRITER_STOPPED))?
+    }
+
+    fn wait_for_sync(&self, shared: &mut Shared) -> io::Result<OneshotReceiverOf<TypeConfig, io::Result<()>>> {
+        let (tx, rx) = TypeConfig::oneshot();
+        self.request_sync(shared, Some(IOFlushed::signal(tx)))?;
+        Ok(rx)
     }
 
     fn request_sync(&self, shared: &mut Shared, waiter: Option<IOFlushed<TypeConfig>>) -> io::Result<()> {
@@ -184,31 +275,29 @@ impl LogStore {
         if shared.sync_under_way {
             return Ok(());
         }
-        Self::start_sync(&self.shared, shared)
+        Self::start_sync(self.shared(), shared)
     }
 
     fn start_sync(this: &Arc<RwLock<Shared>>, shared: &mut Shared) -> io::Result<()> {
         shared.sync_under_way = true;
         shared.sync_wanted = false;
-        let waiters = std::mem::take(&mut shared.waiting);
+        let waiters = Some(std::mem::take(&mut shared.waiting));
         let callback = FlushCallback { waiters, shared: Arc::downgrade(this) };
-        shared.log.flush(true, Some(callback))
+        shared.log.flush(true, Some(callback)).map_err(|_| shared.why_the_writer_stopped())
     }
 
     fn sync_done(this: &Arc<RwLock<Shared>>, result: &io::Result<()>) {
-        let Ok(mut shared) = this.write() else { return };
+        let mut shared = this.write().unwrap_or_else(PoisonError::into_inner);
         shared.sync_under_way = false;
         let outcome = match result {
+            Err(error) => Err(copy_of(error)),
+            Ok(()) if this.is_poisoned() => Err(io::Error::other("a thread panicked while it wrote the log")),
+            Ok(()) if shared.failure.is_some() => return,
             Ok(()) if shared.waiting.0.is_empty() && !shared.sync_wanted => return,
             Ok(()) => Self::start_sync(this, &mut shared),
-            Err(error) => Err(copy_of(error)),
         };
         if let Err(error) = outcome {
-            tracing::error!("cannot write the log: {error}; the node stops, since what is on disk is not known");
-            shared.failure = Some((error.kind(), error.to_string()));
-            for waiter in std::mem::take(&mut shared.waiting).0 {
-                waiter.io_completed(Err(copy_of(&error)));
-            }
+            shared.fail(&error);
         }
     }
 
@@ -262,7 +351,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
                     Ok(entries) => part = entries.into_iter(),
                     Err(error) => return Some((Err(error), (log, end, end, part))),
                 }
-                start = if part.len() == 0 { end } else { start + part.len() as u64 };
+                start = part.as_slice().last().map_or(end, |entry| entry.log_id.index + 1);
             }
             part.next().map(|entry| (Ok(entry), (log, start, end, part)))
         }))
@@ -286,27 +375,22 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
-        let (tx, rx) = TypeConfig::oneshot();
-        {
-            let mut shared = self.write()?;
-            shared.log.save_vote(VoteRecord(*vote))?;
-            self.request_sync(&mut shared, Some(IOFlushed::signal(tx)))?;
-        }
-        rx.await.map_err(|_| io::Error::other("the log writer stopped"))?
+        self.write_and_sync(|shared| shared.log.save_vote(VoteRecord(*vote)).map(drop)).await
     }
 
     /// Stored with the next sync, not with one of its own: it only says from
     /// where a restart may apply again without asking.
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
         let Some(committed) = committed.map(LogIdRecord) else { return Ok(()) };
-        let mut shared = self.write()?;
-        let state = shared.log.log_state();
-        // A snapshot may be ahead of the log while it is being installed.
-        let within_log = Some(&committed) <= state.last();
-        if within_log && state.committed() < Some(&committed) {
-            shared.log.commit(committed)?;
-        }
-        Ok(())
+        self.write(|shared| {
+            let state = shared.log.log_state();
+            // A snapshot may be ahead of the log while it is being installed.
+            let within_log = Some(&committed) <= state.last();
+            if within_log && state.committed() < Some(&committed) {
+                shared.log.commit(committed)?;
+            }
+            Ok(())
+        })
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
@@ -318,23 +402,31 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let mut shared = self.write()?;
         let records = entries.into_iter().map(|entry| (LogIdRecord(entry.log_id), PayloadRecord(entry.payload)));
-        shared.log.append(records)?;
-        self.request_sync(&mut shared, Some(callback))
+        self.write(|shared| {
+            shared.log.append(records)?;
+            self.request_sync(shared, Some(callback))
+        })
     }
 
+    /// Waits for the sync: a snapshot that is installed next may be on disk
+    /// before what comes later in the log, and must not meet the entries that
+    /// contradict it.
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
-        let mut shared = self.write()?;
         let next_index = last_log_id.map_or(0, |log_id| log_id.index + 1);
-        shared.log.truncate(next_index)?;
-        self.request_sync(&mut shared, None)
+        self.write_and_sync(|shared| {
+            let ends_before = shared.log.log_state().last().is_none_or(|last| last.0.index < next_index);
+            if ends_before { Ok(()) } else { shared.log.truncate(next_index).map(drop) }
+        })
+        .await
     }
 
+    /// Does not wait for the sync: without the record the log only begins earlier.
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
-        let mut shared = self.write()?;
-        shared.log.purge(LogIdRecord(log_id))?;
-        self.request_sync(&mut shared, None)
+        self.write(|shared| {
+            shared.log.purge(LogIdRecord(log_id))?;
+            self.request_sync(shared, None)
+        })
     }
 }
 
@@ -342,36 +434,15 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 fn bounds_of(range: &impl RangeBounds<u64>) -> (u64, u64) {
     let start = match range.start_bound() {
         Bound::Included(start) => *start,
-        Bound::Excluded(before) => before + 1,
+        Bound::Excluded(before) => before.saturating_add(1),
         Bound::Unbounded => 0,
     };
     let end = match range.end_bound() {
-        Bound::Included(last) => last + 1,
+        Bound::Included(last) => last.saturating_add(1),
         Bound::Excluded(end) => *end,
         Bound::Unbounded => u64::MAX,
     };
     (start, end.max(start))
-}
-
-/// The newest chunk file and its length, if there is one.
-fn last_chunk(directory: &Path) -> Result<Option<(PathBuf, u64)>, StoreError> {
-    let Some(path) = chunk_paths(directory)?.pop() else { return Ok(None) };
-    let bytes = fs::metadata(&path).map_err(|error| StoreError::io("inspect", &path, error))?.len();
-    Ok(Some((path, bytes)))
-}
-
-/// All chunk files of a log, oldest first.
-pub fn chunk_paths(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
-    let failed = |error| StoreError::io("list", directory, error);
-    let mut paths = Vec::new();
-    for entry in fs::read_dir(directory).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        if path.extension().is_some_and(|extension| extension == "wal") {
-            paths.push(path);
-        }
-    }
-    paths.sort(); // The names are offsets of a fixed width.
-    Ok(paths)
 }
 
 /// Tells damage from a failing disk.
@@ -388,3 +459,6 @@ fn open_error(directory: &Path, error: io::Error) -> StoreError {
 fn copy_of(error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), error.to_string())
 }
+
+#[cfg(test)]
+mod tests;

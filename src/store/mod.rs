@@ -16,22 +16,23 @@ pub mod durable;
 pub mod error;
 pub mod identity;
 pub mod log;
+pub mod log_check;
 pub mod snapshot;
+pub mod snapshot_format;
 pub mod state_machine;
 pub mod state_machine_store;
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use self::error::StoreError;
 pub use self::identity::{ClusterId, Identity};
-pub use self::log::LogStore;
+pub use self::log::{LogSizes, LogStore};
 pub use self::state_machine::ExampleStateMachine;
 pub use self::state_machine_store::StateMachineStore;
 
 use self::identity::{DirectoryLock, IdentityFile};
+use self::log_check::CheckedLog;
 use self::snapshot::SnapshotDirectory;
 use crate::types::NodeId;
 
@@ -55,35 +56,47 @@ impl ExampleStore {
     ///
     /// See [`StoreError`]. A directory that is refused is left as it was.
     pub fn open(data_dir: &Path, node_id: NodeId) -> Result<Self, StoreError> {
+        Self::open_with(data_dir, node_id, LogSizes::default())
+    }
+
+    /// As [`ExampleStore::open`], with other sizes for the log: tests use small ones.
+    #[doc(hidden)]
+    pub fn open_with(data_dir: &Path, node_id: NodeId, sizes: LogSizes) -> Result<Self, StoreError> {
         let directory = data_dir.join(format!("node-{node_id}"));
         durable::create_directory(&directory).map_err(|error| StoreError::io("create", &directory, error))?;
         let lock = DirectoryLock::acquire(&directory)?;
 
+        // First look through everything, so that a directory which is refused is left as it was.
         let identity_file = IdentityFile::in_directory(&directory);
         let log_directory = directory.join("log");
         let snapshot_directory = directory.join("snapshots");
-        let identity = match identity_file.read()? {
-            Some(identity) if identity.node_id != node_id => {
-                let path = identity_file.path().to_owned();
-                return Err(StoreError::OtherNode { path, found: identity.node_id, wanted: node_id });
-            }
-            Some(identity) => {
-                check_log_is_there(&identity, &log_directory)?;
-                identity
-            }
-            None => {
-                check_nothing_is_there(&identity_file, &log_directory, &snapshot_directory)?;
-                identity_file.create(node_id)?
-            }
-        };
-        durable::remove_temporary_files(&directory).map_err(|error| StoreError::io("clean", &directory, error))?;
+        let found = identity_file.read()?;
+        check_owner(&identity_file, found.as_ref(), node_id)?;
+        check_directories(&identity_file, found.as_ref(), [&log_directory, &snapshot_directory])?;
+        let joined = found.is_some_and(|identity| identity.cluster_id.is_some());
+        let checked = CheckedLog::read(&log_directory, !joined)?;
+        let (snapshots, machine) = SnapshotDirectory::open(&snapshot_directory, &checked)?;
+        let has_data = !checked.is_pristine() || !snapshots.is_empty();
+        if has_data && !joined {
+            let what = "it says that the node never joined a cluster, and there is data beside it";
+            return Err(StoreError::damaged(identity_file.path(), None, what));
+        }
 
+        // From here on the directory is written to.
+        durable::remove_temporary_files(&directory).map_err(|error| StoreError::io("clean", &directory, error))?;
+        let identity = match found {
+            Some(identity) => identity,
+            None => identity_file.create(node_id)?,
+        };
         for path in [&log_directory, &snapshot_directory] {
             durable::create_directory(path).map_err(|error| StoreError::io("create", path, error))?;
         }
-        let log = LogStore::open(&log_directory)?;
-        let purged = log.purged().map_err(|error| StoreError::io("read", &log_directory, error))?;
-        let (snapshots, machine) = SnapshotDirectory::open(&snapshot_directory, purged)?;
+        snapshots.clean()?;
+        // A process that was killed may leave names that are seen and not yet durable.
+        for path in [durable::parent_of(&directory), &directory, &log_directory, &snapshot_directory] {
+            durable::sync_directory(path).map_err(|error| StoreError::io("sync", path, error))?;
+        }
+        let log = LogStore::open(&log_directory, &checked, sizes)?;
         Ok(ExampleStore {
             log,
             state_machine: StateMachineStore::new(machine, snapshots),
@@ -124,45 +137,36 @@ impl ExampleStore {
     }
 }
 
-/// A member of a cluster has voted or promised to: its log must be there.
-fn check_log_is_there(identity: &Identity, log_directory: &Path) -> Result<(), StoreError> {
-    if identity.cluster_id.is_none() {
-        return Ok(());
+/// The directory must be this node's.
+fn check_owner(file: &IdentityFile, found: Option<&Identity>, node_id: NodeId) -> Result<(), StoreError> {
+    match found {
+        Some(identity) if identity.node_id != node_id => {
+            Err(StoreError::OtherNode { path: file.path().to_owned(), found: identity.node_id, wanted: node_id })
+        }
+        _ => Ok(()),
     }
-    let chunks = match log::chunk_paths(log_directory) {
-        Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Vec::new(),
-        other => other?,
-    };
-    // The first record of the first chunk is synced before a node joins a
-    // cluster, so a log without any is not a torn write.
-    let bytes = match chunks.as_slice() {
-        [only] => fs::metadata(only).map_err(|error| StoreError::io("inspect", only, error))?.len(),
-        [] => 0,
-        _ => u64::MAX,
-    };
-    if bytes < LogStore::FIRST_RECORD_BYTES {
-        let what =
-            format!("`IDENTITY` says that the node belongs to cluster {}, and its log is gone", text_of(identity));
-        return Err(StoreError::damaged(log_directory, None, what));
-    }
-    Ok(())
 }
 
-/// Without an identity there must be no data either.
-fn check_nothing_is_there(
-    identity_file: &IdentityFile,
-    log_directory: &Path,
-    snapshot_directory: &Path,
+/// Data without an identity is nobody's; and a member of a cluster has had both
+/// directories since before it joined: it voted, or promised to.
+fn check_directories(
+    file: &IdentityFile,
+    found: Option<&Identity>,
+    directories: [&PathBuf; 2],
 ) -> Result<(), StoreError> {
-    for path in [log_directory, snapshot_directory] {
-        if path.exists() {
-            let what = format!("it is missing beside `{}`", path.display());
-            return Err(StoreError::damaged(identity_file.path(), None, what));
+    for path in directories {
+        let exists = path.symlink_metadata().is_ok();
+        match found.map(|identity| identity.cluster_id) {
+            None if exists => {
+                let what = format!("it is missing beside `{}`", path.display());
+                return Err(StoreError::damaged(file.path(), None, what));
+            }
+            Some(Some(cluster_id)) if !exists => {
+                let what = format!("`IDENTITY` says that the node belongs to cluster {cluster_id}, and this is gone");
+                return Err(StoreError::damaged(path, None, what));
+            }
+            _ => {}
         }
     }
     Ok(())
-}
-
-fn text_of(identity: &Identity) -> String {
-    identity.cluster_id.map(|id| id.to_string()).unwrap_or_default()
 }

@@ -1,0 +1,40 @@
+# The same targets serve developers, `.ci/run` and GitHub.
+
+.PHONY: verify format lint docs test demo bench leftovers deny help
+
+help:
+	@echo 'make verify   formatting, lints, documentation, leftovers, all tests'
+	@echo 'make test     all tests'
+	@echo 'make demo     a cluster of three, shown and checked with curl'
+	@echo 'make bench    the same load on three of our nodes and three of etcd (about 15 minutes)'
+	@echo 'make deny     licences and advisories of the dependencies (needs cargo-deny)'
+
+verify: format lint docs leftovers test
+
+format:
+	cargo fmt --all --check
+
+lint:
+	cargo clippy --all-targets --locked -- -D warnings
+
+docs:
+	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --locked
+
+# What must not stay in code that lands.
+leftovers:
+	@! grep -rnE '\b(todo|unimplemented|dbg)!\(|FIXME|XXX|#\[ignore\]' --include='*.rs' src tests bench/src
+
+test:
+	cargo test --locked
+
+demo:
+	./test-cluster.sh
+
+# What make bench measures is in docs/BENCHMARKS.md; BENCH_ARGUMENTS is passed on.
+bench:
+	cargo build --release --locked
+	sh bench/fetch-etcd.sh
+	cargo run --release --locked --manifest-path bench/Cargo.toml -- compare $(BENCH_ARGUMENTS)
+
+deny:
+	cargo deny check

@@ -1,0 +1,301 @@
+//! What the writer promises to those who wait for it, with a callback in the tests' hands.
+
+use std::time::Instant;
+
+use openraft::vote::RaftLeaderId;
+use tempfile::TempDir;
+
+use super::*;
+use crate::config::LOG_PAYLOAD_BYTES_MAX;
+use crate::types::{Command, Payload};
+
+type Waiting = OneshotReceiverOf<TypeConfig, io::Result<()>>;
+
+fn open(directory: &TempDir) -> LogStore {
+    let checked = CheckedLog::read(directory.path(), true).unwrap();
+    LogStore::open(directory.path(), &checked, LogSizes::default()).unwrap()
+}
+
+fn entry(index: u64, value: &str) -> Entry {
+    let command = Command::Set { key: "key".into(), value: value.into() };
+    Entry { log_id: LogId::new(RaftLeaderId::new(1, 1), index), payload: Payload::Normal(command) }
+}
+
+fn vote(term: u64) -> Vote {
+    Vote { leader_id: RaftLeaderId::new(term, 1), committed: false }
+}
+
+async fn append(log: &LogStore, index: u64) -> Waiting {
+    let (tx, rx) = TypeConfig::oneshot();
+    log.clone().append([entry(index, "value")], IOFlushed::signal(tx)).await.unwrap();
+    rx
+}
+
+/// Makes the store believe that a sync is under way, so that the next ones wait for
+/// the callback that is returned, and for nothing else.
+fn pretend_sync(log: &LogStore) -> (FlushCallback, Waiting) {
+    let (tx, rx) = TypeConfig::oneshot();
+    log.shared().write().unwrap().sync_under_way = true;
+    let waiters = Some(Waiters(vec![IOFlushed::signal(tx)]));
+    (FlushCallback { waiters, shared: Arc::downgrade(log.shared()) }, rx)
+}
+
+fn writer_is_idle(log: &LogStore) {
+    log.read().unwrap().log.wait_worker_idle().unwrap();
+}
+
+async fn assert_refused(log: &LogStore, message: &str) {
+    let (tx, mut rx) = TypeConfig::oneshot();
+    let errors = [
+        log.clone().append([entry(9, "value")], IOFlushed::signal(tx)).await,
+        log.clone().save_vote(&vote(9)).await,
+        log.clone().save_committed(Some(LogId::new(RaftLeaderId::new(1, 1), 0))).await,
+        log.clone().truncate_after(None).await,
+        log.clone().purge(LogId::new(RaftLeaderId::new(1, 1), 0)).await,
+        log.flush().await,
+    ];
+    for error in errors {
+        assert_eq!(error.unwrap_err().to_string(), message);
+    }
+    assert!(rx.try_recv().is_err(), "an append that was refused must not be acknowledged");
+}
+
+/// Nothing is acknowledged before the sync that follows it is done.
+///
+/// Method: an entry, a vote and a truncation are written while a sync is under way;
+/// none is acknowledged, however long that takes, until it and one more sync are done.
+#[tokio::test]
+async fn acknowledged_after_the_next_sync() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(&directory);
+    let (callback, mut before) = pretend_sync(&log);
+    let mut appended = append(&log, 0).await;
+    let saved = tokio::spawn({
+        let mut log = log.clone();
+        async move { log.save_vote(&vote(1)).await }
+    });
+    tokio::task::yield_now().await;
+    let truncated = tokio::spawn({
+        let mut log = log.clone();
+        async move { log.truncate_after(None).await }
+    });
+    tokio::task::yield_now().await;
+    writer_is_idle(&log);
+    assert_eq!(log.read().unwrap().waiting.0.len(), 3);
+    assert!(before.try_recv().is_err() && appended.try_recv().is_err());
+    assert!(!saved.is_finished() && !truncated.is_finished());
+
+    callback.send(Ok(()));
+    before.try_recv().unwrap().unwrap();
+    appended.await.unwrap().unwrap();
+    saved.await.unwrap().unwrap();
+    truncated.await.unwrap().unwrap();
+    writer_is_idle(&log);
+    assert!(!log.read().unwrap().sync_under_way);
+}
+
+/// All that is written during a sync is written and synced together after it.
+///
+/// Method: 100 entries written while a sync is under way; the number of syncs counted.
+#[tokio::test]
+async fn one_sync_for_all_that_wait() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(&directory);
+    let syncs = || log.read().unwrap().log.stat().flush_metrics.sync_batch_count;
+    let before = syncs();
+    let (callback, _) = pretend_sync(&log);
+    let mut waiting = Vec::new();
+    for index in 0..100 {
+        waiting.push(append(&log, index).await);
+    }
+    assert_eq!(syncs(), before);
+    callback.send(Ok(()));
+    for acknowledged in waiting {
+        acknowledged.await.unwrap().unwrap();
+    }
+    assert_eq!(syncs(), before + 1);
+}
+
+/// What a killed process wrote and did not sync is synced before anyone relies on it.
+///
+/// Method: the syncs counted that opening a log makes.
+#[tokio::test]
+async fn opening_syncs() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(&directory);
+    append(&log, 0).await.await.unwrap().unwrap();
+    drop(log);
+    let log = open(&directory);
+    assert_eq!(log.read().unwrap().log.stat().flush_metrics.sync_batch_count, 1);
+}
+
+/// A sync that fails is reported to those it was for, to those that wait for the
+/// next one, and to all that come later.
+#[tokio::test]
+async fn failed_sync() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(&directory);
+    let (callback, this_batch) = pretend_sync(&log);
+    let next_batch = append(&log, 0).await;
+    callback.send(Err(io::Error::new(io::ErrorKind::StorageFull, "no space left")));
+    for waiting in [this_batch, next_batch] {
+        let error = waiting.await.unwrap().unwrap_err();
+        assert_eq!((error.kind(), error.to_string().as_str()), (io::ErrorKind::StorageFull, "no space left"));
+    }
+    assert_refused(&log, "no space left").await;
+}
+
+/// A writer that ends without a word fails everyone, too: nobody waits for ever.
+///
+/// Method: a file of purged entries that cannot be deleted, as it is a directory by
+/// then; raft-log's thread ends over that.
+#[tokio::test]
+async fn writer_that_ends() {
+    let directory = tempfile::tempdir().unwrap();
+    let sizes = LogSizes { chunk_bytes_max: 200, ..LogSizes::default() };
+    let log = LogStore::open(directory.path(), &CheckedLog::default(), sizes).unwrap();
+    for index in 0..10 {
+        append(&log, index).await.await.unwrap().unwrap();
+    }
+    let first = directory.path().join("r-00_000_000_000_000_000_000.wal");
+    std::fs::remove_file(&first).unwrap();
+    std::fs::create_dir(&first).unwrap();
+
+    let (callback, before) = pretend_sync(&log);
+    log.clone().purge(LogId::new(RaftLeaderId::new(1, 1), 8)).await.unwrap();
+    let this_batch = append(&log, 10).await;
+    callback.send(Ok(()));
+    before.await.unwrap().unwrap();
+    this_batch.await.unwrap().unwrap();
+
+    let started = Instant::now();
+    let mut index = 11;
+    let error = loop {
+        let (tx, rx) = TypeConfig::oneshot();
+        let result = log.clone().append([entry(index, "value")], IOFlushed::signal(tx)).await;
+        let Ok(()) = result else { break result.unwrap_err() };
+        if let Err(error) = rx.await.unwrap() {
+            break error;
+        }
+        index += 1;
+        assert!(started.elapsed() < Duration::from_secs(30), "the failure was never reported");
+    };
+    assert_eq!(error.kind(), io::ErrorKind::IsADirectory, "{error}");
+    assert_refused(&log, &error.to_string()).await;
+}
+
+/// A callback that is dropped tells its waiters, and those that wait for the next
+/// sync, even if whoever drops it holds the lock.
+#[tokio::test]
+async fn dropped_callback() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(&directory);
+    let (callback, this_batch) = pretend_sync(&log);
+    let next_batch = append(&log, 0).await;
+    let shared = log.shared().write().unwrap();
+    drop(callback);
+    drop(shared);
+    for waiting in [this_batch, next_batch] {
+        assert_eq!(waiting.await.unwrap().unwrap_err().to_string(), WRITER_STOPPED);
+    }
+    assert_refused(&log, WRITER_STOPPED).await;
+}
+
+/// Once a log is dropped it can be opened again, also if a callback was just at work.
+#[test]
+fn dropped_while_a_callback_runs() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(&directory);
+    let held = log.shared().clone();
+    let callback = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        drop(held);
+    });
+    drop(log);
+    drop(open(&directory));
+    callback.join().unwrap();
+}
+
+/// A record that cannot be written ends the log before it: what was acknowledged
+/// is there, and nothing follows what is left of the record.
+///
+/// Method: a payload over the limit, between two that are not.
+#[tokio::test]
+async fn payload_over_the_limit() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(&directory);
+    append(&log, 0).await.await.unwrap().unwrap();
+    let (tx, _) = TypeConfig::oneshot();
+    let entries = [entry(1, &"v".repeat(LOG_PAYLOAD_BYTES_MAX)), entry(2, "value")];
+    let error = log.clone().append(entries, IOFlushed::signal(tx)).await.unwrap_err();
+    assert!(error.to_string().contains("over the limit"), "{error}");
+    assert_refused(&log, &error.to_string()).await;
+    drop(log);
+    let log = open(&directory);
+    let state = log.clone().get_log_state().await.unwrap();
+    assert_eq!(state.last_log_id, Some(LogId::new(RaftLeaderId::new(1, 1), 0)));
+    append(&log, 1).await.await.unwrap().unwrap();
+}
+
+/// Records are on disk in the order in which they were written, whoever waits for which.
+#[tokio::test]
+async fn order_is_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(&directory);
+    let mut waiting = Vec::new();
+    for index in 0..20 {
+        waiting.push(append(&log, index).await);
+        if index % 5 == 0 {
+            log.clone().save_vote(&vote(2 + index)).await.unwrap();
+            // The vote is on disk, so what was written before it is.
+            for acknowledged in waiting.drain(..) {
+                acknowledged.await.unwrap().unwrap();
+            }
+            let checked = CheckedLog::read(directory.path(), false).unwrap();
+            assert_eq!(checked.vote, Some(vote(2 + index)));
+            assert_eq!(checked.last.map(|log_id| log_id.index), Some(index));
+        }
+    }
+}
+
+/// A range of entries that begins before the log does is read from where the log begins, each once.
+#[tokio::test]
+async fn stream_of_entries() {
+    use futures_util::StreamExt;
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(&directory);
+    for index in 0..6 {
+        let large = "v".repeat(APPLY_BYTES_MAX / 2);
+        let (tx, rx) = TypeConfig::oneshot();
+        log.clone().append([entry(index, &large)], IOFlushed::signal(tx)).await.unwrap();
+        rx.await.unwrap().unwrap();
+    }
+    log.clone().purge(LogId::new(RaftLeaderId::new(1, 1), 1)).await.unwrap();
+    let indexes = async |range: std::ops::Range<u64>| {
+        let mut log = log.clone();
+        let entries = log.entries_stream(range).await;
+        entries.map(|entry| entry.unwrap().log_id.index).collect::<Vec<_>>().await
+    };
+    assert_eq!(indexes(2..6).await, [2, 3, 4, 5]);
+    assert_eq!(indexes(0..9).await, [2, 3, 4, 5]);
+    assert_eq!(indexes(3..5).await, [3, 4]);
+    assert_eq!(indexes(0..2).await, [0u64; 0]);
+}
+
+/// What replication reads at once is bounded by bytes, and is never nothing.
+#[tokio::test]
+async fn limited_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(&directory);
+    let large = "v".repeat(APPEND_BYTES_MAX / 2 + 1);
+    for index in 0..3 {
+        let (tx, rx) = TypeConfig::oneshot();
+        let value = if index == 2 { large.repeat(2) } else { large.clone() };
+        log.clone().append([entry(index, &value)], IOFlushed::signal(tx)).await.unwrap();
+        rx.await.unwrap().unwrap();
+    }
+    for (start, end, expected) in [(0, 3, 2), (1, 3, 2), (2, 3, 1), (0, 1, 1), (3, 9, 0)] {
+        let entries = log.clone().limited_get_log_entries(start, end).await.unwrap();
+        assert_eq!(entries.len(), expected, "{start}..{end}");
+    }
+}

@@ -1,0 +1,375 @@
+#!/bin/sh
+# The demo, which also checks: three nodes on this machine become a cluster, take
+# writes on any of them, lose their leader, lose all nodes, and lose no data.
+#
+# Needs sh and curl (jq, if there, makes the metrics readable). Uses the ports
+# 21001 to 21003, or three from RKV_PORT_BASE on, and a temporary directory.
+# Builds the release binary if it is missing or old, or takes RKV_BINARY.
+# Exits with 0 if all is well. Ends only the processes that it started.
+
+set -u
+
+cd "$(dirname "$0")" || exit 1
+
+port_base=${RKV_PORT_BASE:-21001}
+host=127.0.0.1
+# How long any condition may take, in seconds.
+deadline=30
+
+directory=
+# shellcheck disable=SC2034 # Read by pid_of, by number.
+pid_1='' pid_2='' pid_3=''
+status=
+body=
+started_at=
+
+# ---- saying and failing ----
+
+heading() {
+    printf '\n== %s\n' "$1"
+}
+
+say() {
+    printf '   %s\n' "$1"
+}
+
+fail() {
+    printf '\nFAILED: %s\n' "$1" >&2
+    exit 1
+}
+
+# On every way out: ends what is still running; keeps the data if something
+# failed, but not if someone interrupted it.
+clean_up() {
+    code=$?
+    trap - EXIT HUP INT TERM
+    for id in 1 2 3; do
+        kill_node "$id"
+    done
+    if [ -n "$directory" ]; then
+        if [ "$code" -eq 0 ] || [ "$code" -gt 128 ]; then
+            rm -rf "$directory"
+        else
+            for id in 1 2 3; do
+                if [ -f "$directory/node-$id.log" ]; then
+                    printf '\nThe last lines of the log of node %s:\n' "$id" >&2
+                    tail -n 10 "$directory/node-$id.log" >&2
+                fi
+            done
+            printf '\nThe data and the logs stay in %s\n' "$directory" >&2
+        fi
+    fi
+    exit "$code"
+}
+
+trap clean_up EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# ---- waiting ----
+
+if sleep 0.1 2>/dev/null; then
+    pause=0.1
+else
+    pause=1
+fi
+
+# wait_for WHAT COMMAND...: until the command succeeds, at most until the deadline.
+wait_for() {
+    what=$1
+    shift
+    give_up_at=$(($(date +%s) + deadline))
+    until "$@"; do
+        if [ "$(date +%s)" -ge "$give_up_at" ]; then
+            fail "not within $deadline seconds: $what; the last answer was: $status $body"
+        fi
+        sleep "$pause"
+    done
+}
+
+# ---- requests ----
+
+address() {
+    printf '%s:%s' "$host" "$((port_base + $1 - 1))"
+}
+
+# send ID PATH [BODY [HEADER]]: sets `status` (000 if there was no answer) and `body`.
+# GET without a body, else POST.
+send() {
+    set -- "http://$(address "$1")$2" "${3-}" "${4-}" "$#"
+    url=$1 data=$2 header=$3 count=$4
+    set -- -sS --noproxy '*' --connect-timeout 2 --max-time 70 -o "$directory/answer" -w '%{http_code}'
+    if [ "$count" -ge 3 ]; then
+        set -- "$@" --data-binary "$data"
+    fi
+    if [ -n "$header" ]; then
+        set -- "$@" -H "$header"
+    fi
+    : >"$directory/answer"
+    status=$(curl "$@" "$url" 2>"$directory/curl-error")
+    body=$(cat "$directory/answer" "$directory/curl-error")
+}
+
+# The same, and waits as long as the cluster is busy electing a leader: 503 says
+# that nothing was done, so that trying again is safe.
+send_again() {
+    send "$@"
+    [ "$status" != 503 ]
+}
+
+# request ID PATH [BODY [HEADER]]: shows the request and its answer.
+request() {
+    data_shown=
+    if [ "$#" -ge 3 ]; then
+        data_shown=" -d '$3'"
+    fi
+    printf '   > curl %s%s%s%s\n' "${4:+-H \"$4\" }" "$(address "$1")" "$2" "$data_shown"
+    wait_for "an answer other than 503" send_again "$@"
+    case $2 in
+        /metrics) show_metrics ;;
+        *) printf '   < %s %s\n' "$status" "$body" ;;
+    esac
+}
+
+show_metrics() {
+    if command -v jq >/dev/null 2>&1; then
+        printf '   < %s\n' "$status"
+        printf '%s' "$body" | jq '.Ok | {id, state, current_term, current_leader, last_log_index,
+            membership: .membership_config.membership}' | sed 's/^/   < /'
+    else
+        printf '   < %s %s\n' "$status" "$body"
+    fi
+}
+
+# ---- checks ----
+
+expect() {
+    if [ "$status $body" != "$1" ]; then
+        fail "expected: $1
+        but came: $status $body"
+    fi
+}
+
+# Status 200, and these parts in the body.
+expect_ok_with() {
+    if ! answer_has "$@"; then
+        fail "expected: status 200 and in the body: $*
+        but came: $status $body"
+    fi
+}
+
+answer_has() {
+    [ "$status" = 200 ] || return 1
+    for part in "$@"; do
+        case $body in
+            *"$part"*) ;;
+            *) return 1 ;;
+        esac
+    done
+}
+
+metrics_have() {
+    send "$1" /metrics
+    shift
+    answer_has "$@"
+}
+
+# holds ID KEY VALUE: in the node's own state.
+holds() {
+    send "$1" /read "\"$2\""
+    [ "$status $body" = "200 {\"Ok\":\"$3\"}" ]
+}
+
+# Linearizable reads see the last write at once, stale ones soon.
+read_on() {
+    key=$1 value=$2
+    shift 2
+    for id in "$@"; do
+        request "$id" /consistent_read "\"$key\""
+        expect "200 {\"Ok\":\"$value\"}"
+        wait_for "node $id holds $key = $value" holds "$id" "$key" "$value"
+        request "$id" /read "\"$key\""
+        expect "200 {\"Ok\":\"$value\"}"
+    done
+}
+
+# find_leader ID...: sets `leader` to the one that all these nodes name, if it is among them.
+find_leader() {
+    leader=
+    for id in "$@"; do
+        send "$id" /metrics
+        named=$(printf '%s' "$body" | sed -n 's/.*"current_leader":\([0-9][0-9]*\).*/\1/p')
+        [ -n "$named" ] || return 1
+        [ -z "$leader" ] || [ "$leader" = "$named" ] || return 1
+        leader=$named
+    done
+    for id in "$@"; do
+        if [ "$id" = "$leader" ]; then
+            metrics_have "$leader" '"state":"Leader"'
+            return
+        fi
+    done
+    return 1
+}
+
+# ---- processes ----
+
+pid_of() {
+    eval "printf '%s' \"\$pid_$1\""
+}
+
+set_pid() {
+    eval "pid_$1=$2"
+}
+
+is_port_free() {
+    curl -s --noproxy '*' --connect-timeout 2 --max-time 2 -o /dev/null "http://$(address "$1")/"
+    [ "$?" -eq 7 ] # Nobody takes the connection.
+}
+
+start_node() {
+    id=$1
+    if ! is_port_free "$id"; then
+        fail "the port of node $id is taken: something listens on $(address "$id").
+        Stop it, or choose other ports: RKV_PORT_BASE=31001 $0"
+    fi
+    "$binary" --id "$id" --http-addr "$(address "$id")" --data-dir "$directory" >>"$directory/node-$id.log" 2>&1 &
+    set_pid "$id" "$!"
+    wait_for "node $id answers" has_started "$id"
+    say "node $id runs at $(address "$id") as process $(pid_of "$id")"
+}
+
+has_started() {
+    if ! kill -0 "$(pid_of "$1")" 2>/dev/null; then
+        fail "node $1 ended at its start: $(tail -n 1 "$directory/node-$1.log")"
+    fi
+    metrics_have "$1" "\"id\":$1,"
+}
+
+# SIGKILL, as if the machine had lost power.
+kill_node() {
+    pid=$(pid_of "$1")
+    [ -n "$pid" ] || return 0
+    set_pid "$1" ''
+    kill -9 "$pid" 2>/dev/null
+    # The shell would say that it was killed.
+    wait "$pid" 2>/dev/null
+    return 0
+}
+
+# SIGTERM, as an operator would.
+stop_node() {
+    pid=$(pid_of "$1")
+    kill -TERM "$pid"
+    wait "$pid"
+    code=$?
+    set_pid "$1" ''
+    [ "$code" -eq 0 ] || fail "node $1 should end with exit code 0 after SIGTERM, and ended with $code"
+    say "node $1 has stopped, with exit code 0"
+}
+
+# ---- the demo ----
+
+command -v curl >/dev/null 2>&1 || fail "curl is needed, and not installed"
+case $port_base in
+    '' | *[!0-9]*) fail "RKV_PORT_BASE must be a number, not '$port_base'" ;;
+esac
+
+if [ -n "${RKV_BINARY-}" ]; then
+    binary=$RKV_BINARY
+    [ -x "$binary" ] || fail "RKV_BINARY is not a program: $binary"
+else
+    binary=${CARGO_TARGET_DIR:-target}/release/raft-key-value
+    if [ ! -x "$binary" ] || [ -n "$(find src Cargo.toml Cargo.lock -type f -newer "$binary")" ]; then
+        heading "Building the release binary"
+        cargo build --release || fail "the build failed"
+    fi
+fi
+directory=$(mktemp -d "${TMPDIR:-/tmp}/raft-key-value-demo.XXXXXX") || fail "cannot make a temporary directory"
+started_at=$(date +%s)
+
+heading "Start three nodes, which do not know each other"
+for id in 1 2 3; do
+    start_node "$id"
+done
+
+heading "Make node 1 a cluster of its own"
+request 1 /init ''
+expect '200 {"Ok":null}'
+
+heading "It leads itself"
+request 1 /metrics
+expect_ok_with '"state":"Leader"' '"current_leader":1' '"configs":[[1]]'
+
+heading "Add nodes 2 and 3 as learners, which get all data and have no vote"
+for id in 2 3; do
+    request 1 /add-learner "[$id,\"$(address "$id")\"]"
+    expect_ok_with '"configs":[[1]]' "\"$id\":{\"addr\":\"$(address "$id")\"}"
+done
+
+heading "Let all three vote"
+request 1 /change-membership '[1,2,3]'
+expect_ok_with '"configs":[[1,2,3]]'
+for id in 1 2 3; do
+    wait_for "node $id knows the three voters" metrics_have "$id" '"configs":[[1,2,3]]'
+done
+say "all three nodes know it"
+
+heading "Write on node 1, read on each node"
+request 1 /write '{"Set":{"key":"foo","value":"bar"}}'
+expect_ok_with '"data":{"value":"bar"},"membership":null}}'
+read_on foo bar 1 2 3
+
+wait_for "the nodes agree on a leader" find_leader 1 2 3
+follower=$((leader % 3 + 1))
+heading "Write on a follower, node $follower, which passes it on to the leader, node $leader"
+request "$follower" /write '{"Set":{"key":"foo","value":"wow"}}'
+expect_ok_with '"data":{"value":"wow"},"membership":null}}'
+read_on foo wow 1 2 3
+
+heading "A client that would rather be told where the leader is can ask for that"
+request "$follower" /write '{"Set":{"key":"foo","value":"never"}}' 'Raft-Forward: no'
+expect "421 {\"Err\":{\"ForwardToLeader\":{\"leader_id\":$leader,\"leader_node\":{\"addr\":\"$(address "$leader")\"}}}}"
+
+heading "Kill the leader, node $leader, with kill -9"
+killed=$leader
+case $killed in
+    1) left="2 3" ;;
+    2) left="1 3" ;;
+    *) left="1 2" ;;
+esac
+killed_at=$(date +%s)
+kill_node "$killed"
+# shellcheck disable=SC2086 # The numbers of two nodes.
+wait_for "nodes $left agree on a new leader" find_leader $left
+say "node $leader leads now, within $(($(date +%s) - killed_at + 1)) seconds"
+
+heading "The other two go on"
+other=${left% *}
+request "$other" /write '{"Set":{"key":"foo","value":"still here"}}'
+expect_ok_with '"data":{"value":"still here"}'
+# shellcheck disable=SC2086 # The numbers of two nodes.
+read_on foo "still here" $left
+
+heading "Start node $killed again: it catches up"
+start_node "$killed"
+read_on foo "still here" "$killed"
+
+heading "Kill all three with kill -9, and start them again: nothing is lost"
+for id in 1 2 3; do
+    kill_node "$id"
+done
+for id in 1 2 3; do
+    start_node "$id"
+done
+wait_for "the nodes agree on a leader" find_leader 1 2 3
+say "node $leader leads"
+read_on foo "still here" 1 2 3
+
+heading "Stop all three with SIGTERM"
+for id in 1 2 3; do
+    stop_node "$id"
+done
+
+printf '\nAll is well: every answer was as expected, in %s seconds.\n' "$(($(date +%s) - started_at))"

@@ -1,0 +1,119 @@
+//! A node inside a program: `serve` with a listener, a configuration and a shutdown signal.
+
+#![allow(clippy::unwrap_used)] // Helpers of tests fail by panicking.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use raft_key_value::config::Config;
+use raft_key_value::error::{ApiError, Outcome};
+use raft_key_value::{ClientError, ExampleClient, ExampleRequest, ServeError, serve};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+struct Node {
+    client: ExampleClient,
+    shutdown: oneshot::Sender<()>,
+    served: JoinHandle<Result<(), ServeError>>,
+}
+
+/// Starts node 1 on a port that the system chooses.
+fn start(data_dir: &std::path::Path) -> Node {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap().to_string();
+    let config = Config { data_dir: data_dir.to_owned(), ..Config::new(1, addr.clone()) };
+    let (shutdown, stop) = oneshot::channel();
+    let served = tokio::spawn(serve(listener, config, async { drop(stop.await) }));
+    Node { client: ExampleClient::new(1, addr), shutdown, served }
+}
+
+impl Node {
+    async fn stop(self) {
+        self.shutdown.send(()).unwrap();
+        let stopped = tokio::time::timeout(Duration::from_secs(20), self.served).await;
+        stopped.expect("the node did not stop").unwrap().unwrap();
+    }
+}
+
+/// Tries again until a probe succeeds; a node that was just started is not there at once.
+async fn eventually<T, E: std::fmt::Debug>(what: &str, mut probe: impl AsyncFnMut() -> Result<T, E>) -> T {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    loop {
+        match probe().await {
+            Ok(value) => return value,
+            Err(error) if tokio::time::Instant::now() > deadline => panic!("{what}: {error:?}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
+/// A node in a program takes writes, stops when told to, and has them after it is started again.
+///
+/// Method: serve, init, write, stop; serve on the same directory and read, linearizably and then locally.
+#[tokio::test]
+async fn serves_stops_and_goes_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = start(directory.path());
+    eventually("init", async || node.client.init().await).await;
+    let request = ExampleRequest::Set { key: "foo".into(), value: "bar".into() };
+    let response = node.client.write(&request).await.unwrap();
+    assert_eq!(response.data.value.as_deref(), Some("bar"));
+    node.stop().await;
+
+    let node = start(directory.path());
+    let key = "foo".to_owned();
+    assert_eq!(eventually("read", async || node.client.consistent_read(&key).await).await, "bar");
+    assert_eq!(eventually("local read", async || node.client.read(&key).await).await, "bar");
+    node.stop().await;
+}
+
+/// A second node on the same directory is refused, and the first goes on.
+#[tokio::test]
+async fn a_directory_has_one_node() {
+    let directory = tempfile::tempdir().unwrap();
+    let first = start(directory.path());
+    eventually("init", async || first.client.init().await).await;
+    let second = start(directory.path());
+    let error = second.served.await.unwrap().unwrap_err();
+    assert_eq!(error.exit_code(), 73, "{error}");
+    first.client.metrics().await.unwrap();
+    first.stop().await;
+}
+
+/// The client tells what was certainly not applied from what may have been.
+///
+/// Method: a port where nobody listens, and one where someone takes the request and never answers.
+#[tokio::test]
+async fn the_client_knows_what_it_does_not_know() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = silent.local_addr().unwrap().to_string();
+    let request = ExampleRequest::Set { key: "foo".into(), value: "bar".into() };
+
+    let client = ExampleClient::new(1, addr.clone()).with_deadline(Duration::from_millis(200));
+    let error = client.write(&request).await.unwrap_err();
+    assert!(matches!(error, ClientError::AnswerLost { .. }), "{error}");
+    assert_eq!(error.outcome(), Outcome::Unknown);
+    let error = client.consistent_read(&"foo".to_owned()).await.unwrap_err();
+    assert_eq!(error.outcome(), Outcome::NotApplied);
+
+    drop(silent);
+    let error = ExampleClient::new(1, addr).write(&request).await.unwrap_err();
+    assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
+    assert_eq!(error.outcome(), Outcome::NotApplied);
+}
+
+/// A node that belongs to no cluster says what to do.
+#[tokio::test]
+async fn a_lone_node_says_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = start(directory.path());
+    let request = ExampleRequest::Set { key: "foo".into(), value: "bar".into() };
+    let error = eventually("an answer", async || match node.client.write(&request).await {
+        Err(ClientError::Api { error, .. }) => Ok(error),
+        other => Err(format!("{other:?}")),
+    });
+    let error = error.await;
+    assert!(matches!(&error, ApiError::NoLeader(retry) if retry.message.contains("/init")), "{error:?}");
+    assert_eq!(error.outcome(), Outcome::NotApplied);
+    node.stop().await;
+}

@@ -1,0 +1,150 @@
+//! A disk that takes no more.
+//!
+//! A limit on the length of files stands in for it: any user can set one, and it
+//! fails in the same call. It holds for a whole process, so the test starts itself
+//! once more, under a shell that sets it.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use openraft::storage::{IOFlushed, RaftLogStorage};
+use openraft::type_config::TypeConfigExt;
+use openraft::{RaftSnapshotBuilder, storage::RaftStateMachine};
+use raft_key_value::TypeConfig;
+use raft_key_value::store::{ExampleStore, StoreError};
+
+use crate::support::*;
+
+/// Tells the child which directory to use.
+const DIRECTORY: &str = "RKV_TEST_FULL_DISK";
+
+/// Runs a test of this module in a process whose files may have at most 64 or 128 KiB
+/// (shells count in blocks of 512 or 1,024 bytes); its output comes back.
+fn run_limited(name: &str, data_dir: &std::path::Path) -> String {
+    let output = Command::new("sh")
+        .args(["-c", "trap '' XFSZ && ulimit -f 128 && exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--ignored", "--nocapture"])
+        .env(DIRECTORY, data_dir)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    text
+}
+
+/// The directory that the test which started this one gave it; none if nothing did.
+fn directory_from_environment() -> Option<PathBuf> {
+    std::env::var_os(DIRECTORY).map(PathBuf::from)
+}
+
+/// The first write that fails is reported to its caller, all later ones are
+/// refused, and what was acknowledged before is there after a restart.
+///
+/// Method: entries of 1 KiB appended until the file is full; then opened without the limit.
+#[test]
+fn append() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path());
+    store.join_cluster(CLUSTER).unwrap();
+    drop(store);
+    let output = run_limited("full_disk::append_until_full", directory.path());
+    let acknowledged: u64 = output.split("acknowledged: ").nth(1).unwrap().split('.').next().unwrap().parse().unwrap();
+    assert!((50..130).contains(&acknowledged), "{output}");
+
+    let store = open(directory.path());
+    let found = observe(&store);
+    assert_eq!(found.last, Some(log_id(1, acknowledged - 1)));
+    run(crate::support::append(&store, [blank(2, acknowledged)]));
+}
+
+#[test]
+#[ignore = "started by `append`, with a limit"]
+fn append_until_full() {
+    let Some(directory) = directory_from_environment() else { return };
+    let store = open(&directory);
+    let mut log = store.log.clone();
+    run(async {
+        let mut acknowledged = 0;
+        let error = loop {
+            let (tx, rx) = TypeConfig::oneshot();
+            let entry = set(1, acknowledged, "key", &"v".repeat(1024));
+            log.append([entry], IOFlushed::signal(tx)).await.unwrap();
+            match rx.await.unwrap() {
+                Ok(()) => acknowledged += 1,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), std::io::ErrorKind::FileTooLarge, "{error}");
+        let (tx, mut rx) = TypeConfig::oneshot();
+        let refused = [
+            log.append([blank(1, acknowledged + 1)], IOFlushed::signal(tx)).await,
+            log.save_vote(&vote(2, false)).await,
+            log.flush().await,
+        ];
+        for result in refused {
+            assert_eq!(result.unwrap_err().to_string(), error.to_string());
+        }
+        assert!(rx.try_recv().is_err());
+        #[expect(clippy::print_stdout, reason = "the test that started this reads it")]
+        {
+            println!("acknowledged: {acknowledged}.");
+        }
+    });
+}
+
+/// A snapshot that cannot be written is an error, leaves no file, and the one before it stays.
+///
+/// Method: a state larger than a file may be; then opened without the limit.
+#[test]
+fn snapshot() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path());
+    store.join_cluster(CLUSTER).unwrap();
+    run(async {
+        crate::support::append(&store, (0..3).map(|index| set(1, index, "key", "value"))).await;
+        apply_from_log(&store, 2).await;
+        build_snapshot(&store).await;
+    });
+    let expected = observe(&store);
+    drop(store);
+    run_limited("full_disk::snapshot_over_the_limit", directory.path());
+    assert_eq!(observe(&open(directory.path())), expected);
+}
+
+#[test]
+#[ignore = "started by `snapshot`, with a limit"]
+fn snapshot_over_the_limit() {
+    let Some(directory) = directory_from_environment() else { return };
+    let store = open(&directory);
+    run(apply(&store, (3..500).map(|index| set(1, index, &format!("key {index}"), &"v".repeat(1024)))));
+    let snapshots = node_directory(&directory).join("snapshots");
+    let before = files(&snapshots);
+    run(async {
+        let mut builder = store.state_machine.clone().get_snapshot_builder().await;
+        let error = builder.build_snapshot().await.map(|snapshot| snapshot.meta).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::FileTooLarge, "{error}");
+        assert!(error.to_string().contains("cannot write `"), "{error}");
+    });
+    assert_eq!(files(&snapshots), before);
+    assert_eq!(observe(&store).snapshot.unwrap().last_log_id, Some(log_id(1, 2)));
+}
+
+/// A directory in which nothing can be written is refused as a failing disk, not as a damaged one.
+///
+/// Method: the server, started where files must stay empty.
+#[test]
+fn open_with_nothing_left() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = Command::new("sh")
+        .args(["-c", "trap '' XFSZ && ulimit -f 0 && exec \"$0\" --id 1 --http-addr 127.0.0.1:0 --data-dir \"$1\""])
+        .arg(env!("CARGO_BIN_EXE_raft-key-value"))
+        .arg(directory.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(74), "{}", String::from_utf8_lossy(&output.stderr));
+    // Nothing half made is in the way of the next start.
+    let store = ExampleStore::open(directory.path(), NODE);
+    assert!(!matches!(store, Err(StoreError::Damaged { .. })), "{store:?}");
+    assert_eq!(observe(&store.unwrap()), Observed::default());
+}

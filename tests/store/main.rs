@@ -1,0 +1,14 @@
+//! The data directory: what is stored is there again, and damage is never taken for data.
+
+// What `clippy.toml` allows in test functions holds for what they share too.
+#![allow(clippy::unwrap_used)]
+
+mod conformance;
+mod crash;
+mod flips;
+mod full_disk;
+mod model;
+mod snapshots;
+mod startup;
+mod support;
+mod torn;

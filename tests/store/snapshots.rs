@@ -1,0 +1,377 @@
+//! Snapshots: whole, damaged, under another name, too many of them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use openraft::RaftSnapshotBuilder;
+use openraft::storage::{RaftLogStorage, RaftStateMachine};
+use raft_key_value::ExampleStateMachine;
+use raft_key_value::config::{KEY_BYTES_MAX, SNAPSHOT_FRAME_BYTES_MAX, VALUE_BYTES_MAX};
+use raft_key_value::store::log_check::CheckedLog;
+use raft_key_value::store::snapshot::SnapshotDirectory;
+use raft_key_value::store::{ExampleStore, StoreError};
+
+use crate::support::*;
+
+/// The entries that the tests put into logs and snapshots.
+fn entries(count: u64) -> Vec<raft_key_value::types::Entry> {
+    let entry = |index| match index {
+        0 => membership(1, 0, &[1, 2, 3]),
+        _ => set(1, index, &format!("key {}", index % 4), &format!("value {index}")),
+    };
+    (0..count).map(entry).collect()
+}
+
+/// A member with entries 0 to 8, snapshots at 3 and 5, and a log purged up to `purged`.
+fn node_with_two_snapshots(data_dir: &Path, purged: Option<u64>) {
+    let store = open(data_dir);
+    store.join_cluster(CLUSTER).unwrap();
+    run(async {
+        append(&store, entries(9)).await;
+        apply_from_log(&store, 3).await;
+        build_snapshot(&store).await;
+        apply_from_log(&store, 5).await;
+        build_snapshot(&store).await;
+        let mut log = store.log.clone();
+        log.save_committed(Some(log_id(1, 8))).await.unwrap();
+        if let Some(index) = purged {
+            log.purge(log_id(1, index)).await.unwrap();
+        }
+        log.flush().await.unwrap();
+    });
+}
+
+/// The state that entries 0 to `last` make.
+fn state_at(last: u64) -> ExampleStateMachine {
+    let mut machine = ExampleStateMachine::default();
+    for entry in entries(last + 1) {
+        machine.apply(entry);
+    }
+    machine
+}
+
+#[track_caller]
+fn assert_state(store: &ExampleStore, expected: &ExampleStateMachine, context: &str) {
+    store.state_machine.read(|machine| {
+        assert_eq!(machine.last_applied, expected.last_applied, "{context}");
+        assert_eq!(machine.last_membership, expected.last_membership, "{context}");
+        assert_eq!(machine.data, expected.data, "{context}");
+    });
+}
+
+fn snapshot_names(data_dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(node_directory(data_dir).join("snapshots")).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// All the ways in which the tests damage a file: a bit in every byte, every cut, something after the end.
+fn damages(whole: &[u8]) -> impl Iterator<Item = (String, Vec<u8>)> {
+    let flips = (0..whole.len()).map(|position| {
+        let mut damaged = whole.to_vec();
+        damaged[position] ^= 1 << (position % 8);
+        (format!("bit in byte {position}"), damaged)
+    });
+    let cuts = (0..whole.len()).map(|length| (format!("cut to {length} bytes"), whole[..length].to_vec()));
+    let tails = [1, 4, 20].map(|count| (format!("{count} zeros after it"), [whole, &vec![0; count]].concat()));
+    flips.chain(cuts).chain(tails)
+}
+
+/// A damaged newest snapshot is passed over, with a warning that names it, if the
+/// log has all that is between it and the one before: the state is then the same.
+///
+/// Method: each byte changed, each cut, something appended; the log applied again.
+#[test]
+fn damaged_newest_is_passed_over() {
+    let directory = scratch();
+    node_with_two_snapshots(directory.path(), Some(3));
+    let path = snapshot_path(directory.path(), 5);
+    let (at_3, at_8) = (state_at(3), state_at(8));
+    for (damage, bytes) in damages(&fs::read(&path).unwrap()) {
+        fs::write(&path, bytes).unwrap();
+        let before = files(directory.path());
+        let (store, warnings) = logged(|| open(directory.path()));
+        assert!(warnings.contains(&format!("passing over a damaged snapshot: `{}` at", path.display())), "{warnings}");
+        assert_state(&store, &at_3, &damage);
+        run(apply_from_log(&store, 8));
+        assert_state(&store, &at_8, &damage);
+        drop(store);
+        assert_eq!(files(directory.path()), before, "{damage}");
+    }
+}
+
+/// A damaged newest snapshot is refused, and named, if the log begins after the one before it.
+///
+/// Method: as above, with the log purged one entry further.
+#[test]
+fn damaged_newest_that_the_log_does_not_cover() {
+    let directory = scratch();
+    node_with_two_snapshots(directory.path(), Some(4));
+    let path = snapshot_path(directory.path(), 5);
+    for (damage, bytes) in damages(&fs::read(&path).unwrap()) {
+        fs::write(&path, bytes).unwrap();
+        let (named, offset, what) = assert_damaged(directory.path());
+        assert_eq!((named.as_path(), offset.is_some()), (path.as_path(), true), "{damage}: {what}");
+    }
+    fs::remove_file(&path).unwrap();
+    let (named, _, what) = assert_damaged(directory.path());
+    assert_eq!(named, node_directory(directory.path()).join("snapshots"));
+    assert_eq!(what, "the log begins after T1-N1.4, and the snapshots end at T1-N1.3");
+}
+
+/// A damaged snapshot that was installed is refused if the log ends before it: the
+/// leader was told that everything up to it is on this disk.
+///
+/// Method: a log that ends at 5, a snapshot at 8 installed, and damaged before the log was purged.
+#[test]
+fn damaged_snapshot_beyond_the_log() {
+    let (directory, leader_directory) = (scratch(), scratch());
+    let leader = open(leader_directory.path());
+    run(apply(&leader, entries(9)));
+    run(build_snapshot(&leader));
+    let store = open(directory.path());
+    store.join_cluster(CLUSTER).unwrap();
+    run(append(&store, entries(6)));
+    run(apply_from_log(&store, 3));
+    run(build_snapshot(&store));
+    run(install_snapshot(&leader, &store));
+    drop(store);
+    assert_state(&open(directory.path()), &state_at(8), "whole");
+
+    let path = snapshot_path(directory.path(), 8);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[30] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    assert_eq!(assert_damaged(directory.path()).0, path);
+}
+
+/// The newest two snapshots are kept, across restarts too.
+///
+/// Method: snapshots at 1 to 6, with a restart after each second one.
+#[test]
+fn two_are_kept() {
+    let directory = scratch();
+    let mut store = open(directory.path());
+    store.join_cluster(CLUSTER).unwrap();
+    run(append(&store, entries(9)));
+    for index in 1..=6 {
+        run(apply_from_log(&store, index));
+        run(build_snapshot(&store));
+        let expected: Vec<_> = (index.max(2) - 1..=index).map(|index| format!("{index}.snap")).collect();
+        assert_eq!(snapshot_names(directory.path()), expected);
+        if index % 2 == 0 {
+            drop(store);
+            store = open(directory.path());
+            assert_state(&store, &state_at(index), "reopened");
+        }
+    }
+}
+
+/// A good snapshot is deleted only once two newer good ones are there; damaged
+/// ones that were passed over do not count, and go with it.
+///
+/// Method: the newest, and then both, damaged; new ones built one after the other.
+#[test]
+fn damaged_ones_do_not_count() {
+    let cases: [(&[u64], &[&[&str]]); 2] = [
+        (&[5], &[&["3.snap", "5.snap"], &["3.snap", "6.snap"], &["6.snap", "7.snap"]]),
+        (&[3, 5], &[&["3.snap", "5.snap"], &["3.snap", "5.snap", "6.snap"], &["6.snap", "7.snap"]]),
+    ];
+    for (damaged, expected) in cases {
+        let directory = scratch();
+        node_with_two_snapshots(directory.path(), None);
+        for index in damaged {
+            fs::write(snapshot_path(directory.path(), *index), "damaged").unwrap();
+        }
+        let store = open(directory.path());
+        assert_eq!(snapshot_names(directory.path()), expected[0]);
+        for (step, index) in [6, 7].into_iter().enumerate() {
+            run(apply_from_log(&store, index));
+            run(build_snapshot(&store));
+            assert_eq!(snapshot_names(directory.path()), expected[step + 1], "{damaged:?} damaged");
+        }
+        drop(store);
+        assert_state(&open(directory.path()), &state_at(7), "reopened");
+    }
+}
+
+/// A snapshot under another's name is damaged: the log must reach as far as its
+/// name and its content say.
+///
+/// Method: the newest of two renamed, to a lower and to higher indexes; the log ends at 8.
+#[test]
+fn names_of_others() {
+    for name in ["4.snap", "8.snap", "9.snap"] {
+        let directory = scratch();
+        node_with_two_snapshots(directory.path(), Some(3));
+        let path = snapshot_path(directory.path(), 5);
+        let renamed = path.with_file_name(name);
+        fs::rename(&path, &renamed).unwrap();
+        if name == "9.snap" {
+            assert_eq!(assert_damaged(directory.path()).0, renamed);
+            continue;
+        }
+        let (store, warnings) = logged(|| open(directory.path()));
+        assert!(warnings.contains("it is the snapshot at index 5, under another name"), "{warnings}");
+        assert_state(&store, &state_at(3), name);
+    }
+}
+
+/// A file that is not named as snapshots are is neither used nor deleted, and no name for a new one is in its way.
+///
+/// Method: the newest of two renamed so; new ones built until all older ones are gone.
+#[test]
+fn odd_names() {
+    for name in ["05.snap", "+5.snap", "5 (copy).snap", "5.snap.bak"] {
+        let directory = scratch();
+        node_with_two_snapshots(directory.path(), Some(3));
+        let path = snapshot_path(directory.path(), 5);
+        fs::rename(&path, path.with_file_name(name)).unwrap();
+        let (store, warnings) = logged(|| open(directory.path()));
+        let ignored = format!("ignoring `{}`", path.with_file_name(name).display());
+        assert_eq!(warnings.contains(&ignored), name.ends_with(".snap"), "{warnings}");
+        assert_state(&store, &state_at(3), name);
+        for index in [5, 6] {
+            run(apply_from_log(&store, index));
+            run(build_snapshot(&store));
+        }
+        let mut expected = vec!["5.snap", "6.snap", name];
+        expected.sort();
+        assert_eq!(snapshot_names(directory.path()), expected);
+    }
+}
+
+/// The lengths of a snapshot file's frames.
+fn frame_lengths(path: &Path) -> Vec<usize> {
+    let bytes = fs::read(path).unwrap();
+    let number = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+    let mut at = 16 + number(12) + 4;
+    let mut lengths = Vec::new();
+    while number(at) != 0 {
+        lengths.push(number(at));
+        at += 8 + number(at);
+    }
+    lengths
+}
+
+/// A large state comes back from a snapshot as it was, here and on another node.
+///
+/// Method: 2,000 keys with values of up to 100 KiB, and some of the largest allowed
+/// size in a row, which give the longest frames.
+#[test]
+fn large_state() {
+    let (directory, other_directory) = (scratch(), scratch());
+    let value = |bytes: usize| "v".repeat(bytes);
+    let mut changes: Vec<_> = (0..2000)
+        .map(|number| (format!("key {number:04}"), value(if number % 8 == 0 { number * 51 } else { number % 100 })))
+        .collect();
+    changes.extend(["w", "x", "y", "z"].map(|letter| (letter.repeat(KEY_BYTES_MAX), value(VALUE_BYTES_MAX))));
+
+    let store = open(directory.path());
+    store.join_cluster(CLUSTER).unwrap();
+    let sets = (0u64..).zip(&changes).map(|(index, (key, value))| set(1, index, key, value));
+    run(apply(&store, sets));
+    let mut log = store.log.clone();
+    run(append(&store, [blank(1, 0)]));
+    run(build_snapshot(&store));
+    run(log.purge(log_id(1, changes.len() as u64 - 1))).unwrap();
+    let expected = observe(&store);
+    assert_eq!(expected.data.len(), changes.len());
+
+    let lengths = frame_lengths(&snapshot_path(directory.path(), changes.len() as u64 - 1));
+    assert!(lengths.len() > 10, "{lengths:?}");
+    assert!(lengths.iter().all(|length| *length <= SNAPSHOT_FRAME_BYTES_MAX / 2), "{lengths:?}");
+
+    let other = open(other_directory.path());
+    run(install_snapshot(&store, &other));
+    assert_eq!(observe(&other).data, expected.data);
+    drop((log, store));
+    assert_eq!(observe(&open(directory.path())), expected);
+}
+
+/// What could not be read again is not published.
+///
+/// Method: a value longer than a frame may be.
+#[test]
+fn too_large_for_a_frame() {
+    let directory = scratch();
+    let snapshots = SnapshotDirectory::open(directory.path(), &CheckedLog::default()).unwrap().0;
+    let mut machine = ExampleStateMachine::default();
+    machine.apply(set(1, 0, "key", &"v".repeat(SNAPSHOT_FRAME_BYTES_MAX)));
+    let error = snapshots.build(&machine).unwrap_err();
+    assert!(matches!(error, StoreError::Io { .. }), "{error}");
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+/// A snapshot that was being built while a newer one was installed does no harm.
+///
+/// Method: a builder taken at 3; a snapshot at 8 installed; then the builder runs.
+#[test]
+fn built_while_a_newer_one_is_installed() {
+    let (directory, leader_directory) = (scratch(), scratch());
+    let leader = open(leader_directory.path());
+    run(apply(&leader, entries(9)));
+    run(build_snapshot(&leader));
+    let store = open(directory.path());
+    store.join_cluster(CLUSTER).unwrap();
+    run(append(&store, entries(4)));
+    run(apply_from_log(&store, 3));
+    run(async {
+        let mut builder = store.state_machine.clone().get_snapshot_builder().await;
+        install_snapshot(&leader, &store).await;
+        let built = builder.build_snapshot().await.unwrap();
+        assert_eq!(built.meta.last_log_id, Some(log_id(1, 3)));
+    });
+    assert_eq!(observe(&store).snapshot.unwrap().last_log_id, Some(log_id(1, 8)));
+    drop(store);
+    assert_state(&open(directory.path()), &state_at(8), "reopened");
+}
+
+/// Snapshots that are built and installed at the same time do not delete each other.
+///
+/// Method: two threads publish snapshots in turn; after each the newest is there, and whole.
+#[test]
+fn published_at_the_same_time() {
+    let directory = scratch();
+    let log = CheckedLog::default();
+    let snapshots = Arc::new(SnapshotDirectory::open(directory.path(), &log).unwrap().0);
+    let threads = [0, 1].map(|odd| {
+        let snapshots = snapshots.clone();
+        std::thread::spawn(move || {
+            for step in 0..100 {
+                let machine = state_at(2 * step + odd);
+                snapshots.build(&machine).unwrap();
+                let newest = snapshots.newest().unwrap().unwrap().0;
+                assert!(newest.last_log_id >= machine.last_applied);
+            }
+        })
+    });
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    let (_, machine) = SnapshotDirectory::open(directory.path(), &log).unwrap();
+    assert_eq!(machine.last_applied, Some(log_id(1, 199)));
+    let names: Vec<PathBuf> = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(names.len(), 2, "{names:?}");
+}
+
+/// A snapshot that arrived damaged is refused, and leaves nothing behind.
+#[test]
+fn damaged_on_the_way() {
+    let (directory, leader_directory) = (scratch(), scratch());
+    let leader = open(leader_directory.path());
+    run(apply(&leader, entries(9)));
+    run(build_snapshot(&leader));
+    let store = open(directory.path());
+    let snapshots = store.state_machine.snapshots();
+    for (damage, bytes) in damages(&fs::read(snapshot_path(leader_directory.path(), 8)).unwrap()) {
+        let temporary = snapshots.temporary_file();
+        fs::write(temporary.path(), bytes).unwrap();
+        let error = snapshots.verify(temporary).unwrap_err();
+        assert!(matches!(error, StoreError::Damaged { .. }), "{damage}: {error}");
+    }
+    assert_eq!(snapshot_names(directory.path()), Vec::<String>::new());
+    assert_eq!(run(store.state_machine.clone().get_current_snapshot()).unwrap().map(|snapshot| snapshot.meta), None);
+}

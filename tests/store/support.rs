@@ -1,0 +1,268 @@
+//! What the tests of the store share: entries, what a store holds, files.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::future::Future;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use openraft::storage::{IOFlushed, RaftLogStorage, RaftStateMachine};
+use openraft::type_config::TypeConfigExt;
+use openraft::vote::RaftLeaderId;
+use openraft::{Membership, RaftLogReader, RaftSnapshotBuilder};
+use raft_key_value::store::codec::LogTypes;
+use raft_key_value::store::{ClusterId, ExampleStore, LogSizes, StoreError};
+use raft_key_value::types::{Command, Entry, LogId, Payload, SnapshotMeta, StoredMembership, Vote};
+use raft_key_value::{ExampleNode, TypeConfig};
+use raft_log::RaftLogRecord;
+use raft_log::codeq::Decode;
+use tempfile::TempDir;
+
+/// The node whose directory the tests use.
+pub const NODE: u64 = 1;
+
+/// The cluster it joins.
+pub const CLUSTER: ClusterId = ClusterId(0xc1);
+
+/// Small log files, so that a few entries need several, and a cache that holds next to nothing.
+pub const SMALL: LogSizes = LogSizes { chunk_bytes_max: 400, cache_bytes_max: 100 };
+
+/// A directory for a test that opens stores thousands of times: in memory where
+/// that can be had, since such a test is not about what survives a power loss.
+pub fn scratch() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
+}
+
+/// Runs a future to its end on this thread.
+pub fn run<F: Future>(future: F) -> F::Output {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+}
+
+/// Opens the node's store, which must succeed.
+pub fn open(data_dir: &Path) -> ExampleStore {
+    ExampleStore::open(data_dir, NODE).unwrap()
+}
+
+/// Opens the node's store with small log files.
+pub fn open_small(data_dir: &Path) -> Result<ExampleStore, StoreError> {
+    ExampleStore::open_with(data_dir, NODE, SMALL)
+}
+
+/// The node's own directory.
+pub fn node_directory(data_dir: &Path) -> PathBuf {
+    data_dir.join(format!("node-{NODE}"))
+}
+
+pub fn log_directory(data_dir: &Path) -> PathBuf {
+    node_directory(data_dir).join("log")
+}
+
+pub fn snapshot_path(data_dir: &Path, index: u64) -> PathBuf {
+    node_directory(data_dir).join(format!("snapshots/{index}.snap"))
+}
+
+pub fn log_id(term: u64, index: u64) -> LogId {
+    LogId::new(RaftLeaderId::new(term, NODE), index)
+}
+
+pub fn vote(term: u64, committed: bool) -> Vote {
+    Vote { leader_id: RaftLeaderId::new(term, NODE), committed }
+}
+
+pub fn blank(term: u64, index: u64) -> Entry {
+    Entry { log_id: log_id(term, index), payload: Payload::Blank }
+}
+
+pub fn set(term: u64, index: u64, key: &str, value: &str) -> Entry {
+    let command = Command::Set { key: key.into(), value: value.into() };
+    Entry { log_id: log_id(term, index), payload: Payload::Normal(command) }
+}
+
+pub fn membership(term: u64, index: u64, voters: &[u64]) -> Entry {
+    let node = |id: &u64| (*id, ExampleNode { addr: format!("127.0.0.1:{}", 21000 + id), incarnation: 7 * id });
+    let nodes: BTreeMap<_, _> = voters.iter().map(node).collect();
+    let voters: BTreeSet<_> = voters.iter().copied().collect();
+    let membership = Membership::new(vec![voters], nodes).unwrap();
+    Entry { log_id: log_id(term, index), payload: Payload::Membership(membership) }
+}
+
+/// Appends entries and waits until they are acknowledged.
+pub async fn append(store: &ExampleStore, entries: impl IntoIterator<Item = Entry> + Send) {
+    let (tx, rx) = TypeConfig::oneshot();
+    let entries: Vec<Entry> = entries.into_iter().collect();
+    store.log.clone().append(entries, IOFlushed::signal(tx)).await.unwrap();
+    rx.await.unwrap().unwrap();
+}
+
+/// Applies entries, as openraft does once they are committed.
+pub async fn apply(store: &ExampleStore, entries: impl IntoIterator<Item = Entry>) {
+    let entries: Vec<_> = entries.into_iter().map(|entry| Ok((entry, None))).collect();
+    store.state_machine.clone().apply(futures_util::stream::iter(entries)).await.unwrap();
+}
+
+/// Applies what is in the log up to an index, from where the state machine is.
+pub async fn apply_from_log(store: &ExampleStore, last: u64) {
+    let applied = store.state_machine.read(|machine| machine.last_applied);
+    let next = applied.map_or(0, |log_id| log_id.index + 1);
+    let entries = store.log.clone().try_get_log_entries(next..last + 1).await.unwrap();
+    assert_eq!(entries.len() as u64, (last + 1).saturating_sub(next), "the log lacks entries from {next} to {last}");
+    apply(store, entries).await;
+}
+
+/// Takes a snapshot of the state as it is.
+pub async fn build_snapshot(store: &ExampleStore) -> SnapshotMeta {
+    store.state_machine.clone().get_snapshot_builder().await.build_snapshot().await.unwrap().meta
+}
+
+/// Gives `to` the newest snapshot of `from`, over the same path as one that came from the network.
+pub async fn install_snapshot(from: &ExampleStore, to: &ExampleStore) {
+    let snapshot = from.state_machine.clone().get_current_snapshot().await.unwrap().unwrap();
+    let temporary = to.state_machine.snapshots().temporary_file();
+    io::copy(&mut &*snapshot.snapshot.file, &mut fs::File::create(temporary.path()).unwrap()).unwrap();
+    let (meta, received) = to.state_machine.snapshots().verify(temporary).unwrap();
+    assert_eq!(meta, snapshot.meta);
+    to.state_machine.clone().install_snapshot(&meta, received).await.unwrap();
+}
+
+/// All that can be seen of a store.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Observed {
+    pub vote: Option<Vote>,
+    pub purged: Option<LogId>,
+    pub last: Option<LogId>,
+    pub committed: Option<LogId>,
+    pub entries: Vec<Entry>,
+    pub applied: Option<LogId>,
+    pub membership: StoredMembership,
+    pub data: BTreeMap<String, String>,
+    pub snapshot: Option<SnapshotMeta>,
+}
+
+pub fn observe(store: &ExampleStore) -> Observed {
+    run(async {
+        let mut log = store.log.clone();
+        let state = log.get_log_state().await.unwrap();
+        let snapshot = store.state_machine.clone().get_current_snapshot().await.unwrap();
+        let (applied, membership, data) = store.state_machine.read(|machine| {
+            let data = machine.data.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+            (machine.last_applied, machine.last_membership.clone(), data)
+        });
+        Observed {
+            vote: log.read_vote().await.unwrap(),
+            purged: state.last_purged_log_id,
+            last: state.last_log_id,
+            committed: log.read_committed().await.unwrap(),
+            entries: log.try_get_log_entries(..).await.unwrap(),
+            applied,
+            membership,
+            data,
+            snapshot: snapshot.map(|snapshot| snapshot.meta),
+        }
+    })
+}
+
+/// What is below a directory: a file's bytes, or nothing for a directory.
+pub type Files = BTreeMap<PathBuf, Option<Vec<u8>>>;
+
+/// All that is below a directory, but for lock files, which an attempt may touch.
+pub fn files(directory: &Path) -> Files {
+    try_files(directory).unwrap()
+}
+
+fn try_files(directory: &Path) -> io::Result<Files> {
+    let mut found = Files::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(try_files(&path)?);
+            found.insert(path, None);
+        } else if path.file_name().unwrap() != "LOCK" {
+            let bytes = fs::read(&path)?;
+            found.insert(path, Some(bytes));
+        }
+    }
+    Ok(found)
+}
+
+/// Makes a directory hold this, and nothing else but lock files.
+pub fn restore(directory: &Path, wanted: &Files) {
+    for (path, found) in files(directory).into_iter().rev() {
+        match (found, wanted.get(&path)) {
+            (Some(_), None) => fs::remove_file(&path).unwrap(),
+            (None, None) => fs::remove_dir_all(&path).unwrap(),
+            _ => {}
+        }
+    }
+    for (path, content) in wanted {
+        match content {
+            None => fs::create_dir_all(path).unwrap(),
+            Some(bytes) => fs::write(path, bytes).unwrap(),
+        }
+    }
+}
+
+/// A copy of a data directory as a crash of the process would leave it now.
+pub fn copy(data_dir: &Path) -> TempDir {
+    let copy = scratch();
+    // A store that is open may be deleting a file of the log.
+    let found = std::iter::repeat_with(|| try_files(data_dir)).find_map(Result::ok).unwrap();
+    let moved = found.into_iter();
+    let moved = moved.map(|(path, content)| (copy.path().join(path.strip_prefix(data_dir).unwrap()), content));
+    restore(copy.path(), &moved.collect());
+    copy
+}
+
+/// The log files of a store, oldest first.
+pub fn log_files(data_dir: &Path) -> Vec<PathBuf> {
+    let paths = fs::read_dir(log_directory(data_dir)).unwrap().map(|entry| entry.unwrap().path());
+    let mut paths: Vec<_> = paths.filter(|path| path.extension().is_some_and(|end| end == "wal")).collect();
+    paths.sort();
+    paths
+}
+
+/// Opening is refused for damage in a file, and changes nothing. Returns file, offset and message.
+#[track_caller]
+pub fn assert_damaged(data_dir: &Path) -> (PathBuf, Option<u64>, String) {
+    let before = files(data_dir);
+    let error = open_small(data_dir).unwrap_err();
+    assert_eq!(files(data_dir), before, "a refused directory was changed: {error}");
+    let StoreError::Damaged { path, offset, what } = error else { panic!("{error}") };
+    (path, offset, what)
+}
+
+/// Where in a log file its records begin, and after them its length.
+pub fn record_offsets(path: &Path) -> Vec<u64> {
+    let bytes = fs::read(path).unwrap();
+    let mut rest = bytes.as_slice();
+    let mut offsets = vec![0];
+    while !rest.is_empty() {
+        RaftLogRecord::<LogTypes>::decode(&mut rest).unwrap();
+        offsets.push((bytes.len() - rest.len()) as u64);
+    }
+    offsets
+}
+
+/// What was logged while `work` ran on this thread.
+pub fn logged<T>(work: impl FnOnce() -> T) -> (T, String) {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let result = tracing::subscriber::with_default(subscriber, work);
+    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    (result, text)
+}
+
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
