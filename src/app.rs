@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use openraft::ServerState;
 use openraft::alias::WatchReceiverOf;
 use openraft::async_runtime::WatchReceiver;
-use openraft::metrics::RaftServerMetrics;
+use openraft::metrics::{RaftMetrics, RaftServerMetrics};
 use tokio::sync::Semaphore;
 
-use crate::config::WRITES_WAITING_MAX;
+use crate::config::{Config, WRITES_WAITING_MAX};
 use crate::store::ExampleStore;
 use crate::types::{ExampleNode, ExampleRaft, NodeId, TypeConfig};
 
@@ -31,6 +31,8 @@ pub struct ExampleApp {
     pub request_bytes_max: usize,
     // The part of the metrics that only changes with the leader or the membership.
     metrics: WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>,
+    all_metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
+    leader_lease_ms: u64,
     recovered: AtomicBool,
     disk_space_low: AtomicBool,
 }
@@ -54,22 +56,23 @@ pub enum Role {
 impl ExampleApp {
     /// Puts the handles together.
     pub fn new(
-        id: NodeId,
         addr: String,
         raft: ExampleRaft,
         store: Arc<ExampleStore>,
         http: reqwest::Client,
-        request_bytes_max: usize,
+        config: &Config,
     ) -> Self {
         let metrics = raft.server_metrics();
         ExampleApp {
-            id,
+            id: config.id,
             addr,
-            raft,
             store,
             http,
             writes_waiting: Semaphore::new(WRITES_WAITING_MAX),
-            request_bytes_max,
+            request_bytes_max: config.max_request_bytes,
+            all_metrics: raft.metrics(),
+            leader_lease_ms: config.election_timeout_max_ms,
+            raft,
             metrics,
             recovered: AtomicBool::new(false),
             disk_space_low: AtomicBool::new(false),
@@ -80,7 +83,13 @@ impl ExampleApp {
     pub fn role(&self) -> Role {
         let metrics = self.metrics.borrow_watched();
         match metrics.current_leader {
-            Some(leader_id) if leader_id == self.id && metrics.state == ServerState::Leader => Role::Leader,
+            Some(leader_id) if leader_id == self.id && metrics.state == ServerState::Leader => {
+                if self.has_quorum() {
+                    Role::Leader
+                } else {
+                    Role::NoLeader
+                }
+            }
             Some(leader_id) if leader_id != self.id => {
                 match metrics.membership_config.membership().get_node(&leader_id) {
                     Some(node) => Role::Follower { leader_id, leader_node: node.clone() },
@@ -89,6 +98,17 @@ impl ExampleApp {
             }
             _ => Role::NoLeader,
         }
+    }
+
+    /// Whether a majority answered this leader lately. One that is cut off must
+    /// refuse requests before it proposes anything, while it can say that nothing was done.
+    fn has_quorum(&self) -> bool {
+        let metrics = self.all_metrics.borrow_watched();
+        // openraft would rather have us keep the time ourselves, which comes to the
+        // same: the metrics are renewed with every tick.
+        #[allow(deprecated)]
+        let silent_ms = metrics.millis_since_quorum_ack;
+        silent_ms.is_none_or(|silent_ms| silent_ms < self.leader_lease_ms)
     }
 
     /// Whether the node has all it had before it was last started.

@@ -1,6 +1,6 @@
 //! Every setting, default and limit, with its unit and the reason for it.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -39,6 +39,14 @@ pub const MEMBERSHIP_DEADLINE: Duration = Duration::from_secs(60);
 pub const REQUEST_HEAD_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a client may take to send the body of a request.
 pub const REQUEST_BODY_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a body that is not read to its end is kept, so that the answer goes
+/// out first and the connection is closed then: a body that was let go is read
+/// to its end by the HTTP library, however long that takes.
+pub const REFUSED_BODY_KEPT: Duration = Duration::from_millis(500);
+/// How long a client that is still sending may take to hear of the answer.
+pub const DISCONNECT_DEADLINE: Duration = Duration::from_secs(1);
+/// How deep an RPC may be nested; it takes far less, and more could use up the stack.
+pub const RPC_DEPTH_MAX: usize = 64;
 /// How long a peer may pause while it sends a snapshot.
 pub const SNAPSHOT_PAUSE_MAX: Duration = Duration::from_secs(10);
 /// How long an idle connection is kept. Longer than [`CONNECTION_IDLE_MAX`],
@@ -152,7 +160,7 @@ pub struct Config {
     #[arg(long, env = "RKV_HTTP_ADDR", value_name = "HOST:PORT")]
     pub http_addr: String,
 
-    /// Where data is kept: this node's files go to node-<id>/ under it
+    /// Where data is kept: this node's files go to node-N/ under it
     #[arg(long, env = "RKV_DATA_DIR", value_name = "DIR", default_value = "./raft-key-value-data")]
     pub data_dir: PathBuf,
 
@@ -299,8 +307,10 @@ impl Config {
             enable_pre_vote: Some(true),
             // A leader that lost its followers finds out by itself (openraft #2080).
             quorum_loss_probe_interval: Some(2 * self.election_timeout_max_ms),
-            // A leader that restarts before anyone noticed goes on leading.
-            enable_leader_restore: Some(true),
+            // A leader that restarts must not go on in its old term: it may have sent
+            // entries before they were on its own disk, and would give their log ids
+            // to others. Followers that have acknowledged them would never notice.
+            enable_leader_restore: Some(false),
             // A follower whose log went back has lost acknowledged data.
             allow_log_reversion: Some(false),
             ..openraft::Config::default()
@@ -310,17 +320,19 @@ impl Config {
 
 /// Checks that an address is `HOST:PORT`, without looking the host up.
 pub fn check_address(name: &str, addr: &str) -> Result<(), ConfigError> {
-    let valid = match addr.rsplit_once(':') {
-        Some((host, port)) => {
-            !host.is_empty()
-                && port.parse::<u16>().is_ok()
-                && addr.len() <= 261
-                && (!host.contains(':') || (host.starts_with('[') && host.ends_with(']')))
-                && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_[]:%".contains(&byte))
-        }
-        None => false,
+    let valid = |host: &str, port: &str| {
+        let is_number = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+        let is_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+            Some(host) => host.parse::<Ipv6Addr>().is_ok(),
+            // 253 bytes is the longest name of a host (RFC 1035).
+            None => {
+                (1..=253).contains(&host.len())
+                    && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
+            }
+        };
+        is_host && is_number && port.parse::<u16>().is_ok()
     };
-    if valid {
+    if addr.rsplit_once(':').is_some_and(|(host, port)| valid(host, port)) {
         Ok(())
     } else {
         // Debug formatting, so that a control character cannot reach a terminal.
@@ -388,7 +400,14 @@ mod tests {
         for good in ["127.0.0.1:21001", "[::1]:80", "node-1.example:65535", "localhost:1"] {
             assert_eq!(check_address("it", good), Ok(()), "{good}");
         }
+        let too_long = format!("{}:80", "h".repeat(254));
+        assert!(check_address("it", &too_long).is_err());
         for bad in [
+            "h:+80",
+            "[]:80",
+            "[1]:80",
+            "%:80",
+            "[fe80::1%eth0]:80",
             "",
             ":",
             "host",

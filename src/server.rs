@@ -103,14 +103,7 @@ pub async fn serve(
     };
     let store = open_store(&config).await?;
     let raft = build_raft(&config, &store).await?;
-    let app = web::Data::new(ExampleApp::new(
-        config.id,
-        advertised,
-        raft.clone(),
-        store.clone(),
-        client_connections(),
-        config.max_request_bytes,
-    ));
+    let app = web::Data::new(ExampleApp::new(advertised, raft.clone(), store.clone(), client_connections(), &config));
     let (stopping, stopping_rx) = watch::channel(false);
     let http = serve_http(listener, app.clone(), stopping_rx).map_err(ServeError::Http)?;
     let http_handle = http.handle();

@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use super::reply::OUTCOME;
 use super::routes;
 use crate::app::ExampleApp;
-use crate::config::{CONNECTIONS_MAX, KEEP_ALIVE, REQUEST_HEAD_DEADLINE, SHUTDOWN_DEADLINE};
+use crate::config::{CONNECTIONS_MAX, DISCONNECT_DEADLINE, KEEP_ALIVE, REQUEST_HEAD_DEADLINE, SHUTDOWN_DEADLINE};
 use crate::error::{ApiError, Details};
 
 /// Serves the routes on a thread of its own, and starts Raft on that same thread.
@@ -55,6 +55,7 @@ pub fn serve_http(
             let http = HttpService::build()
                 .keep_alive(KEEP_ALIVE)
                 .client_request_timeout(REQUEST_HEAD_DEADLINE)
+                .client_disconnect_timeout(DISCONNECT_DEADLINE)
                 .graceful_shutdown_signal(move || {
                     let mut stopping = stopping.clone();
                     // An error means that the node is gone, which is a reason to stop too.

@@ -76,6 +76,7 @@ pub async fn add_learner(
             let message = format!("node {id} at {addr} belongs to another cluster; start it with an empty --data-dir");
             return Err(ApiError::Conflict(Details::not_applied(message)));
         }
+        check_same_life(&app, id, identity.incarnation)?;
         let node = ExampleNode { addr, incarnation: identity.incarnation };
         Ok(app.raft.add_learner(id, node, true).await)
     };
@@ -159,7 +160,26 @@ fn check_member(id: NodeId, addr: &str) -> Result<(), ApiError> {
     if id == 0 {
         return Err(ApiError::bad_request("invalid_node_id", "a node's number is at least 1"));
     }
+    if addr.ends_with(":0") {
+        return Err(ApiError::bad_request(
+            "invalid_address",
+            "the address must name a port that can be dialled, not 0",
+        ));
+    }
     check_address("the address", addr).map_err(|error| ApiError::bad_request("invalid_address", error.to_string()))
+}
+
+/// A member that comes back with an empty directory may have forgotten votes it gave.
+fn check_same_life(app: &ExampleApp, id: NodeId, incarnation: u64) -> Result<(), ApiError> {
+    let metrics = app.raft.server_metrics();
+    let metrics = metrics.borrow_watched();
+    match metrics.membership_config.membership().get_node(&id) {
+        Some(member) if member.incarnation != incarnation => Err(ApiError::Conflict(Details::not_applied(format!(
+            "node {id} is a member, and what is at that address has another data directory: \
+             remove node {id} from the membership, and add this one under a new number"
+        )))),
+        _ => Ok(()),
+    }
 }
 
 fn already_initialized(app: &ExampleApp) -> ApiError {

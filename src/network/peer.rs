@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::management::unreachable;
 use crate::app::ExampleApp;
-use crate::config::{CONNECT_DEADLINE, REQUEST_DEADLINE};
+use crate::config::{CONNECT_DEADLINE, REQUEST_DEADLINE, RPC_DEPTH_MAX};
 use crate::error::{ApiError, Details, Retry};
 use crate::store::{ClusterId, ExampleStore, Identity};
 use crate::types::{ExampleNode, LogId, NodeId};
@@ -50,17 +50,29 @@ pub fn encode<T: Serialize>(
     Ok(body)
 }
 
-/// Decodes an RPC, and refuses it unless it is meant for this node.
+/// Decodes an RPC, and refuses it unless it is meant for this node and passes `check`.
 ///
-/// A node that belongs to no cluster yet joins the one that the RPC is from.
-pub async fn decode<T: DeserializeOwned>(app: &ExampleApp, body: &[u8]) -> Result<Envelope<T>, ApiError> {
-    let envelope: Envelope<T> = rmp_serde::from_slice(body)
+/// A node that belongs to no cluster yet then joins the one that the RPC is from.
+pub async fn decode<T: DeserializeOwned>(
+    app: &ExampleApp,
+    body: &[u8],
+    check: impl FnOnce(&Envelope<T>) -> Result<(), ApiError>,
+) -> Result<Envelope<T>, ApiError> {
+    let mut deserializer = rmp_serde::Deserializer::from_read_ref(body);
+    deserializer.set_max_depth(RPC_DEPTH_MAX);
+    let envelope = Envelope::<T>::deserialize(&mut deserializer)
         .map_err(|error| ApiError::bad_request("invalid_rpc", format!("not an RPC of this version: {error}")))?;
-    check(app, &envelope).await?;
-    Ok(envelope)
+    check_receiver(app, &envelope)?;
+    check(&envelope)?;
+    let joined = match app.store.identity().cluster_id {
+        Some(cluster_id) => cluster_id,
+        None => join_cluster(app, envelope.cluster_id).await?,
+    };
+    // Two clusters may have asked at the same time.
+    if joined == envelope.cluster_id { Ok(envelope) } else { Err(wrong_cluster(joined, envelope.cluster_id)) }
 }
 
-async fn check<T>(app: &ExampleApp, envelope: &Envelope<T>) -> Result<(), ApiError> {
+fn check_receiver<T>(app: &ExampleApp, envelope: &Envelope<T>) -> Result<(), ApiError> {
     let own = app.store.identity();
     let wrong = |message: String| Err(ApiError::WrongNode(Details::not_applied(message)));
     if envelope.to != own.node_id {
@@ -76,17 +88,16 @@ async fn check<T>(app: &ExampleApp, envelope: &Envelope<T>) -> Result<(), ApiErr
             own.node_id
         ));
     }
-    let cluster_id = match own.cluster_id {
-        Some(cluster_id) => cluster_id,
-        None => join_cluster(app, envelope.cluster_id).await?,
-    };
-    if cluster_id != envelope.cluster_id {
-        return wrong(format!(
-            "this node belongs to cluster {cluster_id}, and the RPC is from {}",
-            envelope.cluster_id
-        ));
+    match own.cluster_id {
+        Some(cluster_id) if cluster_id != envelope.cluster_id => Err(wrong_cluster(cluster_id, envelope.cluster_id)),
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+fn wrong_cluster(own: ClusterId, found: ClusterId) -> ApiError {
+    ApiError::WrongNode(Details::not_applied(format!(
+        "this node belongs to cluster {own}, and the RPC is from {found}"
+    )))
 }
 
 /// Makes this node a member of a cluster, durably; returns the one it belongs to afterwards.

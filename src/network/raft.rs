@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 
 use super::peer::{self, Envelope, PeerIdentity};
-use super::reply::{ok, read_body};
+use super::reply::{keep_for_a_while, ok, read_body};
 use super::{api, forward};
 use crate::app::ExampleApp;
 use crate::config::{RPC_BYTES_MAX, SNAPSHOT_PAUSE_MAX};
@@ -34,8 +34,7 @@ pub async fn append(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let envelope: Envelope<AppendEntriesRequest<TypeConfig>> = receive(&app, &request, payload).await?;
-    check_append(&envelope)?;
+    let envelope: Envelope<AppendEntriesRequest<TypeConfig>> = receive(&app, &request, payload, check_append).await?;
     let answer = app.raft.append_entries(envelope.rpc).await.map_err(|_| forward::stopping())?;
     answer_with(&answer)
 }
@@ -46,8 +45,7 @@ pub async fn vote(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let envelope: Envelope<VoteRequest<TypeConfig>> = receive(&app, &request, payload).await?;
-    check_candidate(&envelope)?;
+    let envelope: Envelope<VoteRequest<TypeConfig>> = receive(&app, &request, payload, check_candidate).await?;
     let answer = app.raft.vote(envelope.rpc).await.map_err(|_| forward::stopping())?;
     answer_with(&answer)
 }
@@ -58,8 +56,7 @@ pub async fn pre_vote(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let envelope: Envelope<VoteRequest<TypeConfig>> = receive(&app, &request, payload).await?;
-    check_candidate(&envelope)?;
+    let envelope: Envelope<VoteRequest<TypeConfig>> = receive(&app, &request, payload, check_candidate).await?;
     let answer = app.raft.pre_vote(envelope.rpc).await.map_err(|_| forward::stopping())?;
     answer_with(&answer)
 }
@@ -70,7 +67,7 @@ pub async fn transfer_leader(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let envelope: Envelope<TransferLeaderRequest<TypeConfig>> = receive(&app, &request, payload).await?;
+    let envelope: Envelope<TransferLeaderRequest<TypeConfig>> = receive(&app, &request, payload, |_| Ok(())).await?;
     let answer = app.raft.handle_transfer_leader(envelope.rpc).await.map_err(|_| forward::stopping())?;
     answer_with(&answer)
 }
@@ -81,7 +78,7 @@ pub async fn read_index(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let _: Envelope<()> = receive(&app, &request, payload).await?;
+    let _: Envelope<()> = receive(&app, &request, payload, |_| Ok(())).await?;
     let read_log_id = app.raft.get_read_log_id(ReadPolicy::ReadIndex).await;
     let (read_log_id, _applied) = read_log_id.map_err(|error| api::read_error(&app, &error))?;
     answer_with(&read_log_id)
@@ -97,21 +94,24 @@ pub async fn identity(app: web::Data<ExampleApp>) -> HttpResponse {
 /// The file goes to disk as it comes, is verified as a whole, and only then
 /// handed to Raft: a broken transfer costs nothing but itself.
 pub async fn snapshot(app: web::Data<ExampleApp>, mut payload: web::Payload) -> Result<HttpResponse, ApiError> {
+    let result = receive_snapshot(&app, &mut payload).await;
+    if result.is_err() {
+        keep_for_a_while(payload);
+    }
+    result
+}
+
+async fn receive_snapshot(app: &ExampleApp, payload: &mut web::Payload) -> Result<HttpResponse, ApiError> {
     let mut received = BytesMut::new();
-    let length = read_until(&mut payload, &mut received, 4).await?.get_u32() as usize;
+    let length = read_until(payload, &mut received, 4).await?.get_u32() as usize;
     if length > RPC_BYTES_MAX {
         return Err(ApiError::too_large("request", RPC_BYTES_MAX, length));
     }
-    let head = read_until(&mut payload, &mut received, length).await?;
-    let envelope: Envelope<SnapshotHead> = peer::decode(&app, &head).await?;
+    let head = read_until(payload, &mut received, length).await?;
+    let envelope: Envelope<SnapshotHead> = peer::decode(app, &head, check_snapshot).await?;
     let SnapshotHead { vote, meta } = &envelope.rpc;
-    check_leader(vote, envelope.from)?;
-    let beyond_leader = meta.last_log_id.is_some_and(|log_id| log_id.leader_id > vote.leader_id);
-    if beyond_leader {
-        return Err(invalid("a snapshot cannot be newer than the leader that sends it"));
-    }
     let temporary = app.store.state_machine.snapshots().temporary_file();
-    save(&mut payload, received.freeze(), &temporary).await?;
+    save(payload, received.freeze(), &temporary).await?;
     let snapshots = app.store.state_machine.snapshots().clone();
     let verified = tokio::task::spawn_blocking(move || snapshots.verify(temporary)).await;
     let (found, snapshot) = match verified {
@@ -131,9 +131,10 @@ async fn receive<T: DeserializeOwned>(
     app: &ExampleApp,
     request: &HttpRequest,
     payload: web::Payload,
+    check: impl FnOnce(&Envelope<T>) -> Result<(), ApiError>,
 ) -> Result<Envelope<T>, ApiError> {
     let body = read_body(request, payload, RPC_BYTES_MAX).await?;
-    peer::decode(app, &body).await
+    peer::decode(app, &body, check).await
 }
 
 fn answer_with(answer: &impl Serialize) -> Result<HttpResponse, ApiError> {
@@ -153,12 +154,21 @@ fn check_append(envelope: &Envelope<AppendEntriesRequest<TypeConfig>>) -> Result
     let mut previous = *prev_log_id;
     for entry in entries {
         let log_id = entry.log_id;
-        let next_index = previous.map_or(0, |previous| previous.index + 1);
+        let next_index = previous.map_or(Some(0), |previous| previous.index.checked_add(1));
         let leaders_in_order = previous.is_none_or(|previous| previous.leader_id <= log_id.leader_id);
-        if log_id.index != next_index || !leaders_in_order || log_id.leader_id > vote.leader_id {
+        if Some(log_id.index) != next_index || !leaders_in_order || log_id.leader_id > vote.leader_id {
             return Err(invalid("the entries of an append must follow one another, and be no newer than the leader"));
         }
         previous = Some(log_id);
+    }
+    Ok(())
+}
+
+fn check_snapshot(envelope: &Envelope<SnapshotHead>) -> Result<(), ApiError> {
+    let SnapshotHead { vote, meta } = &envelope.rpc;
+    check_leader(vote, envelope.from)?;
+    if meta.last_log_id.is_some_and(|log_id| log_id.leader_id > vote.leader_id) {
+        return Err(invalid("a snapshot cannot be newer than the leader that sends it"));
     }
     Ok(())
 }

@@ -51,7 +51,7 @@ impl ExampleNetworkFactory {
     }
 
     fn connect(&self, http: &reqwest::Client, target: NodeId, node: &ExampleNode) -> ExampleNetwork {
-        ExampleNetwork { store: self.store.clone(), http: http.clone(), target, node: node.clone(), reached: true }
+        ExampleNetwork { store: self.store.clone(), http: http.clone(), target, node: node.clone(), trouble: None }
     }
 }
 
@@ -77,8 +77,8 @@ pub struct ExampleNetwork {
     http: reqwest::Client,
     target: NodeId,
     node: ExampleNode,
-    /// Whether the last RPC was answered: what is logged is the change.
-    reached: bool,
+    /// Why the last RPC was not answered, if it was not: what is logged is the change.
+    trouble: Option<String>,
 }
 
 impl ExampleNetwork {
@@ -117,16 +117,15 @@ impl ExampleNetwork {
             self.note_unreached(path, &reason);
             return Err(unreachable(reason));
         }
-        if !self.reached {
-            self.reached = true;
+        if self.trouble.take().is_some() {
             tracing::info!("node {} at {} answers {path} again", self.target, self.node);
         }
         rmp_serde::from_slice(&body).map_err(|error| network_error(format!("its answer cannot be read: {error}")))
     }
 
     fn note_unreached(&mut self, path: &str, reason: &str) {
-        if self.reached {
-            self.reached = false;
+        if self.trouble.as_deref() != Some(reason) {
+            self.trouble = Some(reason.to_owned());
             tracing::warn!("node {} at {} does not answer {path}: {reason}", self.target, self.node);
         }
     }

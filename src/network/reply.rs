@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::config::REQUEST_BODY_DEADLINE;
+use crate::config::{REFUSED_BODY_KEPT, REQUEST_BODY_DEADLINE};
 use crate::error::{ApiError, Details};
 
 /// What became of a request that failed: `not_applied` or `unknown`.
@@ -23,8 +23,12 @@ pub async fn read_body(request: &HttpRequest, payload: web::Payload, bytes_max: 
     if let Some(size) = announced.filter(|size| *size > bytes_max) {
         return Err(ApiError::too_large("request", bytes_max, size));
     }
-    let read = collect(payload, bytes_max);
-    match tokio::time::timeout(REQUEST_BODY_DEADLINE, read).await {
+    let mut payload = payload;
+    let result = tokio::time::timeout(REQUEST_BODY_DEADLINE, collect(&mut payload, bytes_max)).await;
+    if !matches!(result, Ok(Ok(_))) {
+        keep_for_a_while(payload);
+    }
+    match result {
         Ok(result) => result,
         Err(_) => Err(ApiError::RequestTimeout(Details::not_applied(format!(
             "the body did not arrive within {} seconds",
@@ -33,7 +37,7 @@ pub async fn read_body(request: &HttpRequest, payload: web::Payload, bytes_max: 
     }
 }
 
-async fn collect(mut payload: web::Payload, bytes_max: usize) -> Result<Bytes, ApiError> {
+async fn collect(payload: &mut web::Payload, bytes_max: usize) -> Result<Bytes, ApiError> {
     let mut next = async || match payload.next().await {
         None => Ok(None),
         Some(Ok(chunk)) => Ok(Some(chunk)),
@@ -57,6 +61,14 @@ async fn collect(mut payload: web::Payload, bytes_max: usize) -> Result<Bytes, A
             None => return Ok(body.freeze()),
         }
     }
+}
+
+/// Keeps a body that is refused until the answer is out, which closes the connection.
+pub fn keep_for_a_while(payload: web::Payload) {
+    tokio::task::spawn_local(async move {
+        tokio::time::sleep(REFUSED_BODY_KEPT).await;
+        drop(payload);
+    });
 }
 
 /// Decodes a JSON body; `expected` is what the error says that it should be.

@@ -188,13 +188,20 @@ impl SnapshotDirectory {
         kept.sort_by_key(|meta| meta.last_log_id);
         let surplus = kept.len().saturating_sub(SNAPSHOTS_KEPT);
         kept.drain(..surplus);
-        if kept.len() == SNAPSHOTS_KEPT {
-            let keep: Vec<PathBuf> = kept.iter().map(|meta| self.path_of(meta)).collect();
-            for (_, path) in snapshot_files(&self.path)?.into_iter().filter(|(_, path)| !keep.contains(path)) {
-                // Only space is lost by keeping it, so this must not fail the snapshot.
-                if let Err(error) = fs::remove_file(&path) {
+        if kept.len() < SNAPSHOTS_KEPT {
+            return Ok(());
+        }
+        let keep: Vec<PathBuf> = kept.iter().map(|meta| self.path_of(meta)).collect();
+        let mut surplus = snapshot_files(&self.path)?;
+        surplus.retain(|(_, path)| !keep.contains(path));
+        drop(kept); // Deleting a large file takes long, too.
+        for (_, path) in surplus {
+            // Only space is lost by keeping it, so this must not fail the snapshot.
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     tracing::warn!("cannot delete the old snapshot `{}`: {error}", path.display());
                 }
+                _ => {}
             }
         }
         Ok(())

@@ -262,7 +262,7 @@ fn frame_lengths(path: &Path) -> Vec<usize> {
 /// size in a row, which give the longest frames.
 #[test]
 fn large_state() {
-    let (directory, other_directory) = (scratch(), scratch());
+    let (directory, other_directory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let value = |bytes: usize| "v".repeat(bytes);
     let mut changes: Vec<_> = (0..2000)
         .map(|number| (format!("key {number:04}"), value(if number % 8 == 0 { number * 51 } else { number % 100 })))

@@ -1,0 +1,266 @@
+//! Whether anything that is not a valid request does harm.
+//!
+//! The rows are in the modules below; here they are sent. Each must be answered
+//! with its status, its error as JSON and `raft-outcome: not_applied`. After all
+//! of them every node is alive and in the state in which it was, and nothing of
+//! what was sent stands in a log.
+
+mod application_rows;
+mod management_rows;
+mod peer_rows;
+mod raw_sockets;
+mod route_rows;
+
+use std::collections::BTreeMap;
+
+use raft_key_value::types::{LogId, StoredMembership, Vote};
+use reqwest::{Body, Method};
+use serde_json::json;
+
+use crate::harness::{Answer, CALM, Http, TestCluster, identity_of};
+
+/// Stands in the rows' bodies and paths: what clients send must not get into the logs.
+const MARKER: &str = "mArKeR-must-not-be-logged";
+
+/// The longest request body that the nodes of these tests take: less than the
+/// default, so that the rows about it are quick.
+const REQUEST_BYTES_MAX: usize = 1_100_000;
+
+/// One request that must be refused, and how.
+struct Row {
+    what: String,
+    method: Method,
+    path: String,
+    headers: Vec<(&'static str, &'static str)>,
+    body: RowBody,
+    status: u16,
+    error: &'static str,
+    code: Option<&'static str>,
+    allow: Option<&'static str>,
+}
+
+enum RowBody {
+    Whole(Vec<u8>),
+    Chunked(Vec<Vec<u8>>),
+}
+
+impl Row {
+    fn new(method: Method, path: &str, what: &str, body: RowBody) -> Self {
+        let (what, path) = (what.to_owned(), path.to_owned());
+        Row { what, method, path, headers: Vec::new(), body, status: 0, error: "", code: None, allow: None }
+    }
+
+    fn post(path: &str, what: &str, body: impl Into<Vec<u8>>) -> Self {
+        Row::new(Method::POST, path, what, RowBody::Whole(body.into()))
+    }
+
+    /// Sent without saying how long it is.
+    fn post_chunked(path: &str, what: &str, chunks: Vec<Vec<u8>>) -> Self {
+        Row::new(Method::POST, path, what, RowBody::Chunked(chunks))
+    }
+
+    fn header(mut self, name: &'static str, value: &'static str) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    fn gives(mut self, status: u16, error: &'static str) -> Self {
+        (self.status, self.error) = (status, error);
+        self
+    }
+
+    fn gives_bad_request(self, code: &'static str) -> Self {
+        Row { code: Some(code), ..self.gives(400, "BadRequest") }
+    }
+
+    fn gives_bad_json(self) -> Self {
+        self.gives_bad_request("invalid_json")
+    }
+
+    fn gives_too_large(self, code: &'static str) -> Self {
+        Row { code: Some(code), ..self.gives(413, "TooLarge") }
+    }
+
+    fn gives_wrong_method(self, allow: &'static str) -> Self {
+        Row { allow: Some(allow), ..self.gives(405, "MethodNotAllowed") }
+    }
+
+    async fn send(&self, http: &Http, addr: &str) -> Result<Answer, reqwest::Error> {
+        let body = match &self.body {
+            RowBody::Whole(bytes) => Body::from(bytes.clone()),
+            RowBody::Chunked(chunks) => {
+                let chunks: Vec<_> = chunks.iter().cloned().map(Ok::<_, std::io::Error>).collect();
+                Body::wrap_stream(futures_util::stream::iter(chunks))
+            }
+        };
+        http.request(self.method.clone(), addr, &self.path, &self.headers, body).await
+    }
+
+    /// What is wrong with the answer, if anything.
+    fn complaint(&self, answer: &Answer) -> Option<String> {
+        let json: serde_json::Value = match serde_json::from_slice(&answer.body) {
+            Ok(json) => json,
+            Err(error) => return Some(format!("the body is not JSON: {error}")),
+        };
+        let fields = &json["Err"][self.error];
+        let checks = [
+            ("status", json!(self.status), json!(answer.status)),
+            ("error", json!(true), json!(fields.is_object())),
+            ("code", json!(self.code), fields["code"].clone()),
+            ("message", json!(true), json!(fields["message"].as_str().is_some_and(|text| !text.is_empty()))),
+            ("outcome", json!("not_applied"), fields["outcome"].clone()),
+            ("raft-outcome", json!("not_applied"), json!(answer.header("raft-outcome"))),
+            ("content-type", json!("application/json"), json!(answer.header("content-type"))),
+            ("allow", json!(self.allow.unwrap_or_default()), json!(answer.header("allow"))),
+        ];
+        let wrong = checks.into_iter().find(|(_, expected, found)| expected != found);
+        wrong.map(|(what, expected, found)| format!("{what} should be {expected}, and is {found}"))
+    }
+}
+
+/// What must not change.
+#[derive(Debug, PartialEq)]
+struct State {
+    vote: Vote,
+    last_log_index: Option<u64>,
+    last_applied: Option<LogId>,
+    membership: StoredMembership,
+    value: Result<String, String>,
+    incarnation: u64,
+}
+
+/// The state of each node, once all have applied what the first has.
+async fn states(cluster: &TestCluster, ids: &[u64]) -> BTreeMap<u64, State> {
+    cluster.all_applied(ids).await;
+    let mut states = BTreeMap::new();
+    for id in ids {
+        let metrics = cluster.metrics(*id).await;
+        let state = State {
+            vote: metrics.vote,
+            last_log_index: metrics.last_log_index,
+            last_applied: metrics.last_applied,
+            membership: StoredMembership::clone(&metrics.membership_config),
+            value: cluster.read(*id, "known").await,
+            incarnation: identity_of(cluster, *id).await.incarnation,
+        };
+        states.insert(*id, state);
+    }
+    states
+}
+
+/// Sends all rows to one node of a cluster, then looks whether any did harm.
+async fn refuse_all(cluster: &mut TestCluster, ids: &[u64], target: u64, rows: &[Row]) {
+    cluster.write(target, "known", "value").await;
+    let before = states(cluster, ids).await;
+
+    let mut complaints = Vec::new();
+    for (number, row) in rows.iter().enumerate() {
+        // A connection of its own, lest one row's leftovers reach the next.
+        let (answer, complaint) = match row.send(&Http::new(), cluster.addr(target)).await {
+            Ok(answer) => (shortened(&answer.text()), row.complaint(&answer)),
+            Err(error) => (String::new(), Some(format!("no answer: {error:?}"))),
+        };
+        if let Some(complaint) = complaint {
+            complaints.push(format!("row {number}: {} {}: {}: {complaint}; {answer}", row.method, row.path, row.what));
+        }
+        cluster.assert_alive();
+    }
+    eprintln!("{} rows were sent to node {target}", rows.len());
+    assert!(complaints.is_empty(), "{} of {} rows:\n{}", complaints.len(), rows.len(), complaints.join("\n"));
+
+    unharmed(cluster, ids, before).await;
+}
+
+/// Asserts that all nodes are alive, in the state they were in, and kept to themselves what was sent.
+async fn unharmed(cluster: &mut TestCluster, ids: &[u64], before: BTreeMap<u64, State>) {
+    cluster.assert_alive();
+    assert_eq!(states(cluster, ids).await, before);
+    for id in ids {
+        let log = cluster.node(*id).log();
+        assert!(!log.contains(MARKER), "node {id} logged what was sent:\n{log}");
+        assert!(!log.contains("panicked"), "node {id} panicked:\n{log}");
+        let left: Vec<_> =
+            cluster.node(*id).files().into_iter().filter(|path| path.extension().is_some_and(|e| e == "tmp")).collect();
+        assert!(left.is_empty(), "node {id} left temporary files: {left:?}");
+    }
+    // And all of them still work.
+    for id in ids {
+        cluster.write(*id, "known", &format!("afterwards {id}")).await;
+        assert_eq!(cluster.consistent_read(*id, "known").await, Ok(format!("afterwards {id}")));
+    }
+}
+
+fn shortened(text: &str) -> String {
+    text.chars().take(300).collect()
+}
+
+fn flags() -> Vec<&'static str> {
+    let mut flags = CALM.to_vec();
+    flags.extend(["--max-request-bytes", "1100000"]);
+    assert_eq!(REQUEST_BYTES_MAX.to_string(), flags[flags.len() - 1]);
+    flags
+}
+
+/// Malformed requests of applications and operators are refused and change nothing.
+///
+/// Method: every row to a node that is a cluster of its own.
+#[tokio::test]
+async fn bad_requests_do_no_harm_to_a_single_node() {
+    let mut cluster = TestCluster::form("bad-single", &[1], &flags()).await;
+    let rows: Vec<Row> = [application_rows::rows(), management_rows::rows(1, cluster.addr(1)), route_rows::rows()]
+        .into_iter()
+        .flatten()
+        .collect();
+    assert!(rows.len() >= 100, "{} rows", rows.len());
+    refuse_all(&mut cluster, &[1], 1, &rows).await;
+}
+
+/// A follower refuses them itself, as the leader does, instead of passing them on.
+///
+/// Method: every row to a follower of a cluster of three.
+#[tokio::test]
+async fn bad_requests_do_no_harm_to_a_cluster() {
+    let mut cluster = TestCluster::form("bad-cluster", &[1, 2, 3], &flags()).await;
+    let follower = 1 + cluster.leader_of(&[1, 2, 3]).await % 3;
+    let rows: Vec<Row> =
+        [application_rows::rows(), management_rows::rows(follower, cluster.addr(follower)), route_rows::rows()]
+            .into_iter()
+            .flatten()
+            .collect();
+    refuse_all(&mut cluster, &[1, 2, 3], follower, &rows).await;
+}
+
+/// Messages that no node of the cluster sends are refused and change nothing.
+///
+/// Method: garbage, other formats, broken envelopes, envelopes for others, and
+/// valid envelopes with what no leader or candidate says, to the leader and to a
+/// follower of a cluster of three, which has a snapshot to be tampered with.
+#[tokio::test]
+async fn bad_messages_between_nodes_do_no_harm() {
+    let mut flags = flags();
+    flags.extend(["--snapshot-entries", "50", "--snapshot-keep-entries", "20"]);
+    let mut cluster = TestCluster::form("bad-peers", &[1, 2, 3], &flags).await;
+    cluster.write_many(1, "k", 60).await;
+    let leader = cluster.leader_of(&[1, 2, 3]).await;
+    for target in [leader, 1 + leader % 3] {
+        cluster.metrics_say(target, "it has a snapshot", |metrics| metrics.snapshot).await;
+        let rows = peer_rows::rows(&cluster, leader, target).await;
+        refuse_all(&mut cluster, &[1, 2, 3], target, &rows).await;
+    }
+}
+
+/// What is as large as it may be is taken.
+#[tokio::test]
+async fn the_largest_key_and_value_are_taken() {
+    let cluster = TestCluster::form("largest", &[1], CALM).await;
+    let value = "v".repeat(1 << 20);
+    for key in ["k".repeat(1024), "é".repeat(512)] {
+        cluster.post(1, "/write", json!({"Set": {"key": key, "value": value}}).to_string()).await.ok().unwrap();
+        assert_eq!(cluster.consistent_read(1, &key).await.as_ref(), Ok(&value));
+        assert_eq!(cluster.read(1, &key).await.as_ref(), Ok(&value));
+    }
+    for (key, value) in [("empty value", ""), ("\u{0}", "a NUL, escaped"), ("😀", "\u{10ffff}\"\\\n")] {
+        cluster.post(1, "/write", json!({"Set": {"key": key, "value": value}}).to_string()).await.ok().unwrap();
+        assert_eq!(cluster.consistent_read(1, key).await.as_deref(), Ok(value));
+    }
+}

@@ -1,0 +1,257 @@
+//! The routes between nodes.
+
+use std::fs;
+
+use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
+use openraft::vote::RaftLeaderId;
+use raft_key_value::TypeConfig;
+use raft_key_value::network::peer::PeerIdentity;
+use raft_key_value::network::raft::SnapshotHead;
+use raft_key_value::store::ClusterId;
+use raft_key_value::types::{Command, Entry, LogId, Payload, SnapshotMeta, Vote};
+use serde::Serialize;
+use serde_json::json;
+
+use super::{MARKER, Row};
+use crate::harness::{TestCluster, envelope, identity_of};
+
+type Append = AppendEntriesRequest<TypeConfig>;
+
+const ROUTES: &[&str] =
+    &["/raft-append", "/raft-vote", "/raft-pre-vote", "/raft-snapshot", "/raft-transfer-leader", "/raft-read-index"];
+
+/// What a forger knows: all of it can be asked for.
+struct Forger {
+    /// Whom the messages are for.
+    to: PeerIdentity,
+    /// Whom they pretend to be from.
+    from: u64,
+    cluster_id: ClusterId,
+    /// The term in which the cluster is.
+    term: u64,
+}
+
+pub async fn rows(cluster: &TestCluster, leader: u64, target: u64) -> Vec<Row> {
+    let to = identity_of(cluster, target).await;
+    // A follower hears of its leader, and the leader of another node that claims to lead.
+    let from = if target == leader { 1 + leader % 3 } else { leader };
+    let term = cluster.metrics(leader).await.current_term;
+    let forger = Forger { to, from, cluster_id: to.cluster_id.unwrap(), term };
+    let snapshot = cluster.node(target).files().into_iter().rfind(|path| path.extension().is_some_and(|e| e == "snap"));
+    let snapshot = fs::read(snapshot.unwrap()).unwrap();
+    let mut rows = unreadable(&forger);
+    rows.extend(misdirected(&forger));
+    rows.extend(forged_appends(&forger));
+    rows.extend(forged_votes(&forger));
+    rows.extend(forged_snapshots(&forger, &snapshot));
+    rows
+}
+
+impl Forger {
+    fn envelope(&self, rpc: impl Serialize) -> Vec<u8> {
+        envelope(self.from, &self.to, self.cluster_id, rpc)
+    }
+
+    /// The body that a route takes, around this envelope.
+    fn framed(path: &str, envelope: Vec<u8>) -> Vec<u8> {
+        if path == "/raft-snapshot" { with_length(envelope) } else { envelope }
+    }
+
+    fn vote(&self, node_id: u64, committed: bool) -> Vote {
+        Vote { leader_id: RaftLeaderId::new(self.term, node_id), committed }
+    }
+
+    /// The one of the nodes 1, 2 and 3 that is neither sender nor receiver.
+    fn third_node(&self) -> u64 {
+        6 - self.from - self.to.node_id
+    }
+
+    fn log_id(&self, term: u64, index: u64) -> LogId {
+        LogId::new(RaftLeaderId::new(term, self.from), index)
+    }
+
+    fn append(&self) -> Append {
+        Append { vote: self.vote(self.from, true), prev_log_id: None, entries: Vec::new(), leader_commit: None }
+    }
+}
+
+/// A length, as it stands before the head of a snapshot, and what is that long.
+fn with_length(head: Vec<u8>) -> Vec<u8> {
+    [u32::try_from(head.len()).unwrap().to_be_bytes().to_vec(), head].concat()
+}
+
+fn unreadable(forger: &Forger) -> Vec<Row> {
+    let valid = forger.envelope(forger.append());
+    let bodies: Vec<(&str, Vec<u8>)> = vec![
+        ("nothing", Vec::new()),
+        ("zeros", vec![0; 100]),
+        ("garbage", (0..=255).cycle().skip(7).take(10_000).map(|byte: u8| byte.wrapping_mul(31)).collect()),
+        ("text", MARKER.into()),
+        ("JSON", json!({"cluster_id": 1, "from": 1, "to": 1, "to_incarnation": 1, "rpc": MARKER}).to_string().into()),
+        ("a number", vec![42]),
+        ("a list", rmp_serde::to_vec(&[1, 2, 3]).unwrap()),
+        ("no fields", rmp_serde::to_vec_named(&json!({})).unwrap()),
+        ("a body of another kind", forger.envelope(json!({"rpc": MARKER}))),
+        ("a list that says it has 4 billion items", b"\xdd\xff\xff\xff\xff".to_vec()),
+        ("bytes that say they are 4 billion", b"\xc6\xff\xff\xff\xff".to_vec()),
+        ("fields that say they are 4 billion", b"\xdf\xff\xff\xff\xff".to_vec()),
+        ("100,000 lists in each other", vec![0x91; 100_000]),
+        ("100,000 lists in an unknown field", [b"\x81\xa1x".to_vec(), vec![0x91; 100_000]].concat()),
+    ];
+    let mut rows = Vec::new();
+    for path in ROUTES {
+        for (what, body) in &bodies {
+            // Everything is a body for the one route that takes none.
+            if *path == "/raft-read-index" && *what == "a body of another kind" {
+                continue;
+            }
+            rows.push(Row::post(path, what, Forger::framed(path, body.clone())).gives_bad_request("invalid_rpc"));
+        }
+    }
+    for length in [1, 10, valid.len() / 2, valid.len() - 1] {
+        let what = format!("the first {length} bytes of an append");
+        rows.push(Row::post("/raft-append", &what, valid[..length].to_vec()).gives_bad_request("invalid_rpc"));
+    }
+    rows
+}
+
+/// Envelopes that are for another node, from another cluster, or for another life.
+fn misdirected(forger: &Forger) -> Vec<Row> {
+    let to = forger.to;
+    let other_cluster = ClusterId(forger.cluster_id.0 ^ 1);
+    let cases = [
+        ("for another node", forger.from, PeerIdentity { node_id: 77, ..to }, forger.cluster_id),
+        (
+            "for another life of the node",
+            forger.from,
+            PeerIdentity { incarnation: to.incarnation ^ 1, ..to },
+            forger.cluster_id,
+        ),
+        ("for a life that is not known", forger.from, PeerIdentity { incarnation: 0, ..to }, forger.cluster_id),
+        ("from another cluster", forger.from, to, other_cluster),
+        ("from the node itself", to.node_id, to, forger.cluster_id),
+    ];
+    let mut rows = Vec::new();
+    for (what, from, to, cluster_id) in cases {
+        let vote = VoteRequest::<TypeConfig>::new(forger.vote(from, false), None);
+        let transfer = TransferLeaderRequest::<TypeConfig>::new(forger.vote(from, true), forger.to.node_id, None);
+        let head = SnapshotHead { vote: forger.vote(from, true), meta: SnapshotMeta::default() };
+        let messages = [
+            (
+                "/raft-append",
+                envelope(from, &to, cluster_id, Append { vote: forger.vote(from, true), ..forger.append() }),
+            ),
+            ("/raft-vote", envelope(from, &to, cluster_id, &vote)),
+            ("/raft-pre-vote", envelope(from, &to, cluster_id, &vote)),
+            ("/raft-transfer-leader", envelope(from, &to, cluster_id, &transfer)),
+            ("/raft-read-index", envelope(from, &to, cluster_id, ())),
+            ("/raft-snapshot", envelope(from, &to, cluster_id, &head)),
+        ];
+        for (path, message) in messages {
+            rows.push(Row::post(path, what, Forger::framed(path, message)).gives(421, "WrongNode"));
+        }
+    }
+    rows
+}
+
+fn forged_appends(forger: &Forger) -> Vec<Row> {
+    let entry = |term, index| Entry {
+        log_id: forger.log_id(term, index),
+        payload: Payload::Normal(Command::Set { key: "known".into(), value: MARKER.into() }),
+    };
+    let (term, previous) = (forger.term, Some(forger.log_id(forger.term, 1)));
+    let other = forger.third_node();
+    let cases: Vec<(&str, Append)> = vec![
+        ("a vote for another leader", Append { vote: forger.vote(other, true), ..forger.append() }),
+        ("a vote that no quorum granted", Append { vote: forger.vote(forger.from, false), ..forger.append() }),
+        (
+            "a gap before the first entry",
+            Append { prev_log_id: previous, entries: vec![entry(term, 3)], ..forger.append() },
+        ),
+        ("a gap from the start", Append { entries: vec![entry(term, 1)], ..forger.append() }),
+        (
+            "a gap between entries",
+            Append { prev_log_id: previous, entries: vec![entry(term, 2), entry(term, 4)], ..forger.append() },
+        ),
+        (
+            "an entry twice",
+            Append { prev_log_id: previous, entries: vec![entry(term, 2), entry(term, 2)], ..forger.append() },
+        ),
+        (
+            "entries backwards",
+            Append { prev_log_id: previous, entries: vec![entry(term, 2), entry(term, 1)], ..forger.append() },
+        ),
+        ("terms backwards", Append { prev_log_id: previous, entries: vec![entry(term - 1, 2)], ..forger.append() }),
+        (
+            "an entry newer than its leader",
+            Append { prev_log_id: previous, entries: vec![entry(term + 1, 2)], ..forger.append() },
+        ),
+        (
+            "an entry after the last index there is",
+            Append {
+                prev_log_id: Some(forger.log_id(term, u64::MAX)),
+                entries: vec![entry(term, 0)],
+                ..forger.append()
+            },
+        ),
+    ];
+    cases
+        .into_iter()
+        .map(|(what, append)| Row::post("/raft-append", what, forger.envelope(append)).gives_bad_request("invalid_rpc"))
+        .collect()
+}
+
+fn forged_votes(forger: &Forger) -> Vec<Row> {
+    let other = forger.third_node();
+    let mut rows = Vec::new();
+    for path in ["/raft-vote", "/raft-pre-vote"] {
+        for (what, vote) in [
+            ("a vote for another candidate", forger.vote(other, false)),
+            ("a vote for the node itself", forger.vote(forger.to.node_id, false)),
+            ("a vote that a quorum granted", forger.vote(forger.from, true)),
+        ] {
+            let request = VoteRequest::<TypeConfig>::new(vote, Some(forger.log_id(u64::MAX, u64::MAX)));
+            rows.push(Row::post(path, what, forger.envelope(request)).gives_bad_request("invalid_rpc"));
+        }
+    }
+    rows
+}
+
+fn forged_snapshots(forger: &Forger, snapshot: &[u8]) -> Vec<Row> {
+    let path = "/raft-snapshot";
+    let other = forger.third_node();
+    let vote = forger.vote(forger.from, true);
+    let head = |vote, meta| with_length(forger.envelope(SnapshotHead { vote, meta }));
+    let valid_head = || head(vote, SnapshotMeta::default());
+    let newer = SnapshotMeta { last_log_id: Some(forger.log_id(forger.term + 1, 9)), ..SnapshotMeta::default() };
+    let mut flipped = snapshot.to_vec();
+    flipped[snapshot.len() / 2] ^= 1;
+    let mut bad_footer = snapshot.to_vec();
+    *bad_footer.last_mut().unwrap() ^= 1;
+    let with_file = |file: &[u8]| [valid_head(), file.to_vec()].concat();
+    let cut = snapshot.len() - 1;
+    let long = |length: u32| [length.to_be_bytes().as_slice(), MARKER.as_bytes()].concat();
+
+    let mut rows = vec![
+        Row::post(path, "a head of 64 MiB and a byte", long((64 << 20) + 1)).gives_too_large("request_too_large"),
+        Row::post(path, "a head of 4 GiB", long(u32::MAX)).gives_too_large("request_too_large"),
+    ];
+    let cases = [
+        ("less than a length", vec![0, 0, 0]),
+        ("a head shorter than it says", long(1000)),
+        ("an empty head", long(0)),
+        ("a vote for another leader", head(forger.vote(other, true), SnapshotMeta::default())),
+        ("a vote that no quorum granted", head(forger.vote(forger.from, false), SnapshotMeta::default())),
+        ("a snapshot newer than its leader", head(vote, newer)),
+        ("no file", valid_head()),
+        ("a file of garbage", with_file(MARKER.repeat(10_000).as_bytes())),
+        ("a file that is cut off", with_file(&snapshot[..cut])),
+        ("the first bytes of a file", with_file(&snapshot[..10])),
+        ("a file that goes on", with_file(&[snapshot, b"x"].concat())),
+        ("a flipped byte in the file", with_file(&flipped)),
+        ("a flipped byte in the checksum", with_file(&bad_footer)),
+        ("another snapshot than announced", with_file(snapshot)),
+    ];
+    rows.extend(cases.into_iter().map(|(what, body)| Row::post(path, what, body).gives_bad_request("invalid_rpc")));
+    rows
+}

@@ -1,0 +1,246 @@
+//! How a process ends, and what it says then.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+
+use crate::harness::{CALM, Ended, Http, TestCluster, TestNode, files_below, free_port, run};
+
+/// One line on standard error, and no more.
+fn one_line(ended: &Ended) -> &str {
+    let line = ended.stderr.strip_suffix('\n').unwrap_or_else(|| panic!("the line does not end: {ended:?}"));
+    assert!(!line.contains('\n'), "more than one line: {ended:?}");
+    assert!(line.starts_with("error: "), "{ended:?}");
+    assert_eq!(ended.stdout, "", "an error is for standard error: {ended:?}");
+    line
+}
+
+/// The last line on standard error, after what was logged.
+fn last_line(ended: &Ended) -> &str {
+    let line = ended.stderr.lines().last().unwrap_or_else(|| panic!("nothing was said: {ended:?}"));
+    assert!(line.starts_with("error: "), "{ended:?}");
+    line
+}
+
+/// A wrong flag or variable is said in one line that names it, with exit code 2.
+#[test]
+fn usage_errors_are_one_line() {
+    let base = ["--id", "1", "--http-addr", "127.0.0.1:1"];
+    let rows: &[(&[&str], &str)] = &[
+        (&["--no-such-flag"], "--no-such-flag"),
+        (&["something"], "something"),
+        (&["--data-dir"], "--data-dir"),
+        (&["--heartbeat-interval-ms", "soon"], "--heartbeat-interval-ms"),
+        (&["--heartbeat-interval-ms", "-1"], "-1"),
+        (&["--heartbeat-interval-ms", "1"], "--heartbeat-interval-ms"),
+        (&["--election-timeout-min-ms", "100"], "--election-timeout-min-ms"),
+        (&["--election-timeout-max-ms", "18446744073709551616"], "--election-timeout-max-ms"),
+        (&["--snapshot-entries", "0"], "--snapshot-entries"),
+        (&["--max-request-bytes", "1e6"], "--max-request-bytes"),
+        (&["--max-request-bytes", "0"], "--max-request-bytes"),
+        (&["--advertise-addr", "http://127.0.0.1:1"], "--advertise-addr"),
+        (&["--log-format", "xml"], "--log-format"),
+        (&["--log-level", "==="], "--log-level"),
+        (&["--id", "2"], "--id"),
+    ];
+    for (arguments, named) in rows {
+        let arguments: Vec<&str> = base.iter().chain(*arguments).copied().collect();
+        let ended = run(&arguments, &[]);
+        assert_eq!(ended.code, Some(2), "{arguments:?}: {ended:?}");
+        assert!(one_line(&ended).contains(named), "{arguments:?}: {ended:?}");
+    }
+    let rows: &[(&[&str], &str)] = &[
+        (&[], "--id"),
+        (&["--http-addr", "127.0.0.1:1"], "--id"),
+        (&["--id", "1"], "--http-addr"),
+        (&["--id", "", "--http-addr", "127.0.0.1:1"], "--id"),
+        (&["--id", "0", "--http-addr", "127.0.0.1:1"], "--id"),
+        (&["--id", "-1", "--http-addr", "127.0.0.1:1"], "-1"),
+        (&["--id", "one", "--http-addr", "127.0.0.1:1"], "--id"),
+        (&["--id", "1.5", "--http-addr", "127.0.0.1:1"], "--id"),
+        (&["--id", "18446744073709551616", "--http-addr", "127.0.0.1:1"], "--id"),
+        (&["--id", "1", "--http-addr", ""], "--http-addr"),
+        (&["--id", "1", "--http-addr", "21001"], "--http-addr"),
+        (&["--id", "1", "--http-addr", "127.0.0.1"], "--http-addr"),
+        (&["--id", "1", "--http-addr", "127.0.0.1:65536"], "--http-addr"),
+        (&["--id", "1", "--http-addr", "user@127.0.0.1:1"], "--http-addr"),
+        (&["--id", "1", "--http-addr", "no-such-host.invalid:1"], "--http-addr"),
+    ];
+    for (arguments, named) in rows {
+        let ended = run(arguments, &[]);
+        assert_eq!(ended.code, Some(2), "{arguments:?}: {ended:?}");
+        assert!(one_line(&ended).contains(named), "{arguments:?}: {ended:?}");
+    }
+    for (variable, value) in [("RKV_ID", "one"), ("RKV_LOG_FORMAT", "xml"), ("RKV_SNAPSHOT_ENTRIES", "-1")] {
+        let ended = run(&["--http-addr", "127.0.0.1:1"], &[("RKV_ID", "1"), (variable, value)]);
+        assert_eq!(ended.code, Some(2), "{variable}={value}: {ended:?}");
+        assert!(one_line(&ended).contains(value), "{variable}={value}: {ended:?}");
+    }
+}
+
+/// `--help` and `--version` are no errors, and need nothing else.
+#[test]
+fn help_and_version_succeed() {
+    for (flag, expected) in [
+        ("--version", concat!("raft-key-value ", env!("CARGO_PKG_VERSION"))),
+        ("-V", "raft-key-value"),
+        ("--help", "Exit codes:"),
+        ("-h", "--http-addr"),
+    ] {
+        let ended = run(&[flag], &[]);
+        assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{flag}: {ended:?}");
+        assert!(ended.stdout.contains(expected), "{flag}: {ended:?}");
+    }
+}
+
+/// What a flag says, its environment variable says too; the flag wins.
+///
+/// Method: a node whose number, address and directory are only in the
+/// environment; a second process on the same directory with a flag that
+/// overrides the address must get as far as the lock.
+#[tokio::test]
+async fn the_environment_configures_a_node() {
+    let directory = tempfile::tempdir().unwrap();
+    let data_dir = directory.path().to_str().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken_addr = taken.local_addr().unwrap().to_string();
+    let ended = run(&[], &[("RKV_ID", "5"), ("RKV_HTTP_ADDR", &taken_addr), ("RKV_DATA_DIR", data_dir)]);
+    assert_eq!(ended.code, Some(69), "{ended:?}");
+    assert!(last_line(&ended).contains(&taken_addr), "{ended:?}");
+
+    let node = TestNode::start_by_environment(5, directory.path(), &Http::new()).await;
+    let metrics = Http::new().get(&node.addr, "/metrics").await.unwrap().ok().unwrap();
+    assert_eq!(metrics["id"], 5);
+    let other_addr = format!("127.0.0.1:{}", free_port());
+    let data_dir = node.data_dir().to_str().unwrap();
+    let ended = run(
+        &["--http-addr", &other_addr],
+        &[("RKV_ID", "5"), ("RKV_HTTP_ADDR", &taken_addr), ("RKV_DATA_DIR", data_dir)],
+    );
+    assert_eq!(ended.code, Some(73), "the flag's address is free, so the lock is next: {ended:?}");
+}
+
+/// A second process on a data directory leaves it alone, says who holds it, and exits 73.
+#[tokio::test]
+async fn a_second_process_is_refused() {
+    let mut cluster = TestCluster::form("locked", &[1], CALM).await;
+    let node = cluster.node(1);
+    let addr = format!("127.0.0.1:{}", free_port());
+    let before = contents(&node.directory());
+    let ended = run(&["--id", "1", "--http-addr", &addr, "--data-dir", node.data_dir().to_str().unwrap()], &[]);
+    assert_eq!(ended.code, Some(73), "{ended:?}");
+    let line = last_line(&ended);
+    assert!(line.contains(&format!("process {}", node.pid())), "it names the holder, {}: {line}", node.pid());
+    assert_eq!(contents(&node.directory()), before, "nothing was touched");
+    cluster.write(1, "k", "v").await;
+    cluster.assert_alive();
+}
+
+/// An address that is in use is named, with exit code 69, and no directory is made.
+#[test]
+fn a_taken_port_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap().to_string();
+    let data_dir = directory.path().join("data");
+    let ended = run(&["--id", "1", "--http-addr", &addr, "--data-dir", data_dir.to_str().unwrap()], &[]);
+    assert_eq!(ended.code, Some(69), "{ended:?}");
+    assert!(last_line(&ended).contains(&addr), "{ended:?}");
+    assert!(!data_dir.exists(), "nothing was made");
+}
+
+type Damage = fn(&Path);
+
+/// A directory that is not this node's, or that is damaged, is refused with its
+/// own exit code and left as it was.
+///
+/// Method: a node makes a directory with a cluster, a log and a snapshot, and is
+/// killed; each row damages a copy of it in one way.
+#[tokio::test]
+async fn unusable_directories_are_refused() {
+    let flags = &["--snapshot-entries", "50", "--snapshot-keep-entries", "20"];
+    let mut cluster = TestCluster::form("refused", &[1], flags).await;
+    cluster.write_many(1, "k", 120).await;
+    cluster.metrics_say(1, "its log was purged", |metrics| metrics.purged).await;
+    // In order, so that all this is on disk.
+    assert_eq!(cluster.stop(1).await, Some(0));
+    let original = cluster.node(1).directory();
+    let copies = tempfile::tempdir().unwrap();
+
+    let rows: &[(&str, u64, i32, &str, Damage)] = &[
+        ("another node's", 2, 78, "belongs to node 1", |_| {}),
+        ("a newer format", 1, 78, "format 2", |directory| {
+            fs::write(directory.join("IDENTITY"), "{\"format\":2,\"more\":true}\n").unwrap();
+        }),
+        ("a flipped byte in IDENTITY", 1, 65, "IDENTITY", |directory| flip(&directory.join("IDENTITY"), 20)),
+        ("an empty IDENTITY", 1, 65, "IDENTITY", |directory| fs::write(directory.join("IDENTITY"), "").unwrap()),
+        ("no IDENTITY", 1, 65, "IDENTITY", |directory| fs::remove_file(directory.join("IDENTITY")).unwrap()),
+        ("no log", 1, 65, "log", |directory| fs::remove_dir_all(directory.join("log")).unwrap()),
+        ("a flipped byte in the log", 1, 65, "log", |directory| flip_in_log(&directory.join("log"), b"value 110 of k")),
+        ("no snapshots, and a purged log", 1, 65, "snapshots", |directory| {
+            fs::remove_dir_all(directory.join("snapshots")).unwrap();
+        }),
+        ("flipped bytes in all snapshots, and a purged log", 1, 65, ".snap", |directory| {
+            for path in files_below(&directory.join("snapshots")) {
+                flip(&path, 60);
+            }
+        }),
+    ];
+    for (number, (what, id, code, said, damage)) in rows.iter().enumerate() {
+        let data_dir = copies.path().join(number.to_string());
+        let directory = data_dir.join(format!("node-{id}"));
+        copy_directory(&original, &directory);
+        damage(&directory);
+        let before = contents(&directory);
+        let addr = format!("127.0.0.1:{}", free_port());
+        let arguments = ["--id", &id.to_string(), "--http-addr", &addr, "--data-dir", data_dir.to_str().unwrap()];
+        let ended = run(&arguments, &[]);
+        assert_eq!(ended.code, Some(*code), "{what}: {ended:?}");
+        let line = last_line(&ended);
+        assert!(line.contains(said), "{what}: it should say {said:?}: {line}");
+        assert_eq!(
+            changed(&before, &contents(&directory)),
+            Vec::<PathBuf>::new(),
+            "{what}: it should be left as it was"
+        );
+    }
+}
+
+/// The files that differ, the lock aside.
+fn changed(before: &BTreeMap<PathBuf, Vec<u8>>, after: &BTreeMap<PathBuf, Vec<u8>>) -> Vec<PathBuf> {
+    let all = before.keys().chain(after.keys());
+    let mut paths: Vec<_> =
+        all.filter(|path| !path.ends_with("LOCK") && before.get(*path) != after.get(*path)).cloned().collect();
+    paths.dedup();
+    paths
+}
+
+/// What is in all files below a directory.
+fn contents(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    files_below(directory).into_iter().map(|path| (path.clone(), fs::read(path).unwrap())).collect()
+}
+
+fn copy_directory(from: &Path, to: &Path) {
+    for (path, bytes) in contents(from) {
+        let target = to.join(path.strip_prefix(from).unwrap());
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        fs::write(target, bytes).unwrap();
+    }
+}
+
+/// Flips a bit of what was written, wherever in the log it is.
+fn flip_in_log(directory: &Path, written: &[u8]) {
+    let found = contents(directory).into_iter().find_map(|(path, bytes)| {
+        let position = bytes.windows(written.len()).position(|window| window == written)?;
+        Some((path, position))
+    });
+    let (path, position) = found.expect("it is in the log");
+    flip(&path, position);
+}
+
+fn flip(path: &Path, position: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[position] ^= 1;
+    fs::write(path, bytes).unwrap();
+}

@@ -1,0 +1,227 @@
+//! One node: its process, its address, its directory and its log.
+
+use std::fs::{self, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process::Child;
+
+use raft_key_value::NodeId;
+use serde_json::Value;
+
+use super::eventually::{DEADLINE, eventually};
+use super::http::Http;
+use super::process::{self, free_port};
+
+/// The exit code of a node that cannot listen on its address.
+const EXIT_CANNOT_LISTEN: i32 = 69;
+/// How many ports are tried: each was free just before.
+const STARTS_MAX: usize = 5;
+
+/// A node as a child process, which ends when this is dropped.
+#[derive(Debug)]
+pub struct TestNode {
+    /// Its number.
+    pub id: NodeId,
+    /// Where it listens, for all its life.
+    pub addr: String,
+    data_dir: PathBuf,
+    log_path: PathBuf,
+    settings: Settings,
+    child: Option<Child>,
+}
+
+/// How the process is told what to do.
+#[derive(Debug)]
+enum Settings {
+    /// By the command line, with these flags beside the node's own.
+    Flags(Vec<String>),
+    /// By the environment alone.
+    Environment,
+}
+
+impl TestNode {
+    /// Starts a node on a free port, with its data below `directory`, and waits until it answers.
+    pub async fn start(id: NodeId, directory: &Path, flags: &[&str], http: &Http) -> Self {
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        Self::start_with(id, directory, Settings::Flags(flags), http).await
+    }
+
+    /// The same, with no flags at all.
+    pub async fn start_by_environment(id: NodeId, directory: &Path, http: &Http) -> Self {
+        Self::start_with(id, directory, Settings::Environment, http).await
+    }
+
+    async fn start_with(id: NodeId, directory: &Path, settings: Settings, http: &Http) -> Self {
+        let mut node = TestNode {
+            id,
+            addr: String::new(),
+            data_dir: directory.join("data"),
+            log_path: directory.join(format!("node-{id}.log")),
+            settings,
+            child: None,
+        };
+        for _ in 0..STARTS_MAX {
+            node.addr = format!("127.0.0.1:{}", free_port());
+            match node.spawn(http).await {
+                Ok(()) => return node,
+                Err(Some(EXIT_CANNOT_LISTEN)) => {} // Someone was faster.
+                Err(code) => panic!("node {id} ended with exit code {code:?}:\n{}", node.log()),
+            }
+        }
+        panic!("node {id} found no free port in {STARTS_MAX} attempts:\n{}", node.log());
+    }
+
+    /// Starts the process again, on the same directory and address.
+    pub async fn restart(&mut self, http: &Http) {
+        assert!(self.child.is_none(), "node {} is running", self.id);
+        eventually("the node's port is free again", DEADLINE, async || match self.spawn(http).await {
+            Ok(()) => Ok(()),
+            Err(Some(EXIT_CANNOT_LISTEN)) => Err("taken"),
+            Err(code) => panic!("node {} ended with exit code {code:?} at a restart:\n{}", self.id, self.log()),
+        })
+        .await;
+    }
+
+    /// Starts the process, and waits until it answers; else returns its exit code.
+    async fn spawn(&mut self, http: &Http) -> Result<(), Option<i32>> {
+        let log = OpenOptions::new().create(true).append(true).open(&self.log_path).unwrap();
+        let mut command = match &self.settings {
+            Settings::Flags(_) => process::command(self.arguments()),
+            Settings::Environment => {
+                let mut command = process::command::<&str>([]);
+                command.env("RKV_ID", self.id.to_string()).env("RKV_HTTP_ADDR", &self.addr);
+                command.env("RKV_DATA_DIR", &self.data_dir);
+                command
+            }
+        };
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        let child = self.child.insert(command.spawn().unwrap());
+        let identity_path = self.data_dir.join(format!("node-{}/IDENTITY", self.id));
+        let what = format!("node {} answers at {}", self.id, self.addr);
+        let ready = eventually(&what, DEADLINE, async || {
+            if let Some(status) = child.try_wait().unwrap() {
+                return Ok(Err(status.code()));
+            }
+            let answer = http.get(&self.addr, "/raft-identity").await.map_err(|error| error.to_string())?;
+            let identity = answer.ok()?;
+            // If the port was taken by another node, then that one answers.
+            if identity["incarnation"].as_u64() == incarnation_in(&identity_path) {
+                Ok(Ok(()))
+            } else {
+                Err(answer.text())
+            }
+        })
+        .await;
+        if ready.is_err() {
+            self.child = None;
+        }
+        ready
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let id = self.id.to_string();
+        let data_dir = self.data_dir.display().to_string();
+        let own = ["--id", &id, "--http-addr", &self.addr, "--data-dir", &data_dir];
+        let flags: &[String] = if let Settings::Flags(flags) = &self.settings { flags } else { &[] };
+        own.into_iter().map(str::to_owned).chain(flags.iter().cloned()).collect()
+    }
+
+    /// Whether there is a process, paused or not.
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// Asserts that the process has not ended by itself.
+    pub fn assert_alive(&mut self) {
+        let id = self.id;
+        let child = self.child.as_mut().unwrap_or_else(|| panic!("node {id} was stopped"));
+        let status = child.try_wait().unwrap();
+        assert!(status.is_none(), "node {id} ended by itself: {status:?}");
+    }
+
+    /// The number of the process.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap_or_else(|| panic!("node {} is not running", self.id)).id()
+    }
+
+    /// Ends the process with SIGKILL, as a crash would.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().unwrap_or_else(|| panic!("node {} is not running", self.id));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Ends the process with SIGTERM, and returns its exit code.
+    pub async fn stop(&mut self) -> Option<i32> {
+        process::send_signal(self.pid(), "TERM");
+        let child = self.child.as_mut().unwrap();
+        let what = format!("node {} ends after SIGTERM", self.id);
+        let status = eventually(&what, DEADLINE, async || child.try_wait().unwrap().ok_or("it runs")).await;
+        self.child = None;
+        status.code()
+    }
+
+    /// Stops the process's clock, so to speak: nothing in it goes on.
+    pub fn pause(&self) {
+        process::send_signal(self.pid(), "STOP");
+    }
+
+    /// Lets a paused process go on.
+    pub fn resume(&self) {
+        process::send_signal(self.pid(), "CONT");
+    }
+
+    /// The node's own directory.
+    pub fn directory(&self) -> PathBuf {
+        self.data_dir.join(format!("node-{}", self.id))
+    }
+
+    /// All files in it.
+    pub fn files(&self) -> Vec<PathBuf> {
+        files_below(&self.directory())
+    }
+
+    /// What all data directories of the cluster are below.
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// All that the node has logged, in all its starts.
+    pub fn log(&self) -> String {
+        fs::read(&self.log_path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    }
+
+    /// How to start the node by hand.
+    pub fn command_line(&self) -> String {
+        format!("{} {}", process::BINARY, self.arguments().join(" "))
+    }
+}
+
+impl Drop for TestNode {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // It may have ended by itself, which is for the test to notice.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// All files below a directory, in order.
+pub fn files_below(directory: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.append(&mut files_below(&path));
+        } else {
+            files.push(path);
+        }
+    }
+    files.sort();
+    files
+}
+
+fn incarnation_in(identity_path: &Path) -> Option<u64> {
+    let identity: Value = serde_json::from_slice(&fs::read(identity_path).ok()?).ok()?;
+    u64::from_str_radix(identity["incarnation"].as_str()?, 16).ok()
+}

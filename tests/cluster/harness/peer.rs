@@ -1,0 +1,20 @@
+//! Messages as the nodes send them to each other.
+
+use raft_key_value::NodeId;
+use raft_key_value::network::peer::{Envelope, PeerIdentity};
+use raft_key_value::store::ClusterId;
+use serde::Serialize;
+
+use super::cluster::TestCluster;
+
+/// Who a node is, as it tells the other nodes.
+pub async fn identity_of(cluster: &TestCluster, id: NodeId) -> PeerIdentity {
+    let answer = cluster.http().get(cluster.addr(id), "/raft-identity").await.unwrap();
+    serde_json::from_value(answer.ok().unwrap()).unwrap()
+}
+
+/// A message to a node, from node `from` of a cluster.
+pub fn envelope<T: Serialize>(from: NodeId, to: &PeerIdentity, cluster_id: ClusterId, rpc: T) -> Vec<u8> {
+    let envelope = Envelope { cluster_id, from, to: to.node_id, to_incarnation: to.incarnation, rpc };
+    rmp_serde::to_vec_named(&envelope).unwrap()
+}

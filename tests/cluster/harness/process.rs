@@ -1,0 +1,77 @@
+//! Processes and ports.
+
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// The program under test.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_raft-key-value");
+
+/// A port of this machine that nobody listens on now, and that is given once.
+///
+/// It is below 32768, where systems begin to take ports for outgoing
+/// connections: a node that is restarted must find its port free again.
+pub fn free_port() -> u16 {
+    const FIRST: u32 = 22_000;
+    const COUNT: u32 = 10_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Test runs beside each other begin at different places.
+    let start = std::process::id().wrapping_mul(61);
+    for _ in 0..COUNT {
+        let number = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(FIRST + number % COUNT).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no port is free from {FIRST} on");
+}
+
+/// The program with arguments, and with nothing from the environment.
+pub fn command<I: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = I>) -> Command {
+    let mut command = Command::new(BINARY);
+    command.args(arguments).env_clear().stdin(Stdio::null());
+    command
+}
+
+/// Sends a signal, by the name that `kill` knows, such as `TERM`.
+pub fn send_signal(pid: u32, signal: &str) {
+    let status = Command::new("kill").args(["-s", signal, &pid.to_string()]).status();
+    assert!(status.as_ref().is_ok_and(|status| status.success()), "kill -s {signal} {pid}: {status:?}");
+}
+
+/// A process that has ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit code; `None` if a signal ended it.
+    pub code: Option<i32>,
+    /// What it wrote to its standard output.
+    pub stdout: String,
+    /// What it wrote to its standard error.
+    pub stderr: String,
+}
+
+/// Runs the program until it ends by itself, which is expected to be soon.
+pub fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Ended {
+    const DEADLINE: Duration = Duration::from_secs(20);
+    let mut command = command(arguments);
+    command.envs(environment.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let started = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if started.elapsed() > DEADLINE {
+            child.kill().unwrap();
+            let output = child.wait_with_output().unwrap();
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            panic!("{arguments:?} with {environment:?} did not end within {DEADLINE:?}; it wrote: {stderr}");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let output = child.wait_with_output().unwrap();
+    Ended {
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}

@@ -1,0 +1,25 @@
+//! Tests of whole nodes: the real binary, its processes, ports and directories.
+//!
+//! | module | question |
+//! | --- | --- |
+//! | [`harness`] | how nodes are started, stopped and looked at |
+//! | [`test_cluster`] | does the demo work, and who answers what |
+//! | [`restart`] | what is left after kill, stop and pause |
+//! | [`exit_codes`] | how a process ends, and what it says then |
+//! | [`snapshots`] | does a node get what the logs no longer have |
+//! | [`membership`] | who belongs to the cluster, and who is kept out |
+//! | [`bad_input`] | does anything that is not a valid request do harm |
+//!
+//! A failing test prints the command lines and the logs of its nodes, and keeps
+//! their directories.
+
+// What `clippy.toml` allows in test functions holds for the harness too.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+mod bad_input;
+mod exit_codes;
+mod harness;
+mod membership;
+mod restart;
+mod snapshots;
+mod test_cluster;

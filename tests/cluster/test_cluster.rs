@@ -1,0 +1,228 @@
+//! The demo of `test-cluster.sh`, through `ExampleClient`; who answers what.
+
+use std::collections::BTreeSet;
+
+use openraft::ServerState;
+use raft_key_value::{ExampleClient, ExampleRequest, NodeId};
+use serde_json::json;
+
+use crate::harness::{CALM, DEADLINE, TestCluster, eventually};
+
+fn set(key: &str, value: &str) -> ExampleRequest {
+    ExampleRequest::Set { key: key.into(), value: value.into() }
+}
+
+fn ids(ids: &[NodeId]) -> BTreeSet<NodeId> {
+    ids.iter().copied().collect()
+}
+
+/// The original's demo works: one node becomes three, a write on one is read on all.
+///
+/// Method: the steps of `test-cluster.sh` through `ExampleClient`, with the
+/// membership asserted after each: init, two learners, change of the
+/// membership, a write on the leader, a write on a follower.
+#[tokio::test]
+async fn the_demo_works() {
+    let cluster = TestCluster::start("demo", &[1, 2, 3], CALM).await;
+    let client = cluster.client(1);
+
+    client.init().await.unwrap();
+    cluster.membership_is(&[1], &[1], &[]).await;
+    let metrics = client.metrics().await.unwrap();
+    assert_eq!((metrics.id, metrics.state, metrics.current_leader), (1, ServerState::Leader, Some(1)));
+
+    for (id, learners) in [(2, vec![2]), (3, vec![2, 3])] {
+        let answer = client.add_learner((id, cluster.addr(id).to_owned())).await.unwrap();
+        let membership = answer.membership.expect("a change of the membership answers with it");
+        assert_eq!(membership.get_joint_config(), &[ids(&[1])]);
+        assert_eq!(membership.learner_ids().collect::<Vec<_>>(), learners);
+        assert_eq!(membership.get_node(&id).unwrap().addr, cluster.addr(id));
+        assert_eq!(answer.data.value, None);
+        cluster.membership_is(&[1], &[1], &learners).await;
+    }
+
+    let answer = client.change_membership(&ids(&[1, 2, 3])).await.unwrap();
+    let membership = answer.membership.expect("a change of the membership answers with it");
+    assert_eq!(membership.get_joint_config(), &[ids(&[1, 2, 3])]);
+    cluster.membership_is(&[1, 2, 3], &[1, 2, 3], &[]).await;
+
+    let answer = client.write(&set("foo", "bar")).await.unwrap();
+    assert_eq!(answer.data.value.as_deref(), Some("bar"));
+    assert_eq!(answer.membership, None);
+    reads_everywhere(&cluster, "foo", "bar").await;
+
+    // A client that first turns to a follower is told who leads, and goes there.
+    let client = cluster.client(2);
+    assert_eq!(client.leader(), (2, cluster.addr(2).to_owned()));
+    client.write(&set("foo", "wow")).await.unwrap();
+    assert_eq!(client.leader(), (1, cluster.addr(1).to_owned()));
+    reads_everywhere(&cluster, "foo", "wow").await;
+    assert_eq!(cluster.client(3).consistent_read(&"not there".to_owned()).await.unwrap(), "");
+}
+
+/// A linearizable read sees the write at once, a stale one sooner or later.
+async fn reads_everywhere(cluster: &TestCluster, key: &str, value: &str) {
+    for id in [1, 2, 3] {
+        let client: ExampleClient = cluster.client(id);
+        assert_eq!(client.consistent_read(&key.to_owned()).await.unwrap(), value, "through ExampleClient at node {id}");
+        assert_eq!(cluster.consistent_read(id, key).await.unwrap(), value, "on node {id} itself");
+        let what = format!("node {id} itself has {key} = {value}");
+        let client = cluster.client(id);
+        eventually(&what, DEADLINE, async || match client.read(&key.to_owned()).await {
+            Ok(found) if found == value => Ok(()),
+            other => Err(other),
+        })
+        .await;
+        assert_eq!(client.leader().0, id, "a stale read is not redirected");
+    }
+}
+
+/// Who asks not to be passed on is told who leads, in exactly these bytes, and nothing is written.
+///
+/// Method: every request that needs the leader, to a follower, with
+/// `Raft-Forward: no` in several spellings, and with the mark of a request that
+/// was passed on before.
+#[tokio::test]
+async fn a_follower_names_the_leader() {
+    let cluster = TestCluster::form("names-leader", &[1, 2, 3], CALM).await;
+    let leader = cluster.leader_of(&[1, 2, 3]).await;
+    let follower = 1 + leader % 3;
+    let before = cluster.metrics(leader).await.last_log_index;
+    let expected = format!(
+        r#"{{"Err":{{"ForwardToLeader":{{"leader_id":{leader},"leader_node":{{"addr":"{}"}}}}}}}}"#,
+        cluster.addr(leader)
+    );
+    let requests = [
+        ("/write", r#"{"Set":{"key":"k","value":"v"}}"#.to_owned()),
+        ("/consistent_read", r#""k""#.to_owned()),
+        ("/add-learner", json!([9, "127.0.0.1:1"]).to_string()),
+        ("/change-membership", "[1,2]".to_owned()),
+    ];
+    for (path, body) in requests {
+        for header in [("raft-forward", "no"), ("Raft-Forward", "NO"), ("raft-forwarded", "3")] {
+            let method = reqwest::Method::POST;
+            let answer = cluster.http().request(method, cluster.addr(follower), path, &[header], body.clone()).await;
+            let answer = answer.unwrap();
+            assert_eq!((answer.status, answer.text()), (421, expected.clone()), "{path} with {header:?}");
+            answer.assert_error(421, "ForwardToLeader", "not_applied");
+        }
+    }
+    assert_eq!(cluster.metrics(leader).await.last_log_index, before, "nothing was proposed");
+    // The leader itself does not mind.
+    cluster.post_here(leader, "/write", r#"{"Set":{"key":"k","value":"v"}}"#).await.ok().unwrap();
+}
+
+/// A follower passes a write on, and returns the leader's answer, shape and all.
+///
+/// Method: the same write on each node, without the header; also with another
+/// value of the header and as `curl -d` sends it.
+#[tokio::test]
+async fn a_follower_passes_writes_on() {
+    let cluster = TestCluster::form("passes-on", &[1, 2, 3], CALM).await;
+    for id in [1, 2, 3] {
+        for headers in
+            [vec![], vec![("raft-forward", "yes")], vec![("content-type", "application/x-www-form-urlencoded")]]
+        {
+            let index = cluster.metrics(cluster.leader_of(&[1, 2, 3]).await).await.last_log_index.unwrap() + 1;
+            let body = r#"{"Set":{"key":"foo","value":"bar"}}"#;
+            let answer =
+                cluster.http().request(reqwest::Method::POST, cluster.addr(id), "/write", &headers, body).await;
+            let answer = answer.unwrap();
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            assert_eq!(answer.header("content-type"), "application/json");
+            let leader_id = answer.json()["Ok"]["log_id"]["leader_id"].clone();
+            assert_eq!(leader_id["node_id"], cluster.leader_of(&[1, 2, 3]).await);
+            let expected = json!({"Ok": {
+                "log_id": {"leader_id": leader_id, "index": index},
+                "data": {"value": "bar"},
+                "membership": null,
+            }});
+            assert_eq!(answer.json(), expected, "through node {id} with {headers:?}");
+        }
+    }
+    // So is what the leader refuses: the follower returns the refusal.
+    for id in [1, 2, 3] {
+        let answer = cluster.post(id, "/change-membership", "[1,2,3,77]").await;
+        answer.assert_error(409, "Conflict", "not_applied");
+    }
+}
+
+/// Each form of an empty body makes the node a cluster of its own, once.
+#[tokio::test]
+async fn a_node_is_initialized_once() {
+    let bodies = ["", "{}", "[]", " \n[ ] "];
+    let cluster = TestCluster::start("init-once", &[1, 2, 3, 4], CALM).await;
+    for (id, body) in (1..).zip(bodies) {
+        let answer = cluster.post(id, "/write", r#"{"Set":{"key":"k","value":"v"}}"#).await;
+        answer.assert_error(503, "NoLeader", "not_applied");
+        assert_eq!(answer.header("retry-after"), "1");
+        assert_eq!(cluster.read(id, "k").await.as_deref(), Ok(""), "a node without a cluster holds nothing");
+
+        let answer = cluster.post(id, "/init", body).await;
+        assert_eq!((answer.status, answer.text().as_str()), (200, r#"{"Ok":null}"#), "with the body {body:?}");
+        // The node leads as soon as the answer is there.
+        let answer = cluster.post(id, "/write", r#"{"Set":{"key":"k","value":"v"}}"#).await;
+        answer.ok().unwrap();
+        cluster.membership_is(&[id], &[id], &[]).await;
+
+        for again in bodies {
+            let answer = cluster.post(id, "/init", again).await;
+            let fields = answer.assert_error(409, "NotAllowed", "not_applied");
+            assert!(fields["last_log_id"]["index"].as_u64() > Some(0), "{fields}");
+            assert_eq!(fields["vote"]["leader_id"]["node_id"], id, "{fields}");
+        }
+        assert_eq!(cluster.consistent_read(id, "k").await.as_deref(), Ok("v"), "the second init changed nothing");
+    }
+}
+
+/// A list makes all its nodes one cluster at once.
+///
+/// Method: `/init` with three nodes on one of them; then a write on each node,
+/// and `/init` again on each, which must all be refused.
+#[tokio::test]
+async fn a_list_forms_a_cluster_at_once() {
+    let cluster = TestCluster::start("init-list", &[1, 2, 3], CALM).await;
+    let members = json!([[1, cluster.addr(1)], [2, cluster.addr(2)], [3, cluster.addr(3)]]).to_string();
+    let answer = cluster.post(2, "/init", members.clone()).await;
+    assert_eq!((answer.status, answer.text().as_str()), (200, r#"{"Ok":null}"#));
+    cluster.membership_is(&[1, 2, 3], &[1, 2, 3], &[]).await;
+    cluster.leader_of(&[1, 2, 3]).await;
+    for id in [1, 2, 3] {
+        let value = format!("from {id}");
+        cluster.client(id).write(&set("k", &value)).await.unwrap();
+        reads_everywhere(&cluster, "k", &value).await;
+        cluster.post(id, "/init", members.clone()).await.assert_error(409, "NotAllowed", "not_applied");
+        cluster.post(id, "/init", "").await.assert_error(409, "NotAllowed", "not_applied");
+    }
+}
+
+/// A cluster is not formed with a node that is elsewhere, is another one, or does not answer.
+///
+/// Method: node 1 is asked to form clusters that are each impossible in one
+/// way; after all of them it still belongs to none, and can be initialized.
+#[tokio::test]
+async fn an_impossible_list_changes_nothing() {
+    let cluster = TestCluster::start("init-refused", &[1, 2, 3], CALM).await;
+    cluster.post(3, "/init", "").await.ok().unwrap();
+    let (own, second, third) = (cluster.addr(1), cluster.addr(2), cluster.addr(3));
+    let nobody = format!("127.0.0.1:{}", crate::harness::free_port());
+    let rows = [
+        ("node 2 is not there", json!([[1, own], [2, nobody]]), 503, "Unreachable"),
+        ("node 2 is node 3", json!([[1, own], [2, third]]), 409, "Conflict"),
+        ("node 3 has a cluster", json!([[1, own], [2, second], [3, third]]), 409, "Conflict"),
+        ("node 1 is not in the list", json!([[2, second]]), 400, "BadRequest"),
+        ("node 1 is elsewhere", json!([[1, second]]), 400, "BadRequest"),
+        ("node 2 twice", json!([[1, own], [2, second], [2, second]]), 400, "BadRequest"),
+    ];
+    for (what, list, status, name) in rows {
+        eprintln!("{what}: {list}");
+        cluster.post(1, "/init", list.to_string()).await.assert_error(status, name, "not_applied");
+    }
+    for id in [1, 2] {
+        let identity = cluster.http().get(cluster.addr(id), "/raft-identity").await.unwrap().json();
+        assert_eq!(identity["Ok"]["cluster_id"], json!(null), "node {id} still belongs to no cluster");
+        assert_eq!(cluster.metrics(id).await.last_log_index, None);
+    }
+    cluster.post(1, "/init", json!([[1, own], [2, second]]).to_string()).await.ok().unwrap();
+    cluster.membership_is(&[1, 2], &[1, 2], &[]).await;
+}
