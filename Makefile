@@ -1,12 +1,14 @@
 # The same targets serve developers, `.ci/run` and GitHub.
 
-.PHONY: verify format lint docs test demo bench leftovers deny help
+.PHONY: verify format lint docs test demo bench bench-tools leftovers deny help
 
 help:
 	@echo 'make verify   formatting, lints, documentation, leftovers, all tests'
 	@echo 'make test     all tests'
 	@echo 'make demo     a cluster of three, shown and checked with curl'
-	@echo 'make bench    the same load on three of our nodes and three of etcd (about 15 minutes)'
+	@echo 'make bench    the same load on three of our nodes and three of etcd (about 6 minutes)'
+	@echo 'make bench-snapshots, bench-elections, bench-kill-all'
+	@echo '              latency under snapshots (6 minutes), elections under load (5), writes lost by kill -9 (2)'
 	@echo 'make deny     licences and advisories of the dependencies (needs cargo-deny)'
 
 verify: format lint docs leftovers test
@@ -30,11 +32,16 @@ test:
 demo:
 	./test-cluster.sh
 
-# What make bench measures is in docs/BENCHMARKS.md; BENCH_ARGUMENTS is passed on.
-bench:
+# Figures go to docs/BENCHMARKS.md. BENCH_ARGUMENTS is passed on.
+bench: bench-tools
+	cargo run --release --locked --manifest-path bench/Cargo.toml -- compare $(BENCH_ARGUMENTS)
+
+bench-%: bench-tools
+	cargo run --release --locked --manifest-path bench/Cargo.toml -- $* $(BENCH_ARGUMENTS)
+
+bench-tools:
 	cargo build --release --locked
 	sh bench/fetch-etcd.sh
-	cargo run --release --locked --manifest-path bench/Cargo.toml -- compare $(BENCH_ARGUMENTS)
 
 deny:
 	cargo deny check

@@ -1,0 +1,206 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::load::Workload;
+use crate::target::System;
+
+const BENCH: &str = env!("CARGO_MANIFEST_DIR");
+
+/// Measures raft-key-value beside etcd, and its promises under load
+#[derive(Parser)]
+#[command(version, about)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// The same load on three of our nodes and on three of etcd's, in turn
+    Compare(CompareArguments),
+    /// What snapshots do to the latency of writes, with a million keys
+    Snapshots(SnapshotsArguments),
+    /// That the term and the leader stay the same under full load
+    Elections(ElectionsArguments),
+    /// That no acknowledged write is lost when all nodes are killed at once
+    KillAll(KillAllArguments),
+}
+
+impl Command {
+    pub fn common(&self) -> &CommonArguments {
+        match self {
+            Command::Compare(arguments) => &arguments.common,
+            Command::Snapshots(arguments) => &arguments.common,
+            Command::Elections(arguments) => &arguments.common,
+            Command::KillAll(arguments) => &arguments.common,
+        }
+    }
+}
+
+#[derive(Args)]
+pub struct CommonArguments {
+    /// The raft-key-value to measure [default: the parent's release build]
+    #[arg(long, value_name = "FILE")]
+    pub server: Option<PathBuf>,
+
+    /// One more argument for each of our nodes (repeatable)
+    #[arg(long = "server-arg", value_name = "ARGUMENT", allow_hyphen_values = true)]
+    pub server_arguments: Vec<String>,
+
+    /// Where fresh data directories are made, on a disk [default: bench/target/bench-data]
+    #[arg(long, value_name = "DIRECTORY")]
+    pub data_root: Option<PathBuf>,
+
+    /// Leave the data and the servers' logs there
+    #[arg(long)]
+    pub keep_data: bool,
+
+    /// Threads of the load generator
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub load_threads: u16,
+
+    /// The Markdown file to update, between its markers [default: the parent's docs/BENCHMARKS.md]
+    #[arg(long, value_name = "FILE", conflicts_with = "print_only")]
+    pub output: Option<PathBuf>,
+
+    /// Print the report and write no Markdown
+    #[arg(long)]
+    pub print_only: bool,
+
+    /// Also write the raw figures there
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+
+    /// Exit with 1 when a goal is missed
+    #[arg(long)]
+    pub enforce: bool,
+}
+
+impl CommonArguments {
+    pub fn server(&self) -> PathBuf {
+        let built = || PathBuf::from(BENCH).join("../target/release/raft-key-value");
+        self.server.clone().unwrap_or_else(built)
+    }
+
+    pub fn data_root(&self) -> PathBuf {
+        let under_target = || PathBuf::from(BENCH).join("target/bench-data");
+        self.data_root.clone().unwrap_or_else(under_target)
+    }
+
+    pub fn output(&self) -> PathBuf {
+        let in_parent = || PathBuf::from(BENCH).join("../docs/BENCHMARKS.md");
+        self.output.clone().unwrap_or_else(in_parent)
+    }
+}
+
+#[derive(Args)]
+pub struct CompareArguments {
+    #[command(flatten)]
+    pub common: CommonArguments,
+
+    /// The etcd to compare with [default: what fetch-etcd.sh fetched]
+    #[arg(long, env = "ETCD_BIN", value_name = "FILE")]
+    etcd: Option<PathBuf>,
+
+    /// Rounds; each starts both systems afresh
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rounds: u32,
+
+    /// Length of each measured point
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..))]
+    pub seconds: u64,
+
+    /// Length of the load before each measured point
+    #[arg(long, value_name = "SECONDS", default_value_t = 2)]
+    pub warm_up: u64,
+
+    /// Keys, all of them written before the first point
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub keys: u64,
+
+    /// Only one system (prints the figures, writes no file unless told where)
+    #[arg(long)]
+    pub only: Option<System>,
+
+    /// Only these numbers of clients [default: writes 1,16,64,256; reads 64]
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub clients: Vec<u16>,
+
+    /// Only these workloads [default: write,read]
+    #[arg(long, value_delimiter = ',')]
+    pub workloads: Vec<Workload>,
+
+    /// HTTP/2 connections to etcd, shared by the clients; of several numbers, each
+    /// is measured [default: the fastest found for each point]
+    #[arg(
+        long,
+        value_name = "COUNTS",
+        value_delimiter = ',',
+        value_parser = clap::value_parser!(u16).range(1..=4096)
+    )]
+    pub etcd_connections: Vec<u16>,
+}
+
+impl CompareArguments {
+    pub fn etcd(&self) -> PathBuf {
+        let fetched = || PathBuf::from(BENCH).join("target/etcd/etcd");
+        self.etcd.clone().unwrap_or_else(fetched)
+    }
+
+    /// Part of the comparison only, so no replacement for a published one.
+    pub fn is_partial(&self) -> bool {
+        self.only.is_some()
+            || !self.clients.is_empty()
+            || !self.workloads.is_empty()
+            || !self.etcd_connections.is_empty()
+    }
+}
+
+#[derive(Args)]
+pub struct SnapshotsArguments {
+    #[command(flatten)]
+    pub common: CommonArguments,
+
+    /// Length of each measured run
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+    pub seconds: u64,
+
+    /// How often each of the two settings is run
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rounds: u32,
+
+    /// Keys loaded first
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub keys: u64,
+
+    /// Entries between snapshots, in the runs that make them
+    #[arg(long, default_value_t = 100_000)]
+    pub snapshot_entries: u64,
+}
+
+#[derive(Args)]
+pub struct ElectionsArguments {
+    #[command(flatten)]
+    pub common: CommonArguments,
+
+    /// Length of the load
+    #[arg(long, default_value_t = 5.0)]
+    pub minutes: f64,
+}
+
+#[derive(Args)]
+pub struct KillAllArguments {
+    #[command(flatten)]
+    pub common: CommonArguments,
+
+    /// How often all nodes are killed
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    pub times: u32,
+
+    /// Seed of the keys, the values and the moments of the kills [default: random, printed]
+    #[arg(long)]
+    pub seed: Option<u64>,
+}

@@ -1,0 +1,434 @@
+//! Our nodes and etcd's under the same load, in turn.
+//!
+//! Each round starts each system's cluster afresh, writes all keys, runs all
+//! points, and stops it; the other system's is not running meanwhile. Which goes
+//! first alternates, so that neither always gets the calmer half of a round.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+
+use crate::Verdict;
+use crate::arguments::CompareArguments;
+use crate::disk;
+use crate::etcd::{EtcdCluster, connections_for};
+use crate::load::{self, LoadPlan, Measurement, Workload};
+use crate::ours::{OursCluster, OursOptions};
+use crate::report::{Environment, Goal, Limit, publish};
+use crate::statistics::{Spread, milliseconds, thousands};
+use crate::target::{Leader, System, Target, VALUE_BYTES};
+use crate::workspace::{Workspace, our_server};
+
+const WRITE_CLIENTS: [usize; 4] = [1, 16, 64, 256];
+const READ_CLIENTS: [usize; 1] = [64];
+const FILL_CLIENTS: usize = 64;
+
+/// What is set side by side: one kind of load on both systems.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+struct Point {
+    workload: Workload,
+    clients: usize,
+    /// That the clients share; ours have one each.
+    etcd_connections: usize,
+}
+
+#[derive(Serialize)]
+struct Record {
+    round: u32,
+    system: System,
+    #[serde(flatten)]
+    point: Point,
+    /// Before the point, as `disk::sync_time` has it.
+    disk_sync_us: u64,
+    /// It should not during a run without faults; what was measured is not
+    /// "all load on the leader" then.
+    leader_changed: bool,
+    #[serde(flatten)]
+    measurement: Measurement,
+}
+
+#[derive(Serialize)]
+struct Figures {
+    environment: Environment,
+    goals: Vec<Goal>,
+    records: Vec<Record>,
+}
+
+enum Cluster {
+    Ours(OursCluster),
+    Etcd(EtcdCluster),
+}
+
+/// The programs to start; absent if that system is left out.
+struct Programs {
+    ours: Option<OursOptions>,
+    etcd: Option<PathBuf>,
+}
+
+pub async fn run(arguments: &CompareArguments) -> Result<Verdict> {
+    let programs = Programs::find(arguments)?;
+    let environment = Environment::gather(&programs.paths())?;
+    let workspace = Workspace::create(&arguments.common, "compare")?;
+    let mut records = Vec::new();
+    for round in 1..=arguments.rounds {
+        for system in programs.order_in(round) {
+            run_round(arguments, &programs, &workspace, round, system, &mut records)
+                .await
+                .with_context(|| format!("round {round}, {}", system.name()))?;
+        }
+    }
+    workspace.finish()?;
+
+    let goals = goals(&records);
+    let verdict = if goals.iter().all(Goal::is_met) { Verdict::Met } else { Verdict::GoalMissed };
+    let figures = Figures { environment, goals, records };
+    publish(&arguments.common, "compare", &markdown(arguments, &figures), &figures, !arguments.is_partial())?;
+    Ok(verdict)
+}
+
+async fn run_round(
+    arguments: &CompareArguments,
+    programs: &Programs,
+    workspace: &Workspace,
+    round: u32,
+    system: System,
+    records: &mut Vec<Record>,
+) -> Result<()> {
+    let data_directory = workspace.path(&format!("round-{round}-{}", system.name()));
+    let cluster = Cluster::create(system, programs, &data_directory).await?;
+    let leader = cluster.leader().await?;
+    let target = Point::of(Workload::Write, FILL_CLIENTS).target(system, leader);
+    load::fill(&target, FILL_CLIENTS, 0..arguments.keys).await?;
+    for point in points(arguments) {
+        let disk_sync = disk::sync_time(&data_directory)?;
+        let (leader_changed, measurement) = measure(arguments, &cluster, round, system, point).await?;
+        let record =
+            Record { round, system, point, disk_sync_us: disk_sync.as_micros() as u64, leader_changed, measurement };
+        println!("{}", progress_line(arguments.rounds, &record));
+        records.push(record);
+    }
+    cluster.stop();
+    workspace.discard(&data_directory)
+}
+
+/// Also tells whether the leader changed meanwhile.
+async fn measure(
+    arguments: &CompareArguments,
+    cluster: &Cluster,
+    round: u32,
+    system: System,
+    point: Point,
+) -> Result<(bool, Measurement)> {
+    let leader = cluster.leader().await?;
+    let target = point.target(system, leader);
+    let plan = LoadPlan {
+        workload: point.workload,
+        clients: point.clients,
+        warm_up: Duration::from_secs(arguments.warm_up),
+        measured: Duration::from_secs(arguments.seconds),
+        key_count: arguments.keys,
+        // The same keys in the same order for both systems.
+        seed: u64::from(round),
+    };
+    let measurement = load::run(&target, &plan, &cluster.pids()).await?;
+    Ok((cluster.leader().await? != leader, measurement))
+}
+
+fn points(arguments: &CompareArguments) -> Vec<Point> {
+    let chosen: Vec<usize> = arguments.clients.iter().copied().map(usize::from).collect();
+    let mut points = Vec::new();
+    for (workload, default) in [(Workload::Write, &WRITE_CLIENTS[..]), (Workload::Read, &READ_CLIENTS)] {
+        if !arguments.workloads.is_empty() && !arguments.workloads.contains(&workload) {
+            continue;
+        }
+        let clients = if chosen.is_empty() { default } else { &chosen };
+        for &clients in clients {
+            let fastest = Point::of(workload, clients);
+            if arguments.etcd_connections.is_empty() {
+                points.push(fastest);
+            }
+            let given = arguments.etcd_connections.iter().copied();
+            points.extend(
+                given.map(|connections| Point { etcd_connections: usize::from(connections).min(clients), ..fastest }),
+            );
+        }
+    }
+    points
+}
+
+impl Programs {
+    fn find(arguments: &CompareArguments) -> Result<Self> {
+        let wanted = |system| arguments.only.is_none_or(|only| only == system);
+        let ours = wanted(System::Ours).then(|| our_server(&arguments.common));
+        let etcd = wanted(System::Etcd).then(|| arguments.etcd());
+        if let Some(etcd) = &etcd
+            && !etcd.is_file()
+        {
+            bail!(
+                "there is no etcd at `{}`; run `bench/fetch-etcd.sh`, or name one with --etcd \
+                 or ETCD_BIN",
+                etcd.display()
+            );
+        }
+        Ok(Self { ours: ours.transpose()?, etcd })
+    }
+
+    fn paths(&self) -> Vec<&Path> {
+        let ours = self.ours.as_ref().map(|options| options.server.as_path());
+        ours.into_iter().chain(self.etcd.as_deref()).collect()
+    }
+
+    fn order_in(&self, round: u32) -> Vec<System> {
+        let mut systems = Vec::new();
+        systems.extend(self.ours.as_ref().map(|_| System::Ours));
+        systems.extend(self.etcd.as_ref().map(|_| System::Etcd));
+        if round.is_multiple_of(2) {
+            systems.reverse();
+        }
+        systems
+    }
+}
+
+impl Cluster {
+    async fn create(system: System, programs: &Programs, directory: &Path) -> Result<Self> {
+        Ok(match (system, &programs.ours, &programs.etcd) {
+            (System::Ours, Some(ours), _) => Cluster::Ours(OursCluster::create(ours, directory).await?),
+            (System::Etcd, _, Some(etcd)) => Cluster::Etcd(EtcdCluster::create(etcd, directory).await?),
+            _ => bail!("{} was left out", system.name()),
+        })
+    }
+
+    async fn leader(&self) -> Result<Leader> {
+        match self {
+            Cluster::Ours(cluster) => cluster.leader().await,
+            Cluster::Etcd(cluster) => cluster.leader().await,
+        }
+    }
+
+    fn pids(&self) -> Vec<libc::pid_t> {
+        match self {
+            Cluster::Ours(cluster) => cluster.pids(),
+            Cluster::Etcd(cluster) => cluster.pids(),
+        }
+    }
+
+    fn stop(self) {
+        match self {
+            Cluster::Ours(cluster) => cluster.stop(),
+            Cluster::Etcd(cluster) => cluster.stop(),
+        }
+    }
+}
+
+impl Point {
+    fn of(workload: Workload, clients: usize) -> Self {
+        Self { workload, clients, etcd_connections: connections_for(clients) }
+    }
+
+    fn target(self, system: System, leader: Leader) -> Target {
+        Target { system, leader: leader.address, connections: self.connections(system) }
+    }
+
+    fn connections(self, system: System) -> usize {
+        match system {
+            System::Ours => self.clients,
+            System::Etcd => self.etcd_connections,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self.workload {
+            Workload::Write => "write",
+            Workload::Read => "linearizable read",
+        }
+    }
+}
+
+fn progress_line(rounds: u32, record: &Record) -> String {
+    let measurement = &record.measurement;
+    let mut line = format!(
+        "round {}/{rounds}  {:<14}  {:<17}  {:>3} clients on {:>3} connections  {:>6}/s  \
+         p50 {} p90 {} p99 {} max {} ms  CPU/op: servers {:.1} load {:.1} µs  other {:.2} cores  \
+         fsync {} µs",
+        record.round,
+        record.system.name(),
+        record.point.name(),
+        record.point.clients,
+        record.point.connections(record.system),
+        thousands(measurement.operations_per_second),
+        milliseconds(measurement.latency_us_p50 as f64),
+        milliseconds(measurement.latency_us_p90 as f64),
+        milliseconds(measurement.latency_us_p99 as f64),
+        milliseconds(measurement.latency_us_max as f64),
+        measurement.server_cpu_us_per_operation,
+        measurement.load_cpu_us_per_operation,
+        measurement.other_cpu_cores,
+        record.disk_sync_us,
+    );
+    if let Some(first_error) = &measurement.first_error {
+        line += &format!("  {} ERRORS, first: {first_error}", measurement.errors);
+    }
+    if record.leader_changed {
+        line += "  THE LEADER CHANGED";
+    }
+    line
+}
+
+/// One figure of one point in all rounds of one system; none if it was not run.
+fn spread(records: &[Record], system: System, point: Point, figure: impl Fn(&Record) -> f64) -> Option<Spread> {
+    let of_point = |record: &&Record| record.system == system && record.point == point;
+    let mut rounds = records.iter().filter(of_point).peekable();
+    rounds.peek()?;
+    Some(Spread::of(rounds.map(figure)))
+}
+
+/// The median of ours by the median of etcd's.
+fn ratio(records: &[Record], point: Point, figure: impl Fn(&Record) -> f64) -> Option<f64> {
+    let ours = spread(records, System::Ours, point, &figure)?;
+    let etcd = spread(records, System::Etcd, point, &figure)?;
+    Some(ours.median / etcd.median)
+}
+
+/// The goals for the points that were run on both systems.
+fn goals(records: &[Record]) -> Vec<Goal> {
+    let mut goals = Vec::new();
+    let mut add = |what: String, limit, measured: Option<f64>| {
+        goals.extend(measured.map(|measured| Goal { what, limit, measured }));
+    };
+    let write = |clients| Point::of(Workload::Write, clients);
+    let read = Point::of(Workload::Read, 64);
+    for (clients, limit) in [(1, 1.1), (16, 1.6), (64, 1.8), (256, 1.9)] {
+        add(
+            format!("writes/s, {clients} clients"),
+            Limit::AtLeast(limit),
+            ratio(records, write(clients), |record| record.measurement.operations_per_second),
+        );
+    }
+    for clients in [64, 256] {
+        add(
+            format!("write p99, {clients} clients"),
+            Limit::AtMost(0.65),
+            ratio(records, write(clients), |record| record.measurement.latency_us_p99 as f64),
+        );
+    }
+    add(
+        "server CPU per write, 256 clients".to_owned(),
+        Limit::AtMost(0.42),
+        ratio(records, write(256), |record| record.measurement.server_cpu_us_per_operation),
+    );
+    add(
+        "linearizable reads/s, 64 clients".to_owned(),
+        Limit::AtLeast(1.6),
+        ratio(records, read, |record| record.measurement.operations_per_second),
+    );
+    goals
+}
+
+fn markdown(arguments: &CompareArguments, figures: &Figures) -> String {
+    let points = points(arguments);
+    let mut text = format!(
+        "## Beside etcd\n\n{}\n\
+         Three nodes each on loopback, durable defaults (fsync on), values of {VALUE_BYTES} bytes, \
+         {} random keys, all of them present; a closed loop on the leader; {} s a point after {} s \
+         of warm-up; {} rounds, each on fresh clusters, only one system running at a time. Figures \
+         are medians over the rounds, with the least and the greatest in parentheses.\n\n",
+        figures.environment.markdown(),
+        thousands(arguments.keys as f64),
+        arguments.seconds,
+        arguments.warm_up,
+        arguments.rounds,
+    );
+    if !figures.goals.is_empty() {
+        text += "Goals, as ours divided by etcd's:\n\n";
+        text += &Goal::table(&figures.goals);
+        text += "\n";
+    }
+    if arguments.only.is_none() {
+        text += &ratio_table(&points, &figures.records);
+        text += "\n";
+    }
+    text += &point_table(&points, &figures.records);
+    text += "\nServer CPU is that of all three processes. Two columns tell whether the machine was \
+             quiet: other cores are those used by neither the servers nor the load, fsync is the \
+             time of a small append with fdatasync just before the point.\n";
+    text
+}
+
+fn ratio_table(points: &[Point], records: &[Record]) -> String {
+    let mut table = String::from(
+        "| ours ÷ etcd's | clients | operations/s | p50 | p99 | server CPU per operation |\n\
+         | --- | --- | --- | --- | --- | --- |\n",
+    );
+    for &point in points {
+        let cell = |figure: fn(&Record) -> f64| match ratio(records, point, figure) {
+            Some(ratio) => format!("{ratio:.2}×"),
+            None => "–".to_owned(),
+        };
+        table += &format!(
+            "| {} | {} | {} | {} | {} | {} |\n",
+            point.name(),
+            point.clients,
+            cell(|record| record.measurement.operations_per_second),
+            cell(|record| record.measurement.latency_us_p50 as f64),
+            cell(|record| record.measurement.latency_us_p99 as f64),
+            cell(|record| record.measurement.server_cpu_us_per_operation),
+        );
+    }
+    table
+}
+
+fn point_table(points: &[Point], records: &[Record]) -> String {
+    let mut table = String::from(
+        "| | clients | system | connections | operations/s | p50 ms | p90 ms | p99 ms | max ms \
+         | server CPU µs/op | load CPU µs/op | other cores | fsync µs | errors |\n\
+         | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
+    );
+    for &point in points {
+        for system in [System::Ours, System::Etcd] {
+            table += &point_row(records, system, point).unwrap_or_default();
+        }
+    }
+    table
+}
+
+fn point_row(records: &[Record], system: System, point: Point) -> Option<String> {
+    type Figure = fn(&Record) -> f64;
+    let cell = |figure: Figure, format: fn(f64) -> String| {
+        let Spread { median, min, max } = spread(records, system, point, figure)?;
+        Some(format!("{} ({}–{})", format(median), format(min), format(max)))
+    };
+    let of_point = |record: &&Record| record.system == system && record.point == point;
+    let errors: u64 = records.iter().filter(of_point).map(|record| record.measurement.errors).sum();
+    let changed = records.iter().filter(of_point).any(|record| record.leader_changed);
+    let flags = match (errors, changed) {
+        (0, false) => "0".to_owned(),
+        (_, false) => format!("**{errors}**"),
+        (_, true) => format!("**{errors}, the leader changed**"),
+    };
+    Some(format!(
+        "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {flags} |\n",
+        point.name(),
+        point.clients,
+        system.name(),
+        point.connections(system),
+        cell(|record| record.measurement.operations_per_second, thousands)?,
+        cell(|record| record.measurement.latency_us_p50 as f64, milliseconds)?,
+        cell(|record| record.measurement.latency_us_p90 as f64, milliseconds)?,
+        cell(|record| record.measurement.latency_us_p99 as f64, milliseconds)?,
+        cell(|record| record.measurement.latency_us_max as f64, milliseconds)?,
+        cell(|record| record.measurement.server_cpu_us_per_operation, one_digit)?,
+        cell(|record| record.measurement.load_cpu_us_per_operation, one_digit)?,
+        cell(|record| record.measurement.other_cpu_cores, two_digits)?,
+        cell(|record| record.disk_sync_us as f64, thousands)?,
+    ))
+}
+
+fn one_digit(number: f64) -> String {
+    format!("{number:.1}")
+}
+
+fn two_digits(number: f64) -> String {
+    format!("{number:.2}")
+}

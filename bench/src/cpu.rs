@@ -1,0 +1,50 @@
+//! CPU time: of one process, of this one, and of the whole machine.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+/// User and system time of all threads of a process, ended ones included.
+///
+/// The kernel's CPU clock of the process counts nanoseconds, where
+/// `/proc/<pid>/stat` counts hundredths of a second.
+pub fn of_process(pid: libc::pid_t) -> Result<Duration> {
+    let mut clock: libc::clockid_t = 0;
+    // SAFETY: `clock` outlives the call that fills it.
+    let error = unsafe { libc::clock_getcpuclockid(pid, &mut clock) };
+    ensure!(error == 0, "process {pid} has no CPU clock: it has ended");
+    read_clock(clock).with_context(|| format!("cannot read the CPU clock of process {pid}"))
+}
+
+pub fn of_this_process() -> Result<Duration> {
+    read_clock(libc::CLOCK_PROCESS_CPUTIME_ID).context("cannot read this process's CPU clock")
+}
+
+fn read_clock(clock: libc::clockid_t) -> std::io::Result<Duration> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` outlives the call that fills it.
+    if unsafe { libc::clock_gettime(clock, &mut time) } != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
+}
+
+/// Time all cores together were not idle; time stolen by the hypervisor counts,
+/// because it was not there for the measurement either.
+pub fn of_machine() -> Result<Duration> {
+    let stat = std::fs::read_to_string("/proc/stat").context("cannot read `/proc/stat`")?;
+    // `cpu user nice system idle iowait irq softirq steal …`, in clock ticks.
+    let ticks: Vec<u64> = stat
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .skip(1)
+        .map_while(|field| field.parse().ok())
+        .collect();
+    ensure!(ticks.len() >= 8, "`/proc/stat` has not the expected fields");
+    let busy = ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6] + ticks[7];
+    // SAFETY: sysconf only reads.
+    let ticks_per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    Ok(Duration::from_secs_f64(busy as f64 / ticks_per_second as f64))
+}

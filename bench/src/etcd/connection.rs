@@ -1,0 +1,107 @@
+//! A client's gRPC connection, which several clients may share.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::task::{self, Poll};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use bytes::Bytes;
+use http::uri::PathAndQuery;
+use http::{Request, Response, Uri};
+use hyper::body::Incoming;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use prost::Message;
+use tokio::net::TcpStream;
+use tonic::client::Grpc;
+use tonic_prost::ProstCodec;
+
+use super::messages::{PutRequest, PutResponse, RangeRequest, RangeResponse, StatusRequest, StatusResponse};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub fn connections_for(clients: usize) -> usize {
+    clients.min(2)
+}
+
+/// Hands tonic's requests to hyper directly, as it is on our side: tonic's own
+/// channel puts a queue and a task between them, whose CPU etcd could have used.
+#[derive(Clone)]
+struct Http2Requests(http2::SendRequest<tonic::body::Body>);
+
+impl tower_service::Service<Request<tonic::body::Body>> for Http2Requests {
+    type Response = Response<Incoming>;
+    type Error = hyper::Error;
+    type Future = std::pin::Pin<Box<dyn Future<Output = hyper::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut task::Context<'_>) -> Poll<hyper::Result<()>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<tonic::body::Body>) -> Self::Future {
+        Box::pin(self.0.send_request(request))
+    }
+}
+
+/// A clone shares the connection.
+#[derive(Clone)]
+pub struct GrpcConnection {
+    grpc: Grpc<Http2Requests>,
+    requests: http2::SendRequest<tonic::body::Body>,
+}
+
+impl GrpcConnection {
+    pub async fn connect(address: SocketAddr) -> Result<Self> {
+        let connecting = async {
+            let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            let (requests, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+            // Its errors reach the requests that were waiting for it.
+            tokio::spawn(connection);
+            anyhow::Ok(requests)
+        };
+        let requests = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
+            .await
+            .map_err(|_| anyhow!("timed out"))
+            .flatten()
+            .with_context(|| format!("cannot connect to {address}"))?;
+        let origin: Uri = format!("http://{address}").parse()?;
+        Ok(Self { grpc: Grpc::with_origin(Http2Requests(requests.clone()), origin), requests })
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.requests.is_closed()
+    }
+
+    pub async fn put(&mut self, key: Bytes, value: Bytes) -> Result<()> {
+        let request = PutRequest { key, value };
+        self.unary::<_, PutResponse>("/etcdserverpb.KV/Put", request).await?;
+        Ok(())
+    }
+
+    /// A linearizable read of one key; empty when there is no such key.
+    pub async fn range(&mut self, key: Bytes) -> Result<Bytes> {
+        let request = RangeRequest { key };
+        let mut response: RangeResponse = self.unary("/etcdserverpb.KV/Range", request).await?;
+        Ok(response.key_values.pop().map_or_else(Bytes::new, |found| found.value))
+    }
+
+    pub async fn status(&mut self) -> Result<StatusResponse> {
+        self.unary("/etcdserverpb.Maintenance/Status", StatusRequest {}).await
+    }
+
+    async fn unary<Req, Res>(&mut self, path: &'static str, request: Req) -> Result<Res>
+    where
+        Req: Message + 'static,
+        Res: Message + Default + 'static,
+    {
+        self.grpc.ready().await?;
+        let response = self
+            .grpc
+            .unary(tonic::Request::new(request), PathAndQuery::from_static(path), ProstCodec::<Req, Res>::default())
+            .await
+            .map_err(|status| anyhow!("{:?}: {}", status.code(), status.message()))?;
+        Ok(response.into_inner())
+    }
+}

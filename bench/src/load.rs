@@ -1,0 +1,316 @@
+//! The closed-loop load: each client sends its next request when the answer to
+//! the one before has come.
+//!
+//! Throughput counts the operations that finished in the measured window. The
+//! latencies are those of all operations that were under way at any time in it:
+//! a stall shows in them even if it began before the window or outlasts it.
+
+use std::fmt::Write;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use hdrhistogram::Histogram;
+use serde::Serialize;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::cpu;
+use crate::target::{Connection, Target, VALUE_BYTES};
+
+/// After the window; an operation without an answer by then counts as failed.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
+/// Between a failed operation and the next, lest a dead server be hammered.
+const ERROR_PAUSE: Duration = Duration::from_millis(10);
+const FILL_ATTEMPTS_MAX: usize = 20;
+const HISTOGRAM_SIGNIFICANT_DIGITS: u8 = 3;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Workload {
+    Write,
+    Read,
+}
+
+#[derive(Clone, Debug)]
+pub struct LoadPlan {
+    pub workload: Workload,
+    pub clients: usize,
+    pub warm_up: Duration,
+    pub measured: Duration,
+    /// Keys are drawn evenly from the first `key_count`.
+    pub key_count: u64,
+    pub seed: u64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Measurement {
+    /// That succeeded, within the window.
+    pub operations: u64,
+    /// Failed operations, those of the warm-up included.
+    pub errors: u64,
+    pub first_error: Option<String>,
+    pub operations_per_second: f64,
+    pub latency_us_p50: u64,
+    pub latency_us_p90: u64,
+    pub latency_us_p99: u64,
+    pub latency_us_max: u64,
+    /// All server processes together.
+    pub server_cpu_us_per_operation: f64,
+    pub load_cpu_us_per_operation: f64,
+    /// Cores used by neither the servers nor the load: the kernel's own threads
+    /// and whatever else ran on the machine. Much of it makes a point worthless.
+    pub other_cpu_cores: f64,
+}
+
+/// What one client saw.
+struct ClientFigures {
+    operations: u64,
+    latency_us: Histogram<u32>,
+    errors: u64,
+    first_error: Option<String>,
+}
+
+#[derive(Clone, Copy)]
+struct Window {
+    begin: Instant,
+    end: Instant,
+}
+
+struct CpuSample {
+    at: Instant,
+    servers: Duration,
+    load: Duration,
+    machine: Duration,
+}
+
+pub fn key(number: u64, into: &mut String) {
+    into.clear();
+    // Writing to a String cannot fail.
+    let _ = write!(into, "key-{number:08}");
+}
+
+/// One value for all: what the bytes are does not matter to either system. It is
+/// alphanumeric, so it needs no escaping in JSON.
+pub fn value() -> &'static str {
+    static VALUE: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    VALUE.get_or_init(|| {
+        let mut random = fastrand::Rng::with_seed(1);
+        (0..VALUE_BYTES).map(|_| random.alphanumeric()).collect()
+    })
+}
+
+pub async fn run(target: &Target, plan: &LoadPlan, servers: &[libc::pid_t]) -> Result<Measurement> {
+    let connections = target.connect_all(plan.clients).await?;
+    let begin = Instant::now() + plan.warm_up;
+    let window = Window { begin, end: begin + plan.measured };
+    let mut clients = JoinSet::new();
+    for (connection, client) in connections.into_iter().zip(0..) {
+        let random = fastrand::Rng::with_seed(plan.seed.wrapping_mul(1_000_003) + client);
+        clients.spawn(run_client(*target, connection, plan.clone(), window, random));
+    }
+
+    tokio::time::sleep_until(window.begin).await;
+    let before = CpuSample::take(servers)?;
+    tokio::time::sleep_until(window.end).await;
+    let after = CpuSample::take(servers)?;
+
+    let mut total = ClientFigures::new()?;
+    while let Some(figures) = clients.join_next().await {
+        let figures = figures.context("a client panicked")??;
+        total.operations += figures.operations;
+        total.latency_us.add(&figures.latency_us)?;
+        total.errors += figures.errors;
+        total.first_error = total.first_error.or(figures.first_error);
+    }
+    Ok(Measurement::new(total, plan.measured, &before, &after))
+}
+
+async fn run_client(
+    target: Target,
+    mut connection: Connection,
+    plan: LoadPlan,
+    window: Window,
+    random: fastrand::Rng,
+) -> Result<ClientFigures> {
+    let mut figures = ClientFigures::new()?;
+    let looping = closed_loop(target, &mut connection, &plan, window, random, &mut figures);
+    if tokio::time::timeout_at(window.end + DRAIN_TIMEOUT, looping).await.is_err() {
+        figures.fail(&anyhow!("no answer {DRAIN_TIMEOUT:?} after the window"));
+    }
+    Ok(figures)
+}
+
+async fn closed_loop(
+    target: Target,
+    connection: &mut Connection,
+    plan: &LoadPlan,
+    window: Window,
+    mut random: fastrand::Rng,
+    figures: &mut ClientFigures,
+) {
+    let mut name = String::new();
+    let mut started = Instant::now();
+    while started < window.end {
+        key(random.u64(..plan.key_count), &mut name);
+        let outcome = match plan.workload {
+            Workload::Write => connection.write(&name, value()).await,
+            Workload::Read => connection.read(&name).await,
+        };
+        let finished = Instant::now();
+        match outcome {
+            Ok(()) => figures.succeed(window, started, finished),
+            Err(error) => {
+                figures.fail(&error);
+                tokio::time::sleep(ERROR_PAUSE).await;
+                reconnect_if_closed(&target, connection).await;
+            }
+        }
+        started = Instant::now();
+    }
+}
+
+async fn reconnect_if_closed(target: &Target, connection: &mut Connection) {
+    if connection.is_closed()
+        && let Ok(new) = target.connect().await
+    {
+        *connection = new;
+    }
+}
+
+/// Writes every key of `keys` once; a write that fails is tried again.
+pub async fn fill(target: &Target, clients: usize, keys: Range<u64>) -> Result<()> {
+    let next = Arc::new(AtomicU64::new(keys.start));
+    let mut filling: JoinSet<Result<()>> = JoinSet::new();
+    for mut connection in target.connect_all(clients).await? {
+        let (target, next, end) = (*target, next.clone(), keys.end);
+        filling.spawn(async move {
+            let mut name = String::new();
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= end {
+                    return Ok(());
+                }
+                key(number, &mut name);
+                write_with_retries(&target, &mut connection, &name).await?;
+            }
+        });
+    }
+    while let Some(outcome) = filling.join_next().await {
+        outcome.context("a client panicked")?.context("cannot load the keys")?;
+    }
+    Ok(())
+}
+
+async fn write_with_retries(target: &Target, connection: &mut Connection, name: &str) -> Result<()> {
+    let mut attempts = 1;
+    while let Err(error) = connection.write(name, value()).await {
+        if attempts == FILL_ATTEMPTS_MAX {
+            return Err(error.context(format!("gave up after {attempts} attempts")));
+        }
+        attempts += 1;
+        tokio::time::sleep(ERROR_PAUSE * 10).await;
+        reconnect_if_closed(target, connection).await;
+    }
+    Ok(())
+}
+
+impl ClientFigures {
+    fn new() -> Result<Self> {
+        let mut latency_us = Histogram::new(HISTOGRAM_SIGNIFICANT_DIGITS)?;
+        // Otherwise greater latencies would be cut off at 2 ms.
+        latency_us.auto(true);
+        Ok(Self { operations: 0, latency_us, errors: 0, first_error: None })
+    }
+
+    fn succeed(&mut self, window: Window, started: Instant, finished: Instant) {
+        if finished < window.begin {
+            return;
+        }
+        if finished <= window.end {
+            self.operations += 1;
+        }
+        let latency_us = (finished - started).as_micros() as u64;
+        self.latency_us.record(latency_us).expect("a histogram that grows takes every latency");
+    }
+
+    fn fail(&mut self, error: &anyhow::Error) {
+        self.errors += 1;
+        self.first_error.get_or_insert_with(|| format!("{error:#}"));
+    }
+}
+
+impl CpuSample {
+    fn take(servers: &[libc::pid_t]) -> Result<Self> {
+        Ok(Self {
+            at: Instant::now(),
+            servers: servers.iter().copied().map(cpu::of_process).sum::<Result<_>>()?,
+            load: cpu::of_this_process()?,
+            machine: cpu::of_machine()?,
+        })
+    }
+}
+
+impl Measurement {
+    fn new(figures: ClientFigures, measured: Duration, before: &CpuSample, after: &CpuSample) -> Self {
+        let histogram = &figures.latency_us;
+        let operations = figures.operations;
+        let operations_per_second = operations as f64 / measured.as_secs_f64();
+        // The samples are taken when this task gets a core, which may be a little
+        // late; so cores used, over the time between the samples.
+        let between = (after.at - before.at).as_secs_f64();
+        let cores = |after: Duration, before: Duration| (after.as_secs_f64() - before.as_secs_f64()) / between;
+        let server_cores = cores(after.servers, before.servers);
+        let load_cores = cores(after.load, before.load);
+        let machine_cores = cores(after.machine, before.machine);
+        let us_per_operation = |cores: f64| match operations {
+            0 => 0.0,
+            _ => cores * 1e6 / operations_per_second,
+        };
+        Self {
+            operations,
+            errors: figures.errors,
+            first_error: figures.first_error,
+            operations_per_second,
+            latency_us_p50: histogram.value_at_quantile(0.50),
+            latency_us_p90: histogram.value_at_quantile(0.90),
+            latency_us_p99: histogram.value_at_quantile(0.99),
+            latency_us_max: histogram.max(),
+            server_cpu_us_per_operation: us_per_operation(server_cores),
+            load_cpu_us_per_operation: us_per_operation(load_cores),
+            other_cpu_cores: (machine_cores - server_cores - load_cores).max(0.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Throughput counts what finished in the window, latency what overlapped it.
+    ///
+    /// Method: one operation before the window, into it, within it, out of it,
+    /// and one across all of it; each length is a different power of two.
+    #[test]
+    fn operations_belong_to_the_window_they_overlap() {
+        let zero = Instant::now();
+        let at = |ms| zero + Duration::from_millis(ms);
+        let window = Window { begin: at(100), end: at(200) };
+        let mut figures = ClientFigures::new().unwrap();
+        for (started, finished) in [(90, 91), (99, 101), (150, 154), (199, 207), (90, 218)] {
+            figures.succeed(window, at(started), at(finished));
+        }
+        assert_eq!(figures.operations, 2);
+        assert_eq!(figures.latency_us.len(), 4);
+        assert_eq!(figures.latency_us.min() / 1000, 2);
+        assert_eq!(figures.latency_us.max() / 1000, 128);
+    }
+
+    #[test]
+    fn values_need_no_escaping() {
+        assert_eq!(value().len(), VALUE_BYTES);
+        assert!(value().bytes().all(|byte| byte.is_ascii_alphanumeric()));
+    }
+}

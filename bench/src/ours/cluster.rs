@@ -1,0 +1,225 @@
+//! Three nodes of raft-key-value on loopback.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use http::Method;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::HttpConnection;
+use crate::process::{ServerProcess, free_ports, kill_all, loopback, stop_all};
+use crate::target::Leader;
+
+const NODE_COUNT: u64 = 3;
+const READY_TIMEOUT: Duration = Duration::from_secs(120);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+#[derive(Clone)]
+pub struct OursOptions {
+    pub server: PathBuf,
+    /// Given to every node after the ones the bench gives.
+    pub server_arguments: Vec<String>,
+}
+
+pub struct OursCluster {
+    options: OursOptions,
+    data_directory: PathBuf,
+    addresses: Vec<SocketAddr>,
+    /// Empty while the nodes are down, as in `kill-all`.
+    processes: Vec<ServerProcess>,
+}
+
+/// The part of `GET /metrics` that the bench reads.
+#[derive(Debug, Deserialize)]
+pub struct Metrics {
+    pub current_term: u64,
+    pub current_leader: Option<u64>,
+    snapshot: Option<LogId>,
+    membership_config: StoredMembership,
+}
+
+#[derive(Debug, Deserialize)]
+struct LogId {
+    index: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct StoredMembership {
+    membership: Membership,
+}
+
+#[derive(Debug, Deserialize)]
+struct Membership {
+    configs: Vec<Vec<u64>>,
+}
+
+impl Metrics {
+    pub fn snapshot_index(&self) -> u64 {
+        self.snapshot.as_ref().map_or(0, |log_id| log_id.index)
+    }
+}
+
+impl OursCluster {
+    /// A new cluster of three voters, in a directory that does not exist yet.
+    pub async fn create(options: &OursOptions, data_directory: &Path) -> Result<Self> {
+        let ports = free_ports(NODE_COUNT as usize)?;
+        std::fs::create_dir_all(data_directory)
+            .with_context(|| format!("cannot create `{}`", data_directory.display()))?;
+        let mut cluster = Self {
+            options: options.clone(),
+            data_directory: data_directory.to_owned(),
+            addresses: ports.into_iter().map(loopback).collect(),
+            processes: Vec::new(),
+        };
+        cluster.start_nodes()?;
+        for node_id in 1..=NODE_COUNT {
+            cluster
+                .eventually(&format!("node {node_id} answers"), async |cluster| {
+                    cluster.metrics(node_id).await.map(|_| ())
+                })
+                .await?;
+        }
+        cluster.form().await?;
+        cluster.wait_until_ready().await?;
+        Ok(cluster)
+    }
+
+    /// Repeats what fails, within the deadline: right after `/init` a server may
+    /// still be busy with its first membership and answer 409.
+    async fn form(&mut self) -> Result<()> {
+        let mut first = HttpConnection::connect(self.addresses[0]).await?;
+        first.call::<Value>(Method::POST, "/init", ()).await?;
+        for node_id in 2..=NODE_COUNT {
+            let learner = (node_id, self.address(node_id).to_string());
+            self.eventually(&format!("node {node_id} is a learner"), async |cluster| {
+                cluster.manage("/add-learner", &learner).await
+            })
+            .await?;
+        }
+        let voters: Vec<u64> = self.node_ids().collect();
+        self.eventually("all nodes are voters", async |cluster| cluster.manage("/change-membership", &voters).await)
+            .await
+    }
+
+    async fn manage(&self, path: &'static str, body: &impl Serialize) -> Result<()> {
+        let mut first = HttpConnection::connect(self.addresses[0]).await?;
+        first.call::<Value>(Method::POST, path, body).await?;
+        Ok(())
+    }
+
+    /// Stops the nodes, and starts them with `server_arguments` on the same data.
+    pub async fn restart(&mut self, server_arguments: Vec<String>) -> Result<()> {
+        stop_all(std::mem::take(&mut self.processes));
+        self.options.server_arguments = server_arguments;
+        self.start_nodes()?;
+        self.wait_until_ready().await
+    }
+
+    /// Kills all nodes at once; they stay down until `revive`.
+    pub fn kill(&mut self) -> Result<()> {
+        kill_all(std::mem::take(&mut self.processes))
+    }
+
+    pub async fn revive(&mut self) -> Result<()> {
+        self.start_nodes()?;
+        self.wait_until_ready().await
+    }
+
+    pub fn stop(mut self) {
+        stop_all(std::mem::take(&mut self.processes));
+    }
+
+    fn start_nodes(&mut self) -> Result<()> {
+        for node_id in 1..=NODE_COUNT {
+            let mut command = Command::new(&self.options.server);
+            command
+                .args(["--id", &node_id.to_string()])
+                .args(["--http-addr", &self.address(node_id).to_string()])
+                .arg("--data-dir")
+                .arg(&self.data_directory)
+                .args(&self.options.server_arguments);
+            // What is measured is what the report says was started.
+            for (name, _) in std::env::vars_os() {
+                if name.as_encoded_bytes().starts_with(b"RKV_") {
+                    command.env_remove(name);
+                }
+            }
+            let log_path = self.data_directory.join(format!("node-{node_id}.log"));
+            let name = format!("node {node_id}");
+            self.processes.push(ServerProcess::start(&name, command, &log_path)?);
+        }
+        Ok(())
+    }
+
+    /// All three nodes are voters, name the same leader, and it serves reads.
+    async fn wait_until_ready(&mut self) -> Result<()> {
+        self.eventually("the cluster is ready", async |cluster| {
+            let leader = cluster.leader().await?;
+            let mut connection = HttpConnection::connect(leader.address).await?;
+            connection.consistent_read("no-such-key").await.map(|_| ())
+        })
+        .await
+    }
+
+    async fn eventually(&mut self, what: &str, probe: impl AsyncFn(&Self) -> Result<()>) -> Result<()> {
+        let deadline = Instant::now() + READY_TIMEOUT;
+        loop {
+            for process in &mut self.processes {
+                process.check_running()?;
+            }
+            match probe(self).await {
+                Ok(()) => return Ok(()),
+                Err(error) if Instant::now() >= deadline => {
+                    let logs = self.data_directory.display();
+                    return Err(error.context(format!(
+                        "waited {READY_TIMEOUT:?} in vain until {what} (logs: `{logs}/node-*.log`)"
+                    )));
+                }
+                Err(_) => tokio::time::sleep(POLL_INTERVAL).await,
+            }
+        }
+    }
+
+    fn address(&self, node_id: u64) -> SocketAddr {
+        self.addresses[node_id as usize - 1]
+    }
+
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    pub fn node_ids(&self) -> impl Iterator<Item = u64> + use<> {
+        1..=NODE_COUNT
+    }
+
+    pub fn pids(&self) -> Vec<libc::pid_t> {
+        self.processes.iter().map(ServerProcess::pid).collect()
+    }
+
+    pub async fn metrics(&self, node_id: u64) -> Result<Metrics> {
+        let mut connection = HttpConnection::connect(self.address(node_id)).await?;
+        connection.call(Method::GET, "/metrics", ()).await.with_context(|| format!("node {node_id}"))
+    }
+
+    /// The leader that all three nodes agree on.
+    pub async fn leader(&self) -> Result<Leader> {
+        let voters: Vec<u64> = self.node_ids().collect();
+        let mut agreed = None;
+        for node_id in self.node_ids() {
+            let metrics = self.metrics(node_id).await?;
+            let configs = &metrics.membership_config.membership.configs;
+            ensure!(*configs == [voters.clone()], "node {node_id} has the voters {configs:?} yet");
+            let Some(leader_id) = metrics.current_leader else {
+                bail!("node {node_id} knows no leader");
+            };
+            let leader = Leader { id: leader_id, term: metrics.current_term, address: self.address(leader_id) };
+            let first = *agreed.get_or_insert(leader);
+            ensure!(first == leader, "nodes 1 and {node_id} name different leaders: {first:?} and {leader:?}");
+        }
+        agreed.context("there are no nodes")
+    }
+}

@@ -1,0 +1,147 @@
+//! Server processes: started with their output in a file, and never left behind.
+//!
+//! A server dies with its `ServerProcess` (also when the bench panics), and with
+//! the bench itself (also when that is killed), each by its own pid.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+const STOP_SECONDS_MAX: u64 = 10;
+const LOG_TAIL_LINES: usize = 15;
+
+pub struct ServerProcess {
+    name: String,
+    child: Child,
+    log_path: PathBuf,
+}
+
+impl ServerProcess {
+    /// Starts `command` with its output appended to `log_path`.
+    ///
+    /// Call it from the main thread only: Linux delivers the parent-death
+    /// signal when the *thread* that spawned the child ends, so a child started
+    /// from a pooled thread would be killed with that thread.
+    pub fn start(name: &str, mut command: Command, log_path: &Path) -> Result<Self> {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(log_path)
+            .with_context(|| format!("cannot open `{}`", log_path.display()))?;
+        command.stdin(Stdio::null()).stdout(log.try_clone().context("cannot share the log file")?).stderr(log);
+        // SAFETY: prctl is async-signal-safe, and the closure allocates nothing.
+        unsafe {
+            command.pre_exec(|| {
+                if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+                Ok(())
+            });
+        }
+        let child = command.spawn().with_context(|| format!("cannot start `{}`", command.get_program().display()))?;
+        Ok(Self { name: name.to_owned(), child, log_path: log_path.to_owned() })
+    }
+
+    pub fn pid(&self) -> libc::pid_t {
+        self.child.id() as libc::pid_t
+    }
+
+    /// An error that quotes the end of the server's own log, if it has exited.
+    pub fn check_running(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait().context("cannot wait for a server")? {
+            bail!("{} exited ({status}); the end of `{}`:\n{}", self.name, self.log_path.display(), self.log_tail());
+        }
+        Ok(())
+    }
+
+    pub fn log_tail(&self) -> String {
+        let log = fs::read(&self.log_path).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
+    }
+
+    fn signal(&self, signal: libc::c_int) {
+        // SAFETY: the pid is ours until it is waited for, which only `wait` and
+        // `check_running` do; a signal to a zombie has no effect.
+        unsafe { libc::kill(self.pid(), signal) };
+    }
+
+    fn wait(&mut self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(_)) | Err(_) => return true,
+                Ok(None) if Instant::now() >= deadline => return false,
+                Ok(None) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+}
+
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            self.signal(libc::SIGKILL);
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// SIGTERM to all at once, then SIGKILL to those that did not heed it in time.
+pub fn stop_all(mut processes: Vec<ServerProcess>) {
+    for process in &mut processes {
+        if let Ok(None) = process.child.try_wait() {
+            process.signal(libc::SIGTERM);
+        }
+    }
+    let deadline = Instant::now() + Duration::from_secs(STOP_SECONDS_MAX);
+    for process in &mut processes {
+        if !process.wait(deadline.saturating_duration_since(Instant::now())) {
+            eprintln!("{} did not stop within {STOP_SECONDS_MAX} s of SIGTERM, so it gets SIGKILL", process.name);
+        }
+    }
+}
+
+/// SIGKILL to all at once: none learns of another's death and acts on it.
+pub fn kill_all(mut processes: Vec<ServerProcess>) -> Result<()> {
+    for process in &mut processes {
+        process.check_running()?;
+    }
+    for process in &processes {
+        process.signal(libc::SIGKILL);
+    }
+    Ok(())
+}
+
+/// Ports that are free now, and that no outgoing connection will take later.
+///
+/// They are below Linux's default ephemeral range (32768 and up): otherwise the
+/// load's own connections could occupy the port of a node that is down.
+pub fn free_ports(count: usize) -> Result<Vec<u16>> {
+    const FIRST: u16 = 20_000;
+    const LAST: u16 = 32_000;
+    const ATTEMPTS_MAX: usize = 1_000;
+
+    // Held until all are found, so that none is chosen twice.
+    let mut listeners = Vec::new();
+    for _ in 0..ATTEMPTS_MAX {
+        let port = fastrand::u16(FIRST..=LAST);
+        if let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+            listeners.push((port, listener));
+        }
+        if listeners.len() == count {
+            return Ok(listeners.into_iter().map(|(port, _)| port).collect());
+        }
+    }
+    bail!("found no {count} free ports between {FIRST} and {LAST}")
+}
+
+pub fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
