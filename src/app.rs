@@ -7,7 +7,7 @@ use openraft::ServerState;
 use openraft::alias::WatchReceiverOf;
 use openraft::async_runtime::WatchReceiver;
 use openraft::metrics::{RaftMetrics, RaftServerMetrics};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::config::{Config, WRITES_WAITING_MAX};
 use crate::store::ExampleStore;
@@ -35,6 +35,9 @@ pub struct ExampleApp {
     leader_lease_ms: u64,
     recovered: AtomicBool,
     disk_space_low: AtomicBool,
+    stopping: AtomicBool,
+    /// Why the disk of this node cannot be trusted any more, once that is so.
+    disk_failure: watch::Sender<Option<String>>,
 }
 
 /// What a node is at this moment.
@@ -76,6 +79,8 @@ impl ExampleApp {
             metrics,
             recovered: AtomicBool::new(false),
             disk_space_low: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            disk_failure: watch::Sender::new(None),
         }
     }
 
@@ -119,6 +124,28 @@ impl ExampleApp {
     /// Says that the node has all it had before it was last started.
     pub fn set_recovered(&self) {
         self.recovered.store(true, Ordering::Release);
+    }
+
+    /// Whether the node takes no more requests, because it is about to stop.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Says that the node takes no more requests.
+    pub fn set_stopping(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+
+    /// Says that writing a file failed: the node must end.
+    pub fn set_disk_failure(&self, why: String) {
+        self.disk_failure.send_replace(Some(why));
+    }
+
+    /// Done when writing a file has failed.
+    pub async fn disk_failed(&self) -> String {
+        let mut failure = self.disk_failure.subscribe();
+        let failed = failure.wait_for(Option::is_some).await;
+        failed.ok().and_then(|why| why.clone()).unwrap_or_default()
     }
 
     /// Whether the disk is nearly full.

@@ -4,7 +4,6 @@
 //! itself, so that its next request takes no detour.
 
 use std::collections::BTreeSet;
-use std::error::Error;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +12,8 @@ use openraft::raft::ClientWriteResponse;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::config::{CONNECT_DEADLINE, CONNECTION_IDLE_MAX, FORWARD_DEADLINE, MEMBERSHIP_DEADLINE};
+use crate::config::{FORWARD_DEADLINE, MEMBERSHIP_DEADLINE};
+use crate::connection::{connections, reason_of};
 use crate::error::{ApiError, LeaderHint, Outcome};
 use crate::types::{ExampleRequest, NodeId, TypeConfig};
 
@@ -36,6 +36,8 @@ pub const HOPS_MAX: usize = 3;
 pub struct ExampleClient {
     /// The leader as it was last heard of. A lock, so that one client serves many tasks.
     leader: Mutex<(NodeId, String)>,
+    /// Whom to turn to when that one is gone.
+    first: (NodeId, String),
     http: reqwest::Client,
     deadline: Duration,
 }
@@ -108,15 +110,9 @@ impl ExampleClient {
     ///
     /// Any node will do: one that does not lead names the one that does.
     pub fn new(leader_id: NodeId, leader_addr: String) -> Self {
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .tcp_nodelay(true)
-            .connect_timeout(CONNECT_DEADLINE)
-            .pool_idle_timeout(CONNECTION_IDLE_MAX)
-            .build()
-            .expect("a client without TLS and without proxies needs nothing that could be missing");
-        ExampleClient { leader: Mutex::new((leader_id, leader_addr)), http, deadline: FORWARD_DEADLINE }
+        let http = connections();
+        let first = (leader_id, leader_addr);
+        ExampleClient { leader: Mutex::new(first.clone()), first, http, deadline: FORWARD_DEADLINE }
     }
 
     /// The same client, with another time limit for each request to one node
@@ -189,16 +185,25 @@ impl ExampleClient {
         let mut hops_left = HOPS_MAX;
         loop {
             let result = self.send(path, Some(request), deadline, effect).await;
-            let Err(ClientError::Api { error: ApiError::ForwardToLeader(hint), .. }) = result else {
-                return result;
-            };
-            let leader = (hint.leader_id, hint.leader_node.addr.clone());
-            *self.leader.lock().unwrap_or_else(PoisonError::into_inner) = leader;
             hops_left -= 1;
-            if hops_left == 0 {
-                return Err(ClientError::TooManyRedirects(hint));
+            match result {
+                Err(ClientError::Api { error: ApiError::ForwardToLeader(hint), .. }) => {
+                    self.turn_to((hint.leader_id, hint.leader_node.addr.clone()));
+                    if hops_left == 0 {
+                        return Err(ClientError::TooManyRedirects(hint));
+                    }
+                }
+                // Nothing was sent, so the first node may be asked who leads now.
+                Err(ClientError::Unreachable { .. }) if hops_left > 0 && self.leader() != self.first => {
+                    self.turn_to(self.first.clone());
+                }
+                other => return other,
             }
         }
+    }
+
+    fn turn_to(&self, leader: (NodeId, String)) {
+        *self.leader.lock().unwrap_or_else(PoisonError::into_inner) = leader;
     }
 
     /// Sends to one node and decodes its answer.
@@ -230,22 +235,14 @@ impl ExampleClient {
         let answer = request.header("raft-forward", "no").timeout(deadline).send().await;
         let answer = answer.map_err(|error| {
             if error.is_connect() || error.is_builder() {
-                unreachable(innermost(&error))
+                unreachable(reason_of(&error))
             } else {
-                lost(innermost(&error))
+                lost(reason_of(&error))
             }
         })?;
-        let body = answer.bytes().await.map_err(|error| lost(innermost(&error)))?;
+        let body = answer.bytes().await.map_err(|error| lost(reason_of(&error)))?;
         let answer: Result<Response, ApiError> = serde_json::from_slice(&body)
             .map_err(|error| lost(format!("it is not what this client understands: {error}")))?;
         answer.map_err(|error| ClientError::Api { addr: addr.clone(), error })
     }
-}
-
-fn innermost(error: &reqwest::Error) -> String {
-    let mut cause: &dyn Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }

@@ -17,8 +17,8 @@ pub const VALUE_BYTES_MAX: usize = 1 << 20;
 /// Longest request body unless set by `--max-request-bytes`: a value of the
 /// largest size and half as much again, for its escapes.
 pub const REQUEST_BYTES_MAX_DEFAULT: usize = 3 << 19;
-/// What `--max-request-bytes` may be set to at most: such a request must fit
-/// into an append, and an append into [`RPC_BYTES_MAX`].
+/// What `--max-request-bytes` may be set to at most: every byte of the largest
+/// value escaped as `\u0000`, and as much again.
 pub const REQUEST_BYTES_MAX_LIMIT: usize = 16 << 20;
 
 // ---- queues and waiting ----
@@ -26,8 +26,11 @@ pub const REQUEST_BYTES_MAX_LIMIT: usize = 16 << 20;
 /// Writes that may wait at once; one more is refused with 503. Bounds the
 /// memory that requests hold, and how late an answer can be.
 pub const WRITES_WAITING_MAX: usize = 1024;
-/// Connections that one node accepts at once.
+/// Connections that one node accepts at once, if the system allows it that many
+/// open files and [`FILES_RESERVED`] more.
 pub const CONNECTIONS_MAX: usize = 25_000;
+/// Open files that are kept for the node's own: its log, its snapshots, its peers.
+pub const FILES_RESERVED: usize = 128;
 /// How long a request may take until its outcome is called unknown.
 pub const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a passed-on request is waited for: the leader's own deadline, and
@@ -69,6 +72,8 @@ pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub const APPEND_ENTRIES_MAX: u64 = 4096;
 /// Bytes after which no further entry is added to an append.
 pub const APPEND_BYTES_MAX: usize = 4 << 20;
+/// How slow a network may be that appends are to get through, in bytes a second.
+pub const APPEND_BYTES_PER_SECOND_MIN: f64 = 1_000_000.0;
 /// Longest body of an RPC: an append that was filled up to its limit, and then
 /// got the largest entry.
 pub const RPC_BYTES_MAX: usize = 64 << 20;
@@ -80,6 +85,12 @@ pub const APPLY_ENTRIES_MAX: usize = 256;
 pub const APPLY_BYTES_MAX: usize = 4 << 20;
 /// How long sending a whole snapshot may take.
 pub const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(600);
+/// Entries after which a snapshot is taken, unless set by `--snapshot-entries`.
+pub const SNAPSHOT_ENTRIES_DEFAULT: u64 = 100_000;
+/// Entries kept in the log after a snapshot, unless set by
+/// `--snapshot-keep-entries`: more than there are between two snapshots, so that
+/// the one before the newest can stand in for it.
+pub const SNAPSHOT_KEEP_ENTRIES_DEFAULT: u64 = 110_000;
 /// Entries that are removed from the log at once, so that it is not done for each.
 pub const PURGE_ENTRIES: u64 = 1024;
 
@@ -88,6 +99,10 @@ pub const PURGE_ENTRIES: u64 = 1024;
 /// Length at which a log file is closed and the next begun. Entries in the open
 /// file stay in memory, so this bounds memory too.
 pub const LOG_CHUNK_BYTES_MAX: usize = 8 << 20;
+/// Bytes of entries that may wait for a leader's disk; beyond that writes are
+/// refused. A majority commits without that disk, so a disk that stalls would
+/// otherwise let the queue grow without end.
+pub const LOG_UNSYNCED_BYTES_MAX: usize = 256 << 20;
 /// Memory for entries of closed log files, for followers that are a little behind.
 pub const LOG_CACHE_BYTES_MAX: usize = 16 << 20;
 /// About how long a frame of a snapshot is.
@@ -181,11 +196,11 @@ pub struct Config {
     pub election_timeout_max_ms: u64,
 
     /// Log entries after which a snapshot is taken
-    #[arg(long, env = "RKV_SNAPSHOT_ENTRIES", value_name = "N", default_value_t = 100_000)]
+    #[arg(long, env = "RKV_SNAPSHOT_ENTRIES", value_name = "N", default_value_t = SNAPSHOT_ENTRIES_DEFAULT)]
     pub snapshot_entries: u64,
 
     /// Log entries kept after a snapshot, for followers that are behind
-    #[arg(long, env = "RKV_SNAPSHOT_KEEP_ENTRIES", value_name = "N", default_value_t = 20_000)]
+    #[arg(long, env = "RKV_SNAPSHOT_KEEP_ENTRIES", value_name = "N", default_value_t = SNAPSHOT_KEEP_ENTRIES_DEFAULT)]
     pub snapshot_keep_entries: u64,
 
     /// Longest request body, in bytes
@@ -229,8 +244,8 @@ impl Config {
             heartbeat_interval_ms: 100,
             election_timeout_min_ms: 500,
             election_timeout_max_ms: 1000,
-            snapshot_entries: 100_000,
-            snapshot_keep_entries: 20_000,
+            snapshot_entries: SNAPSHOT_ENTRIES_DEFAULT,
+            snapshot_keep_entries: SNAPSHOT_KEEP_ENTRIES_DEFAULT,
             max_request_bytes: REQUEST_BYTES_MAX_DEFAULT,
             log_format: LogFormat::default(),
             log_level: "info".to_owned(),
@@ -258,10 +273,16 @@ impl Config {
         check(self.id > 0, "--id must be at least 1".into())?;
         check_address("--http-addr", &self.http_addr)?;
         check_address("--advertise-addr", self.advertised())?;
-        let port = self.advertised().rsplit(':').next();
+        if self.advertise_addr.is_some() {
+            check_dialable("--advertise-addr", self.advertised())?;
+        }
         check(
-            self.advertise_addr.is_none() || port != Some("0"),
-            "--advertise-addr must name the port that other nodes dial, not 0".into(),
+            self.advertise_addr.is_some() || !is_unspecified(&self.http_addr),
+            format!(
+                "--http-addr {} is every address of this machine, which other nodes cannot dial; \
+                 say which one they can with --advertise-addr",
+                self.http_addr
+            ),
         )?;
         check(self.heartbeat_interval_ms >= 10, "--heartbeat-interval-ms must be at least 10".into())?;
         check(
@@ -299,7 +320,6 @@ impl Config {
             install_snapshot_timeout: SNAPSHOT_DEADLINE.as_millis() as u64,
             max_payload_entries: APPEND_ENTRIES_MAX,
             max_append_entries: Some(APPEND_ENTRIES_MAX),
-            replication_lag_threshold: self.snapshot_keep_entries.max(1000),
             snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(self.snapshot_entries),
             max_in_snapshot_log_to_keep: self.snapshot_keep_entries,
             purge_batch_size: PURGE_ENTRIES.min(self.snapshot_keep_entries.max(1)),
@@ -340,6 +360,21 @@ pub fn check_address(name: &str, addr: &str) -> Result<(), ConfigError> {
     }
 }
 
+/// Checks that an address is one that another node can dial.
+pub fn check_dialable(name: &str, addr: &str) -> Result<(), ConfigError> {
+    check_address(name, addr)?;
+    let port = addr.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+    if port == Some(0) || is_unspecified(addr) {
+        return Err(ConfigError(format!("{name} {addr} is none that other nodes can dial")));
+    }
+    Ok(())
+}
+
+/// Whether an address stands for all addresses of a machine.
+fn is_unspecified(addr: &str) -> bool {
+    addr.parse::<SocketAddr>().is_ok_and(|addr| addr.ip().is_unspecified())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -359,6 +394,9 @@ mod tests {
             // The names of the fields at most double a small entry.
             assert!(2 * APPEND_BYTES_MAX + LOG_PAYLOAD_BYTES_MAX < RPC_BYTES_MAX);
             assert!(SNAPSHOT_FRAME_BYTES + 2 * (KEY_BYTES_MAX + VALUE_BYTES_MAX) < SNAPSHOT_FRAME_BYTES_MAX);
+            assert!(SNAPSHOT_KEEP_ENTRIES_DEFAULT >= SNAPSHOT_ENTRIES_DEFAULT + PURGE_ENTRIES);
+            // raft-log queues 1,024 requests, up to three for each file it begins.
+            assert!(LOG_UNSYNCED_BYTES_MAX / LOG_CHUNK_BYTES_MAX * 3 < 512);
             assert!(KEEP_ALIVE.as_secs() > CONNECTION_IDLE_MAX.as_secs());
             assert!(FORWARD_DEADLINE.as_millis() > REQUEST_DEADLINE.as_millis());
         }
@@ -386,6 +424,8 @@ mod tests {
             (&["--max-request-bytes", "999999999"], "--max-request-bytes"),
             (&["--advertise-addr", "nowhere"], "--advertise-addr"),
             (&["--advertise-addr", "host:0"], "--advertise-addr"),
+            (&["--advertise-addr", "host:00"], "--advertise-addr"),
+            (&["--advertise-addr", "0.0.0.0:21001"], "--advertise-addr"),
         ];
         for (arguments, flag) in rows {
             let message = parse(arguments).validate().unwrap_err().to_string();

@@ -10,6 +10,7 @@
 //! | [`network`] | the routes, and the RPCs between nodes |
 //! | [`server`] | a node from start to stop |
 //! | [`client`] | [`ExampleClient`], which follows the leader |
+//! | [`connection`] | how nodes are dialled |
 //! | [`error`] | error, status and outcome of a request |
 //!
 //! Imports point one way: `bin → server → network → app → store`.
@@ -17,6 +18,7 @@
 pub mod app;
 pub mod client;
 pub mod config;
+pub mod connection;
 pub mod error;
 pub mod network;
 pub mod server;

@@ -11,16 +11,17 @@ use actix_web::dev::ServerHandle;
 use actix_web::web;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::Fatal;
+use openraft::metrics::{RaftMetrics, WaitError};
 use tokio::sync::watch;
 
 use crate::app::ExampleApp;
 use crate::config::{
     Config, ConfigError, DISK_CHECK_INTERVAL, DISK_FREE_BYTES_MIN, HAND_OVER_DEADLINE, SHUTDOWN_DEADLINE,
 };
-use crate::network::client_connections;
+use crate::connection::connections;
 use crate::network::listener::serve_http;
 use crate::network::raft_network_impl::ExampleNetworkFactory;
-use crate::store::{ExampleStore, StoreError};
+use crate::store::{ExampleStore, StoreError, durable};
 use crate::types::{ExampleRaft, NodeId, TypeConfig};
 
 /// Why a node did not start or did not go on.
@@ -103,7 +104,7 @@ pub async fn serve(
     };
     let store = open_store(&config).await?;
     let raft = build_raft(&config, &store).await?;
-    let app = web::Data::new(ExampleApp::new(advertised, raft.clone(), store.clone(), client_connections(), &config));
+    let app = web::Data::new(ExampleApp::new(advertised, raft.clone(), store.clone(), connections(), &config));
     let (stopping, stopping_rx) = watch::channel(false);
     let http = serve_http(listener, app.clone(), stopping_rx).map_err(ServeError::Http)?;
     let http_handle = http.handle();
@@ -120,6 +121,7 @@ pub async fn serve(
     let result = tokio::select! {
         () = shutdown => Ok(()),
         fatal = core_stopped(&raft) => Err(ServeError::from(fatal)),
+        why = app.disk_failed() => Err(ServeError::Storage(why)),
         result = http => match result {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(ServeError::Http(error)),
@@ -130,6 +132,8 @@ pub async fn serve(
     disk_watch.abort();
     match result {
         Ok(()) => {
+            // First, lest a write come between two leaders and its outcome be unknown.
+            app.set_stopping();
             hand_over_leadership(&raft, config.id).await;
             // Idle connections are closed; whoever is waiting is answered first.
             let _ = stopping.send(true);
@@ -165,9 +169,23 @@ async fn build_raft(config: &Config, store: &Arc<ExampleStore>) -> Result<Exampl
 /// Waits until the node has all it had acknowledged or shown before it was started.
 async fn recover(app: web::Data<ExampleApp>) {
     let pristine = app.store.log.is_pristine().unwrap_or(false);
-    if pristine || app.raft.wait_for_recovery(None).await.is_ok() {
+    if pristine || wait_for_recovery(&app.raft).await.is_ok() {
         app.set_recovered();
     }
+}
+
+/// Waits until all that was in the log at the start is either applied or known
+/// never to have been committed. (openraft's own waits for the end of the log as
+/// it is now, which may never come while writes do.)
+async fn wait_for_recovery(raft: &ExampleRaft) -> Result<(), WaitError> {
+    let at_start = raft.metrics().borrow_watched().last_log_index;
+    let recovered = |metrics: &RaftMetrics<TypeConfig>| {
+        let needed = at_start.min(metrics.last_log_index);
+        let committed = metrics.cluster_committed.map(|log_id| log_id.index);
+        let applied = metrics.last_applied.map(|log_id| log_id.index);
+        committed.is_some() && committed >= needed && applied >= needed
+    };
+    raft.wait(None).metrics(recovered, "what was there at the start is applied").await.map(drop)
 }
 
 /// Says who leads whenever that changes, and is done when Raft has stopped.
@@ -198,14 +216,14 @@ async fn watch_disk_space(app: web::Data<ExampleApp>) {
     loop {
         interval.tick().await;
         let directory: PathBuf = app.store.directory().to_owned();
-        let free = tokio::task::spawn_blocking(move || {
-            rustix::fs::statvfs(&directory).map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize))
-        });
+        let free = tokio::task::spawn_blocking(move || durable::free_bytes(&directory));
         let Ok(Ok(free_bytes)) = free.await else { continue };
         let low = free_bytes < DISK_FREE_BYTES_MIN;
         if app.set_disk_space_low(low) != low {
             if low {
-                tracing::warn!("the disk has {free_bytes} bytes left: writes are refused until there is more space");
+                tracing::warn!(
+                    "the disk has {free_bytes} bytes left: as leader this node refuses writes until there is more space"
+                );
             } else {
                 tracing::info!("the disk has {free_bytes} bytes left: writes are taken again");
             }

@@ -12,7 +12,7 @@ use super::forward::{self, Destination};
 use super::peer;
 use super::reply::{ok, parse_json, read_body};
 use crate::app::ExampleApp;
-use crate::config::{KEY_BYTES_MAX, REQUEST_DEADLINE, VALUE_BYTES_MAX};
+use crate::config::{KEY_BYTES_MAX, LOG_UNSYNCED_BYTES_MAX, REQUEST_DEADLINE, VALUE_BYTES_MAX};
 use crate::error::{ApiError, Details, Retry};
 use crate::types::{Command, ExampleRequest, TypeConfig};
 
@@ -27,6 +27,9 @@ pub async fn write(
 ) -> Result<HttpResponse, ApiError> {
     let body = read_body(&request, payload, app.request_bytes_max).await?;
     let command = parse_write(&body)?;
+    let Ok(_permit) = app.writes_waiting.try_acquire() else {
+        return Err(ApiError::Overloaded(Retry::soon("as many writes are waiting as this node takes on at once")));
+    };
     match forward::destination(&app, request.headers())? {
         Destination::Here => propose(&app, command).await.map(|response| ok(&response)),
         Destination::Leader { leader_id, leader_node } => {
@@ -123,9 +126,10 @@ async fn propose(app: &ExampleApp, command: Command) -> Result<ClientWriteRespon
             "the leader's disk is nearly full: free some space, or move the leader",
         )));
     }
-    let Ok(_permit) = app.writes_waiting.try_acquire() else {
-        return Err(ApiError::Overloaded(Retry::soon("as many writes are waiting as this node takes on at once")));
-    };
+    // A majority goes on without this node's disk, so nothing else holds back what waits for it.
+    if app.store.log.unsynced_bytes() > LOG_UNSYNCED_BYTES_MAX {
+        return Err(ApiError::Overloaded(Retry::soon("the leader's disk does not keep up")));
+    }
     match tokio::time::timeout(REQUEST_DEADLINE, app.raft.client_write(command)).await {
         Ok(Ok(response)) => Ok(response),
         Ok(Err(error)) => Err(write_error(&error)),
@@ -134,7 +138,7 @@ async fn propose(app: &ExampleApp, command: Command) -> Result<ClientWriteRespon
 }
 
 /// The outcome of a proposal that was not answered in time.
-pub fn deadline_passed() -> ApiError {
+fn deadline_passed() -> ApiError {
     ApiError::DeadlinePassed(Details::unknown(
         "too few nodes confirmed in time: it may or may not have been applied; read before trying again",
     ))
@@ -152,9 +156,10 @@ pub fn write_error(error: &RaftError<TypeConfig, ClientWriteError<TypeConfig>>) 
         RaftError::APIError(ClientWriteError::ChangeMembershipError(error)) => {
             ApiError::Conflict(Details::not_applied(error.to_string()))
         }
-        RaftError::APIError(ClientWriteError::PreconditionFailed(error)) => {
-            ApiError::Conflict(Details::not_applied(error.to_string()))
-        }
+        // openraft's own, between the two steps of a change: another one came between.
+        RaftError::APIError(ClientWriteError::PreconditionFailed(_)) => ApiError::OutcomeUnknown(Details::unknown(
+            "another change of the membership came between: look at /metrics, and ask again if need be",
+        )),
         RaftError::Fatal(_) => ApiError::OutcomeUnknown(Details::unknown(
             "this node stopped meanwhile: it may or may not have been applied; read before trying again",
         )),

@@ -14,12 +14,15 @@ use super::reply;
 use crate::app::{ExampleApp, Role};
 use crate::config::FORWARD_DEADLINE;
 use crate::error::{ApiError, Details, LeaderHint, Retry};
+use crate::store::ClusterId;
 use crate::types::{ExampleNode, NodeId};
 
 /// `no`: answer 421 instead of passing the request on.
 pub const FORWARD: HeaderName = HeaderName::from_static("raft-forward");
 /// The number of the node that passed the request on.
 pub const FORWARDED: HeaderName = HeaderName::from_static("raft-forwarded");
+/// The cluster, node and incarnation that a request was passed on to.
+pub const FORWARDED_TO: HeaderName = HeaderName::from_static("raft-forwarded-to");
 
 /// Where a request is to be answered.
 pub enum Destination {
@@ -36,6 +39,10 @@ pub enum Destination {
 
 /// Decides where a request that needs the leader is to be answered.
 pub fn destination(app: &ExampleApp, headers: &HeaderMap) -> Result<Destination, ApiError> {
+    if app.is_stopping() {
+        return Err(stopping());
+    }
+    check_passed_on(app, headers)?;
     match app.role() {
         Role::Leader => Ok(Destination::Here),
         Role::Follower { leader_id, leader_node } => {
@@ -48,6 +55,22 @@ pub fn destination(app: &ExampleApp, headers: &HeaderMap) -> Result<Destination,
         }
         Role::NoLeader => Err(no_leader(app)),
     }
+}
+
+/// Refuses what was passed on to another node that once had this address.
+fn check_passed_on(app: &ExampleApp, headers: &HeaderMap) -> Result<(), ApiError> {
+    let Some(receiver) = headers.get(FORWARDED_TO).and_then(|value| value.to_str().ok()) else { return Ok(()) };
+    let own = app.store.identity();
+    if receiver == receiver_text(own.cluster_id, own.node_id, own.incarnation) {
+        return Ok(());
+    }
+    let message = "the request was passed on to another node, which once had this address";
+    Err(ApiError::WrongNode(Details::not_applied(message)))
+}
+
+fn receiver_text(cluster_id: Option<ClusterId>, node_id: NodeId, incarnation: u64) -> String {
+    let cluster_id = cluster_id.map(|id| id.to_string()).unwrap_or_default();
+    format!("{cluster_id}/{node_id}/{incarnation:016x}")
 }
 
 /// Why there is no leader, as far as this node can tell.
@@ -75,10 +98,12 @@ pub async fn pass_on(
     leader_node: &ExampleNode,
 ) -> Result<HttpResponse, ApiError> {
     let url = format!("http://{}{}", leader_node.addr, request.path());
+    let receiver = receiver_text(app.store.identity().cluster_id, leader_id, leader_node.incarnation);
     let sent = app
         .http
         .post(url)
         .header(FORWARDED.as_str(), app.id)
+        .header(FORWARDED_TO.as_str(), receiver)
         .header(header::CONTENT_TYPE.as_str(), "application/json")
         .timeout(deadline_of(request))
         .body(body)
@@ -90,8 +115,12 @@ pub async fn pass_on(
                 "the leader, node {leader_id}, cannot be reached at {leader_node}: an election may follow"
             ))));
         }
-        Err(error) => return Err(lost_answer(leader_id, &error)),
+        Err(error) => return Err(lost_answer(leader_id, reason_of_loss(&error))),
     };
+    let is_json = answer.headers().get("content-type").is_some_and(|value| value == "application/json");
+    if !is_json {
+        return Err(lost_answer(leader_id, "is not what answers at its address"));
+    }
     let status = answer.status().as_u16();
     if status == 421 {
         // It led a moment ago. It refused before it proposed anything.
@@ -106,7 +135,7 @@ pub async fn pass_on(
     }
     match answer.bytes().await {
         Ok(body) => Ok(response.body(body)),
-        Err(error) => Err(lost_answer(leader_id, &error)),
+        Err(error) => Err(lost_answer(leader_id, reason_of_loss(&error))),
     }
 }
 
@@ -117,8 +146,11 @@ fn deadline_of(request: &HttpRequest) -> std::time::Duration {
     }
 }
 
-fn lost_answer(leader_id: NodeId, error: &reqwest::Error) -> ApiError {
-    let what = if error.is_timeout() { "did not answer in time" } else { "broke the connection" };
+fn reason_of_loss(error: &reqwest::Error) -> &'static str {
+    if error.is_timeout() { "did not answer in time" } else { "broke the connection" }
+}
+
+fn lost_answer(leader_id: NodeId, what: &str) -> ApiError {
     ApiError::OutcomeUnknown(Details::unknown(format!(
         "the leader, node {leader_id}, {what} after the request was passed on to it; read before trying again"
     )))

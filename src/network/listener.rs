@@ -17,6 +17,7 @@ use actix_server::Server;
 use actix_service::{IntoServiceFactory, ServiceFactoryExt, fn_service, map_config};
 use actix_web::dev::AppConfig;
 use actix_web::{App, web};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -24,7 +25,9 @@ use tokio::sync::watch;
 use super::reply::OUTCOME;
 use super::routes;
 use crate::app::ExampleApp;
-use crate::config::{CONNECTIONS_MAX, DISCONNECT_DEADLINE, KEEP_ALIVE, REQUEST_HEAD_DEADLINE, SHUTDOWN_DEADLINE};
+use crate::config::{
+    CONNECTIONS_MAX, DISCONNECT_DEADLINE, FILES_RESERVED, KEEP_ALIVE, REQUEST_HEAD_DEADLINE, SHUTDOWN_DEADLINE,
+};
 use crate::error::{ApiError, Details};
 
 /// Serves the routes on a thread of its own, and starts Raft on that same thread.
@@ -43,7 +46,7 @@ pub fn serve_http(
     let raft_started = Arc::new(Once::new());
     let server = Server::build()
         .workers(1)
-        .max_concurrent_connections(CONNECTIONS_MAX)
+        .max_concurrent_connections(connections_max())
         .shutdown_timeout(SHUTDOWN_DEADLINE.as_secs())
         .disable_signals()
         .listen("http", listener, move || {
@@ -71,6 +74,18 @@ pub fn serve_http(
             .and_then(http)
         })?;
     Ok(server.run())
+}
+
+/// As many connections as the system lets this process have beside its files.
+///
+/// Each takes a file descriptor; without one for its log a node would have to stop.
+fn connections_max() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    // Commonly 1,024 unless asked for more, which any process may up to the hard limit.
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    let files = if raised.is_ok() { limit.maximum } else { limit.current };
+    let files = files.map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX));
+    files.saturating_sub(FILES_RESERVED).clamp(16, CONNECTIONS_MAX)
 }
 
 /// A connection that gives the HTTP library's own errors a body.

@@ -5,24 +5,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{ClientWriteError, InitializeError, RaftError};
+use openraft::errors::{InitializeError, RaftError};
+use openraft::metrics::RaftMetrics;
 use openraft::raft::ClientWriteResponse;
 
-use super::api::{deadline_passed, write_error};
+use super::api::write_error;
 use super::forward::{self, Destination};
 use super::peer;
 use super::reply::{ok, parse_json, read_body};
 use crate::app::ExampleApp;
-use crate::config::{MEMBERSHIP_DEADLINE, REQUEST_DEADLINE, check_address};
+use crate::config::{MEMBERSHIP_DEADLINE, REQUEST_DEADLINE, check_dialable};
 use crate::error::{ApiError, Details, NotAllowed, Outcome, Retry};
 use crate::store::ClusterId;
-use crate::types::{ExampleNode, NodeId, TypeConfig};
+use crate::types::{ExampleNode, LogId, NodeId, TypeConfig};
 
 const INIT_BODY: &str = r#"nothing, or a list of members, such as [[1,"127.0.0.1:21001"]]"#;
 const ADD_LEARNER_BODY: &str = r#"a node's number and address, such as [2,"127.0.0.1:21002"]"#;
 const CHANGE_MEMBERSHIP_BODY: &str = "the numbers of the voters, such as [1,2,3]";
-
-type WriteResult = Result<ClientWriteResponse<TypeConfig>, RaftError<TypeConfig, ClientWriteError<TypeConfig>>>;
 
 /// `POST /init`: makes this node, or the nodes given, a new cluster.
 pub async fn init(
@@ -35,6 +34,9 @@ pub async fn init(
     if app.raft.is_initialized().await.map_err(|_| forward::stopping())? {
         return Err(already_initialized(&app));
     }
+    if app.store.identity().cluster_id.is_some() {
+        return Err(belongs_to_a_cluster(app.id));
+    }
     let mut nodes = BTreeMap::new();
     for (id, addr) in members {
         let identity = peer::identify(&app, id, &addr).await?;
@@ -46,7 +48,9 @@ pub async fn init(
     }
     let cluster_id = ClusterId::random()
         .map_err(|error| ApiError::Conflict(Details::not_applied(format!("cannot draw a cluster id: {error}"))))?;
-    peer::join_cluster(&app, cluster_id).await?;
+    if peer::join_cluster(&app, cluster_id).await? != cluster_id {
+        return Err(belongs_to_a_cluster(app.id));
+    }
     match app.raft.initialize(nodes).await {
         Ok(()) => {
             wait_for_leader(&app).await;
@@ -56,7 +60,9 @@ pub async fn init(
         Err(RaftError::APIError(InitializeError::NotInMembers(error))) => {
             Err(ApiError::bad_request("not_in_members", error.to_string()))
         }
-        Err(RaftError::Fatal(_)) => Err(forward::stopping()),
+        Err(RaftError::Fatal(_)) => Err(ApiError::OutcomeUnknown(Details::unknown(
+            "this node stopped meanwhile: the cluster may or may not be initialized; start it again and look at /metrics",
+        ))),
     }
 }
 
@@ -69,18 +75,45 @@ pub async fn add_learner(
     let body = read_body(&request, payload, app.request_bytes_max).await?;
     let (id, addr): (NodeId, String) = parse_json(&body, ADD_LEARNER_BODY)?;
     check_member(id, &addr)?;
-    let change = async {
+    let leader = app.clone();
+    let change = async move {
+        let app = leader;
         let identity = peer::identify(&app, id, &addr).await?;
         let ours = app.store.identity().cluster_id;
         if identity.cluster_id.is_some() && identity.cluster_id != ours {
             let message = format!("node {id} at {addr} belongs to another cluster; start it with an empty --data-dir");
             return Err(ApiError::Conflict(Details::not_applied(message)));
         }
-        check_same_life(&app, id, identity.incarnation)?;
         let node = ExampleNode { addr, incarnation: identity.incarnation };
-        Ok(app.raft.add_learner(id, node, true).await)
+        check_same_node(&app, id, &node)?;
+        let response = app.raft.add_learner(id, node, false).await.map_err(|error| write_error(&error))?;
+        wait_for_data(&app, id, response.log_id).await?;
+        Ok(response)
     };
-    on_leader(&app, &request, body.clone(), change).await
+    on_leader(&app, &request, body, change).await
+}
+
+/// Waits until a learner has all that was in the log when it was taken in.
+///
+/// openraft would wait too, but takes a learner that lags by a whole snapshot
+/// for one that has the data.
+async fn wait_for_data(app: &ExampleApp, id: NodeId, log_id: LogId) -> Result<(), ApiError> {
+    let matched = |metrics: &RaftMetrics<TypeConfig>| {
+        let replication = metrics.replication.as_ref();
+        replication.and_then(|replication| replication.get(&id).copied().flatten()) >= Some(log_id)
+    };
+    let own = app.id;
+    let wait = app.raft.wait(Some(MEMBERSHIP_DEADLINE));
+    let done = |metrics: &RaftMetrics<TypeConfig>| matched(metrics) || metrics.current_leader != Some(own);
+    match wait.metrics(done, "the learner has the data").await {
+        Ok(metrics) if matched(&metrics) => Ok(()),
+        Ok(_) => Err(ApiError::OutcomeUnknown(Details::unknown(
+            "the leader changed meanwhile: the node is a learner, or is not; look at /metrics",
+        ))),
+        Err(_) => Err(ApiError::DeadlinePassed(Details::unknown(
+            "the node was taken in, and does not have all data yet; look at /metrics",
+        ))),
+    }
 }
 
 /// `POST /change-membership`: makes these nodes the voters.
@@ -97,8 +130,9 @@ pub async fn change_membership(
             format!("a cluster needs a voter; expected {CHANGE_MEMBERSHIP_BODY}"),
         ));
     }
-    let change = async { Ok(app.raft.change_membership(ids, false).await) };
-    on_leader(&app, &request, body.clone(), change).await
+    let raft = app.raft.clone();
+    let change = async move { raft.change_membership(ids, false).await.map_err(|error| write_error(&error)) };
+    on_leader(&app, &request, body, change).await
 }
 
 /// `GET /metrics`: what this node knows of itself and the cluster.
@@ -112,13 +146,18 @@ async fn on_leader(
     app: &ExampleApp,
     request: &HttpRequest,
     body: Bytes,
-    change: impl Future<Output = Result<WriteResult, ApiError>>,
+    change: impl Future<Output = Result<ClientWriteResponse<TypeConfig>, ApiError>> + Send + 'static,
 ) -> Result<HttpResponse, ApiError> {
     match forward::destination(app, request.headers())? {
-        Destination::Here => match tokio::time::timeout(MEMBERSHIP_DEADLINE, change).await {
-            Ok(result) => result?.map(|response| ok(&response)).map_err(|error| write_error(&error)),
-            Err(_) => Err(deadline_passed()),
-        },
+        Destination::Here => {
+            // A task of its own: a change has two steps, and must not be left
+            // between them when the caller goes or the deadline passes.
+            let change = tokio::spawn(change);
+            match tokio::time::timeout(MEMBERSHIP_DEADLINE, change).await {
+                Ok(Ok(result)) => result.map(|response| ok(&response)),
+                Ok(Err(_)) | Err(_) => Err(membership_unknown()),
+            }
+        }
         Destination::Leader { leader_id, leader_node } => {
             forward::pass_on(app, request, body, leader_id, &leader_node).await
         }
@@ -160,33 +199,46 @@ fn check_member(id: NodeId, addr: &str) -> Result<(), ApiError> {
     if id == 0 {
         return Err(ApiError::bad_request("invalid_node_id", "a node's number is at least 1"));
     }
-    if addr.ends_with(":0") {
-        return Err(ApiError::bad_request(
-            "invalid_address",
-            "the address must name a port that can be dialled, not 0",
-        ));
-    }
-    check_address("the address", addr).map_err(|error| ApiError::bad_request("invalid_address", error.to_string()))
+    check_dialable("the address", addr).map_err(|error| ApiError::bad_request("invalid_address", error.to_string()))
 }
 
-/// A member that comes back with an empty directory may have forgotten votes it gave.
-fn check_same_life(app: &ExampleApp, id: NodeId, incarnation: u64) -> Result<(), ApiError> {
+/// A member is known by its directory, and is where it was when it was taken in.
+fn check_same_node(app: &ExampleApp, id: NodeId, node: &ExampleNode) -> Result<(), ApiError> {
     let metrics = app.raft.server_metrics();
     let metrics = metrics.borrow_watched();
-    match metrics.membership_config.membership().get_node(&id) {
-        Some(member) if member.incarnation != incarnation => Err(ApiError::Conflict(Details::not_applied(format!(
-            "node {id} is a member, and what is at that address has another data directory: \
+    let message = match metrics.membership_config.membership().get_node(&id) {
+        // It may have forgotten votes it gave.
+        Some(member) if member.incarnation != node.incarnation => format!(
+            "node {id} is a member, and what is at {node} has another data directory: \
              remove node {id} from the membership, and add this one under a new number"
-        )))),
-        _ => Ok(()),
-    }
+        ),
+        Some(member) if member.addr != node.addr => format!(
+            "node {id} is a member at {member}: to move it to {node}, remove it from the membership, \
+             and add it under a new number and with an empty data directory"
+        ),
+        _ => return Ok(()),
+    };
+    Err(ApiError::Conflict(Details::not_applied(message)))
+}
+
+fn membership_unknown() -> ApiError {
+    ApiError::DeadlinePassed(Details::unknown(
+        "the change takes long and may still be made: look at /metrics, and ask for it again if it is not",
+    ))
+}
+
+fn belongs_to_a_cluster(id: NodeId) -> ApiError {
+    ApiError::Conflict(Details::not_applied(format!(
+        "node {id} was taken in by a cluster, or was stopped in the middle of /init: \
+         add it to that cluster, or start it with an empty --data-dir"
+    )))
 }
 
 fn already_initialized(app: &ExampleApp) -> ApiError {
     let metrics = app.raft.metrics();
     let metrics = metrics.borrow_watched();
     ApiError::NotAllowed(NotAllowed {
-        last_log_id: metrics.last_applied,
+        last_log_id: metrics.last_applied, // What is known for certain of the log.
         vote: metrics.vote,
         message: "this node belongs to an initialized cluster already".to_owned(),
         outcome: Outcome::NotApplied,
@@ -196,7 +248,13 @@ fn already_initialized(app: &ExampleApp) -> ApiError {
 /// The answer to `/init` should be followed by a cluster that takes requests.
 async fn wait_for_leader(app: &ExampleApp) {
     let wait = app.raft.wait(Some(REQUEST_DEADLINE));
-    if wait.metrics(|metrics| metrics.current_leader.is_some(), "a leader").await.is_err() {
+    let ready = |metrics: &RaftMetrics<TypeConfig>| {
+        // Until its first entry is committed, a leader takes no change of the membership.
+        let led = metrics.current_leader.map(|leader| (metrics.current_term, leader));
+        let committed = metrics.cluster_committed.map(|log_id| (log_id.leader_id.term, log_id.leader_id.node_id));
+        led.is_some() && committed == led
+    };
+    if wait.metrics(ready, "a leader with a committed entry").await.is_err() {
         tracing::warn!("the cluster is initialized, and has no leader yet");
     }
 }

@@ -14,8 +14,6 @@ pub mod reply;
 
 use actix_web::web::{self, ServiceConfig};
 
-use crate::config::{CONNECT_DEADLINE, CONNECTION_IDLE_MAX};
-
 /// The route table.
 pub fn routes(config: &mut ServiceConfig) {
     let get = |path, handler| web::resource(path).route(handler).default_service(web::to(reply::only_get));
@@ -39,16 +37,4 @@ pub fn routes(config: &mut ServiceConfig) {
         .service(post("/raft-read-index", web::post().to(raft::read_index)))
         .service(get("/raft-identity", web::get().to(raft::identity)))
         .default_service(web::to(reply::unknown_route));
-}
-
-/// Connections to other nodes, which are kept and used again.
-pub fn client_connections() -> reqwest::Client {
-    reqwest::Client::builder()
-        .no_proxy() // Nodes dial each other, whatever the environment says.
-        .redirect(reqwest::redirect::Policy::none())
-        .tcp_nodelay(true)
-        .connect_timeout(CONNECT_DEADLINE)
-        .pool_idle_timeout(CONNECTION_IDLE_MAX)
-        .build()
-        .expect("a client without TLS and without proxies needs nothing that could be missing")
 }

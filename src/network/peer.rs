@@ -105,7 +105,8 @@ pub async fn join_cluster(app: &ExampleApp, cluster_id: ClusterId) -> Result<Clu
     let store = app.store.clone();
     let joined = tokio::task::spawn_blocking(move || store.join_cluster(cluster_id)).await;
     let failed = |error: String| {
-        tracing::error!("cannot join cluster {cluster_id}: {error}");
+        // What is on disk is not known now, so the node must not go on.
+        app.set_disk_failure(format!("cannot join cluster {cluster_id}: {error}"));
         ApiError::Stopping(Retry::soon("the disk of this node failed"))
     };
     joined.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
@@ -164,8 +165,11 @@ pub async fn ask_read_index(app: &ExampleApp, leader_id: NodeId, leader: &Exampl
     let succeeded = answer.status().is_success();
     let body: Bytes = answer.bytes().await.map_err(lost)?;
     if !succeeded {
-        // It may have led a moment ago; whatever it is, reading again is safe.
-        return Err(super::forward::no_leader(app));
+        return Err(match serde_json::from_slice::<Result<(), ApiError>>(&body) {
+            // It led a moment ago.
+            Ok(Err(ApiError::NoLeader(_))) | Err(_) | Ok(Ok(())) => super::forward::no_leader(app),
+            Ok(Err(error)) => failed(format!("the leader, node {leader_id}, refused: {error}")),
+        });
     }
     rmp_serde::from_slice(&body).map_err(|error| failed(format!("the leader's answer cannot be read: {error}")))
 }

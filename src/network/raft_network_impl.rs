@@ -19,10 +19,10 @@ use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::client_connections;
 use super::peer;
 use super::raft::SnapshotHead;
-use crate::config::SNAPSHOT_FRAME_BYTES;
+use crate::config::{APPEND_BYTES_PER_SECOND_MIN, SNAPSHOT_FRAME_BYTES};
+use crate::connection::{connections, reason_of};
 use crate::store::ExampleStore;
 use crate::store::codec::PayloadRecord;
 use crate::store::snapshot::SnapshotFile;
@@ -42,12 +42,7 @@ pub struct ExampleNetworkFactory {
 impl ExampleNetworkFactory {
     /// The network of the node whose data this is.
     pub fn new(store: Arc<ExampleStore>) -> Self {
-        ExampleNetworkFactory {
-            store,
-            append: client_connections(),
-            heartbeat: client_connections(),
-            snapshot: client_connections(),
-        }
+        ExampleNetworkFactory { store, append: connections(), heartbeat: connections(), snapshot: connections() }
     }
 
     fn connect(&self, http: &reqwest::Client, target: NodeId, node: &ExampleNode) -> ExampleNetwork {
@@ -141,9 +136,14 @@ impl RaftNetworkV2<TypeConfig> for ExampleNetwork {
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
         const ENTRY_BYTES: usize = 96; // The names of the fields, and the log id.
         let bytes: usize = rpc.entries.iter().map(|entry| ENTRY_BYTES + PayloadRecord::bytes_of(&entry.payload)).sum();
-        // A follower may need several syncs of a slow disk for what it was sent,
-        // and sending it again would only give it more to do.
-        let deadline = if rpc.entries.is_empty() { option.soft_ttl() } else { option.hard_ttl() * 5 };
+        // A follower may need several syncs of a slow disk for what it was sent, and
+        // a slow network its time for many bytes; sending it again would only give
+        // both more to do. Heartbeats go elsewhere, so nothing waits for this.
+        let deadline = if rpc.entries.is_empty() {
+            option.soft_ttl()
+        } else {
+            option.hard_ttl() * 5 + Duration::from_secs_f64(bytes as f64 / APPEND_BYTES_PER_SECOND_MIN)
+        };
         self.call("/raft-append", &rpc, bytes, deadline).await
     }
 
@@ -185,7 +185,7 @@ impl RaftNetworkV2<TypeConfig> for ExampleNetwork {
         start.extend_from_slice(&head);
         let start = stream::iter([Ok(Bytes::from(start))]);
         let body = reqwest::Body::wrap_stream(start.chain(file_stream(snapshot.snapshot)));
-        let sent = self.send("/raft-snapshot", body, option.soft_ttl());
+        let sent = self.send("/raft-snapshot", body, option.hard_ttl());
         tokio::select! {
             closed = cancel => Err(StreamingError::Closed(closed)),
             result = sent => Ok(result?),
@@ -215,18 +215,6 @@ fn network_error(reason: String) -> RpcError {
 
 fn unreachable(reason: String) -> RpcError {
     RPCError::Unreachable(Unreachable::from_string(reason))
-}
-
-/// The innermost cause says the most.
-fn reason_of(error: &reqwest::Error) -> String {
-    if error.is_timeout() {
-        return "it did not answer in time".to_owned();
-    }
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }
 
 fn refusal_of(status: u16, body: &[u8]) -> String {

@@ -38,6 +38,12 @@ pub fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
+/// How many bytes the disk under a directory has left.
+pub fn free_bytes(path: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(path)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
 /// Creates a directory and those above it, durably. One that exists is left as it is.
 pub fn create_directory(path: &Path) -> io::Result<()> {
     if path.is_dir() {

@@ -21,6 +21,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::Duration;
 
@@ -49,6 +50,8 @@ pub struct LogStore {
 struct Owner {
     /// There until it is dropped.
     shared: Option<Arc<RwLock<Shared>>>,
+    /// Beside the lock, so that a write can look at it without waiting.
+    unsynced_bytes: Arc<AtomicUsize>,
 }
 
 impl Drop for Owner {
@@ -88,8 +91,11 @@ struct Shared {
     /// Who waits for the next sync.
     waiting: Waiters,
     sync_under_way: bool,
+    /// Bytes of entries that wait for the next sync.
+    waiting_bytes: usize,
     /// Whether something must be synced for which nobody waits.
     sync_wanted: bool,
+    unsynced_bytes: Arc<AtomicUsize>,
     failure: Option<(io::ErrorKind, String)>,
 }
 
@@ -117,6 +123,9 @@ impl Debug for Waiters {
 pub struct FlushCallback {
     /// Taken once they are told.
     waiters: Option<Waiters>,
+    /// Bytes of entries that this sync covers.
+    bytes: usize,
+    unsynced_bytes: Arc<AtomicUsize>,
     shared: Weak<RwLock<Shared>>,
 }
 
@@ -127,6 +136,7 @@ impl Callback for FlushCallback {
         if let Some(shared) = self.shared.upgrade() {
             LogStore::sync_done(&shared, &result);
         }
+        self.unsynced_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         self.waiters.take().unwrap_or_default().tell(&result);
     }
 }
@@ -186,7 +196,7 @@ impl LogStore {
                 truncate_incomplete_record: Some(true),
                 // Batching is done above, so the writer must not wait for more.
                 flush_batch_wait: Some(Duration::ZERO),
-                // The queue holds one batch; bounded by what is appended at once.
+                // What waits is bounded by `LOG_UNSYNCED_BYTES_MAX`, before it is proposed.
                 flush_queue_max_bytes: Some(usize::MAX / 2),
                 ..raft_log::chunked_wal::Config::default()
             },
@@ -208,10 +218,18 @@ impl LogStore {
                 torn.offset,
             );
         }
-        let shared =
-            Shared { log, waiting: Waiters::default(), sync_under_way: false, sync_wanted: false, failure: None };
+        let unsynced_bytes = Arc::new(AtomicUsize::new(0));
+        let shared = Shared {
+            log,
+            waiting: Waiters::default(),
+            waiting_bytes: 0,
+            unsynced_bytes: unsynced_bytes.clone(),
+            sync_under_way: false,
+            sync_wanted: false,
+            failure: None,
+        };
         let shared = Some(Arc::new(RwLock::new(shared)));
-        Ok(LogStore { owner: Arc::new(Owner { shared }) })
+        Ok(LogStore { owner: Arc::new(Owner { shared, unsynced_bytes }) })
     }
 
     /// Writes and syncs all that was appended, and waits for it.
@@ -229,6 +247,11 @@ impl LogStore {
         let shared = self.read()?;
         let state = shared.log.log_state();
         Ok(state.vote().is_none() && state.last().is_none())
+    }
+
+    /// About how many bytes of entries were appended and are not on disk yet.
+    pub fn unsynced_bytes(&self) -> usize {
+        self.owner.unsynced_bytes.load(Ordering::Relaxed)
     }
 
     fn shared(&self) -> &Arc<RwLock<Shared>> {
@@ -282,7 +305,9 @@ impl LogStore {
         shared.sync_under_way = true;
         shared.sync_wanted = false;
         let waiters = Some(std::mem::take(&mut shared.waiting));
-        let callback = FlushCallback { waiters, shared: Arc::downgrade(this) };
+        let bytes = std::mem::take(&mut shared.waiting_bytes);
+        let unsynced_bytes = shared.unsynced_bytes.clone();
+        let callback = FlushCallback { waiters, bytes, unsynced_bytes, shared: Arc::downgrade(this) };
         shared.log.flush(true, Some(callback)).map_err(|_| shared.why_the_writer_stopped())
     }
 
@@ -402,9 +427,15 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let records = entries.into_iter().map(|entry| (LogIdRecord(entry.log_id), PayloadRecord(entry.payload)));
         self.write(|shared| {
-            shared.log.append(records)?;
+            let mut bytes = 0;
+            shared.log.append(entries.into_iter().map(|entry| {
+                let payload = PayloadRecord(entry.payload);
+                bytes += payload.bytes();
+                (LogIdRecord(entry.log_id), payload)
+            }))?;
+            shared.waiting_bytes += bytes;
+            shared.unsynced_bytes.fetch_add(bytes, Ordering::Relaxed);
             self.request_sync(shared, Some(callback))
         })
     }

@@ -19,7 +19,7 @@ use super::error::StoreError;
 use super::log_check::CheckedLog;
 use super::snapshot_format::{self, meta_of};
 use super::state_machine::ExampleStateMachine;
-use crate::config::{SNAPSHOT_FRAME_BYTES, SNAPSHOTS_KEPT};
+use crate::config::{DISK_FREE_BYTES_MIN, SNAPSHOT_FRAME_BYTES, SNAPSHOTS_KEPT};
 use crate::types::{LogId, SnapshotMeta};
 
 const EXTENSION: &str = "snap";
@@ -105,6 +105,16 @@ impl SnapshotDirectory {
         check_log_covers(path, log, &machine, damaged)?;
         let (kept, temporary_count) = (Mutex::new(kept), AtomicU64::new(0));
         Ok((SnapshotDirectory { path: path.to_owned(), kept, temporary_count }, machine))
+    }
+
+    /// Whether the disk has room for another snapshot, as large as the newest and
+    /// half as large again. If that cannot be known, it has.
+    pub fn has_room(&self) -> bool {
+        let newest_bytes = self.newest().ok().flatten().map_or(0, |(_, snapshot)| snapshot.bytes);
+        match durable::free_bytes(&self.path) {
+            Ok(free_bytes) => free_bytes > newest_bytes + newest_bytes / 2 + DISK_FREE_BYTES_MIN,
+            Err(_) => true,
+        }
     }
 
     /// Whether there is no good snapshot.

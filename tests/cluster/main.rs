@@ -7,6 +7,7 @@
 //! | [`restart`] | what is left after kill, stop and pause |
 //! | [`exit_codes`] | how a process ends, and what it says then |
 //! | [`snapshots`] | does a node get what the logs no longer have |
+//! | [`outcomes`] | what is known when a request fails half-way |
 //! | [`membership`] | who belongs to the cluster, and who is kept out |
 //! | [`bad_input`] | does anything that is not a valid request do harm |
 //!
@@ -20,6 +21,7 @@ mod bad_input;
 mod exit_codes;
 mod harness;
 mod membership;
+mod outcomes;
 mod restart;
 mod snapshots;
 mod test_cluster;

@@ -75,7 +75,9 @@ async fn a_late_learner_gets_everything() {
 
     cluster.add_node(2).await;
     let answer = cluster.post(1, "/add-learner", json!([2, cluster.addr(2)]).to_string()).await;
-    answer.ok().unwrap();
+    let log_index = answer.ok().unwrap()["log_id"]["index"].as_u64();
+    // The answer itself says that the learner has the data.
+    assert!(cluster.metrics(2).await.last_log_index >= log_index);
     cluster.membership_is(&[1, 2], &[1], &[2]).await;
     cluster.all_applied(&[1, 2]).await;
     assert!(index_of(cluster.metrics(2).await.snapshot) >= purged.index, "it can only have come by snapshot");

@@ -37,7 +37,7 @@ fn pretend_sync(log: &LogStore) -> (FlushCallback, Waiting) {
     let (tx, rx) = TypeConfig::oneshot();
     log.shared().write().unwrap().sync_under_way = true;
     let waiters = Some(Waiters(vec![IOFlushed::signal(tx)]));
-    (FlushCallback { waiters, shared: Arc::downgrade(log.shared()) }, rx)
+    (FlushCallback { waiters, bytes: 0, unsynced_bytes: Arc::default(), shared: Arc::downgrade(log.shared()) }, rx)
 }
 
 fn writer_is_idle(log: &LogStore) {

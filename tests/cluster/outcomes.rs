@@ -1,0 +1,85 @@
+//! What is known and what is not when something fails after a request was taken.
+
+use std::time::Instant;
+
+use futures_util::future::join_all;
+use raft_key_value::config::{REQUEST_DEADLINE, WRITES_WAITING_MAX};
+use serde_json::json;
+
+use crate::harness::TestCluster;
+
+const ALL: [u64; 3] = [1, 2, 3];
+
+fn set(key: &str) -> String {
+    json!({"Set": {"key": key, "value": "v"}}).to_string()
+}
+
+/// A write that was proposed and found no majority is called unknown, and one
+/// that comes when the leader knows that it has none changes nothing.
+///
+/// Method: pause both followers and write at once, while the leader still
+/// believes in them: 504 after the deadline, not before. Write again: 503.
+/// Let them go on: the second write is on no node.
+#[tokio::test]
+async fn a_write_without_a_majority_is_unknown_and_then_refused() {
+    let cluster = TestCluster::form("no-majority", &ALL, &[]).await;
+    let leader = cluster.leader_of(&ALL).await;
+    let followers: Vec<u64> = ALL.into_iter().filter(|id| *id != leader).collect();
+    followers.iter().for_each(|id| cluster.node(*id).pause());
+
+    let sent = Instant::now();
+    let answer = cluster.post(leader, "/write", set("proposed")).await;
+    answer.assert_error(504, "DeadlinePassed", "unknown");
+    assert!(sent.elapsed() >= REQUEST_DEADLINE, "it was given up after {:?}", sent.elapsed());
+
+    let answer = cluster.post(leader, "/write", set("refused")).await;
+    answer.assert_error(503, "NoLeader", "not_applied");
+    assert_eq!(answer.header("retry-after"), "1");
+    let answer = cluster.post(leader, "/consistent_read", "\"proposed\"").await;
+    answer.assert_error(503, "NoLeader", "not_applied");
+
+    followers.iter().for_each(|id| cluster.node(*id).resume());
+    let leader = cluster.leader_of(&ALL).await;
+    cluster.write(leader, "after", "v").await;
+    cluster.all_applied(&ALL).await;
+    for id in ALL {
+        assert_eq!(cluster.read(id, "refused").await.unwrap(), "", "node {id}");
+    }
+}
+
+/// A node takes on as many writes as it says, and refuses the next one at once.
+///
+/// Method: pause both followers, so that no write is answered; send more writes
+/// at once than may wait. As many as are over the limit are refused with 503,
+/// the others are unknown after their deadline, and the node then works again.
+#[tokio::test]
+async fn more_writes_than_may_wait_are_refused() {
+    const OVER: usize = 76;
+    let cluster = TestCluster::form("overload", &ALL, &[]).await;
+    let leader = cluster.leader_of(&ALL).await;
+    let followers: Vec<u64> = ALL.into_iter().filter(|id| *id != leader).collect();
+    followers.iter().for_each(|id| cluster.node(*id).pause());
+
+    let writes = (0..WRITES_WAITING_MAX + OVER).map(|number| {
+        let body = set(&format!("key-{number}"));
+        async { cluster.post(leader, "/write", body).await }
+    });
+    let answers = join_all(writes).await;
+    let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
+    let refused: Vec<_> = answers.iter().filter(|answer| answer.status == 503).collect();
+    assert!(refused.len() >= OVER, "{} of {} were refused: {statuses:?}", refused.len(), answers.len());
+    let overloaded = refused.iter().filter(|answer| answer.error().0 == "Overloaded").count();
+    assert!(overloaded > 0, "{statuses:?}");
+    for answer in &answers {
+        match answer.status {
+            503 => assert_eq!(answer.header("raft-outcome"), "not_applied"),
+            504 => assert_eq!(answer.header("raft-outcome"), "unknown"),
+            other => panic!("{other}: {}", answer.text()),
+        }
+    }
+
+    followers.iter().for_each(|id| cluster.node(*id).resume());
+    let leader = cluster.leader_of(&ALL).await;
+    cluster.write(leader, "after", "v").await;
+    cluster.all_applied(&ALL).await;
+}
