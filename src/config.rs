@@ -107,6 +107,11 @@ pub const LOG_UNSYNCED_BYTES_MAX: usize = 256 << 20;
 pub const LOG_CACHE_BYTES_MAX: usize = 16 << 20;
 /// About how long a frame of a snapshot is.
 pub const SNAPSHOT_FRAME_BYTES: usize = 128 << 10;
+/// Frames of a snapshot that are synced at once while it is written: 2 MiB.
+pub const SNAPSHOT_FRAMES_PER_SYNC: u64 = 16;
+/// How much a thread that writes a snapshot steps back, as a nice value: requests
+/// and the log go first.
+pub const SNAPSHOT_NICENESS: i32 = 10;
 /// Longest frame that is read: a full one, and then the largest record.
 pub const SNAPSHOT_FRAME_BYTES_MAX: usize = 8 << 20;
 /// Snapshots that are kept.

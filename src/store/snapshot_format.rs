@@ -22,14 +22,21 @@ use serde::{Deserialize, Serialize};
 
 use super::error::StoreError;
 use super::state_machine::ExampleStateMachine;
-use crate::config::{SNAPSHOT_FRAME_BYTES, SNAPSHOT_FRAME_BYTES_MAX};
+use crate::config::{SNAPSHOT_FRAME_BYTES, SNAPSHOT_FRAME_BYTES_MAX, SNAPSHOT_FRAMES_PER_SYNC};
 use crate::types::SnapshotMeta;
 
 const MAGIC: &[u8; 8] = b"RKVSNAP\0";
 const FORMAT_VERSION: u32 = 1;
 const META_BYTES_MAX: usize = 16 << 20;
 
-#[derive(Serialize, Deserialize)]
+/// A record as it is written. Borrowed, since counting references would contend with the Raft thread for them.
+#[derive(Serialize)]
+struct RecordRef<'a> {
+    key: &'a str,
+    value: &'a str,
+}
+
+#[derive(Deserialize)]
 struct Record {
     key: Arc<str>,
     value: Arc<str>,
@@ -50,10 +57,15 @@ pub fn write(machine: &ExampleStateMachine, meta: &SnapshotMeta, file: &mut File
     frames.write_header(meta)?;
     let mut frame = Vec::with_capacity(2 * SNAPSHOT_FRAME_BYTES);
     for (key, value) in &machine.data {
-        let record = Record { key: key.clone(), value: value.clone() };
-        rmp_serde::encode::write_named(&mut frame, &record).map_err(io::Error::other)?;
+        rmp_serde::encode::write_named(&mut frame, &RecordRef { key, value }).map_err(io::Error::other)?;
         if frame.len() >= SNAPSHOT_FRAME_BYTES {
             frames.write_frame(&mut frame)?;
+            if frames.count.is_multiple_of(SNAPSHOT_FRAMES_PER_SYNC) {
+                // Little by little: one sync of it all at the end would make the
+                // log's syncs wait until it is done.
+                frames.writer.flush()?;
+                frames.writer.get_ref().sync_data()?;
+            }
         }
     }
     if !frame.is_empty() {

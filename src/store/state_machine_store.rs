@@ -6,10 +6,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine, Snapshot};
 use openraft::{OptionalSend, RaftSnapshotBuilder};
+use rustix::process::setpriority_process;
+use rustix::thread::gettid;
 
 use super::snapshot::{SnapshotDirectory, SnapshotFile};
 use super::state_machine::ExampleStateMachine;
-use crate::config::APPLY_ENTRIES_MAX;
+use crate::config::{APPLY_ENTRIES_MAX, SNAPSHOT_NICENESS};
 use crate::types::{Entry, LogId, Payload, SnapshotMeta, StoredMembership, TypeConfig};
 
 type SnapshotOf = openraft::alias::SnapshotOf<TypeConfig, SnapshotFile>;
@@ -117,7 +119,7 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf> {
         let snapshots = self.snapshots.clone();
         let machine = std::mem::take(&mut self.machine);
-        on_blocking_thread(move || {
+        in_the_background(move || {
             let (meta, snapshot) = snapshots.build(&machine)?;
             Ok(Snapshot { meta, snapshot })
         })
@@ -135,6 +137,22 @@ fn check_next(applied: Option<LogId>, next: &Entry) -> io::Result<()> {
     }
     let message = format!("entry {} is to be applied where {index} is due", next.log_id.index);
     Err(io::Error::new(io::ErrorKind::InvalidData, message))
+}
+
+/// Runs `work` on a thread of its own that leaves the processor to all others.
+///
+/// (Not one of the blocking pool's: a thread cannot take its priority back.)
+async fn in_the_background<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    let (tx, rx) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new().name("snapshot".into()).spawn(move || {
+        // On Linux a priority is a thread's. Without it the snapshot only gets in the way more.
+        if let Err(error) = setpriority_process(Some(gettid()), SNAPSHOT_NICENESS) {
+            tracing::debug!("cannot lower the priority of the snapshot thread: {error}");
+        }
+        // The node may have stopped meanwhile.
+        let _ = tx.send(work());
+    })?;
+    rx.await.map_err(|_| io::Error::other("the snapshot thread panicked"))?
 }
 
 async fn on_blocking_thread<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
