@@ -32,8 +32,11 @@ fn main() -> ExitCode {
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let code = error.downcast_ref().map_or(EXIT_SOFTWARE, ServeError::exit_code);
-            fail(code, &format!("{error:#}"))
+            match error.downcast_ref::<ServeError>() {
+                // It names its cause itself.
+                Some(error) => fail(error.exit_code(), &error.to_string()),
+                None => fail(EXIT_SOFTWARE, &format!("{error:#}")),
+            }
         }
     }
 }
@@ -68,12 +71,15 @@ fn shutdown_signal() -> anyhow::Result<impl Future<Output = ()>> {
 }
 
 fn start_logging(config: &Config) -> Result<(), String> {
-    let level = config.log_level.as_str();
-    let filter = match level {
+    let level = config.log_level.to_ascii_lowercase();
+    let filter = match level.as_str() {
         // The libraries report every failed attempt to reach a node; this
         // program says once that a node is gone, and once that it is back.
         "error" | "warn" | "info" => format!("off,raft_key_value={level},raft_log=error,chunked_wal=error"),
-        other => other.to_owned(),
+        "debug" | "trace" => level,
+        filter if filter.contains('=') => config.log_level.clone(),
+        // Taken as a filter, a misspelt level would silence the node.
+        _ => return Err("it is no level".to_owned()),
     };
     let filter = EnvFilter::try_new(filter).map_err(|error| error.to_string())?;
     let logging = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);

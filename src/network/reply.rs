@@ -73,6 +73,9 @@ pub fn keep_for_a_while(payload: web::Payload) {
 
 /// Decodes a JSON body; `expected` is what the error says that it should be.
 pub fn parse_json<T: DeserializeOwned>(body: &[u8], expected: &str) -> Result<T, ApiError> {
+    if body.trim_ascii().is_empty() {
+        return Err(ApiError::bad_request("invalid_json", format!("the body is empty; expected {expected}")));
+    }
     serde_json::from_slice(body).map_err(|error| ApiError::invalid_json(&error, expected))
 }
 

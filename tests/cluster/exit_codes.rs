@@ -42,6 +42,7 @@ fn usage_errors_are_one_line() {
         (&["--advertise-addr", "http://127.0.0.1:1"], "--advertise-addr"),
         (&["--log-format", "xml"], "--log-format"),
         (&["--log-level", "==="], "--log-level"),
+        (&["--log-level", "loud"], "--log-level"),
         (&["--id", "2"], "--id"),
     ];
     for (arguments, named) in rows {
