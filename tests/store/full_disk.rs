@@ -59,7 +59,7 @@ fn append() {
 }
 
 #[test]
-#[ignore = "started by `append`, with a limit"]
+#[ignore = "run under a limit by `cargo test --test store full_disk::append`"]
 fn append_until_full() {
     let Some(directory) = directory_from_environment() else { return };
     let store = open(&directory);
@@ -113,7 +113,7 @@ fn snapshot() {
 }
 
 #[test]
-#[ignore = "started by `snapshot`, with a limit"]
+#[ignore = "run under a limit by `cargo test --test store full_disk::snapshot`"]
 fn snapshot_over_the_limit() {
     let Some(directory) = directory_from_environment() else { return };
     let store = open(&directory);
