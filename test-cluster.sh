@@ -318,14 +318,14 @@ say "all three nodes know it"
 
 heading "Write on node 1, read on each node"
 request 1 /write '{"Set":{"key":"foo","value":"bar"}}'
-expect_ok_with '"data":{"value":"bar"},"membership":null}}'
+expect_ok_with '"data":{"value":"bar","revision":1},"membership":null}}'
 read_on foo bar 1 2 3
 
 wait_for "the nodes agree on a leader" find_leader 1 2 3
 follower=$((leader % 3 + 1))
 heading "Write on a follower, node $follower, which passes it on to the leader, node $leader"
 request "$follower" /write '{"Set":{"key":"foo","value":"wow"}}'
-expect_ok_with '"data":{"value":"wow"},"membership":null}}'
+expect_ok_with '"data":{"value":"wow","revision":2},"membership":null}}'
 read_on foo wow 1 2 3
 
 heading "A client that would rather be told where the leader is can ask for that"
@@ -348,7 +348,7 @@ say "node $leader leads now, within $(($(date +%s) - killed_at + 1)) seconds"
 heading "The other two go on"
 other=${left% *}
 request "$other" /write '{"Set":{"key":"foo","value":"still here"}}'
-expect_ok_with '"data":{"value":"still here"}'
+expect_ok_with '"data":{"value":"still here","revision":3}'
 # shellcheck disable=SC2086 # The numbers of two nodes.
 read_on foo "still here" $left
 

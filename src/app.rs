@@ -9,7 +9,8 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::metrics::{RaftMetrics, RaftServerMetrics};
 use tokio::sync::{Semaphore, watch};
 
-use crate::config::{Config, WRITES_WAITING_MAX};
+use crate::clock::Clock;
+use crate::config::{Config, Limits};
 use crate::store::ExampleStore;
 use crate::types::{ExampleNode, ExampleRaft, NodeId, TypeConfig};
 
@@ -27,15 +28,17 @@ pub struct ExampleApp {
     pub http: reqwest::Client,
     /// A permit for each write that may wait.
     pub writes_waiting: Semaphore,
-    /// Longest request body, in bytes.
-    pub request_bytes_max: usize,
+    /// What a request may hold.
+    pub limits: Limits,
+    /// What a leader stamps its entries with.
+    pub clock: Clock,
     // The part of the metrics that only changes with the leader or the membership.
     metrics: WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>,
     all_metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
     leader_lease_ms: u64,
     recovered: AtomicBool,
     disk_space_low: AtomicBool,
-    stopping: AtomicBool,
+    stopping: watch::Sender<bool>,
     /// Why the disk of this node cannot be trusted any more, once that is so.
     disk_failure: watch::Sender<Option<String>>,
 }
@@ -71,15 +74,16 @@ impl ExampleApp {
             addr,
             store,
             http,
-            writes_waiting: Semaphore::new(WRITES_WAITING_MAX),
-            request_bytes_max: config.max_request_bytes,
+            writes_waiting: Semaphore::new(config.max_writes_waiting),
+            limits: config.limits(),
+            clock: Clock::new(),
             all_metrics: raft.metrics(),
             leader_lease_ms: config.election_timeout_max_ms,
             raft,
             metrics,
             recovered: AtomicBool::new(false),
             disk_space_low: AtomicBool::new(false),
-            stopping: AtomicBool::new(false),
+            stopping: watch::Sender::new(false),
             disk_failure: watch::Sender::new(None),
         }
     }
@@ -105,6 +109,11 @@ impl ExampleApp {
         }
     }
 
+    /// The term, as far as this node knows.
+    pub fn term(&self) -> u64 {
+        self.metrics.borrow_watched().vote.leader_id.term
+    }
+
     /// Whether a majority answered this leader lately. One that is cut off must
     /// refuse requests before it proposes anything, while it can say that nothing was done.
     fn has_quorum(&self) -> bool {
@@ -128,12 +137,18 @@ impl ExampleApp {
 
     /// Whether the node takes no more requests, because it is about to stop.
     pub fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Acquire)
+        *self.stopping.borrow()
+    }
+
+    /// Done when the node takes no more requests.
+    pub async fn stopped(&self) {
+        // An error would mean that the sender is gone, which is here.
+        let _ = self.stopping.subscribe().wait_for(|stopping| *stopping).await;
     }
 
     /// Says that the node takes no more requests.
     pub fn set_stopping(&self) {
-        self.stopping.store(true, Ordering::Release);
+        self.stopping.send_replace(true);
     }
 
     /// Says that writing a file failed: the node must end.

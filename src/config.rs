@@ -10,10 +10,27 @@ use crate::types::NodeId;
 
 // ---- what a request may hold ----
 
-/// Longest key, in bytes.
-pub const KEY_BYTES_MAX: usize = 1024;
-/// Longest value, in bytes.
-pub const VALUE_BYTES_MAX: usize = 1 << 20;
+/// Longest key unless set by `--max-key-bytes`, in bytes.
+pub const KEY_BYTES_MAX_DEFAULT: usize = 1024;
+/// What `--max-key-bytes` may be set to at most.
+pub const KEY_BYTES_MAX_LIMIT: usize = 4096;
+/// Longest value unless set by `--max-value-bytes`, in bytes.
+pub const VALUE_BYTES_MAX_DEFAULT: usize = 1 << 20;
+/// What `--max-value-bytes` may be set to at most.
+pub const VALUE_BYTES_MAX_LIMIT: usize = 3 << 20;
+/// Operations of a transaction unless set by `--max-txn-operations`; as many
+/// comparisons may go before them.
+pub const TXN_OPERATIONS_MAX_DEFAULT: usize = 128;
+/// What `--max-txn-operations` may be set to at most.
+pub const TXN_OPERATIONS_MAX_LIMIT: usize = 4096;
+/// Keys of a page unless set by `--max-page-keys`.
+pub const PAGE_KEYS_MAX_DEFAULT: usize = 1000;
+/// What `--max-page-keys` may be set to at most.
+pub const PAGE_KEYS_MAX_LIMIT: usize = 100_000;
+/// Bytes of keys and values after which a page ends, unless set by `--max-page-bytes`.
+pub const PAGE_BYTES_MAX_DEFAULT: usize = 1 << 20;
+/// What `--max-page-bytes` may be set to at most.
+pub const PAGE_BYTES_MAX_LIMIT: usize = 16 << 20;
 /// Longest request body unless set by `--max-request-bytes`: a value of the
 /// largest size and half as much again, for its escapes.
 pub const REQUEST_BYTES_MAX_DEFAULT: usize = 3 << 19;
@@ -21,11 +38,60 @@ pub const REQUEST_BYTES_MAX_DEFAULT: usize = 3 << 19;
 /// value escaped as `\u0000`, and as much again.
 pub const REQUEST_BYTES_MAX_LIMIT: usize = 16 << 20;
 
+// ---- the state: the same on all nodes, so not to be set ----
+
+/// Changes that are kept for watches to resume from.
+pub const HISTORY_CHANGES_MAX: usize = 100_000;
+/// Bytes of changes that are kept; the older ones go first.
+pub const HISTORY_BYTES_MAX: usize = 64 << 20;
+/// Requests with an `Idempotency-Key` that are remembered.
+pub const REQUESTS_REMEMBERED_MAX: usize = 100_000;
+/// Bytes of such requests and their results; the older ones go first.
+pub const REQUESTS_REMEMBERED_BYTES_MAX: usize = 64 << 20;
+/// Keys that are deleted at one revision by a prefix, so that applying it takes
+/// milliseconds; more are deleted in several steps.
+pub const DELETE_STEP_KEYS_MAX: usize = 10_000;
+/// Keys whose time is over that one entry removes at most.
+pub const EXPIRE_KEYS_MAX: usize = 1000;
+/// Bytes of values that one transaction reads at most.
+pub const TXN_ANSWER_BYTES_MAX: usize = 4 << 20;
+
+// ---- watches and listings ----
+
+/// Batches of changes that a watch may fall behind those that watch the same,
+/// before it has to read them again from the history.
+pub const WATCH_BATCHES_MAX: usize = 16;
+/// About how many bytes of changes are read from the history at once, for a watch
+/// that catches up.
+pub const WATCH_BATCH_BYTES: usize = 128 << 10;
+/// Largest batch that is kept as it is sent, so that it is encoded once for all.
+pub const WATCH_ENCODED_BYTES_MAX: usize = 64 << 10;
+/// How often a watch with nothing to say says that it is there.
+pub const WATCH_HEARTBEAT: Duration = Duration::from_secs(10);
+/// States of the store that are kept for listings of several pages; the one that
+/// was not used for longest goes first.
+pub const LISTINGS_KEPT_MAX: usize = 32;
+/// How long such a state is kept after its last page was read.
+pub const LISTING_KEPT: Duration = Duration::from_secs(60);
+/// Pages shorter than this are put together on the thread that serves requests;
+/// longer ones elsewhere, so that no write waits for them.
+pub const PAGE_KEYS_HERE_MAX: usize = 32;
+/// How often a leader looks for keys whose time is over.
+pub const EXPIRY_INTERVAL: Duration = Duration::from_millis(100);
+/// Shortest time to live that can be asked for, in milliseconds.
+pub const TTL_MS_MIN: u64 = 100;
+/// Longest time to live that can be asked for, in milliseconds: ten years.
+pub const TTL_MS_MAX: u64 = 10 * 365 * 24 * 3600 * 1000;
+/// Longest `Idempotency-Key`, in bytes.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 128;
+
 // ---- queues and waiting ----
 
-/// Writes that may wait at once; one more is refused with 503. Bounds the
-/// memory that requests hold, and how late an answer can be.
-pub const WRITES_WAITING_MAX: usize = 1024;
+/// Writes that may wait at once, unless set by `--max-writes-waiting`; one more is
+/// refused with 503. Bounds the memory that requests hold, and how late an answer can be.
+pub const WRITES_WAITING_MAX_DEFAULT: usize = 1024;
+/// What `--max-writes-waiting` may be set to at most.
+pub const WRITES_WAITING_MAX_LIMIT: usize = 65_536;
 /// Connections that one node accepts at once, if the system allows it that many
 /// open files and [`FILES_RESERVED`] more.
 pub const CONNECTIONS_MAX: usize = 25_000;
@@ -132,6 +198,23 @@ pub enum LogFormat {
     Json,
 }
 
+/// What a request may hold, as the settings have it.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Longest request body, in bytes.
+    pub request_bytes: usize,
+    /// Longest key, in bytes.
+    pub key_bytes: usize,
+    /// Longest value, in bytes.
+    pub value_bytes: usize,
+    /// Operations of a transaction.
+    pub txn_operations: usize,
+    /// Keys of a page.
+    pub page_keys: usize,
+    /// Bytes of keys and values after which a page ends.
+    pub page_bytes: usize,
+}
+
 /// The command line, the environment and the defaults.
 #[derive(Clone, Debug, Parser)]
 #[command(
@@ -212,6 +295,30 @@ pub struct Config {
     #[arg(long, env = "RKV_MAX_REQUEST_BYTES", value_name = "BYTES", default_value_t = REQUEST_BYTES_MAX_DEFAULT)]
     pub max_request_bytes: usize,
 
+    /// Longest key, in bytes
+    #[arg(long, env = "RKV_MAX_KEY_BYTES", value_name = "BYTES", default_value_t = KEY_BYTES_MAX_DEFAULT)]
+    pub max_key_bytes: usize,
+
+    /// Longest value, in bytes
+    #[arg(long, env = "RKV_MAX_VALUE_BYTES", value_name = "BYTES", default_value_t = VALUE_BYTES_MAX_DEFAULT)]
+    pub max_value_bytes: usize,
+
+    /// Operations of one transaction
+    #[arg(long, env = "RKV_MAX_TXN_OPERATIONS", value_name = "N", default_value_t = TXN_OPERATIONS_MAX_DEFAULT)]
+    pub max_txn_operations: usize,
+
+    /// Keys of one page of a listing
+    #[arg(long, env = "RKV_MAX_PAGE_KEYS", value_name = "N", default_value_t = PAGE_KEYS_MAX_DEFAULT)]
+    pub max_page_keys: usize,
+
+    /// Bytes of keys and values after which a page of a listing ends
+    #[arg(long, env = "RKV_MAX_PAGE_BYTES", value_name = "BYTES", default_value_t = PAGE_BYTES_MAX_DEFAULT)]
+    pub max_page_bytes: usize,
+
+    /// Writes that may wait at once; one more is refused with 503
+    #[arg(long, env = "RKV_MAX_WRITES_WAITING", value_name = "N", default_value_t = WRITES_WAITING_MAX_DEFAULT)]
+    pub max_writes_waiting: usize,
+
     /// How log lines look
     #[arg(long, env = "RKV_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t)]
     pub log_format: LogFormat,
@@ -252,8 +359,26 @@ impl Config {
             snapshot_entries: SNAPSHOT_ENTRIES_DEFAULT,
             snapshot_keep_entries: SNAPSHOT_KEEP_ENTRIES_DEFAULT,
             max_request_bytes: REQUEST_BYTES_MAX_DEFAULT,
+            max_key_bytes: KEY_BYTES_MAX_DEFAULT,
+            max_value_bytes: VALUE_BYTES_MAX_DEFAULT,
+            max_txn_operations: TXN_OPERATIONS_MAX_DEFAULT,
+            max_page_keys: PAGE_KEYS_MAX_DEFAULT,
+            max_page_bytes: PAGE_BYTES_MAX_DEFAULT,
+            max_writes_waiting: WRITES_WAITING_MAX_DEFAULT,
             log_format: LogFormat::default(),
             log_level: "info".to_owned(),
+        }
+    }
+
+    /// What a request may hold.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            request_bytes: self.max_request_bytes,
+            key_bytes: self.max_key_bytes,
+            value_bytes: self.max_value_bytes,
+            txn_operations: self.max_txn_operations,
+            page_keys: self.max_page_keys,
+            page_bytes: self.max_page_bytes,
         }
     }
 
@@ -309,10 +434,20 @@ impl Config {
             "--election-timeout-max-ms must be at most 60000, a minute".into(),
         )?;
         check(self.snapshot_entries > 0, "--snapshot-entries must be at least 1".into())?;
-        check(
-            (1024..=REQUEST_BYTES_MAX_LIMIT).contains(&self.max_request_bytes),
-            format!("--max-request-bytes must be from 1024 to {REQUEST_BYTES_MAX_LIMIT}"),
-        )
+        let ranges = [
+            ("--max-request-bytes", self.max_request_bytes, 1024..=REQUEST_BYTES_MAX_LIMIT),
+            ("--max-key-bytes", self.max_key_bytes, 1..=KEY_BYTES_MAX_LIMIT),
+            ("--max-value-bytes", self.max_value_bytes, 1..=VALUE_BYTES_MAX_LIMIT),
+            ("--max-txn-operations", self.max_txn_operations, 1..=TXN_OPERATIONS_MAX_LIMIT),
+            ("--max-page-keys", self.max_page_keys, 1..=PAGE_KEYS_MAX_LIMIT),
+            ("--max-page-bytes", self.max_page_bytes, 1..=PAGE_BYTES_MAX_LIMIT),
+            ("--max-writes-waiting", self.max_writes_waiting, 1..=WRITES_WAITING_MAX_LIMIT),
+        ];
+        for (flag, value, range) in ranges {
+            let (least, most) = (range.start(), range.end());
+            check(range.contains(&value), format!("{flag} must be from {least} to {most}"))?;
+        }
+        Ok(())
     }
 
     /// How openraft is to run.
@@ -393,12 +528,22 @@ mod tests {
     #[test]
     fn limits_fit_together() {
         const {
-            assert!(KEY_BYTES_MAX + VALUE_BYTES_MAX < REQUEST_BYTES_MAX_DEFAULT);
+            assert!(KEY_BYTES_MAX_DEFAULT + VALUE_BYTES_MAX_DEFAULT < REQUEST_BYTES_MAX_DEFAULT);
             assert!(REQUEST_BYTES_MAX_DEFAULT <= REQUEST_BYTES_MAX_LIMIT);
-            assert!(KEY_BYTES_MAX + VALUE_BYTES_MAX < LOG_PAYLOAD_BYTES_MAX);
+            // A request is all that a payload holds, and the names of the fields at most double it.
+            assert!(2 * REQUEST_BYTES_MAX_LIMIT <= LOG_PAYLOAD_BYTES_MAX);
             // The names of the fields at most double a small entry.
             assert!(2 * APPEND_BYTES_MAX + LOG_PAYLOAD_BYTES_MAX < RPC_BYTES_MAX);
-            assert!(SNAPSHOT_FRAME_BYTES + 2 * (KEY_BYTES_MAX + VALUE_BYTES_MAX) < SNAPSHOT_FRAME_BYTES_MAX);
+            assert!(
+                SNAPSHOT_FRAME_BYTES + 2 * (KEY_BYTES_MAX_LIMIT + VALUE_BYTES_MAX_LIMIT) < SNAPSHOT_FRAME_BYTES_MAX
+            );
+            // Values as base64, and each result with its names.
+            assert!(
+                SNAPSHOT_FRAME_BYTES + TXN_ANSWER_BYTES_MAX / 2 * 3 + 256 * TXN_OPERATIONS_MAX_LIMIT
+                    < SNAPSHOT_FRAME_BYTES_MAX
+            );
+            assert!(PAGE_KEYS_HERE_MAX < PAGE_KEYS_MAX_DEFAULT);
+            assert!(WATCH_HEARTBEAT.as_secs() < KEEP_ALIVE.as_secs());
             assert!(SNAPSHOT_KEEP_ENTRIES_DEFAULT >= SNAPSHOT_ENTRIES_DEFAULT + PURGE_ENTRIES);
             // raft-log queues 1,024 requests, up to three for each file it begins.
             assert!(LOG_UNSYNCED_BYTES_MAX / LOG_CHUNK_BYTES_MAX * 3 < 512);
@@ -427,6 +572,9 @@ mod tests {
             (&["--snapshot-entries", "0"], "--snapshot-entries"),
             (&["--max-request-bytes", "1023"], "--max-request-bytes"),
             (&["--max-request-bytes", "999999999"], "--max-request-bytes"),
+            (&["--max-key-bytes", "0"], "--max-key-bytes"),
+            (&["--max-value-bytes", "99999999"], "--max-value-bytes"),
+            (&["--max-writes-waiting", "0"], "--max-writes-waiting"),
             (&["--advertise-addr", "nowhere"], "--advertise-addr"),
             (&["--advertise-addr", "host:0"], "--advertise-addr"),
             (&["--advertise-addr", "host:00"], "--advertise-addr"),

@@ -16,10 +16,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::body::{ErrorAnswer, ErrorBody, Leader};
 use crate::types::{ExampleNode, NodeId};
 
 /// What became of a request that failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// Nothing changed, and nothing will.
@@ -60,15 +61,30 @@ pub enum ApiError {
     /// The body did not come in time. 408.
     #[error("{}", .0.message)]
     RequestTimeout(Details),
+    /// There is no such key. 404.
+    #[error("{}", .0.message)]
+    KeyNotFound(KeyNotFound),
     /// The cluster's state does not allow it. 409.
     #[error("{}", .0.message)]
     Conflict(Details),
     /// The cluster is initialized already. 409.
     #[error("{}", .0.message)]
     NotAllowed(NotAllowed),
+    /// The revision that is asked for is no longer kept. 410.
+    #[error("{}", .0.message)]
+    RevisionGone(RevisionGone),
+    /// The condition of the request does not hold. 412.
+    #[error("{}", .0.message)]
+    ConditionFailed(ConditionFailed),
     /// The request, the key or the value is too large. 413.
     #[error("{}", .0.message)]
     TooLarge(TooLarge),
+    /// The body is of a type that would be misunderstood. 415.
+    #[error("{}", .0.message)]
+    UnsupportedMediaType(Details),
+    /// The `Idempotency-Key` was used for another request. 422.
+    #[error("{}", .0.message)]
+    IdempotencyKeyReused(Details),
     /// The head of the request is too long. 431.
     #[error("{}", .0.message)]
     HeadTooLarge(Details),
@@ -158,6 +174,39 @@ pub struct TooLarge {
     pub outcome: Outcome,
 }
 
+/// A key that is not there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyNotFound {
+    /// For people.
+    pub message: String,
+    /// The revision of the store at which it is not there.
+    pub revision: u64,
+    /// Always `not_applied`.
+    pub outcome: Outcome,
+}
+
+/// A condition that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConditionFailed {
+    /// For people.
+    pub message: String,
+    /// The key's revision; `None` if it is not there.
+    pub current_revision: Option<u64>,
+    /// Always `not_applied`.
+    pub outcome: Outcome,
+}
+
+/// A revision that is no longer kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevisionGone {
+    /// For people.
+    pub message: String,
+    /// The oldest revision that can be had.
+    pub oldest_revision: u64,
+    /// Always `not_applied`.
+    pub outcome: Outcome,
+}
+
 /// Who leads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaderHint {
@@ -224,9 +273,14 @@ impl ApiError {
             | ApiError::NotFound(_)
             | ApiError::MethodNotAllowed(_)
             | ApiError::RequestTimeout(_)
+            | ApiError::KeyNotFound(_)
             | ApiError::Conflict(_)
             | ApiError::NotAllowed(_)
+            | ApiError::RevisionGone(_)
+            | ApiError::ConditionFailed(_)
             | ApiError::TooLarge(_)
+            | ApiError::UnsupportedMediaType(_)
+            | ApiError::IdempotencyKeyReused(_)
             | ApiError::HeadTooLarge(_)
             | ApiError::ForwardToLeader(_)
             | ApiError::WrongNode(_)
@@ -239,16 +293,79 @@ impl ApiError {
         }
     }
 
+    /// The word for it in `/v1`.
+    pub fn code(&self) -> &str {
+        match self {
+            ApiError::BadRequest(bad) => &bad.code,
+            ApiError::NotFound(_) => "no_such_route",
+            ApiError::MethodNotAllowed(_) => "method_not_allowed",
+            ApiError::RequestTimeout(_) => "request_timeout",
+            ApiError::KeyNotFound(_) => "key_not_found",
+            ApiError::Conflict(_) => "conflict",
+            ApiError::NotAllowed(_) => "not_allowed",
+            ApiError::RevisionGone(_) => "revision_gone",
+            ApiError::ConditionFailed(_) => "condition_failed",
+            ApiError::TooLarge(large) => &large.code,
+            ApiError::UnsupportedMediaType(_) => "unsupported_media_type",
+            ApiError::ForwardToLeader(_) => "not_leader",
+            ApiError::WrongNode(_) => "wrong_node",
+            ApiError::IdempotencyKeyReused(_) => "idempotency_key_reused",
+            ApiError::HeadTooLarge(_) => "head_too_large",
+            ApiError::NoLeader(_) => "no_leader",
+            ApiError::Overloaded(_) => "overloaded",
+            ApiError::Recovering(_) => "recovering",
+            ApiError::Unreachable(_) => "unreachable",
+            ApiError::Stopping(_) => "stopping",
+            ApiError::DeadlinePassed(_) => "deadline_passed",
+            ApiError::OutcomeUnknown(_) => "outcome_unknown",
+            ApiError::DiskSpaceLow(_) => "disk_space_low",
+        }
+    }
+
+    /// The body of this error in `/v1`.
+    pub fn to_body(&self) -> ErrorAnswer {
+        let mut error = ErrorBody {
+            code: self.code().to_owned(),
+            message: self.to_string(),
+            outcome: self.outcome(),
+            leader: None,
+            retry_after_ms: self.retry_after_ms(),
+            limit: None,
+            size: None,
+            current_revision: None,
+            revision: None,
+            oldest_revision: None,
+            line: None,
+            column: None,
+        };
+        match self {
+            ApiError::BadRequest(bad) => (error.line, error.column) = (bad.line, bad.column),
+            ApiError::TooLarge(large) => (error.limit, error.size) = (Some(large.limit), Some(large.size)),
+            ApiError::KeyNotFound(missing) => error.revision = Some(missing.revision),
+            ApiError::ConditionFailed(failed) => error.current_revision = failed.current_revision,
+            ApiError::RevisionGone(gone) => error.oldest_revision = Some(gone.oldest_revision),
+            ApiError::ForwardToLeader(hint) => {
+                error.leader = Some(Leader { id: hint.leader_id, addr: hint.leader_node.addr.clone() });
+            }
+            _ => {}
+        }
+        ErrorAnswer { error }
+    }
+
     /// The HTTP status.
     pub fn status(&self) -> u16 {
         match self {
             ApiError::BadRequest(_) => 400,
-            ApiError::NotFound(_) => 404,
+            ApiError::NotFound(_) | ApiError::KeyNotFound(_) => 404,
             ApiError::MethodNotAllowed(_) => 405,
             ApiError::RequestTimeout(_) => 408,
             ApiError::Conflict(_) | ApiError::NotAllowed(_) => 409,
+            ApiError::RevisionGone(_) => 410,
+            ApiError::ConditionFailed(_) => 412,
             ApiError::TooLarge(_) => 413,
+            ApiError::UnsupportedMediaType(_) => 415,
             ApiError::ForwardToLeader(_) | ApiError::WrongNode(_) => 421,
+            ApiError::IdempotencyKeyReused(_) => 422,
             ApiError::HeadTooLarge(_) => 431,
             ApiError::NoLeader(_)
             | ApiError::Overloaded(_)

@@ -5,7 +5,10 @@
 //! | --- | --- |
 //! | [`config`] | every setting, default and limit |
 //! | [`types`] | requests, responses, and what Raft works on |
+//! | [`body`] | the bodies of the key-value API |
+//! | [`operation`] | writes as the log holds them |
 //! | [`store`] | the data directory: log, vote, snapshots, identity |
+//! | [`clock`] | the time that a leader stamps entries with |
 //! | [`app`] | the handles that all HTTP handlers share |
 //! | [`network`] | the routes, and the RPCs between nodes |
 //! | [`server`] | a node from start to stop |
@@ -16,11 +19,14 @@
 //! Imports point one way: `bin → server → network → app → store`.
 
 pub mod app;
+pub mod body;
 pub mod client;
+pub mod clock;
 pub mod config;
 pub mod connection;
 pub mod error;
 pub mod network;
+pub mod operation;
 pub mod server;
 pub mod store;
 pub mod types;

@@ -14,14 +14,17 @@ use openraft::errors::Fatal;
 use openraft::metrics::{RaftMetrics, WaitError};
 use tokio::sync::watch;
 
-use crate::app::ExampleApp;
+use crate::app::{ExampleApp, Role};
 use crate::config::{
-    Config, ConfigError, DISK_CHECK_INTERVAL, DISK_FREE_BYTES_MIN, HAND_OVER_DEADLINE, SHUTDOWN_DEADLINE,
+    Config, ConfigError, DISK_CHECK_INTERVAL, DISK_FREE_BYTES_MIN, EXPIRY_INTERVAL, HAND_OVER_DEADLINE,
+    SHUTDOWN_DEADLINE,
 };
 use crate::connection::connections;
+use crate::network::api::propose;
 use crate::network::listener::serve_http;
 use crate::network::raft_network_impl::ExampleNetworkFactory;
-use crate::store::{ExampleStore, StoreError, durable};
+use crate::operation::Operation;
+use crate::store::{ExampleStateMachine, ExampleStore, StoreError, durable};
 use crate::types::{ExampleRaft, NodeId, TypeConfig};
 
 /// Why a node did not start or did not go on.
@@ -110,6 +113,7 @@ pub async fn serve(
     let http_handle = http.handle();
     let recovery = tokio::spawn(recover(app.clone()));
     let disk_watch = tokio::spawn(watch_disk_space(app.clone()));
+    let expiry = tokio::spawn(expire(app.clone()));
     tracing::info!(
         "node {} listens on {local_addr}, is reached at {}, keeps its data in `{}`",
         config.id,
@@ -130,6 +134,7 @@ pub async fn serve(
     };
     recovery.abort();
     disk_watch.abort();
+    expiry.abort();
     match result {
         Ok(()) => {
             // First, lest a write come between two leaders and its outcome be unknown.
@@ -207,6 +212,30 @@ async fn core_stopped(raft: &ExampleRaft) -> Fatal<TypeConfig> {
         if metrics.changed().await.is_err() {
             let running_state = raft.metrics().borrow_watched().running_state.clone();
             return running_state.err().unwrap_or(Fatal::Stopped);
+        }
+    }
+}
+
+/// As leader, has keys removed whose time is over; and lets go of what listings no longer need.
+async fn expire(app: web::Data<ExampleApp>) {
+    let mut interval = tokio::time::interval(EXPIRY_INTERVAL);
+    loop {
+        interval.tick().await;
+        let unused = app.store.state_machine.listings().take_unused();
+        if !unused.is_empty() {
+            // A large map takes long to free.
+            tokio::task::spawn_blocking(move || drop(unused));
+        }
+        // As many entries as it takes: each removes a limited number.
+        while app.role() == Role::Leader {
+            let next_ms = app.store.state_machine.read(ExampleStateMachine::next_expiry_ms);
+            if next_ms.is_none_or(|next_ms| next_ms > app.clock.now_ms()) {
+                break;
+            }
+            // If it fails, another leader or the next attempt does it.
+            if propose(&app, None, Operation::Expire).await.is_err() {
+                break;
+            }
         }
     }
 }

@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::body::TxnRequest;
+use crate::operation::{Write, WriteResult};
 use crate::store::StateMachineStore;
 
 /// A node's number, chosen by whoever starts it, and never used again for
@@ -50,7 +52,7 @@ pub type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
 /// let json = serde_json::to_string(&request).unwrap();
 /// assert_eq!(json, r#"{"Set":{"key":"foo","value":"bar"}}"#);
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub enum ExampleRequest {
     /// Sets a key to a value, whether or not the key is there.
@@ -60,20 +62,40 @@ pub enum ExampleRequest {
         /// At most 1 MiB of UTF-8.
         value: String,
     },
+    /// Removes a key, whether or not it is there.
+    Delete {
+        /// 1 to 1,024 bytes of UTF-8.
+        key: String,
+    },
+    /// Compares, and does one or the other, all or nothing: the body of `POST /v1/txn`.
+    Txn(TxnRequest),
 }
 
 /// What a write answers with, in `data`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExampleResponse {
-    /// The value that was written; `None` for a change of the membership.
+    /// The value that was written by `Set`, else `None`.
     pub value: Option<String>,
+    /// The store's revision after the write; `None` for a change of the membership.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<u64>,
+    /// What became of the write, other than a `Set`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<WriteResult>,
+    /// Whether the request was done before, and this is what became of it then.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub replayed: bool,
+}
+
+fn is_false(it: &bool) -> bool {
+    !*it
 }
 
 impl fmt::Display for ExampleResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.value {
-            None => f.write_str("no value"),
-            Some(value) => write!(f, "value of {} bytes", value.len()),
+        match &self.revision {
+            None => f.write_str("no revision"),
+            Some(revision) => write!(f, "revision {revision}"),
         }
     }
 }
@@ -84,13 +106,15 @@ impl fmt::Display for ExampleResponse {
 /// replication to each follower and the state machine.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
-    /// Sets a key to a value.
+    /// Sets a key to a value: how version 0.1 of the log had it. Only read.
     Set {
         /// The key.
         key: Arc<str>,
         /// The value.
         value: Arc<str>,
     },
+    /// Any write.
+    Write(Write),
 }
 
 impl Command {
@@ -98,14 +122,7 @@ impl Command {
     pub fn payload_bytes(&self) -> usize {
         match self {
             Command::Set { key, value } => key.len() + value.len(),
-        }
-    }
-}
-
-impl From<ExampleRequest> for Command {
-    fn from(request: ExampleRequest) -> Self {
-        match request {
-            ExampleRequest::Set { key, value } => Command::Set { key: key.into(), value: value.into() },
+            Command::Write(write) => write.operation.payload_bytes(),
         }
     }
 }
@@ -117,6 +134,7 @@ impl fmt::Debug for Command {
             Command::Set { key, value } => {
                 write!(f, "set a key of {} bytes to a value of {} bytes", key.len(), value.len())
             }
+            Command::Write(write) => write.fmt(f),
         }
     }
 }

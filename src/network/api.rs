@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use actix_web::http::header::HeaderMap;
 use actix_web::{HttpRequest, HttpResponse, web};
 use openraft::ReadPolicy;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
@@ -9,14 +10,18 @@ use openraft::raft::ClientWriteResponse;
 use openraft::raft::linearizable_read::{Linearizer, ReadLogId};
 
 use super::forward::{self, Destination};
+use super::parameters::{check_key_length, check_value_length, request_id};
 use super::peer;
 use super::reply::{ok, parse_json, read_body};
+use super::txn::txn_operation;
+use super::v1::check_result;
 use crate::app::ExampleApp;
-use crate::config::{KEY_BYTES_MAX, LOG_UNSYNCED_BYTES_MAX, REQUEST_DEADLINE, VALUE_BYTES_MAX};
+use crate::config::{LOG_UNSYNCED_BYTES_MAX, Limits, REQUEST_DEADLINE};
 use crate::error::{ApiError, Details, Retry};
+use crate::operation::{Delete, Operation, Put, RequestId, Value, Write};
 use crate::types::{Command, ExampleRequest, TypeConfig};
 
-const WRITE_BODY: &str = r#"{"Set":{"key":"…","value":"…"}}"#;
+const WRITE_BODY: &str = r#"{"Set":{"key":"…","value":"…"}}, {"Delete":{"key":"…"}} or {"Txn":{…}}"#;
 const READ_BODY: &str = r#"a key as a JSON string, such as "foo""#;
 
 /// `POST /write`
@@ -25,13 +30,23 @@ pub async fn write(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let body = read_body(&request, payload, app.request_bytes_max).await?;
-    let command = parse_write(&body)?;
+    let body = read_body(&request, payload, app.limits.request_bytes).await?;
+    let (operation, value) = parse_write(&body, &app.limits)?;
+    let request_id = request_id(&request, &operation)?;
     let Ok(_permit) = app.writes_waiting.try_acquire() else {
         return Err(ApiError::Overloaded(Retry::soon("as many writes are waiting as this node takes on at once")));
     };
     match forward::destination(&app, request.headers())? {
-        Destination::Here => propose(&app, command).await.map(|response| ok(&response)),
+        Destination::Here => {
+            let mut response = propose(&app, request_id, operation).await?;
+            check_result(&response.data)?;
+            if value.is_some() {
+                // The revision, which is beside it, is all there is to say of it.
+                response.data.result = None;
+                response.data.value = value;
+            }
+            Ok(ok(&response))
+        }
         Destination::Leader { leader_id, leader_node } => {
             forward::pass_on(&app, &request, body, leader_id, &leader_node).await
         }
@@ -44,8 +59,8 @@ pub async fn read(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let body = read_body(&request, payload, app.request_bytes_max).await?;
-    let key = parse_key(&body)?;
+    let body = read_body(&request, payload, app.limits.request_bytes).await?;
+    let key = parse_key(&body, &app.limits)?;
     if !app.recovered() {
         return Err(ApiError::Recovering(Retry::soon(
             "this node was started a moment ago and has not yet heard from a leader that it is up to date",
@@ -60,22 +75,28 @@ pub async fn consistent_read(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let body = read_body(&request, payload, app.request_bytes_max).await?;
-    let key = parse_key(&body)?;
-    let read = async {
-        match forward::destination(&app, request.headers())? {
+    let body = read_body(&request, payload, app.limits.request_bytes).await?;
+    let key = parse_key(&body, &app.limits)?;
+    linearize(&app, request.headers()).await?;
+    Ok(value_of(&app, &key))
+}
+
+/// Waits until this node has all that was written before.
+pub async fn linearize(app: &ExampleApp, headers: &HeaderMap) -> Result<(), ApiError> {
+    let confirm = async {
+        match forward::destination(app, headers)? {
             Destination::Here => {
-                app.raft.ensure_linearizable(ReadPolicy::ReadIndex).await.map_err(|error| read_error(&app, &error))?;
+                app.raft.ensure_linearizable(ReadPolicy::ReadIndex).await.map_err(|error| read_error(app, &error))?;
             }
             Destination::Leader { leader_id, leader_node } => {
-                let read_log_id = peer::ask_read_index(&app, leader_id, &leader_node).await?;
+                let read_log_id = peer::ask_read_index(app, leader_id, &leader_node).await?;
                 let linearizer = Linearizer::new(leader_id, ReadLogId::from_log_id(read_log_id), None);
                 linearizer.await_ready(&app.raft).await.map_err(|_| forward::stopping())?;
             }
         }
-        Ok(value_of(&app, &key))
+        Ok(())
     };
-    match tokio::time::timeout(REQUEST_DEADLINE, read).await {
+    match tokio::time::timeout(REQUEST_DEADLINE, confirm).await {
         Ok(result) => result,
         Err(_) => Err(ApiError::DeadlinePassed(Details::not_applied(
             "the read could not be confirmed in time: too few nodes answer; nothing was changed",
@@ -84,43 +105,42 @@ pub async fn consistent_read(
 }
 
 fn value_of(app: &ExampleApp, key: &str) -> HttpResponse {
-    let value = app.store.state_machine.read(|machine| machine.get(key));
-    ok(&value.unwrap_or_else(|| Arc::from("")))
-}
-
-fn parse_write(body: &[u8]) -> Result<Command, ApiError> {
-    let request: ExampleRequest = parse_json(body, WRITE_BODY)?;
-    match &request {
-        ExampleRequest::Set { key, value } => {
-            check_key(key)?;
-            if value.len() > VALUE_BYTES_MAX {
-                return Err(ApiError::too_large("value", VALUE_BYTES_MAX, value.len()));
-            }
-        }
+    match app.store.state_machine.read(|machine| machine.get(key)) {
+        None => ok(""),
+        // This route knows text only; what is none was put by another route.
+        Some(record) => ok(&String::from_utf8_lossy(record.value.as_bytes())),
     }
-    Ok(request.into())
 }
 
-fn parse_key(body: &[u8]) -> Result<String, ApiError> {
+/// What is to be done, and the value that the answer repeats.
+fn parse_write(body: &[u8], limits: &Limits) -> Result<(Operation, Option<String>), ApiError> {
+    Ok(match parse_json(body, WRITE_BODY)? {
+        ExampleRequest::Set { key, value } => {
+            check_key_length(&key, limits)?;
+            check_value_length(value.as_bytes(), limits)?;
+            let put = Put { key: key.into(), value: Value::from(&value), ttl_ms: None, condition: None };
+            (Operation::Put(put), Some(value))
+        }
+        ExampleRequest::Delete { key } => {
+            check_key_length(&key, limits)?;
+            (Operation::Delete(Delete { key: key.into(), condition: None }), None)
+        }
+        ExampleRequest::Txn(txn) => (txn_operation(txn, limits)?, None),
+    })
+}
+
+fn parse_key(body: &[u8], limits: &Limits) -> Result<String, ApiError> {
     let key: String = parse_json(body, READ_BODY)?;
-    check_key(&key)?;
+    check_key_length(&key, limits)?;
     Ok(key)
 }
 
-fn check_key(key: &str) -> Result<(), ApiError> {
-    if key.is_empty() {
-        return Err(ApiError::bad_request(
-            "key_empty",
-            format!("a key has 1 to {KEY_BYTES_MAX} bytes, and this one none"),
-        ));
-    }
-    if key.len() > KEY_BYTES_MAX {
-        return Err(ApiError::too_large("key", KEY_BYTES_MAX, key.len()));
-    }
-    Ok(())
-}
-
-async fn propose(app: &ExampleApp, command: Command) -> Result<ClientWriteResponse<TypeConfig>, ApiError> {
+/// Proposes a write as leader, and waits until it is applied.
+pub async fn propose(
+    app: &ExampleApp,
+    request: Option<Arc<RequestId>>,
+    operation: Operation,
+) -> Result<ClientWriteResponse<TypeConfig>, ApiError> {
     if app.disk_space_low() {
         return Err(ApiError::DiskSpaceLow(Details::not_applied(
             "the leader's disk is nearly full: free some space, or move the leader",
@@ -130,6 +150,7 @@ async fn propose(app: &ExampleApp, command: Command) -> Result<ClientWriteRespon
     if app.store.log.unsynced_bytes() > LOG_UNSYNCED_BYTES_MAX {
         return Err(ApiError::Overloaded(Retry::soon("the leader's disk does not keep up")));
     }
+    let command = Command::Write(Write { at_ms: app.clock.now_ms(), request, operation });
     match tokio::time::timeout(REQUEST_DEADLINE, app.raft.client_write(command)).await {
         Ok(Ok(response)) => Ok(response),
         Ok(Err(error)) => Err(write_error(&error)),

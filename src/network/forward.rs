@@ -10,7 +10,8 @@ use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse};
 use bytes::Bytes;
 
-use super::reply;
+use super::parameters::IDEMPOTENCY_KEY;
+use super::{reply, v1};
 use crate::app::{ExampleApp, Role};
 use crate::config::FORWARD_DEADLINE;
 use crate::error::{ApiError, Details, LeaderHint, Retry};
@@ -97,18 +98,25 @@ pub async fn pass_on(
     leader_id: NodeId,
     leader_node: &ExampleNode,
 ) -> Result<HttpResponse, ApiError> {
-    let url = format!("http://{}{}", leader_node.addr, request.path());
+    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+    let url = format!("http://{}{path}", leader_node.addr);
     let receiver = receiver_text(app.store.identity().cluster_id, leader_id, leader_node.incarnation);
-    let sent = app
+    let method = reqwest::Method::from_bytes(request.method().as_str().as_bytes()).unwrap_or(reqwest::Method::POST);
+    let mut passed_on = app
         .http
-        .post(url)
+        .request(method, url)
         .header(FORWARDED.as_str(), app.id)
         .header(FORWARDED_TO.as_str(), receiver)
-        .header(header::CONTENT_TYPE.as_str(), "application/json")
-        .timeout(deadline_of(request))
-        .body(body)
-        .send();
-    let answer = match sent.await {
+        .timeout(deadline_of(request));
+    for name in [header::CONTENT_TYPE, header::IF_MATCH, header::IF_NONE_MATCH, IDEMPOTENCY_KEY] {
+        if let Some(value) = request.headers().get(&name) {
+            passed_on = passed_on.header(name.as_str(), value.as_bytes());
+        }
+    }
+    if !body.is_empty() {
+        passed_on = passed_on.body(body);
+    }
+    let answer = match passed_on.send().await {
         Ok(answer) => answer,
         Err(error) if error.is_connect() => {
             return Err(ApiError::Unreachable(Retry::soon(format!(
@@ -127,7 +135,8 @@ pub async fn pass_on(
         return Err(no_leader(app));
     }
     let mut response = HttpResponse::build(StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY));
-    for name in [header::CONTENT_TYPE, header::RETRY_AFTER, reply::OUTCOME] {
+    let own = [reply::OUTCOME, v1::REVISION, v1::TERM, v1::NODE, v1::REPLAYED];
+    for name in [header::CONTENT_TYPE, header::RETRY_AFTER, header::ETAG].into_iter().chain(own) {
         let value = answer.headers().get(name.as_str());
         if let Some(Ok(value)) = value.map(|value| HeaderValue::from_bytes(value.as_bytes())) {
             response.insert_header((name, value));

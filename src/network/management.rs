@@ -29,7 +29,7 @@ pub async fn init(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let body = read_body(&request, payload, app.request_bytes_max).await?;
+    let body = read_body(&request, payload, app.limits.request_bytes).await?;
     let members = parse_members(&app, &body)?;
     if app.raft.is_initialized().await.map_err(|_| forward::stopping())? {
         return Err(already_initialized(&app));
@@ -72,7 +72,7 @@ pub async fn add_learner(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let body = read_body(&request, payload, app.request_bytes_max).await?;
+    let body = read_body(&request, payload, app.limits.request_bytes).await?;
     let (id, addr): (NodeId, String) = parse_json(&body, ADD_LEARNER_BODY)?;
     check_member(id, &addr)?;
     let leader = app.clone();
@@ -122,7 +122,7 @@ pub async fn change_membership(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let body = read_body(&request, payload, app.request_bytes_max).await?;
+    let body = read_body(&request, payload, app.limits.request_bytes).await?;
     let ids: BTreeSet<NodeId> = parse_json(&body, CHANGE_MEMBERSHIP_BODY)?;
     if ids.is_empty() {
         return Err(ApiError::bad_request(

@@ -5,12 +5,18 @@
 
 pub mod api;
 pub mod forward;
+pub mod kv;
+pub mod list;
 pub mod listener;
 pub mod management;
+pub mod parameters;
 pub mod peer;
 pub mod raft;
 pub mod raft_network_impl;
 pub mod reply;
+pub mod txn;
+pub mod v1;
+pub mod watch;
 
 use actix_web::web::{self, ServiceConfig};
 
@@ -23,6 +29,23 @@ pub fn routes(config: &mut ServiceConfig) {
         .service(post("/write", web::post().to(api::write)))
         .service(post("/read", web::post().to(api::read)))
         .service(post("/consistent_read", web::post().to(api::consistent_read)))
+        .service(
+            web::resource("/v1/kv/{key:.*}")
+                .route(web::get().to(kv::get))
+                .route(web::put().to(kv::put))
+                .route(web::delete().to(kv::delete))
+                .route(web::post().to(kv::touch))
+                .route(web::head().to(kv::get))
+                .default_service(web::to(v1::only_key_methods)),
+        )
+        .service(
+            web::resource("/v1/kv")
+                .route(web::get().to(list::list))
+                .route(web::delete().to(list::delete_prefix))
+                .default_service(web::to(v1::only_list_methods)),
+        )
+        .service(web::resource("/v1/txn").route(web::post().to(txn::txn)).default_service(web::to(v1::only_post)))
+        .service(web::resource("/v1/watch").route(web::get().to(watch::watch)).default_service(web::to(v1::only_get)))
         // For whoever runs the cluster.
         .service(post("/init", web::post().to(management::init)))
         .service(post("/add-learner", web::post().to(management::add_learner)))

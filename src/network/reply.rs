@@ -1,13 +1,15 @@
 //! How bodies are read and answers are written.
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::{self, HeaderName, HeaderValue};
+use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, ResponseError, web};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::v1;
+use crate::app::ExampleApp;
 use crate::config::{REFUSED_BODY_KEPT, REQUEST_BODY_DEADLINE};
 use crate::error::{ApiError, Details};
 
@@ -80,7 +82,7 @@ pub fn parse_json<T: DeserializeOwned>(body: &[u8], expected: &str) -> Result<T,
 }
 
 /// `{"Ok":…}`.
-pub fn ok(value: &impl Serialize) -> HttpResponse {
+pub fn ok(value: &(impl Serialize + ?Sized)) -> HttpResponse {
     let mut body = Vec::with_capacity(512);
     let answer: Result<_, ()> = Ok(value);
     match serde_json::to_writer(&mut body, &answer) {
@@ -92,7 +94,8 @@ pub fn ok(value: &impl Serialize) -> HttpResponse {
     }
 }
 
-fn json(status: StatusCode, body: Vec<u8>) -> HttpResponse {
+/// A body that is JSON already.
+pub fn json(status: StatusCode, body: Vec<u8>) -> HttpResponse {
     HttpResponse::build(status).insert_header((header::CONTENT_TYPE, JSON)).body(body)
 }
 
@@ -105,21 +108,29 @@ impl ResponseError for ApiError {
         let answer: Result<(), _> = Err(self);
         let body = serde_json::to_vec(&answer).unwrap_or_default();
         let mut response = json(self.status_code(), body);
-        let headers = response.headers_mut();
-        headers.insert(OUTCOME, HeaderValue::from_static(self.outcome().as_str()));
-        if let Some(retry_after_ms) = self.retry_after_ms() {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_ms.div_ceil(1000)));
-        }
+        insert_error_headers(self, response.headers_mut());
         response
     }
 }
 
+/// What became of the request, and when to try again.
+pub fn insert_error_headers(error: &ApiError, headers: &mut HeaderMap) {
+    headers.insert(OUTCOME, HeaderValue::from_static(error.outcome().as_str()));
+    if let Some(retry_after_ms) = error.retry_after_ms() {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_ms.div_ceil(1000)));
+    }
+}
+
 /// For a path that no route has.
-pub async fn unknown_route(request: HttpRequest) -> HttpResponse {
+pub async fn unknown_route(app: web::Data<ExampleApp>, request: HttpRequest) -> HttpResponse {
+    let path = request.path();
+    if path == "/v1" || path.starts_with("/v1/") {
+        let message = format!("there is no route {path}; there are /v1/kv, /v1/kv/<key>, /v1/txn and /v1/watch");
+        return v1::answer(&app, Err(ApiError::NotFound(Details::not_applied(message))));
+    }
     let message = format!(
-        "there is no route {}; there are POST /write, /read, /consistent_read, /init, /add-learner, \
-         /change-membership, and GET /metrics",
-        request.path()
+        "there is no route {path}; there are /v1/kv, /v1/kv/<key>, /v1/txn, /v1/watch, POST /write, /read, \
+         /consistent_read, /init, /add-learner, /change-membership, and GET /metrics"
     );
     ApiError::NotFound(Details::not_applied(message)).error_response()
 }

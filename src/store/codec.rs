@@ -215,6 +215,7 @@ mod tests {
     use openraft::Membership;
 
     use super::*;
+    use crate::operation::{Operation, Put, Write};
     use crate::types::{Command, ExampleNode};
 
     fn encoded(record: &impl Encode) -> Vec<u8> {
@@ -222,6 +223,11 @@ mod tests {
         let length = record.encode(&mut bytes).unwrap();
         assert_eq!(length, bytes.len());
         bytes
+    }
+
+    fn put(key: &str, value: &[u8]) -> Payload {
+        let put = Put { key: key.into(), value: value.into(), ttl_ms: None, condition: None };
+        Payload::Normal(Command::Write(Write { at_ms: 258, request: None, operation: Operation::Put(put) }))
     }
 
     fn log_id() -> LogIdRecord {
@@ -240,6 +246,8 @@ mod tests {
         let payloads = [
             Payload::Blank,
             Payload::Normal(Command::Set { key: "foo".into(), value: "bar".into() }),
+            put("foo", b"bar"),
+            put("foo", b"\xff\0"),
             Payload::Membership(membership),
         ];
         for payload in payloads {
@@ -254,23 +262,28 @@ mod tests {
         assert_eq!(UserDataRecord::decode(encoded(&UserDataRecord).as_slice()).unwrap(), UserDataRecord);
     }
 
-    /// The bytes on disk are these, for as long as format 1 is read.
+    /// The bytes on disk are these, for as long as formats 1 and 2 are read.
     #[test]
     fn bytes_are_fixed() {
         assert_eq!(encoded(&log_id()), b"L\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\x01\x02");
         assert_eq!(encoded(&vote()), b"V\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x02\x01");
-        let payload = Payload::Normal(Command::Set { key: "k".into(), value: "v".into() });
+        let former = Payload::Normal(Command::Set { key: "k".into(), value: "v".into() });
         assert_eq!(
-            &encoded(&PayloadRecord(payload))[PAYLOAD_HEADER_BYTES..],
+            &encoded(&PayloadRecord(former))[PAYLOAD_HEADER_BYTES..],
             b"\x81\xa6Normal\x81\xa3Set\x82\xa3key\xa1k\xa5value\xa1v"
         );
+        let expected: [&[u8]; 3] = [
+            b"\x81\xa6Normal\x81\xa5Write\x82\xa5at_ms\xcd\x01\x02\xa9operation",
+            b"\x81\xa3Put\x82\xa3key\xa1k\xa5value\xc4\x01",
+            b"\xff",
+        ];
+        assert_eq!(&encoded(&PayloadRecord(put("k", b"\xff")))[PAYLOAD_HEADER_BYTES..], expected.concat());
     }
 
     /// No flipped bit makes a payload end early, which raft-log would take for a torn write.
     #[test]
     fn damage_is_never_an_early_end() {
-        let payload = Payload::Normal(Command::Set { key: "k".into(), value: "value".into() });
-        let bytes = encoded(&PayloadRecord(payload));
+        let bytes = encoded(&PayloadRecord(put("k", b"value")));
         for position in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
             damaged[position / 8] ^= 1 << (position % 8);

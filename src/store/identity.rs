@@ -4,7 +4,7 @@
 //! made and rewritten once, when the node learns its cluster:
 //!
 //! ```text
-//! {"format":1,"cluster_id":"9f…","node_id":1,"incarnation":"3c…","checksum":"5d1f09aa"}
+//! {"format":2,"cluster_id":"9f…","node_id":1,"incarnation":"3c…","checksum":"5d1f09aa"}
 //! ```
 //!
 //! The checksum is the CRC-32 of the line's fields in that order. A file is
@@ -22,8 +22,12 @@ use super::durable;
 use super::error::StoreError;
 use crate::types::NodeId;
 
-/// The version of the data directory's layout that this program writes.
-pub const FORMAT_VERSION: u32 = 1;
+/// The version of the data directory's layout that this program writes: 2 since
+/// the log holds more than sets of text. A directory of version 1 becomes one of
+/// version 2 when it is opened, so that a program which only knows 1 refuses it,
+/// rather than take what it cannot read for damage.
+pub const FORMAT_VERSION: u32 = 2;
+const FORMER_FORMAT_VERSION: u32 = 1;
 
 /// The random number that all nodes of a cluster share; 16 hexadecimal digits as text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -73,17 +77,17 @@ struct FormatOnly {
 }
 
 impl Identity {
-    fn encode(&self) -> Vec<u8> {
+    fn encode(&self, format: u32) -> Vec<u8> {
         let cluster_id = self.cluster_id.map(|id| id.to_string()).unwrap_or_default();
         let incarnation = format!("{:016x}", self.incarnation);
         let mut checksum = crc32fast::Hasher::new();
-        checksum.update(&FORMAT_VERSION.to_le_bytes());
+        checksum.update(&format.to_le_bytes());
         checksum.update(cluster_id.as_bytes());
         checksum.update(&self.node_id.to_le_bytes());
         checksum.update(incarnation.as_bytes());
         let checksum = format!("{:08x}", checksum.finalize());
         format!(
-            "{{\"format\":{FORMAT_VERSION},\"cluster_id\":\"{cluster_id}\",\"node_id\":{},\
+            "{{\"format\":{format},\"cluster_id\":\"{cluster_id}\",\"node_id\":{},\
              \"incarnation\":\"{incarnation}\",\"checksum\":\"{checksum}\"}}\n",
             self.node_id
         )
@@ -105,7 +109,7 @@ impl Identity {
             Some(Identity { cluster_id, node_id: line.node_id, incarnation })
         });
         match identity {
-            Some(identity) if identity.encode() == bytes => Ok(identity),
+            Some(identity) if format >= FORMER_FORMAT_VERSION && identity.encode(format) == bytes => Ok(identity),
             _ => Err(damaged("its fields and its checksum do not match")),
         }
     }
@@ -146,9 +150,15 @@ impl IdentityFile {
         Ok(identity)
     }
 
+    /// Replaces the file by one of the current format, unless it is one.
+    pub fn upgrade(&self, identity: &Identity) -> Result<(), StoreError> {
+        let bytes = fs::read(&self.path).map_err(|error| StoreError::io("read", &self.path, error))?;
+        if bytes == identity.encode(FORMAT_VERSION) { Ok(()) } else { self.write(identity) }
+    }
+
     /// Replaces what the file says, durably.
     pub fn write(&self, identity: &Identity) -> Result<(), StoreError> {
-        durable::replace_file(&self.path, &identity.encode())
+        durable::replace_file(&self.path, &identity.encode(FORMAT_VERSION))
             .map_err(|error| StoreError::io("write", &self.path, error))
     }
 }
@@ -234,7 +244,7 @@ mod tests {
     /// Method: every byte replaced by every other value, and every shorter length.
     #[test]
     fn every_damage_is_refused() {
-        let bytes = example().encode();
+        let bytes = example().encode(FORMAT_VERSION);
         let path = Path::new("IDENTITY");
         for position in 0..bytes.len() {
             for value in 0..=255 {
@@ -255,8 +265,8 @@ mod tests {
     /// A file of a later version is told from a damaged one.
     #[test]
     fn newer_format_is_named() {
-        let result = Identity::decode(Path::new("IDENTITY"), b"{\"format\":2,\"something\":\"else\"}\n");
-        assert!(matches!(result, Err(StoreError::NewerFormat { found: 2, known: 1, .. })), "{result:?}");
+        let result = Identity::decode(Path::new("IDENTITY"), b"{\"format\":3,\"something\":\"else\"}\n");
+        assert!(matches!(result, Err(StoreError::NewerFormat { found: 3, known: 2, .. })), "{result:?}");
     }
 
     /// The lock is exclusive, and names its holder.

@@ -14,22 +14,28 @@
 pub mod codec;
 pub mod durable;
 pub mod error;
+pub mod history;
 pub mod identity;
+pub mod listing;
 pub mod log;
 pub mod log_check;
+pub mod requests;
 pub mod snapshot;
 pub mod snapshot_format;
 pub mod state_machine;
 pub mod state_machine_store;
+pub mod watch;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use self::error::StoreError;
+pub use self::history::{Change, ChangeKind};
 pub use self::identity::{ClusterId, Identity};
 pub use self::log::{LogSizes, LogStore};
-pub use self::state_machine::ExampleStateMachine;
+pub use self::state_machine::{Data, ExampleStateMachine, Record};
 pub use self::state_machine_store::StateMachineStore;
+pub use self::watch::{Filter, Subscription, WatchError};
 
 use self::identity::{DirectoryLock, IdentityFile};
 use self::log_check::CheckedLog;
@@ -85,7 +91,10 @@ impl ExampleStore {
         // From here on the directory is written to.
         durable::remove_temporary_files(&directory).map_err(|error| StoreError::io("clean", &directory, error))?;
         let identity = match found {
-            Some(identity) => identity,
+            Some(identity) => {
+                identity_file.upgrade(&identity)?;
+                identity
+            }
             None => identity_file.create(node_id)?,
         };
         for path in [&log_directory, &snapshot_directory] {

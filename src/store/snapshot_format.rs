@@ -21,25 +21,127 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::error::StoreError;
-use super::state_machine::ExampleStateMachine;
+use super::history::{Change, ChangeKind, History};
+use super::requests::Remembered;
+use super::state_machine::{ExampleStateMachine, Record as StateRecord};
 use crate::config::{SNAPSHOT_FRAME_BYTES, SNAPSHOT_FRAME_BYTES_MAX, SNAPSHOT_FRAMES_PER_SYNC};
+use crate::operation::{RequestId, Value, WriteResult};
 use crate::types::SnapshotMeta;
 
 const MAGIC: &[u8; 8] = b"RKVSNAP\0";
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
+/// The format without revisions: each record is a key with its value.
+const FORMER_FORMAT_VERSION: u32 = 1;
 const META_BYTES_MAX: usize = 16 << 20;
 
 /// A record as it is written. Borrowed, since counting references would contend with the Raft thread for them.
 #[derive(Serialize)]
-struct RecordRef<'a> {
-    key: &'a str,
-    value: &'a str,
+enum RecordRef<'a> {
+    /// What there is one of; the first record.
+    State {
+        revision: u64,
+        clock_ms: u64,
+        oldest_revision: u64,
+    },
+    /// A key, in order.
+    Key {
+        key: &'a str,
+        value: &'a Value,
+        revision: u64,
+        create_revision: u64,
+        version: u64,
+        #[serde(skip_serializing_if = "is_zero")]
+        expires_at_ms: u64,
+    },
+    /// A change, oldest first, after all keys. A put without its value left what the key has now.
+    Put {
+        revision: u64,
+        key: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        former: Option<FormerRef<'a>>,
+    },
+    Delete {
+        revision: u64,
+        key: &'a str,
+    },
+    Expire {
+        revision: u64,
+        key: &'a str,
+    },
+    /// A request that was done, oldest first, at the end.
+    Request {
+        key: &'a str,
+        fingerprint: [u64; 2],
+        result: &'a WriteResult,
+    },
+}
+
+/// What a change set a key to that has something else now.
+#[derive(Serialize)]
+struct FormerRef<'a> {
+    value: &'a Value,
+    create_revision: u64,
+    version: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    expires_at_ms: u64,
+}
+
+/// A record as it is read.
+#[derive(Deserialize)]
+enum Record {
+    State {
+        revision: u64,
+        clock_ms: u64,
+        oldest_revision: u64,
+    },
+    Key {
+        key: Arc<str>,
+        value: Value,
+        revision: u64,
+        create_revision: u64,
+        version: u64,
+        #[serde(default)]
+        expires_at_ms: u64,
+    },
+    Put {
+        revision: u64,
+        key: Arc<str>,
+        #[serde(default)]
+        former: Option<Former>,
+    },
+    Delete {
+        revision: u64,
+        key: Arc<str>,
+    },
+    Expire {
+        revision: u64,
+        key: Arc<str>,
+    },
+    Request {
+        key: Arc<str>,
+        fingerprint: [u64; 2],
+        result: WriteResult,
+    },
 }
 
 #[derive(Deserialize)]
-struct Record {
+struct Former {
+    value: Value,
+    create_revision: u64,
+    version: u64,
+    #[serde(default)]
+    expires_at_ms: u64,
+}
+
+/// A record of the former format.
+#[derive(Deserialize)]
+struct FormerFormatRecord {
     key: Arc<str>,
     value: Arc<str>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// What identifies a snapshot of `machine`.
@@ -51,33 +153,55 @@ pub fn meta_of(machine: &ExampleStateMachine) -> SnapshotMeta {
 pub fn write(machine: &ExampleStateMachine, meta: &SnapshotMeta, file: &mut File) -> io::Result<()> {
     let mut frames = FrameWriter {
         writer: BufWriter::with_capacity(SNAPSHOT_FRAME_BYTES, file),
+        frame: Vec::with_capacity(2 * SNAPSHOT_FRAME_BYTES),
         checksums: crc32fast::Hasher::new(),
         count: 0,
+        records: 0,
     };
     frames.write_header(meta)?;
-    let mut frame = Vec::with_capacity(2 * SNAPSHOT_FRAME_BYTES);
-    for (key, value) in &machine.data {
-        rmp_serde::encode::write_named(&mut frame, &RecordRef { key, value }).map_err(io::Error::other)?;
-        if frame.len() >= SNAPSHOT_FRAME_BYTES {
-            frames.write_frame(&mut frame)?;
-            if frames.count.is_multiple_of(SNAPSHOT_FRAMES_PER_SYNC) {
-                // Little by little: one sync of it all at the end would make the
-                // log's syncs wait until it is done.
-                frames.writer.flush()?;
-                frames.writer.get_ref().sync_data()?;
-            }
+    let state = RecordRef::State {
+        revision: machine.revision,
+        clock_ms: machine.clock_ms,
+        oldest_revision: machine.history.oldest(),
+    };
+    frames.write_record(&state)?;
+    for (key, record) in &machine.data {
+        let StateRecord { value, revision, create_revision, version, expires_at_ms } = record.as_ref();
+        let (revision, create_revision, version) = (*revision, *create_revision, *version);
+        let expires_at_ms = *expires_at_ms;
+        frames.write_record(&RecordRef::Key { key, value, revision, create_revision, version, expires_at_ms })?;
+    }
+    for change in machine.history.iter() {
+        frames.write_record(&change_ref(machine, change))?;
+    }
+    for (key, Remembered { fingerprint, result }) in machine.requests.iter().map(|(key, it)| (key, it.as_ref())) {
+        frames.write_record(&RecordRef::Request { key, fingerprint: *fingerprint, result })?;
+    }
+    frames.write_footer()
+}
+
+fn change_ref<'a>(machine: &'a ExampleStateMachine, change: &'a Change) -> RecordRef<'a> {
+    let (key, revision) = (change.key.as_ref(), change.revision);
+    match &change.kind {
+        ChangeKind::Delete => RecordRef::Delete { revision, key },
+        ChangeKind::Expire => RecordRef::Expire { revision, key },
+        ChangeKind::Put(record) => {
+            let current = machine.data.get(key).is_some_and(|current| Arc::ptr_eq(current, record));
+            let StateRecord { value, create_revision, version, expires_at_ms, .. } = record.as_ref();
+            let (create_revision, version, expires_at_ms) = (*create_revision, *version, *expires_at_ms);
+            let former = (!current).then_some(FormerRef { value, create_revision, version, expires_at_ms });
+            RecordRef::Put { revision, key, former }
         }
     }
-    if !frame.is_empty() {
-        frames.write_frame(&mut frame)?;
-    }
-    frames.write_footer(machine.data.len() as u64)
 }
 
 struct FrameWriter<'a> {
     writer: BufWriter<&'a mut File>,
+    /// Records that are not yet written.
+    frame: Vec<u8>,
     checksums: crc32fast::Hasher,
     count: u64,
+    records: u64,
 }
 
 impl FrameWriter<'_> {
@@ -94,20 +218,39 @@ impl FrameWriter<'_> {
         self.writer.write_all(&checksum)
     }
 
-    fn write_frame(&mut self, frame: &mut Vec<u8>) -> io::Result<()> {
-        check_length("frame", frame.len(), SNAPSHOT_FRAME_BYTES_MAX)?;
-        let checksum = crc32fast::hash(frame).to_be_bytes();
+    fn write_record(&mut self, record: &RecordRef<'_>) -> io::Result<()> {
+        rmp_serde::encode::write_named(&mut self.frame, record).map_err(io::Error::other)?;
+        self.records += 1;
+        if self.frame.len() < SNAPSHOT_FRAME_BYTES {
+            return Ok(());
+        }
+        self.write_frame()?;
+        if self.count.is_multiple_of(SNAPSHOT_FRAMES_PER_SYNC) {
+            // Little by little: one sync of it all at the end would make the
+            // log's syncs wait until it is done.
+            self.writer.flush()?;
+            self.writer.get_ref().sync_data()?;
+        }
+        Ok(())
+    }
+
+    fn write_frame(&mut self) -> io::Result<()> {
+        check_length("frame", self.frame.len(), SNAPSHOT_FRAME_BYTES_MAX)?;
+        let checksum = crc32fast::hash(&self.frame).to_be_bytes();
         self.checksums.update(&checksum);
-        self.writer.write_all(&(frame.len() as u32).to_be_bytes())?;
+        self.writer.write_all(&(self.frame.len() as u32).to_be_bytes())?;
         self.writer.write_all(&checksum)?;
-        self.writer.write_all(frame)?;
-        frame.clear();
+        self.writer.write_all(&self.frame)?;
+        self.frame.clear();
         self.count += 1;
         Ok(())
     }
 
-    fn write_footer(mut self, records: u64) -> io::Result<()> {
-        let footer = footer_of(records, self.count);
+    fn write_footer(mut self) -> io::Result<()> {
+        if !self.frame.is_empty() {
+            self.write_frame()?;
+        }
+        let footer = footer_of(self.records, self.count);
         self.checksums.update(&footer);
         self.writer.write_all(&0u32.to_be_bytes())?;
         self.writer.write_all(&footer)?;
@@ -135,25 +278,64 @@ pub fn load(path: &Path) -> Result<(SnapshotMeta, ExampleStateMachine), StoreErr
     let reader = BufReader::with_capacity(SNAPSHOT_FRAME_BYTES, file);
     let mut frames =
         FrameReader { path, reader, checksums: crc32fast::Hasher::new(), count: 0, offset: 0, part_offset: 0 };
-    let meta = frames.read_header()?;
+    let (version, meta) = frames.read_header()?;
     let mut machine = ExampleStateMachine {
         last_applied: meta.last_log_id,
         last_membership: meta.last_membership.clone(),
         ..ExampleStateMachine::default()
     };
     let mut frame = Vec::new();
+    let mut records = 0;
     while frames.read_frame(&mut frame)? {
-        let mut records = frame.as_slice();
-        while !records.is_empty() {
-            // What the decoder says is kept out of the error: it may quote the data.
-            let Ok(record) = rmp_serde::from_read::<_, Record>(&mut records) else {
-                return Err(frames.damaged("a record cannot be decoded"));
+        let mut rest = frame.as_slice();
+        while !rest.is_empty() {
+            let loaded = match version {
+                FORMER_FORMAT_VERSION => load_former_record(&mut machine, &mut rest),
+                _ => load_record(&mut machine, &mut rest),
             };
-            machine.data.insert(record.key, record.value);
+            loaded.map_err(|what| frames.damaged(what))?;
+            records += 1;
         }
     }
-    frames.read_footer(machine.data.len() as u64)?;
+    frames.read_footer(records)?;
     Ok((meta, machine))
+}
+
+// What the decoder says is kept out of the errors: it may quote the data.
+const NO_RECORD: &str = "a record cannot be decoded";
+
+fn load_former_record(machine: &mut ExampleStateMachine, bytes: &mut &[u8]) -> Result<(), &'static str> {
+    let record: FormerFormatRecord = rmp_serde::from_read(bytes).map_err(|_| NO_RECORD)?;
+    machine.insert_former(record.key, Value::from(record.value.as_bytes()));
+    Ok(())
+}
+
+fn load_record(machine: &mut ExampleStateMachine, bytes: &mut &[u8]) -> Result<(), &'static str> {
+    match rmp_serde::from_read(bytes).map_err(|_| NO_RECORD)? {
+        Record::State { revision, clock_ms, oldest_revision } => {
+            (machine.revision, machine.clock_ms) = (revision, clock_ms);
+            machine.history = History::starting_at(oldest_revision);
+        }
+        Record::Key { key, value, revision, create_revision, version, expires_at_ms } => {
+            let record = StateRecord { value, revision, create_revision, version, expires_at_ms };
+            machine.insert_record(key, Arc::new(record));
+        }
+        Record::Put { revision, key, former: None } => {
+            let (key, record) = machine.data.get_key_value(&key).ok_or("a change is of a key that is not there")?;
+            machine.history.push(revision, key.clone(), ChangeKind::Put(record.clone()));
+        }
+        Record::Put { revision, key, former: Some(former) } => {
+            let Former { value, create_revision, version, expires_at_ms } = former;
+            let record = StateRecord { value, revision, create_revision, version, expires_at_ms };
+            machine.history.push(revision, key, ChangeKind::Put(Arc::new(record)));
+        }
+        Record::Delete { revision, key } => machine.history.push(revision, key, ChangeKind::Delete),
+        Record::Expire { revision, key } => machine.history.push(revision, key, ChangeKind::Expire),
+        Record::Request { key, fingerprint, result } => {
+            machine.requests.remember(&RequestId { key, fingerprint }, result);
+        }
+    }
+    Ok(())
 }
 
 struct FrameReader<'a> {
@@ -167,7 +349,8 @@ struct FrameReader<'a> {
 }
 
 impl FrameReader<'_> {
-    fn read_header(&mut self) -> Result<SnapshotMeta, StoreError> {
+    /// The format version, and what identifies the snapshot.
+    fn read_header(&mut self) -> Result<(u32, SnapshotMeta), StoreError> {
         let magic: [u8; 8] = self.array()?;
         if &magic != MAGIC {
             return Err(self.damaged("it is not a snapshot"));
@@ -182,14 +365,16 @@ impl FrameReader<'_> {
             return Err(self.damaged("the checksum of its header does not match"));
         }
         self.checksums.update(&checksum);
-        match u32::from_be_bytes(version) {
-            FORMAT_VERSION => {}
+        let version = u32::from_be_bytes(version);
+        match version {
+            FORMER_FORMAT_VERSION | FORMAT_VERSION => {}
             found if found > FORMAT_VERSION => {
                 return Err(StoreError::NewerFormat { path: self.path.to_owned(), found, known: FORMAT_VERSION });
             }
             found => return Err(self.damaged(format!("there is no format {found}"))),
         }
-        rmp_serde::from_slice(&meta).map_err(|_| self.damaged("its header cannot be decoded"))
+        let meta = rmp_serde::from_slice(&meta).map_err(|_| self.damaged("its header cannot be decoded"))?;
+        Ok((version, meta))
     }
 
     /// Reads the next frame; false if the footer follows.
@@ -261,6 +446,7 @@ mod tests {
     use openraft::vote::RaftLeaderId;
 
     use super::*;
+    use crate::operation::{Operation, Put, Write};
     use crate::types::{Command, Entry, LogId, Payload};
 
     fn written(machine: &ExampleStateMachine) -> (tempfile::NamedTempFile, Vec<u8>) {
@@ -270,14 +456,15 @@ mod tests {
         (file, bytes)
     }
 
-    /// The bytes on disk are these, for as long as format 1 is read.
-    #[test]
-    fn bytes_are_fixed() {
-        let mut machine = ExampleStateMachine::default();
-        let command = Command::Set { key: "k".into(), value: "v".into() };
-        machine.apply(Entry { log_id: LogId::new(RaftLeaderId::new(3, 2), 258), payload: Payload::Normal(command) });
-        let (file, bytes) = written(&machine);
+    fn put(index: u64, key: &str, value: &str) -> Entry {
+        let put = Put { key: key.into(), value: value.into(), ttl_ms: None, condition: None };
+        let request = Some(Arc::new(RequestId { key: format!("request {index}").into(), fingerprint: [7, 8] }));
+        let command = Command::Write(Write { at_ms: 5, request, operation: Operation::Put(put) });
+        Entry { log_id: LogId::new(RaftLeaderId::new(3, 2), index), payload: Payload::Normal(command) }
+    }
 
+    /// A file of one frame, with its checksums.
+    fn file_of(version: u8, frame: &[u8], records: u8) -> Vec<u8> {
         let log_id = b"\x82\xa9leader_id\x82\xa4term\x03\xa7node_id\x02\xa5index\xcd\x01\x02";
         let membership = b"\x82\xa6log_id\xc0\xaamembership\x82\xa7configs\x90\xa5nodes\x80";
         let meta = [
@@ -289,17 +476,43 @@ mod tests {
         ]
         .concat();
         let meta_bytes = (meta.len() as u32).to_be_bytes();
-        let header = [b"RKVSNAP\0\0\0\0\x01".as_slice(), &meta_bytes, &meta].concat();
-        let frame = b"\x82\xa3key\xa1k\xa5value\xa1v";
+        let header = [b"RKVSNAP\0\0\0\0".as_slice(), &[version], &meta_bytes, &meta].concat();
+        let frame_bytes = (frame.len() as u32).to_be_bytes();
         let checksums = [crc32fast::hash(&header), crc32fast::hash(frame)].map(u32::to_be_bytes);
-        let counts = b"\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x01";
-        let footer = crc32fast::hash(&[checksums[0].as_slice(), &checksums[1], counts].concat()).to_be_bytes();
-        let expected: [&[u8]; 8] =
-            [&header, &checksums[0], b"\0\0\0\x0f", &checksums[1], frame, b"\0\0\0\0", counts, &footer];
-        assert_eq!(bytes, expected.concat());
+        let counts = [b"\0\0\0\0\0\0\0".as_slice(), &[records], b"\0\0\0\0\0\0\0\x01"].concat();
+        let footer = crc32fast::hash(&[checksums[0].as_slice(), &checksums[1], &counts].concat()).to_be_bytes();
+        let parts: [&[u8]; 8] =
+            [&header, &checksums[0], &frame_bytes, &checksums[1], frame, b"\0\0\0\0", &counts, &footer];
+        parts.concat()
+    }
 
+    /// The bytes on disk are these, for as long as format 2 is read.
+    #[test]
+    fn bytes_are_fixed() {
+        let mut machine = ExampleStateMachine::default();
+        machine.apply(put(258, "k", "v"));
+        let (file, bytes) = written(&machine);
+        let frame = [
+            b"\x81\xa5State\x83\xa8revision\x01\xa8clock_ms\x05\xafoldest_revision\x00".as_slice(),
+            b"\x81\xa3Key\x85\xa3key\xa1k\xa5value\xc4\x01v\xa8revision\x01\xafcreate_revision\x01\xa7version\x01",
+            b"\x81\xa3Put\x82\xa8revision\x01\xa3key\xa1k",
+            b"\x81\xa7Request\x83\xa3key\xabrequest 258\xabfingerprint\x92\x07\x08\xa6result",
+            b"\x81\xa3Put\x82\xa8revision\x01\xa7version\x01",
+        ];
+        assert_eq!(bytes, file_of(2, &frame.concat(), 4));
         let (meta, loaded) = load(file.path()).unwrap();
-        assert_eq!((meta, loaded.data), (meta_of(&machine), machine.data));
+        assert_eq!((meta, loaded), (meta_of(&machine), machine));
+    }
+
+    /// A file of format 1 is read: its keys are as if they had been set before the first revision.
+    #[test]
+    fn former_format() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), file_of(1, b"\x82\xa3key\xa1k\xa5value\xa1v", 1)).unwrap();
+        let (_, loaded) = load(file.path()).unwrap();
+        let record = loaded.get("k").unwrap();
+        assert_eq!((record.value.as_text(), record.revision, record.version), (Some("v"), 1, 1));
+        assert_eq!((loaded.revision, loaded.history.oldest()), (1, 2));
     }
 
     /// A state without keys has a snapshot too.

@@ -1,30 +1,70 @@
 //! The state machine: what the log's entries make of the data.
 //!
 //! Nothing here reads a clock, a file or a random number, so that every node
-//! which applies the same entries holds the same state.
+//! which applies the same entries holds the same state. Time is what the leaders
+//! wrote into the entries.
 //!
 //! The data is a persistent ordered map: a copy of it takes no time and shares
-//! all its memory, so a snapshot is built from a copy while writes go on. A
-//! write after a copy copies the few tree nodes above what it changes.
+//! all its memory, so a snapshot is built from a copy while writes go on, and so
+//! is a long listing. A write after a copy copies the few tree nodes above what
+//! it changes.
 
 use std::sync::Arc;
 
-use imbl::OrdMap;
+use imbl::{OrdMap, OrdSet};
 
+use super::history::{ChangeKind, History};
+use super::requests::Requests;
+use crate::body::{EncodedValue, KeyValue, PutAnswer, TouchAnswer, TxnAnswer, TxnDeleted, TxnResult};
+use crate::config::{DELETE_STEP_KEYS_MAX, EXPIRE_KEYS_MAX, TXN_ANSWER_BYTES_MAX};
+use crate::operation::{
+    Comparison, Condition, Delete, Operand, Operation, Put, RequestId, Touch, Txn, TxnStep, Value, Write, WriteResult,
+};
 use crate::types::{Command, Entry, ExampleResponse, LogId, Payload, StoredMembership};
+
+/// The keys, and what is known of each.
+pub type Data = OrdMap<Arc<str>, Arc<Record>>;
+
+/// The revision, create revision and version of keys from before there were revisions.
+const FORMER_REVISION: u64 = 1;
+
+/// A value and its history's outline.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The value.
+    pub value: Value,
+    /// The revision of the last change.
+    pub revision: u64,
+    /// The revision at which the key came to be.
+    pub create_revision: u64,
+    /// How often the key was changed since then: 1 when it is new.
+    pub version: u64,
+    /// When it expires, by the state machine's clock, in milliseconds; 0 for never.
+    pub expires_at_ms: u64,
+}
 
 /// The replicated data of one node, and how far it has come.
 ///
-/// Invariant: it holds what the entries up to `last_applied`, and no others,
-/// make of an empty state.
-#[derive(Clone, Debug, Default)]
+/// Invariants: it holds what the entries up to `last_applied`, and no others,
+/// make of an empty state. `expiring` has exactly the keys of `data` that
+/// expire, at their times. No key's revision is above `revision`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExampleStateMachine {
     /// The last entry that was applied.
     pub last_applied: Option<LogId>,
     /// The last membership that was applied.
     pub last_membership: StoredMembership,
     /// The keys and their values.
-    pub data: OrdMap<Arc<str>, Arc<str>>,
+    pub data: Data,
+    /// One more for each request that changed something.
+    pub revision: u64,
+    /// The largest time any leader wrote into an entry, in milliseconds since 1970.
+    pub clock_ms: u64,
+    /// The last changes.
+    pub history: History,
+    /// The last requests that may come again.
+    pub requests: Requests,
+    pub(super) expiring: OrdSet<(u64, Arc<str>)>,
 }
 
 impl ExampleStateMachine {
@@ -33,7 +73,8 @@ impl ExampleStateMachine {
         self.last_applied = Some(entry.log_id);
         match entry.payload {
             Payload::Blank => ExampleResponse::default(),
-            Payload::Normal(command) => self.apply_command(command),
+            Payload::Normal(Command::Write(write)) => self.apply_write(write),
+            Payload::Normal(Command::Set { key, value }) => self.apply_former_set(key, &value),
             Payload::Membership(membership) => {
                 self.last_membership = StoredMembership::new(Some(entry.log_id), membership);
                 ExampleResponse::default()
@@ -41,20 +82,346 @@ impl ExampleStateMachine {
         }
     }
 
-    fn apply_command(&mut self, command: Command) -> ExampleResponse {
-        match command {
-            Command::Set { key, value } => {
-                let response = ExampleResponse { value: Some(value.as_ref().to_owned()) };
-                self.data.insert(key, value);
-                response
+    /// The value of a key, if it is there.
+    pub fn get(&self, key: &str) -> Option<Arc<Record>> {
+        self.data.get(key).cloned()
+    }
+
+    /// When the next key expires, by the clock of the state machine.
+    pub fn next_expiry_ms(&self) -> Option<u64> {
+        self.expiring.get_min().map(|(at_ms, _)| *at_ms)
+    }
+
+    fn apply_write(&mut self, write: Write) -> ExampleResponse {
+        self.clock_ms = self.clock_ms.max(write.at_ms);
+        self.expire();
+        let Write { request, operation, .. } = write;
+        let Some(request) = request else {
+            let result = self.execute(operation, None);
+            return ExampleResponse { revision: Some(self.revision), result: Some(result), ..Default::default() };
+        };
+        let (result, replayed) = self.execute_once(&request, operation);
+        ExampleResponse { revision: Some(self.revision), result: Some(result), replayed, ..Default::default() }
+    }
+
+    /// Executes a request unless that was done before; also says whether it was.
+    fn execute_once(&mut self, request: &RequestId, operation: Operation) -> (WriteResult, bool) {
+        let before = self.requests.get(&request.key).map(|remembered| remembered.as_ref());
+        let done = match before {
+            Some(remembered) if remembered.fingerprint != request.fingerprint => {
+                return (WriteResult::RequestIdReused, false);
+            }
+            Some(remembered) => match &remembered.result {
+                // What it has deleted so far, and up to which revision it deletes.
+                WriteResult::Delete { deleted, unfinished: Some(revision_max) } => Some((*deleted, *revision_max)),
+                result => return (result.clone(), true),
+            },
+            None => None,
+        };
+        let result = self.execute(operation, done);
+        self.requests.remember(request, result.clone());
+        (result, false)
+    }
+
+    /// `done`: how much of a deletion in steps was done before, and up to which revision it deletes.
+    fn execute(&mut self, operation: Operation, done: Option<(u64, u64)>) -> WriteResult {
+        let revision = self.revision + 1;
+        match operation {
+            Operation::Put(put) => match self.check(&put.key, put.condition) {
+                Ok(()) => WriteResult::Put(self.put(revision, put)),
+                Err(failed) => failed,
+            },
+            Operation::Delete(Delete { key, condition }) => match self.check(&key, condition) {
+                Ok(()) => {
+                    let deleted = u64::from(self.remove(revision, &key, ChangeKind::Delete));
+                    WriteResult::Delete { deleted, unfinished: None }
+                }
+                Err(failed) => failed,
+            },
+            Operation::DeletePrefix { prefix, revision_max } => {
+                let (deleted_before, revision_max) = match done {
+                    Some((deleted, revision_max)) => (deleted, revision_max),
+                    None => (0, revision_max.unwrap_or(self.revision)),
+                };
+                self.delete_prefix(&prefix, revision_max, deleted_before)
+            }
+            Operation::Touch(touch) => match self.check(&touch.key, touch.condition) {
+                Ok(()) => self.touch(&touch).map_or(WriteResult::NoSuchKey, WriteResult::Touch),
+                Err(failed) => failed,
+            },
+            Operation::Txn(txn) => self.txn(&txn),
+            Operation::Expire => WriteResult::Delete { deleted: 0, unfinished: None },
+        }
+    }
+
+    fn check(&self, key: &str, condition: Option<Condition>) -> Result<(), WriteResult> {
+        let Some(condition) = condition else { return Ok(()) };
+        let revision = self.data.get(key).map(|record| record.revision);
+        let holds = match condition {
+            Condition::Missing => revision.is_none(),
+            Condition::Present => revision.is_some(),
+            Condition::Revision(wanted) => revision == Some(wanted),
+        };
+        if holds { Ok(()) } else { Err(WriteResult::ConditionFailed { revision }) }
+    }
+
+    /// Sets a key at `revision`, which is the store's from then on. If the value
+    /// stays and a time is given, only that is renewed, and no revision changes.
+    fn put(&mut self, revision: u64, put: Put) -> PutAnswer {
+        let Put { key, value, ttl_ms, .. } = put;
+        let expires_at_ms = self.expiry_of(ttl_ms);
+        let Some((key, record)) = self.data.get_key_value_mut(&key) else {
+            return self.create(revision, key, value, expires_at_ms);
+        };
+        let expired_at_ms = record.expires_at_ms;
+        let renewed = ttl_ms.is_some() && record.value == value;
+        if renewed {
+            Arc::make_mut(record).expires_at_ms = expires_at_ms;
+        } else {
+            let (create_revision, version) = (record.create_revision, record.version + 1);
+            *record = Arc::new(Record { value, revision, create_revision, version, expires_at_ms });
+        }
+        let answer = PutAnswer { revision: record.revision, version: record.version };
+        if expired_at_ms != expires_at_ms {
+            reschedule(&mut self.expiring, key, expired_at_ms, expires_at_ms);
+        }
+        if !renewed {
+            self.history.push(revision, key.clone(), ChangeKind::Put(record.clone()));
+            self.revision = revision;
+        }
+        answer
+    }
+
+    fn create(&mut self, revision: u64, key: Arc<str>, value: Value, expires_at_ms: u64) -> PutAnswer {
+        let record = Arc::new(Record { value, revision, create_revision: revision, version: 1, expires_at_ms });
+        reschedule(&mut self.expiring, &key, 0, expires_at_ms);
+        self.history.push(revision, key.clone(), ChangeKind::Put(record.clone()));
+        self.data.insert(key, record);
+        self.revision = revision;
+        PutAnswer { revision, version: 1 }
+    }
+
+    fn expiry_of(&self, ttl_ms: Option<u64>) -> u64 {
+        ttl_ms.map_or(0, |ttl_ms| self.clock_ms.saturating_add(ttl_ms))
+    }
+
+    fn touch(&mut self, touch: &Touch) -> Option<TouchAnswer> {
+        let expires_at_ms = self.expiry_of(touch.ttl_ms);
+        let (key, record) = self.data.get_key_value_mut(&touch.key)?;
+        reschedule(&mut self.expiring, key, record.expires_at_ms, expires_at_ms);
+        if record.expires_at_ms != expires_at_ms {
+            Arc::make_mut(record).expires_at_ms = expires_at_ms;
+        }
+        Some(TouchAnswer { revision: record.revision, version: record.version, expires_in_ms: touch.ttl_ms })
+    }
+
+    /// Removes a key at `revision`, which is the store's from then on; false if it is not there.
+    fn remove(&mut self, revision: u64, key: &str, kind: ChangeKind) -> bool {
+        let Some((key, record)) = self.data.remove_with_key(key) else { return false };
+        reschedule(&mut self.expiring, &key, record.expires_at_ms, 0);
+        self.history.push(revision, key, kind);
+        self.revision = revision;
+        true
+    }
+
+    /// Removes keys with a prefix that were not changed after `revision_max`, up to a number.
+    fn delete_prefix(&mut self, prefix: &str, revision_max: u64, deleted_before: u64) -> WriteResult {
+        let with_prefix = self.data.range(Arc::from(prefix)..).take_while(|(key, _)| key.starts_with(prefix));
+        let mut keys: Vec<Arc<str>> = with_prefix
+            .filter(|(_, record)| record.revision <= revision_max)
+            .map(|(key, _)| key.clone())
+            .take(DELETE_STEP_KEYS_MAX + 1)
+            .collect();
+        let unfinished = (keys.len() > DELETE_STEP_KEYS_MAX).then_some(revision_max);
+        keys.truncate(DELETE_STEP_KEYS_MAX);
+        let revision = self.revision + 1;
+        for key in &keys {
+            self.remove(revision, key, ChangeKind::Delete);
+        }
+        WriteResult::Delete { deleted: deleted_before + keys.len() as u64, unfinished }
+    }
+
+    /// Removes keys whose time is over, a number of them at most: an entry must
+    /// not take long. The others go with the next entries.
+    fn expire(&mut self) {
+        let revision = self.revision + 1;
+        for _ in 0..EXPIRE_KEYS_MAX {
+            let Some((at_ms, key)) = self.expiring.get_min() else { return };
+            if *at_ms > self.clock_ms {
+                return;
+            }
+            let key = key.clone();
+            self.remove(revision, &key, ChangeKind::Expire);
+        }
+    }
+
+    fn txn(&mut self, txn: &Txn) -> WriteResult {
+        let succeeded = txn.compare.iter().all(|comparison| self.holds(comparison));
+        let steps = if succeeded { &txn.success } else { &txn.failure };
+        let bytes = self.answer_bytes(steps);
+        if bytes > TXN_ANSWER_BYTES_MAX {
+            return WriteResult::AnswerTooLarge { bytes: bytes as u64 };
+        }
+        let revision = self.revision + 1;
+        let results = steps.iter().map(|step| self.txn_step(revision, step)).collect();
+        WriteResult::Txn(Arc::new(TxnAnswer { succeeded, revision: self.revision, results }))
+    }
+
+    /// About how long what a transaction reads will be as JSON, in bytes.
+    fn answer_bytes(&self, steps: &[TxnStep]) -> usize {
+        let value_bytes = |key: &Arc<str>| self.data.get(key).map_or(0, |record| record.value.as_bytes().len());
+        let step_bytes = |step: &TxnStep| match step {
+            TxnStep::Get(key) => key.len() + value_bytes(key),
+            // What is read may have been put just before.
+            TxnStep::Put(put) => put.value.as_bytes().len(),
+            TxnStep::Delete(_) | TxnStep::Touch(_) => 0,
+        };
+        steps.iter().map(step_bytes).sum()
+    }
+
+    fn txn_step(&mut self, revision: u64, step: &TxnStep) -> TxnResult {
+        match step {
+            TxnStep::Put(put) => TxnResult::Put(self.put(revision, put.clone())),
+            TxnStep::Delete(delete) => {
+                let deleted = u64::from(self.remove(revision, &delete.key, ChangeKind::Delete));
+                TxnResult::Delete(TxnDeleted { deleted })
+            }
+            TxnStep::Touch(touch) => TxnResult::Touch(self.touch(touch)),
+            TxnStep::Get(key) => {
+                let found = self.data.get(key);
+                TxnResult::Get(found.map(|record| record.to_key_value(key, self.clock_ms)))
             }
         }
     }
 
-    /// The value of a key, if it is there.
-    pub fn get(&self, key: &str) -> Option<Arc<str>> {
-        self.data.get(key).cloned()
+    fn holds(&self, comparison: &Comparison) -> bool {
+        let record = self.data.get(&comparison.key);
+        let relation = comparison.relation;
+        let number = |of: fn(&Record) -> u64| record.map_or(0, |record| of(record));
+        match &comparison.operand {
+            Operand::Exists(wanted) => relation.holds(record.is_some(), *wanted),
+            Operand::Value(wanted) => {
+                relation.holds(record.map(|record| record.value.as_bytes()), Some(wanted.as_bytes()))
+            }
+            Operand::Revision(wanted) => relation.holds(number(|record| record.revision), *wanted),
+            Operand::CreateRevision(wanted) => relation.holds(number(|record| record.create_revision), *wanted),
+            Operand::Version(wanted) => relation.holds(number(|record| record.version), *wanted),
+        }
     }
+
+    // ---- from before there were revisions ----
+
+    /// Sets a key as an entry from before there were revisions asks for.
+    ///
+    /// When a node began to count must not show, since each has another snapshot
+    /// to go on from. So all that was set before the first [`Write`] has the same
+    /// revision, whether it comes from a snapshot or from the log.
+    fn apply_former_set(&mut self, key: Arc<str>, value: &str) -> ExampleResponse {
+        let former = Value::from(value);
+        if self.revision <= FORMER_REVISION {
+            self.insert_former(key, former);
+        } else {
+            self.put(self.revision + 1, Put { key, value: former, ttl_ms: None, condition: None });
+        }
+        ExampleResponse { value: Some(value.to_owned()), ..Default::default() }
+    }
+
+    /// Inserts a key from before there were revisions.
+    pub(super) fn insert_former(&mut self, key: Arc<str>, value: Value) {
+        let (revision, create_revision, version) = (FORMER_REVISION, FORMER_REVISION, FORMER_REVISION);
+        self.data.insert(key, Arc::new(Record { value, revision, create_revision, version, expires_at_ms: 0 }));
+        self.revision = FORMER_REVISION;
+        self.history = History::starting_at(FORMER_REVISION + 1);
+    }
+
+    // ---- from a snapshot ----
+
+    /// Inserts a key as it is.
+    pub(super) fn insert_record(&mut self, key: Arc<str>, record: Arc<Record>) {
+        reschedule(&mut self.expiring, &key, 0, record.expires_at_ms);
+        self.data.insert(key, record);
+    }
+
+    // ---- to tell nodes apart ----
+
+    /// A hash of all that is replicated: two nodes that applied the same entries have the same.
+    pub fn digest(&self) -> u128 {
+        digest_of(self)
+    }
+}
+
+impl Record {
+    /// The record for JSON. `clock_ms` is what the time left is counted from.
+    pub fn to_key_value(&self, key: &str, clock_ms: u64) -> KeyValue {
+        let EncodedValue { value, encoding } = EncodedValue::of(self.value.as_bytes());
+        KeyValue { value: Some(value), encoding, ..self.outline(key, clock_ms) }
+    }
+
+    /// The same without the value.
+    pub fn outline(&self, key: &str, clock_ms: u64) -> KeyValue {
+        KeyValue {
+            key: key.to_owned(),
+            value: None,
+            encoding: None,
+            revision: self.revision,
+            create_revision: self.create_revision,
+            version: self.version,
+            expires_in_ms: self.expires_in_ms(clock_ms),
+        }
+    }
+
+    /// How long the key has left, in milliseconds, if it is to expire.
+    pub fn expires_in_ms(&self, clock_ms: u64) -> Option<u64> {
+        (self.expires_at_ms > 0).then(|| self.expires_at_ms.saturating_sub(clock_ms))
+    }
+}
+
+/// Notes that a key expires at another time than before; 0 is never.
+fn reschedule(expiring: &mut OrdSet<(u64, Arc<str>)>, key: &Arc<str>, before_ms: u64, now_ms: u64) {
+    if before_ms == now_ms {
+        return;
+    }
+    if before_ms > 0 {
+        expiring.remove(&(before_ms, key.clone()));
+    }
+    if now_ms > 0 {
+        expiring.insert((now_ms, key.clone()));
+    }
+}
+
+fn digest_of(machine: &ExampleStateMachine) -> u128 {
+    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+    let mut bytes = |bytes: &[u8]| {
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    let record_of = |record: &Record| {
+        [record.revision, record.create_revision, record.version, record.expires_at_ms].map(u64::to_le_bytes).concat()
+    };
+    bytes(&[machine.revision, machine.clock_ms, machine.history.oldest()].map(u64::to_le_bytes).concat());
+    for (key, record) in &machine.data {
+        bytes(key.as_bytes());
+        bytes(record.value.as_bytes());
+        bytes(&record_of(record));
+    }
+    for change in machine.history.iter() {
+        bytes(&change.revision.to_le_bytes());
+        bytes(change.key.as_bytes());
+        match &change.kind {
+            ChangeKind::Put(record) => {
+                bytes(record.value.as_bytes());
+                bytes(&record_of(record));
+            }
+            ChangeKind::Delete => bytes(b"delete"),
+            ChangeKind::Expire => bytes(b"expire"),
+        }
+    }
+    for (key, remembered) in machine.requests.iter() {
+        bytes(key.as_bytes());
+        bytes(&remembered.fingerprint.map(u64::to_le_bytes).concat());
+        bytes(format!("{:?}", remembered.result).as_bytes());
+    }
+    hasher.digest128()
 }
 
 #[cfg(test)]
@@ -63,23 +430,25 @@ mod tests {
 
     use super::*;
 
-    fn set(index: u64, key: &str, value: &str) -> Entry {
-        let command = Command::Set { key: key.into(), value: value.into() };
-        Entry { log_id: LogId::new(RaftLeaderId::new(1, 1), index), payload: Payload::Normal(command) }
+    fn put(index: u64, key: &str, value: &str) -> Entry {
+        let put = Put { key: key.into(), value: value.into(), ttl_ms: None, condition: None };
+        let write = Write { at_ms: 0, request: None, operation: Operation::Put(put) };
+        Entry { log_id: LogId::new(RaftLeaderId::new(1, 1), index), payload: Payload::Normal(Command::Write(write)) }
     }
 
     /// A copy keeps its state while the original goes on: snapshots rely on it.
     #[test]
     fn a_copy_does_not_change() {
+        let value = |machine: &ExampleStateMachine, key| machine.get(key).map(|record| record.value.clone());
         let mut machine = ExampleStateMachine::default();
-        assert_eq!(machine.apply(set(1, "foo", "1")).value.as_deref(), Some("1"));
+        machine.apply(put(1, "foo", "1"));
         let copy = machine.clone();
-        machine.apply(set(2, "foo", "2"));
-        machine.apply(set(3, "bar", "3"));
-        assert_eq!(copy.get("foo").as_deref(), Some("1"));
-        assert_eq!(copy.get("bar"), None);
+        machine.apply(put(2, "foo", "2"));
+        machine.apply(put(3, "bar", "3"));
+        assert_eq!(value(&copy, "foo"), Some("1".into()));
+        assert_eq!(value(&copy, "bar"), None);
         assert_eq!(copy.last_applied.map(|log_id| log_id.index), Some(1));
-        assert_eq!(machine.get("foo").as_deref(), Some("2"));
+        assert_eq!(value(&machine, "foo"), Some("2".into()));
         assert_eq!(machine.last_applied.map(|log_id| log_id.index), Some(3));
     }
 }

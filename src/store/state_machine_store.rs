@@ -1,7 +1,7 @@
 //! The state machine as openraft drives it: apply, snapshot, install.
 
 use std::io;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine, Snapshot};
@@ -9,8 +9,10 @@ use openraft::{OptionalSend, RaftSnapshotBuilder};
 use rustix::process::setpriority_process;
 use rustix::thread::gettid;
 
+use super::listing::Listings;
 use super::snapshot::{SnapshotDirectory, SnapshotFile};
 use super::state_machine::ExampleStateMachine;
+use super::watch::{Filter, Hub, Subscription};
 use crate::config::{APPLY_ENTRIES_MAX, SNAPSHOT_NICENESS};
 use crate::types::{Entry, LogId, Payload, SnapshotMeta, StoredMembership, TypeConfig};
 
@@ -22,11 +24,18 @@ pub struct StateMachineStore {
     // Readers of keys run beside each other; a writer holds the lock for one batch.
     machine: Arc<RwLock<ExampleStateMachine>>,
     snapshots: Arc<SnapshotDirectory>,
+    hub: Arc<Hub>,
+    listings: Arc<Mutex<Listings>>,
 }
 
 impl StateMachineStore {
     pub(super) fn new(machine: ExampleStateMachine, snapshots: SnapshotDirectory) -> Self {
-        StateMachineStore { machine: Arc::new(RwLock::new(machine)), snapshots: Arc::new(snapshots) }
+        StateMachineStore {
+            machine: Arc::new(RwLock::new(machine)),
+            snapshots: Arc::new(snapshots),
+            hub: Arc::default(),
+            listings: Arc::default(),
+        }
     }
 
     /// Runs `read` on the state as it is now.
@@ -38,6 +47,20 @@ impl StateMachineStore {
 
     fn write<T>(&self, write: impl FnOnce(&mut ExampleStateMachine) -> T) -> T {
         write(&mut self.machine.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Watches the keys of a filter, from the change at `revision` and `position` on.
+    pub fn watch(&self, filter: Filter, revision: u64, position: u32) -> Subscription {
+        Subscription::new(self.clone(), filter, (revision, position))
+    }
+
+    pub(super) fn hub(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+
+    /// The states that are kept for listings of several pages.
+    pub fn listings(&self) -> MutexGuard<'_, Listings> {
+        self.listings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where snapshots are kept and received.
@@ -63,11 +86,13 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
             let chunk = chunk.into_iter().collect::<io::Result<Vec<_>>>()?;
             let mut answers = Vec::with_capacity(chunk.len());
             self.write(|machine| {
+                let revision_before = machine.revision;
                 for (entry, responder) in chunk {
                     check_next(machine.last_applied, &entry)?;
                     let response = machine.apply(entry);
                     answers.extend(responder.map(|responder| (responder, response)));
                 }
+                self.hub.publish(machine, revision_before);
                 io::Result::Ok(())
             })?;
             // Outside the lock: each wakes a request that is about to read.
@@ -95,7 +120,10 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
     async fn install_snapshot(&mut self, _meta: &SnapshotMeta, snapshot: SnapshotFile) -> io::Result<()> {
         let snapshots = self.snapshots.clone();
         let machine = on_blocking_thread(move || snapshots.install(snapshot).map_err(io::Error::from)).await?;
-        let old = self.write(|current| std::mem::replace(current, machine));
+        let old = self.write(|current| {
+            self.hub.reset();
+            std::mem::replace(current, machine)
+        });
         // A large map takes long to free; nobody should wait for that.
         tokio::task::spawn_blocking(move || drop(old));
         Ok(())

@@ -132,9 +132,11 @@ async fn a_follower_passes_writes_on() {
             assert_eq!(answer.header("content-type"), "application/json");
             let leader_id = answer.json()["Ok"]["log_id"]["leader_id"].clone();
             assert_eq!(leader_id["node_id"], cluster.leader_of(&[1, 2, 3]).await);
+            let revision = answer.json()["Ok"]["data"]["revision"].clone();
+            assert!(revision.is_u64(), "{}", answer.text());
             let expected = json!({"Ok": {
                 "log_id": {"leader_id": leader_id, "index": index},
-                "data": {"value": "bar"},
+                "data": {"value": "bar", "revision": revision},
                 "membership": null,
             }});
             assert_eq!(answer.json(), expected, "through node {id} with {headers:?}");

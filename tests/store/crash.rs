@@ -255,11 +255,11 @@ fn beginning_a_log_file() {
     let directory = scratch();
     let store = open_small(directory.path()).unwrap();
     store.join_cluster(CLUSTER).unwrap();
-    run(append(&store, (0..4).map(|index| set(1, index, "key", &"v".repeat(20)))));
+    run(append(&store, (0..3).map(|index| set(1, index, "key", &"v".repeat(20)))));
     let before = observe(&store);
     assert_eq!(log_files(directory.path()).len(), 1);
     // Fills the file.
-    run(append(&store, [set(1, 4, "key", &"v".repeat(200))]));
+    run(append(&store, [set(1, 3, "key", &"v".repeat(200))]));
     run(store.log.flush()).unwrap();
     let after = observe(&store);
     drop(store);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use openraft::storage::RaftLogStorage;
+use raft_key_value::operation::{Operation as WriteOperation, Write};
 use raft_key_value::store::ExampleStore;
 use raft_key_value::types::{Command, Entry, LogId, Payload, SnapshotMeta, StoredMembership};
 use tempfile::TempDir;
@@ -93,9 +94,10 @@ impl Model {
         for entry in self.history.range(..=last).map(|(_, entry)| entry) {
             match &entry.payload {
                 Payload::Blank => {}
-                Payload::Normal(Command::Set { key, value }) => {
-                    data.insert(key.to_string(), value.to_string());
+                Payload::Normal(Command::Write(Write { operation: WriteOperation::Put(put), .. })) => {
+                    data.insert(put.key.to_string(), text_of(&put.value));
                 }
+                Payload::Normal(other) => panic!("the model makes no {other}"),
                 Payload::Membership(new) => membership = StoredMembership::new(Some(entry.log_id), new.clone()),
             }
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use openraft::RaftSnapshotBuilder;
 use openraft::storage::{RaftLogStorage, RaftStateMachine};
 use raft_key_value::ExampleStateMachine;
-use raft_key_value::config::{KEY_BYTES_MAX, SNAPSHOT_FRAME_BYTES_MAX, VALUE_BYTES_MAX};
+use raft_key_value::config::{KEY_BYTES_MAX_LIMIT, SNAPSHOT_FRAME_BYTES_MAX, VALUE_BYTES_MAX_LIMIT};
 use raft_key_value::store::log_check::CheckedLog;
 use raft_key_value::store::snapshot::SnapshotDirectory;
 use raft_key_value::store::{ExampleStore, StoreError};
@@ -267,7 +267,8 @@ fn large_state() {
     let mut changes: Vec<_> = (0..2000)
         .map(|number| (format!("key {number:04}"), value(if number % 8 == 0 { number * 51 } else { number % 100 })))
         .collect();
-    changes.extend(["w", "x", "y", "z"].map(|letter| (letter.repeat(KEY_BYTES_MAX), value(VALUE_BYTES_MAX))));
+    changes
+        .extend(["w", "x", "y", "z"].map(|letter| (letter.repeat(KEY_BYTES_MAX_LIMIT), value(VALUE_BYTES_MAX_LIMIT))));
 
     let store = open(directory.path());
     store.join_cluster(CLUSTER).unwrap();

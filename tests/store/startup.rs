@@ -158,23 +158,23 @@ fn other_node() {
 
 /// What a newer version wrote is refused as such, not as damaged.
 ///
-/// Method: `IDENTITY` of format 2; a snapshot of format 2 with a right checksum.
+/// Method: `IDENTITY` of format 3; a snapshot of format 3 with a right checksum.
 #[test]
 fn newer_format() {
     let directory = scratch();
     member(directory.path());
     let newer = |path: &Path| {
         let path = path.to_owned();
-        let check = move |error: &StoreError| matches!(error, StoreError::NewerFormat { path: named, found: 2, known: 1 } if *named == path);
+        let check = move |error: &StoreError| matches!(error, StoreError::NewerFormat { path: named, found: 3, known: 2 } if *named == path);
         let message = assert_refused(directory.path(), check);
-        assert!(message.contains("has format 2, and this program knows formats up to 1"), "{message}");
+        assert!(message.contains("has format 3, and this program knows formats up to 2"), "{message}");
     };
 
     let path = snapshot_path(directory.path(), 8);
     let whole = fs::read(&path).unwrap();
     let meta_bytes = u32::from_be_bytes(whole[12..16].try_into().unwrap()) as usize;
     let mut bytes = whole.clone();
-    bytes[11] = 2;
+    bytes[11] = 3;
     let checksum = crc32fast::hash(&bytes[..16 + meta_bytes]);
     bytes[16 + meta_bytes..20 + meta_bytes].copy_from_slice(&checksum.to_be_bytes());
     fs::write(&path, bytes).unwrap();
@@ -182,7 +182,7 @@ fn newer_format() {
     fs::write(&path, whole).unwrap();
 
     let path = node_directory(directory.path()).join("IDENTITY");
-    fs::write(&path, "{\"format\":2,\"cluster\":\"with other fields\"}\n").unwrap();
+    fs::write(&path, "{\"format\":3,\"cluster\":\"with other fields\"}\n").unwrap();
     newer(&path);
 }
 

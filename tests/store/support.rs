@@ -11,6 +11,7 @@ use openraft::storage::{IOFlushed, RaftLogStorage, RaftStateMachine};
 use openraft::type_config::TypeConfigExt;
 use openraft::vote::RaftLeaderId;
 use openraft::{Membership, RaftLogReader, RaftSnapshotBuilder};
+use raft_key_value::operation::{self, Operation, Put, Value};
 use raft_key_value::store::codec::LogTypes;
 use raft_key_value::store::{ClusterId, ExampleStore, LogSizes, StoreError};
 use raft_key_value::types::{Command, Entry, LogId, Payload, SnapshotMeta, StoredMembership, Vote};
@@ -75,8 +76,9 @@ pub fn blank(term: u64, index: u64) -> Entry {
 }
 
 pub fn set(term: u64, index: u64, key: &str, value: &str) -> Entry {
-    let command = Command::Set { key: key.into(), value: value.into() };
-    Entry { log_id: log_id(term, index), payload: Payload::Normal(command) }
+    let put = Put { key: key.into(), value: value.into(), ttl_ms: None, condition: None };
+    let write = operation::Write { at_ms: 0, request: None, operation: Operation::Put(put) };
+    Entry { log_id: log_id(term, index), payload: Payload::Normal(Command::Write(write)) }
 }
 
 pub fn membership(term: u64, index: u64, voters: &[u64]) -> Entry {
@@ -145,7 +147,7 @@ pub fn observe(store: &ExampleStore) -> Observed {
         let state = log.get_log_state().await.unwrap();
         let snapshot = store.state_machine.clone().get_current_snapshot().await.unwrap();
         let (applied, membership, data) = store.state_machine.read(|machine| {
-            let data = machine.data.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+            let data = machine.data.iter().map(|(key, record)| (key.to_string(), text_of(&record.value))).collect();
             (machine.last_applied, machine.last_membership.clone(), data)
         });
         Observed {
@@ -264,4 +266,9 @@ impl Write for Lines {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// A value that is text.
+pub fn text_of(value: &Value) -> String {
+    value.as_text().unwrap().to_owned()
 }

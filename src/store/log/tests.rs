@@ -7,6 +7,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::config::LOG_PAYLOAD_BYTES_MAX;
+use crate::operation::{Operation, Put, Write};
 use crate::types::{Command, Payload};
 
 type Waiting = OneshotReceiverOf<TypeConfig, io::Result<()>>;
@@ -17,7 +18,8 @@ fn open(directory: &TempDir) -> LogStore {
 }
 
 fn entry(index: u64, value: &str) -> Entry {
-    let command = Command::Set { key: "key".into(), value: value.into() };
+    let put = Put { key: "key".into(), value: value.into(), ttl_ms: None, condition: None };
+    let command = Command::Write(Write { at_ms: 0, request: None, operation: Operation::Put(put) });
     Entry { log_id: LogId::new(RaftLeaderId::new(1, 1), index), payload: Payload::Normal(command) }
 }
 
@@ -152,7 +154,7 @@ async fn failed_sync() {
 #[tokio::test]
 async fn writer_that_ends() {
     let directory = tempfile::tempdir().unwrap();
-    let sizes = LogSizes { chunk_bytes_max: 200, ..LogSizes::default() };
+    let sizes = LogSizes { chunk_bytes_max: 260, ..LogSizes::default() };
     let log = LogStore::open(directory.path(), &CheckedLog::default(), sizes).unwrap();
     for index in 0..10 {
         append(&log, index).await.await.unwrap().unwrap();

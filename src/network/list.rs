@@ -1,0 +1,174 @@
+//! Many keys: listing them page by page, and deleting them by prefix.
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::HeaderValue;
+use actix_web::{HttpRequest, HttpResponse, web};
+use bytes::Bytes;
+
+use super::kv::refuse_body;
+use super::parameters::{Parameters, invalid};
+use super::reply::json;
+use super::v1::{self, Written, ready_to_read, unexpected, written};
+use crate::app::ExampleApp;
+use crate::body::{DeleteAnswer, ListAnswer};
+use crate::config::PAGE_KEYS_HERE_MAX;
+use crate::error::{ApiError, Details, Outcome, RevisionGone};
+use crate::operation::{Operation, WriteResult};
+use crate::store::Data;
+use crate::store::listing::Range;
+
+const LIST_PARAMETERS: &[&str] =
+    &["prefix", "start", "end", "start_after", "limit", "keys_only", "reverse", "revision", "consistency"];
+
+/// `GET /v1/kv`
+pub async fn list(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
+    v1::answer(&app, list_keys(&app, &request, payload).await)
+}
+
+/// `DELETE /v1/kv`
+pub async fn delete_prefix(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
+    v1::answer(&app, delete_keys(&app, &request, payload).await)
+}
+
+/// What one page is to show.
+struct Page {
+    range: Range,
+    keys_max: usize,
+    bytes_max: usize,
+    keys_only: bool,
+    /// What the time that a key has left is counted from.
+    now_ms: u64,
+}
+
+async fn list_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
+    refuse_body(app, request, payload)?;
+    let parameters = Parameters::of(request, LIST_PARAMETERS)?;
+    let limits = &app.limits;
+    let part = |name| parameters.key_part(name, limits).map(|text| text.map(str::to_owned));
+    let range = Range {
+        prefix: part("prefix")?.unwrap_or_default(),
+        start: part("start")?.unwrap_or_default(),
+        end: part("end")?,
+        start_after: part("start_after")?,
+        reverse: parameters.flag("reverse")?,
+    };
+    let keys_max = parameters.number("limit", 1, limits.page_keys as u64)?.unwrap_or(limits.page_keys as u64);
+    let page = Page {
+        range,
+        keys_max: keys_max as usize,
+        bytes_max: limits.page_bytes,
+        keys_only: parameters.flag("keys_only")?,
+        now_ms: app.clock.now_ms(),
+    };
+    let wanted = parameters.number("revision", 0, u64::MAX)?;
+    ready_to_read(app, request, parameters.stale()?).await?;
+    let (revision, data) = state_of(app, wanted)?;
+    let (body, more) = if page.keys_max <= PAGE_KEYS_HERE_MAX {
+        page_of(&page, revision, &data)?
+    } else {
+        // Where it holds up no write.
+        let data = data.clone();
+        let page = tokio::task::spawn_blocking(move || page_of(&page, revision, &data));
+        page.await.map_err(|_| super::forward::stopping())??
+    };
+    if more {
+        app.store.state_machine.listings().keep(revision, &data);
+    }
+    let mut response = json(StatusCode::OK, body);
+    response.headers_mut().insert(v1::REVISION, HeaderValue::from(revision));
+    Ok(response)
+}
+
+/// The state to be listed: the current one, or one that an earlier page showed.
+fn state_of(app: &ExampleApp, wanted: Option<u64>) -> Result<(u64, Data), ApiError> {
+    let (revision, data) = app.store.state_machine.read(|machine| (machine.revision, machine.data.clone()));
+    match wanted {
+        None => Ok((revision, data)),
+        Some(wanted) if wanted == revision => Ok((revision, data)),
+        Some(wanted) if wanted > revision => Err(revision_in_future(wanted, revision)),
+        Some(wanted) => match app.store.state_machine.listings().get(wanted) {
+            Some(data) => Ok((wanted, data)),
+            None => Err(ApiError::RevisionGone(RevisionGone {
+                message: format!(
+                    "the state of revision {wanted} is not kept on node {}: pages of one listing come from one node, \
+                     and not long after each other; begin again without `revision`",
+                    app.id
+                ),
+                oldest_revision: revision,
+                outcome: Outcome::NotApplied,
+            })),
+        },
+    }
+}
+
+/// A revision that no answer of this cluster can have had.
+pub fn revision_in_future(wanted: u64, revision: u64) -> ApiError {
+    ApiError::bad_request("revision_in_future", format!("revision {wanted} is not reached: the store is at {revision}"))
+}
+
+/// A page as JSON, and whether there is more.
+fn page_of(page: &Page, revision: u64, data: &Data) -> Result<(Vec<u8>, bool), ApiError> {
+    let mut answer = ListAnswer { revision, items: Vec::new(), next: None };
+    let mut bytes = 0;
+    let mut keys = page.range.of(data).peekable();
+    while answer.items.len() < page.keys_max && bytes < page.bytes_max {
+        let Some((key, record)) = keys.next() else { break };
+        bytes += key.len();
+        answer.items.push(if page.keys_only {
+            record.outline(key, page.now_ms)
+        } else {
+            bytes += record.value.as_bytes().len();
+            record.to_key_value(key, page.now_ms)
+        });
+    }
+    if keys.peek().is_some() {
+        answer.next = answer.items.last().map(|item| item.key.clone());
+    }
+    let mut body = Vec::with_capacity(bytes + 128 * (answer.items.len() + 1));
+    serde_json::to_writer(&mut body, &answer).map_err(|error| {
+        ApiError::Conflict(Details::not_applied(format!("the page cannot be written as JSON: {error}")))
+    })?;
+    Ok((body, answer.next.is_some()))
+}
+
+async fn delete_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
+    refuse_body(app, request, payload)?;
+    let parameters = Parameters::of(request, &["prefix", "all"])?;
+    let all = parameters.flag("all")?;
+    let prefix = match (parameters.key_part("prefix", &app.limits)?, all) {
+        (Some(prefix), false) if !prefix.is_empty() => prefix,
+        (None, true) => "",
+        (Some(_), true) => return Err(invalid("all", "and `prefix` are not given together")),
+        (_, false) => return Err(invalid("prefix", "is not empty; to delete every key, say `all`")),
+    };
+    let mut revision_max = None;
+    let mut deleted_before = 0;
+    loop {
+        let operation = Operation::DeletePrefix { prefix: prefix.into(), revision_max };
+        match v1::write(app, request, Bytes::new(), operation).await {
+            Ok(Written::PassedOn(answer)) => return Ok(answer),
+            Ok(Written::Here(response)) => match response.result {
+                Some(WriteResult::Delete { deleted, unfinished: None }) => {
+                    let revision = response.revision.unwrap_or_default();
+                    let deleted = deleted_before + deleted;
+                    return Ok(written(&response, &DeleteAnswer { revision, deleted }, None));
+                }
+                Some(WriteResult::Delete { deleted, unfinished }) => {
+                    // With an Idempotency-Key the state machine knows where it was.
+                    if !request.headers().contains_key(super::parameters::IDEMPOTENCY_KEY) {
+                        revision_max = unfinished;
+                        deleted_before += deleted;
+                    }
+                }
+                ref other => return Err(unexpected(other.as_ref())),
+            },
+            // Some steps are done and some are not.
+            Err(error) if deleted_before > 0 => {
+                return Err(ApiError::OutcomeUnknown(Details::unknown(format!(
+                    "{deleted_before} keys were deleted, and then: {error}; try again to delete the rest"
+                ))));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}

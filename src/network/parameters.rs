@@ -1,0 +1,308 @@
+//! What a request says outside its body: the key in the path, the parameters
+//! after `?`, and the headers with conditions.
+
+use std::sync::Arc;
+
+use actix_web::HttpRequest;
+use actix_web::http::header::{self, HeaderName};
+use percent_encoding::percent_decode_str;
+
+use crate::app::ExampleApp;
+use crate::config::{IDEMPOTENCY_KEY_BYTES_MAX, Limits, TTL_MS_MAX, TTL_MS_MIN};
+use crate::error::{ApiError, Details};
+use crate::operation::{Condition, Operation, RequestId};
+
+/// A request with the same value is done once.
+pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// What stands between the path of a key and the key.
+const KEY_PREFIX: &str = "/v1/kv/";
+
+/// The key in the path of a request.
+pub fn key_of(request: &HttpRequest, limits: &Limits) -> Result<String, ApiError> {
+    let path = request.uri().path();
+    key_from(path.strip_prefix(KEY_PREFIX).unwrap_or_default(), limits)
+}
+
+/// The key in the path of a request that ends with `/<action>`.
+pub fn key_with_action(request: &HttpRequest, action: &str, limits: &Limits) -> Result<String, ApiError> {
+    let path = request.uri().path();
+    let key = path.strip_prefix(KEY_PREFIX).and_then(|rest| rest.strip_suffix(action)?.strip_suffix('/'));
+    match key {
+        Some(key) => key_from(key, limits),
+        None => {
+            let message = format!("POST on a key takes an action after it: POST {KEY_PREFIX}<key>/{action}");
+            Err(ApiError::NotFound(Details::not_applied(message)))
+        }
+    }
+}
+
+fn key_from(encoded: &str, limits: &Limits) -> Result<String, ApiError> {
+    let key = percent_decode("the key in the path", encoded)?;
+    check_key(&key, limits)?;
+    Ok(key)
+}
+
+/// A key that `/v1` takes: of the right length, and one that a URL can name.
+pub fn check_key(key: &str, limits: &Limits) -> Result<(), ApiError> {
+    check_key_length(key, limits)?;
+    let invalid = |why: &str| Err(ApiError::bad_request("invalid_key", why));
+    if key.contains('\0') {
+        return invalid("a key holds no NUL");
+    }
+    // Clients and proxies take such parts out of a path before they send it.
+    if key.split('/').any(|part| part == "." || part == "..") {
+        return invalid("no part of a key between slashes is `.` or `..`: a URL with them names another key");
+    }
+    Ok(())
+}
+
+/// A key of the right length.
+pub fn check_key_length(key: &str, limits: &Limits) -> Result<(), ApiError> {
+    if key.is_empty() {
+        let message = format!("a key has 1 to {} bytes, and this one none", limits.key_bytes);
+        return Err(ApiError::bad_request("key_empty", message));
+    }
+    if key.len() > limits.key_bytes {
+        return Err(ApiError::too_large("key", limits.key_bytes, key.len()));
+    }
+    Ok(())
+}
+
+/// A value of the right length.
+pub fn check_value_length(value: &[u8], limits: &Limits) -> Result<(), ApiError> {
+    if value.len() > limits.value_bytes {
+        return Err(ApiError::too_large("value", limits.value_bytes, value.len()));
+    }
+    Ok(())
+}
+
+fn percent_decode(what: &str, encoded: &str) -> Result<String, ApiError> {
+    let invalid = |why: &str| ApiError::bad_request("invalid_encoding", format!("{what} {why}"));
+    let mut rest = encoded.as_bytes();
+    while let Some(position) = rest.iter().position(|byte| *byte == b'%') {
+        match rest.get(position + 1..position + 3) {
+            Some(digits) if digits.iter().all(u8::is_ascii_hexdigit) => rest = &rest[position + 3..],
+            _ => return Err(invalid("has a % that two hexadecimal digits do not follow; write % as %25")),
+        }
+    }
+    match percent_decode_str(encoded).decode_utf8() {
+        Ok(decoded) => Ok(decoded.into_owned()),
+        Err(_) => Err(invalid("is not UTF-8 when it is decoded")),
+    }
+}
+
+/// The parameters of a request, each at most once, and none that is unknown.
+pub struct Parameters {
+    pairs: Vec<(&'static str, String)>,
+}
+
+impl Parameters {
+    /// The parameters of a request that takes those in `known`.
+    pub fn of(request: &HttpRequest, known: &[&'static str]) -> Result<Self, ApiError> {
+        let mut pairs: Vec<(&'static str, String)> = Vec::new();
+        let query = request.uri().query().unwrap_or_default();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            // As forms have it.
+            let decode = |what: &str, text: &str| percent_decode(what, &text.replace('+', " "));
+            let name = decode("the name of a parameter", name)?;
+            let Some(name) = known.iter().find(|known| **known == name) else {
+                return Err(unknown(&name, known));
+            };
+            if pairs.iter().any(|(other, _)| other == name) {
+                let message = format!("the parameter `{name}` is given twice");
+                return Err(ApiError::bad_request("repeated_parameter", message));
+            }
+            pairs.push((name, decode(&format!("the parameter `{name}`"), value)?));
+        }
+        Ok(Parameters { pairs })
+    }
+
+    /// A parameter, if it is given.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.pairs.iter().find(|(other, _)| *other == name).map(|(_, value)| value.as_str())
+    }
+
+    /// A prefix or a bound of a range: no longer than a key may be.
+    pub fn key_part(&self, name: &str, limits: &Limits) -> Result<Option<&str>, ApiError> {
+        match self.text(name) {
+            Some(text) if text.len() > limits.key_bytes => Err(ApiError::too_large(name, limits.key_bytes, text.len())),
+            text => Ok(text),
+        }
+    }
+
+    /// Whether a parameter is given, alone or as `true`.
+    pub fn flag(&self, name: &str) -> Result<bool, ApiError> {
+        match self.text(name) {
+            None | Some("false") => Ok(false),
+            Some("" | "true") => Ok(true),
+            Some(_) => Err(invalid(name, "is given alone, or is `true` or `false`")),
+        }
+    }
+
+    /// A whole number, if it is given.
+    pub fn number(&self, name: &str, least: u64, most: u64) -> Result<Option<u64>, ApiError> {
+        let Some(text) = self.text(name) else { return Ok(None) };
+        match whole_number(text) {
+            Some(number) if (least..=most).contains(&number) => Ok(Some(number)),
+            _ => Err(invalid(name, &format!("is a whole number from {least} to {most}"))),
+        }
+    }
+
+    /// A time to live, if it is given.
+    pub fn ttl_ms(&self) -> Result<Option<u64>, ApiError> {
+        self.text("ttl").map(ttl_ms).transpose()
+    }
+
+    /// Whether what this node holds is good enough.
+    pub fn stale(&self) -> Result<bool, ApiError> {
+        match self.text("consistency") {
+            None | Some("linearizable") => Ok(false),
+            Some("stale") => Ok(true),
+            Some(_) => Err(invalid("consistency", "is `linearizable` or `stale`")),
+        }
+    }
+}
+
+fn unknown(name: &str, known: &[&str]) -> ApiError {
+    let name: String = name.chars().take(100).collect();
+    let known = match known {
+        [] => "none".to_owned(),
+        known => known.join(", "),
+    };
+    let message = format!("there is no parameter {name:?} here; this route takes {known}");
+    ApiError::bad_request("unknown_parameter", message)
+}
+
+/// A parameter that is not what it should be.
+pub fn invalid(name: &str, what: &str) -> ApiError {
+    ApiError::bad_request("invalid_parameter", format!("`{name}` {what}"))
+}
+
+/// Digits only: no sign, no point, no exponent.
+fn whole_number(text: &str) -> Option<u64> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if digits { text.parse().ok() } else { None }
+}
+
+/// A time to live such as `500ms`, `30s`, `5m`, `12h` or `7d`, in milliseconds.
+pub fn ttl_ms(text: &str) -> Result<u64, ApiError> {
+    let number_end = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(number_end);
+    let unit_ms = match unit {
+        "ms" => Some(1),
+        "s" => Some(1000),
+        "m" => Some(60 * 1000),
+        "h" => Some(3600 * 1000),
+        "d" => Some(24 * 3600 * 1000),
+        _ => None,
+    };
+    let ttl_ms =
+        whole_number(number).zip(unit_ms).and_then(|(number, unit_ms): (u64, u64)| number.checked_mul(unit_ms));
+    ttl_ms.filter(|ttl_ms| (TTL_MS_MIN..=TTL_MS_MAX).contains(ttl_ms)).ok_or_else(|| {
+        ApiError::bad_request(
+            "invalid_ttl",
+            "a time to live is a whole number and a unit, such as 500ms, 30s, 5m, 12h or 7d, from 100ms to 3650d",
+        )
+    })
+}
+
+/// The condition in the headers of a write.
+pub fn condition_of(request: &HttpRequest) -> Result<Option<Condition>, ApiError> {
+    let wrong = |message: &str| Err(ApiError::bad_request("invalid_condition", message));
+    match (one_header(request, header::IF_MATCH)?, one_header(request, header::IF_NONE_MATCH)?) {
+        (None, None) => Ok(None),
+        (Some(_), Some(_)) => Err(ApiError::bad_request(
+            "conflicting_conditions",
+            "If-Match and If-None-Match are not given together: a key cannot be there and not be there",
+        )),
+        (Some("*"), None) => Ok(Some(Condition::Present)),
+        (Some(tag), None) => match revision_of(tag) {
+            Some(revision) => Ok(Some(Condition::Revision(revision))),
+            None => wrong("If-Match is a key's revision, such as \"7\", or * for any"),
+        },
+        (None, Some("*")) => Ok(Some(Condition::Missing)),
+        (None, Some(_)) => wrong("If-None-Match on a write is *: the key must not be there"),
+    }
+}
+
+/// The revision of the state that a reader has already.
+pub fn known_revision(request: &HttpRequest) -> Result<Option<u64>, ApiError> {
+    if request.headers().contains_key(header::IF_MATCH) {
+        return Err(ApiError::bad_request("invalid_condition", "a read takes If-None-Match, and no If-Match"));
+    }
+    let Some(tag) = one_header(request, header::IF_NONE_MATCH)? else { return Ok(None) };
+    match revision_of(tag) {
+        Some(revision) => Ok(Some(revision)),
+        None => Err(ApiError::bad_request(
+            "invalid_condition",
+            "If-None-Match on a read is the revision that is known already, such as \"7\"",
+        )),
+    }
+}
+
+/// `"7"`, as an ETag has it, or 7.
+fn revision_of(tag: &str) -> Option<u64> {
+    let unquoted = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
+    whole_number(unquoted.unwrap_or(tag))
+}
+
+/// The `Idempotency-Key` of a request, with a hash of what it asks for.
+pub fn request_id(request: &HttpRequest, operation: &Operation) -> Result<Option<Arc<RequestId>>, ApiError> {
+    let Some(key) = one_header(request, IDEMPOTENCY_KEY)? else { return Ok(None) };
+    if key.is_empty() || key.len() > IDEMPOTENCY_KEY_BYTES_MAX {
+        let message = format!("an Idempotency-Key has 1 to {IDEMPOTENCY_KEY_BYTES_MAX} bytes");
+        return Err(ApiError::bad_request("invalid_idempotency_key", message));
+    }
+    // What is hashed is in the log anyway, so it is the same in every version that reads the log.
+    let bytes = rmp_serde::to_vec_named(operation).map_err(|error| {
+        ApiError::bad_request("invalid_idempotency_key", format!("the request cannot be hashed: {error}"))
+    })?;
+    let hash = xxhash_rust::xxh3::xxh3_128(&bytes);
+    Ok(Some(Arc::new(RequestId { key: key.into(), fingerprint: [(hash >> 64) as u64, hash as u64] })))
+}
+
+/// A header that may be given once, as text without spaces around it.
+fn one_header(request: &HttpRequest, name: HeaderName) -> Result<Option<&str>, ApiError> {
+    let mut values = request.headers().get_all(&name);
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(ApiError::bad_request("repeated_header", format!("the header {name} is given twice")));
+    }
+    match value.to_str() {
+        Ok(text) => Ok(Some(text.trim())),
+        Err(_) => Err(ApiError::bad_request("invalid_header", format!("the header {name} is not visible ASCII"))),
+    }
+}
+
+/// Refuses a body that would be stored as something else than it is meant to be.
+pub fn check_body_type(request: &HttpRequest) -> Result<(), ApiError> {
+    let refuse = |message: &str| Err(ApiError::UnsupportedMediaType(Details::not_applied(message)));
+    let headers = request.headers();
+    let starts_with = |name: HeaderName, start: &[u8]| {
+        headers.get(name).is_some_and(|value| {
+            value.as_bytes().get(..start.len()).is_some_and(|found| found.eq_ignore_ascii_case(start))
+        })
+    };
+    if starts_with(header::CONTENT_TYPE, b"multipart/") {
+        return refuse(
+            "the body is taken as it is, and no form is unpacked; with curl use --data-binary or -T, not -F",
+        );
+    }
+    if headers.contains_key(header::CONTENT_ENCODING) && !starts_with(header::CONTENT_ENCODING, b"identity") {
+        return refuse("the body is taken as it is, and not decompressed; send it without Content-Encoding");
+    }
+    Ok(())
+}
+
+/// Refuses a body where none is taken.
+pub fn check_no_body(app: &ExampleApp, request: &HttpRequest) -> Result<(), ApiError> {
+    let headers = request.headers();
+    let length = headers.get(header::CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0");
+    if !length && !headers.contains_key(header::TRANSFER_ENCODING) {
+        return Ok(());
+    }
+    let message = format!("{} {} takes no body on node {}", request.method(), request.path(), app.id);
+    Err(ApiError::bad_request("unexpected_body", message))
+}

@@ -1,0 +1,158 @@
+//! `POST /v1/txn`: compare, and do one or the other, all or nothing.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use actix_web::{HttpRequest, HttpResponse, web};
+
+use super::parameters::{Parameters, check_body_type, check_key, check_value_length, ttl_ms};
+use super::reply::{parse_json, read_body};
+use super::v1::{self, Written, unexpected, written};
+use crate::app::ExampleApp;
+use crate::body::{Compare, EncodedValue, Encoding, TxnOperation, TxnRequest};
+use crate::config::Limits;
+use crate::error::ApiError;
+use crate::operation::{
+    Comparison, Delete, Operand, Operation, Put, Relation, Touch, Txn, TxnStep, Value, WriteResult,
+};
+
+const TXN_BODY: &str =
+    r#"{"compare":[{"key":"a","revision":7}],"success":[{"put":{"key":"a","value":"1"}}],"failure":[]}"#;
+
+/// `POST /v1/txn`
+pub async fn txn(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
+    v1::answer(&app, do_txn(&app, &request, payload).await)
+}
+
+async fn do_txn(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
+    let body = read_body(request, payload, app.limits.request_bytes).await?;
+    Parameters::of(request, &[])?;
+    check_body_type(request)?;
+    let txn: TxnRequest = parse_json(&body, TXN_BODY)?;
+    let operation = txn_operation(txn, &app.limits)?;
+    match v1::write(app, request, body, operation).await? {
+        Written::PassedOn(answer) => Ok(answer),
+        Written::Here(response) => match &response.result {
+            Some(WriteResult::Txn(answer)) => Ok(written(&response, answer.as_ref(), None)),
+            other => Err(unexpected(other.as_ref())),
+        },
+    }
+}
+
+/// A transaction as the log holds it.
+pub fn txn_operation(txn: TxnRequest, limits: &Limits) -> Result<Operation, ApiError> {
+    if txn.success.is_empty() && txn.failure.is_empty() {
+        return Err(invalid("a transaction has an operation at least, in `success` or in `failure`"));
+    }
+    let counts = [("compare", txn.compare.len()), ("success", txn.success.len()), ("failure", txn.failure.len())];
+    if let Some((list, count)) = counts.into_iter().find(|(_, count)| *count > limits.txn_operations) {
+        return Err(ApiError::bad_request(
+            "too_many_operations",
+            format!("`{list}` has {count} entries, and may have {}", limits.txn_operations),
+        ));
+    }
+    let compare = collect(txn.compare, "compare", |compare| comparison(compare, limits))?;
+    let success = collect(txn.success, "success", |operation| step(operation, limits))?;
+    let failure = collect(txn.failure, "failure", |operation| step(operation, limits))?;
+    check_each_key_once("success", &success)?;
+    check_each_key_once("failure", &failure)?;
+    Ok(Operation::Txn(Arc::new(Txn { compare, success, failure })))
+}
+
+/// Converts a list, and says of which entry an error is.
+fn collect<From, To>(
+    list: Vec<From>,
+    name: &str,
+    convert: impl Fn(From) -> Result<To, ApiError>,
+) -> Result<Vec<To>, ApiError> {
+    let converted = list.into_iter().enumerate().map(|(position, entry)| {
+        convert(entry).map_err(|error| match error {
+            ApiError::BadRequest(mut bad) => {
+                bad.message = format!("{name}[{position}]: {}", bad.message);
+                ApiError::BadRequest(bad)
+            }
+            ApiError::TooLarge(mut large) => {
+                large.message = format!("{name}[{position}]: {}", large.message);
+                ApiError::TooLarge(large)
+            }
+            other => other,
+        })
+    });
+    converted.collect()
+}
+
+fn comparison(compare: Compare, limits: &Limits) -> Result<Comparison, ApiError> {
+    let Compare { key, op, exists, value, encoding, revision, create_revision, version } = compare;
+    check_key(&key, limits)?;
+    if encoding.is_some() && value.is_none() {
+        return Err(invalid("`encoding` is that of a `value`, and there is none"));
+    }
+    let value = value.map(|value| decode(&value, encoding, limits)).transpose()?;
+    let mut operands = [
+        exists.map(Operand::Exists),
+        value.map(Operand::Value),
+        revision.map(Operand::Revision),
+        create_revision.map(Operand::CreateRevision),
+        version.map(Operand::Version),
+    ]
+    .into_iter()
+    .flatten();
+    let (Some(operand), None) = (operands.next(), operands.next()) else {
+        return Err(invalid(
+            "a comparison has exactly one of `exists`, `value`, `revision`, `create_revision` and `version`",
+        ));
+    };
+    let relation = op.unwrap_or_default();
+    if matches!(operand, Operand::Exists(_)) && !matches!(relation, Relation::Equal | Relation::NotEqual) {
+        return Err(invalid("`exists` is compared with = or !="));
+    }
+    Ok(Comparison { key: key.into(), relation, operand })
+}
+
+fn step(operation: TxnOperation, limits: &Limits) -> Result<TxnStep, ApiError> {
+    let key_of = |key: String| check_key(&key, limits).map(|()| Arc::<str>::from(key));
+    Ok(match operation {
+        TxnOperation::Put(put) => TxnStep::Put(Put {
+            key: key_of(put.key)?,
+            value: decode(&put.value, put.encoding, limits)?,
+            ttl_ms: put.ttl.as_deref().map(ttl_ms).transpose()?,
+            condition: None,
+        }),
+        TxnOperation::Delete(delete) => TxnStep::Delete(Delete { key: key_of(delete.key)?, condition: None }),
+        TxnOperation::Get(get) => TxnStep::Get(key_of(get.key)?),
+        TxnOperation::Touch(touch) => TxnStep::Touch(Touch {
+            key: key_of(touch.key)?,
+            ttl_ms: touch.ttl.as_deref().map(ttl_ms).transpose()?,
+            condition: None,
+        }),
+    })
+}
+
+fn decode(value: &str, encoding: Option<Encoding>, limits: &Limits) -> Result<Value, ApiError> {
+    let bytes = EncodedValue::decode(value, encoding)
+        .map_err(|error| ApiError::bad_request("invalid_base64", format!("the value is not base64: {error}")))?;
+    check_value_length(&bytes, limits)?;
+    Ok(Value::from(&bytes))
+}
+
+/// What two writes to one key in one revision should mean, nobody could say.
+fn check_each_key_once(list: &str, steps: &[TxnStep]) -> Result<(), ApiError> {
+    let mut written = HashSet::new();
+    for (position, step) in steps.iter().enumerate() {
+        let key = match step {
+            TxnStep::Put(put) => &put.key,
+            TxnStep::Delete(delete) => &delete.key,
+            TxnStep::Touch(touch) => &touch.key,
+            TxnStep::Get(_) => continue,
+        };
+        if !written.insert(key) {
+            let message = format!("{list}[{position}]: a transaction writes a key once, and this one twice");
+            return Err(ApiError::bad_request("key_twice", message));
+        }
+    }
+    Ok(())
+}
+
+fn invalid(message: &str) -> ApiError {
+    ApiError::bad_request("invalid_txn", message)
+}

@@ -1,0 +1,197 @@
+//! What all routes of the key-value API share: the way of a write, the readiness
+//! of a read, the headers and the errors of an answer.
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::{self, HeaderName, HeaderValue};
+use actix_web::{HttpRequest, HttpResponse, web};
+use bytes::Bytes;
+use serde::Serialize;
+
+use super::api::{linearize, propose};
+use super::forward::{self, Destination};
+use super::parameters::request_id;
+use super::reply::{self, json};
+use crate::app::ExampleApp;
+use crate::error::{ApiError, ConditionFailed, Details, Outcome, Retry};
+use crate::operation::{Operation, WriteResult};
+use crate::types::ExampleResponse;
+
+/// The store's revision that the answer shows.
+pub const REVISION: HeaderName = HeaderName::from_static("raft-revision");
+/// The term in which the answer was given.
+pub const TERM: HeaderName = HeaderName::from_static("raft-term");
+/// The number of the node that answered.
+pub const NODE: HeaderName = HeaderName::from_static("raft-node");
+/// `true`: the request was done before, and this is the answer it got then.
+pub const REPLAYED: HeaderName = HeaderName::from_static("raft-replayed");
+
+/// What became of a write.
+pub enum Written {
+    /// This node leads, and it was applied.
+    Here(ExampleResponse),
+    /// The leader's answer.
+    PassedOn(HttpResponse),
+}
+
+/// Does a write here if this node leads, else has the leader do it.
+pub async fn write(
+    app: &ExampleApp,
+    request: &HttpRequest,
+    body: Bytes,
+    operation: Operation,
+) -> Result<Written, ApiError> {
+    let request_id = request_id(request, &operation)?;
+    let Ok(_permit) = app.writes_waiting.try_acquire() else {
+        return Err(ApiError::Overloaded(Retry::soon("as many writes are waiting as this node takes on at once")));
+    };
+    match forward::destination(app, request.headers())? {
+        Destination::Here => {
+            let response = propose(app, request_id, operation).await?;
+            check_result(&response.data)?;
+            Ok(Written::Here(response.data))
+        }
+        Destination::Leader { leader_id, leader_node } => {
+            let answer = forward::pass_on(app, request, body, leader_id, &leader_node).await?;
+            Ok(Written::PassedOn(answer))
+        }
+    }
+}
+
+/// What the state machine refused, as errors.
+pub fn check_result(response: &ExampleResponse) -> Result<(), ApiError> {
+    match response.result.as_ref() {
+        Some(WriteResult::ConditionFailed { revision }) => Err(ApiError::ConditionFailed(ConditionFailed {
+            message: match revision {
+                Some(revision) => format!("the condition does not hold: the key is there, at revision {revision}"),
+                None => "the condition does not hold: the key is not there".to_owned(),
+            },
+            current_revision: *revision,
+            outcome: Outcome::NotApplied,
+        })),
+        Some(WriteResult::NoSuchKey) => Err(key_not_found(response.revision.unwrap_or_default())),
+        Some(WriteResult::AnswerTooLarge { bytes }) => {
+            let bytes = usize::try_from(*bytes).unwrap_or(usize::MAX);
+            Err(ApiError::too_large("answer", crate::config::TXN_ANSWER_BYTES_MAX, bytes))
+        }
+        Some(WriteResult::RequestIdReused) => Err(ApiError::IdempotencyKeyReused(Details::not_applied(
+            "this Idempotency-Key was used for a request that asks for something else; give each request its own",
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// A key that is not there.
+pub fn key_not_found(revision: u64) -> ApiError {
+    ApiError::KeyNotFound(crate::error::KeyNotFound {
+        message: "there is no such key".to_owned(),
+        revision,
+        outcome: Outcome::NotApplied,
+    })
+}
+
+/// The answer to a write that was applied here.
+pub fn written(response: &ExampleResponse, body: &impl Serialize, etag: Option<u64>) -> HttpResponse {
+    let mut answer = json_answer(StatusCode::OK, body);
+    let headers = answer.headers_mut();
+    if let Some(revision) = etag {
+        headers.insert(header::ETAG, etag_of(revision));
+    }
+    if let Some(revision) = response.revision {
+        headers.insert(REVISION, HeaderValue::from(revision));
+    }
+    if response.replayed {
+        headers.insert(REPLAYED, HeaderValue::from_static("true"));
+    }
+    answer
+}
+
+/// A result that does not belong to the operation: a fault of this program.
+pub fn unexpected(result: Option<&WriteResult>) -> ApiError {
+    tracing::error!("a write was answered with {:?}", result.map(std::mem::discriminant));
+    ApiError::OutcomeUnknown(Details::unknown("the write was answered with what does not belong to it; read it back"))
+}
+
+/// Makes sure that what this node holds now may be read: all that was written
+/// before the request came, or, if `stale` is good enough, what it was once.
+pub async fn ready_to_read(app: &ExampleApp, request: &HttpRequest, stale: bool) -> Result<(), ApiError> {
+    if !stale {
+        return linearize(app, request.headers()).await;
+    }
+    if app.recovered() {
+        return Ok(());
+    }
+    Err(ApiError::Recovering(Retry::soon(
+        "this node was started a moment ago and has not yet heard from a leader that it is up to date",
+    )))
+}
+
+/// The answer to any request, with the headers that all answers have.
+pub fn answer(app: &ExampleApp, result: Result<HttpResponse, ApiError>) -> HttpResponse {
+    let mut response = result.unwrap_or_else(|error| error_answer(&error));
+    let headers = response.headers_mut();
+    // A leader that a request was passed on to has put in its own.
+    if !headers.contains_key(NODE) {
+        headers.insert(NODE, HeaderValue::from(app.id));
+        headers.insert(TERM, HeaderValue::from(app.term()));
+    }
+    if !headers.contains_key(REVISION) {
+        headers.insert(REVISION, HeaderValue::from(app.store.state_machine.read(|machine| machine.revision)));
+    }
+    response
+}
+
+/// An error, in the shape of `/v1`.
+pub fn error_answer(error: &ApiError) -> HttpResponse {
+    let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = json_answer(status, &error.to_body());
+    reply::insert_error_headers(error, response.headers_mut());
+    if let ApiError::ConditionFailed(ConditionFailed { current_revision: Some(revision), .. }) = error {
+        response.headers_mut().insert(header::ETAG, etag_of(*revision));
+    }
+    response
+}
+
+/// A body as JSON.
+pub fn json_answer(status: StatusCode, body: &impl Serialize) -> HttpResponse {
+    let mut bytes = Vec::with_capacity(256);
+    match serde_json::to_writer(&mut bytes, body) {
+        Ok(()) => json(status, bytes),
+        Err(error) => {
+            tracing::error!("an answer cannot be written as JSON: {error}");
+            HttpResponse::InternalServerError().finish()
+        }
+    }
+}
+
+/// `"<revision>"`
+pub fn etag_of(revision: u64) -> HeaderValue {
+    // Digits in quotes are always a valid value.
+    HeaderValue::from_str(&format!("\"{revision}\"")).unwrap_or_else(|_| HeaderValue::from(revision))
+}
+
+/// For a method that a key does not take.
+pub async fn only_key_methods(app: web::Data<ExampleApp>, request: HttpRequest) -> HttpResponse {
+    wrong_method(&app, &request, "GET, HEAD, PUT, DELETE, POST")
+}
+
+/// For a method that the keys as a whole do not take.
+pub async fn only_list_methods(app: web::Data<ExampleApp>, request: HttpRequest) -> HttpResponse {
+    wrong_method(&app, &request, "GET, DELETE")
+}
+
+/// For a method that a `GET` route does not take.
+pub async fn only_get(app: web::Data<ExampleApp>, request: HttpRequest) -> HttpResponse {
+    wrong_method(&app, &request, "GET")
+}
+
+/// For a method that a `POST` route does not take.
+pub async fn only_post(app: web::Data<ExampleApp>, request: HttpRequest) -> HttpResponse {
+    wrong_method(&app, &request, "POST")
+}
+
+fn wrong_method(app: &ExampleApp, request: &HttpRequest, allowed: &'static str) -> HttpResponse {
+    let message = format!("{} takes {allowed}, not {}", request.path(), request.method());
+    let mut response = answer(app, Err(ApiError::MethodNotAllowed(Details::not_applied(message))));
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+    response
+}

@@ -1,0 +1,294 @@
+//! `GET /v1/watch`: changes as server-sent events, from any revision that is kept.
+//!
+//! The `id` of an event is its revision. A revision may change several keys; of
+//! those only the last has the plain revision, the others have
+//! `<revision>.<position>`, so that a watch which breaks between them is taken up
+//! again at the right one, and nothing comes twice or not at all.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use actix_web::http::header::{self, HeaderName, HeaderValue};
+use actix_web::{HttpRequest, HttpResponse, web};
+use bytes::Bytes;
+use futures_util::stream;
+use serde::Serialize;
+
+use super::kv::refuse_body;
+use super::list::revision_in_future;
+use super::parameters::{Parameters, check_key, invalid};
+use super::v1::{self, ready_to_read};
+use crate::app::{ExampleApp, Role};
+use crate::body::{EncodedValue, Encoding, WatchEnd, WatchEvent};
+use crate::config::{WATCH_BATCH_BYTES, WATCH_HEARTBEAT};
+use crate::error::{ApiError, Outcome, RevisionGone};
+use crate::store::listing::Range;
+use crate::store::{Change, ChangeKind, Data, Filter, Record, Subscription, WatchError};
+
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// `GET /v1/watch`
+pub async fn watch(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
+    let started = start_watch(&app, &request, payload).await;
+    v1::answer(&app, started)
+}
+
+async fn start_watch(
+    app: &web::Data<ExampleApp>,
+    request: &HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, ApiError> {
+    refuse_body(app, request, payload)?;
+    let parameters = Parameters::of(request, &["prefix", "key", "from", "initial", "consistency"])?;
+    let filter = match (parameters.key_part("prefix", &app.limits)?, parameters.text("key")) {
+        (Some(_), Some(_)) => return Err(invalid("key", "and `prefix` are not given together")),
+        (_, Some(key)) => {
+            check_key(key, &app.limits)?;
+            Filter::Key(key.into())
+        }
+        (prefix, None) => Filter::Prefix(prefix.unwrap_or_default().into()),
+    };
+    let from = parameters.number("from", 1, u64::MAX)?;
+    let initial = parameters.flag("initial")?;
+    let stale = parameters.stale()?;
+    if initial && from.is_some() {
+        return Err(invalid("from", "and `initial` are not given together: the one begins then, the other now"));
+    }
+    let resumed = resumed_after(request)?;
+    ready_to_read(app, request, stale).await?;
+    let (revision, oldest, data) = app
+        .store
+        .state_machine
+        .read(|machine| (machine.revision, machine.history.oldest(), initial.then(|| machine.data.clone())));
+    let cursor = match (resumed, from) {
+        (Some(cursor), _) => cursor,
+        (None, Some(from)) => (from, 0),
+        (None, None) => (revision + 1, 0),
+    };
+    if cursor.0 < oldest {
+        return Err(gone(oldest));
+    }
+    // A node that is behind will get there; one that is not has never been there.
+    if cursor.0 > revision + 1 && !stale {
+        return Err(revision_in_future(cursor.0, revision));
+    }
+    let subscription = app.store.state_machine.watch(filter.clone(), cursor.0, cursor.1);
+    let initial = data.filter(|_| resumed.is_none()).map(|data| Initial { data, filter, revision, after: None });
+    let watch = Watch { app: app.clone(), subscription, initial, stale, ended: false };
+    let mut response = HttpResponse::Ok()
+        .insert_header((header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")))
+        .insert_header((header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
+        .streaming(stream::unfold(watch, |watch| async { watch.next().await }));
+    response.headers_mut().insert(v1::REVISION, HeaderValue::from(revision));
+    Ok(response)
+}
+
+/// What comes after the last event that the reader has.
+fn resumed_after(request: &HttpRequest) -> Result<Option<(u64, u32)>, ApiError> {
+    let Some(id) = request.headers().get(LAST_EVENT_ID) else { return Ok(None) };
+    let text = id.to_str().unwrap_or_default().trim();
+    let number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<u64>().ok());
+    let cursor = match text.split_once('.') {
+        None => number(text).flatten().and_then(|revision| Some((revision.checked_add(1)?, 0))),
+        Some((revision, position)) => {
+            let position = number(position).flatten().and_then(|position| u32::try_from(position).ok());
+            number(revision).flatten().zip(position).and_then(|(revision, it)| Some((revision, it.checked_add(1)?)))
+        }
+    };
+    match cursor {
+        Some(cursor) => Ok(Some(cursor)),
+        None => Err(ApiError::bad_request("invalid_last_event_id", "Last-Event-ID is the `id` of an event")),
+    }
+}
+
+fn gone(oldest: u64) -> ApiError {
+    ApiError::RevisionGone(RevisionGone {
+        message: format!(
+            "changes before revision {oldest} are no longer kept; begin again with `initial`, \
+             or from revision {oldest} if what came before does not matter"
+        ),
+        oldest_revision: oldest,
+        outcome: Outcome::NotApplied,
+    })
+}
+
+/// A watch that is under way.
+struct Watch {
+    app: web::Data<ExampleApp>,
+    subscription: Subscription,
+    /// What is still to be sent of the state at the beginning.
+    initial: Option<Initial>,
+    stale: bool,
+    ended: bool,
+}
+
+/// The state at the beginning of a watch, and how much of it was sent.
+struct Initial {
+    data: Data,
+    filter: Filter,
+    revision: u64,
+    after: Option<Arc<str>>,
+}
+
+impl Watch {
+    /// The next piece of the body.
+    async fn next(mut self) -> Option<(Result<Bytes, actix_web::Error>, Self)> {
+        if self.ended {
+            return None;
+        }
+        let bytes = match self.initial.take() {
+            Some(initial) => self.send_initial(initial),
+            None => self.send_changes().await,
+        };
+        Some((Ok(bytes), self))
+    }
+
+    fn send_initial(&mut self, initial: Initial) -> Bytes {
+        // Keeping an old state takes memory while the store changes, so who reads
+        // it slowly must keep up with the history.
+        let oldest = self.app.store.state_machine.read(|machine| machine.history.oldest());
+        if oldest > initial.revision + 1 {
+            return self.end(too_slow(oldest));
+        }
+        let mut events = Vec::with_capacity(WATCH_BATCH_BYTES);
+        let (prefix, end) = match &initial.filter {
+            Filter::Prefix(prefix) => (prefix.to_string(), None),
+            Filter::Key(key) => (key.to_string(), Some(format!("{key}\0"))),
+        };
+        let start_after = initial.after.as_deref().map(str::to_owned);
+        let range = Range { prefix, end, start_after, ..Range::default() };
+        let mut last: Option<&Arc<str>> = None;
+        let mut unfinished_after = None;
+        for (key, record) in range.of(&initial.data) {
+            if events.len() >= WATCH_BATCH_BYTES {
+                unfinished_after = last.map(Arc::clone);
+                break;
+            }
+            write_event(&mut events, None, &EventRef::Initial(KeyValueRef::of(key, record)));
+            last = Some(key);
+        }
+        if unfinished_after.is_some() {
+            self.initial = Some(Initial { after: unfinished_after, ..initial });
+            return events.into();
+        }
+        let synced = EventRef::Synced { revision: initial.revision };
+        write_event(&mut events, Some((initial.revision, None)), &synced);
+        events.into()
+    }
+
+    async fn send_changes(&mut self) -> Bytes {
+        let app = self.app.clone();
+        tokio::select! {
+            biased;
+            () = app.stopped() => self.end(WatchEnd {
+                code: "stopping".to_owned(),
+                message: "this node is stopping; another one takes up the watch".to_owned(),
+            }),
+            batch = self.subscription.next() => match batch {
+                Ok(batch) => batch.encoded(encode),
+                Err(WatchError::Gone { oldest }) => self.end(too_slow(oldest)),
+            },
+            () = tokio::time::sleep(WATCH_HEARTBEAT) => self.heartbeat(),
+        }
+    }
+
+    /// Says that the watch goes on, and up to where the reader has everything.
+    fn heartbeat(&mut self) -> Bytes {
+        if !self.stale && self.app.role() == Role::NoLeader {
+            return self.end(WatchEnd {
+                code: "no_leader".to_owned(),
+                message: "this node knows no leader, so it may miss changes; another one may know".to_owned(),
+            });
+        }
+        match self.subscription.caught_up() {
+            // An id without data is no event, and is where a reader resumes.
+            Some(revision) => format!(": heartbeat\nid: {revision}\n\n").into(),
+            None => Bytes::from_static(b": heartbeat\n\n"),
+        }
+    }
+
+    fn end(&mut self, end: WatchEnd) -> Bytes {
+        self.ended = true;
+        let mut event = Vec::new();
+        write_event(&mut event, None, &WatchEvent::End(end));
+        event.into()
+    }
+}
+
+fn too_slow(oldest: u64) -> WatchEnd {
+    WatchEnd {
+        code: "too_slow".to_owned(),
+        message: format!(
+            "the changes that come next are no longer kept (the oldest revision is {oldest}): this watch was read \
+             more slowly than the store changes; begin again with `initial`"
+        ),
+    }
+}
+
+/// [`WatchEvent`] without copies.
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum EventRef<'a> {
+    Initial(KeyValueRef<'a>),
+    Synced { revision: u64 },
+    Put(KeyValueRef<'a>),
+    Delete { key: &'a str, revision: u64 },
+    Expire { key: &'a str, revision: u64 },
+}
+
+#[derive(Serialize)]
+struct KeyValueRef<'a> {
+    key: &'a str,
+    value: std::borrow::Cow<'a, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encoding: Option<Encoding>,
+    revision: u64,
+    create_revision: u64,
+    version: u64,
+}
+
+impl<'a> KeyValueRef<'a> {
+    fn of(key: &'a str, record: &'a Record) -> Self {
+        let (value, encoding) = match record.value.as_text() {
+            Some(text) => (text.into(), None),
+            None => {
+                let EncodedValue { value, encoding } = EncodedValue::of(record.value.as_bytes());
+                (value.into(), encoding)
+            }
+        };
+        let Record { revision, create_revision, version, .. } = *record;
+        KeyValueRef { key, value, encoding, revision, create_revision, version }
+    }
+}
+
+/// Changes of whole revisions, as they are sent.
+fn encode(changes: &[Change]) -> Bytes {
+    let mut events = Vec::with_capacity(256 * changes.len());
+    for (index, change) in changes.iter().enumerate() {
+        let (key, revision) = (change.key.as_ref(), change.revision);
+        let is_last = changes.get(index + 1).is_none_or(|next| next.revision != revision);
+        let id = (revision, (!is_last).then_some(change.position));
+        let event = match &change.kind {
+            ChangeKind::Put(record) => EventRef::Put(KeyValueRef::of(key, record)),
+            ChangeKind::Delete => EventRef::Delete { key, revision },
+            ChangeKind::Expire => EventRef::Expire { key, revision },
+        };
+        write_event(&mut events, Some(id), &event);
+    }
+    events.into()
+}
+
+/// Writes one event. Neither step can fail: the one writes to memory, and the
+/// other has only text and numbers to write.
+fn write_event(events: &mut Vec<u8>, id: Option<(u64, Option<u32>)>, event: &impl Serialize) {
+    let _ = match id {
+        None => Ok(()),
+        Some((revision, None)) => writeln!(events, "id: {revision}"),
+        Some((revision, Some(position))) => writeln!(events, "id: {revision}.{position}"),
+    };
+    events.extend_from_slice(b"data: ");
+    if let Err(error) = serde_json::to_writer(&mut *events, event) {
+        tracing::error!("an event cannot be written as JSON: {error}");
+    }
+    events.extend_from_slice(b"\n\n");
+}

@@ -1,0 +1,313 @@
+//! Who waits for which changes.
+//!
+//! A watch first reads [`super::history`] from where it wants to begin. Once it
+//! has come to the end it joins the group of those that watch the same keys, and
+//! is handed what is applied from then on. One that falls behind its group goes
+//! back to the history; one that falls behind the history has lost, and is told.
+//! So a slow reader holds no more memory than its own place.
+//!
+//! A write looks its key up once for each length of prefix that is watched, not
+//! once for each watch.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::{Receiver, Sender};
+
+use super::history::{Change, ChangeKind};
+use super::state_machine::ExampleStateMachine;
+use super::state_machine_store::StateMachineStore;
+use crate::config::{WATCH_BATCH_BYTES, WATCH_BATCHES_MAX, WATCH_ENCODED_BYTES_MAX};
+
+/// Which keys are watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Filter {
+    /// One key.
+    Key(Arc<str>),
+    /// All keys that begin with this.
+    Prefix(Arc<str>),
+}
+
+/// Changes that follow each other, of whole revisions.
+#[derive(Debug)]
+pub struct Batch {
+    changes: Vec<Change>,
+    /// As it is sent, so that it is encoded once for all that watch the same.
+    encoded: OnceLock<Bytes>,
+}
+
+/// Why a watch cannot go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WatchError {
+    /// Changes that it should see are no longer kept.
+    #[error("the oldest revision that is kept is {oldest}")]
+    Gone {
+        /// The oldest revision from which all changes are kept.
+        oldest: u64,
+    },
+}
+
+/// The place of a watch in the sequence of all changes.
+pub struct Subscription {
+    store: StateMachineStore,
+    filter: Filter,
+    /// The revision and position of the next change that is wanted.
+    cursor: (u64, u32),
+    receiver: Option<Receiver<Arc<Batch>>>,
+}
+
+/// All watches of one node.
+#[derive(Debug, Default)]
+pub(super) struct Hub {
+    groups: Mutex<Groups>,
+    /// Whether there are any; looked at by each write.
+    watched: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Groups {
+    by_key: HashMap<Arc<str>, Group>,
+    by_prefix: HashMap<Arc<str>, Group>,
+    /// How many prefixes there are of each length.
+    prefix_lengths: BTreeMap<usize, usize>,
+}
+
+#[derive(Debug)]
+struct Group {
+    sender: Sender<Arc<Batch>>,
+    /// Changes of the batch that is being put together.
+    pending: Vec<Change>,
+}
+
+impl Filter {
+    /// Whether a key is watched.
+    pub fn matches(&self, key: &str) -> bool {
+        match self {
+            Filter::Key(wanted) => key == wanted.as_ref(),
+            Filter::Prefix(prefix) => key.starts_with(prefix.as_ref()),
+        }
+    }
+}
+
+impl Batch {
+    fn new(changes: Vec<Change>) -> Arc<Self> {
+        Arc::new(Batch { changes, encoded: OnceLock::new() })
+    }
+
+    /// The changes, in order; at least one.
+    pub fn changes(&self) -> &[Change] {
+        &self.changes
+    }
+
+    /// The batch as `encode` writes it.
+    pub fn encoded(&self, encode: impl FnOnce(&[Change]) -> Bytes) -> Bytes {
+        if let Some(encoded) = self.encoded.get() {
+            return encoded.clone();
+        }
+        let encoded = encode(&self.changes);
+        // A large one is not kept for slow readers.
+        if encoded.len() <= WATCH_ENCODED_BYTES_MAX {
+            let _ = self.encoded.set(encoded.clone());
+        }
+        encoded
+    }
+}
+
+impl Subscription {
+    pub(super) fn new(store: StateMachineStore, filter: Filter, cursor: (u64, u32)) -> Self {
+        Subscription { store, filter, cursor, receiver: None }
+    }
+
+    /// The next changes, as soon as there are any. Nothing is lost if the future is dropped.
+    pub async fn next(&mut self) -> Result<Arc<Batch>, WatchError> {
+        loop {
+            let batch = match &mut self.receiver {
+                Some(receiver) => match receiver.recv().await {
+                    Ok(batch) => self.wanted_of(batch),
+                    // It fell behind, or a snapshot took the place of what was there.
+                    Err(RecvError::Lagged(_) | RecvError::Closed) => {
+                        self.leave();
+                        None
+                    }
+                },
+                None => self.catch_up()?,
+            };
+            if let Some(batch) = batch {
+                if let Some(last) = batch.changes.last() {
+                    self.cursor = (last.revision, last.position + 1);
+                }
+                return Ok(batch);
+            }
+        }
+    }
+
+    /// The store's revision, if all changes up to it have been taken.
+    pub fn caught_up(&self) -> Option<u64> {
+        let receiver = self.receiver.as_ref()?;
+        self.store.read(|machine| receiver.is_empty().then_some(machine.revision))
+    }
+
+    /// Reads on in the history, and joins the group at its end.
+    fn catch_up(&mut self) -> Result<Option<Arc<Batch>>, WatchError> {
+        let hub = self.store.hub().clone();
+        let (filter, cursor) = (&self.filter, self.cursor);
+        let (changes, receiver) = self.store.read(|machine| {
+            let oldest = machine.history.oldest();
+            if cursor.0 < oldest {
+                return Err(WatchError::Gone { oldest });
+            }
+            match changes_from(machine, filter, cursor) {
+                // Nothing is applied meanwhile, so nothing falls between the two.
+                (changes, true) => Ok((changes, Some(hub.join(filter)))),
+                (changes, false) => Ok((changes, None)),
+            }
+        })?;
+        self.receiver = receiver;
+        Ok((!changes.is_empty()).then(|| Batch::new(changes)))
+    }
+
+    /// A batch without what was wanted later, or was taken before.
+    fn wanted_of(&self, batch: Arc<Batch>) -> Option<Arc<Batch>> {
+        let wanted = |change: &Change| (change.revision, change.position) >= self.cursor;
+        if batch.changes.first().is_some_and(wanted) {
+            return Some(batch);
+        }
+        let changes: Vec<Change> = batch.changes.iter().filter(|change| wanted(change)).cloned().collect();
+        (!changes.is_empty()).then(|| Batch::new(changes))
+    }
+
+    fn leave(&mut self) {
+        if self.receiver.take().is_some() {
+            self.store.hub().leave(&self.filter);
+        }
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+/// Changes from a place on, of whole revisions, and whether these are all there are.
+fn changes_from(machine: &ExampleStateMachine, filter: &Filter, cursor: (u64, u32)) -> (Vec<Change>, bool) {
+    let mut changes: Vec<Change> = Vec::new();
+    let mut bytes = 0;
+    for change in machine.history.since(cursor.0, cursor.1) {
+        if bytes >= WATCH_BATCH_BYTES && changes.last().is_some_and(|last| last.revision != change.revision) {
+            return (changes, false);
+        }
+        if filter.matches(&change.key) {
+            bytes += bytes_of(change);
+            changes.push(change.clone());
+        }
+    }
+    (changes, true)
+}
+
+/// About how long a change is when it is sent, in bytes.
+fn bytes_of(change: &Change) -> usize {
+    const EVENT_BYTES: usize = 128;
+    let value_bytes = match &change.kind {
+        ChangeKind::Put(record) => record.value.as_bytes().len(),
+        ChangeKind::Delete | ChangeKind::Expire => 0,
+    };
+    EVENT_BYTES + change.key.len() + value_bytes
+}
+
+impl Hub {
+    /// Hands out all changes after a revision. Called before anybody can read them.
+    pub(super) fn publish(&self, machine: &ExampleStateMachine, revision_before: u64) {
+        if !self.watched.load(Ordering::Acquire) || machine.revision == revision_before {
+            return;
+        }
+        let mut groups = self.groups();
+        let Groups { by_key, by_prefix, prefix_lengths } = &mut *groups;
+        // In the order in which their changes came.
+        let mut keys: Vec<Arc<str>> = Vec::new();
+        let mut prefixes: Vec<Arc<str>> = Vec::new();
+        for change in machine.history.since(revision_before + 1, 0) {
+            if let Some(group) = by_key.get_mut(&change.key) {
+                group.add(change, || keys.push(change.key.clone()));
+            }
+            for length in prefix_lengths.keys() {
+                let Some(prefix) = change.key.get(..*length) else { continue };
+                if let Some(group) = by_prefix.get_mut(prefix) {
+                    group.add(change, || prefixes.push(prefix.into()));
+                }
+            }
+        }
+        keys.iter().filter_map(|key| by_key.get_mut(key).map(Group::send)).for_each(drop);
+        prefixes.iter().filter_map(|prefix| by_prefix.get_mut(prefix).map(Group::send)).for_each(drop);
+    }
+
+    /// Sends all watches back to the history, after that was replaced.
+    pub(super) fn reset(&self) {
+        *self.groups() = Groups::default();
+        self.watched.store(false, Ordering::Release);
+    }
+
+    fn join(&self, filter: &Filter) -> Receiver<Arc<Batch>> {
+        let mut groups = self.groups();
+        self.watched.store(true, Ordering::Release);
+        let new = || Group { sender: Sender::new(WATCH_BATCHES_MAX), pending: Vec::new() };
+        let group = match filter {
+            Filter::Key(key) => groups.by_key.entry(key.clone()).or_insert_with(new),
+            Filter::Prefix(prefix) => {
+                if !groups.by_prefix.contains_key(prefix) {
+                    *groups.prefix_lengths.entry(prefix.len()).or_default() += 1;
+                }
+                groups.by_prefix.entry(prefix.clone()).or_insert_with(new)
+            }
+        };
+        group.sender.subscribe()
+    }
+
+    /// Removes a group that nobody is in any more.
+    fn leave(&self, filter: &Filter) {
+        let mut groups = self.groups();
+        let abandoned = |group: &Group| group.sender.receiver_count() == 0;
+        match filter {
+            Filter::Key(key) => {
+                if groups.by_key.get(key).is_some_and(abandoned) {
+                    groups.by_key.remove(key);
+                }
+            }
+            Filter::Prefix(prefix) => {
+                if groups.by_prefix.get(prefix).is_some_and(abandoned) {
+                    groups.by_prefix.remove(prefix);
+                    if let Some(count) = groups.prefix_lengths.get_mut(&prefix.len()) {
+                        *count -= 1;
+                        if *count == 0 {
+                            groups.prefix_lengths.remove(&prefix.len());
+                        }
+                    }
+                }
+            }
+        }
+        if groups.by_key.is_empty() && groups.by_prefix.is_empty() {
+            self.watched.store(false, Ordering::Release);
+        }
+    }
+
+    fn groups(&self) -> MutexGuard<'_, Groups> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Group {
+    fn add(&mut self, change: &Change, first: impl FnOnce()) {
+        if self.pending.is_empty() {
+            first();
+        }
+        self.pending.push(change.clone());
+    }
+
+    fn send(&mut self) {
+        // An error means that the last one has just left.
+        let _ = self.sender.send(Batch::new(std::mem::take(&mut self.pending)));
+    }
+}
