@@ -7,8 +7,9 @@ help:
 	@echo 'make test     all tests'
 	@echo 'make demo     a cluster of three, shown and checked with curl'
 	@echo 'make bench    the same load on three of our nodes and three of etcd (about 6 minutes)'
-	@echo 'make bench-snapshots, bench-elections, bench-kill-all'
-	@echo '              latency under snapshots (6 minutes), elections under load (5), writes lost by kill -9 (2)'
+	@echo 'make bench-snapshots, bench-elections, bench-kill-all, bench-key-value'
+	@echo '              latency under snapshots (6 minutes), elections under load (5), writes lost by kill -9 (2),'
+	@echo '              what the key-value API costs (6)'
 	@echo 'make deny     licences and advisories of the dependencies (needs cargo-deny)'
 
 verify: format lint docs leftovers test

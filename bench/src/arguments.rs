@@ -27,6 +27,8 @@ pub enum Command {
     Elections(ElectionsArguments),
     /// That no acknowledged write is lost when all nodes are killed at once
     KillAll(KillAllArguments),
+    /// What the key-value API costs, beside the original's routes and by itself
+    KeyValue(KeyValueArguments),
 }
 
 impl Command {
@@ -36,6 +38,7 @@ impl Command {
             Command::Snapshots(arguments) => &arguments.common,
             Command::Elections(arguments) => &arguments.common,
             Command::KillAll(arguments) => &arguments.common,
+            Command::KeyValue(arguments) => &arguments.common,
         }
     }
 }
@@ -203,4 +206,30 @@ pub struct KillAllArguments {
     /// Seed of the keys, the values and the moments of the kills [default: random, printed]
     #[arg(long)]
     pub seed: Option<u64>,
+}
+
+#[derive(Args)]
+pub struct KeyValueArguments {
+    #[command(flatten)]
+    pub common: CommonArguments,
+
+    /// How often each point is measured
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rounds: u32,
+
+    /// Length of each measured point
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..))]
+    pub seconds: u64,
+
+    /// Keys for the listings and the memory they take
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(10_000..))]
+    pub keys: u64,
+
+    /// Only these loads, by name, such as put,batch; prints the figures and nothing else
+    #[arg(long, value_delimiter = ',')]
+    pub only: Vec<String>,
+
+    /// Watches of other keys
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub watchers: u64,
 }

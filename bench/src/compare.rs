@@ -242,6 +242,7 @@ impl Point {
         match self.workload {
             Workload::Write => "write",
             Workload::Read => "linearizable read",
+            other => unreachable!("{other:?} is not compared"),
         }
     }
 }
@@ -295,7 +296,7 @@ fn ratio(records: &[Record], point: Point, figure: impl Fn(&Record) -> f64) -> O
 fn goals(records: &[Record]) -> Vec<Goal> {
     let mut goals = Vec::new();
     let mut add = |what: String, limit, measured: Option<f64>| {
-        goals.extend(measured.map(|measured| Goal { what, limit, measured }));
+        goals.extend(measured.map(|measured| Goal { what, limit, measured, unit: "×" }));
     };
     let write = |clients| Point::of(Workload::Write, clients);
     let read = Point::of(Workload::Read, 64);

@@ -30,9 +30,29 @@ const HISTOGRAM_SIGNIFICANT_DIGITS: u8 = 3;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Workload {
+    /// `POST /write`, or a put of etcd's.
     Write,
+    /// A linearizable read.
     Read,
+    /// `PUT /v1/kv/{key}`
+    #[value(skip)]
+    Put,
+    /// The same with an `Idempotency-Key`.
+    #[value(skip)]
+    PutOnce,
+    /// `GET /v1/kv/{key}`, linearizable.
+    #[value(skip)]
+    Get,
+    /// `POST /v1/txn` with [`BATCH_KEYS`] puts.
+    #[value(skip)]
+    Batch,
+    /// `GET /v1/kv?prefix=` of a thousand keys.
+    #[value(skip)]
+    List,
 }
+
+/// Puts of one batch.
+pub const BATCH_KEYS: usize = 100;
 
 #[derive(Clone, Debug)]
 pub struct LoadPlan {
@@ -158,6 +178,15 @@ async fn closed_loop(
         let outcome = match plan.workload {
             Workload::Write => connection.write(&name, value()).await,
             Workload::Read => connection.read(&name).await,
+            Workload::Put => connection.http().put(&name, value(), None).await,
+            Workload::PutOnce => connection.http().put(&name, value(), Some(random.u128(..))).await,
+            Workload::Get => connection.http().get(&name).await,
+            Workload::Batch => {
+                let first = random.u64(..plan.key_count);
+                let numbers = batch_of(first, plan.key_count);
+                connection.http().batch(numbers, value()).await
+            }
+            Workload::List => connection.http().list(&name).await,
         };
         let finished = Instant::now();
         match outcome {
@@ -170,6 +199,12 @@ async fn closed_loop(
         }
         started = Instant::now();
     }
+}
+
+/// As many different keys as a batch has, spread over all of them.
+pub fn batch_of(first: u64, key_count: u64) -> impl Iterator<Item = u64> {
+    let stride = key_count / BATCH_KEYS as u64;
+    (0..BATCH_KEYS as u64).map(move |number| (first + number * stride) % key_count)
 }
 
 async fn reconnect_if_closed(target: &Target, connection: &mut Connection) {

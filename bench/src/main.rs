@@ -10,6 +10,7 @@ mod cpu;
 mod disk;
 mod elections;
 mod etcd;
+mod key_value;
 mod kill_all;
 mod load;
 mod ours;
@@ -65,6 +66,7 @@ fn run(command: Command) -> Result<Verdict> {
             Command::Snapshots(arguments) => snapshots::run(&arguments).await,
             Command::Elections(arguments) => elections::run(&arguments).await,
             Command::KillAll(arguments) => kill_all::run(&arguments).await,
+            Command::KeyValue(arguments) => key_value::run(&arguments).await,
         }
     })
 }

@@ -30,6 +30,8 @@ pub struct Goal {
     pub what: String,
     pub limit: Limit,
     pub measured: f64,
+    /// `×` for a ratio.
+    pub unit: &'static str,
 }
 
 #[derive(Clone, Copy, Serialize)]
@@ -126,11 +128,11 @@ impl Goal {
         let mut table = String::from("| goal | wanted | measured | |\n| --- | --- | --- | --- |\n");
         for goal in goals {
             let wanted = match goal.limit {
-                Limit::AtLeast(limit) => format!("at least {limit}×"),
-                Limit::AtMost(limit) => format!("at most {limit}×"),
+                Limit::AtLeast(limit) => format!("at least {limit}{}", goal.unit),
+                Limit::AtMost(limit) => format!("at most {limit}{}", goal.unit),
             };
             let verdict = if goal.is_met() { "pass" } else { "**fail**" };
-            table += &format!("| {} | {wanted} | {:.2}× | {verdict} |\n", goal.what, goal.measured);
+            table += &format!("| {} | {wanted} | {:.2}{} | {verdict} |\n", goal.what, goal.measured, goal.unit);
         }
         table
     }
@@ -214,7 +216,7 @@ mod tests {
 
     #[test]
     fn a_goal_is_met_at_its_limit() {
-        let goal = |limit, measured| Goal { what: String::new(), limit, measured };
+        let goal = |limit, measured| Goal { what: String::new(), limit, measured, unit: "×" };
         assert!(goal(Limit::AtLeast(1.6), 1.6).is_met());
         assert!(!goal(Limit::AtLeast(1.6), 1.59).is_met());
         assert!(goal(Limit::AtMost(0.65), 0.65).is_met());

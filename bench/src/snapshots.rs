@@ -83,6 +83,7 @@ pub async fn run(arguments: &SnapshotsArguments) -> Result<Verdict> {
         what: format!("write p99 with snapshots, {CLIENTS} clients"),
         limit: Limit::AtMost(WRITE_P99_RATIO_MAX),
         measured: write_p99_ratio(&records),
+        unit: "×",
     }];
     let is_met = goals.iter().all(Goal::is_met) && records.iter().all(Record::is_as_intended);
     let figures = Figures { environment, goals, records };

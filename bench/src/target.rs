@@ -104,6 +104,14 @@ impl Connection {
         Ok(())
     }
 
+    /// Ours, for the workloads that only we have.
+    pub fn http(&mut self) -> &mut HttpConnection {
+        match self {
+            Connection::Http(http) => http,
+            Connection::Grpc(_) => unreachable!("only our own cluster gets these workloads"),
+        }
+    }
+
     pub fn is_closed(&self) -> bool {
         match self {
             Connection::Http(http) => http.is_closed(),

@@ -1,7 +1,7 @@
 //! One key: get, put, delete, touch.
 
-use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderValue};
+use actix_web::http::{Method, StatusCode};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 
@@ -15,6 +15,17 @@ use crate::app::ExampleApp;
 use crate::body::DeleteAnswer;
 use crate::error::ApiError;
 use crate::operation::{Delete, Operation, Put, Touch, WriteResult};
+
+/// Any method on `/v1/kv/{key}`.
+pub async fn any(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
+    match *request.method() {
+        Method::GET | Method::HEAD => get(app, request, payload).await,
+        Method::PUT => put(app, request, payload).await,
+        Method::DELETE => delete(app, request, payload).await,
+        Method::POST => touch(app, request, payload).await,
+        _ => v1::wrong_method(&app, &request, "GET, HEAD, PUT, DELETE, POST"),
+    }
+}
 
 /// `GET /v1/kv/{key}`
 pub async fn get(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {

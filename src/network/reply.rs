@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::v1;
 use crate::app::ExampleApp;
-use crate::config::{REFUSED_BODY_KEPT, REQUEST_BODY_DEADLINE};
+use crate::config::{BODY_BYTES_RESERVED_MAX, REFUSED_BODY_KEPT, REQUEST_BODY_DEADLINE};
 use crate::error::{ApiError, Details};
 
 /// What became of a request that failed: `not_applied` or `unknown`.
@@ -26,7 +26,9 @@ pub async fn read_body(request: &HttpRequest, payload: web::Payload, bytes_max: 
         return Err(ApiError::too_large("request", bytes_max, size));
     }
     let mut payload = payload;
-    let result = tokio::time::timeout(REQUEST_BODY_DEADLINE, collect(&mut payload, bytes_max)).await;
+    // More is made room for as it comes: a length is quickly announced.
+    let announced = announced.unwrap_or_default().min(BODY_BYTES_RESERVED_MAX);
+    let result = tokio::time::timeout(REQUEST_BODY_DEADLINE, collect(&mut payload, bytes_max, announced)).await;
     if !matches!(result, Ok(Ok(_))) {
         keep_for_a_while(payload);
     }
@@ -39,7 +41,7 @@ pub async fn read_body(request: &HttpRequest, payload: web::Payload, bytes_max: 
     }
 }
 
-async fn collect(payload: &mut web::Payload, bytes_max: usize) -> Result<Bytes, ApiError> {
+async fn collect(payload: &mut web::Payload, bytes_max: usize, announced: usize) -> Result<Bytes, ApiError> {
     let mut next = async || match payload.next().await {
         None => Ok(None),
         Some(Ok(chunk)) => Ok(Some(chunk)),
@@ -51,7 +53,8 @@ async fn collect(payload: &mut web::Payload, bytes_max: usize) -> Result<Bytes, 
         return Err(ApiError::too_large("request", bytes_max, first.len()));
     }
     let Some(second) = next().await? else { return Ok(first) };
-    let mut body = BytesMut::from(first);
+    let mut body = BytesMut::with_capacity(announced.max(first.len() + second.len()));
+    body.extend_from_slice(&first);
     let mut chunk = second;
     loop {
         if body.len() + chunk.len() > bytes_max {

@@ -169,11 +169,6 @@ pub fn etag_of(revision: u64) -> HeaderValue {
     HeaderValue::from_str(&format!("\"{revision}\"")).unwrap_or_else(|_| HeaderValue::from(revision))
 }
 
-/// For a method that a key does not take.
-pub async fn only_key_methods(app: web::Data<ExampleApp>, request: HttpRequest) -> HttpResponse {
-    wrong_method(&app, &request, "GET, HEAD, PUT, DELETE, POST")
-}
-
 /// For a method that the keys as a whole do not take.
 pub async fn only_list_methods(app: web::Data<ExampleApp>, request: HttpRequest) -> HttpResponse {
     wrong_method(&app, &request, "GET, DELETE")
@@ -189,7 +184,8 @@ pub async fn only_post(app: web::Data<ExampleApp>, request: HttpRequest) -> Http
     wrong_method(&app, &request, "POST")
 }
 
-fn wrong_method(app: &ExampleApp, request: &HttpRequest, allowed: &'static str) -> HttpResponse {
+/// For a method that a route does not take.
+pub fn wrong_method(app: &ExampleApp, request: &HttpRequest, allowed: &'static str) -> HttpResponse {
     let message = format!("{} takes {allowed}, not {}", request.path(), request.method());
     let mut response = answer(app, Err(ApiError::MethodNotAllowed(Details::not_applied(message))));
     response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));

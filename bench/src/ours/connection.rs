@@ -1,5 +1,6 @@
 //! One client's HTTP/1.1 connection.
 
+use std::fmt::Write;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
+
+use crate::target::VALUE_BYTES;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Management calls: a learner is added when it has caught up.
@@ -77,6 +80,45 @@ impl HttpConnection {
         Ok(quoted.slice(1..quoted.len() - 1))
     }
 
+    /// `PUT /v1/kv/{key}`; with a number, as a request that is done once.
+    pub async fn put(&mut self, key: &str, value: &'static str, once: Option<u128>) -> Result<()> {
+        let uri = Uri::try_from(format!("/v1/kv/{key}"))?;
+        let mut request = self.new_request(Method::PUT, uri, Bytes::from_static(value.as_bytes()));
+        if let Some(number) = once {
+            request.headers_mut().insert("idempotency-key", HeaderValue::from_str(&format!("{number:032x}"))?);
+        }
+        self.send(request).await.map(drop)
+    }
+
+    /// `GET /v1/kv/{key}`, of a key that was written before.
+    pub async fn get(&mut self, key: &str) -> Result<()> {
+        let uri = Uri::try_from(format!("/v1/kv/{key}"))?;
+        let answer = self.send(self.new_request(Method::GET, uri, Bytes::new())).await?;
+        ensure!(answer.len() > VALUE_BYTES, "unexpected answer to a get: {}", quote(&answer));
+        Ok(())
+    }
+
+    /// `POST /v1/txn` that puts these keys.
+    pub async fn batch(&mut self, keys: impl Iterator<Item = u64>, value: &str) -> Result<()> {
+        let mut body = String::from(r#"{"success":["#);
+        for number in keys {
+            let comma = if body.ends_with('[') { "" } else { "," };
+            write!(body, r#"{comma}{{"put":{{"key":"key-{number:08}","value":"{value}"}}}}"#)?;
+        }
+        body.push_str("]}");
+        let uri = Uri::from_static("/v1/txn");
+        self.send(self.new_request(Method::POST, uri, body.into())).await.map(drop)
+    }
+
+    /// The keys that are like this one in all but the last three digits.
+    pub async fn list(&mut self, key: &str) -> Result<()> {
+        let prefix = &key[..key.len() - 3];
+        let uri = Uri::try_from(format!("/v1/kv?prefix={prefix}"))?;
+        let answer = self.send(self.new_request(Method::GET, uri, Bytes::new())).await?;
+        ensure!(answer.len() > 100_000, "unexpected answer to a list: {}", quote(&answer));
+        Ok(())
+    }
+
     /// A management call; gives what stands in the answer under `Ok`.
     pub async fn call<Answer: DeserializeOwned>(
         &mut self,
@@ -107,16 +149,27 @@ impl HttpConnection {
     }
 
     async fn request(&mut self, method: Method, uri: Uri, body: Bytes) -> Result<Bytes> {
+        let mut request = self.new_request(method, uri, body);
+        request.headers_mut().insert(CONTENT_TYPE, const { HeaderValue::from_static("application/json") });
+        let body = self.send(request).await?;
+        ensure!(body.starts_with(br#"{"Ok":"#), "answered {}", quote(&body));
+        Ok(body)
+    }
+
+    fn new_request(&self, method: Method, uri: Uri, body: Bytes) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
         *request.uri_mut() = uri;
         request.headers_mut().insert(HOST, self.host.clone());
-        request.headers_mut().insert(CONTENT_TYPE, const { HeaderValue::from_static("application/json") });
+        request
+    }
+
+    async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Bytes> {
         self.requests.ready().await?;
         let response = self.requests.send_request(request).await?;
         let status = response.status();
         let body = response.into_body().collect().await?.to_bytes();
-        ensure!(status == StatusCode::OK && body.starts_with(br#"{"Ok":"#), "answered {status}: {}", quote(&body));
+        ensure!(status == StatusCode::OK, "answered {status}: {}", quote(&body));
         Ok(body)
     }
 }
