@@ -9,6 +9,7 @@
 //! | [`snapshots`] | does a node get what the logs no longer have |
 //! | [`outcomes`] | what is known when a request fails half-way |
 //! | [`membership`] | who belongs to the cluster, and who is kept out |
+//! | [`watchers`] | do a thousand watches see every change once |
 //! | [`bad_input`] | does anything that is not a valid request do harm |
 //!
 //! A failing test prints the command lines and the logs of its nodes, and keeps
@@ -25,3 +26,4 @@ mod outcomes;
 mod restart;
 mod snapshots;
 mod test_cluster;
+mod watchers;
