@@ -94,6 +94,9 @@ address() {
     printf '%s:%s' "$host" "$((port_base + $1 - 1))"
 }
 
+# Set to have `send` use another method than its own.
+method=
+
 # send ID PATH [BODY [HEADER]]: sets `status` (000 if there was no answer) and `body`.
 # GET without a body, else POST.
 send() {
@@ -105,6 +108,9 @@ send() {
     fi
     if [ -n "$header" ]; then
         set -- "$@" -H "$header"
+    fi
+    if [ -n "$method" ]; then
+        set -- "$@" -X "$method"
     fi
     : >"$directory/answer"
     status=$(curl "$@" "$url" 2>"$directory/curl-error")
@@ -124,7 +130,7 @@ request() {
     if [ "$#" -ge 3 ]; then
         data_shown=" -d '$3'"
     fi
-    printf '   > curl %s%s%s%s\n' "${4:+-H \"$4\" }" "$(address "$1")" "$2" "$data_shown"
+    printf '   > curl %s%s%s%s%s\n' "${method:+-X $method }" "${4:+-H \"$4\" }" "$(address "$1")" "$2" "$data_shown"
     wait_for "an answer other than 503" send_again "$@"
     case $2 in
         /metrics) show_metrics ;;
@@ -332,6 +338,33 @@ heading "A client that would rather be told where the leader is can ask for that
 request "$follower" /write '{"Set":{"key":"foo","value":"never"}}' 'Raft-Forward: no'
 expect "421 {\"Err\":{\"ForwardToLeader\":{\"leader_id\":$leader,\"leader_node\":{\"addr\":\"$(address "$leader")\"}}}}"
 
+heading "The key-value API: put a key on node 1, and read it with its revision on each node"
+method=PUT
+request 1 /v1/kv/config/color green
+expect '200 {"revision":3,"version":1}'
+method=
+for id in 1 2 3; do
+    request "$id" /v1/kv/config/color
+    expect '200 {"key":"config/color","value":"green","revision":3,"create_revision":3,"version":1}'
+done
+
+heading "Only if nobody else has: the key is there already, so nothing changes"
+method=PUT
+request 2 /v1/kv/config/color red 'If-None-Match: *'
+method=
+case "$status $body" in
+    '412 '*'"code":"condition_failed"'*'"outcome":"not_applied","current_revision":3'*) ;;
+    *) fail "expected: 412 with the code condition_failed, but came: $status $body" ;;
+esac
+
+heading "A transaction, sent twice with the same Idempotency-Key: it is done once"
+for id in 1 3; do
+    request "$id" /v1/txn '{"compare":[{"key":"config/color","revision":3}],"success":[{"put":{"key":"config/color","value":"blue"}},{"put":{"key":"config/by","value":"me"}}]}' 'Idempotency-Key: 1a2b'
+    expect '200 {"succeeded":true,"revision":4,"results":[{"put":{"revision":4,"version":2}},{"put":{"revision":4,"version":1}}]}'
+done
+request 3 '/v1/kv?prefix=config/'
+expect_ok_with '"revision":4,"items":[{"key":"config/by","value":"me",' '{"key":"config/color","value":"blue",'
+
 heading "Kill the leader, node $leader, with kill -9"
 killed=$leader
 case $killed in
@@ -348,7 +381,7 @@ say "node $leader leads now, within $(($(date +%s) - killed_at + 1)) seconds"
 heading "The other two go on"
 other=${left% *}
 request "$other" /write '{"Set":{"key":"foo","value":"still here"}}'
-expect_ok_with '"data":{"value":"still here","revision":3}'
+expect_ok_with '"data":{"value":"still here","revision":5}'
 # shellcheck disable=SC2086 # The numbers of two nodes.
 read_on foo "still here" $left
 
