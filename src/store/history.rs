@@ -107,3 +107,119 @@ impl History {
         self.changes.focus().narrow(start..).into_iter()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operation::Value;
+
+    fn put_of(value: &Value) -> ChangeKind {
+        let (revision, create_revision, version, expires_at_ms) = (1, 1, 1, 0);
+        ChangeKind::Put(Arc::new(Record { value: value.clone(), revision, create_revision, version, expires_at_ms }))
+    }
+
+    /// What must hold whatever was pushed. `pushed` is the revision of each push.
+    fn check(history: &History, pushed: &[u64]) {
+        let kept: Vec<u64> = history.iter().map(|change| change.revision).collect();
+        assert_eq!(kept, pushed[pushed.len() - kept.len()..], "the last changes are kept");
+        if let Some((forgotten, _)) = pushed.split_at(pushed.len() - kept.len()).0.split_last() {
+            assert_eq!(history.oldest(), forgotten + 1, "the oldest is the one after what was forgotten");
+            assert_ne!(kept.first(), Some(forgotten), "a revision is kept in part");
+        }
+        assert_eq!(history.bytes, history.iter().map(Change::bytes).sum::<usize>(), "the count of bytes has drifted");
+        let newest_alone = kept.first() == kept.last();
+        let within = history.changes.len() <= HISTORY_CHANGES_MAX && history.bytes <= HISTORY_BYTES_MAX;
+        assert!(within || newest_alone, "{} changes of {} bytes", history.changes.len(), history.bytes);
+        let mut loaded = History::starting_at(history.oldest());
+        for Change { revision, key, kind, .. } in history.iter() {
+            loaded.push(*revision, key.clone(), kind.clone());
+        }
+        assert!(loaded == *history, "a history that is loaded is another");
+    }
+
+    /// The history keeps whole revisions, the newest ones, within its bounds, knows
+    /// from where on it is complete, and is the same when it is loaded.
+    ///
+    /// Method: revisions of 1 to 5 changes, of values of up to 9 MB (which share
+    /// their memory), far past the bound of bytes; all that must hold is checked
+    /// after each change.
+    #[test]
+    fn bound_of_bytes() {
+        let values: Vec<Value> =
+            [0, 1000, 1 << 20, 9_000_000].iter().map(|bytes| Value::from(&vec![b'v'; *bytes])).collect();
+        let mut history = History::default();
+        let mut pushed = Vec::new();
+        for step in 0..300_u64 {
+            let number = step.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+            for change in 0..1 + number % 5 {
+                let kind = match (number >> 8).wrapping_add(change) % 6 {
+                    0 => ChangeKind::Delete,
+                    1 => ChangeKind::Expire,
+                    size => put_of(&values[size as usize - 2]),
+                };
+                history.push(step * 2 + 1, format!("key {number}").into(), kind);
+                pushed.push(step * 2 + 1);
+                check(&history, &pushed);
+            }
+        }
+        assert!(history.oldest() > 300, "next to nothing was forgotten");
+    }
+
+    /// A newest revision that is over the bound by itself is kept whole, and alone.
+    ///
+    /// Method: 10 changes of 9 MB each at one revision, between others.
+    #[test]
+    fn newest_revision_is_whole() {
+        let (large, small) = (Value::from(&vec![0; 9_000_000]), Value::from(""));
+        let mut history = History::default();
+        let mut pushed = Vec::new();
+        for revision in [1, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3] {
+            history.push(revision, "key".into(), put_of(if revision == 3 { &large } else { &small }));
+            pushed.push(revision);
+            check(&history, &pushed);
+        }
+        assert_eq!((history.oldest(), history.iter().len()), (3, 10));
+        assert!(history.bytes > HISTORY_BYTES_MAX);
+        history.push(4, "key".into(), ChangeKind::Delete);
+        pushed.push(4);
+        check(&history, &pushed);
+        assert_eq!((history.oldest(), history.iter().len()), (4, 1));
+    }
+
+    /// No more changes are kept than the bound says, and whole revisions go.
+    ///
+    /// Method: revisions of 3 changes, past the bound by 100.
+    #[test]
+    fn bound_of_changes() {
+        let mut history = History::default();
+        let mut pushed = Vec::new();
+        for number in 0..HISTORY_CHANGES_MAX as u64 + 300 {
+            history.push(1 + number / 3, "key".into(), ChangeKind::Delete);
+            pushed.push(1 + number / 3);
+            if number.is_multiple_of(20_000) || number > HISTORY_CHANGES_MAX as u64 + 296 {
+                check(&history, &pushed);
+            }
+        }
+        assert!(history.iter().len() > HISTORY_CHANGES_MAX - 3);
+    }
+
+    /// What is read from a place on is all that is kept from there on.
+    ///
+    /// Method: revisions with gaps between them and up to 3 changes each; from every place, also ones between and beyond.
+    #[test]
+    fn since() {
+        let mut history = History::starting_at(4);
+        for revision in [4, 6, 6, 6, 7, 9, 9] {
+            history.push(revision, "key".into(), ChangeKind::Delete);
+        }
+        let places: Vec<(u64, u32)> = history.iter().map(|change| (change.revision, change.position)).collect();
+        assert_eq!(places, [(4, 0), (6, 0), (6, 1), (6, 2), (7, 0), (9, 0), (9, 1)]);
+        for revision in (0..12).chain([u64::MAX]) {
+            for position in [0, 1, 2, 3, u32::MAX] {
+                let found: Vec<_> = history.since(revision, position).map(|it| (it.revision, it.position)).collect();
+                let wanted: Vec<_> = places.iter().copied().filter(|place| *place >= (revision, position)).collect();
+                assert_eq!(found, wanted, "since {revision}.{position}");
+            }
+        }
+    }
+}

@@ -76,3 +76,105 @@ fn bytes_of(key: &str, remembered: &Remembered) -> usize {
     };
     REQUEST_BYTES + key.len() + answer_bytes.sum::<usize>()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::body::{KeyValue, TxnAnswer};
+
+    fn request(number: usize) -> RequestId {
+        RequestId { key: format!("request {number}").into(), fingerprint: [number as u64, 1] }
+    }
+
+    fn deleted(deleted: u64) -> WriteResult {
+        WriteResult::Delete { deleted, unfinished: None }
+    }
+
+    /// The result of a transaction that read a value of this size.
+    fn read_of(bytes: usize) -> WriteResult {
+        let found = KeyValue {
+            key: "key".into(),
+            value: Some("v".repeat(bytes)),
+            encoding: None,
+            revision: 1,
+            create_revision: 1,
+            version: 1,
+            expires_in_ms: None,
+        };
+        let results = vec![TxnResult::Get(Some(found)), TxnResult::Get(None)];
+        WriteResult::Txn(Arc::new(TxnAnswer { succeeded: true, revision: 1, results }))
+    }
+
+    /// What must hold whatever was remembered. `first_came` are the requests in the order in which they first came.
+    fn check(requests: &Requests, first_came: &[usize]) {
+        let kept: Vec<&Arc<str>> = requests.iter().map(|(key, _)| key).collect();
+        assert_eq!((kept.len(), kept.len()), (requests.order.len(), requests.by_key.len()));
+        let expected = first_came[first_came.len() - kept.len()..].iter().map(|number| request(*number).key);
+        assert!(expected.eq(kept.iter().map(|key| Arc::clone(key))), "the last requests are kept, in their order");
+        let bytes: usize = requests.iter().map(|(key, remembered)| bytes_of(key, remembered)).sum();
+        assert_eq!(requests.bytes, bytes, "the count of bytes has drifted");
+        let within = kept.len() <= REQUESTS_REMEMBERED_MAX && bytes <= REQUESTS_REMEMBERED_BYTES_MAX;
+        assert!(within || kept.len() == 1, "{} requests of {bytes} bytes", kept.len());
+        let mut loaded = Requests::default();
+        for (key, remembered) in requests.iter() {
+            let request = RequestId { key: key.clone(), fingerprint: remembered.fingerprint };
+            loaded.remember(&request, remembered.result.clone());
+        }
+        assert!(loaded == *requests, "requests that are loaded are others");
+    }
+
+    /// The last requests are remembered, as many as the bound says, in their order,
+    /// and one that goes on keeps its place.
+    ///
+    /// Method: past the bound by 100; now and then one of those before comes again, with another result.
+    #[test]
+    fn bound_of_requests() {
+        let mut requests = Requests::default();
+        let mut first_came = Vec::new();
+        for number in 0..REQUESTS_REMEMBERED_MAX + 100 {
+            requests.remember(&request(number), deleted(0));
+            first_came.push(number);
+            if number % 5_000 == 4_999 {
+                requests.remember(&request(number - 4_000), deleted(1));
+            }
+            if number % 25_000 == 0 || number > REQUESTS_REMEMBERED_MAX + 97 {
+                check(&requests, &first_came);
+            }
+        }
+        assert_eq!(requests.order.len(), REQUESTS_REMEMBERED_MAX);
+        assert!(requests.get("request 99").is_none());
+        assert_eq!(requests.get("request 100").map(|it| it.result.clone()), Some(deleted(0)));
+        assert_eq!(requests.get("request 95999").map(|it| it.result.clone()), Some(deleted(1)));
+    }
+
+    /// Large results push the oldest requests out, and the newest stays, whatever its size.
+    ///
+    /// Method: results of 0 to 20 MB, and one that is over the bound by itself;
+    /// all that must hold is checked after each.
+    #[test]
+    fn bound_of_bytes() {
+        let large = read_of(20_000_000);
+        let mut requests = Requests::default();
+        let mut first_came = Vec::new();
+        for number in 0..60 {
+            let result = match number % 4 {
+                0 => large.clone(),
+                1 => read_of(number * 1000),
+                2 if number == 50 => read_of(REQUESTS_REMEMBERED_BYTES_MAX),
+                _ => deleted(number as u64),
+            };
+            requests.remember(&request(number), result);
+            first_came.push(number);
+            check(&requests, &first_came);
+            if number == 50 {
+                assert_eq!(requests.order.len(), 1);
+            }
+            // One that comes again with a larger result stays where it is.
+            if number % 7 == 6 {
+                requests.remember(&request(number - 1), read_of(1_000_000));
+                check(&requests, &first_came);
+            }
+        }
+        assert!(requests.order.len() < 20);
+    }
+}

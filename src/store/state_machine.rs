@@ -9,6 +9,7 @@
 //! is a long listing. A write after a copy copies the few tree nodes above what
 //! it changes.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
@@ -268,15 +269,28 @@ impl ExampleStateMachine {
     }
 
     /// About how long what a transaction reads will be as JSON, in bytes.
+    ///
+    /// It may read what it has just put, and that many times: one put with many
+    /// reads of it would else make an answer that no snapshot has room for.
     fn answer_bytes(&self, steps: &[TxnStep]) -> usize {
         let value_bytes = |key: &Arc<str>| self.data.get(key).map_or(0, |record| record.value.as_bytes().len());
-        let step_bytes = |step: &TxnStep| match step {
-            TxnStep::Get(key) => key.len() + value_bytes(key),
-            // What is read may have been put just before.
-            TxnStep::Put(put) => put.value.as_bytes().len(),
-            TxnStep::Delete(_) | TxnStep::Touch(_) => 0,
-        };
-        steps.iter().map(step_bytes).sum()
+        let mut changed: HashMap<&str, usize> = HashMap::new();
+        let mut bytes = 0;
+        for step in steps {
+            match step {
+                TxnStep::Put(put) => {
+                    changed.insert(&put.key, put.value.as_bytes().len());
+                }
+                TxnStep::Delete(delete) => {
+                    changed.insert(&delete.key, 0);
+                }
+                TxnStep::Touch(_) => {}
+                TxnStep::Get(key) => {
+                    bytes += key.len() + changed.get(key.as_ref()).copied().unwrap_or_else(|| value_bytes(key));
+                }
+            }
+        }
+        bytes
     }
 
     fn txn_step(&mut self, revision: u64, step: &TxnStep) -> TxnResult {
@@ -315,10 +329,11 @@ impl ExampleStateMachine {
     ///
     /// When a node began to count must not show, since each has another snapshot
     /// to go on from. So all that was set before the first [`Write`] has the same
-    /// revision, whether it comes from a snapshot or from the log.
+    /// revision, whether it comes from a snapshot or from the log. (The first
+    /// write that changes anything leaves a history, and that never gets empty again.)
     fn apply_former_set(&mut self, key: Arc<str>, value: &str) -> ExampleResponse {
         let former = Value::from(value);
-        if self.revision <= FORMER_REVISION {
+        if self.revision <= FORMER_REVISION && self.history.iter().len() == 0 {
             self.insert_former(key, former);
         } else {
             self.put(self.revision + 1, Put { key, value: former, ttl_ms: None, condition: None });
@@ -399,6 +414,8 @@ fn digest_of(machine: &ExampleStateMachine) -> u128 {
         [record.revision, record.create_revision, record.version, record.expires_at_ms].map(u64::to_le_bytes).concat()
     };
     bytes(&[machine.revision, machine.clock_ms, machine.history.oldest()].map(u64::to_le_bytes).concat());
+    // Where one part ends and the next begins must not be left to what they hold.
+    bytes(&[machine.data.len(), machine.history.iter().len()].map(|count| (count as u64).to_le_bytes()).concat());
     for (key, record) in &machine.data {
         bytes(key.as_bytes());
         bytes(record.value.as_bytes());

@@ -127,7 +127,7 @@ impl Subscription {
             let batch = match &mut self.receiver {
                 Some(receiver) => match receiver.recv().await {
                     Ok(batch) => self.wanted_of(batch),
-                    // It fell behind, or a snapshot took the place of what was there.
+                    // It fell behind, or the changes that come next were not handed out.
                     Err(RecvError::Lagged(_) | RecvError::Closed) => {
                         self.leave();
                         None
@@ -144,28 +144,43 @@ impl Subscription {
         }
     }
 
-    /// The store's revision, if all changes up to it have been taken.
-    pub fn caught_up(&self) -> Option<u64> {
+    /// The revision up to which all has been taken that is wanted, if nothing is waiting.
+    pub fn caught_up(&mut self) -> Option<u64> {
         let receiver = self.receiver.as_ref()?;
-        self.store.read(|machine| receiver.is_empty().then_some(machine.revision))
+        // One that is closed is empty too, and the changes that a snapshot brought were not in it.
+        let has_all = |receiver: &Receiver<_>| receiver.is_empty() && !receiver.is_closed();
+        let revision = self.store.read(|machine| has_all(receiver).then_some(machine.revision))?;
+        self.skip_to(revision + 1);
+        Some(self.cursor.0 - 1)
+    }
+
+    /// Notes that there is nothing more for it before a revision, so that a watch
+    /// of quiet keys does not lose its place when the history moves on.
+    fn skip_to(&mut self, revision: u64) {
+        self.cursor = self.cursor.max((revision, 0));
     }
 
     /// Reads on in the history, and joins the group at its end.
     fn catch_up(&mut self) -> Result<Option<Arc<Batch>>, WatchError> {
         let hub = self.store.hub().clone();
         let (filter, cursor) = (&self.filter, self.cursor);
-        let (changes, receiver) = self.store.read(|machine| {
+        let (changes, joined) = self.store.read(|machine| {
             let oldest = machine.history.oldest();
             if cursor.0 < oldest {
                 return Err(WatchError::Gone { oldest });
             }
             match changes_from(machine, filter, cursor) {
                 // Nothing is applied meanwhile, so nothing falls between the two.
-                (changes, true) => Ok((changes, Some(hub.join(filter)))),
+                (changes, true) => Ok((changes, Some((hub.join(filter), machine.revision)))),
                 (changes, false) => Ok((changes, None)),
             }
         })?;
-        self.receiver = receiver;
+        if let Some((receiver, revision)) = joined {
+            self.receiver = Some(receiver);
+            if changes.is_empty() {
+                self.skip_to(revision + 1);
+            }
+        }
         Ok((!changes.is_empty()).then(|| Batch::new(changes)))
     }
 
@@ -224,6 +239,11 @@ impl Hub {
         if !self.watched.load(Ordering::Acquire) || machine.revision == revision_before {
             return;
         }
+        if machine.history.oldest() > revision_before + 1 {
+            // So much was applied at once that some of it is already forgotten:
+            // who waits for it must not miss that.
+            return self.reset();
+        }
         let mut groups = self.groups();
         let Groups { by_key, by_prefix, prefix_lengths } = &mut *groups;
         // In the order in which their changes came.
@@ -244,7 +264,7 @@ impl Hub {
         prefixes.iter().filter_map(|prefix| by_prefix.get_mut(prefix).map(Group::send)).for_each(drop);
     }
 
-    /// Sends all watches back to the history, after that was replaced.
+    /// Sends all watches back to the history, after that was replaced, or has lost what they were to be handed.
     pub(super) fn reset(&self) {
         *self.groups() = Groups::default();
         self.watched.store(false, Ordering::Release);

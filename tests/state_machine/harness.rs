@@ -1,0 +1,146 @@
+//! A state machine, its model, and a second one that goes through snapshots.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use openraft::vote::RaftLeaderId;
+use raft_key_value::ExampleStateMachine;
+use raft_key_value::store::ChangeKind;
+use raft_key_value::store::snapshot_format::{load, meta_of, write};
+use raft_key_value::types::{Entry, ExampleResponse, LogId, Payload};
+use tempfile::NamedTempFile;
+
+use crate::model::{Item, Model, What};
+
+/// What happens to the second replica, or is noted, between two entries.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Between {
+    Nothing,
+    /// The second replica is written to a file and loaded from it.
+    Snapshot,
+    /// A copy is kept, and must not change.
+    Copy,
+}
+
+/// Two replicas that are fed the same entries, and what they must hold.
+#[derive(Default)]
+pub struct Replicas {
+    /// Holds all that it ever applied.
+    pub plain: ExampleStateMachine,
+    restored: ExampleStateMachine,
+    pub model: Model,
+    copies: Vec<(ExampleStateMachine, Model)>,
+    digests: HashMap<u128, ExampleStateMachine>,
+    next_index: u64,
+}
+
+impl Replicas {
+    /// Applies one entry everywhere, and compares everything.
+    #[track_caller]
+    pub fn apply(&mut self, payload: Payload) -> ExampleResponse {
+        let entry = Entry { log_id: LogId::new(RaftLeaderId::new(1, 1), self.next_index), payload };
+        self.next_index += 1;
+        let expected = self.model.apply(&entry);
+        let answer = self.plain.apply(entry.clone());
+        assert_eq!(answer, expected, "the answer");
+        assert_eq!(self.restored.apply(entry), expected, "the answer of the one that goes through snapshots");
+        assert_same(&self.plain, &self.model);
+        // All fields, those too that cannot be seen from here.
+        assert!(self.restored == self.plain, "the one that goes through snapshots differs");
+        answer
+    }
+
+    /// Does what is to be done between two entries.
+    pub fn between(&mut self, between: Between) {
+        match between {
+            Between::Nothing => {}
+            Between::Snapshot => self.restored = through_a_file(&self.restored),
+            Between::Copy => self.copies.push((self.plain.clone(), self.model.clone())),
+        }
+    }
+
+    /// The digest tells this state from all others that were seen.
+    ///
+    /// Takes long for large states, so the tests with those leave it out.
+    pub fn check_digest(&mut self) {
+        // How far it has come is not part of it: that is known anyway.
+        let stripped = |machine: &ExampleStateMachine| {
+            let mut machine = machine.clone();
+            (machine.last_applied, machine.last_membership) = Default::default();
+            machine
+        };
+        let state = stripped(&self.plain);
+        let digest = self.plain.digest();
+        assert_eq!(self.restored.digest(), digest, "the digest of the one that goes through snapshots");
+        let before = self.digests.entry(digest).or_insert_with(|| state.clone());
+        assert!(*before == state, "two states have the same digest");
+    }
+
+    /// What was kept is as it was, and the state is read back from a snapshot.
+    pub fn finish(mut self) {
+        for (copy, model) in &self.copies {
+            assert_same(copy, model);
+        }
+        self.between(Between::Snapshot);
+        assert!(self.restored == self.plain, "the last snapshot");
+        assert_eq!(self.restored.digest(), self.plain.digest());
+    }
+}
+
+/// Writes a state to a file, and loads it from there.
+pub fn through_a_file(machine: &ExampleStateMachine) -> ExampleStateMachine {
+    let in_memory = Path::new("/dev/shm");
+    let file = NamedTempFile::new_in(in_memory).or_else(|_| NamedTempFile::new());
+    let mut file = file.unwrap();
+    write(machine, &meta_of(machine), file.as_file_mut()).unwrap();
+    let (meta, loaded) = load(file.path()).unwrap();
+    assert_eq!(meta, meta_of(machine));
+    assert!(loaded == *machine, "a state that is loaded is another");
+    loaded
+}
+
+/// Compares all that can be seen.
+#[track_caller]
+fn assert_same(machine: &ExampleStateMachine, model: &Model) {
+    assert_eq!(machine.last_applied, model.applied);
+    assert_eq!(machine.last_membership, model.membership);
+    assert_eq!((machine.revision, machine.clock_ms), (model.revision, model.clock), "revision and clock");
+    assert_eq!(machine.next_expiry_ms(), model.next_expiry(), "the next expiry");
+
+    let keys: Vec<&str> = machine.data.keys().map(|key| &**key).collect();
+    let wanted: Vec<&str> = model.items.keys().map(String::as_str).collect();
+    assert_eq!(keys, wanted, "the keys");
+    for (key, item) in &model.items {
+        let record = machine.get(key).unwrap();
+        assert!(same_record(&record, item), "{key:?} is {record:?}, not {item:?}");
+    }
+
+    assert_eq!(machine.history.oldest(), model.oldest, "the oldest revision that is kept");
+    assert_eq!(machine.history.iter().len(), model.events.len(), "the number of changes");
+    let mut place = (0, 0);
+    for (change, event) in machine.history.iter().zip(&model.events) {
+        let position = if change.revision == place.0 { place.1 + 1 } else { 0 };
+        place = (change.revision, position);
+        let same_kind = match (&change.kind, &event.what) {
+            (ChangeKind::Put(record), What::Set(item)) => same_record(record, item),
+            (ChangeKind::Delete, What::Deleted) | (ChangeKind::Expire, What::Expired) => true,
+            _ => false,
+        };
+        let same = (change.revision, &*change.key, change.position) == (event.revision, event.key.as_str(), position);
+        assert!(same && same_kind, "in the history is {change:?}, not {event:?}");
+    }
+
+    let requests: Vec<_> = machine.requests.iter().collect();
+    assert_eq!(requests.len(), model.done.len(), "the number of requests");
+    for ((key, remembered), done) in requests.into_iter().zip(&model.done) {
+        let found = (&**key, remembered.fingerprint, &remembered.result);
+        assert_eq!(found, (done.key.as_str(), done.fingerprint, &done.result), "a request that is remembered");
+        assert!(machine.requests.get(key) == Some(remembered));
+    }
+}
+
+fn same_record(record: &raft_key_value::store::Record, item: &Item) -> bool {
+    record.value.as_bytes() == item.value
+        && (record.revision, record.create_revision, record.version) == (item.revision, item.created_at, item.changes)
+        && record.expires_at_ms == item.expires_at.unwrap_or(0)
+}
