@@ -10,6 +10,7 @@
 //! | [`outcomes`] | what is known when a request fails half-way |
 //! | [`membership`] | who belongs to the cluster, and who is kept out |
 //! | [`watchers`] | do a thousand watches see every change once |
+//! | [`compat`] | does a node go on with what a former version left |
 //! | [`bad_input`] | does anything that is not a valid request do harm |
 //!
 //! A failing test prints the command lines and the logs of its nodes, and keeps
@@ -19,6 +20,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod bad_input;
+mod compat;
 mod exit_codes;
 mod harness;
 mod membership;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use openraft::storage::RaftLogStorage;
 use raft_key_value::store::{ExampleStore, StoreError};
+use tempfile::TempDir;
 
 use crate::support::*;
 
@@ -109,10 +110,7 @@ fn last_record_of_each_type() {
             run(append(store, [set(2, 2, "key", "long ".repeat(100).as_str())]));
         }),
     ];
-    let directory = scratch();
-    let store = ExampleStore::open(directory.path(), NODE).unwrap();
-    store.join_cluster(CLUSTER).unwrap();
-    drop(store);
+    let directory = member();
     for (name, write) in writes {
         let open = || match name {
             "checkpoint" => open_small(directory.path()),
@@ -125,6 +123,32 @@ fn last_record_of_each_type() {
         let path = log_files(directory.path()).pop().unwrap();
         let offsets = record_offsets(&path);
         assert_eq!(offsets.len() == 2, name == "checkpoint", "{name}");
+        damage_every_record(directory.path(), &path, offsets[offsets.len() - 2] as usize);
+    }
+}
+
+/// A member of a cluster that has nothing in its log.
+fn member() -> TempDir {
+    let directory = scratch();
+    let store = ExampleStore::open(directory.path(), NODE).unwrap();
+    store.join_cluster(CLUSTER).unwrap();
+    directory
+}
+
+/// No damage makes the last entry look like a torn write, whatever it asks for.
+///
+/// Method: logs that end in a write of each kind; each bit of each byte of its
+/// record flipped, and each byte set to 0 and 255.
+#[test]
+fn last_entry_of_each_kind() {
+    let directory = member();
+    for index in 0..KINDS {
+        let store = ExampleStore::open(directory.path(), NODE).unwrap();
+        run(append(&store, [varied(1, index)]));
+        run(store.log.flush()).unwrap();
+        drop(store);
+        let path = log_files(directory.path()).pop().unwrap();
+        let offsets = record_offsets(&path);
         damage_every_record(directory.path(), &path, offsets[offsets.len() - 2] as usize);
     }
 }

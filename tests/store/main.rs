@@ -3,12 +3,15 @@
 // What `clippy.toml` allows in test functions holds for what they share too.
 #![allow(clippy::unwrap_used)]
 
+mod compat;
 mod conformance;
 mod crash;
 mod flips;
 mod full_disk;
+mod listing;
 mod model;
 mod snapshots;
 mod startup;
 mod support;
 mod torn;
+mod watch;

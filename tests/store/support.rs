@@ -11,7 +11,11 @@ use openraft::storage::{IOFlushed, RaftLogStorage, RaftStateMachine};
 use openraft::type_config::TypeConfigExt;
 use openraft::vote::RaftLeaderId;
 use openraft::{Membership, RaftLogReader, RaftSnapshotBuilder};
-use raft_key_value::operation::{self, Operation, Put, Value};
+use proptest::strategy::Strategy;
+use proptest::test_runner::{Config, RngSeed, TestRunner};
+use raft_key_value::operation::{
+    self, Comparison, Condition, Delete, Operand, Operation, Put, Relation, RequestId, Touch, Txn, TxnStep, Value,
+};
 use raft_key_value::store::codec::LogTypes;
 use raft_key_value::store::{ClusterId, ExampleStore, LogSizes, StoreError};
 use raft_key_value::types::{Command, Entry, LogId, Payload, SnapshotMeta, StoredMembership, Vote};
@@ -76,9 +80,66 @@ pub fn blank(term: u64, index: u64) -> Entry {
 }
 
 pub fn set(term: u64, index: u64, key: &str, value: &str) -> Entry {
-    let put = Put { key: key.into(), value: value.into(), ttl_ms: None, condition: None };
-    let write = operation::Write { at_ms: 0, request: None, operation: Operation::Put(put) };
+    write(term, index, 0, None, Operation::Put(put_of(key, value)))
+}
+
+pub fn put_of(key: &str, value: &str) -> Put {
+    Put { key: key.into(), value: value.into(), ttl_ms: None, condition: None }
+}
+
+pub fn write(term: u64, index: u64, at_ms: u64, request: Option<&str>, operation: Operation) -> Entry {
+    let request = request.map(|key| Arc::new(RequestId { key: key.into(), fingerprint: [index, u64::MAX] }));
+    let write = operation::Write { at_ms, request, operation };
     Entry { log_id: log_id(term, index), payload: Payload::Normal(Command::Write(write)) }
+}
+
+/// How many kinds of writes there are in [`varied`].
+pub const KINDS: u64 = 8;
+
+/// A write of another kind at each index, so that [`KINDS`] in a row have all that an entry may have.
+///
+/// A state after the first five has all that a snapshot may have.
+pub fn varied(term: u64, index: u64) -> Entry {
+    let request = format!("request {index}");
+    let (request, plain) = (Some(request.as_str()), None);
+    let (request, operation) = match index % KINDS {
+        1 => (request, Operation::Txn(Arc::new(a_txn()))),
+        2 => (request, Operation::Put(put_of("a", "2"))),
+        3 => (plain, Operation::Delete(Delete { key: "c".into(), condition: Some(Condition::Present) })),
+        // What the transaction gave 250 ms is over by now.
+        4 => (plain, Operation::Expire),
+        5 => {
+            let missing = Some(Condition::Missing);
+            (plain, Operation::Put(Put { ttl_ms: Some(10_000), condition: missing, ..put_of("d", "é") }))
+        }
+        6 => {
+            let condition = Some(Condition::Revision(5));
+            (request, Operation::Touch(Touch { key: "d".into(), ttl_ms: Some(20_000), condition }))
+        }
+        7 => (request, Operation::DeletePrefix { prefix: "a".into(), revision_max: None }),
+        _ => (plain, Operation::DeletePrefix { prefix: "".into(), revision_max: Some(1) }),
+    };
+    write(term, index, 100 * index, request, operation)
+}
+
+fn a_txn() -> Txn {
+    let comparison = |relation, operand| Comparison { key: "a".into(), relation, operand };
+    let compare = vec![
+        comparison(Relation::Equal, Operand::Exists(false)),
+        comparison(Relation::NotEqual, Operand::Value("1".into())),
+        comparison(Relation::Less, Operand::Revision(7)),
+        comparison(Relation::LessOrEqual, Operand::CreateRevision(7)),
+        comparison(Relation::GreaterOrEqual, Operand::Version(0)),
+    ];
+    let success = vec![
+        TxnStep::Put(put_of("a", "1")),
+        TxnStep::Put(Put { ttl_ms: Some(200), ..put_of("b", "1") }),
+        TxnStep::Put(put_of("c", "1")),
+        TxnStep::Touch(Touch { key: "b".into(), ttl_ms: Some(250), condition: None }),
+        TxnStep::Delete(Delete { key: "none".into(), condition: None }),
+        TxnStep::Get("b".into()),
+    ];
+    Txn { compare, success, failure: vec![TxnStep::Get("a".into())] }
 }
 
 pub fn membership(term: u64, index: u64, voters: &[u64]) -> Entry {
@@ -271,4 +332,25 @@ impl Write for Lines {
 /// A value that is text.
 pub fn text_of(value: &Value) -> String {
     value.as_text().unwrap().to_owned()
+}
+
+/// Checks random cases: so many, unless PROPTEST_CASES says otherwise. A failure
+/// names the seed, and the simplest case that was found.
+pub fn any_of<S: Strategy>(test: &str, cases: u32, strategy: S, check: impl Fn(S::Value)) {
+    let mut config = Config { failure_persistence: None, ..Config::default() };
+    if std::env::var_os("PROPTEST_CASES").is_none() {
+        config.cases = cases;
+    }
+    let seed = match config.rng_seed {
+        RngSeed::Fixed(seed) => seed,
+        RngSeed::Random => std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64,
+    };
+    config.rng_seed = RngSeed::Fixed(seed);
+    let result = TestRunner::new(config).run(&strategy, |case| {
+        check(case);
+        Ok(())
+    });
+    if let Err(failure) = result {
+        panic!("again: PROPTEST_RNG_SEED={seed} cargo test --test store {test}\n{failure}");
+    }
 }

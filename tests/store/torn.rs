@@ -8,7 +8,7 @@ use raft_key_value::store::{ExampleStore, LogSizes};
 
 use crate::support::*;
 
-/// Writes a record of each type, and notes after each where in the log it ends
+/// Writes a record of each type, and an entry of each kind, and notes after each where in the log it ends
 /// and what the store holds then.
 fn write_records(store: &ExampleStore, data_dir: &Path) -> Vec<(u64, Observed)> {
     let mut log = store.log.clone();
@@ -36,7 +36,11 @@ fn write_records(store: &ExampleStore, data_dir: &Path) -> Vec<(u64, Observed)> 
     note();
     run(log.save_vote(&vote(2, true))).unwrap();
     note();
-    run(append(store, [set(2, 2, "foo", "long ".repeat(20).as_str())]));
+    for index in 2..2 + KINDS {
+        run(append(store, [varied(2, index)]));
+        note();
+    }
+    run(append(store, [set(2, 2 + KINDS, "foo", "long ".repeat(20).as_str())]));
     note();
     states
 }

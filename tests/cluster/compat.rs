@@ -1,0 +1,78 @@
+//! Does a node go on with what a former version left (see `tests/compat/README.md`)?
+
+use std::fs;
+use std::path::Path;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::harness::{Answer, DEADLINE, Http, TestNode, eventually, files_below};
+
+async fn request(node: &TestNode, method: Method, path: &str, body: &'static str) -> Answer {
+    Http::new().request(method, &node.addr, path, &[], body).await.unwrap()
+}
+
+/// Waits until the node leads and has applied its log, and returns what it has of a key.
+async fn read(node: &TestNode, path: &str) -> Value {
+    eventually(&format!("node {} answers {path}", node.id), DEADLINE, async || {
+        let answer = request(node, Method::GET, path, "").await;
+        if answer.status == 503 { Err(answer.text()) } else { Ok(answer.json()) }
+    })
+    .await
+}
+
+/// A node that was upgraded has all that it had, counts revisions from there on,
+/// and has both after it was killed.
+///
+/// Method: the binary on a copy of the directory, at another address (it is alone
+/// in its cluster); old keys read, one of them and new ones written, a condition
+/// on an old one; kill -9; all read again; SIGTERM; read again.
+#[tokio::test]
+async fn a_node_of_format_1_goes_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compat/format-1");
+    for file in files_below(&fixture) {
+        let target = directory.path().join("data").join(file.strip_prefix(&fixture).unwrap());
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        fs::copy(&file, target).unwrap();
+    }
+    let http = Http::new();
+    let mut node = TestNode::start(1, directory.path(), &[], &http).await;
+
+    let old =
+        |key: &str, value: &str| json!({"key": key, "value": value, "revision": 1, "create_revision": 1, "version": 1});
+    assert_eq!(read(&node, "/v1/kv/key-7").await, old("key-7", "value 87 é"));
+    assert_eq!(read(&node, "/v1/kv/key-39").await, old("key-39", "value 79 é"));
+    assert_eq!(read(&node, "/v1/kv/empty").await, old("empty", ""));
+    assert_eq!(read(&node, "/v1/kv/a/b%20%C3%BC").await, old("a/b ü", "last"));
+    let list = read(&node, "/v1/kv?keys_only").await;
+    assert_eq!((list["items"].as_array().unwrap().len(), &list["revision"]), (42, &json!(1)));
+    let gone = request(&node, Method::GET, "/v1/watch?prefix=&from=1", "").await;
+    assert_eq!((gone.status, &gone.json()["error"]["oldest_revision"]), (410, &json!(2)));
+
+    let answer = request(&node, Method::PUT, "/v1/kv/new", "1").await;
+    assert_eq!((answer.status, answer.json()), (200, json!({"revision": 2, "version": 1})));
+    let answer = request(&node, Method::PUT, "/v1/kv/key-7", "changed").await;
+    assert_eq!((answer.status, answer.json()), (200, json!({"revision": 3, "version": 2})));
+    let condition = [("if-match", "\"1\"")];
+    let answer = http.request(Method::PUT, &node.addr, "/v1/kv/empty", &condition, "full").await.unwrap();
+    assert_eq!((answer.status, answer.json()), (200, json!({"revision": 4, "version": 2})));
+    let answer = request(&node, Method::DELETE, "/v1/kv/key-8", "").await;
+    assert_eq!((answer.status, answer.json()), (200, json!({"revision": 5, "deleted": 1})));
+
+    for end in ["killed", "stopped", "running"] {
+        let changed = json!({"key": "key-7", "value": "changed", "revision": 3, "create_revision": 1, "version": 2});
+        assert_eq!(read(&node, "/v1/kv/key-7").await, changed, "before it is {end}");
+        assert_eq!(read(&node, "/v1/kv/key-39").await, old("key-39", "value 79 é"), "before it is {end}");
+        let full = json!({"key": "empty", "value": "full", "revision": 4, "create_revision": 1, "version": 2});
+        assert_eq!(read(&node, "/v1/kv/empty").await, full, "before it is {end}");
+        assert_eq!(read(&node, "/v1/kv/key-8").await["error"]["code"], "key_not_found", "before it is {end}");
+        assert_eq!(read(&node, "/v1/kv?limit=1").await["revision"], 5, "before it is {end}");
+        match end {
+            "killed" => node.kill(),
+            "stopped" => assert_eq!(node.stop().await, Some(0)),
+            _ => continue,
+        }
+        node.restart(&http).await;
+    }
+}

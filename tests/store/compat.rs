@@ -1,0 +1,215 @@
+//! Directories that former versions wrote (see `tests/compat/README.md`).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use openraft::RaftLogReader;
+use raft_key_value::ExampleStateMachine;
+use raft_key_value::store::snapshot_format::load;
+use raft_key_value::store::{ExampleStore, Identity};
+use raft_key_value::types::{Command, Entry, Payload};
+use tempfile::TempDir;
+
+use crate::support::*;
+
+const SNAPSHOT: u64 = 59;
+const LAST: u64 = 103;
+
+fn format_1() -> TempDir {
+    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compat/format-1"))
+}
+
+fn identity_path(data_dir: &Path) -> PathBuf {
+    node_directory(data_dir).join("IDENTITY")
+}
+
+/// The format that `IDENTITY` says.
+fn format_of(data_dir: &Path) -> u64 {
+    let line: serde_json::Value = serde_json::from_slice(&fs::read(identity_path(data_dir)).unwrap()).unwrap();
+    line["format"].as_u64().unwrap()
+}
+
+/// What was last written to a key.
+fn expected_value(key: &str) -> String {
+    match key {
+        "empty" => String::new(),
+        "a/b ü" => "last".to_owned(),
+        _ => {
+            let number: u64 = key.strip_prefix("key-").unwrap().parse().unwrap();
+            let last = if number < 20 { number + 80 } else { number + 40 };
+            format!("value {last} é")
+        }
+    }
+}
+
+/// All that was written is there, as if it had been set before the first revision.
+#[track_caller]
+fn assert_all(machine: &ExampleStateMachine) {
+    let mut keys: Vec<String> = (0..40).map(|number| format!("key-{number}")).collect();
+    keys.extend(["empty".to_owned(), "a/b ü".to_owned()]);
+    keys.sort();
+    assert_eq!(machine.data.keys().map(|key| key.to_string()).collect::<Vec<_>>(), keys);
+    for (key, record) in &machine.data {
+        assert_eq!(text_of(&record.value), expected_value(key), "{key}");
+        let numbers = (record.revision, record.create_revision, record.version, record.expires_at_ms);
+        assert_eq!(numbers, (1, 1, 1, 0), "{key}");
+    }
+    assert_eq!((machine.revision, machine.clock_ms), (1, 0));
+    assert_eq!((machine.history.oldest(), machine.history.iter().len()), (2, 0));
+    assert_eq!(machine.last_applied.map(|log_id| log_id.index), Some(LAST));
+}
+
+/// Opens it, checks that it is whole, and closes it.
+#[track_caller]
+fn assert_opens(data_dir: &Path) -> Identity {
+    let store = open(data_dir);
+    run(apply_from_log(&store, LAST));
+    store.state_machine.read(assert_all);
+    store.identity()
+}
+
+/// A directory of format 1 is opened with all that it holds, says from then on
+/// that it is of format 2, and is the same when it is opened again.
+///
+/// Method: opened three times; between the last two a snapshot is written, which
+/// must be of the new format, and hold the same.
+#[test]
+fn format_1_is_opened() {
+    let directory = format_1();
+    assert_eq!(format_of(directory.path()), 1);
+    let store = open(directory.path());
+    assert_eq!(format_of(directory.path()), 2);
+    let identity = store.identity();
+    assert_eq!(identity.cluster_id.map(|id| id.0), Some(0xed8f_2ccf_b8ca_a0bb));
+    assert_eq!((identity.node_id, identity.incarnation), (1, 0x9110_fce2_fa73_157d));
+    let applied = store.state_machine.read(|machine| machine.last_applied);
+    assert_eq!(applied.map(|log_id| log_id.index), Some(SNAPSHOT), "it begins at the snapshot");
+    run(apply_from_log(&store, LAST));
+    store.state_machine.read(assert_all);
+    drop(store);
+
+    let store = open(directory.path());
+    assert_eq!(store.identity(), identity);
+    run(apply_from_log(&store, LAST));
+    run(build_snapshot(&store));
+    let path = snapshot_path(directory.path(), LAST);
+    assert_eq!(fs::read(&path).unwrap()[8..12], 2_u32.to_be_bytes());
+    let (_, loaded) = load(&path).unwrap();
+    store.state_machine.read(|machine| assert!(loaded == *machine, "the snapshot holds something else"));
+    drop(store);
+
+    let store = open(directory.path());
+    store.state_machine.read(|machine| {
+        assert_all(machine);
+        assert!(loaded == *machine);
+    });
+}
+
+/// All that the node had applied, from the first entry on: what the log still has,
+/// and before that what was written. (The log was purged when the snapshot was there.)
+fn all_entries(store: &ExampleStore) -> Vec<Entry> {
+    let membership = store.state_machine.read(|machine| machine.last_membership.clone());
+    let first =
+        Entry { log_id: membership.log_id().unwrap(), payload: Payload::Membership(membership.membership().clone()) };
+    let set = |index: u64| {
+        let number = index - 2;
+        let (key, value) = (format!("key-{}", number % 40).into(), format!("value {number} é").into());
+        Entry { log_id: log_id(1, index), payload: Payload::Normal(Command::Set { key, value }) }
+    };
+    let rest = run(store.log.clone().try_get_log_entries(..)).unwrap();
+    let before_rest = rest[0].log_id.index;
+    assert!((2..=SNAPSHOT + 1).contains(&before_rest), "the log begins at {before_rest}");
+    [first, blank(1, 1)].into_iter().chain((2..before_rest).map(set)).chain(rest).collect()
+}
+
+/// A node that begins at a snapshot and one that applies the whole log are equal,
+/// also in what they make of the writes that follow.
+///
+/// Method: the snapshot and the log after it; all entries from an empty state.
+#[test]
+fn snapshot_and_log_make_the_same_state() {
+    let directory = format_1();
+    let store = open(directory.path());
+    let entries = all_entries(&store);
+    assert_eq!(entries.len() as u64, LAST + 1);
+    let former = |entry: &&Entry| matches!(&entry.payload, Payload::Normal(Command::Set { .. }));
+    assert_eq!(entries.iter().filter(former).count(), 102);
+    run(apply_from_log(&store, LAST));
+    let mut from_empty = ExampleStateMachine::default();
+    entries.into_iter().for_each(|entry| drop(from_empty.apply(entry)));
+    assert_all(&from_empty);
+
+    for step in 0..3 {
+        let entry = set(1, LAST + 1 + step, ["key-1", "key-2", "new"][step as usize], "new");
+        let revision = from_empty.apply(entry.clone()).revision;
+        assert_eq!(revision, Some(2 + step));
+        run(apply(&store, [entry]));
+        store.state_machine.read(|machine| {
+            assert!(*machine == from_empty, "after {step} writes more");
+            assert_eq!(machine.digest(), from_empty.digest());
+        });
+    }
+    let version = |key| from_empty.get(key).map(|record| (record.create_revision, record.version));
+    assert_eq!((version("key-1"), version("new")), (Some((1, 2)), Some((4, 1))));
+}
+
+/// Wherever the process is killed while the directory becomes one of format 2, it
+/// is opened afterwards.
+///
+/// Method: the old and the new file, each without, and with all that may be left
+/// of writing the new one: nothing of it, parts of it, all of it.
+#[test]
+fn crashes_while_it_becomes_format_2() {
+    let new_file = {
+        let directory = format_1();
+        assert_opens(directory.path());
+        fs::read(identity_path(directory.path())).unwrap()
+    };
+    let whole = new_file.len();
+    let leftovers = [None, Some(0), Some(1), Some(whole / 2), Some(whole - 1), Some(whole)];
+    let mut identities = Vec::new();
+    for leftover in leftovers {
+        for published in [false, true] {
+            let directory = format_1();
+            let path = identity_path(directory.path());
+            if published {
+                fs::write(&path, &new_file).unwrap();
+            }
+            if let Some(bytes) = leftover {
+                fs::write(path.with_extension("tmp"), &new_file[..bytes]).unwrap();
+            }
+            identities.push(assert_opens(directory.path()));
+            assert_eq!(fs::read(&path).unwrap(), new_file);
+            assert!(!path.with_extension("tmp").exists());
+            identities.push(assert_opens(directory.path()));
+        }
+    }
+    assert!(identities.iter().all(|identity| *identity == identities[0]), "{identities:?}");
+}
+
+/// A directory of format 1 that is refused is left as it was, so that the program
+/// that wrote it can still be used on it.
+///
+/// Method: a bit flipped in every 19th byte of the log, in every 7th of the
+/// snapshot, without which the log is not whole, and in each of `IDENTITY`.
+#[test]
+fn format_1_that_is_refused_stays_so() {
+    let directory = format_1();
+    let [log] = log_files(directory.path()).try_into().unwrap();
+    let snapshot = snapshot_path(directory.path(), SNAPSHOT);
+    for (path, step) in [(log, 19), (snapshot, 7), (identity_path(directory.path()), 1)] {
+        let whole = fs::read(&path).unwrap();
+        for position in (0..whole.len()).step_by(step) {
+            let mut damaged = whole.clone();
+            damaged[position] ^= 1 << (position % 8);
+            fs::write(&path, damaged).unwrap();
+            let before = files(directory.path());
+            let error = open_small(directory.path()).unwrap_err();
+            assert!(error.to_string().contains(&path.display().to_string()), "byte {position}: {error}");
+            assert_eq!(files(directory.path()), before, "byte {position}: {error}");
+        }
+        fs::write(&path, &whole).unwrap();
+    }
+    assert_eq!(format_of(directory.path()), 1);
+    assert_opens(directory.path());
+}
