@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use actix_web::http::header::HeaderMap;
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, ResponseError, web};
 use openraft::ReadPolicy;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
 use openraft::raft::ClientWriteResponse;
@@ -12,9 +12,9 @@ use openraft::raft::linearizable_read::{Linearizer, ReadLogId};
 use super::forward::{self, Destination};
 use super::parameters::{check_key_length, check_value_length, request_id};
 use super::peer;
-use super::reply::{ok, parse_json, read_body};
+use super::reply::{check_lists, ok, parse_json, read_body};
 use super::txn::txn_operation;
-use super::v1::check_result;
+use super::v1::{check_result, replay_marked};
 use crate::app::ExampleApp;
 use crate::config::{LOG_UNSYNCED_BYTES_MAX, Limits, REQUEST_DEADLINE};
 use crate::error::{ApiError, Details, Retry};
@@ -39,13 +39,16 @@ pub async fn write(
     match forward::destination(&app, request.headers())? {
         Destination::Here => {
             let mut response = propose(&app, request_id, operation).await?;
-            check_result(&response.data)?;
+            let replayed = response.data.replayed;
+            if let Err(refused) = check_result(&response.data) {
+                return Ok(replay_marked(refused.error_response(), replayed));
+            }
             if value.is_some() {
                 // The revision, which is beside it, is all there is to say of it.
                 response.data.result = None;
                 response.data.value = value;
             }
-            Ok(ok(&response))
+            Ok(replay_marked(ok(&response), replayed))
         }
         Destination::Leader { leader_id, leader_node } => {
             forward::pass_on(&app, &request, body, leader_id, &leader_node).await
@@ -114,7 +117,12 @@ fn value_of(app: &ExampleApp, key: &str) -> HttpResponse {
 
 /// What is to be done, and the value that the answer repeats.
 fn parse_write(body: &[u8], limits: &Limits) -> Result<(Operation, Option<String>), ApiError> {
-    Ok(match parse_json(body, WRITE_BODY)? {
+    let write = parse_json(body, WRITE_BODY)?;
+    // Most bodies have none at all.
+    if body.contains(&b'[') {
+        check_lists(body, 2, WRITE_BODY)?;
+    }
+    Ok(match write {
         ExampleRequest::Set { key, value } => {
             check_key_length(&key, limits)?;
             check_value_length(value.as_bytes(), limits)?;

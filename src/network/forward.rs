@@ -99,7 +99,8 @@ pub async fn pass_on(
     leader_node: &ExampleNode,
 ) -> Result<HttpResponse, ApiError> {
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
-    let url = format!("http://{}{path}", leader_node.addr);
+    // In a URL a backslash would become a slash, and another key would be meant.
+    let url = format!("http://{}{}", leader_node.addr, path.replace('\\', "%5C"));
     let receiver = receiver_text(app.store.identity().cluster_id, leader_id, leader_node.incarnation);
     let method = reqwest::Method::from_bytes(request.method().as_str().as_bytes()).unwrap_or(reqwest::Method::POST);
     let mut passed_on = app

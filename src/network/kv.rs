@@ -82,7 +82,7 @@ async fn put_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload)
     // Copied: the body is a part of the connection's buffer, which is larger and used again.
     let put = Put { key: key.into(), value: (&body).into(), ttl_ms, condition };
     match v1::write(app, request, body, Operation::Put(put)).await? {
-        Written::PassedOn(answer) => Ok(answer),
+        Written::Answered(answer) => Ok(answer),
         Written::Here(response) => match &response.result {
             Some(WriteResult::Put(put)) => Ok(written(&response, put, Some(put.revision))),
             other => Err(unexpected(other.as_ref())),
@@ -97,7 +97,7 @@ async fn delete_key(app: &ExampleApp, request: &HttpRequest, payload: web::Paylo
     let condition = condition_of(request)?;
     let delete = Delete { key: key.into(), condition };
     match v1::write(app, request, Bytes::new(), Operation::Delete(delete)).await? {
-        Written::PassedOn(answer) => Ok(answer),
+        Written::Answered(answer) => Ok(answer),
         Written::Here(response) => match response.result {
             Some(WriteResult::Delete { deleted, .. }) => {
                 let revision = response.revision.unwrap_or_default();
@@ -119,7 +119,7 @@ async fn touch_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payloa
     let condition = condition_of(request)?;
     let touch = Touch { key: key.into(), ttl_ms: Some(ttl_ms), condition };
     match v1::write(app, request, Bytes::new(), Operation::Touch(touch)).await? {
-        Written::PassedOn(answer) => Ok(answer),
+        Written::Answered(answer) => Ok(answer),
         Written::Here(response) => match &response.result {
             Some(WriteResult::Touch(touch)) => Ok(written(&response, touch, Some(touch.revision))),
             other => Err(unexpected(other.as_ref())),

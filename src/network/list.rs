@@ -6,7 +6,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 
 use super::kv::refuse_body;
-use super::parameters::{Parameters, invalid};
+use super::parameters::{IDEMPOTENCY_KEY, Parameters, invalid, refuse_conditions};
 use super::reply::json;
 use super::v1::{self, Written, ready_to_read, unexpected, written};
 use crate::app::ExampleApp;
@@ -134,6 +134,7 @@ fn page_of(page: &Page, revision: u64, data: &Data) -> Result<(Vec<u8>, bool), A
 async fn delete_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
     refuse_body(app, request, payload)?;
     let parameters = Parameters::of(request, &["prefix", "all"])?;
+    refuse_conditions(request)?;
     let all = parameters.flag("all")?;
     let prefix = match (parameters.key_part("prefix", &app.limits)?, all) {
         (Some(prefix), false) if !prefix.is_empty() => prefix,
@@ -143,10 +144,15 @@ async fn delete_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payl
     };
     let mut revision_max = None;
     let mut deleted_before = 0;
+    let mut is_first_step = true;
+    // With an Idempotency-Key the state machine knows where it was.
+    let is_remembered = request.headers().contains_key(IDEMPOTENCY_KEY);
     loop {
         let operation = Operation::DeletePrefix { prefix: prefix.into(), revision_max };
         match v1::write(app, request, Bytes::new(), operation).await {
-            Ok(Written::PassedOn(answer)) => return Ok(answer),
+            Ok(Written::Answered(answer)) if is_first_step => return Ok(answer),
+            Ok(Written::Answered(answer)) if is_remembered && answer.status().is_success() => return Ok(answer),
+            Ok(Written::Answered(_)) => return Err(half_done("the leader changed")),
             Ok(Written::Here(response)) => match response.result {
                 Some(WriteResult::Delete { deleted, unfinished: None }) => {
                     let revision = response.revision.unwrap_or_default();
@@ -154,21 +160,23 @@ async fn delete_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payl
                     return Ok(written(&response, &DeleteAnswer { revision, deleted }, None));
                 }
                 Some(WriteResult::Delete { deleted, unfinished }) => {
-                    // With an Idempotency-Key the state machine knows where it was.
-                    if !request.headers().contains_key(super::parameters::IDEMPOTENCY_KEY) {
+                    is_first_step = false;
+                    if !is_remembered {
                         revision_max = unfinished;
                         deleted_before += deleted;
                     }
                 }
                 ref other => return Err(unexpected(other.as_ref())),
             },
-            // Some steps are done and some are not.
-            Err(error) if deleted_before > 0 => {
-                return Err(ApiError::OutcomeUnknown(Details::unknown(format!(
-                    "{deleted_before} keys were deleted, and then: {error}; try again to delete the rest"
-                ))));
-            }
+            Err(error) if !is_first_step => return Err(half_done(&error.to_string())),
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Some steps of a deletion are done and some are not.
+fn half_done(why: &str) -> ApiError {
+    ApiError::OutcomeUnknown(Details::unknown(format!(
+        "some keys were deleted, and then: {why}; try again to delete the rest"
+    )))
 }

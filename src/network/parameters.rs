@@ -227,6 +227,16 @@ pub fn condition_of(request: &HttpRequest) -> Result<Option<Condition>, ApiError
     }
 }
 
+/// Refuses conditions where none is looked at: what is written in spite of one is not what was asked for.
+pub fn refuse_conditions(request: &HttpRequest) -> Result<(), ApiError> {
+    let headers = request.headers();
+    if headers.contains_key(header::IF_MATCH) || headers.contains_key(header::IF_NONE_MATCH) {
+        let message = "If-Match and If-None-Match are for one key; a transaction has its own comparisons";
+        return Err(ApiError::bad_request("invalid_condition", message));
+    }
+    Ok(())
+}
+
 /// The revision of the state that a reader has already.
 pub fn known_revision(request: &HttpRequest) -> Result<Option<u64>, ApiError> {
     if request.headers().contains_key(header::IF_MATCH) {
@@ -280,17 +290,17 @@ fn one_header(request: &HttpRequest, name: HeaderName) -> Result<Option<&str>, A
 pub fn check_body_type(request: &HttpRequest) -> Result<(), ApiError> {
     let refuse = |message: &str| Err(ApiError::UnsupportedMediaType(Details::not_applied(message)));
     let headers = request.headers();
-    let starts_with = |name: HeaderName, start: &[u8]| {
-        headers.get(name).is_some_and(|value| {
-            value.as_bytes().get(..start.len()).is_some_and(|found| found.eq_ignore_ascii_case(start))
-        })
-    };
-    if starts_with(header::CONTENT_TYPE, b"multipart/") {
+    const FORM: &[u8] = b"multipart/";
+    let is_form = headers
+        .get_all(header::CONTENT_TYPE)
+        .any(|value| value.as_bytes().get(..FORM.len()).is_some_and(|found| found.eq_ignore_ascii_case(FORM)));
+    if is_form {
         return refuse(
             "the body is taken as it is, and no form is unpacked; with curl use --data-binary or -T, not -F",
         );
     }
-    if headers.contains_key(header::CONTENT_ENCODING) && !starts_with(header::CONTENT_ENCODING, b"identity") {
+    let encoded = |value: &header::HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"identity");
+    if headers.get_all(header::CONTENT_ENCODING).any(encoded) {
         return refuse("the body is taken as it is, and not decompressed; send it without Content-Encoding");
     }
     Ok(())

@@ -84,6 +84,30 @@ pub fn parse_json<T: DeserializeOwned>(body: &[u8], expected: &str) -> Result<T,
     serde_json::from_slice(body).map_err(|error| ApiError::invalid_json(&error, expected))
 }
 
+/// Refuses lists other than those that stand in so many objects, after the body was decoded.
+///
+/// The decoder takes a list of values in place of an object with names, which would
+/// mean something else as soon as a name is added.
+pub fn check_lists(body: &[u8], objects: usize, expected: &str) -> Result<(), ApiError> {
+    let (mut depth, mut in_text, mut escaped) = (0, false, false);
+    for byte in body {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => in_text = !in_text,
+            _ if in_text => {}
+            b'[' if depth != objects => {
+                let message = format!("a list stands where an object belongs; expected {expected}");
+                return Err(ApiError::bad_request("invalid_json", message));
+            }
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth -= 1,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// `{"Ok":…}`.
 pub fn ok(value: &(impl Serialize + ?Sized)) -> HttpResponse {
     let mut body = Vec::with_capacity(512);

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use actix_web::{HttpRequest, HttpResponse, web};
 
-use super::parameters::{Parameters, check_body_type, check_key, check_value_length, ttl_ms};
-use super::reply::{parse_json, read_body};
+use super::parameters::{Parameters, check_body_type, check_key, check_value_length, refuse_conditions, ttl_ms};
+use super::reply::{check_lists, parse_json, read_body};
 use super::v1::{self, Written, unexpected, written};
 use crate::app::ExampleApp;
 use crate::body::{Compare, EncodedValue, Encoding, TxnOperation, TxnRequest};
@@ -27,11 +27,13 @@ pub async fn txn(app: web::Data<ExampleApp>, request: HttpRequest, payload: web:
 async fn do_txn(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
     let body = read_body(request, payload, app.limits.request_bytes).await?;
     Parameters::of(request, &[])?;
+    refuse_conditions(request)?;
     check_body_type(request)?;
     let txn: TxnRequest = parse_json(&body, TXN_BODY)?;
+    check_lists(&body, 1, TXN_BODY)?;
     let operation = txn_operation(txn, &app.limits)?;
     match v1::write(app, request, body, operation).await? {
-        Written::PassedOn(answer) => Ok(answer),
+        Written::Answered(answer) => Ok(answer),
         Written::Here(response) => match &response.result {
             Some(WriteResult::Txn(answer)) => Ok(written(&response, answer.as_ref(), None)),
             other => Err(unexpected(other.as_ref())),

@@ -29,8 +29,9 @@ pub const REPLAYED: HeaderName = HeaderName::from_static("raft-replayed");
 pub enum Written {
     /// This node leads, and it was applied.
     Here(ExampleResponse),
-    /// The leader's answer.
-    PassedOn(HttpResponse),
+    /// It was answered: by the leader that it was passed on to, or with what the
+    /// state machine refused.
+    Answered(HttpResponse),
 }
 
 /// Does a write here if this node leads, else has the leader do it.
@@ -46,13 +47,15 @@ pub async fn write(
     };
     match forward::destination(app, request.headers())? {
         Destination::Here => {
-            let response = propose(app, request_id, operation).await?;
-            check_result(&response.data)?;
-            Ok(Written::Here(response.data))
+            let response = propose(app, request_id, operation).await?.data;
+            match check_result(&response) {
+                Ok(()) => Ok(Written::Here(response)),
+                Err(refused) => Ok(Written::Answered(replay_marked(error_answer(&refused), response.replayed))),
+            }
         }
         Destination::Leader { leader_id, leader_node } => {
             let answer = forward::pass_on(app, request, body, leader_id, &leader_node).await?;
-            Ok(Written::PassedOn(answer))
+            Ok(Written::Answered(answer))
         }
     }
 }
@@ -99,8 +102,13 @@ pub fn written(response: &ExampleResponse, body: &impl Serialize, etag: Option<u
     if let Some(revision) = response.revision {
         headers.insert(REVISION, HeaderValue::from(revision));
     }
-    if response.replayed {
-        headers.insert(REPLAYED, HeaderValue::from_static("true"));
+    replay_marked(answer, response.replayed)
+}
+
+/// An answer that says whether it was given before.
+pub fn replay_marked(mut answer: HttpResponse, replayed: bool) -> HttpResponse {
+    if replayed {
+        answer.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
     }
     answer
 }

@@ -6,10 +6,15 @@
 //! what was sent stands in a log.
 
 mod application_rows;
+mod kv_rows;
+mod list_rows;
 mod management_rows;
 mod peer_rows;
 mod raw_sockets;
+mod refused_by_state;
 mod route_rows;
+mod txn_rows;
+mod watch_rows;
 
 use std::collections::BTreeMap;
 
@@ -31,12 +36,16 @@ struct Row {
     what: String,
     method: Method,
     path: String,
-    headers: Vec<(&'static str, &'static str)>,
+    headers: Vec<(&'static str, String)>,
     body: RowBody,
     status: u16,
     error: &'static str,
     code: Option<&'static str>,
     allow: Option<&'static str>,
+    /// Further fields of the error.
+    fields: Vec<(&'static str, serde_json::Value)>,
+    /// What the message must name.
+    named: Vec<&'static str>,
 }
 
 enum RowBody {
@@ -47,7 +56,24 @@ enum RowBody {
 impl Row {
     fn new(method: Method, path: &str, what: &str, body: RowBody) -> Self {
         let (what, path) = (what.to_owned(), path.to_owned());
-        Row { what, method, path, headers: Vec::new(), body, status: 0, error: "", code: None, allow: None }
+        Row {
+            what,
+            method,
+            path,
+            headers: Vec::new(),
+            body,
+            status: 0,
+            error: "",
+            code: None,
+            allow: None,
+            fields: Vec::new(),
+            named: Vec::new(),
+        }
+    }
+
+    /// Without a body.
+    fn bare(method: Method, path: &str, what: &str) -> Self {
+        Row::new(method, path, what, RowBody::Whole(Vec::new()))
     }
 
     fn post(path: &str, what: &str, body: impl Into<Vec<u8>>) -> Self {
@@ -59,9 +85,18 @@ impl Row {
         Row::new(Method::POST, path, what, RowBody::Chunked(chunks))
     }
 
-    fn header(mut self, name: &'static str, value: &'static str) -> Self {
-        self.headers.push((name, value));
+    fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
         self
+    }
+
+    fn body(self, body: impl Into<Vec<u8>>) -> Self {
+        Row { body: RowBody::Whole(body.into()), ..self }
+    }
+
+    /// A body that is sent without saying how long it is.
+    fn body_in(self, chunks: Vec<Vec<u8>>) -> Self {
+        Row { body: RowBody::Chunked(chunks), ..self }
     }
 
     fn gives(mut self, status: u16, error: &'static str) -> Self {
@@ -85,6 +120,24 @@ impl Row {
         Row { allow: Some(allow), ..self.gives(405, "MethodNotAllowed") }
     }
 
+    /// An error of the key-value API.
+    fn gives_v1(mut self, status: u16, code: &'static str) -> Self {
+        (self.status, self.code) = (status, Some(code));
+        self
+    }
+
+    /// A field that the error has beside the usual ones.
+    fn field(mut self, name: &'static str, value: impl Into<serde_json::Value>) -> Self {
+        self.fields.push((name, value.into()));
+        self
+    }
+
+    /// Names that the message must contain.
+    fn naming(mut self, names: &[&'static str]) -> Self {
+        self.named.extend(names);
+        self
+    }
+
     async fn send(&self, http: &Http, addr: &str) -> Result<Answer, reqwest::Error> {
         let body = match &self.body {
             RowBody::Whole(bytes) => Body::from(bytes.clone()),
@@ -93,26 +146,43 @@ impl Row {
                 Body::wrap_stream(futures_util::stream::iter(chunks))
             }
         };
-        http.request(self.method.clone(), addr, &self.path, &self.headers, body).await
+        let headers: Vec<(&str, &str)> = self.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        http.request(self.method.clone(), addr, &self.path, &headers, body).await
     }
 
     /// What is wrong with the answer, if anything.
     fn complaint(&self, answer: &Answer) -> Option<String> {
-        let json: serde_json::Value = match serde_json::from_slice(&answer.body) {
-            Ok(json) => json,
-            Err(error) => return Some(format!("the body is not JSON: {error}")),
-        };
-        let fields = &json["Err"][self.error];
-        let checks = [
+        let in_v1 = self.error.is_empty();
+        let mut checks = vec![
             ("status", json!(self.status), json!(answer.status)),
-            ("error", json!(true), json!(fields.is_object())),
-            ("code", json!(self.code), fields["code"].clone()),
-            ("message", json!(true), json!(fields["message"].as_str().is_some_and(|text| !text.is_empty()))),
-            ("outcome", json!("not_applied"), fields["outcome"].clone()),
             ("raft-outcome", json!("not_applied"), json!(answer.header("raft-outcome"))),
             ("content-type", json!("application/json"), json!(answer.header("content-type"))),
             ("allow", json!(self.allow.unwrap_or_default()), json!(answer.header("allow"))),
         ];
+        if in_v1 {
+            for name in ["raft-revision", "raft-term", "raft-node"] {
+                checks.push((name, json!(true), json!(answer.header(name).parse::<u64>().is_ok())));
+            }
+            let current = self.fields.iter().find(|(name, _)| *name == "current_revision");
+            let etag = current.map(|(_, revision)| format!("\"{revision}\"")).unwrap_or_default();
+            checks.push(("etag", json!(etag), json!(answer.header("etag"))));
+        }
+        if self.method != Method::HEAD {
+            let json: serde_json::Value = match serde_json::from_slice(&answer.body) {
+                Ok(json) => json,
+                Err(error) => return Some(format!("the body is not JSON: {error}")),
+            };
+            let fields = if in_v1 { &json["error"] } else { &json["Err"][self.error] };
+            let message = fields["message"].as_str().unwrap_or_default();
+            checks.extend([
+                ("error", json!(true), json!(fields.is_object())),
+                ("code", json!(self.code), fields["code"].clone()),
+                ("message", json!(true), json!(!message.is_empty())),
+                ("outcome", json!("not_applied"), fields["outcome"].clone()),
+            ]);
+            checks.extend(self.fields.iter().map(|(name, value)| (*name, value.clone(), fields[*name].clone())));
+            checks.extend(self.named.iter().map(|name| (*name, json!(true), json!(message.contains(name)))));
+        }
         let wrong = checks.into_iter().find(|(_, expected, found)| expected != found);
         wrong.map(|(what, expected, found)| format!("{what} should be {expected}, and is {found}"))
     }
@@ -121,12 +191,26 @@ impl Row {
 /// What must not change.
 #[derive(Debug, PartialEq)]
 struct State {
+    raft: RaftState,
+    data: DataState,
+}
+
+/// What no refused request must change that never got into the log.
+#[derive(Debug, PartialEq)]
+struct RaftState {
     vote: Vote,
     last_log_index: Option<u64>,
     last_applied: Option<LogId>,
     membership: StoredMembership,
-    value: Result<String, String>,
     incarnation: u64,
+}
+
+/// What no refused request must change.
+#[derive(Debug, PartialEq)]
+struct DataState {
+    value: Result<String, String>,
+    /// Every key with its value and revisions, and the revision of the store.
+    listing: serde_json::Value,
 }
 
 /// The state of each node, once all have applied what the first has.
@@ -135,15 +219,17 @@ async fn states(cluster: &TestCluster, ids: &[u64]) -> BTreeMap<u64, State> {
     let mut states = BTreeMap::new();
     for id in ids {
         let metrics = cluster.metrics(*id).await;
-        let state = State {
+        let raft = RaftState {
             vote: metrics.vote,
             last_log_index: metrics.last_log_index,
             last_applied: metrics.last_applied,
             membership: StoredMembership::clone(&metrics.membership_config),
-            value: cluster.read(*id, "known").await,
             incarnation: identity_of(cluster, *id).await.incarnation,
         };
-        states.insert(*id, state);
+        let listing = cluster.get(*id, "/v1/kv?consistency=stale").await.json();
+        assert!(listing["next"].is_null(), "the keys of these tests fit on one page");
+        let data = DataState { value: cluster.read(*id, "known").await, listing };
+        states.insert(*id, State { raft, data });
     }
     states
 }
@@ -152,7 +238,12 @@ async fn states(cluster: &TestCluster, ids: &[u64]) -> BTreeMap<u64, State> {
 async fn refuse_all(cluster: &mut TestCluster, ids: &[u64], target: u64, rows: &[Row]) {
     cluster.write(target, "known", "value").await;
     let before = states(cluster, ids).await;
+    send_all(cluster, target, rows).await;
+    unharmed(cluster, ids, before).await;
+}
 
+/// Sends all rows to one node of a cluster, and compares each answer with what its row says.
+async fn send_all(cluster: &mut TestCluster, target: u64, rows: &[Row]) {
     let mut complaints = Vec::new();
     for (number, row) in rows.iter().enumerate() {
         // A connection of its own, lest one row's leftovers reach the next.
@@ -161,20 +252,24 @@ async fn refuse_all(cluster: &mut TestCluster, ids: &[u64], target: u64, rows: &
             Err(error) => (String::new(), Some(format!("no answer: {error:?}"))),
         };
         if let Some(complaint) = complaint {
-            complaints.push(format!("row {number}: {} {}: {}: {complaint}; {answer}", row.method, row.path, row.what));
+            let path = shortened(&row.path);
+            complaints.push(format!("row {number}: {} {path}: {}: {complaint}; {answer}", row.method, row.what));
         }
         cluster.assert_alive();
     }
     eprintln!("{} rows were sent to node {target}", rows.len());
     assert!(complaints.is_empty(), "{} of {} rows:\n{}", complaints.len(), rows.len(), complaints.join("\n"));
-
-    unharmed(cluster, ids, before).await;
 }
 
 /// Asserts that all nodes are alive, in the state they were in, and kept to themselves what was sent.
 async fn unharmed(cluster: &mut TestCluster, ids: &[u64], before: BTreeMap<u64, State>) {
     cluster.assert_alive();
     assert_eq!(states(cluster, ids).await, before);
+    silent_and_working(cluster, ids).await;
+}
+
+/// Asserts that no node logged what was sent, or left anything, and that all of them still work.
+async fn silent_and_working(cluster: &TestCluster, ids: &[u64]) {
     for id in ids {
         let log = cluster.node(*id).log();
         assert!(!log.contains(MARKER), "node {id} logged what was sent:\n{log}");
@@ -183,7 +278,6 @@ async fn unharmed(cluster: &mut TestCluster, ids: &[u64], before: BTreeMap<u64, 
             cluster.node(*id).files().into_iter().filter(|path| path.extension().is_some_and(|e| e == "tmp")).collect();
         assert!(left.is_empty(), "node {id} left temporary files: {left:?}");
     }
-    // And all of them still work.
     for id in ids {
         cluster.write(*id, "known", &format!("afterwards {id}")).await;
         assert_eq!(cluster.consistent_read(*id, "known").await, Ok(format!("afterwards {id}")));
@@ -201,17 +295,23 @@ fn flags() -> Vec<&'static str> {
     flags
 }
 
+/// All rows that are refused for what they are, as they are sent to one node.
+fn all_rows(cluster: &TestCluster, target: u64) -> Vec<Row> {
+    let original = [application_rows::rows(), management_rows::rows(target, cluster.addr(target)), route_rows::rows()];
+    let v1 = [kv_rows::rows(), list_rows::rows(), txn_rows::rows(), watch_rows::rows()];
+    let original: Vec<Row> = original.into_iter().flatten().collect();
+    let v1: Vec<Row> = v1.into_iter().flatten().collect();
+    assert!(original.len() >= 100 && v1.len() >= 300, "{} and {} rows", original.len(), v1.len());
+    original.into_iter().chain(v1).collect()
+}
+
 /// Malformed requests of applications and operators are refused and change nothing.
 ///
 /// Method: every row to a node that is a cluster of its own.
 #[tokio::test]
 async fn bad_requests_do_no_harm_to_a_single_node() {
     let mut cluster = TestCluster::form("bad-single", &[1], &flags()).await;
-    let rows: Vec<Row> = [application_rows::rows(), management_rows::rows(1, cluster.addr(1)), route_rows::rows()]
-        .into_iter()
-        .flatten()
-        .collect();
-    assert!(rows.len() >= 100, "{} rows", rows.len());
+    let rows = all_rows(&cluster, 1);
     refuse_all(&mut cluster, &[1], 1, &rows).await;
 }
 
@@ -222,11 +322,7 @@ async fn bad_requests_do_no_harm_to_a_single_node() {
 async fn bad_requests_do_no_harm_to_a_cluster() {
     let mut cluster = TestCluster::form("bad-cluster", &[1, 2, 3], &flags()).await;
     let follower = 1 + cluster.leader_of(&[1, 2, 3]).await % 3;
-    let rows: Vec<Row> =
-        [application_rows::rows(), management_rows::rows(follower, cluster.addr(follower)), route_rows::rows()]
-            .into_iter()
-            .flatten()
-            .collect();
+    let rows = all_rows(&cluster, follower);
     refuse_all(&mut cluster, &[1, 2, 3], follower, &rows).await;
 }
 

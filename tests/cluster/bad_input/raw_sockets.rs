@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::{MARKER, states, unharmed};
-use crate::harness::{CALM, TestCluster};
+use crate::harness::{CALM, TestCluster, path_of};
 
 /// After this a node has given up every slow client: 5 s for a head, 10 s for a body, and some more.
 const SILENCE_DEADLINE: Duration = Duration::from_secs(18);
@@ -45,6 +45,10 @@ fn assert_json_error(what: &str, answer: &str) {
     assert!(head.contains("\r\ncontent-type: application/json"), "{what}: {answer:?}");
     let json: serde_json::Value =
         serde_json::from_str(body).unwrap_or_else(|error| panic!("{what}: {error}: {answer:?}"));
+    if let Some(error) = json["error"].as_object() {
+        assert_eq!(error["outcome"], "not_applied", "{what}: {answer:?}");
+        return;
+    }
     let errors = json["Err"].as_object().unwrap_or_else(|| panic!("{what}: {answer:?}"));
     assert!(errors.values().all(|fields| fields["outcome"] == "not_applied"), "{what}: {answer:?}");
 }
@@ -102,6 +106,89 @@ async fn broken_requests_do_no_harm() {
         cluster.assert_alive();
     }
     unharmed(&mut cluster, &[1], before).await;
+}
+
+/// Keys that no library would put into a path are refused, by whoever is asked.
+///
+/// Method: a put, a read and a deletion for each path, on a single node and on a
+/// follower of three; each is refused with its code, and nothing has changed.
+#[tokio::test]
+async fn paths_that_no_library_sends_do_no_harm() {
+    let long = "k".repeat(60_000);
+    let endless = "k".repeat(200_000);
+    let rows: Vec<(&str, Vec<u8>, u16, &str)> = vec![
+        ("..", b"..".to_vec(), 400, "invalid_key"),
+        (".", b".".to_vec(), 400, "invalid_key"),
+        (".. in the middle", b"a/../known".to_vec(), 400, "invalid_key"),
+        (". in the middle", b"./known".to_vec(), 400, "invalid_key"),
+        (".. at the end", b"known/..".to_vec(), 400, "invalid_key"),
+        (".. encoded", b"%2e%2e".to_vec(), 400, "invalid_key"),
+        (".. encoded in the middle", b"a/%2E%2e/known".to_vec(), 400, "invalid_key"),
+        (".. half encoded", b".%2e/known".to_vec(), 400, "invalid_key"),
+        (". encoded", b"%2e".to_vec(), 400, "invalid_key"),
+        ("bytes that are no UTF-8", b"known\xff\xfe".to_vec(), 400, ""),
+        ("a NUL", b"known\0".to_vec(), 400, ""),
+        ("a space", b"known known".to_vec(), 400, ""),
+        ("a tab", b"known\tknown".to_vec(), 400, ""),
+        ("a line break", b"known\nknown".to_vec(), 400, ""),
+        ("a deletion", b"known\x7f".to_vec(), 400, ""),
+        ("a key of 60,000 bytes", long.into_bytes(), 413, "key_too_large"),
+        ("a key of 200,000 bytes", endless.into_bytes(), 431, ""),
+        ("a name that is cut off", b"known%".to_vec(), 400, "invalid_encoding"),
+        ("a query that is cut off", b"known?%".to_vec(), 400, "invalid_encoding"),
+        ("a query of bytes", b"known?\xff=1".to_vec(), 400, ""),
+    ];
+    for ids in [vec![1], vec![1, 2, 3]] {
+        let mut cluster = TestCluster::form("raw-paths", &ids, CALM).await;
+        let target = 1 + cluster.leader_of(&ids).await % ids.len() as u64;
+        cluster.write(target, "known", "value").await;
+        let before = states(&cluster, &ids).await;
+        let addr = cluster.addr(target).to_owned();
+        for (what, key, status, code) in &rows {
+            for (method, headers, body) in [("GET", "", ""), ("PUT", "content-length: 1\r\n", "v"), ("DELETE", "", "")]
+            {
+                let line = [method.as_bytes(), b" /v1/kv/", key].concat();
+                let rest = format!(" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n{body}");
+                let (answer, _) = exchange(&addr, &[line, rest.into_bytes()].concat()).await;
+                assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{method}, {what}: {answer:?}");
+                assert_json_error(what, &answer);
+                let expected = format!("\"code\":\"{code}\"");
+                assert!(code.is_empty() || answer.contains(&expected), "{method}, {what}: {answer:?}");
+                cluster.assert_alive();
+            }
+        }
+        unharmed(&mut cluster, &ids, before).await;
+    }
+}
+
+/// A path means the same key on a follower as on the leader, whatever characters it has.
+///
+/// Method: put through each node of three, as bytes on a socket, keys with
+/// characters that a URL would rather have encoded; read each on every node by its
+/// encoded name.
+#[tokio::test]
+async fn a_path_means_the_same_key_on_every_node() {
+    const ALL: [u64; 3] = [1, 2, 3];
+    let cluster = TestCluster::form("raw-keys", &ALL, CALM).await;
+    let keys = [
+        "a\\b", "a\\..\\b", "\\", "a|b", "a^b", "a[b]", "a//b", "/a", "a/", "//", "a;b=c", "a,b", "a+b", "a'b",
+        "a:b@c", "~", "a...b", "...", "a&b=c",
+    ];
+    for id in ALL {
+        for key in keys {
+            let value = format!("{key} through {id}");
+            let headers = format!("content-length: {}\r\n", value.len());
+            let request = [head(&format!("PUT /v1/kv/{key}"), &headers), value.clone().into_bytes()].concat();
+            let (answer, _) = exchange(cluster.addr(id), &request).await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{key:?} through {id}: {answer:?}");
+            for other in ALL {
+                let found = cluster.get(other, &path_of(key)).await.done();
+                assert_eq!((&found["key"], &found["value"]), (&key.into(), &value.clone().into()), "on node {other}");
+            }
+        }
+        let listed = cluster.list_all(id, "").await;
+        assert_eq!(listed.len(), keys.len(), "{listed:?}");
+    }
 }
 
 /// Clients that stop in the middle of a request are cut off, and disturb nobody.

@@ -85,6 +85,11 @@ impl TestCluster {
         &self.nodes[&id]
     }
 
+    /// Whether there is such a node, running or not.
+    pub fn has(&self, id: NodeId) -> bool {
+        self.nodes.contains_key(&id)
+    }
+
     /// A node.
     pub fn node_mut(&mut self, id: NodeId) -> &mut TestNode {
         self.nodes.get_mut(&id).unwrap_or_else(|| panic!("there is no node {id}"))

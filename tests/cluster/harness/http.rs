@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use raft_key_value::TypeConfig;
 use reqwest::header::HeaderMap;
-use reqwest::{Body, Method};
+use reqwest::{Body, Method, Response};
 use serde_json::Value;
 
 /// `RaftMetrics` of a node.
@@ -61,15 +61,27 @@ impl Http {
         headers: &[(&str, &str)],
         body: impl Into<Body>,
     ) -> Result<Answer, reqwest::Error> {
-        let mut request = self.client.request(method, format!("http://{addr}{path}")).body(body);
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let answer = request.send().await?;
+        let answer = self.open(method, addr, path, headers, body).await?;
         let status = answer.status().as_u16();
         let headers = answer.headers().clone();
         let body = answer.bytes().await?.into();
         Ok(Answer { status, headers, body })
+    }
+
+    /// Any request; the body of its answer is still to be read.
+    pub async fn open(
+        &self,
+        method: Method,
+        addr: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Body>,
+    ) -> Result<Response, reqwest::Error> {
+        let mut request = self.client.request(method, format!("http://{addr}{path}")).body(body);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.send().await
     }
 }
 
@@ -77,6 +89,18 @@ impl Answer {
     /// A header's value, or nothing.
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// A header's value as a number.
+    #[track_caller]
+    pub fn number(&self, name: &str) -> u64 {
+        self.header(name).parse().unwrap_or_else(|_| panic!("{name} is no number: {self:?}"))
+    }
+
+    /// The store's revision, as each answer of `/v1` has it.
+    #[track_caller]
+    pub fn revision(&self) -> u64 {
+        self.number("raft-revision")
     }
 
     /// The body as text.
@@ -87,6 +111,22 @@ impl Answer {
     /// The body as JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("not JSON ({error}): {self:?}"))
+    }
+
+    /// Asserts that the answer is 200, and returns its body.
+    #[track_caller]
+    pub fn done(&self) -> Value {
+        assert_eq!(self.status, 200, "{}", self.text());
+        self.json()
+    }
+
+    /// Asserts an error of `/v1` that changed nothing, by its status and code; returns its fields.
+    #[track_caller]
+    pub fn refused(&self, status: u16, code: &str) -> Value {
+        let error = self.json()["error"].take();
+        let found = (self.status, error["code"].as_str(), self.header("raft-outcome"), error["outcome"].as_str());
+        assert_eq!(found, (status, Some(code), "not_applied", Some("not_applied")), "in {}", self.text());
+        error
     }
 
     /// What is in `{"Ok":…}`, if the answer is a success.

@@ -1,17 +1,21 @@
 //! Starts real nodes as child processes, and looks at them from outside.
 
 mod cluster;
+mod events;
 mod eventually;
 mod http;
 mod node;
 mod peer;
 mod process;
+mod v1;
 mod writers;
 
 pub use cluster::{CALM, TestCluster, index_of, report};
+pub use events::{Event, Watch};
 pub use eventually::{DEADLINE, eventually};
 pub use http::{Answer, Http};
 pub use node::{TestNode, files_below};
 pub use peer::{envelope, identity_of};
 pub use process::{Ended, free_port, run};
+pub use v1::{Random, path_of};
 pub use writers::Writers;

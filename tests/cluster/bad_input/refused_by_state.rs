@@ -1,0 +1,108 @@
+//! Valid requests that the state refuses: the error says what the state is, and nothing changes.
+
+use raft_key_value::NodeId;
+use reqwest::Method;
+use serde_json::json;
+
+use super::{MARKER, Row, flags, send_all, silent_and_working, states};
+use crate::harness::TestCluster;
+
+/// The requests, when the key `known` is at `known`, the store at `revision`, and the
+/// key was put with the `Idempotency-Key` in `used`.
+fn rows(known: u64, revision: u64, used: &str) -> Vec<Row> {
+    const MISSING: &str = "/v1/kv/missing";
+    const KNOWN: &str = "/v1/kv/known";
+    let mut rows = Vec::new();
+    for path in [MISSING, "/v1/kv/missing?raw", "/v1/kv/known%2F", "/v1/kv/Known", "/v1/kv/%20known"] {
+        let row = Row::bare(Method::GET, path, "a key that is not there");
+        rows.push(row.gives_v1(404, "key_not_found").field("revision", revision));
+    }
+    rows.push(Row::bare(Method::HEAD, MISSING, "a key that is not there").gives_v1(404, "key_not_found"));
+    let touch = Row::post(&format!("{MISSING}/touch?ttl=30s"), "a key that is not there", "");
+    rows.push(touch.gives_v1(404, "key_not_found").field("revision", revision));
+
+    let writes = |path: &str, what: &str| {
+        [
+            Row::bare(Method::PUT, path, what).body(MARKER),
+            Row::bare(Method::PUT, &format!("{path}?ttl=30s"), what).body("value"),
+            Row::bare(Method::DELETE, path, what),
+            Row::post(&format!("{path}/touch?ttl=30s"), what, ""),
+        ]
+    };
+    let wrong = [
+        "0".to_owned(),
+        "\"0\"".to_owned(),
+        format!("\"{}\"", known - 1),
+        format!("\"{}\"", known + 1),
+        u64::MAX.to_string(),
+    ];
+    for tag in wrong {
+        for row in writes(KNOWN, "another revision") {
+            let row = row.header("if-match", tag.clone()).gives_v1(412, "condition_failed");
+            rows.push(row.field("current_revision", known));
+        }
+    }
+    for row in writes(KNOWN, "a key that is there") {
+        let row = row.header("if-none-match", "*").gives_v1(412, "condition_failed");
+        rows.push(row.field("current_revision", known));
+    }
+    for tag in ["*".to_owned(), "0".to_owned(), format!("\"{known}\"")] {
+        for row in writes(MISSING, "a key that is not there") {
+            rows.push(row.header("if-match", tag.clone()).gives_v1(412, "condition_failed"));
+        }
+    }
+
+    for revision in [0, known - 1] {
+        let row = Row::bare(Method::GET, &format!("/v1/kv?revision={revision}"), "a revision that is not kept");
+        rows.push(row.gives_v1(410, "revision_gone"));
+    }
+
+    let reused = [
+        Row::bare(Method::PUT, KNOWN, "another value").body(MARKER),
+        Row::bare(Method::PUT, "/v1/kv/other", "another key").body("value"),
+        Row::bare(Method::PUT, &format!("{KNOWN}?ttl=30s"), "another time").body("value"),
+        Row::bare(Method::PUT, KNOWN, "another condition").body("value").header("if-match", "*"),
+        Row::bare(Method::DELETE, KNOWN, "another method"),
+        Row::post(&format!("{KNOWN}/touch?ttl=30s"), "another method", ""),
+        Row::bare(Method::DELETE, "/v1/kv?prefix=known", "another method"),
+        Row::bare(Method::DELETE, "/v1/kv?all", "another method"),
+        Row::post("/v1/txn", "another route", r#"{"success":[{"put":{"key":"known","value":"value"}}]}"#),
+    ];
+    rows.extend(reused.map(|row| row.header("idempotency-key", used).gives_v1(422, "idempotency_key_reused")));
+    let write = json!({"Set": {"key": "known", "value": MARKER}}).to_string();
+    let row = Row::post("/write", "another value", write).header("idempotency-key", used);
+    rows.push(row.gives(422, "IdempotencyKeyReused"));
+    rows
+}
+
+/// What the state refuses changes no key and no revision, and says what there is.
+///
+/// Method: every row to a node of its own, and to the leader and a follower of
+/// three; each answer is compared with the revisions that were read before, and
+/// the keys and revisions of all nodes afterwards with those before.
+#[tokio::test]
+async fn what_the_state_refuses_changes_nothing() {
+    for ids in [vec![1], vec![1, 2, 3]] {
+        let mut cluster = TestCluster::form("bad-state", &ids, &flags()).await;
+        let leader = cluster.leader_of(&ids).await;
+        let mut targets: Vec<NodeId> = vec![leader, 1 + leader % ids.len() as u64];
+        targets.dedup();
+        for target in targets {
+            cluster.write(target, "before", "value").await;
+            let used = format!("used on {target}");
+            let id = [("idempotency-key", used.as_str())];
+            let known = cluster.v1(target, Method::PUT, "/v1/kv/known", &id, "value").await.revision();
+            cluster.write(target, "after", "value").await;
+            let before = states(&cluster, &ids).await;
+            let revision = before[&target].data.listing["revision"].as_u64().unwrap();
+            assert!(revision > known);
+            send_all(&mut cluster, target, &rows(known, revision, &used)).await;
+            let after = states(&cluster, &ids).await;
+            for id in &ids {
+                assert_eq!(after[id].data, before[id].data, "on node {id}");
+            }
+            silent_and_working(&cluster, &ids).await;
+            cluster.delete_all(target).await;
+        }
+    }
+}
