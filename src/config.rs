@@ -134,6 +134,22 @@ pub const HAND_OVER_DEADLINE: Duration = Duration::from_secs(1);
 /// When to come back after a 503.
 pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+// ---- the client ----
+
+/// How long `ExampleClient` tries again, unless it is told otherwise: an election
+/// or a restart is over by then.
+pub const RETRY_DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
+/// How long it waits at most before it tries a second time; twice as long each time after.
+pub const RETRY_PAUSE_FIRST: Duration = Duration::from_millis(50);
+/// How long it waits at most between two attempts, beside what a node asks for.
+pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// How long a watch may be silent until its connection is given up: three
+/// heartbeats, so that a late one does no harm.
+pub const WATCH_SILENCE_MAX: Duration = Duration::from_secs(3 * WATCH_HEARTBEAT.as_secs());
+/// Longest event of a watch that the client reads: the largest value with every
+/// byte escaped, and as much again.
+pub const WATCH_EVENT_BYTES_MAX: usize = 40 << 20;
+
 // ---- Raft ----
 
 /// Entries that one append carries at most.

@@ -11,6 +11,7 @@
 //! | [`membership`] | who belongs to the cluster, and who is kept out |
 //! | [`watchers`] | do a thousand watches see every change once |
 //! | [`compat`] | does a node go on with what a former version left |
+//! | [`client`] | what `ExampleClient` does while nodes come and go |
 //! | [`bad_input`] | does anything that is not a valid request do harm |
 //!
 //! A failing test prints the command lines and the logs of its nodes, and keeps
@@ -21,6 +22,7 @@
 
 mod bad_input;
 mod compat;
+mod client;
 mod exit_codes;
 mod harness;
 mod membership;

@@ -1,0 +1,91 @@
+//! Server-sent events, as a watch gets them.
+
+use crate::config::WATCH_EVENT_BYTES_MAX;
+
+/// Puts events together from the pieces in which they arrive.
+///
+/// It knows what a node sends: `id` and `data` of one line each. Unlike what
+/// browsers do, an `id` without `data` counts too: that is what a heartbeat is,
+/// and where a watch is resumed.
+#[derive(Debug, Default)]
+pub(super) struct EventParser {
+    /// What came and is not part of a whole line yet.
+    unread: Vec<u8>,
+    event: Event,
+}
+
+/// One event, or a heartbeat if it has no data.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Event {
+    pub id: Option<String>,
+    pub data: Option<String>,
+}
+
+impl EventParser {
+    /// Takes a piece, and returns the events that end in it; an error if one is far too long.
+    pub(super) fn push(&mut self, piece: &[u8]) -> Result<Vec<Event>, &'static str> {
+        let mut events = Vec::new();
+        let mut lines = piece.split(|byte| *byte == b'\n');
+        // What follows the last line break, or all, is the beginning of a line.
+        let rest = lines.next_back().unwrap_or_default();
+        for line in lines {
+            let line = [std::mem::take(&mut self.unread).as_slice(), line].concat();
+            self.take_line(&String::from_utf8_lossy(&line), &mut events);
+        }
+        self.unread.extend_from_slice(rest);
+        if self.unread.len() > WATCH_EVENT_BYTES_MAX {
+            return Err("an event is longer than any can be");
+        }
+        Ok(events)
+    }
+
+    fn take_line(&mut self, line: &str, events: &mut Vec<Event>) {
+        let line = line.strip_suffix('\r').unwrap_or(line);
+        let (name, value) = line.split_once(':').unwrap_or((line, ""));
+        let value = value.strip_prefix(' ').unwrap_or(value).to_owned();
+        match name {
+            "" if line.is_empty() => events.extend(Some(std::mem::take(&mut self.event)).filter(Event::is_any)),
+            "id" => self.event.id = Some(value),
+            "data" => self.event.data = Some(value),
+            // Comments, and what is to come.
+            _ => {}
+        }
+    }
+}
+
+impl Event {
+    fn is_any(&self) -> bool {
+        self.id.is_some() || self.data.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Wherever the pieces are cut, the same events come out.
+    ///
+    /// Method: a text with every kind of line, cut in two at each byte, and into single bytes.
+    #[test]
+    fn cuts_do_not_matter() {
+        let text =
+            "id: 3\ndata: {\"ü\":1}\n\n: heartbeat\n\n: heartbeat\nid: 7\n\nid: 8.0\r\ndata:x\r\n\r\ndata: end\n\n";
+        let event =
+            |id: Option<&str>, data: Option<&str>| Event { id: id.map(str::to_owned), data: data.map(str::to_owned) };
+        let expected = [
+            event(Some("3"), Some("{\"ü\":1}")),
+            event(Some("7"), None),
+            event(Some("8.0"), Some("x")),
+            event(None, Some("end")),
+        ];
+        let read = |pieces: &[&[u8]]| {
+            let mut parser = EventParser::default();
+            pieces.iter().flat_map(|piece| parser.push(piece).unwrap()).collect::<Vec<_>>()
+        };
+        for cut in 0..=text.len() {
+            let (first, second) = text.as_bytes().split_at(cut);
+            assert_eq!(read(&[first, second]), expected, "cut at {cut}");
+        }
+        assert_eq!(read(&text.as_bytes().chunks(1).collect::<Vec<_>>()), expected);
+    }
+}

@@ -1,0 +1,186 @@
+//! One request, and one attempt to have a node do it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::Method;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::error::ClientError;
+use super::retry::idempotency_key;
+use super::{ExampleClient, Written};
+use crate::body::ErrorAnswer;
+use crate::connection::reason_of;
+use crate::error::Outcome;
+
+/// What stands as itself in a parameter.
+const PARAMETER: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+/// What stands as itself in a path.
+const PATH: &AsciiSet = &PARAMETER.remove(b'/');
+
+/// Whether losing the answer leaves a doubt.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Effect {
+    Changes,
+    ReadsOnly,
+}
+
+/// A request, as it is sent to any node.
+#[derive(Clone, Debug)]
+pub(super) struct Request {
+    pub method: Method,
+    /// The path and the parameters, encoded.
+    pub target: String,
+    pub headers: Vec<(&'static str, String)>,
+    pub body: Bytes,
+    pub effect: Effect,
+    /// How long one attempt may take.
+    pub deadline: Duration,
+}
+
+/// What a node answered.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub addr: String,
+    pub status: u16,
+    pub replayed: bool,
+    pub body: Bytes,
+}
+
+impl Request {
+    /// A request without a body.
+    pub fn new(method: Method, target: impl Into<String>, effect: Effect, deadline: Duration) -> Self {
+        Request { method, target: target.into(), headers: Vec::new(), body: Bytes::new(), effect, deadline }
+    }
+
+    /// With a body of JSON.
+    pub fn json(mut self, body: &impl Serialize) -> Result<Self, ClientError> {
+        let body =
+            serde_json::to_vec(body).map_err(|error| ClientError::InvalidRequest { reason: error.to_string() })?;
+        self.body = body.into();
+        Ok(self.header("content-type", "application/json"))
+    }
+
+    /// With one more header.
+    pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    /// The same request, however often it is sent.
+    pub fn once(self, key: Option<String>) -> Result<Self, ClientError> {
+        let key = key.map_or_else(idempotency_key, Ok)?;
+        Ok(self.header("idempotency-key", key))
+    }
+
+    /// The error of a request whose answer did not come.
+    pub fn lost(&self, addr: &str, reason: impl Into<String>) -> ClientError {
+        let outcome = match self.effect {
+            Effect::Changes => Outcome::Unknown,
+            Effect::ReadsOnly => Outcome::NotApplied,
+        };
+        ClientError::AnswerLost { addr: addr.to_owned(), reason: reason.into(), outcome }
+    }
+}
+
+impl ExampleClient {
+    /// Sends to one node, once, and returns its answer as soon as that begins.
+    pub(super) async fn begin(&self, addr: &str, request: &Request) -> Result<reqwest::Response, ClientError> {
+        let mut sent = self.http.request(request.method.clone(), format!("http://{addr}{}", request.target));
+        for (name, value) in &request.headers {
+            sent = sent.header(*name, value);
+        }
+        if !request.body.is_empty() || request.method == Method::PUT {
+            sent = sent.body(request.body.clone());
+        }
+        sent.send().await.map_err(|error| {
+            if error.is_builder() {
+                ClientError::InvalidRequest { reason: reason_of(&error) }
+            } else if error.is_connect() {
+                ClientError::Unreachable { addr: addr.to_owned(), reason: reason_of(&error) }
+            } else {
+                request.lost(addr, reason_of(&error))
+            }
+        })
+    }
+
+    /// Sends to one node, once.
+    pub(super) async fn exchange(&self, addr: &str, request: &Request) -> Result<Answer, ClientError> {
+        let exchange = async {
+            let answer = self.begin(addr, request).await?;
+            let status = answer.status().as_u16();
+            let replayed = answer.headers().contains_key("raft-replayed");
+            let body = answer.bytes().await.map_err(|error| request.lost(addr, reason_of(&error)))?;
+            Ok(Answer { addr: addr.to_owned(), status, replayed, body })
+        };
+        let answer = tokio::time::timeout(request.deadline, exchange).await;
+        answer.unwrap_or_else(|_| Err(request.lost(addr, "it did not answer in time")))
+    }
+
+    /// Has a request of the key-value API done, by `addr` or else by any node,
+    /// as often as it takes; also says which node answered.
+    pub(super) async fn ask<T: DeserializeOwned>(
+        &self,
+        addr: Option<&str>,
+        request: &Request,
+    ) -> Result<(T, Answer), ClientError> {
+        self.with_retries(|node| async move {
+            let answer = self.exchange(addr.unwrap_or(&node), request).await?;
+            let decoded = decode(&answer, request)?;
+            Ok((decoded, answer))
+        })
+        .await
+    }
+
+    /// Has a write of the key-value API done, once.
+    pub(super) async fn ask_write<T: DeserializeOwned>(
+        &self,
+        request: Request,
+        key: Option<String>,
+    ) -> Result<Written<T>, ClientError> {
+        let (answer, Answer { replayed, .. }) = self.ask(None, &request.once(key)?).await?;
+        Ok(Written { answer, replayed })
+    }
+}
+
+/// What is in an answer of the key-value API.
+fn decode<T: DeserializeOwned>(answer: &Answer, request: &Request) -> Result<T, ClientError> {
+    let Answer { addr, status, body, .. } = answer;
+    let not_understood = |error: serde_json::Error| {
+        request.lost(addr, format!("it is not what this client understands: {status}, {error}"))
+    };
+    if *status == 200 {
+        return serde_json::from_slice(body).map_err(not_understood);
+    }
+    Err(refusal(addr, *status, body).unwrap_or_else(not_understood))
+}
+
+/// An error that a node of the key-value API answered with.
+pub(super) fn refusal(addr: &str, status: u16, body: &[u8]) -> Result<ClientError, serde_json::Error> {
+    let ErrorAnswer { error } = serde_json::from_slice(body)?;
+    Ok(ClientError::Refused { addr: addr.to_owned(), status, error: Box::new(error) })
+}
+
+/// The path of a key, and what follows it.
+pub(super) fn path_of(key: &str, action: &str) -> Result<String, ClientError> {
+    // Whatever is done to encode them, such parts are taken out of a path before it is sent.
+    if key.is_empty() || key.split('/').any(|part| part == "." || part == "..") {
+        let reason = "a key is not empty, and no part of it between slashes is `.` or `..`".to_owned();
+        return Err(ClientError::InvalidRequest { reason });
+    }
+    Ok(format!("/v1/kv/{}{action}", utf8_percent_encode(key, PATH)))
+}
+
+/// A path with parameters.
+pub(super) fn target_of(path: &str, parameters: &[(&'static str, String)]) -> String {
+    let pairs = parameters.iter().map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, PARAMETER)));
+    let query = pairs.collect::<Vec<_>>().join("&");
+    if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") }
+}
+
+/// A time to live as the API has it; what is not a whole millisecond is rounded up.
+pub(super) fn ttl_text(ttl: Duration) -> String {
+    format!("{}ms", ttl.as_nanos().div_ceil(1_000_000))
+}

@@ -1,0 +1,122 @@
+//! When a request is tried again, and what is known of it when it is not.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::error::ClientError;
+use crate::config::{RETRY_PAUSE_FIRST, RETRY_PAUSE_MAX};
+use crate::error::Outcome;
+
+/// The attempts of one request.
+///
+/// Once one of them may have been applied, that the next one was refused says
+/// nothing of the first: the request as a whole stays unknown, unless the
+/// replicated state itself gives the answer.
+#[derive(Debug)]
+pub(super) struct Retry {
+    until: Instant,
+    attempts: u32,
+    unknown: Option<Box<ClientError>>,
+}
+
+impl Retry {
+    /// No attempt begins later than `deadline` from now.
+    pub(super) fn new(deadline: Duration) -> Self {
+        Retry { until: Instant::now() + deadline, attempts: 0, unknown: None }
+    }
+
+    /// Waits until it is time for another attempt; an error if there is to be none.
+    pub(super) async fn pause(&mut self, error: ClientError) -> Result<(), ClientError> {
+        let Some(at_least) = error.retry_after() else { return Err(self.resolve(error)) };
+        let pause = at_least + self.backoff();
+        if Instant::now() + pause >= self.until {
+            return Err(self.resolve(error));
+        }
+        if error.outcome() == Outcome::Unknown {
+            self.unknown.get_or_insert_with(|| Box::new(error));
+        }
+        sleep(pause).await;
+        Ok(())
+    }
+
+    /// Between nothing and twice what it could be the time before, so that
+    /// clients which failed together do not come back together.
+    fn backoff(&mut self) -> Duration {
+        let most = RETRY_PAUSE_FIRST.saturating_mul(1 << self.attempts.min(10)).min(RETRY_PAUSE_MAX);
+        self.attempts += 1;
+        // Without random numbers it is the longest pause, which does no harm.
+        let random = getrandom::u32().unwrap_or(u32::MAX);
+        most.mul_f64(f64::from(random) / f64::from(u32::MAX))
+    }
+
+    fn resolve(&mut self, last: ClientError) -> ClientError {
+        match self.unknown.take() {
+            Some(unknown) if last.outcome() == Outcome::NotApplied && !last.is_decided() => {
+                ClientError::Unresolved { unknown, last: Box::new(last) }
+            }
+            _ => last,
+        }
+    }
+}
+
+/// A random `Idempotency-Key`: 128 bits, which no two requests share.
+pub(super) fn idempotency_key() -> Result<String, ClientError> {
+    let mut bits = [0; 16];
+    getrandom::fill(&mut bits).map_err(|error| ClientError::InvalidRequest {
+        reason: format!("there are no random numbers for its Idempotency-Key: {error}"),
+    })?;
+    Ok(format!("{:032x}", u128::from_ne_bytes(bits)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RETRY_AFTER;
+    use crate::error::{ApiError, ConditionFailed, Details, Retry as RetryLater};
+
+    fn refused(error: &ApiError) -> ClientError {
+        ClientError::Refused { addr: "a:1".into(), status: error.status(), error: Box::new(error.to_body().error) }
+    }
+
+    fn lost() -> ClientError {
+        ClientError::AnswerLost { addr: "a:1".into(), reason: "it broke".into(), outcome: Outcome::Unknown }
+    }
+
+    /// A refusal after a lost answer leaves the doubt; a decision of the state ends it.
+    #[test]
+    fn doubt_stays_until_the_state_decides() {
+        let unavailable = || refused(&ApiError::NoLeader(RetryLater::soon("no leader")));
+        let full = || refused(&ApiError::DiskSpaceLow(Details::not_applied("full")));
+        let failed = || {
+            refused(&ApiError::ConditionFailed(ConditionFailed {
+                message: "no".into(),
+                current_revision: Some(3),
+                outcome: Outcome::NotApplied,
+            }))
+        };
+        let rows = [
+            (Some(lost()), unavailable(), Outcome::Unknown),
+            (Some(lost()), full(), Outcome::Unknown),
+            (Some(lost()), failed(), Outcome::NotApplied),
+            (None, unavailable(), Outcome::NotApplied),
+            (None, lost(), Outcome::Unknown),
+        ];
+        for (unknown, last, outcome) in rows {
+            let what = format!("{unknown:?}, then {last}");
+            let mut retry = Retry { unknown: unknown.map(Box::new), ..Retry::new(Duration::ZERO) };
+            assert_eq!(retry.resolve(last).outcome(), outcome, "{what}");
+        }
+    }
+
+    /// With no time for it nothing is tried again, and after a 503 not before the node wants it.
+    #[tokio::test]
+    async fn pauses_are_kept() {
+        let unavailable = || refused(&ApiError::NoLeader(RetryLater::soon("no leader")));
+        assert!(Retry::new(Duration::ZERO).pause(lost()).await.is_err());
+        assert!(Retry::new(RETRY_AFTER / 2).pause(unavailable()).await.is_err());
+        let before = Instant::now();
+        Retry::new(3 * RETRY_AFTER).pause(unavailable()).await.unwrap();
+        assert!(before.elapsed() >= RETRY_AFTER);
+    }
+}

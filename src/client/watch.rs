@@ -1,0 +1,206 @@
+//! Changes as they happen, over as many connections as it takes.
+
+use std::collections::VecDeque;
+
+use futures_util::stream::{self, BoxStream, StreamExt};
+use reqwest::Method;
+use tokio::time::timeout;
+
+use super::ExampleClient;
+use super::error::ClientError;
+use super::events::{Event, EventParser};
+use super::request::{Effect, Request, refusal, target_of};
+use super::retry::Retry;
+use crate::body::WatchEvent;
+use crate::config::WATCH_SILENCE_MAX;
+use crate::connection::reason_of;
+
+/// A watch, which is begun by [`stream`](Self::stream).
+#[derive(Clone, Debug)]
+#[must_use = "nothing is watched until the stream is asked for"]
+pub struct Watch<'a> {
+    client: &'a ExampleClient,
+    parameters: Vec<(&'static str, String)>,
+}
+
+impl ExampleClient {
+    /// Watches the keys that begin with a prefix; all keys if it is empty.
+    pub fn watch(&self, prefix: impl Into<String>) -> Watch<'_> {
+        Watch { client: self, parameters: vec![("prefix", prefix.into())] }
+    }
+
+    /// Watches one key.
+    pub fn watch_key(&self, key: impl Into<String>) -> Watch<'_> {
+        Watch { client: self, parameters: vec![("key", key.into())] }
+    }
+}
+
+impl<'a> Watch<'a> {
+    /// Begins with the changes of this revision; if it is not said, with those after now.
+    pub fn from(mut self, revision: u64) -> Self {
+        self.parameters.push(("from", revision.to_string()));
+        self
+    }
+
+    /// Begins with all keys as they are now, then [`WatchEvent::Synced`]; not together with [`from`](Self::from).
+    ///
+    /// They are held back until all of them are there: a connection that breaks
+    /// before that begins anew, and what was read of another state must not have
+    /// been handed out by then. So they take memory, once.
+    pub fn initial(mut self) -> Self {
+        self.parameters.push(("initial", "true".to_owned()));
+        self
+    }
+
+    /// The events; none is skipped and none comes twice.
+    ///
+    /// A connection that breaks, is silent for 30 s or is ended by its node is
+    /// taken up again at the next node, after the last event. Items are errors:
+    ///
+    /// * if for the time of [`with_retry_deadline`](ExampleClient::with_retry_deadline)
+    ///   no node took it up: the stream may be polled on, and then tries again;
+    /// * if a node refuses it, such as with `revision_gone` because the changes that
+    ///   come next are no longer kept (see [`ClientError::oldest_revision`]): the
+    ///   stream ends then.
+    pub fn stream(self) -> BoxStream<'a, Result<WatchEvent, ClientError>> {
+        let target = target_of("/v1/watch", &self.parameters);
+        let progress = Progress {
+            begins_now: !self.parameters.iter().any(|(name, _)| ["from", "initial"].contains(name)),
+            request: Request::new(Method::GET, target, Effect::ReadsOnly, self.client.deadline),
+            client: self.client,
+            last_id: None,
+            connection: None,
+            initial: Vec::new(),
+            ready: VecDeque::new(),
+            failed: None,
+            retry: None,
+            ended: false,
+        };
+        stream::unfold(progress, |mut progress| async move { Some((progress.next().await?, progress)) }).boxed()
+    }
+}
+
+/// How far a watch has come.
+///
+/// Invariant: `last_id` is that of the last event that was put into `ready`, or of
+/// a later place up to which there is none; so a connection that begins after it
+/// continues `ready`.
+struct Progress<'a> {
+    client: &'a ExampleClient,
+    request: Request,
+    /// Whether it begins with the changes after the first connection.
+    begins_now: bool,
+    last_id: Option<String>,
+    connection: Option<Connection>,
+    /// The keys of a state that is not complete yet.
+    initial: Vec<WatchEvent>,
+    /// What is still to be handed out.
+    ready: VecDeque<WatchEvent>,
+    /// What happened after that.
+    failed: Option<ClientError>,
+    /// Set from the first failure on until something comes again.
+    retry: Option<Retry>,
+    ended: bool,
+}
+
+struct Connection {
+    addr: String,
+    response: reqwest::Response,
+    parser: EventParser,
+}
+
+impl Progress<'_> {
+    async fn next(&mut self) -> Option<Result<WatchEvent, ClientError>> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Some(Ok(event));
+            }
+            if self.ended {
+                return None;
+            }
+            match self.failed.take() {
+                None => self.failed = self.read().await.err(),
+                Some(error) => {
+                    let is_final = error.retry_after().is_none();
+                    let retry = self.retry.get_or_insert_with(|| Retry::new(self.client.retry_deadline));
+                    if let Err(error) = retry.pause(error).await {
+                        self.ended = is_final;
+                        self.retry = None;
+                        return Some(Err(error));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads what comes next, and makes sure that after a failure another node is asked.
+    async fn read(&mut self) -> Result<(), ClientError> {
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => self.connect().await?,
+        };
+        match self.read_from(&mut connection).await {
+            Ok(()) => {
+                self.connection = Some(connection);
+                self.retry = None;
+                Ok(())
+            }
+            Err(reason) => {
+                self.client.turn_from(&connection.addr);
+                Err(self.request.lost(&connection.addr, reason))
+            }
+        }
+    }
+
+    async fn connect(&mut self) -> Result<Connection, ClientError> {
+        self.initial.clear();
+        let (_, addr) = self.client.leader();
+        let mut request = self.request.clone();
+        request.headers.extend(self.last_id.clone().map(|id| ("last-event-id", id)));
+        let begun = timeout(request.deadline, async {
+            let response = self.client.begin(&addr, &request).await?;
+            let status = response.status().as_u16();
+            if status == 200 {
+                return Ok(response);
+            }
+            let body = response.bytes().await.map_err(|error| request.lost(&addr, reason_of(&error)))?;
+            Err(refusal(&addr, status, &body).unwrap_or_else(|error| request.lost(&addr, error.to_string())))
+        });
+        let begun = begun.await.unwrap_or_else(|_| Err(request.lost(&addr, "it did not answer in time")));
+        let response = begun.inspect_err(|_| self.client.turn_from(&addr))?;
+        if self.begins_now && self.last_id.is_none() {
+            // Where "now" was; a connection that breaks before the first event must not move it.
+            let revision = response.headers().get("raft-revision").and_then(|value| value.to_str().ok());
+            self.last_id = revision.map(str::to_owned);
+        }
+        Ok(Connection { addr, response, parser: EventParser::default() })
+    }
+
+    /// Takes the next piece; an error says why the connection is of no more use.
+    async fn read_from(&mut self, connection: &mut Connection) -> Result<(), String> {
+        let piece = match timeout(WATCH_SILENCE_MAX, connection.response.chunk()).await {
+            Ok(Ok(Some(piece))) => piece,
+            Ok(Ok(None)) => return Err("the connection was closed".to_owned()),
+            Ok(Err(error)) => return Err(reason_of(&error)),
+            Err(_) => return Err(format!("it was silent for {} s", WATCH_SILENCE_MAX.as_secs())),
+        };
+        connection.parser.push(&piece)?.into_iter().try_for_each(|event| self.take(event))
+    }
+
+    fn take(&mut self, Event { id, data }: Event) -> Result<(), String> {
+        let event = data.map(|data| serde_json::from_str(&data)).transpose();
+        match event.map_err(|error| format!("an event is not what this client understands: {error}"))? {
+            Some(WatchEvent::End(end)) => return Err(format!("{}: {}", end.code, end.message)),
+            Some(event @ WatchEvent::Initial(_)) => self.initial.push(event),
+            Some(event) => {
+                self.ready.extend(self.initial.drain(..));
+                self.ready.push_back(event);
+            }
+            None => {}
+        }
+        if id.is_some() {
+            self.last_id = id;
+        }
+        Ok(())
+    }
+}
