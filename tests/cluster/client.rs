@@ -13,6 +13,19 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::harness::{DEADLINE, TestCluster};
 
+#[allow(dead_code)] // Its `main` is not needed here.
+#[path = "../../examples/configuration_store.rs"]
+mod configuration_store;
+#[allow(dead_code)] // Its `main` is not needed here.
+#[path = "../../examples/leader_election.rs"]
+mod leader_election;
+#[allow(dead_code)] // Its `main` is not needed here.
+#[path = "../../examples/lock.rs"]
+mod lock;
+#[allow(dead_code)] // Its `main` is not needed here.
+#[path = "../../examples/watch_cache.rs"]
+mod watch_cache;
+
 const ALL: [u64; 3] = [1, 2, 3];
 
 /// A client of all nodes, which turns to these first.
@@ -321,6 +334,27 @@ async fn requests_outlive_the_leader() {
     assert_eq!(client.get("k").await.unwrap().unwrap().revision, put.revision);
     client.write(&ExampleRequest::Set { key: "k".into(), value: "3".into() }).await.unwrap();
     assert_eq!(client.consistent_read(&"k".to_owned()).await.unwrap(), "3");
+}
+
+/// The examples do what they say.
+///
+/// Method: each runs on a cluster of three, one after the other; of the lock two
+/// run at once. What they leave behind is asserted.
+#[tokio::test]
+async fn the_examples_run() {
+    let cluster = TestCluster::form("client-examples", &ALL, &[]).await;
+    let client = client_of(&cluster, &ALL);
+    let text = async |key: &str| client.get(key).await.unwrap().map(|found| found.text().unwrap().to_owned());
+    configuration_store::run(&client).await.unwrap();
+    assert_eq!(text("config/workers").await.as_deref(), Some("5"));
+    assert_eq!(text("config/queue").await.as_deref(), Some("50"));
+    tokio::try_join!(lock::run(&client), lock::run(&client)).unwrap();
+    assert_eq!(text("printer/page").await.as_deref(), Some("5"));
+    assert_eq!(client.get("printer/page").await.unwrap().unwrap().version, 10, "no page was refused");
+    assert_eq!(text("locks/printer").await, None);
+    leader_election::run(&client).await.unwrap();
+    watch_cache::run(&client).await.unwrap();
+    assert_eq!(text("cache/last").await.as_deref(), Some(""));
 }
 
 /// What a proxy does to the connections it passes on.
