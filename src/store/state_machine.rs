@@ -468,4 +468,76 @@ mod tests {
         assert_eq!(value(&machine, "foo"), Some("2".into()));
         assert_eq!(machine.last_applied.map(|log_id| log_id.index), Some(3));
     }
+
+    /// No part of the state is left out of the digest, but for how far it has come.
+    ///
+    /// Method: a state that has one of everything; each number and text in it
+    /// changed by itself, and each thing left out; all digests must differ.
+    #[test]
+    fn digest_of_every_field() {
+        type Change = fn(&mut ExampleStateMachine);
+        fn of_record(machine: &mut ExampleStateMachine, change: fn(&mut Record)) {
+            change(Arc::make_mut(machine.data.get_mut("foo").unwrap()));
+        }
+        fn put_of(change: fn(&mut Record)) -> History {
+            let (value, revision, create_revision, version, expires_at_ms) = ("1".into(), 1, 1, 1, 9);
+            let mut record = Record { value, revision, create_revision, version, expires_at_ms };
+            change(&mut record);
+            let mut history = History::starting_at(1);
+            history.push(1, "foo".into(), ChangeKind::Put(Arc::new(record)));
+            history
+        }
+        fn with_delete(revision: u64, key: &str, kind: ChangeKind) -> History {
+            let mut history = put_of(|_| {});
+            history.push(revision, key.into(), kind);
+            history
+        }
+        fn requests(key: &str, fingerprint: [u64; 2], deleted: u64) -> Requests {
+            let mut requests = Requests::default();
+            let result = WriteResult::Delete { deleted, unfinished: None };
+            requests.remember(&RequestId { key: key.into(), fingerprint }, result);
+            requests
+        }
+        let mut state = ExampleStateMachine::default();
+        state.apply(put(1, "foo", "1"));
+        state.history = with_delete(2, "bar", ChangeKind::Delete);
+        state.requests = requests("request", [1, 2], 1);
+        let changes: [Change; 25] = [
+            |machine| machine.revision += 1,
+            |machine| machine.clock_ms += 1,
+            |machine| drop(machine.data.remove("foo")),
+            |machine| drop(machine.data.insert("fop".into(), machine.data["foo"].clone())),
+            |machine| of_record(machine, |record| record.value = "2".into()),
+            |machine| of_record(machine, |record| record.value = "".into()),
+            |machine| of_record(machine, |record| record.revision += 1),
+            |machine| of_record(machine, |record| record.create_revision += 1),
+            |machine| of_record(machine, |record| record.version += 1),
+            |machine| of_record(machine, |record| record.expires_at_ms += 1),
+            |machine| machine.history = History::starting_at(1),
+            |machine| machine.history = History::starting_at(2),
+            |machine| machine.history = put_of(|_| {}),
+            |machine| machine.history = put_of(|record| record.value = "2".into()),
+            |machine| machine.history = put_of(|record| record.revision += 1),
+            |machine| machine.history = put_of(|record| record.create_revision += 1),
+            |machine| machine.history = put_of(|record| record.version += 1),
+            |machine| machine.history = put_of(|record| record.expires_at_ms += 1),
+            |machine| machine.history = with_delete(3, "bar", ChangeKind::Delete),
+            |machine| machine.history = with_delete(2, "baz", ChangeKind::Delete),
+            |machine| machine.history = with_delete(2, "bar", ChangeKind::Expire),
+            |machine| machine.requests = Requests::default(),
+            |machine| machine.requests = requests("another", [1, 2], 1),
+            |machine| machine.requests = requests("request", [1, 3], 1),
+            |machine| machine.requests = requests("request", [1, 2], 2),
+        ];
+        let mut digests = HashMap::from([(state.digest(), usize::MAX)]);
+        for (number, change) in changes.into_iter().enumerate() {
+            let mut changed = state.clone();
+            change(&mut changed);
+            let other = digests.insert(changed.digest(), number);
+            assert_eq!(other, None, "change {number} has the digest of this one");
+        }
+        let mut further = state.clone();
+        further.last_applied = Some(LogId::new(RaftLeaderId::new(1, 1), 7));
+        assert_eq!(further.digest(), state.digest());
+    }
 }

@@ -63,6 +63,7 @@ fn check(keys: &[String], range: &Range) {
         let keys: Vec<String> = page.of(&machine.data).take(2).map(|(key, _)| key.to_string()).collect();
         page.start_after = keys.last().cloned();
         paged.extend(keys);
+        assert!(paged.len() <= wanted.len(), "the pages do not end: {paged:?}");
         if page.start_after.is_none() {
             break;
         }
