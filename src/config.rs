@@ -259,10 +259,21 @@ Examples:
     curl 127.0.0.1:21001/write -d '{\"Set\":{\"key\":\"foo\",\"value\":\"bar\"}}'
     curl 127.0.0.1:21003/consistent_read -d '\"foo\"'
 
+  The same, and all else that a cluster does, by the commands above:
+    raft-key-value put foo bar
+    raft-key-value get foo
+    raft-key-value status
+
   A node that others reach under another address than it listens on:
     raft-key-value --id 1 --http-addr 0.0.0.0:21001 --advertise-addr node1.example:21001
 
-Exit codes:
+Exit codes of commands:
+   0  done
+   1  there is no such key, or a condition or comparison does not hold
+   2  the request is wrong
+   3  no node could do it, or the outcome is unknown: the message says which
+
+Exit codes of a node:
    0  stopped by SIGTERM or SIGINT, or printed what was asked for
    2  a wrong flag or environment variable
   65  damaged data: nothing was changed
@@ -562,6 +573,11 @@ mod tests {
             );
             assert!(PAGE_KEYS_HERE_MAX < PAGE_KEYS_MAX_DEFAULT);
             assert!(WATCH_HEARTBEAT.as_secs() < KEEP_ALIVE.as_secs());
+            assert!(WATCH_SILENCE_MAX.as_secs() > 2 * WATCH_HEARTBEAT.as_secs());
+            // A byte of a value takes six at most, as \u0000.
+            assert!(2 * 6 * VALUE_BYTES_MAX_LIMIT < WATCH_EVENT_BYTES_MAX);
+            assert!(RETRY_DEADLINE_DEFAULT.as_secs() > 5 * RETRY_AFTER.as_secs());
+            assert!(RETRY_PAUSE_FIRST.as_millis() < RETRY_PAUSE_MAX.as_millis());
             assert!(SNAPSHOT_KEEP_ENTRIES_DEFAULT >= SNAPSHOT_ENTRIES_DEFAULT + PURGE_ENTRIES);
             // raft-log queues 1,024 requests, up to three for each file it begins.
             assert!(LOG_UNSYNCED_BYTES_MAX / LOG_CHUNK_BYTES_MAX * 3 < 512);

@@ -180,9 +180,10 @@ impl ExampleClient {
         self.send_to_leader(&self.membership_request("/change-membership").json(voters)?).await
     }
 
-    /// What the node knows of itself and of the cluster.
+    /// What the node that is asked knows of itself and of the cluster.
     pub async fn metrics(&self) -> Result<RaftMetrics<TypeConfig>, ClientError> {
-        self.send(&Request::new(Method::GET, "/metrics", Effect::ReadsOnly, self.deadline)).await
+        let request = &Request::new(Method::GET, "/metrics", Effect::ReadsOnly, self.deadline);
+        self.with_retries(|_| self.send(request)).await
     }
 
     fn membership_request(&self, path: &str) -> Request {

@@ -171,7 +171,9 @@ impl Progress<'_> {
         if self.begins_now && self.last_id.is_none() {
             // Where "now" was; a connection that breaks before the first event must not move it.
             let revision = response.headers().get("raft-revision").and_then(|value| value.to_str().ok());
-            self.last_id = revision.map(str::to_owned);
+            let revision =
+                revision.ok_or_else(|| request.lost(&addr, "it does not say at which revision it begins"))?;
+            self.last_id = Some(revision.to_owned());
         }
         Ok(Connection { addr, response, parser: EventParser::default() })
     }
