@@ -1,11 +1,13 @@
-//! The program: arguments, logging, exit code.
+//! The program: a node with its arguments, logging and exit code, or a command of [`cli`].
+
+mod cli;
 
 use std::io::{self, Write};
 use std::net::TcpListener;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 use raft_key_value::config::{Config, LogFormat};
 use raft_key_value::{ServeError, serve};
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,15 +22,25 @@ const EXIT_USAGE: u8 = 2;
 const EXIT_SOFTWARE: u8 = 70;
 
 fn main() -> ExitCode {
-    let config = match Config::try_parse() {
-        Ok(config) => config,
-        Err(error) if error.use_stderr() => return fail(EXIT_USAGE, &one_line(&error)),
+    let mut program = cli::with_commands(Config::command());
+    let parsed = program.try_get_matches_from_mut(std::env::args_os()).and_then(|matches| {
+        if matches.subcommand_name().is_some() {
+            return cli::run(&matches, &mut program);
+        }
+        Config::from_arg_matches(&matches).map(start)
+    });
+    match parsed {
+        Ok(code) => code,
+        Err(error) if error.use_stderr() => fail(EXIT_USAGE, &one_line(&error)),
         Err(error) => {
             // `--help` or `--version`: a closed pipe on the other side is no failure.
             let _ = error.print();
-            return ExitCode::SUCCESS;
+            ExitCode::SUCCESS
         }
-    };
+    }
+}
+
+fn start(config: Config) -> ExitCode {
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -86,7 +86,7 @@ fn help_and_version_succeed() {
     for (flag, expected) in [
         ("--version", concat!("raft-key-value ", env!("CARGO_PKG_VERSION"))),
         ("-V", "raft-key-value"),
-        ("--help", "Exit codes:"),
+        ("--help", "Exit codes of a node:"),
         ("-h", "--http-addr"),
     ] {
         let ended = run(&[flag], &[]);

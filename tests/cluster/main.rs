@@ -11,6 +11,7 @@
 //! | [`membership`] | who belongs to the cluster, and who is kept out |
 //! | [`watchers`] | do a thousand watches see every change once |
 //! | [`compat`] | does a node go on with what a former version left |
+//! | [`cli`] | what the commands print, and how they end |
 //! | [`client`] | what `ExampleClient` does while nodes come and go |
 //! | [`bad_input`] | does anything that is not a valid request do harm |
 //!
@@ -21,8 +22,9 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod bad_input;
-mod compat;
+mod cli;
 mod client;
+mod compat;
 mod exit_codes;
 mod harness;
 mod membership;

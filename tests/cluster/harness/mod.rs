@@ -16,6 +16,6 @@ pub use eventually::{DEADLINE, eventually};
 pub use http::{Answer, Http};
 pub use node::{TestNode, files_below};
 pub use peer::{envelope, identity_of};
-pub use process::{Ended, free_port, run};
+pub use process::{Ended, command, free_port, run};
 pub use v1::{Random, path_of};
 pub use writers::Writers;

@@ -1,0 +1,120 @@
+//! How the nodes are, and who belongs to the cluster.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use raft_key_value::{ClientError, ExampleClient};
+use serde::Serialize;
+
+use super::failure::Failure;
+use super::output::{Output, printable};
+
+/// How long a node may take to say how it is.
+const STATUS_DEADLINE: Duration = Duration::from_secs(3);
+
+/// What is known of a node; nothing but the error if it does not answer.
+#[derive(Debug, Default, Serialize)]
+struct NodeStatus {
+    endpoint: String,
+    reachable: bool,
+    node: Option<u64>,
+    role: Option<String>,
+    leader: Option<u64>,
+    term: Option<u64>,
+    applied: Option<u64>,
+    revision: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+/// A member of the cluster.
+#[derive(Debug, Serialize)]
+struct Member {
+    node: u64,
+    role: &'static str,
+    addr: String,
+}
+
+/// `status`
+pub async fn status(mut output: Output, endpoints: &[String]) -> Result<(), Failure> {
+    let found = join_all(endpoints.iter().map(|endpoint| status_of(endpoint))).await;
+    if output.is_json() {
+        found.iter().try_for_each(|node| output.line(node, ""))?;
+    } else {
+        let names = ["ENDPOINT", "NODE", "ROLE", "LEADER", "TERM", "APPLIED", "REVISION", "REACHABLE"];
+        let mut rows = vec![names.map(str::to_owned).to_vec()];
+        rows.extend(found.iter().map(row_of));
+        output.table(&rows)?;
+    }
+    output.flush()?;
+    match found.iter().filter(|node| !node.reachable).count() {
+        0 => Ok(()),
+        silent => Err(Failure::Unavailable(format!("{silent} of {} endpoints do not answer", found.len()))),
+    }
+}
+
+async fn status_of(endpoint: &str) -> NodeStatus {
+    let unknown = NodeStatus { endpoint: endpoint.to_owned(), ..NodeStatus::default() };
+    let ask = async {
+        let client = ExampleClient::connect([endpoint])?;
+        let client = client.with_deadline(STATUS_DEADLINE).with_retry_deadline(Duration::ZERO);
+        let metrics = client.metrics().await?;
+        // Any listing says at which revision the node is.
+        let listed = client.list("").stale().keys_only().page_size(1).page().await;
+        Ok::<_, ClientError>((metrics, listed))
+    };
+    match ask.await {
+        Err(error) => NodeStatus { error: Some(error.to_string()), ..unknown },
+        Ok((metrics, listed)) => NodeStatus {
+            reachable: true,
+            node: Some(metrics.id),
+            role: Some(format!("{:?}", metrics.state).to_lowercase()),
+            leader: metrics.current_leader,
+            term: Some(metrics.current_term),
+            applied: metrics.last_applied.map(|log_id| log_id.index),
+            revision: listed.as_ref().ok().map(|page| page.revision),
+            error: listed.err().map(|error| error.to_string()),
+            ..unknown
+        },
+    }
+}
+
+fn row_of(node: &NodeStatus) -> Vec<String> {
+    let number = |number: Option<u64>| number.map_or("-".to_owned(), |number| number.to_string());
+    let reachable = match (&node.error, node.reachable) {
+        (None, _) => "yes".to_owned(),
+        (Some(error), true) => format!("yes, but {}", printable(error)),
+        (Some(error), false) => format!("no: {}", printable(error)),
+    };
+    vec![
+        node.endpoint.clone(),
+        number(node.node),
+        node.role.clone().unwrap_or_else(|| "-".to_owned()),
+        number(node.leader),
+        number(node.term),
+        number(node.applied),
+        number(node.revision),
+        reachable,
+    ]
+}
+
+/// `members`
+pub async fn members(client: &ExampleClient, mut output: Output) -> Result<(), Failure> {
+    let metrics = client.metrics().await?;
+    let membership = metrics.membership_config.membership();
+    let voters: Vec<u64> = membership.voter_ids().collect();
+    let role_of = |id: &u64| if voters.contains(id) { "voter" } else { "learner" };
+    let members = membership.nodes().map(|(id, node)| Member { node: *id, role: role_of(id), addr: node.addr.clone() });
+    let members: Vec<Member> = members.collect();
+    if output.is_json() {
+        members.iter().try_for_each(|member| output.line(member, ""))?;
+    } else {
+        let mut rows = vec![["NODE", "ROLE", "ADDRESS"].map(str::to_owned).to_vec()];
+        rows.extend(
+            members.iter().map(|member| vec![member.node.to_string(), member.role.into(), member.addr.clone()]),
+        );
+        output.table(&rows)?;
+    }
+    output.flush()?;
+    Ok(())
+}

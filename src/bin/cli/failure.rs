@@ -1,0 +1,76 @@
+//! How a command ends if it fails.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use raft_key_value::ClientError;
+use raft_key_value::error::Outcome;
+
+/// The answer is no: no such key, or a condition that does not hold.
+const EXIT_NO: u8 = 1;
+/// The request is wrong.
+const EXIT_USAGE: u8 = 2;
+/// No node could do it, or it is not known whether one did.
+const EXIT_UNAVAILABLE: u8 = 3;
+
+/// Why a command fails.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The answer is no.
+    #[error("{0}")]
+    No(String),
+    /// The request is wrong.
+    #[error("{0}")]
+    Usage(String),
+    /// What is to be sent cannot be had, or something else of this machine's.
+    #[error("{0}")]
+    Input(String),
+    /// What was found could not be written.
+    #[error("cannot write: {0}")]
+    Output(#[from] io::Error),
+    /// The cluster did not do it.
+    #[error("{}{_0}", prefix(_0))]
+    Client(#[from] ClientError),
+    /// Some nodes do not answer, as was written already.
+    #[error("unavailable: {0}")]
+    Unavailable(String),
+}
+
+fn prefix(error: &ClientError) -> &'static str {
+    match (exit_code_of(error), error.outcome()) {
+        (EXIT_UNAVAILABLE, Outcome::Unknown) => "the outcome is unknown: ",
+        (EXIT_UNAVAILABLE, Outcome::NotApplied) => "unavailable, and nothing was changed: ",
+        _ => "",
+    }
+}
+
+fn exit_code_of(error: &ClientError) -> u8 {
+    if matches!(error, ClientError::InvalidRequest { .. }) {
+        return EXIT_USAGE;
+    }
+    match (error.code(), error.status()) {
+        (Some("key_not_found" | "condition_failed" | "revision_gone"), _) => EXIT_NO,
+        (_, Some(408 | 421)) => EXIT_UNAVAILABLE,
+        (_, Some(400..=499)) => EXIT_USAGE,
+        _ => EXIT_UNAVAILABLE,
+    }
+}
+
+/// Says why a command failed, if it did.
+pub fn exit_code(ended: Result<(), Failure>) -> ExitCode {
+    let failure = match ended {
+        Ok(()) => return ExitCode::SUCCESS,
+        // Who reads has seen enough.
+        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
+        Err(failure) => failure,
+    };
+    let code = match &failure {
+        Failure::No(_) => EXIT_NO,
+        Failure::Usage(_) | Failure::Input(_) => EXIT_USAGE,
+        Failure::Client(error) => exit_code_of(error),
+        Failure::Output(_) | Failure::Unavailable(_) => EXIT_UNAVAILABLE,
+    };
+    // Nothing is left to be done if standard error is closed too.
+    let _ = writeln!(io::stderr(), "error: {failure}");
+    ExitCode::from(code)
+}

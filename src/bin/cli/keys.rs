@@ -1,0 +1,245 @@
+//! How keys and values are read and changed.
+
+use std::fs;
+use std::io::{self, IsTerminal, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use futures_util::stream::StreamExt;
+use raft_key_value::ExampleClient;
+use raft_key_value::body::TxnRequest;
+use raft_key_value::client::{KeyValue, KeyWrite, TxnResult, WatchEvent};
+use raft_key_value::config::REQUEST_BYTES_MAX_LIMIT;
+
+use super::arguments::{Completions, Delete, Get, Input, List, Put, Shell, Touch, Txn, Watch, WriteOptions};
+use super::failure::Failure;
+use super::output::{Output, printable};
+
+/// How much of a value a table shows, in characters.
+const VALUE_CHARS_SHOWN: usize = 60;
+/// Listings shorter than this are read in one page of just that length.
+const SHORT_LISTING_KEYS: usize = 100;
+
+/// `get`
+pub async fn get(client: &ExampleClient, mut output: Output, get: Get) -> Result<(), Failure> {
+    let found = if get.stale { client.get_stale(&get.key).await? } else { client.get(&get.key).await? };
+    let found = found.ok_or_else(|| Failure::No("there is no such key".to_owned()))?;
+    if output.is_json() {
+        output.line(&found, "")?;
+    } else {
+        output.bytes(&found.bytes().unwrap_or_default())?;
+    }
+    Ok(output.flush()?)
+}
+
+/// `put`
+pub async fn put(client: &ExampleClient, mut output: Output, put: Put) -> Result<(), Failure> {
+    let mut write = with_options(client.put(put.key, bytes_of(put.value)?), put.options);
+    if put.if_missing {
+        write = write.if_missing();
+    }
+    if let Some(ttl) = put.ttl {
+        write = write.ttl(ttl);
+    }
+    let answer = write.await?.answer;
+    output.line(&answer, format!("revision {}, version {}", answer.revision, answer.version))?;
+    Ok(output.flush()?)
+}
+
+/// `delete`
+pub async fn delete(client: &ExampleClient, mut output: Output, delete: Delete) -> Result<(), Failure> {
+    let answer = match (delete.key, delete.prefix) {
+        (Some(key), _) => with_options(client.delete(key), delete.options).await?,
+        (None, prefix) => client.delete_prefix(&prefix.unwrap_or_default()).await?,
+    };
+    output.line(&answer.answer, format!("deleted {}, revision {}", answer.deleted, answer.revision))?;
+    Ok(output.flush()?)
+}
+
+/// `touch`
+pub async fn touch(client: &ExampleClient, mut output: Output, touch: Touch) -> Result<(), Failure> {
+    let answer = with_options(client.touch(touch.key, touch.ttl), touch.options).await?.answer;
+    let left = time_left(answer.expires_in_ms);
+    output.line(&answer, format!("revision {}, version {}, expires in {left}", answer.revision, answer.version))?;
+    Ok(output.flush()?)
+}
+
+fn with_options<'a, Answer>(mut write: KeyWrite<'a, Answer>, options: WriteOptions) -> KeyWrite<'a, Answer> {
+    if options.if_present {
+        write = write.if_present();
+    }
+    if let Some(revision) = options.if_revision {
+        write = write.if_revision(revision);
+    }
+    match options.idempotency_key {
+        Some(key) => write.idempotency_key(key),
+        None => write,
+    }
+}
+
+/// `list`
+pub async fn list(client: &ExampleClient, mut output: Output, list: List) -> Result<(), Failure> {
+    let limit = list.limit.unwrap_or(usize::MAX);
+    let mut listing = client.list(list.prefix);
+    if let Some(start) = list.start {
+        listing = listing.start(start);
+    }
+    if let Some(end) = list.end {
+        listing = listing.end(end);
+    }
+    if list.reverse {
+        listing = listing.reverse();
+    }
+    if list.keys_only {
+        listing = listing.keys_only();
+    }
+    if list.stale {
+        listing = listing.stale();
+    }
+    if (1..SHORT_LISTING_KEYS).contains(&limit) {
+        listing = listing.page_size(limit);
+    }
+    let mut items = listing.stream().take(limit);
+    if output.is_json() || list.keys_only {
+        while let Some(item) = items.try_next().await? {
+            output.line(&item, printable(&item.key))?;
+        }
+    } else {
+        let mut rows = vec![["KEY", "REVISION", "VERSION", "EXPIRES IN", "VALUE"].map(str::to_owned).to_vec()];
+        while let Some(item) = items.try_next().await? {
+            let numbers = [item.revision.to_string(), item.version.to_string(), time_left(item.expires_in_ms)];
+            let mut row = vec![printable(&item.key)];
+            row.extend(numbers);
+            row.push(shown(&item));
+            rows.push(row);
+        }
+        output.table(&rows)?;
+    }
+    Ok(output.flush()?)
+}
+
+/// `txn`
+pub async fn txn(client: &ExampleClient, mut output: Output, txn: Txn) -> Result<(), Failure> {
+    let body = bytes_of(txn.body)?;
+    let request: TxnRequest = serde_json::from_slice(&body)
+        .map_err(|error| Failure::Usage(format!("the transaction is not what one looks like: {error}; see --help")))?;
+    let mut write = client.txn_of(request);
+    if let Some(key) = txn.idempotency_key {
+        write = write.idempotency_key(key);
+    }
+    let answer = write.await?.answer;
+    let verdict = if answer.succeeded { "success" } else { "failure" };
+    let results = answer.results.iter().map(|result| format!("\n{}", text_of_result(result)));
+    output.line(&answer, format!("{verdict}, revision {}{}", answer.revision, results.collect::<String>()))?;
+    output.flush()?;
+    if answer.succeeded { Ok(()) } else { Err(Failure::No("a comparison does not hold".to_owned())) }
+}
+
+fn text_of_result(result: &TxnResult) -> String {
+    match result {
+        TxnResult::Put(put) => format!("put: revision {}, version {}", put.revision, put.version),
+        TxnResult::Delete(deleted) => format!("delete: {}", deleted.deleted),
+        TxnResult::Get(None) => "get: there is no such key".to_owned(),
+        TxnResult::Get(Some(found)) => {
+            format!("get: revision {}, version {}: {}", found.revision, found.version, shown(found))
+        }
+        TxnResult::Touch(None) => "touch: there is no such key".to_owned(),
+        TxnResult::Touch(Some(touched)) => format!("touch: expires in {}", time_left(touched.expires_in_ms)),
+    }
+}
+
+/// `watch`
+pub async fn watch(client: &ExampleClient, mut output: Output, watch: Watch) -> Result<(), Failure> {
+    let mut watching = match watch.key {
+        Some(key) => client.watch_key(key),
+        None => client.watch(watch.prefix),
+    };
+    if let Some(revision) = watch.from {
+        watching = watching.from(revision);
+    }
+    if watch.initial {
+        watching = watching.initial();
+    }
+    let mut events = watching.stream();
+    while let Some(event) = events.try_next().await? {
+        output.line(&event, text_of_event(&event))?;
+        output.flush()?;
+    }
+    Ok(())
+}
+
+fn text_of_event(event: &WatchEvent) -> String {
+    let found = |what: &str, found: &KeyValue| {
+        format!("{} {what} {} = {}", found.revision, printable(&found.key), shown(found))
+    };
+    match event {
+        WatchEvent::Initial(entry) => found("initial", entry),
+        WatchEvent::Put(entry) => found("put", entry),
+        WatchEvent::Synced { revision } => format!("{revision} synced"),
+        WatchEvent::Delete(gone) => format!("{} delete {}", gone.revision, printable(&gone.key)),
+        WatchEvent::Expire(gone) => format!("{} expire {}", gone.revision, printable(&gone.key)),
+        WatchEvent::End(end) => format!("end {}", printable(&end.message)),
+    }
+}
+
+/// The beginning of a value, in one line.
+fn shown(item: &KeyValue) -> String {
+    let Some(text) = item.text() else {
+        return format!("({} bytes)", item.bytes().unwrap_or_default().len());
+    };
+    match text.char_indices().nth(VALUE_CHARS_SHOWN) {
+        None => printable(text),
+        Some((end, _)) => format!("{}… ({} bytes)", printable(&text[..end]), text.len()),
+    }
+}
+
+fn time_left(expires_in_ms: Option<u64>) -> String {
+    expires_in_ms.map_or("-".to_owned(), |left_ms| format!("{:?}", Duration::from_millis(left_ms)))
+}
+
+/// What is to be sent: from the argument, a file, or standard input.
+fn bytes_of(input: Input) -> Result<Vec<u8>, Failure> {
+    let from_stdin = match (&input.value, &input.file) {
+        (_, Some(path)) => {
+            let read = fs::File::open(path).and_then(read_all);
+            return read.map_err(|error| Failure::Input(format!("cannot read `{}`: {error}", path.display())));
+        }
+        (Some(value), None) => value == "-",
+        (None, None) if io::stdin().is_terminal() => {
+            return Err(Failure::Usage("what is to be sent? Give it, --file, or - for what comes in".to_owned()));
+        }
+        (None, None) => true,
+    };
+    if from_stdin {
+        return read_all(io::stdin()).map_err(|error| Failure::Input(format!("cannot read standard input: {error}")));
+    }
+    Ok(input.value.unwrap_or_default().as_bytes().to_vec())
+}
+
+fn read_all(source: impl Read) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    source.take(REQUEST_BYTES_MAX_LIMIT as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > REQUEST_BYTES_MAX_LIMIT {
+        return Err(io::Error::other(format!(
+            "it is longer than {REQUEST_BYTES_MAX_LIMIT} bytes, which no node takes"
+        )));
+    }
+    Ok(bytes)
+}
+
+impl Completions {
+    /// `completions`
+    pub fn print(&self, program: &mut clap::Command) -> Result<(), Failure> {
+        let shell = match self.shell {
+            Shell::Bash => clap_complete::Shell::Bash,
+            Shell::Zsh => clap_complete::Shell::Zsh,
+            Shell::Fish => clap_complete::Shell::Fish,
+        };
+        // To memory first: writing to a closed pipe must not panic.
+        let mut script = Vec::new();
+        clap_complete::generate(shell, program, "raft-key-value", &mut script);
+        io::Write::write_all(&mut io::stdout(), &script)?;
+        Ok(())
+    }
+}

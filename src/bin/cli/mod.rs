@@ -1,0 +1,70 @@
+//! The command line for those who use a cluster, beside that of a node.
+//!
+//! | module | question |
+//! | --- | --- |
+//! | `arguments` | what can be asked for |
+//! | `keys` | how keys and values are read and changed |
+//! | `cluster` | how the nodes are |
+//! | `output` | how it is written |
+//! | `failure` | how it ends if it fails |
+
+mod arguments;
+mod cluster;
+mod failure;
+mod keys;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::{Command as Clap, FromArgMatches, Subcommand};
+use raft_key_value::ExampleClient;
+
+use self::arguments::{Command, Common};
+use self::failure::Failure;
+use self::output::Output;
+
+/// The command line of a node, with the commands beside it.
+pub fn with_commands(node: Clap) -> Clap {
+    Command::augment_subcommands(node).args_conflicts_with_subcommands(true).subcommand_negates_reqs(true)
+}
+
+/// Runs the command that was asked for; an error that does not fit a command is for the usage.
+pub fn run(matches: &clap::ArgMatches, program: &mut Clap) -> Result<ExitCode, clap::Error> {
+    let command = Command::from_arg_matches(matches)?;
+    let ended = match command {
+        Command::Completions(completions) => completions.print(program),
+        command => match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime.block_on(execute(command)),
+            Err(error) => Err(Failure::Input(format!("cannot start the runtime: {error}"))),
+        },
+    };
+    Ok(failure::exit_code(ended))
+}
+
+async fn execute(command: Command) -> Result<(), Failure> {
+    let common = command.common();
+    let (client, output) = (common.client()?, common.output());
+    match command {
+        Command::Get(get) => keys::get(&client, output, get).await,
+        Command::Put(put) => keys::put(&client, output, put).await,
+        Command::Delete(delete) => keys::delete(&client, output, delete).await,
+        Command::Touch(touch) => keys::touch(&client, output, touch).await,
+        Command::List(list) => keys::list(&client, output, list).await,
+        Command::Txn(txn) => keys::txn(&client, output, txn).await,
+        Command::Watch(watch) => keys::watch(&client, output, watch).await,
+        Command::Status(common) => cluster::status(output, &common.endpoints).await,
+        Command::Members(_) => cluster::members(&client, output).await,
+        Command::Completions(_) => Ok(()), // Done before, as it needs no cluster.
+    }
+}
+
+impl Common {
+    fn client(&self) -> Result<ExampleClient, Failure> {
+        let client = ExampleClient::connect(&self.endpoints).map_err(|error| Failure::Usage(error.to_string()))?;
+        Ok(client.with_retry_deadline(self.retry_for))
+    }
+
+    fn output(&self) -> Output {
+        Output::new(self.output)
+    }
+}
