@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt};
 use raft_key_value::client::{Compare, Relation, TxnOperation, TxnResult, WatchEvent};
+use raft_key_value::config::HISTORY_BYTES_MAX;
 use raft_key_value::error::Outcome;
 use raft_key_value::{ClientError, ExampleClient, ExampleRequest};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::harness::{DEADLINE, TestCluster};
+use crate::harness::{DEADLINE, TestCluster, eventually};
 
 #[allow(dead_code)] // Its `main` is not needed here.
 #[path = "../../examples/configuration_store.rs"]
@@ -266,6 +267,63 @@ async fn a_watch_from_the_future_is_refused() {
     let mut events = client.watch("").from(1000).stream();
     let error = events.next().await.unwrap().unwrap_err();
     assert_eq!(error.code(), Some("revision_in_future"), "{error}");
+    assert!(events.next().await.is_none(), "the stream ends");
+}
+
+/// A watch that no node takes up says so, and goes on when it is polled again.
+///
+/// Method: one node, killed under a watch that tries again for a short time; an
+/// error comes; after a restart and a write the same stream gives the write.
+#[tokio::test]
+async fn a_watch_goes_on_after_an_error() {
+    let mut cluster = TestCluster::form("client-again", &[1], &[]).await;
+    let watcher = client_of(&cluster, &[1]).with_retry_deadline(Duration::from_millis(300));
+    let writer = client_of(&cluster, &[1]).with_retry_deadline(DEADLINE);
+    writer.put("k", "1").await.unwrap();
+    let mut events = watcher.watch("").from(1).stream();
+    assert_eq!(text_of(&next(&mut events).await), ("k", "1"));
+    cluster.kill(1);
+    let error = events.next().await.unwrap().unwrap_err();
+    assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
+    cluster.restart(1).await;
+    writer.put("k", "2").await.unwrap();
+    let event = eventually("the watch goes on", DEADLINE, async || events.next().await.unwrap()).await;
+    assert_eq!(text_of(&event), ("k", "2"));
+}
+
+/// A watch that is read too slowly gives all that it can, and then says from where the rest can be had.
+///
+/// Method: read one event, then none while more changes are made than are kept;
+/// then read on. The events are without a gap up to an error, which ends the stream.
+#[tokio::test]
+async fn a_watch_that_is_too_slow_is_told() {
+    const KEYS: usize = 128;
+    const TXNS: usize = HISTORY_BYTES_MAX / VALUE_BYTES / KEYS * 3 / 2;
+    const VALUE_BYTES: usize = 4096;
+    let cluster = TestCluster::form("client-slow", &[1], &[]).await;
+    let client = client_of(&cluster, &[1]);
+    client.put("first", "v").await.unwrap();
+    let mut events = client.watch("").from(1).stream();
+    assert_eq!(text_of(&next(&mut events).await), ("first", "v"));
+    for _ in 0..TXNS {
+        let value = "v".repeat(VALUE_BYTES);
+        let txn = (0..KEYS).fold(client.txn(), |txn, key| txn.then(TxnOperation::put(format!("{key:03}"), &value)));
+        txn.await.unwrap();
+    }
+    let mut seen = 0;
+    let error = loop {
+        match events.next().await.unwrap() {
+            Ok(WatchEvent::Put(put)) => {
+                let expected = (2 + seen / KEYS, format!("{:03}", seen % KEYS));
+                assert_eq!((put.revision as usize, put.key), expected, "event {seen}");
+                seen += 1;
+            }
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.code(), Some("revision_gone"), "{error}");
+    assert!(error.oldest_revision() > Some(2 + (seen / KEYS) as u64), "{error} after {seen} events");
     assert!(events.next().await.is_none(), "the stream ends");
 }
 
