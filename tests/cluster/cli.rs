@@ -1,11 +1,12 @@
 //! The commands beside the server's: what they print, and how they end.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Command, Output, Stdio};
+use std::process::{ChildStdout, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 
 use serde_json::{Value, json};
 
-use crate::harness::{TestCluster, command, free_port};
+use crate::harness::{DEADLINE, TestCluster, command, eventually, free_port};
 
 const ALL: [u64; 3] = [1, 2, 3];
 
@@ -155,6 +156,13 @@ async fn a_transaction_has_a_verdict() {
     cli.fails(&["txn", "{"], 2, "not what one looks like");
 }
 
+/// The lines of a pipe, read until nobody wants them any more.
+fn lines_of(pipe: ChildStdout) -> Receiver<String> {
+    let (line_tx, line_rx) = channel();
+    std::thread::spawn(move || BufReader::new(pipe).lines().try_for_each(|line| line_tx.send(line.unwrap())));
+    line_rx
+}
+
 /// Each event is a line, as soon as it happens, and survives the node that sent it.
 ///
 /// Method: watches with and without the state at the beginning, of which lines
@@ -168,16 +176,16 @@ async fn events_are_lines() {
     cli.text(&["put", "w/a", "one\ntwo"]);
     let start = |arguments: &[&str]| {
         let mut child = Cli::of(&cluster, &[watched, other]).command(arguments).spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        (child, lines.map(Result::unwrap))
+        let lines = lines_of(child.stdout.take().unwrap());
+        (child, move || lines.recv_timeout(DEADLINE).expect("a line comes"))
     };
-    let (mut text, mut lines) = start(&["watch", "w/", "--initial"]);
-    let (mut json, mut objects) = start(&["watch", "--key", "w/b", "--from", "1", "--output", "json"]);
-    assert_eq!(lines.next().unwrap(), "1 initial w/a = one\\ntwo");
-    assert_eq!(lines.next().unwrap(), "1 synced");
+    let (mut text, line) = start(&["watch", "w/", "--initial"]);
+    let (mut json, object) = start(&["watch", "--key", "w/b", "--from", "1", "--output", "json"]);
+    assert_eq!(line(), "1 initial w/a = one\\ntwo");
+    assert_eq!(line(), "1 synced");
     cli.text(&["put", "w/b", "v"]);
-    assert_eq!(lines.next().unwrap(), "2 put w/b = v");
-    let event: Value = serde_json::from_str(&objects.next().unwrap()).unwrap();
+    assert_eq!(line(), "2 put w/b = v");
+    let event: Value = serde_json::from_str(&object()).unwrap();
     assert_eq!(
         event,
         json!({"type": "put", "key": "w/b", "value": "v", "revision": 2, "create_revision": 2, "version": 1})
@@ -185,17 +193,21 @@ async fn events_are_lines() {
 
     cluster.kill(watched);
     cli.text(&["delete", "w/b"]);
-    assert_eq!(lines.next().unwrap(), "3 delete w/b");
+    assert_eq!(line(), "3 delete w/b");
     cli.text(&["put", "w/c", "v", "--ttl", "100ms"]);
-    assert_eq!(lines.next().unwrap(), "4 put w/c = v");
-    assert_eq!(lines.next().unwrap(), "5 expire w/c");
-    let event: Value = serde_json::from_str(&objects.next().unwrap()).unwrap();
+    assert_eq!(line(), "4 put w/c = v");
+    assert_eq!(line(), "5 expire w/c");
+    let event: Value = serde_json::from_str(&object()).unwrap();
     assert_eq!(event, json!({"type": "delete", "key": "w/b", "revision": 3}));
 
     // A reader that has seen enough is no failure.
-    drop(lines);
-    cli.text(&["put", "w/d", "v"]);
-    assert_eq!(text.wait().unwrap().code(), Some(0));
+    drop(line);
+    let what = "the watch ends once nobody reads it";
+    let status = eventually(what, DEADLINE, async || {
+        cli.text(&["put", "w/d", "v"]);
+        text.try_wait().unwrap().ok_or("it runs")
+    });
+    assert_eq!(status.await.code(), Some(0));
     json.kill().unwrap();
     json.wait().unwrap();
     cli.fails(&["watch", "--from", "1000"], 2, "revision");
