@@ -129,12 +129,15 @@ pub struct ListAnswer {
 pub struct TxnRequest {
     /// What must hold, all of it. Nothing: `success` is done.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 128)]
     pub compare: Vec<Compare>,
     /// Done if all comparisons hold.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 128)]
     pub success: Vec<TxnOperation>,
     /// Done if one of them does not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 128)]
     pub failure: Vec<TxnOperation>,
 }
 
@@ -145,6 +148,7 @@ pub struct TxnRequest {
 #[serde(deny_unknown_fields)]
 pub struct Compare {
     /// The key.
+    #[schema(min_length = 1, max_length = 1024)]
     pub key: String,
     /// How the key's own is to stand to what is given; `=` if not said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -188,6 +192,7 @@ pub enum TxnOperation {
 #[serde(deny_unknown_fields)]
 pub struct TxnPut {
     /// The key.
+    #[schema(min_length = 1, max_length = 1024)]
     pub key: String,
     /// The value.
     pub value: String,
@@ -196,6 +201,7 @@ pub struct TxnPut {
     pub encoding: Option<Encoding>,
     /// How long the key is to stay, such as `30s`; for ever if not said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^0*[1-9][0-9]*(ms|s|m|h|d)$")]
     pub ttl: Option<String>,
 }
 
@@ -204,6 +210,7 @@ pub struct TxnPut {
 #[serde(deny_unknown_fields)]
 pub struct TxnKey {
     /// The key.
+    #[schema(min_length = 1, max_length = 1024)]
     pub key: String,
 }
 
@@ -212,9 +219,11 @@ pub struct TxnKey {
 #[serde(deny_unknown_fields)]
 pub struct TxnTouch {
     /// The key.
+    #[schema(min_length = 1, max_length = 1024)]
     pub key: String,
     /// How long the key is to stay from now on, such as `30s`; for ever if not said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^0*[1-9][0-9]*(ms|s|m|h|d)$")]
     pub ttl: Option<String>,
 }
 

@@ -15,12 +15,13 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::body::{ErrorAnswer, ErrorBody, Leader};
 use crate::types::{ExampleNode, NodeId};
 
 /// What became of a request that failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// Nothing changed, and nothing will.
@@ -46,7 +47,7 @@ impl fmt::Display for Outcome {
 }
 
 /// Why a request failed; the names are what stands in the body.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error, ToSchema)]
 #[non_exhaustive]
 pub enum ApiError {
     /// The body or the parameters are not what the route takes. 400.
@@ -121,7 +122,7 @@ pub enum ApiError {
 }
 
 /// What is wrong with a request.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct BadRequest {
     /// A word for programs, such as `invalid_json`.
     pub code: String,
@@ -138,7 +139,7 @@ pub struct BadRequest {
 }
 
 /// What happened, and what became of the request.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Details {
     /// For people.
     pub message: String,
@@ -147,11 +148,13 @@ pub struct Details {
 }
 
 /// Why a cluster was not initialized.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NotAllowed {
     /// The last log id of the node.
+    #[schema(value_type = Option<Object>)]
     pub last_log_id: Option<crate::types::LogId>,
     /// The vote of the node.
+    #[schema(value_type = Object)]
     pub vote: crate::types::Vote,
     /// For people.
     pub message: String,
@@ -160,7 +163,7 @@ pub struct NotAllowed {
 }
 
 /// What was too large.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TooLarge {
     /// A word for programs: `request_too_large`, `key_too_large` or `value_too_large`.
     pub code: String,
@@ -175,7 +178,7 @@ pub struct TooLarge {
 }
 
 /// A key that is not there.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct KeyNotFound {
     /// For people.
     pub message: String,
@@ -186,7 +189,7 @@ pub struct KeyNotFound {
 }
 
 /// A condition that does not hold.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ConditionFailed {
     /// For people.
     pub message: String,
@@ -197,7 +200,7 @@ pub struct ConditionFailed {
 }
 
 /// A revision that is no longer kept.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RevisionGone {
     /// For people.
     pub message: String,
@@ -208,16 +211,17 @@ pub struct RevisionGone {
 }
 
 /// Who leads.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LeaderHint {
     /// The leader's number.
+    #[schema(value_type = u64)]
     pub leader_id: NodeId,
     /// Where the leader is.
     pub leader_node: ExampleNode,
 }
 
 /// What happened, and when to try again.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Retry {
     /// For people.
     pub message: String,

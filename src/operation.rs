@@ -241,7 +241,7 @@ pub enum TxnStep {
 }
 
 /// What became of a write.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub enum WriteResult {
     /// The key was set.
     Put(PutAnswer),

@@ -54,10 +54,12 @@ pub type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(description = "A change that a client asks for.")]
 pub enum ExampleRequest {
     /// Sets a key to a value, whether or not the key is there.
     Set {
         /// 1 to 1,024 bytes of UTF-8.
+        #[schema(min_length = 1, max_length = 1024)]
         key: String,
         /// At most 1 MiB of UTF-8.
         value: String,
@@ -65,6 +67,7 @@ pub enum ExampleRequest {
     /// Removes a key, whether or not it is there.
     Delete {
         /// 1 to 1,024 bytes of UTF-8.
+        #[schema(min_length = 1, max_length = 1024)]
         key: String,
     },
     /// Compares, and does one or the other, all or nothing: the body of `POST /v1/txn`.
@@ -72,7 +75,7 @@ pub enum ExampleRequest {
 }
 
 /// What a write answers with, in `data`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ExampleResponse {
     /// The value that was written by `Set`, else `None`.
     pub value: Option<String>,
@@ -149,13 +152,16 @@ impl fmt::Display for Command {
 ///
 /// In JSON only the address shows (`{"addr":"127.0.0.1:21001"}`); the log, the
 /// snapshots and the RPCs carry the incarnation too.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, utoipa::ToSchema)]
+#[schema(description = "Where a node is.")]
 pub struct ExampleNode {
     /// What other nodes dial, `HOST:PORT`.
+    #[schema(example = "127.0.0.1:21001")]
     pub addr: String,
     /// The random number the node drew when its data directory was made. A node
     /// that comes back with an empty directory has another one, and is refused:
     /// it may have forgotten a vote it gave. 0: not known.
+    #[schema(ignore)]
     pub incarnation: u64,
 }
 

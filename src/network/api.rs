@@ -10,6 +10,10 @@ use openraft::raft::ClientWriteResponse;
 use openraft::raft::linearizable_read::{Linearizer, ReadLogId};
 
 use super::forward::{self, Destination};
+use super::openapi::answers::{
+    EntryAnswer, OkAnswer, OriginalConsistentReadErrors, OriginalReadErrors, OriginalWriteErrors,
+};
+use super::openapi::parameters::{ForwardHeader, WriteHeaders};
 use super::parameters::{check_key_length, check_value_length, request_id};
 use super::peer;
 use super::reply::{check_lists, ok, parse_json, read_body};
@@ -24,7 +28,30 @@ use crate::types::{Command, ExampleRequest, TypeConfig};
 const WRITE_BODY: &str = r#"{"Set":{"key":"…","value":"…"}}, {"Delete":{"key":"…"}} or {"Txn":{…}}"#;
 const READ_BODY: &str = r#"a key as a JSON string, such as "foo""#;
 
-/// `POST /write`
+/// Writes.
+///
+/// Sets a key, deletes one, or does a transaction. Answers once a majority has it on disk.
+#[utoipa::path(
+    post,
+    path = "/write",
+    operation_id = "write",
+    tag = "The original's routes",
+    params(WriteHeaders),
+    request_body(content = ExampleRequest, example = json!({"Set": {"key": "foo", "value": "bar"}})),
+    responses(
+        (
+            status = 200,
+            description = "The entry's log id, the revision, and the value or the result.",
+            body = OkAnswer<EntryAnswer>,
+            example = json!({"Ok": {
+                "log_id": {"leader_id": {"term": 1, "node_id": 1}, "index": 6},
+                "data": {"value": "bar", "revision": 1},
+                "membership": null
+            }}),
+        ),
+        OriginalWriteErrors,
+    ),
+)]
 pub async fn write(
     app: web::Data<ExampleApp>,
     request: HttpRequest,
@@ -56,7 +83,20 @@ pub async fn write(
     }
 }
 
-/// `POST /read`: what this node holds, which may be behind.
+/// Reads what this node holds.
+///
+/// It may be behind. A key that is not there is `""`.
+#[utoipa::path(
+    post,
+    path = "/read",
+    operation_id = "read",
+    tag = "The original's routes",
+    request_body(content = String, content_type = "application/json", description = "The key.", example = json!("foo")),
+    responses(
+        (status = 200, description = "The value.", body = OkAnswer<String>, example = json!({"Ok": "bar"})),
+        OriginalReadErrors,
+    ),
+)]
 pub async fn read(
     app: web::Data<ExampleApp>,
     request: HttpRequest,
@@ -72,7 +112,21 @@ pub async fn read(
     Ok(value_of(&app, &key))
 }
 
-/// `POST /consistent_read`: what was written before the request came, on any node.
+/// Reads what was written before the request came, on any node.
+///
+/// A key that is not there is `""`.
+#[utoipa::path(
+    post,
+    path = "/consistent_read",
+    operation_id = "consistent_read",
+    tag = "The original's routes",
+    params(ForwardHeader),
+    request_body(content = String, content_type = "application/json", description = "The key.", example = json!("foo")),
+    responses(
+        (status = 200, description = "The value.", body = OkAnswer<String>, example = json!({"Ok": "bar"})),
+        OriginalConsistentReadErrors,
+    ),
+)]
 pub async fn consistent_read(
     app: web::Data<ExampleApp>,
     request: HttpRequest,

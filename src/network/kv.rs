@@ -5,6 +5,10 @@ use actix_web::http::{Method, StatusCode};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 
+use super::openapi::answers::{DeleteErrors, PutErrors, RawValue, ReadErrors, TouchErrors};
+use super::openapi::parameters::{
+    ConditionHeaders, KeyInPath, PutParameters, ReadHeaders, ReadParameters, TouchParameters, WriteHeaders,
+};
 use super::parameters::{
     Parameters, check_body_type, check_no_body, check_value_length, condition_of, key_of, key_with_action,
     known_revision,
@@ -12,37 +16,160 @@ use super::parameters::{
 use super::reply::{keep_for_a_while, read_body};
 use super::v1::{self, Written, etag_of, json_answer, key_not_found, ready_to_read, unexpected, written};
 use crate::app::ExampleApp;
-use crate::body::DeleteAnswer;
+use crate::body::{DeleteAnswer, KeyValue, PutAnswer, TouchAnswer};
 use crate::error::ApiError;
 use crate::operation::{Delete, Operation, Put, Touch, WriteResult};
 
 /// Any method on `/v1/kv/{key}`.
 pub async fn any(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
+    // A key may end with `/touch` itself; the method tells which is meant.
+    let key = request.path().strip_prefix("/v1/kv/");
+    let is_touch = key.is_some_and(|key| key.ends_with("/touch"));
     match *request.method() {
-        Method::GET | Method::HEAD => get(app, request, payload).await,
+        Method::GET => get(app, request, payload).await,
+        Method::HEAD => head(app, request, payload).await,
         Method::PUT => put(app, request, payload).await,
         Method::DELETE => delete(app, request, payload).await,
-        Method::POST => touch(app, request, payload).await,
-        _ => v1::wrong_method(&app, &request, "GET, HEAD, PUT, DELETE, POST"),
+        Method::POST if is_touch => touch(app, request, payload).await,
+        _ if is_touch => v1::wrong_method(&app, &request, "GET, HEAD, PUT, DELETE, POST"),
+        _ => v1::wrong_method(&app, &request, "GET, HEAD, PUT, DELETE"),
     }
 }
 
-/// `GET /v1/kv/{key}`
+/// Reads a key.
+///
+/// Values that are no UTF-8 come as base64, with `"encoding":"base64"` beside them.
+#[utoipa::path(
+    get,
+    path = "/v1/kv/{key}",
+    operation_id = "get_key",
+    tag = "Keys",
+    params(KeyInPath, ReadParameters, ReadHeaders),
+    responses(
+        (
+            status = 200,
+            description = "The key; with `raw` only the bytes of its value.",
+            headers(("ETag" = String, description = "The key's revision in quotes.")),
+            content(
+                (KeyValue = "application/json", example = json!({
+                    "key": "config/color", "value": "green", "revision": 3, "create_revision": 3, "version": 1
+                })),
+                (RawValue = "application/octet-stream"),
+            ),
+        ),
+        (
+            status = 304,
+            description = "The key is at the revision that is known already.",
+            headers(("ETag" = String, description = "The key's revision in quotes.")),
+        ),
+        ReadErrors,
+    ),
+)]
 pub async fn get(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     v1::answer(&app, get_key(&app, &request, payload).await)
 }
 
-/// `PUT /v1/kv/{key}`
+/// Asks for the headers alone.
+///
+/// Whether a key is there, and at which revision, without its value.
+#[utoipa::path(
+    head,
+    path = "/v1/kv/{key}",
+    operation_id = "head_key",
+    tag = "Keys",
+    params(KeyInPath, ReadParameters, ReadHeaders),
+    responses(
+        (
+            status = 200,
+            description = "The key is there.",
+            headers(("ETag" = String, description = "The key's revision in quotes.")),
+        ),
+        (
+            status = 304,
+            description = "The key is at the revision that is known already.",
+            headers(("ETag" = String, description = "The key's revision in quotes.")),
+        ),
+        ReadErrors,
+    ),
+)]
+pub async fn head(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
+    get(app, request, payload).await
+}
+
+/// Sets a key.
+///
+/// The value is the body as it is, of whatever `Content-Type`. With a `ttl`, putting the same value again renews the
+/// time that the key has left, and nothing else.
+#[utoipa::path(
+    put,
+    path = "/v1/kv/{key}",
+    operation_id = "put_key",
+    tag = "Keys",
+    params(KeyInPath, PutParameters, ConditionHeaders, WriteHeaders),
+    request_body(
+        content = RawValue,
+        content_type = "application/octet-stream",
+        description = "The value: at most 1 MiB, and none at all is a value too.",
+        example = json!("green"),
+    ),
+    responses(
+        (
+            status = 200,
+            description = "A majority has it on disk.",
+            body = PutAnswer,
+            headers(("ETag" = String, description = "The key's revision in quotes.")),
+            example = json!({"revision": 3, "version": 1}),
+        ),
+        PutErrors,
+    ),
+)]
 pub async fn put(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     v1::answer(&app, put_key(&app, &request, payload).await)
 }
 
-/// `DELETE /v1/kv/{key}`
+/// Removes a key.
+///
+/// That it is not there is no error, unless `If-Match` says that it must be.
+#[utoipa::path(
+    delete,
+    path = "/v1/kv/{key}",
+    operation_id = "delete_key",
+    tag = "Keys",
+    params(KeyInPath, ConditionHeaders, WriteHeaders),
+    responses(
+        (
+            status = 200,
+            description = "The key is gone.",
+            body = DeleteAnswer,
+            example = json!({"revision": 5, "deleted": 1}),
+        ),
+        DeleteErrors,
+    ),
+)]
 pub async fn delete(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     v1::answer(&app, delete_key(&app, &request, payload).await)
 }
 
-/// `POST /v1/kv/{key}/touch`
+/// Renews the time that a key has left.
+///
+/// Value, revision and version stay, so a lock that is kept alive keeps the revision it is fenced by.
+#[utoipa::path(
+    post,
+    path = "/v1/kv/{key}/touch",
+    operation_id = "touch_key",
+    tag = "Keys",
+    params(KeyInPath, TouchParameters, ConditionHeaders, WriteHeaders),
+    responses(
+        (
+            status = 200,
+            description = "The key stays as long as was asked.",
+            body = TouchAnswer,
+            headers(("ETag" = String, description = "The key's revision in quotes.")),
+            example = json!({"revision": 3, "version": 1, "expires_in_ms": 30000}),
+        ),
+        TouchErrors,
+    ),
+)]
 pub async fn touch(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     v1::answer(&app, touch_key(&app, &request, payload).await)
 }

@@ -6,6 +6,8 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 
 use super::kv::refuse_body;
+use super::openapi::answers::{DeletePrefixErrors, ListErrors};
+use super::openapi::parameters::{DeletePrefixParameters, ForwardHeader, ListParameters, WriteHeaders};
 use super::parameters::{IDEMPOTENCY_KEY, Parameters, invalid, refuse_conditions};
 use super::reply::json;
 use super::v1::{self, Written, ready_to_read, unexpected, written};
@@ -20,12 +22,51 @@ use crate::store::listing::Range;
 const LIST_PARAMETERS: &[&str] =
     &["prefix", "start", "end", "start_after", "limit", "keys_only", "reverse", "revision", "consistency"];
 
-/// `GET /v1/kv`
+/// Lists keys.
+///
+/// In the order of their bytes, page by page. A page has up to 1,000 keys or 1 MiB; `next`, if it is there, is the
+/// `start_after` of the next one. With the `revision` of the first page all pages show the same state.
+#[utoipa::path(
+    get,
+    path = "/v1/kv",
+    operation_id = "list_keys",
+    tag = "Keys",
+    params(ListParameters, ForwardHeader),
+    responses(
+        (
+            status = 200,
+            description = "One page.",
+            body = ListAnswer,
+            example = json!({"revision": 3, "items": [
+                {"key": "config/color", "value": "green", "revision": 3, "create_revision": 3, "version": 1}
+            ]}),
+        ),
+        ListErrors,
+    ),
+)]
 pub async fn list(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     v1::answer(&app, list_keys(&app, &request, payload).await)
 }
 
-/// `DELETE /v1/kv`
+/// Removes many keys.
+///
+/// Up to 10,000 keys go at one revision. More go in several steps, which spare keys that were changed meanwhile.
+#[utoipa::path(
+    delete,
+    path = "/v1/kv",
+    operation_id = "delete_keys",
+    tag = "Keys",
+    params(DeletePrefixParameters, WriteHeaders),
+    responses(
+        (
+            status = 200,
+            description = "The keys are gone.",
+            body = DeleteAnswer,
+            example = json!({"revision": 6, "deleted": 2}),
+        ),
+        DeletePrefixErrors,
+    ),
+)]
 pub async fn delete_prefix(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     v1::answer(&app, delete_keys(&app, &request, payload).await)
 }

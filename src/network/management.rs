@@ -11,6 +11,8 @@ use openraft::raft::ClientWriteResponse;
 
 use super::api::write_error;
 use super::forward::{self, Destination};
+use super::openapi::answers::{EntryAnswer, InitAnswer, InitErrors, MembershipErrors, MetricsBody, OkAnswer};
+use super::openapi::parameters::ForwardHeader;
 use super::peer;
 use super::reply::{ok, parse_json, read_body};
 use crate::app::ExampleApp;
@@ -23,7 +25,30 @@ const INIT_BODY: &str = r#"nothing, or a list of members, such as [[1,"127.0.0.1
 const ADD_LEARNER_BODY: &str = r#"a node's number and address, such as [2,"127.0.0.1:21002"]"#;
 const CHANGE_MEMBERSHIP_BODY: &str = "the numbers of the voters, such as [1,2,3]";
 
-/// `POST /init`: makes this node, or the nodes given, a new cluster.
+/// Makes this node, or the nodes given, a new cluster.
+///
+/// Nothing, `{}` or `[]` is this node alone. Nodes that are given must be started, and this one be among them.
+#[utoipa::path(
+    post,
+    path = "/init",
+    operation_id = "init",
+    tag = "The cluster",
+    request_body(
+        content = Vec<(u64, String)>,
+        content_type = "application/json",
+        description = "The number and the address of each node.",
+        example = json!([[1, "127.0.0.1:21001"]]),
+    ),
+    responses(
+        (
+            status = 200,
+            description = "The cluster is there, and has a leader.",
+            body = InitAnswer,
+            example = json!({"Ok": null}),
+        ),
+        InitErrors,
+    ),
+)]
 pub async fn init(
     app: web::Data<ExampleApp>,
     request: HttpRequest,
@@ -66,7 +91,38 @@ pub async fn init(
     }
 }
 
-/// `POST /add-learner`: takes a node in, and waits until it has all data.
+/// Takes a node in, and waits until it has all data.
+///
+/// The node is started, with an empty data directory, and gets no vote yet.
+#[utoipa::path(
+    post,
+    path = "/add-learner",
+    operation_id = "add_learner",
+    tag = "The cluster",
+    params(ForwardHeader),
+    request_body(
+        content = (u64, String),
+        content_type = "application/json",
+        description = "The node's number and address.",
+        example = json!([2, "127.0.0.1:21002"]),
+    ),
+    responses(
+        (
+            status = 200,
+            description = "The node has all data.",
+            body = OkAnswer<EntryAnswer>,
+            example = json!({"Ok": {
+                "log_id": {"leader_id": {"term": 1, "node_id": 1}, "index": 2},
+                "data": {"value": null},
+                "membership": {
+                    "configs": [[1]],
+                    "nodes": {"1": {"addr": "127.0.0.1:21001"}, "2": {"addr": "127.0.0.1:21002"}}
+                }
+            }}),
+        ),
+        MembershipErrors,
+    ),
+)]
 pub async fn add_learner(
     app: web::Data<ExampleApp>,
     request: HttpRequest,
@@ -116,7 +172,37 @@ async fn wait_for_data(app: &ExampleApp, id: NodeId, log_id: LogId) -> Result<()
     }
 }
 
-/// `POST /change-membership`: makes these nodes the voters.
+/// Makes these nodes the voters.
+///
+/// Voters that are not listed leave the cluster.
+#[utoipa::path(
+    post,
+    path = "/change-membership",
+    operation_id = "change_membership",
+    tag = "The cluster",
+    params(ForwardHeader),
+    request_body(content = Vec<u64>, description = "The numbers of the voters.", example = json!([1, 2, 3])),
+    responses(
+        (
+            status = 200,
+            description = "They are the voters.",
+            body = OkAnswer<EntryAnswer>,
+            example = json!({"Ok": {
+                "log_id": {"leader_id": {"term": 1, "node_id": 1}, "index": 5},
+                "data": {"value": null},
+                "membership": {
+                    "configs": [[1, 2, 3]],
+                    "nodes": {
+                        "1": {"addr": "127.0.0.1:21001"},
+                        "2": {"addr": "127.0.0.1:21002"},
+                        "3": {"addr": "127.0.0.1:21003"}
+                    }
+                }
+            }}),
+        ),
+        MembershipErrors,
+    ),
+)]
 pub async fn change_membership(
     app: web::Data<ExampleApp>,
     request: HttpRequest,
@@ -135,7 +221,16 @@ pub async fn change_membership(
     on_leader(&app, &request, body, change).await
 }
 
-/// `GET /metrics`: what this node knows of itself and the cluster.
+/// Says what this node knows of itself and of the cluster.
+///
+/// State, term, leader, log, membership and replication, as openraft's `RaftMetrics` has them.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    operation_id = "metrics",
+    tag = "The cluster",
+    responses((status = 200, description = "What it knows.", body = OkAnswer<MetricsBody>))
+)]
 pub async fn metrics(app: web::Data<ExampleApp>) -> HttpResponse {
     let metrics = app.raft.metrics().borrow_watched().clone();
     ok(&metrics)

@@ -9,6 +9,7 @@ pub mod kv;
 pub mod list;
 pub mod listener;
 pub mod management;
+pub mod openapi;
 pub mod parameters;
 pub mod peer;
 pub mod raft;
@@ -19,42 +20,103 @@ pub mod v1;
 pub mod watch;
 
 use actix_web::web::{self, ServiceConfig};
+use actix_web::{Resource, Route, Scope};
+
+/// A path with what answers on it.
+pub struct Entry {
+    /// The methods and paths that users may know: those in the document of the API.
+    pub operations: Vec<(&'static str, &'static str)>,
+    service: Service,
+}
+
+enum Service {
+    Resource(Resource),
+    Scope(Scope),
+}
+
+/// For users: one method on a path, in the original's manner.
+fn original(method: &'static str, path: &'static str, route: Route) -> Entry {
+    let resource = web::resource(path).route(route);
+    let resource = match method {
+        "get" => resource.default_service(web::to(reply::only_get)),
+        _ => resource.default_service(web::to(reply::only_post)),
+    };
+    Entry { operations: vec![(method, path)], service: Service::Resource(resource) }
+}
+
+/// For the other nodes, so in no document.
+fn node(method: &'static str, path: &'static str, route: Route) -> Entry {
+    Entry { operations: Vec::new(), ..original(method, path, route) }
+}
 
 /// The route table.
-pub fn routes(config: &mut ServiceConfig) {
-    let get = |path, handler| web::resource(path).route(handler).default_service(web::to(reply::only_get));
-    let post = |path, handler| web::resource(path).route(handler).default_service(web::to(reply::only_post));
-    config
+pub fn table() -> Vec<Entry> {
+    let key = "/v1/kv/{key}";
+    vec![
         // For applications.
-        .service(post("/write", web::post().to(api::write)))
-        .service(post("/read", web::post().to(api::read)))
-        .service(post("/consistent_read", web::post().to(api::consistent_read)))
-        .service(
-            web::scope("/v1/kv")
-                .service(
-                    web::resource("")
-                        .route(web::get().to(list::list))
-                        .route(web::delete().to(list::delete_prefix))
-                        .default_service(web::to(v1::only_list_methods)),
-                )
-                // `/v1/kv/{key}`. A pattern would be looked for with a regular
-                // expression, which costs a put 4 % of its time.
-                .default_service(web::to(kv::any)),
-        )
-        .service(web::resource("/v1/txn").route(web::post().to(txn::txn)).default_service(web::to(v1::only_post)))
-        .service(web::resource("/v1/watch").route(web::get().to(watch::watch)).default_service(web::to(v1::only_get)))
+        Entry {
+            operations: vec![
+                ("get", "/v1/kv"),
+                ("delete", "/v1/kv"),
+                ("get", key),
+                ("head", key),
+                ("put", key),
+                ("delete", key),
+                ("post", "/v1/kv/{key}/touch"),
+            ],
+            service: Service::Scope(
+                web::scope("/v1/kv")
+                    .service(
+                        web::resource("")
+                            .route(web::get().to(list::list))
+                            .route(web::delete().to(list::delete_prefix))
+                            .default_service(web::to(v1::only_list_methods)),
+                    )
+                    // Keys. A pattern for them would be a regular expression, which
+                    // costs a put 4 % of its time.
+                    .default_service(web::to(kv::any)),
+            ),
+        },
+        Entry {
+            operations: vec![("post", "/v1/txn")],
+            service: Service::Resource(
+                web::resource("/v1/txn").route(web::post().to(txn::txn)).default_service(web::to(v1::only_post)),
+            ),
+        },
+        Entry {
+            operations: vec![("get", "/v1/watch")],
+            service: Service::Resource(
+                web::resource("/v1/watch").route(web::get().to(watch::watch)).default_service(web::to(v1::only_get)),
+            ),
+        },
+        original("post", "/write", web::post().to(api::write)),
+        original("post", "/read", web::post().to(api::read)),
+        original("post", "/consistent_read", web::post().to(api::consistent_read)),
+        original("get", "/openapi.json", web::get().to(openapi::openapi_json)),
+        original("get", "/docs", web::get().to(openapi::docs)),
         // For whoever runs the cluster.
-        .service(post("/init", web::post().to(management::init)))
-        .service(post("/add-learner", web::post().to(management::add_learner)))
-        .service(post("/change-membership", web::post().to(management::change_membership)))
-        .service(get("/metrics", web::get().to(management::metrics)))
+        original("post", "/init", web::post().to(management::init)),
+        original("post", "/add-learner", web::post().to(management::add_learner)),
+        original("post", "/change-membership", web::post().to(management::change_membership)),
+        original("get", "/metrics", web::get().to(management::metrics)),
         // For the other nodes.
-        .service(post("/raft-append", web::post().to(raft::append)))
-        .service(post("/raft-vote", web::post().to(raft::vote)))
-        .service(post("/raft-pre-vote", web::post().to(raft::pre_vote)))
-        .service(post("/raft-snapshot", web::post().to(raft::snapshot)))
-        .service(post("/raft-transfer-leader", web::post().to(raft::transfer_leader)))
-        .service(post("/raft-read-index", web::post().to(raft::read_index)))
-        .service(get("/raft-identity", web::get().to(raft::identity)))
-        .default_service(web::to(reply::unknown_route));
+        node("post", "/raft-append", web::post().to(raft::append)),
+        node("post", "/raft-vote", web::post().to(raft::vote)),
+        node("post", "/raft-pre-vote", web::post().to(raft::pre_vote)),
+        node("post", "/raft-snapshot", web::post().to(raft::snapshot)),
+        node("post", "/raft-transfer-leader", web::post().to(raft::transfer_leader)),
+        node("post", "/raft-read-index", web::post().to(raft::read_index)),
+        node("get", "/raft-identity", web::get().to(raft::identity)),
+    ]
+}
+
+/// Sets a server up with the route table.
+pub fn routes(config: &mut ServiceConfig) {
+    for entry in table() {
+        match entry.service {
+            Service::Resource(resource) => config.service(resource),
+            Service::Scope(scope) => config.service(scope),
+        };
+    }
+    config.default_service(web::to(reply::unknown_route));
 }

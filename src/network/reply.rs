@@ -157,7 +157,7 @@ pub async fn unknown_route(app: web::Data<ExampleApp>, request: HttpRequest) -> 
     }
     let message = format!(
         "there is no route {path}; there are /v1/kv, /v1/kv/<key>, /v1/txn, /v1/watch, POST /write, /read, \
-         /consistent_read, /init, /add-learner, /change-membership, and GET /metrics"
+         /consistent_read, /init, /add-learner, /change-membership, and GET /metrics; GET /docs describes them"
     );
     ApiError::NotFound(Details::not_applied(message)).error_response()
 }

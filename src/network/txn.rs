@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use actix_web::{HttpRequest, HttpResponse, web};
 
+use super::openapi::answers::TxnErrors;
+use super::openapi::parameters::WriteHeaders;
 use super::parameters::{Parameters, check_body_type, check_key, check_value_length, refuse_conditions, ttl_ms};
 use super::reply::{check_lists, parse_json, read_body};
 use super::v1::{self, Written, unexpected, written};
 use crate::app::ExampleApp;
-use crate::body::{Compare, EncodedValue, Encoding, TxnOperation, TxnRequest};
+use crate::body::{Compare, EncodedValue, Encoding, TxnAnswer, TxnOperation, TxnRequest};
 use crate::config::Limits;
 use crate::error::ApiError;
 use crate::operation::{
@@ -19,7 +21,36 @@ use crate::operation::{
 const TXN_BODY: &str =
     r#"{"compare":[{"key":"a","revision":7}],"success":[{"put":{"key":"a","value":"1"}}],"failure":[]}"#;
 
-/// `POST /v1/txn`
+/// Compares, and does one or the other, all or nothing.
+///
+/// `success` is done if everything in `compare` holds, else `failure`: up to 128 of each. All that is changed has the
+/// same revision. One list writes a key once at most. With only `success` it is a batch.
+#[utoipa::path(
+    post,
+    path = "/v1/txn",
+    operation_id = "transact",
+    tag = "Transactions",
+    params(WriteHeaders),
+    request_body(content = TxnRequest, example = json!({
+        "compare": [{"key": "config/color", "value": "green"}],
+        "success": [
+            {"put": {"key": "config/color", "value": "blue"}},
+            {"put": {"key": "config/by", "value": "me", "ttl": "1h"}}
+        ],
+        "failure": [{"get": {"key": "config/color"}}]
+    })),
+    responses(
+        (
+            status = 200,
+            description = "One of the two was done.",
+            body = TxnAnswer,
+            example = json!({"succeeded": true, "revision": 4, "results": [
+                {"put": {"revision": 4, "version": 2}}, {"put": {"revision": 4, "version": 1}}
+            ]}),
+        ),
+        TxnErrors,
+    ),
+)]
 pub async fn txn(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     v1::answer(&app, do_txn(&app, &request, payload).await)
 }

@@ -16,6 +16,8 @@ use serde::Serialize;
 
 use super::kv::refuse_body;
 use super::list::revision_in_future;
+use super::openapi::answers::{EventStream, WatchErrors};
+use super::openapi::parameters::{WatchHeaders, WatchParameters};
 use super::parameters::{Parameters, check_key, invalid};
 use super::v1::{self, ready_to_read};
 use crate::app::{ExampleApp, Role};
@@ -27,7 +29,29 @@ use crate::store::{Change, ChangeKind, Data, Filter, Record, Subscription, Watch
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-/// `GET /v1/watch`
+/// Sends changes as they happen.
+///
+/// Server-sent events, one a change, each with a `WatchEvent` as its `data`. Its `id` is the revision (and
+/// `<revision>.<n>` for all but the last, when a request changed several keys), and is where a watch goes on, on any
+/// node, after the connection broke. The last 100,000 changes (or 64 MiB of them) are kept.
+#[utoipa::path(
+    get,
+    path = "/v1/watch",
+    operation_id = "watch",
+    tag = "Watches",
+    params(WatchParameters, WatchHeaders),
+    responses(
+        (
+            status = 200,
+            description = "Events, without end.",
+            body = EventStream,
+            content_type = "text/event-stream",
+            example = json!("id: 3\ndata: {\"type\":\"put\",\"key\":\"config/color\",\"value\":\"green\",\
+                \"revision\":3,\"create_revision\":3,\"version\":1}\n\n"),
+        ),
+        WatchErrors,
+    ),
+)]
 pub async fn watch(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     let started = start_watch(&app, &request, payload).await;
     v1::answer(&app, started)

@@ -14,6 +14,7 @@
 //! | [`cli`] | what the commands print, and how they end |
 //! | [`client`] | what `ExampleClient` does while nodes come and go |
 //! | [`bad_input`] | does anything that is not a valid request do harm |
+//! | [`openapi`] | does the description of the API say what the server does |
 //!
 //! A failing test prints the command lines and the logs of its nodes, and keeps
 //! their directories.
@@ -28,6 +29,7 @@ mod compat;
 mod exit_codes;
 mod harness;
 mod membership;
+mod openapi;
 mod outcomes;
 mod restart;
 mod snapshots;

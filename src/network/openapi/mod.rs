@@ -1,0 +1,128 @@
+//! The description of the API, `GET /openapi.json`, and its reference for people,
+//! `GET /docs`: both from what stands beside the handlers.
+
+pub mod answers;
+pub mod page;
+pub mod parameters;
+
+use std::sync::LazyLock;
+
+use actix_web::HttpResponse;
+use actix_web::http::header::{self, HeaderValue};
+use bytes::Bytes;
+use utoipa::openapi::schema::{Schema, SchemaType, Type};
+use utoipa::openapi::{RefOr, Required};
+use utoipa::{Modify, OpenApi};
+
+use self::answers::SharedAnswers;
+use super::{api, kv, list, management, txn, watch};
+
+/// The document as it is served: it is the same for every node of a version.
+static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| document_text().into());
+/// The page that is made of it.
+static PAGE: LazyLock<Bytes> = LazyLock::new(|| {
+    let document = serde_json::to_value(ApiDocument::openapi()).unwrap_or_default();
+    page::page_of(&document).into()
+});
+
+/// What the document is put together from.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        description = "A replicated key-value store: three nodes, Raft, data on disk, plain HTTP. Any node takes any \
+            request. Every error says whether the request changed nothing (`not_applied`) or may have (`unknown`); \
+            with a status of 503 trying again is always safe. Sizes and counts are those of a node that was started \
+            without flags for its limits.",
+        license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
+    ),
+    servers((url = "/", description = "The node that serves this document, as good as any other.")),
+    tags(
+        (name = "Keys", description = "One key by its path, or many by their prefix. Values are bytes."),
+        (name = "Transactions", description = "Several keys at once, all or nothing."),
+        (name = "Watches", description = "Changes as they happen."),
+        (name = "The original's routes", description = "JSON in, `{\"Ok\":…}` or `{\"Err\":…}` out. A body is read as \
+            JSON whatever its `Content-Type`."),
+        (name = "The cluster", description = "For whoever runs it."),
+        (name = "This reference", description = "The API as a document, for programs and for people."),
+    ),
+    paths(
+        kv::get, kv::head, kv::put, kv::delete, kv::touch, list::list, list::delete_prefix, txn::txn, watch::watch,
+        api::write, api::read, api::consistent_read,
+        management::init, management::add_learner, management::change_membership, management::metrics,
+        openapi_json, docs,
+    ),
+    components(schemas(
+        crate::body::ErrorAnswer,
+        crate::body::WatchEvent,
+        answers::ErrAnswer,
+    )),
+    modifiers(&SharedAnswers, &Corrections),
+)]
+struct ApiDocument;
+
+/// What cannot be said beside the handlers.
+struct Corrections;
+
+impl Modify for Corrections {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        for operation in openapi.paths.paths.values_mut().flat_map(answers::operations_of) {
+            for parameter in operation.parameters.iter_mut().flatten() {
+                // A parameter may be left out, and is never null.
+                if let Some(RefOr::T(Schema::Object(schema))) = &mut parameter.schema
+                    && let SchemaType::Array(types) = &schema.schema_type
+                    && let Some(other) = types.iter().find(|it| **it != Type::Null)
+                {
+                    schema.schema_type = other.clone().into();
+                }
+            }
+            // Their bodies may be empty.
+            if matches!(operation.operation_id.as_deref(), Some("put_key" | "init"))
+                && let Some(body) = &mut operation.request_body
+            {
+                body.required = Some(Required::False);
+            }
+        }
+    }
+}
+
+/// The document of the API, as JSON with line breaks.
+pub fn document_text() -> String {
+    let mut text = ApiDocument::openapi().to_pretty_json().unwrap_or_else(|error| {
+        tracing::error!("the document of the API cannot be written as JSON: {error}");
+        "{}".to_owned()
+    });
+    text.push('\n');
+    text
+}
+
+/// The document of the API.
+///
+/// OpenAPI 3.1, from which clients can be generated. It is the same on every node of a version.
+#[utoipa::path(
+    get,
+    path = "/openapi.json",
+    operation_id = "get_openapi",
+    tag = "This reference",
+    responses((status = 200, description = "The document.", body = Object, content_type = "application/json"))
+)]
+pub async fn openapi_json() -> HttpResponse {
+    let json = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    HttpResponse::Ok().insert_header(json).body(DOCUMENT.clone())
+}
+
+/// The reference for people.
+///
+/// One page of HTML that needs nothing else, with this document in it.
+#[utoipa::path(
+    get,
+    path = "/docs",
+    operation_id = "get_docs",
+    tag = "This reference",
+    responses((status = 200, description = "The page.", body = String, content_type = "text/html; charset=utf-8"))
+)]
+pub async fn docs() -> HttpResponse {
+    HttpResponse::Ok()
+        .insert_header((header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")))
+        .insert_header((header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(page::SECURITY_POLICY)))
+        .body(PAGE.clone())
+}
