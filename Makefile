@@ -1,10 +1,12 @@
 # The same targets serve developers, `.ci/run` and GitHub.
 
-.PHONY: verify format lint docs test demo bench bench-tools leftovers deny help
+.PHONY: verify format lint docs test demo bench bench-tools leftovers deny help api-check
 
 help:
 	@echo 'make verify   formatting, lints, documentation, leftovers, all tests'
 	@echo 'make test     all tests'
+	@echo 'make api-check'
+	@echo '              a node against its own /openapi.json, with Schemathesis (about 90 seconds; needs python3)'
 	@echo 'make demo     a cluster of three, shown and checked with curl'
 	@echo 'make bench    the same load on three of our nodes and three of etcd (about 6 minutes)'
 	@echo 'make bench-snapshots, bench-elections, bench-kill-all, bench-key-value'
@@ -29,6 +31,10 @@ leftovers:
 
 test:
 	cargo test --locked
+
+# Requests made up from the description of the API, and every answer held against it.
+api-check:
+	tests/schemathesis.sh
 
 demo:
 	./test-cluster.sh
