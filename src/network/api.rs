@@ -11,7 +11,7 @@ use openraft::raft::linearizable_read::{Linearizer, ReadLogId};
 
 use super::forward::{self, Destination};
 use super::openapi::answers::{
-    EntryAnswer, OkAnswer, OriginalConsistentReadErrors, OriginalReadErrors, OriginalWriteErrors,
+    EntryAnswer, KeyBody, OkAnswer, OriginalConsistentReadErrors, OriginalReadErrors, OriginalWriteErrors,
 };
 use super::openapi::parameters::{ForwardHeader, WriteHeaders};
 use super::parameters::{check_key_length, check_value_length, request_id};
@@ -91,7 +91,7 @@ pub async fn write(
     path = "/read",
     operation_id = "read",
     tag = "The original's routes",
-    request_body(content = String, content_type = "application/json", description = "The key.", example = json!("foo")),
+    request_body(content = KeyBody, description = "The key.", example = json!("foo")),
     responses(
         (status = 200, description = "The value.", body = OkAnswer<String>, example = json!({"Ok": "bar"})),
         OriginalReadErrors,
@@ -121,7 +121,7 @@ pub async fn read(
     operation_id = "consistent_read",
     tag = "The original's routes",
     params(ForwardHeader),
-    request_body(content = String, content_type = "application/json", description = "The key.", example = json!("foo")),
+    request_body(content = KeyBody, description = "The key.", example = json!("foo")),
     responses(
         (status = 200, description = "The value.", body = OkAnswer<String>, example = json!({"Ok": "bar"})),
         OriginalConsistentReadErrors,

@@ -10,7 +10,7 @@ use utoipa::openapi::example::ExampleBuilder;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::{Operation, PathItem};
 use utoipa::openapi::response::{Response, ResponseBuilder};
-use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa::openapi::{Header, Object, OpenApi, Ref, RefOr};
 use utoipa::{IntoResponses, Modify, ToSchema};
 
@@ -24,6 +24,18 @@ use crate::types::{ExampleNode, ExampleResponse, LogId, Vote};
 #[derive(ToSchema)]
 #[schema(value_type = String, format = Binary)]
 pub struct RawValue(pub Vec<u8>);
+
+/// A key, as a JSON string of 1 to 1,024 bytes.
+pub struct KeyBody;
+
+impl utoipa::PartialSchema for KeyBody {
+    fn schema() -> RefOr<Schema> {
+        let text = ObjectBuilder::new().schema_type(Type::String);
+        text.min_length(Some(1)).max_length(Some(KEY_BYTES_MAX_DEFAULT)).into()
+    }
+}
+
+impl ToSchema for KeyBody {}
 
 /// Server-sent events: lines of `id:` and `data:`, the latter with a `WatchEvent` as JSON.
 #[derive(ToSchema)]

@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 use actix_web::HttpResponse;
 use actix_web::http::header::{self, HeaderValue};
 use bytes::Bytes;
-use utoipa::openapi::schema::{Schema, SchemaType, Type};
+use utoipa::openapi::schema::{AdditionalProperties, Schema, SchemaType, Type};
 use utoipa::openapi::{RefOr, Required};
 use utoipa::{Modify, OpenApi};
 
@@ -75,13 +75,30 @@ impl Modify for Corrections {
                     schema.schema_type = other.clone().into();
                 }
             }
-            // Their bodies may be empty.
+            // Bodies that may be empty.
             if matches!(operation.operation_id.as_deref(), Some("put_key" | "init"))
                 && let Some(body) = &mut operation.request_body
             {
                 body.required = Some(Required::False);
             }
         }
+        let schemas = &mut openapi.components.get_or_insert_default().schemas;
+        for name in ["TxnOperation", "ExampleRequest"] {
+            let Some(RefOr::T(Schema::OneOf(variants))) = schemas.get_mut(name) else { continue };
+            for variant in &mut variants.items {
+                allow_no_other_fields(variant);
+            }
+        }
+    }
+}
+
+/// Of structs the macro sees that they deny unknown fields, of the variants of an enum it does not.
+fn allow_no_other_fields(schema: &mut RefOr<Schema>) {
+    if let RefOr::T(Schema::Object(object)) = schema
+        && !object.properties.is_empty()
+    {
+        object.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
+        object.properties.values_mut().for_each(allow_no_other_fields);
     }
 }
 

@@ -137,8 +137,9 @@ impl Operation<'_> {
                 _ => {}
             }
         }
-        let body = entries(&self.described["requestBody"]["content"]).next().map(|(_, body)| match &body["example"] {
-            Value::String(raw) if text(&body["schema"]["type"]) != "string" => raw.clone(),
+        let body = entries(&self.described["requestBody"]["content"]).next();
+        let body = body.map(|(content_type, body)| match &body["example"] {
+            Value::String(raw) if content_type != "application/json" => raw.clone(),
             example => json(example),
         });
         let flags = match (self.method, &body) {

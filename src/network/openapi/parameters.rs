@@ -4,12 +4,9 @@
 //!
 //! The bounds are those of a node that was started without flags for its limits.
 
-// The derive writes out paths that are imported here.
-#![allow(unused_qualifications)]
-
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
-use utoipa::{IntoParams, PartialSchema, ToSchema};
+use utoipa::{IntoParams, ToSchema};
 
 /// The key in the path.
 #[derive(IntoParams)]
@@ -24,7 +21,7 @@ pub struct KeyInPath {
 /// Something that is given alone, as `?raw`, or said to be `true` or `false`.
 pub struct Flag;
 
-impl PartialSchema for Flag {
+impl utoipa::PartialSchema for Flag {
     fn schema() -> RefOr<Schema> {
         ObjectBuilder::new().schema_type(Type::String).enum_values(Some(["", "true", "false"])).into()
     }
