@@ -207,3 +207,28 @@ async fn openapi_reference_is_one_page_that_stands_alone() {
         }
     }
 }
+
+/// A method that the document does not have on a path is refused with those that it has.
+///
+/// Method: try the others on every path, except on that of a touch, which is the path
+/// of a key that ends so to all methods but POST.
+#[tokio::test]
+async fn openapi_methods_that_are_not_described_are_refused() {
+    let cluster = TestCluster::form("openapi-methods", &[1], CALM).await;
+    let document = document_of(&cluster).await;
+    let described = operations(&document);
+    for operation in described.iter().filter(|operation| !operation.path.ends_with("/touch")) {
+        let path = operation.example_path();
+        let same_path = described.iter().filter(|other| other.path == operation.path);
+        let allowed: BTreeSet<_> = same_path.map(|other| other.method.to_string()).collect();
+        for method in [Method::GET, Method::PUT, Method::POST, Method::DELETE, Method::PATCH, Method::OPTIONS] {
+            if allowed.contains(method.as_str()) {
+                continue;
+            }
+            let answer = cluster.http().request(method.clone(), cluster.addr(1), &path, &[], "").await.unwrap();
+            assert_eq!(answer.status, 405, "{method} {path}: {}", answer.text());
+            let found: BTreeSet<_> = answer.header("allow").split(", ").map(str::to_owned).collect();
+            assert_eq!(found, allowed, "{method} {path}");
+        }
+    }
+}

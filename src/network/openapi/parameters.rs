@@ -46,7 +46,7 @@ pub struct ReadParameters {
     /// Answer with the bytes of the value, and nothing around them.
     #[param(inline)]
     pub raw: Option<Flag>,
-    /// `linearizable` if not said. `stale`: what this node holds, which may be behind, and takes no other node.
+    /// `linearizable` if not said. `stale`: what this node holds, which may be behind, and needs no other node.
     #[param(inline)]
     pub consistency: Option<Consistency>,
 }
@@ -98,7 +98,7 @@ pub struct ListParameters {
     /// The `revision` of the first page: all pages then show the same state. It is kept for a minute after each page,
     /// on the node that served it.
     pub revision: Option<u64>,
-    /// `linearizable` if not said. `stale`: what this node holds, which may be behind, and takes no other node.
+    /// `linearizable` if not said. `stale`: what this node holds, which may be behind, and needs no other node.
     #[param(inline)]
     pub consistency: Option<Consistency>,
 }

@@ -19,7 +19,7 @@ const POST_ROUTES: &[&str] = &[
     "/raft-read-index",
 ];
 
-const GET_ROUTES: &[&str] = &["/metrics", "/raft-identity"];
+const GET_ROUTES: &[&str] = &["/metrics", "/raft-identity", "/openapi.json", "/docs"];
 
 pub fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
