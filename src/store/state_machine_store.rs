@@ -121,7 +121,7 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
         let snapshots = self.snapshots.clone();
         let machine = on_blocking_thread(move || snapshots.install(snapshot).map_err(io::Error::from)).await?;
         let old = self.write(|current| {
-            self.hub.reset();
+            self.hub.reset(current.revision + 1);
             std::mem::replace(current, machine)
         });
         // A large map takes long to free; nobody should wait for that.

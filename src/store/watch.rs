@@ -35,6 +35,9 @@ pub enum Filter {
 #[derive(Debug)]
 pub struct Batch {
     changes: Vec<Change>,
+    /// Set in the last batch of a group, which has no changes: those before this
+    /// revision have all been handed out.
+    all_before: Option<u64>,
     /// As it is sent, so that it is encoded once for all that watch the same.
     encoded: OnceLock<Bytes>,
 }
@@ -94,7 +97,11 @@ impl Filter {
 
 impl Batch {
     fn new(changes: Vec<Change>) -> Arc<Self> {
-        Arc::new(Batch { changes, encoded: OnceLock::new() })
+        Arc::new(Batch { changes, all_before: None, encoded: OnceLock::new() })
+    }
+
+    fn last(all_before: u64) -> Arc<Self> {
+        Arc::new(Batch { changes: Vec::new(), all_before: Some(all_before), encoded: OnceLock::new() })
     }
 
     /// The changes, in order; at least one.
@@ -126,7 +133,12 @@ impl Subscription {
         loop {
             let batch = match &mut self.receiver {
                 Some(receiver) => match receiver.recv().await {
-                    Ok(batch) => self.wanted_of(batch),
+                    Ok(batch) => {
+                        if let Some(revision) = batch.all_before {
+                            self.skip_to(revision);
+                        }
+                        self.wanted_of(batch)
+                    }
                     // It fell behind, or the changes that come next were not handed out.
                     Err(RecvError::Lagged(_) | RecvError::Closed) => {
                         self.leave();
@@ -242,7 +254,7 @@ impl Hub {
         if machine.history.oldest() > revision_before + 1 {
             // So much was applied at once that some of it is already forgotten:
             // who waits for it must not miss that.
-            return self.reset();
+            return self.reset(revision_before + 1);
         }
         let mut groups = self.groups();
         let Groups { by_key, by_prefix, prefix_lengths } = &mut *groups;
@@ -264,9 +276,15 @@ impl Hub {
         prefixes.iter().filter_map(|prefix| by_prefix.get_mut(prefix).map(Group::send)).for_each(drop);
     }
 
-    /// Sends all watches back to the history, after that was replaced, or has lost what they were to be handed.
-    pub(super) fn reset(&self) {
-        *self.groups() = Groups::default();
+    /// Sends all watches back to the history, after that was replaced, or has lost
+    /// what they were to be handed. All changes before `revision` have been.
+    pub(super) fn reset(&self, revision: u64) {
+        let groups = std::mem::take(&mut *self.groups());
+        let last = Batch::last(revision);
+        for group in groups.by_key.values().chain(groups.by_prefix.values()) {
+            // An error means that the last one has just left.
+            let _ = group.sender.send(last.clone());
+        }
         self.watched.store(false, Ordering::Release);
     }
 

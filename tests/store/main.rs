@@ -15,3 +15,4 @@ mod startup;
 mod support;
 mod torn;
 mod watch;
+mod watch_place;
