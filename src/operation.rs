@@ -251,6 +251,9 @@ pub enum WriteResult {
     Delete {
         /// How many, over all steps.
         deleted: u64,
+        /// The store's revision after it.
+        #[serde(default)]
+        revision: u64,
         /// Set if some are left: the request goes on with this as `revision_max`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         unfinished: Option<u64>,

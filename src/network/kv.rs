@@ -5,6 +5,7 @@ use actix_web::http::{Method, StatusCode};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 
+use super::listener::AsItIs;
 use super::openapi::answers::{DeleteErrors, PutErrors, RawValue, ReadErrors, TouchErrors};
 use super::openapi::parameters::{
     ConditionHeaders, KeyInPath, PutParameters, ReadHeaders, ReadParameters, TouchParameters, WriteHeaders,
@@ -186,6 +187,7 @@ async fn get_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload)
     let mut response = if known == Some(record.revision) {
         HttpResponse::new(StatusCode::NOT_MODIFIED)
     } else if raw {
+        AsItIs::set(request);
         let value = Bytes::copy_from_slice(record.value.as_bytes());
         let octets = (header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
         HttpResponse::Ok().insert_header(octets).body(value)
@@ -226,8 +228,7 @@ async fn delete_key(app: &ExampleApp, request: &HttpRequest, payload: web::Paylo
     match v1::write(app, request, Bytes::new(), Operation::Delete(delete)).await? {
         Written::Answered(answer) => Ok(answer),
         Written::Here(response) => match response.result {
-            Some(WriteResult::Delete { deleted, .. }) => {
-                let revision = response.revision.unwrap_or_default();
+            Some(WriteResult::Delete { deleted, revision, .. }) => {
                 Ok(written(&response, &DeleteAnswer { revision, deleted }, None))
             }
             ref other => Err(unexpected(other.as_ref())),

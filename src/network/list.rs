@@ -195,12 +195,11 @@ async fn delete_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payl
             Ok(Written::Answered(answer)) if is_remembered && answer.status().is_success() => return Ok(answer),
             Ok(Written::Answered(_)) => return Err(half_done("the leader changed")),
             Ok(Written::Here(response)) => match response.result {
-                Some(WriteResult::Delete { deleted, unfinished: None }) => {
-                    let revision = response.revision.unwrap_or_default();
+                Some(WriteResult::Delete { deleted, revision, unfinished: None }) => {
                     let deleted = deleted_before + deleted;
                     return Ok(written(&response, &DeleteAnswer { revision, deleted }, None));
                 }
-                Some(WriteResult::Delete { deleted, unfinished }) => {
+                Some(WriteResult::Delete { deleted, unfinished, .. }) => {
                     is_first_step = false;
                     if !is_remembered {
                         revision_max = unfinished;

@@ -6,17 +6,19 @@
 //! about to be written is replaced by one that says what is wrong. It costs the
 //! others a look at the last four bytes of what is written.
 
+use std::cell::Cell;
 use std::io;
 use std::net::TcpListener;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::{Arc, Once};
 use std::task::{Context, Poll, ready};
 
-use actix_http::{HttpService, Protocol};
+use actix_http::{Extensions, HttpService, Protocol};
 use actix_server::Server;
 use actix_service::{IntoServiceFactory, ServiceFactoryExt, fn_service, map_config};
 use actix_web::dev::AppConfig;
-use actix_web::{App, web};
+use actix_web::{App, HttpRequest, web};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -59,6 +61,9 @@ pub fn serve_http(
                 .keep_alive(KEEP_ALIVE)
                 .client_request_timeout(REQUEST_HEAD_DEADLINE)
                 .client_disconnect_timeout(DISCONNECT_DEADLINE)
+                .on_connect_ext(|connection: &Connection, extensions: &mut Extensions| {
+                    extensions.insert(connection.as_it_is.clone());
+                })
                 .graceful_shutdown_signal(move || {
                     let mut stopping = stopping.clone();
                     // An error means that the node is gone, which is a reason to stop too.
@@ -69,7 +74,8 @@ pub fn serve_http(
                 // An answer is written at once: waiting for more would only delay it.
                 let _ = stream.set_nodelay(true);
                 let peer = stream.peer_addr().ok();
-                Ok((Connection { stream, replacement: Vec::new() }, Protocol::Http1, peer))
+                let connection = Connection { stream, replacement: Vec::new(), as_it_is: AsItIs::default() };
+                Ok((connection, Protocol::Http1, peer))
             })
             .and_then(http)
         })?;
@@ -88,8 +94,23 @@ fn connections_max() -> usize {
     files.saturating_sub(FILES_RESERVED).clamp(16, CONNECTIONS_MAX)
 }
 
+/// Whether what is written to a connection stays as it is from now on: a value
+/// that is sent as bytes may look like an error of the HTTP library.
+#[derive(Clone, Debug, Default)]
+pub struct AsItIs(Rc<Cell<bool>>);
+
+impl AsItIs {
+    /// Says that bytes of a client's are about to be written to the connection of a request.
+    pub fn set(request: &HttpRequest) {
+        if let Some(AsItIs(as_it_is)) = request.conn_data() {
+            as_it_is.set(true);
+        }
+    }
+}
+
 /// A connection that gives the HTTP library's own errors a body.
 struct Connection {
+    as_it_is: AsItIs,
     stream: TcpStream,
     /// What is still to be written in place of an empty error.
     replacement: Vec<u8>,
@@ -121,7 +142,8 @@ impl AsyncRead for Connection {
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_replacement(context))?;
-        match replace_empty_error(bytes) {
+        let replacement = if self.as_it_is.0.get() { None } else { replace_empty_error(bytes) };
+        match replacement {
             None => Pin::new(&mut self.stream).poll_write(context, bytes),
             Some(replacement) => {
                 self.replacement = replacement;
@@ -143,7 +165,8 @@ impl AsyncWrite for Connection {
 
 /// If what is written ends with an error of the HTTP library's own, the same with a body.
 ///
-/// Only those end with an empty line: whatever a handler answers has a body.
+/// Only those end with an empty line: whatever a handler answers has a body, and
+/// one that a client chose byte by byte is announced by [`AsItIs`].
 fn replace_empty_error(bytes: &[u8]) -> Option<Vec<u8>> {
     if !bytes.ends_with(b"\r\n\r\n") {
         return None;

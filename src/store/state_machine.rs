@@ -114,7 +114,7 @@ impl ExampleStateMachine {
             }
             Some(remembered) => match &remembered.result {
                 // What it has deleted so far, and up to which revision it deletes.
-                WriteResult::Delete { deleted, unfinished: Some(revision_max) } => Some((*deleted, *revision_max)),
+                WriteResult::Delete { deleted, unfinished: Some(revision_max), .. } => Some((*deleted, *revision_max)),
                 result => return (result.clone(), true),
             },
             None => None,
@@ -135,7 +135,7 @@ impl ExampleStateMachine {
             Operation::Delete(Delete { key, condition }) => match self.check(&key, condition) {
                 Ok(()) => {
                     let deleted = u64::from(self.remove(revision, &key, ChangeKind::Delete));
-                    WriteResult::Delete { deleted, unfinished: None }
+                    WriteResult::Delete { deleted, revision: self.revision, unfinished: None }
                 }
                 Err(failed) => failed,
             },
@@ -151,7 +151,7 @@ impl ExampleStateMachine {
                 Err(failed) => failed,
             },
             Operation::Txn(txn) => self.txn(&txn),
-            Operation::Expire => WriteResult::Delete { deleted: 0, unfinished: None },
+            Operation::Expire => WriteResult::Delete { deleted: 0, revision: self.revision, unfinished: None },
         }
     }
 
@@ -239,7 +239,7 @@ impl ExampleStateMachine {
         for key in &keys {
             self.remove(revision, key, ChangeKind::Delete);
         }
-        WriteResult::Delete { deleted: deleted_before + keys.len() as u64, unfinished }
+        WriteResult::Delete { deleted: deleted_before + keys.len() as u64, revision: self.revision, unfinished }
     }
 
     /// Removes keys whose time is over, a number of them at most: an entry must
