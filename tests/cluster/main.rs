@@ -13,6 +13,12 @@
 //! | [`compat`] | does a node go on with what a former version left |
 //! | [`cli`] | what the commands print, and how they end |
 //! | [`client`] | what `ExampleClient` does while nodes come and go |
+//! | [`kv`] | one key of `/v1`: put, read, delete, and their conditions |
+//! | [`list`] | pages of keys, and deletion by prefix |
+//! | [`txn`] | transactions: comparisons, all or nothing, one revision |
+//! | [`time_to_live`] | when keys expire, whatever dies meanwhile |
+//! | [`idempotency`] | is a request that comes again done once |
+//! | [`watch`] | does a watch see every change, and each once |
 //! | [`bad_input`] | does anything that is not a valid request do harm |
 //! | [`openapi`] | does the description of the API say what the server does |
 //!
@@ -28,10 +34,16 @@ mod client;
 mod compat;
 mod exit_codes;
 mod harness;
+mod idempotency;
+mod kv;
+mod list;
 mod membership;
 mod openapi;
 mod outcomes;
 mod restart;
 mod snapshots;
 mod test_cluster;
+mod time_to_live;
+mod txn;
+mod watch;
 mod watchers;

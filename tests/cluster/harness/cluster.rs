@@ -21,6 +21,10 @@ static SLOTS: Semaphore = Semaphore::const_new(3);
 pub const CALM: &[&str] =
     &["--heartbeat-interval-ms", "250", "--election-timeout-min-ms", "3000", "--election-timeout-max-ms", "4000"];
 
+/// The same for tests that also restart all nodes, and wait for an election then.
+pub const CALM_BUT_QUICK: &[&str] =
+    &["--heartbeat-interval-ms", "200", "--election-timeout-min-ms", "1500", "--election-timeout-max-ms", "2000"];
+
 /// Nodes on this machine, with a temporary directory for their data and logs.
 pub struct TestCluster {
     name: &'static str,

@@ -10,10 +10,10 @@ mod process;
 mod v1;
 mod writers;
 
-pub use cluster::{CALM, TestCluster, index_of, report};
+pub use cluster::{CALM, CALM_BUT_QUICK, TestCluster, index_of, report};
 pub use events::{Event, Watch};
 pub use eventually::{DEADLINE, eventually};
-pub use http::{Answer, Http};
+pub use http::{Answer, Http, Metrics};
 pub use node::{TestNode, files_below};
 pub use peer::{envelope, identity_of};
 pub use process::{Ended, command, free_port, run};

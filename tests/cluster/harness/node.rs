@@ -143,6 +143,13 @@ impl TestNode {
         self.child.as_ref().unwrap_or_else(|| panic!("node {} is not running", self.id)).id()
     }
 
+    /// How much memory the process has now, in KiB.
+    pub fn memory_kib(&self) -> usize {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     /// Ends the process with SIGKILL, as a crash would.
     pub fn kill(&mut self) {
         let mut child = self.child.take().unwrap_or_else(|| panic!("node {} is not running", self.id));

@@ -99,7 +99,7 @@ impl TestCluster {
         let mut revision = String::new();
         loop {
             let mut page = self.get(id, &format!("/v1/kv?{query}{after}{revision}")).await.done();
-            items.extend(page["items"].as_array_mut().unwrap().drain(..));
+            items.append(page["items"].as_array_mut().unwrap());
             let Some(next) = page["next"].as_str() else { return items };
             after = format!("&start_after={}", utf8_percent_encode(next, NON_ALPHANUMERIC));
             revision = format!("&revision={}", page["revision"]);

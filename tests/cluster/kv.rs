@@ -1,0 +1,272 @@
+//! One key: what a put, a read, a deletion and their conditions do, on any node.
+
+use raft_key_value::NodeId;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::harness::{Answer, CALM, TestCluster, path_of};
+
+const ALL: [NodeId; 3] = [1, 2, 3];
+
+fn etag(revision: u64) -> String {
+    format!("\"{revision}\"")
+}
+
+/// Asserts that a write was done, and returns the revision and the version that it answers.
+#[track_caller]
+fn written(answer: &Answer) -> (u64, u64) {
+    let body = answer.done();
+    assert_eq!(body["revision"], answer.revision(), "{answer:?}");
+    assert_eq!(answer.header("etag"), etag(answer.revision()), "{answer:?}");
+    assert_eq!(answer.header("raft-replayed"), "");
+    assert_eq!(body.as_object().unwrap().len(), 2, "{body}");
+    (answer.revision(), body["version"].as_u64().unwrap())
+}
+
+/// What is written through one node is read at once on every other, with all that is known of it.
+///
+/// Method: for each pair of nodes, put through the one and read on the other, as
+/// JSON, as bytes and by HEAD, changed and new; the store's revision is one more
+/// for each change, and no answer shows a smaller one than an answer before it.
+#[tokio::test]
+async fn a_write_is_read_at_once_on_every_node() {
+    let cluster = TestCluster::form("kv-pairs", &ALL, CALM).await;
+    let mut revision = 0;
+    for writer in ALL {
+        for reader in ALL {
+            let key = format!("from {writer}/to {reader}");
+            let path = path_of(&key);
+            for version in 1..=3 {
+                let value = format!("version {version}, “ü”\n");
+                assert_eq!(written(&cluster.put(writer, &path, value.clone()).await), (revision + version, version));
+                let found = cluster.get(reader, &path).await;
+                assert_eq!(found.revision(), revision + version, "on node {reader}");
+                assert_eq!(found.number("raft-node"), reader, "a read is answered where it is asked");
+                assert_eq!(found.header("etag"), etag(revision + version));
+                let create_revision = revision + 1;
+                let expected = json!({"key": key, "value": value, "revision": revision + version,
+                    "create_revision": create_revision, "version": version});
+                assert_eq!(found.done(), expected);
+            }
+            revision += 3;
+            let raw = cluster.get(reader, &format!("{path}?raw")).await;
+            assert_eq!(raw.header("content-type"), "application/octet-stream");
+            assert_eq!((raw.status, raw.text()), (200, "version 3, “ü”\n".to_owned()));
+            for query in ["", "?raw"] {
+                let whole = cluster.get(reader, &format!("{path}{query}")).await;
+                let head = cluster.v1(reader, Method::HEAD, &format!("{path}{query}"), &[], "").await;
+                assert_eq!((head.status, head.body.len()), (200, 0));
+                for name in ["etag", "content-type", "raft-revision", "raft-node", "raft-term", "content-length"] {
+                    assert_eq!(head.header(name), whole.header(name), "{name}");
+                }
+                assert_eq!(head.header("content-length"), whole.body.len().to_string());
+            }
+            let deleted = cluster.delete(writer, &path).await;
+            revision += 1;
+            assert_eq!(deleted.done(), json!({"revision": revision, "deleted": 1}));
+            let missing = cluster.get(reader, &path).await;
+            assert_eq!(missing.refused(404, "key_not_found")["revision"], revision);
+            let again = cluster.delete(writer, &path).await;
+            assert_eq!(again.done(), json!({"revision": revision, "deleted": 0}), "nothing is no change");
+        }
+    }
+}
+
+/// Values are bytes: whatever is put comes back, as text where it is text and else as base64.
+///
+/// Method: put each value through a follower; read it on all nodes, as JSON, as
+/// bytes, in a listing and by the original's route. Among them is a value that
+/// looks like an error which the HTTP library would write.
+#[tokio::test]
+async fn values_are_bytes() {
+    let cluster = TestCluster::form("kv-bytes", &ALL, CALM).await;
+    let follower = 1 + cluster.leader_of(&ALL).await % 3;
+    let every_byte: Vec<u8> = (0..=255).collect();
+    let error = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".to_vec();
+    let base64 = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gISIjJCUmJygpKissLS4vMDEyMzQ1Njc4OTo7PD0+P0BBQkNERUZHSElKS0xN\
+        Tk9QUVJTVFVWV1hZWltcXV5fYGFiY2RlZmdoaWprbG1ub3BxcnN0dXZ3eHl6e3x9fn+AgYKDhIWGh4iJiouMjY6PkJGSk5SVlpeYmZqb\
+        nJ2en6ChoqOkpaanqKmqq6ytrq+wsbKztLW2t7i5uru8vb6/wMHCw8TFxsfIycrLzM3Oz9DR0tPU1dbX2Nna29zd3t/g4eLj5OXm5+jp\
+        6uvs7e7v8PHy8/T19vf4+fr7/P3+/w==";
+    let rows: Vec<(&str, Vec<u8>, Option<&str>)> = vec![
+        ("nothing", vec![], None),
+        ("text", "ü\u{10ffff}\0\r\n\"\\".into(), None),
+        ("every byte", every_byte, Some(base64)),
+        ("one byte", vec![0xff], Some("/w==")),
+        ("cut off", vec![b'a', 0xe2, 0x82], Some("YeKC")),
+        ("an error", error.clone(), None),
+        ("a long error", [vec![b'v'; 300_000], error].concat(), None),
+        ("large", vec![b'v'; 1 << 20], None),
+    ];
+    for (key, value, encoded) in &rows {
+        let path = path_of(key);
+        written(&cluster.put(follower, &path, value.clone()).await);
+        for id in ALL {
+            let found = cluster.get(id, &path).await.done();
+            match encoded {
+                None => assert_eq!(
+                    (found["value"].as_str().map(str::as_bytes), &found["encoding"]),
+                    (Some(&value[..]), &Value::Null)
+                ),
+                Some(encoded) => assert_eq!((&found["value"], &found["encoding"]), (&json!(encoded), &json!("base64"))),
+            }
+            let raw = cluster.get(id, &format!("{path}?raw")).await;
+            assert!((raw.status, &raw.body) == (200, value), "{key} on node {id}: {} bytes came", raw.body.len());
+            let text = String::from_utf8_lossy(value).into_owned();
+            assert_eq!(cluster.consistent_read(id, key).await, Ok(text), "by the original's route");
+        }
+    }
+    let listed = cluster.list_all(follower, "prefix=one").await;
+    assert_eq!((&listed[0]["value"], &listed[0]["encoding"]), (&json!("/w=="), &json!("base64")));
+}
+
+/// A condition decides whether a write is done, by whichever node it comes.
+///
+/// Method: through the leader and a follower, each condition on a put, a touch
+/// and a deletion, on a key that is there and on one that is not; what does not
+/// hold is 412 with the revision there is, and changes nothing.
+#[tokio::test]
+async fn conditions_are_kept_on_every_node() {
+    let cluster = TestCluster::form("kv-conditions", &ALL, CALM).await;
+    let leader = cluster.leader_of(&ALL).await;
+    for id in [leader, 1 + leader % 3] {
+        let path = path_of(&format!("through {id}"));
+        let put = async |name: &str, tag: &str| cluster.v1(id, Method::PUT, &path, &[(name, tag)], "v").await;
+        let delete = async |name: &str, tag: &str| cluster.v1(id, Method::DELETE, &path, &[(name, tag)], "").await;
+        let touch_path = format!("{path}/touch?ttl=1h");
+        let touch = async |name: &str, tag: &str| cluster.v1(id, Method::POST, &touch_path, &[(name, tag)], "").await;
+
+        assert!(put("if-match", "*").await.refused(412, "condition_failed")["current_revision"].is_null());
+        assert!(put("if-match", "\"1\"").await.refused(412, "condition_failed")["current_revision"].is_null());
+        let (first, version) = written(&put("if-none-match", "*").await);
+        assert_eq!(version, 1);
+        let failed = put("if-none-match", "*").await;
+        assert_eq!(failed.refused(412, "condition_failed")["current_revision"], first);
+        assert_eq!(failed.header("etag"), etag(first));
+
+        assert_eq!(written(&put("if-match", &etag(first)).await), (first + 1, 2));
+        assert_eq!(written(&put("if-match", &(first + 1).to_string()).await), (first + 2, 3), "without quotes");
+        assert_eq!(written(&put("if-match", "*").await), (first + 3, 4));
+        for answer in [
+            put("if-match", &etag(first)).await,
+            delete("if-match", &etag(first + 2)).await,
+            touch("if-match", "9").await,
+        ] {
+            assert_eq!(answer.refused(412, "condition_failed")["current_revision"], first + 3);
+            assert_eq!(answer.header("etag"), etag(first + 3));
+            assert_eq!(answer.revision(), first + 3, "nothing was changed");
+        }
+        let touched = touch("if-match", &etag(first + 3)).await;
+        assert_eq!(touched.done(), json!({"revision": first + 3, "version": 4, "expires_in_ms": 3_600_000}));
+        assert_eq!(delete("if-none-match", "*").await.refused(412, "condition_failed")["current_revision"], first + 3);
+        assert_eq!(delete("if-match", &etag(first + 3)).await.done(), json!({"revision": first + 4, "deleted": 1}));
+        assert_eq!(delete("if-none-match", "*").await.done(), json!({"revision": first + 4, "deleted": 0}));
+
+        let (again, version) = written(&put("if-none-match", "*").await);
+        assert_eq!(version, 1, "a key that comes back begins anew");
+        let found = cluster.get(id, &path).await.done();
+        assert_eq!((&found["create_revision"], &found["revision"]), (&json!(again), &json!(again)));
+    }
+}
+
+/// A reader that has the newest state is told so, without the value.
+///
+/// Method: read with `If-None-Match` on each node: 304 with the tag and no body
+/// while it is the key's revision, and 200 as soon as another node has changed it.
+#[tokio::test]
+async fn a_reader_that_is_up_to_date_gets_304() {
+    let cluster = TestCluster::form("kv-304", &ALL, CALM).await;
+    let (mut known, _) = written(&cluster.put(1, "/v1/kv/k", "0").await);
+    for id in ALL {
+        for query in ["", "?raw", "?consistency=stale"] {
+            cluster.reaches(id, known).await;
+            let headers = [("if-none-match", etag(known))];
+            let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            let path = format!("/v1/kv/k{query}");
+            let same = cluster.v1(id, Method::GET, &path, &headers, "").await;
+            assert_eq!((same.status, same.text().as_str()), (304, ""), "on node {id}");
+            assert_eq!(same.header("etag"), etag(known));
+            cluster.put(1, "/v1/kv/other", "changes the store, not the key").await;
+            assert_eq!(cluster.v1(id, Method::GET, &path, &headers, "").await.status, 304);
+            (known, _) = written(&cluster.put(1 + id % 3, "/v1/kv/k", format!("{id}{query}")).await);
+            cluster.reaches(id, known).await;
+            let changed = cluster.v1(id, Method::GET, &path, &headers, "").await;
+            assert_eq!((changed.status, changed.header("etag")), (200, etag(known).as_str()));
+        }
+    }
+}
+
+/// A stale read says how old it is, and is answered where a linearizable one cannot be.
+///
+/// Method: pause a follower, write, stop the other two, and let the follower go
+/// on: its stale answers show the revision that it had, its linearizable ones are 503.
+#[tokio::test]
+async fn a_stale_read_shows_the_revision_it_is_of() {
+    let mut cluster = TestCluster::form("kv-stale", &ALL, CALM).await;
+    let (old, _) = written(&cluster.put(1, "/v1/kv/k", "old").await);
+    let leader = cluster.leader_of(&ALL).await;
+    let follower = 1 + leader % 3;
+    cluster.reaches(follower, old).await;
+    cluster.node(follower).pause();
+    let (new, _) = written(&cluster.put(leader, "/v1/kv/k", "new").await);
+    for id in ALL.into_iter().filter(|id| *id != follower) {
+        cluster.kill(id);
+    }
+    cluster.node(follower).resume();
+    let stale = cluster.get(follower, "/v1/kv/k?consistency=stale").await;
+    // What the leader sent before it was paused may have been waiting for it.
+    let (seen, value) = if stale.revision() == old { (old, "old") } else { (new, "new") };
+    assert_eq!((stale.revision(), stale.header("etag")), (seen, etag(seen).as_str()));
+    assert_eq!(stale.done()["value"], value);
+    let listed = cluster.get(follower, "/v1/kv?consistency=stale").await;
+    assert_eq!(listed.done()["revision"], listed.revision());
+    let answer = cluster.http().get(cluster.addr(follower), "/v1/kv/k").await.unwrap();
+    assert_eq!((answer.status, answer.header("raft-outcome")), (503, "not_applied"), "{}", answer.text());
+
+    cluster.kill(follower);
+    cluster.restart(follower).await;
+    let alone = cluster.http().get(cluster.addr(follower), "/v1/kv/k?consistency=stale").await.unwrap();
+    let error = alone.refused(503, "recovering");
+    assert_eq!(error["retry_after_ms"], 1000);
+    assert_eq!(alone.header("retry-after"), "1");
+}
+
+/// What a follower passes on is the same request, and its answer the leader's.
+///
+/// Method: through a follower, with a query, conditions and an `Idempotency-Key`:
+/// each must have had its effect, and the answer names the leader. Asked not to
+/// pass anything on, the follower names the leader, for reads and writes alike.
+#[tokio::test]
+async fn a_follower_passes_on_everything() {
+    let cluster = TestCluster::form("kv-passed-on", &ALL, CALM).await;
+    let leader = cluster.leader_of(&ALL).await;
+    let follower = 1 + leader % 3;
+    let path = path_of("a/ü?&=+%/b");
+    let headers = [("if-none-match", "*"), ("idempotency-key", "first")];
+    let put = async || cluster.v1(follower, Method::PUT, &format!("{path}?ttl=1h"), &headers, "v").await;
+    let (first, again) = (put().await, put().await);
+    assert_eq!((first.number("raft-node"), again.number("raft-node")), (leader, leader));
+    let (revision, _) = written(&first);
+    assert_eq!((again.status, again.header("raft-replayed"), &again.body), (200, "true", &first.body));
+    assert_eq!(again.header("etag"), etag(revision));
+    let found = cluster.get(follower, &path).await.done();
+    assert_eq!(found["key"], "a/ü?&=+%/b");
+    let left = found["expires_in_ms"].as_u64().unwrap();
+    assert!((3_500_000..=3_600_000).contains(&left), "{left} ms are left");
+
+    let stay = [("raft-forward", "no")];
+    for (method, path, body) in [
+        (Method::GET, "/v1/kv/k", ""),
+        (Method::GET, "/v1/kv", ""),
+        (Method::GET, "/v1/watch", ""),
+        (Method::PUT, "/v1/kv/k", "v"),
+        (Method::DELETE, "/v1/kv/k", ""),
+        (Method::DELETE, "/v1/kv?all", ""),
+        (Method::POST, "/v1/kv/k/touch?ttl=1h", ""),
+        (Method::POST, "/v1/txn", r#"{"success":[{"delete":{"key":"k"}}]}"#),
+    ] {
+        let answer = cluster.v1(follower, method, path, &stay, body).await;
+        let error = answer.refused(421, "not_leader");
+        assert_eq!(error["leader"], json!({"id": leader, "addr": cluster.addr(leader)}), "{path}");
+        assert_eq!(answer.number("raft-node"), follower);
+    }
+}

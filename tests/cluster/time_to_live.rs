@@ -1,0 +1,208 @@
+//! Keys that expire: on all nodes at once, never early, whatever dies meanwhile.
+
+use std::time::{Duration, Instant};
+
+use raft_key_value::NodeId;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::harness::{CALM, CALM_BUT_QUICK, DEADLINE, Event, TestCluster, Watch, eventually, report};
+
+const ALL: [NodeId; 3] = [1, 2, 3];
+
+/// Asserts that a watch of all keys now says that these expire, all at one revision, which is returned.
+async fn expired(watch: &mut Watch, keys: &[&str]) -> u64 {
+    let events = watch.take(keys.len()).await;
+    let found: Vec<(&str, &str)> = events.iter().map(|event| (event.kind(), event.key())).collect();
+    let wanted: Vec<(&str, &str)> = keys.iter().map(|key| ("expire", *key)).collect();
+    assert_eq!(found, wanted, "{events:?}");
+    let revisions: Vec<u64> = events.iter().map(Event::revision).collect();
+    assert!(revisions.iter().all(|revision| *revision == revisions[0]), "{events:?}");
+    revisions[0]
+}
+
+async fn touch(cluster: &TestCluster, id: NodeId, key: &str, ttl: &str) -> Value {
+    cluster.v1(id, Method::POST, &format!("/v1/kv/{key}/touch?ttl={ttl}"), &[], "").await.done()
+}
+
+/// A key goes on all nodes at the same revision, and on none before its time.
+///
+/// Method: watch all nodes; put keys with times through each; by this test's own
+/// clock no event comes before the time that has passed since the put was sent,
+/// and every node says the same revision. A key without a time stays.
+#[tokio::test]
+async fn a_key_goes_everywhere_at_once_and_never_early() {
+    let cluster = TestCluster::form("ttl-all", &ALL, CALM).await;
+    let mut watches = Vec::new();
+    cluster.put(1, "/v1/kv/stays", "v").await.done();
+    for (id, ttl_ms) in ALL.into_iter().zip([100, 350, 700]) {
+        let from = cluster.put(1, "/v1/kv/stays", format!("{id}")).await.revision() + 1;
+        for id in ALL {
+            watches.push(cluster.watch(id, &format!("from={from}")).await);
+        }
+        let sent = Instant::now();
+        let put = cluster.put(id, &format!("/v1/kv/k?ttl={ttl_ms}ms"), "v").await;
+        let left = cluster.get(id, "/v1/kv/k").await;
+        if left.status == 200 {
+            assert!(left.json()["expires_in_ms"].as_u64().unwrap() <= ttl_ms, "{left:?}");
+        }
+        let mut revisions = Vec::new();
+        for watch in &mut watches {
+            assert_eq!(watch.take(1).await[0].kind(), "put");
+            revisions.push(expired(watch, &["k"]).await);
+            let took = sent.elapsed();
+            assert!(took >= Duration::from_millis(ttl_ms), "a key of {ttl_ms} ms went after {took:?}");
+            report("ttl-all", &format!("a key of {ttl_ms} ms"), took);
+        }
+        assert_eq!(revisions, [put.revision() + 1; 3], "one expiry is one revision, the same on all nodes");
+        for id in ALL {
+            let gone = cluster.get(id, "/v1/kv/k").await;
+            assert_eq!(gone.refused(404, "key_not_found")["revision"], put.revision() + 1);
+            cluster.get(id, "/v1/kv/stays").await.done();
+        }
+        watches.clear();
+    }
+}
+
+/// What renews a key renews nothing else, and what changes it changes its time too.
+///
+/// Method: put the same value again with a time, and touch: revision and version
+/// stay, no event comes, and the time is the new one. A touch with another time
+/// shortens. Another value with a time, and a put without one, are changes. The
+/// key must outlive its first time, by this test's clock.
+#[tokio::test]
+async fn renewal_keeps_the_revision() {
+    let cluster = TestCluster::form("ttl-renew", &ALL, CALM).await;
+    let mut watch = cluster.watch(1, "").await;
+    let sent = Instant::now();
+    let first = cluster.put(2, "/v1/kv/lock?ttl=1s", "me").await.done();
+    assert_eq!(first, json!({"revision": 1, "version": 1}));
+    // As long as its first time, and half as much again.
+    while sent.elapsed() < Duration::from_millis(1500) {
+        for id in ALL {
+            assert_eq!(cluster.put(id, "/v1/kv/lock?ttl=1s", "me").await.done(), first);
+            assert_eq!(
+                touch(&cluster, id, "lock", "1s").await,
+                json!({"revision": 1, "version": 1, "expires_in_ms": 1000})
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let found = cluster.get(3, "/v1/kv/lock").await;
+    assert_eq!((found.revision(), &found.done()["create_revision"]), (1, &json!(1)));
+    // If the value stays but nothing is said of a time, it is a change, and for ever.
+    let forever = cluster.put(2, "/v1/kv/lock", "me").await.done();
+    assert_eq!(forever, json!({"revision": 2, "version": 2}));
+    assert!(cluster.get(1, "/v1/kv/lock").await.done()["expires_in_ms"].is_null());
+    assert_eq!(touch(&cluster, 3, "lock", "1h").await["revision"], 2);
+    assert_eq!(cluster.put(3, "/v1/kv/lock?ttl=1d", "you").await.done(), json!({"revision": 3, "version": 3}));
+    let left = cluster.get(1, "/v1/kv/lock").await.done()["expires_in_ms"].as_u64().unwrap();
+    assert!((86_000_000..=86_400_000).contains(&left), "{left}");
+    touch(&cluster, 1, "lock", "100ms").await;
+    let events = watch.until_revision(3).await;
+    let kinds: Vec<_> = events.iter().map(|event| (event.kind(), event.revision())).collect();
+    assert_eq!(kinds, [("put", 1), ("put", 2), ("put", 3)]);
+    assert_eq!(expired(&mut watch, &["lock"]).await, 4);
+
+    let missing = cluster.v1(2, Method::POST, "/v1/kv/lock/touch?ttl=1s", &[], "").await;
+    assert_eq!(missing.refused(404, "key_not_found")["revision"], 4);
+}
+
+/// Keys expire in time though the leader dies, and none is lost or early.
+///
+/// Method: put keys of different times, kill -9 the leader, and watch the others
+/// from before: each key must go, on both at the same revision, none before its time.
+#[tokio::test]
+async fn keys_expire_after_the_leader_is_killed() {
+    let mut cluster = TestCluster::form("ttl-kill", &ALL, &[]).await;
+    let leader = cluster.leader_of(&ALL).await;
+    let rest: Vec<NodeId> = ALL.into_iter().filter(|id| *id != leader).collect();
+    let sent = Instant::now();
+    let put = async |path: &str| {
+        let answer = cluster.persistently(leader, Method::PUT, path, &[], "v").await;
+        answer.done();
+        answer.revision()
+    };
+    let first = put("/v1/kv/a?ttl=500ms").await;
+    put("/v1/kv/b?ttl=1s").await;
+    put("/v1/kv/c?ttl=1h").await;
+    cluster.kill(leader);
+    let next_leader = cluster.leader_of(&rest).await;
+    let mut seen = Vec::new();
+    for id in rest {
+        let mut watch = eventually("a watch is taken", DEADLINE, async || {
+            cluster.watch_after(id, &format!("from={first}"), None).await
+        })
+        .await;
+        // Three puts and two expiries; on a slow machine one of these may come before the last put.
+        let events = watch.take(5).await;
+        assert!(sent.elapsed() >= Duration::from_secs(1), "after {:?}: {events:?}", sent.elapsed());
+        let gone: Vec<_> = events.iter().filter(|event| event.kind() == "expire").map(Event::key).collect();
+        assert_eq!(gone, ["a", "b"]);
+        seen.push(events);
+    }
+    assert_eq!(seen[0], seen[1], "the same events on both nodes");
+    let left = cluster.list_all(next_leader, "").await;
+    assert_eq!(left.iter().map(|item| item["key"].as_str().unwrap()).collect::<Vec<_>>(), ["c"]);
+}
+
+/// Times are kept over a restart of all nodes, from snapshots and logs.
+///
+/// Method: put keys with times, some before and some after a snapshot; kill -9
+/// all; start all: what is over goes, what is not stays and has less time left
+/// than before.
+#[tokio::test]
+async fn keys_expire_after_a_restart_of_all() {
+    let flags = [CALM_BUT_QUICK, &["--snapshot-entries", "50", "--snapshot-keep-entries", "10"]].concat();
+    let mut cluster = TestCluster::form("ttl-restart", &ALL, &flags).await;
+    for (key, ttl) in [("early-short", "2s"), ("early-long", "1h")] {
+        cluster.put(1, &format!("/v1/kv/{key}?ttl={ttl}"), "v").await.done();
+    }
+    cluster.write_many(2, "k", 60).await;
+    for id in ALL {
+        cluster.metrics_say(id, "it has a snapshot", |metrics| metrics.snapshot).await;
+    }
+    cluster.put(3, "/v1/kv/late-short?ttl=1s", "v").await.done();
+    cluster.put(3, "/v1/kv/late-long?ttl=2h", "v").await.done();
+    for id in ALL {
+        cluster.kill(id);
+    }
+    for id in ALL {
+        cluster.restart(id).await;
+    }
+    cluster.leader_of(&ALL).await;
+    for id in ALL {
+        eventually(&format!("on node {id} the short ones are gone"), DEADLINE, async || {
+            let sent =
+                cluster.http().get(cluster.addr(id), "/v1/kv?prefix=").await.map_err(|error| error.to_string())?;
+            if sent.status == 200 && !sent.text().contains("-short") { Ok(()) } else { Err(sent.text()) }
+        })
+        .await;
+        for (key, ttl_ms) in [("early-long", 3_600_000), ("late-long", 7_200_000)] {
+            let left = cluster.get(id, &format!("/v1/kv/{key}")).await.done()["expires_in_ms"].as_u64().unwrap();
+            assert!(left < ttl_ms && left > ttl_ms - 60_000, "{key} has {left} ms left on node {id}");
+        }
+    }
+}
+
+/// More keys than one entry removes go too, one after another, and each once.
+///
+/// Method: 2,500 keys with the same time; a watch sees each of them go exactly once.
+#[tokio::test]
+async fn many_keys_expire_at_once() {
+    const KEYS: usize = 2500;
+    let cluster = TestCluster::form("ttl-many", &ALL, CALM).await;
+    let mut watch = cluster.watch(2, "").await;
+    let put = |number: usize| json!({"put": {"key": format!("k{number:04}"), "value": "v", "ttl": "1s"}});
+    for first in (0..KEYS).step_by(125) {
+        let puts: Vec<_> = (first..first + 125).map(put).collect();
+        cluster.txn(1, &json!({"success": puts})).await.done();
+    }
+    let events = watch.take(2 * KEYS).await;
+    let mut gone: Vec<&str> = events.iter().filter(|event| event.kind() == "expire").map(Event::key).collect();
+    assert_eq!(gone.len(), KEYS);
+    gone.sort_unstable();
+    gone.dedup();
+    assert_eq!(gone.len(), KEYS, "a key went twice");
+    assert!(cluster.list_all(3, "").await.is_empty());
+}

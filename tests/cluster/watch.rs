@@ -1,0 +1,447 @@
+//! Watches: every change, each once, through whatever happens to the nodes.
+
+use std::time::{Duration, Instant};
+
+use raft_key_value::NodeId;
+use serde_json::{Value, json};
+
+use crate::harness::{CALM, CALM_BUT_QUICK, Event, Metrics, TestCluster, Watch, index_of, report};
+
+const ALL: [NodeId; 3] = [1, 2, 3];
+const OFTEN: &[&str] = &["--snapshot-entries", "50", "--snapshot-keep-entries", "10"];
+
+/// Changes of every kind, also several in one revision; returns the last revision.
+async fn change(cluster: &TestCluster, id: NodeId, name: &str) -> u64 {
+    let put = |key: &str, value: &str| json!({"put": {"key": format!("{name}/{key}"), "value": value}});
+    let delete = |key: &str| json!({"delete": {"key": format!("{name}/{key}")}});
+    for operations in [
+        vec![put("a", "1")],
+        vec![put("a", "2"), put("b", "ü\n\n"), put("c", "3")],
+        vec![delete("b"), put("a", "4")],
+        vec![delete("missing")],
+        vec![delete("a")],
+        vec![put("c", "5"), put("d", ""), delete("missing"), put("e", "6"), put("f", "7")],
+    ] {
+        cluster.txn(id, &json!({"success": operations})).await.done();
+    }
+    let removed = cluster.delete(id, &format!("/v1/kv?prefix={name}/")).await.done();
+    assert_eq!(removed["deleted"], 4);
+    removed["revision"].as_u64().unwrap()
+}
+
+/// The revisions that [`change`] makes.
+const CHANGE_REVISIONS: u64 = 6;
+/// The events that [`change`] causes.
+const CHANGE_EVENTS: usize = 1 + 3 + 2 + 1 + 4 + 4;
+
+/// All changes from a revision to another, as a node gives them to who asks late.
+async fn recorded(cluster: &TestCluster, id: NodeId, query: &str, from: u64, to: u64) -> Vec<Event> {
+    cluster.reaches(id, to).await;
+    cluster.watch(id, &format!("{query}&from={from}")).await.until_revision(to).await
+}
+
+/// Asserts that each revision has its events together, with the ids that say so.
+fn assert_well_formed(events: &[Event]) {
+    for (number, event) in events.iter().enumerate() {
+        let revision = event.revision();
+        let next = events.get(number + 1).map(Event::revision);
+        assert!(next.is_none_or(|next| next >= revision), "{events:?}");
+        let id = event.id.as_deref().unwrap();
+        if next == Some(revision) {
+            let position = id.strip_prefix(&format!("{revision}.")).unwrap_or_else(|| panic!("{id} of {event:?}"));
+            assert!(position.parse::<u32>().is_ok(), "{id} of {event:?}");
+        } else {
+            assert_eq!(id, revision.to_string());
+        }
+    }
+}
+
+/// Each change comes once and in order, with all that is known of the key, on every node.
+///
+/// Method: watch all keys, a prefix and a key on all nodes; make changes of every
+/// kind, with several keys in one revision; compare the events with those that
+/// the requests should cause, and the filtered ones with a filter of all.
+#[tokio::test]
+async fn every_change_comes_once_and_in_order() {
+    let cluster = TestCluster::form("watch-all", &ALL, CALM).await;
+    let mut watches = Vec::new();
+    for id in ALL {
+        for query in ["", "prefix=two/", "key=two/a", "prefix=two/a", "key=two/", "consistency=stale"] {
+            watches.push((id, query, cluster.watch(id, query).await));
+        }
+    }
+    change(&cluster, 1, "one").await;
+    let last = change(&cluster, 2, "two").await;
+    let end = cluster.put(3, "/v1/kv/two/a", "end").await.revision();
+    assert_eq!(end, last + 1);
+    let all = recorded(&cluster, 1, "", 1, end).await;
+    assert_well_formed(&all);
+    assert_eq!(all.len(), 2 * CHANGE_EVENTS + 1);
+    let first: Vec<Value> = all[..7].iter().map(|event| event.data.clone()).collect();
+    let put = |key: &str, value: &str, revision: u64, create_revision: u64, version: u64| {
+        json!({"type": "put", "key": key, "value": value, "revision": revision, "create_revision": create_revision,
+            "version": version})
+    };
+    let expected = [
+        put("one/a", "1", 1, 1, 1),
+        put("one/a", "2", 2, 1, 2),
+        put("one/b", "ü\n\n", 2, 2, 1),
+        put("one/c", "3", 2, 2, 1),
+        json!({"type": "delete", "key": "one/b", "revision": 3}),
+        put("one/a", "4", 3, 1, 3),
+        json!({"type": "delete", "key": "one/a", "revision": 4}),
+    ];
+    assert_eq!(first, expected);
+    for (id, query, mut watch) in watches {
+        let wanted: Vec<&Value> = all
+            .iter()
+            .map(|event| &event.data)
+            .filter(|data| {
+                let key = data["key"].as_str().unwrap();
+                match query.split_once('=') {
+                    Some(("prefix", prefix)) => key.starts_with(prefix),
+                    Some(("key", only)) => key == only,
+                    _ => true,
+                }
+            })
+            .collect();
+        if wanted.is_empty() {
+            // `two/` is no key, though it is a prefix.
+            continue;
+        }
+        let events = watch.until_revision(end).await;
+        assert_well_formed(&events);
+        let found: Vec<&Value> = events.iter().map(|event| &event.data).collect();
+        assert_eq!(found, wanted, "{query:?} on node {id}");
+    }
+}
+
+/// A watch begins with the state, if asked to, and goes on with every change after it.
+///
+/// Method: start watches while tasks on all nodes write without pause. The state,
+/// and then the changes put on top of it, must give exactly what the keys are at the
+/// end; and every change after `synced` must be there.
+#[tokio::test]
+async fn the_state_and_then_the_changes_give_the_end() {
+    const WRITES: usize = 100;
+    let cluster = TestCluster::form("watch-initial", &ALL, CALM).await;
+    let value = "v".repeat(2000);
+    for first in (0..300).step_by(100) {
+        let put = |number| json!({"put": {"key": format!("k{number}"), "value": value}});
+        let puts: Vec<Value> = (first..first + 100).map(put).collect();
+        cluster.txn(1, &json!({"success": puts})).await.done();
+    }
+    let write = async |id: NodeId| {
+        for number in 0..WRITES {
+            let key = format!("/v1/kv/k{}", (number * 7) % 40 + id as usize);
+            if number % 5 == 4 {
+                cluster.delete(id, &key).await.done();
+            } else {
+                cluster.put(id, &key, format!("{id} wrote {number}")).await.done();
+            }
+        }
+        cluster.put(id, &format!("/v1/kv/end-{id}"), "end").await.revision()
+    };
+    let watch = async |id: NodeId, query: &'static str| {
+        let watch = cluster.watch(id, &format!("{query}&initial")).await;
+        // Slowly at first, so that changes come while the state is still being sent.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        watch
+    };
+    let (first, second, third, one, two, three) =
+        tokio::join!(write(1), write(2), write(3), watch(1, ""), watch(2, "prefix=k"), watch(3, "key=k7"));
+    let end = first.max(second).max(third);
+    let end = cluster.txn(1, &json!({"success": [{"put": {"key": "k7", "value": "end"}}]})).await.revision().max(end);
+    for (id, query, mut watch) in [(1, "", one), (2, "prefix=k", two), (3, "key=k7", three)] {
+        let events = watch.until_revision(end).await;
+        let synced = events.iter().position(|event| event.kind() == "synced").unwrap();
+        let (initial, changes) = (&events[..synced], &events[synced + 1..]);
+        assert!(initial.iter().all(|event| event.kind() == "initial" && event.id.is_none()), "{query:?}");
+        assert!(initial.is_sorted_by(|left, right| left.key() < right.key()), "{query:?}");
+        let begin = events[synced].revision();
+        assert_eq!(events[synced].id, Some(begin.to_string()));
+        assert_eq!(changes, recorded(&cluster, id, query, begin + 1, end).await, "{query:?} on node {id}");
+
+        let mut state = std::collections::BTreeMap::new();
+        for event in initial.iter().chain(changes) {
+            match event.kind() {
+                "initial" | "put" => {
+                    let mut fields = event.data.clone();
+                    fields.as_object_mut().unwrap().remove("type");
+                    state.insert(event.key().to_owned(), fields);
+                }
+                _ => drop(state.remove(event.key())),
+            }
+        }
+        let listed = match query {
+            "key=k7" => vec![cluster.get(id, "/v1/kv/k7").await.done()],
+            query => cluster.list_all(id, query).await,
+        };
+        assert_eq!(state.into_values().collect::<Vec<_>>(), listed, "{query:?} on node {id}");
+    }
+}
+
+/// A watch that is taken up after any event gives exactly the rest, on any node.
+///
+/// Method: record a stream, of all keys and of a prefix; for each of its ids, also
+/// in the middle of a revision, resume after it on each node in turn, with and
+/// without parameters that would say otherwise: what comes is what came then.
+#[tokio::test]
+async fn a_watch_is_resumed_after_any_event() {
+    let cluster = TestCluster::form("watch-resume", &ALL, CALM).await;
+    change(&cluster, 1, "one").await;
+    let last = change(&cluster, 2, "two").await;
+    let last = cluster.put(1, "/v1/kv/one/c", "end").await.revision().max(last);
+    let mut resumed = 0;
+    for query in ["", "prefix=one/", "prefix=one/c", "key=one/c"] {
+        let all = recorded(&cluster, 1, query, 1, last).await;
+        for (number, event) in all.iter().enumerate().take(all.len() - 1) {
+            let id = ALL[number % ALL.len()];
+            let query = format!("{query}{}", if number % 4 == 0 { "&from=1" } else { "" });
+            let mut watch = cluster.watch_after(id, &query, event.id.as_deref()).await.unwrap();
+            let rest = watch.until_revision(last).await;
+            assert_eq!(rest, all[number + 1..], "{query:?} after {:?} on node {id}", event.id);
+            resumed += 1;
+        }
+        // Nothing is left after the last; the next change is the next event.
+        let mut watch = cluster.watch_after(2, query, Some(&last.to_string())).await.unwrap();
+        assert_eq!(watch.next_within(Duration::from_millis(30)).await, None);
+    }
+    // A resumed watch is not begun anew.
+    let mut watch = cluster.watch_after(3, "initial", Some("1")).await.unwrap();
+    assert_eq!(watch.take(1).await[0].id.as_deref(), Some("2.0"));
+    eprintln!("{resumed} times resumed");
+}
+
+/// A watch survives all nodes: what was missed is there when they are back, from snapshots too.
+///
+/// Method: record a stream; kill -9 all nodes, twice, with snapshots so often that
+/// most of the changes are in them only; from every eleventh event on,
+/// on every node, the rest is the same as before.
+#[tokio::test]
+async fn a_watch_is_resumed_after_the_death_of_all() {
+    const REPEATS: u64 = 9;
+    let mut cluster = TestCluster::form("watch-restart", &ALL, &[CALM_BUT_QUICK, OFTEN].concat()).await;
+    let mut all: Vec<Event> = Vec::new();
+    for round in 1..=2 {
+        let from = all.last().map_or(1, |event| event.revision() + 1);
+        let mut live = cluster.watch_after(round, "", all.last().and_then(|event| event.id.as_deref())).await.unwrap();
+        let mut last = 0;
+        for number in 0..REPEATS {
+            last = change(&cluster, 1 + number % 3, &format!("round-{round}-{number}")).await;
+        }
+        assert_eq!(last, from - 1 + REPEATS * CHANGE_REVISIONS);
+        all.extend(live.until_revision(last).await);
+        assert_eq!(all.len(), round as usize * REPEATS as usize * CHANGE_EVENTS);
+        assert_well_formed(&all);
+        for id in ALL {
+            cluster.metrics_say(id, "its log was purged", |metrics| metrics.purged).await;
+        }
+        for id in ALL {
+            cluster.kill(id);
+        }
+        assert_eq!(live.next().await, None, "the stream breaks off");
+        for id in ALL {
+            cluster.restart(id).await;
+        }
+        cluster.leader_of(&ALL).await;
+        for id in ALL {
+            assert_eq!(recorded(&cluster, id, "", 1, last).await, all, "on node {id}");
+            for number in (0..all.len() - 1).step_by(11 * round as usize) {
+                let mut watch = cluster.watch_after(id, "", all[number].id.as_deref()).await.unwrap();
+                let rest = watch.until_revision(last).await;
+                assert_eq!(rest, all[number + 1..], "after {:?} on node {id}", all[number].id);
+            }
+        }
+    }
+}
+
+/// A watch on a node that gets a snapshot in place of its log goes on, with nothing missing and nothing twice.
+///
+/// Method: watch on a follower, all keys and one that seldom changes; pause it;
+/// change so much that the leader's log begins later; let it go on: it must get a
+/// snapshot, and its watches must see every change.
+#[tokio::test]
+async fn a_watch_goes_on_over_an_installed_snapshot() {
+    let cluster = TestCluster::form("watch-install", &ALL, &[CALM, OFTEN].concat()).await;
+    let leader = cluster.leader_of(&ALL).await;
+    let follower = 1 + leader % 3;
+    let mut watches: Vec<(&str, Watch)> = Vec::new();
+    for query in ["", "prefix=round-", "prefix=round-4/", "key=seldom"] {
+        watches.push((query, cluster.watch(follower, query).await));
+    }
+    cluster.put(leader, "/v1/kv/seldom", "before").await.done();
+    change(&cluster, leader, "round-0").await;
+    cluster.all_applied(&ALL).await;
+    let had = cluster.metrics(follower).await.last_log_index.unwrap();
+    cluster.node(follower).pause();
+    for round in 1..30 {
+        change(&cluster, leader, &format!("round-{round}")).await;
+    }
+    for id in ALL.into_iter().filter(|id| *id != follower) {
+        let purged = |metrics: &Metrics| (index_of(metrics.purged) > had).then_some(());
+        cluster.metrics_say(id, "its log begins after what the follower has", purged).await;
+    }
+    cluster.node(follower).resume();
+    let last = cluster.put(leader, "/v1/kv/seldom", "after").await.revision();
+    cluster.reaches(follower, last).await;
+    assert!(index_of(cluster.metrics(follower).await.snapshot) > had, "it got a snapshot");
+    let end = json!({"success": [
+        {"put": {"key": "seldom", "value": "end"}}, {"put": {"key": "round-4/end", "value": "end"}}
+    ]});
+    let last = cluster.txn(leader, &end).await.revision();
+    for (query, mut watch) in watches {
+        let events = watch.until_revision(last).await;
+        assert_eq!(events, recorded(&cluster, leader, query, 1, last).await, "{query:?}");
+    }
+}
+
+/// What is no longer kept is not passed over in silence.
+///
+/// Method: more than 100,000 changes; from the first of them on, a watch is
+/// refused with 410 and the oldest revision, on every node the same and after a
+/// restart too; from that oldest one on, it gives every change.
+#[tokio::test]
+async fn what_is_no_longer_kept_is_gone() {
+    const CHANGES: usize = 100_000;
+    let mut cluster = TestCluster::form("watch-gone", &[1], CALM).await;
+    let first = cluster.put(1, "/v1/kv/first", "v").await.revision();
+    let mut last = 0;
+    let started = Instant::now();
+    for round in 0..4 {
+        last = cluster.put_many(1, &format!("{round}/"), CHANGES / 4).await;
+    }
+    report("watch-gone", &format!("{CHANGES} changes"), started.elapsed());
+    // One more than are kept: the first revision went, and it alone.
+    for restarted in [false, true] {
+        if restarted {
+            cluster.kill(1);
+            cluster.restart(1).await;
+            cluster.leader_of(&[1]).await;
+        }
+        let refusals = [
+            cluster.watch_after(1, &format!("from={first}"), None).await.unwrap_err(),
+            cluster.watch_after(1, "", Some("0")).await.unwrap_err(),
+            cluster.watch_after(1, "prefix=first", Some("1.0")).await.unwrap_err(),
+        ];
+        for refused in refusals {
+            assert_eq!(refused.refused(410, "revision_gone")["oldest_revision"], first + 1, "{refused:?}");
+        }
+        let rest =
+            cluster.watch_after(1, "prefix=3/", Some(&first.to_string())).await.unwrap().until_revision(last).await;
+        assert_eq!(rest.len(), CHANGES / 4);
+    }
+    let events = recorded(&cluster, 1, "", first + 1, last).await;
+    assert_eq!(events.len(), CHANGES);
+}
+
+/// A reader that does not read costs no memory, and is told when it has lost.
+///
+/// Method: open watches and do not read them; write more than twice what is
+/// kept. The node's memory stays below the data, what is kept, and some more.
+/// Then read: what comes is a beginning of the changes with no gap, and after it
+/// `end`, which says `too_slow`. Others see all the while what they should.
+#[tokio::test]
+async fn a_slow_reader_is_told_and_cut_off() {
+    const VALUE_BYTES: usize = 1 << 20;
+    const VALUES: usize = 150;
+    const READERS: usize = 8;
+    // Kept for watches 64 MiB, the log's cache and open file 24 MiB, the rest in
+    // copies under way; eight readers that held what they had not read would have 1.2 GiB.
+    const MEMORY_KIB_MAX: usize = 500 << 10;
+    let cluster = TestCluster::form("watch-slow", &[1], CALM).await;
+    let first = cluster.put(1, "/v1/kv/k", "first").await.revision();
+    let mut slow = Vec::new();
+    for _ in 0..READERS {
+        slow.push(cluster.watch(1, &format!("from={first}")).await);
+    }
+    let mut quick = cluster.watch(1, "key=seldom").await;
+    let mut memory_kib = 0;
+    for number in 0..VALUES {
+        let value = format!("{number} {}", "v".repeat(VALUE_BYTES - 10));
+        cluster.put(1, "/v1/kv/k", value).await.done();
+        memory_kib = memory_kib.max(cluster.node(1).memory_kib());
+    }
+    report("watch-slow", &format!("{memory_kib} KiB of memory, which"), Duration::ZERO);
+    assert!(memory_kib < MEMORY_KIB_MAX, "the node took {memory_kib} KiB");
+    let seldom = cluster.put(1, "/v1/kv/seldom", "v").await.revision();
+    assert_eq!(quick.take(1).await[0].revision(), seldom, "a watch of a key that seldom changes goes on");
+    for watch in &mut slow {
+        let events = watch.until_end().await;
+        let (end, before) = events.split_last().unwrap();
+        assert_eq!((end.kind(), &end.data["code"]), ("end", &json!("too_slow")), "{}", end.data["message"]);
+        assert!(end.id.is_none(), "it must not be resumed after");
+        let revisions: Vec<u64> = before.iter().map(Event::revision).collect();
+        let expected: Vec<u64> = (first..first + before.len() as u64).collect();
+        assert_eq!(revisions, expected, "no gap before the end");
+        assert!(before.len() < VALUES, "it cannot have had everything");
+        let again = cluster.watch_after(1, "", watch.last_id.as_deref()).await.unwrap_err();
+        again.refused(410, "revision_gone");
+    }
+}
+
+/// A node that stops says so to those who watch, and does not wait for them.
+///
+/// Method: watches that are read, one that is not, and one in the middle of its
+/// initial state; SIGTERM: those that read get `end` with `stopping`, the process
+/// exits with 0 in time, and each is taken up on another node with nothing missing.
+#[tokio::test]
+async fn a_node_that_stops_ends_its_watches() {
+    const STOP_DEADLINE: Duration = Duration::from_secs(8);
+    let mut cluster = TestCluster::form("watch-stop", &ALL, CALM).await;
+    for number in 0..24 {
+        cluster.put(1, &format!("/v1/kv/k{number}"), "v".repeat(1 << 19)).await.done();
+    }
+    let leader = cluster.leader_of(&ALL).await;
+    let follower = 1 + leader % 3;
+    let other = 1 + follower % 3;
+    let mut rest: Vec<NodeId> = ALL.to_vec();
+    for stopped in [follower, leader] {
+        rest.retain(|id| *id != stopped);
+        let mut unread = Vec::new();
+        if stopped == follower {
+            unread.push(cluster.watch(stopped, "from=1").await);
+            unread.push(cluster.watch(stopped, "initial").await);
+        }
+        let mut watches = Vec::new();
+        for query in ["", "prefix=k", "key=seen"] {
+            watches.push(cluster.watch(stopped, query).await);
+        }
+        let seen = cluster.put(stopped, "/v1/kv/seen", format!("by {stopped}")).await.revision();
+        watches[0].until_revision(seen).await;
+        watches[2].until_revision(seen).await;
+        let started = Instant::now();
+        let ((), code) = tokio::join!(
+            async {
+                for watch in &mut watches {
+                    let events = watch.until_end().await;
+                    let end = events.last().unwrap();
+                    assert_eq!(
+                        (events.len(), end.kind(), &end.data["code"]),
+                        (1, "end", &json!("stopping")),
+                        "{events:?}"
+                    );
+                }
+                report("watch-stop", "the end of the watches", started.elapsed());
+            },
+            async {
+                let code = cluster.stop(stopped).await;
+                assert!(started.elapsed() < STOP_DEADLINE, "node {stopped} took {:?}", started.elapsed());
+                report("watch-stop", "the end of the process", started.elapsed());
+                code
+            }
+        );
+        assert_eq!(code, Some(0));
+        drop(unread);
+        if stopped == follower {
+            let next = cluster.put(other, "/v1/kv/seen", "later").await.revision();
+            let mut taken_up = cluster.watch_after(other, "", watches[0].last_id.as_deref()).await.unwrap();
+            let events = taken_up.until_revision(next).await;
+            assert_eq!(events.iter().map(Event::revision).collect::<Vec<_>>(), [next], "exactly the rest");
+            cluster.restart(stopped).await;
+            rest.push(stopped);
+            cluster.reaches(stopped, next).await;
+        }
+    }
+    cluster.leader_of(&rest).await;
+}
