@@ -87,7 +87,7 @@ mod tests {
     }
 
     fn deleted(deleted: u64) -> WriteResult {
-        WriteResult::Delete { deleted, unfinished: None }
+        WriteResult::Delete { deleted, revision: 1, unfinished: None }
     }
 
     /// The result of a transaction that read a value of this size.

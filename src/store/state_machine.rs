@@ -494,7 +494,7 @@ mod tests {
         }
         fn requests(key: &str, fingerprint: [u64; 2], deleted: u64) -> Requests {
             let mut requests = Requests::default();
-            let result = WriteResult::Delete { deleted, unfinished: None };
+            let result = WriteResult::Delete { deleted, revision: 1, unfinished: None };
             requests.remember(&RequestId { key: key.into(), fingerprint }, result);
             requests
         }

@@ -122,7 +122,7 @@ impl Model {
                 return (WriteResult::RequestIdReused, false);
             }
             match done.result {
-                WriteResult::Delete { deleted, unfinished: Some(up_to) } => begun = Some((deleted, up_to)),
+                WriteResult::Delete { deleted, unfinished: Some(up_to), .. } => begun = Some((deleted, up_to)),
                 ref finished => return (finished.clone(), true),
             }
         }
@@ -245,7 +245,7 @@ impl Model {
                 let refusal = self.refusal(&delete.key, delete.condition);
                 refusal.unwrap_or_else(|| {
                     let deleted = self.at_next_revision(|state, revision| state.delete(revision, &delete.key));
-                    WriteResult::Delete { deleted, unfinished: None }
+                    WriteResult::Delete { deleted, revision: self.revision, unfinished: None }
                 })
             }
             Operation::Touch(Touch { key, ttl_ms, condition }) => {
@@ -260,7 +260,7 @@ impl Model {
                 self.delete_prefix(prefix, deleted, up_to)
             }
             Operation::Txn(txn) => self.txn(txn),
-            Operation::Expire => WriteResult::Delete { deleted: 0, unfinished: None },
+            Operation::Expire => WriteResult::Delete { deleted: 0, revision: self.revision, unfinished: None },
         }
     }
 
@@ -270,7 +270,7 @@ impl Model {
         let step = &found[..found.len().min(DELETE_STEP_KEYS_MAX)];
         self.at_next_revision(|state, revision| step.iter().for_each(|key| assert_eq!(state.delete(revision, key), 1)));
         let unfinished = (step.len() < found.len()).then_some(up_to);
-        WriteResult::Delete { deleted: deleted + step.len() as u64, unfinished }
+        WriteResult::Delete { deleted: deleted + step.len() as u64, revision: self.revision, unfinished }
     }
 
     /// Done on a copy, which is thrown away if it reads too much.

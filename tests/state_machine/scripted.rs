@@ -47,7 +47,7 @@ fn deletion_in_steps() {
     let step = DELETE_STEP_KEYS_MAX as u64;
 
     let first = write(&mut replicas, 0, Some("request"), delete());
-    assert_eq!(first, WriteResult::Delete { deleted: step, unfinished: Some(all_before) });
+    assert_eq!(deleted_of(&first), (step, Some(all_before)));
     assert_eq!(replicas.plain.revision, all_before + 1);
     let last_key = |number: usize| format!("a/{:06}", count - number);
     write(&mut replicas, 0, None, Operation::Put(put(&last_key(1), &Value::from("changed"), None)));
@@ -56,9 +56,9 @@ fn deletion_in_steps() {
     replicas.between(Between::Snapshot);
 
     let second = write(&mut replicas, 0, Some("request"), delete());
-    assert_eq!(second, WriteResult::Delete { deleted: 2 * step, unfinished: Some(all_before) });
+    assert_eq!(deleted_of(&second), (2 * step, Some(all_before)));
     let third = write(&mut replicas, 0, Some("request"), delete());
-    assert_eq!(third, WriteResult::Delete { deleted: 2 * step + 3, unfinished: None });
+    assert_eq!(deleted_of(&third), (2 * step + 3, None));
     let revision = replicas.plain.revision;
     assert_eq!(write(&mut replicas, 0, Some("request"), delete()), third, "it is not done again");
     assert_eq!(replicas.plain.revision, revision);
@@ -67,13 +67,18 @@ fn deletion_in_steps() {
 
     // Without a request id, the client says how far the first step got.
     let delete_up_to = |revision_max| Operation::DeletePrefix { prefix: "a/".into(), revision_max };
-    assert_eq!(
-        write(&mut replicas, 0, None, delete_up_to(Some(all_before))),
-        WriteResult::Delete { deleted: 0, unfinished: None }
-    );
+    assert_eq!(deleted_of(&write(&mut replicas, 0, None, delete_up_to(Some(all_before)))), (0, None));
     assert_eq!(replicas.plain.revision, revision, "what deletes nothing is no revision");
-    assert_eq!(write(&mut replicas, 0, None, delete_up_to(None)), WriteResult::Delete { deleted: 2, unfinished: None });
+    assert_eq!(deleted_of(&write(&mut replicas, 0, None, delete_up_to(None))), (2, None));
     replicas.finish();
+}
+
+/// How many keys were deleted, and up to which revision more are to be.
+fn deleted_of(result: &WriteResult) -> (u64, Option<u64>) {
+    match result {
+        WriteResult::Delete { deleted, unfinished, .. } => (*deleted, *unfinished),
+        other => panic!("no deletion: {other:?}"),
+    }
 }
 
 /// As many keys as one step deletes are deleted in one.
@@ -83,7 +88,7 @@ fn deletion_in_one_step() {
     write(&mut replicas, 0, None, put_many("a/", 0..DELETE_STEP_KEYS_MAX, None));
     let delete = Operation::DeletePrefix { prefix: "".into(), revision_max: None };
     let deleted = DELETE_STEP_KEYS_MAX as u64;
-    assert_eq!(write(&mut replicas, 0, None, delete), WriteResult::Delete { deleted, unfinished: None });
+    assert_eq!(deleted_of(&write(&mut replicas, 0, None, delete)), (deleted, None));
     replicas.finish();
 }
 

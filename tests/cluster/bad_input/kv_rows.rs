@@ -292,8 +292,9 @@ fn routes() -> Vec<Row> {
     let brew = Method::from_bytes(b"BREW").unwrap();
     for method in [Method::PATCH, Method::OPTIONS, Method::TRACE, brew.clone()] {
         for (path, allow) in [
-            (KNOWN, "GET, HEAD, PUT, DELETE, POST"),
-            ("/v1/kv/", "GET, HEAD, PUT, DELETE, POST"),
+            (KNOWN, "GET, HEAD, PUT, DELETE"),
+            ("/v1/kv/known/touch", "GET, HEAD, PUT, DELETE, POST"),
+            ("/v1/kv/", "GET, HEAD, PUT, DELETE"),
             ("/v1/kv", "GET, DELETE"),
             ("/v1/txn", "POST"),
             ("/v1/watch", "GET"),
@@ -319,7 +320,8 @@ fn routes() -> Vec<Row> {
         }
     }
     for path in [KNOWN, "/v1/kv/touch", "/v1/kv/known/touch/", "/v1/kv/known/Touch", "/v1/kv/known/renew"] {
-        rows.push(Row::post(&format!("{path}?ttl=30s"), "no such action", "").gives_v1(404, "no_such_route"));
+        let row = Row::post(&format!("{path}?ttl=30s"), "no such action", "").gives_v1(405, "method_not_allowed");
+        rows.push(Row { allow: Some("GET, HEAD, PUT, DELETE"), ..row });
     }
     for path in ["/v1x", "/V1/kv/known", "/v2/kv/known", "/v1%2fkv%2fknown", "/kv/known"] {
         rows.push(Row::bare(Method::PUT, path, "no such route").body(MARKER).gives(404, "NotFound"));
