@@ -4,6 +4,8 @@
 //! Values are bytes. In JSON they go as text if they are UTF-8, and otherwise as
 //! base64 with `"encoding":"base64"` beside them.
 
+use std::borrow::Cow;
+
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
@@ -38,10 +40,10 @@ impl EncodedValue {
     }
 
     /// The bytes of a value from JSON; an error if it is no base64.
-    pub fn decode(value: &str, encoding: Option<Encoding>) -> Result<Vec<u8>, base64::DecodeError> {
+    pub fn decode(value: &str, encoding: Option<Encoding>) -> Result<Cow<'_, [u8]>, base64::DecodeError> {
         match encoding {
-            None => Ok(value.as_bytes().to_vec()),
-            Some(Encoding::Base64) => BASE64_STANDARD.decode(value),
+            None => Ok(Cow::Borrowed(value.as_bytes())),
+            Some(Encoding::Base64) => BASE64_STANDARD.decode(value).map(Cow::Owned),
         }
     }
 }
@@ -71,7 +73,7 @@ pub struct KeyValue {
 impl KeyValue {
     /// The value's bytes; `None` if only the key was asked for, or if it is no base64.
     pub fn bytes(&self) -> Option<Vec<u8>> {
-        EncodedValue::decode(self.value.as_deref()?, self.encoding).ok()
+        EncodedValue::decode(self.value.as_deref()?, self.encoding).ok().map(Cow::into_owned)
     }
 
     /// The value as text; `None` if it is none, or if only the key was asked for.

@@ -5,6 +5,7 @@ use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, ResponseError, web};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
+use memchr::memchr2;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -89,13 +90,11 @@ pub fn parse_json<T: DeserializeOwned>(body: &[u8], expected: &str) -> Result<T,
 /// The decoder takes a list of values in place of an object with names, which would
 /// mean something else as soon as a name is added.
 pub fn check_lists(body: &[u8], objects: usize, expected: &str) -> Result<(), ApiError> {
-    let (mut depth, mut in_text, mut escaped) = (0, false, false);
-    for byte in body {
+    let mut depth = 0;
+    let mut rest = body.iter();
+    while let Some(byte) = rest.next() {
         match byte {
-            _ if escaped => escaped = false,
-            b'\\' => escaped = true,
-            b'"' => in_text = !in_text,
-            _ if in_text => {}
+            b'"' => rest = after_text(rest.as_slice()).iter(),
             b'[' if depth != objects => {
                 let message = format!("a list stands where an object belongs; expected {expected}");
                 return Err(ApiError::bad_request("invalid_json", message));
@@ -106,6 +105,17 @@ pub fn check_lists(body: &[u8], objects: usize, expected: &str) -> Result<(), Ap
         }
     }
     Ok(())
+}
+
+/// What follows a text in JSON whose first quote has been read.
+fn after_text(mut rest: &[u8]) -> &[u8] {
+    while let Some(position) = memchr2(b'"', b'\\', rest) {
+        if rest[position] == b'"' {
+            return &rest[position + 1..];
+        }
+        rest = rest.get(position + 2..).unwrap_or_default();
+    }
+    &[]
 }
 
 /// `{"Ok":…}`.

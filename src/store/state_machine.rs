@@ -274,6 +274,9 @@ impl ExampleStateMachine {
     /// reads of it would else make an answer that no snapshot has room for.
     fn answer_bytes(&self, steps: &[TxnStep]) -> usize {
         let value_bytes = |key: &Arc<str>| self.data.get(key).map_or(0, |record| record.value.as_bytes().len());
+        if !steps.iter().any(|step| matches!(step, TxnStep::Get(_))) {
+            return 0;
+        }
         let mut changed: HashMap<&str, usize> = HashMap::new();
         let mut bytes = 0;
         for step in steps {
