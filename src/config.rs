@@ -44,13 +44,14 @@ pub const REQUEST_BYTES_MAX_LIMIT: usize = 16 << 20;
 pub const HISTORY_CHANGES_MAX: usize = 100_000;
 /// Bytes of changes that are kept; the older ones go first.
 pub const HISTORY_BYTES_MAX: usize = 64 << 20;
-/// Requests with an `Idempotency-Key` that are remembered.
-pub const REQUESTS_REMEMBERED_MAX: usize = 100_000;
+/// Requests with an `Idempotency-Key` that are remembered: those of the last ten
+/// seconds at 25,000 a second, which is how long `ExampleClient` tries again.
+pub const REQUESTS_REMEMBERED_MAX: usize = 250_000;
 /// Bytes of such requests and their results; the older ones go first.
-pub const REQUESTS_REMEMBERED_BYTES_MAX: usize = 64 << 20;
+pub const REQUESTS_REMEMBERED_BYTES_MAX: usize = 128 << 20;
 /// Keys that are deleted at one revision by a prefix, so that applying it takes
 /// milliseconds; more are deleted in several steps.
-pub const DELETE_STEP_KEYS_MAX: usize = 10_000;
+pub const DELETE_STEP_KEYS_MAX: usize = 1000;
 /// Keys whose time is over that one entry removes at most.
 pub const EXPIRE_KEYS_MAX: usize = 1000;
 /// Bytes of values that one transaction reads at most.
@@ -66,6 +67,9 @@ pub const WATCH_BATCHES_MAX: usize = 16;
 pub const WATCH_BATCH_BYTES: usize = 128 << 10;
 /// Largest batch that is kept as it is sent, so that it is encoded once for all.
 pub const WATCH_ENCODED_BYTES_MAX: usize = 64 << 10;
+/// How much is handed out to the watches of the same keys at once; they read what
+/// is more from the history.
+pub const WATCH_HANDED_OUT_BYTES_MAX: usize = 256 << 10;
 /// How often a watch with nothing to say says that it is there.
 pub const WATCH_HEARTBEAT: Duration = Duration::from_secs(10);
 /// States of the store that are kept for listings of several pages; the one that
@@ -116,6 +120,9 @@ pub const BODY_BYTES_RESERVED_MAX: usize = 256 << 10;
 pub const REFUSED_BODY_KEPT: Duration = Duration::from_millis(500);
 /// How long a client that is still sending may take to hear of the answer.
 pub const DISCONNECT_DEADLINE: Duration = Duration::from_secs(1);
+/// How long the other side of a connection may take nothing of what is written to
+/// it, until the connection is closed: what waits for it takes memory.
+pub const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
 /// How deep an RPC may be nested; it takes far less, and more could use up the stack.
 pub const RPC_DEPTH_MAX: usize = 64;
 /// How long a peer may pause while it sends a snapshot.
@@ -571,6 +578,8 @@ mod tests {
                 SNAPSHOT_FRAME_BYTES + TXN_ANSWER_BYTES_MAX / 2 * 3 + 256 * TXN_OPERATIONS_MAX_LIMIT
                     < SNAPSHOT_FRAME_BYTES_MAX
             );
+            // In batches of half of what is kept encoded, they all fit.
+            assert!(WATCH_HANDED_OUT_BYTES_MAX / (WATCH_ENCODED_BYTES_MAX / 2) <= WATCH_BATCHES_MAX);
             assert!(PAGE_KEYS_HERE_MAX < PAGE_KEYS_MAX_DEFAULT);
             assert!(WATCH_HEARTBEAT.as_secs() < KEEP_ALIVE.as_secs());
             assert!(WATCH_SILENCE_MAX.as_secs() > 2 * WATCH_HEARTBEAT.as_secs());

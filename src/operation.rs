@@ -8,8 +8,13 @@ use std::sync::Arc;
 
 use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use smol_str::SmolStr;
 
 use crate::body::{PutAnswer, TouchAnswer, TxnAnswer};
+
+/// A key. One of up to 23 bytes has no memory of its own, which spares the ordered
+/// map a look there at each comparison; a longer one is shared, and never copied.
+pub type Key = SmolStr;
 
 /// A value: bytes, shared and never copied between the log's cache, the
 /// replication to each follower, and the state machine.
@@ -81,7 +86,7 @@ pub struct Write {
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestId {
     /// The client's `Idempotency-Key`.
-    pub key: Arc<str>,
+    pub key: Key,
     /// A hash of what is asked for.
     pub fingerprint: [u64; 2],
 }
@@ -103,7 +108,7 @@ pub enum Operation {
     /// [`DELETE_STEP_KEYS_MAX`](crate::config::DELETE_STEP_KEYS_MAX) of them.
     DeletePrefix {
         /// What the keys begin with.
-        prefix: Arc<str>,
+        prefix: Key,
         /// Keys changed after this revision stay. `None`: it is the first step.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         revision_max: Option<u64>,
@@ -120,7 +125,7 @@ pub enum Operation {
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Put {
     /// The key.
-    pub key: Arc<str>,
+    pub key: Key,
     /// The value.
     pub value: Value,
     /// How long the key is to stay; `None`: until it is deleted.
@@ -135,7 +140,7 @@ pub struct Put {
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delete {
     /// The key.
-    pub key: Arc<str>,
+    pub key: Key,
     /// What must hold for this to be done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub condition: Option<Condition>,
@@ -145,7 +150,7 @@ pub struct Delete {
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Touch {
     /// The key.
-    pub key: Arc<str>,
+    pub key: Key,
     /// How long the key is to stay from now on; `None`: until it is deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_ms: Option<u64>,
@@ -180,7 +185,7 @@ pub struct Txn {
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Comparison {
     /// The key.
-    pub key: Arc<str>,
+    pub key: Key,
     /// How the key's own is to stand to the operand.
     pub relation: Relation,
     /// What is compared, and with what.
@@ -237,7 +242,7 @@ pub enum TxnStep {
     /// Renews the time that a key has left.
     Touch(Touch),
     /// Reads a key.
-    Get(Arc<str>),
+    Get(Key),
 }
 
 /// What became of a write.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::body::TxnRequest;
-use crate::operation::{Write, WriteResult};
+use crate::operation::{Key, Write, WriteResult};
 use crate::store::StateMachineStore;
 
 /// A node's number, chosen by whoever starts it, and never used again for
@@ -112,7 +112,7 @@ pub enum Command {
     /// Sets a key to a value: how version 0.1 of the log had it. Only read.
     Set {
         /// The key.
-        key: Arc<str>,
+        key: Key,
         /// The value.
         value: Arc<str>,
     },

@@ -142,7 +142,7 @@ impl Point {
             Workload::Put => "`PUT /v1/kv/{key}`",
             Workload::PutOnce => "the same with an `Idempotency-Key`",
             Workload::Get => "`GET /v1/kv/{key}`",
-            Workload::Batch => "`POST /v1/txn` of 100 puts",
+            Workload::Batch => "`POST /v1/txn` of 128 puts",
             Workload::List => "`GET /v1/kv?prefix=` of 1,000 keys",
         };
         let mut name = name.to_owned();

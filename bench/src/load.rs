@@ -52,7 +52,7 @@ pub enum Workload {
 }
 
 /// Puts of one batch.
-pub const BATCH_KEYS: usize = 100;
+pub const BATCH_KEYS: usize = 128;
 
 #[derive(Clone, Debug)]
 pub struct LoadPlan {

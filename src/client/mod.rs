@@ -126,7 +126,7 @@ impl ExampleClient {
     ///
     /// Reads and writes are tried again, with growing and random pauses and at the
     /// next node, after 503, 504, and where no answer came; nothing else is, and no
-    /// change of the membership. The nodes remember the last 100,000 writes, so a
+    /// change of the membership. The nodes remember the last 250,000 writes, so a
     /// write that is tried again must not come after that many others.
     pub fn with_retry_deadline(mut self, deadline: Duration) -> Self {
         self.retry_deadline = deadline;

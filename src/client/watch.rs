@@ -142,7 +142,10 @@ impl Progress<'_> {
         match self.read_from(&mut connection).await {
             Ok(()) => {
                 self.connection = Some(connection);
-                self.retry = None;
+                // A state that never gets complete is no progress, however often it begins.
+                if self.initial.is_empty() {
+                    self.retry = None;
+                }
                 Ok(())
             }
             Err(reason) => {

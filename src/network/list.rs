@@ -11,7 +11,7 @@ use super::openapi::parameters::{DeletePrefixParameters, ForwardHeader, ListPara
 use super::parameters::{IDEMPOTENCY_KEY, Parameters, invalid, refuse_conditions};
 use super::reply::json;
 use super::v1::{self, Written, ready_to_read, unexpected, written};
-use crate::app::ExampleApp;
+use crate::app::{ExampleApp, Role};
 use crate::body::{DeleteAnswer, ListAnswer};
 use crate::config::PAGE_KEYS_HERE_MAX;
 use crate::error::{ApiError, Details, Outcome, RevisionGone};
@@ -50,7 +50,7 @@ pub async fn list(app: web::Data<ExampleApp>, request: HttpRequest, payload: web
 
 /// Removes many keys.
 ///
-/// Up to 10,000 keys go at one revision. More go in several steps, which spare keys that were changed meanwhile.
+/// Up to 1,000 keys go at one revision. More go in several steps, which spare keys that were changed meanwhile.
 #[utoipa::path(
     delete,
     path = "/v1/kv",
@@ -113,7 +113,10 @@ async fn list_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payloa
         page.await.map_err(|_| super::forward::stopping())??
     };
     if more {
-        app.store.state_machine.listings().keep(revision, &data);
+        let surplus = app.store.state_machine.listings().keep(revision, &data);
+        if surplus.is_some() {
+            tokio::task::spawn_blocking(move || drop(surplus));
+        }
     }
     let mut response = json(StatusCode::OK, body);
     response.headers_mut().insert(v1::REVISION, HeaderValue::from(revision));
@@ -189,6 +192,10 @@ async fn delete_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payl
     // With an Idempotency-Key the state machine knows where it was.
     let is_remembered = request.headers().contains_key(IDEMPOTENCY_KEY);
     loop {
+        // Another leader would begin anew, and not spare what was changed meanwhile.
+        if !is_first_step && !is_remembered && app.role() != Role::Leader {
+            return Err(half_done("the leader changed"));
+        }
         let operation = Operation::DeletePrefix { prefix: prefix.into(), revision_max };
         match v1::write(app, request, Bytes::new(), operation).await {
             Ok(Written::Answered(answer)) if is_first_step => return Ok(answer),

@@ -23,12 +23,14 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::time::Sleep;
 
 use super::reply::OUTCOME;
 use super::routes;
 use crate::app::ExampleApp;
 use crate::config::{
     CONNECTIONS_MAX, DISCONNECT_DEADLINE, FILES_RESERVED, KEEP_ALIVE, REQUEST_HEAD_DEADLINE, SHUTDOWN_DEADLINE,
+    WRITE_STALL_MAX,
 };
 use crate::error::{ApiError, Details};
 
@@ -74,7 +76,8 @@ pub fn serve_http(
                 // An answer is written at once: waiting for more would only delay it.
                 let _ = stream.set_nodelay(true);
                 let peer = stream.peer_addr().ok();
-                let connection = Connection { stream, replacement: Vec::new(), as_it_is: AsItIs::default() };
+                let connection =
+                    Connection { stream, replacement: Vec::new(), as_it_is: AsItIs::default(), stalled: None };
                 Ok((connection, Protocol::Http1, peer))
             })
             .and_then(http)
@@ -114,9 +117,23 @@ struct Connection {
     stream: TcpStream,
     /// What is still to be written in place of an empty error.
     replacement: Vec<u8>,
+    /// Set while the other side takes nothing of what is written; done when that
+    /// has lasted too long.
+    stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl Connection {
+    /// Writes, and gives up on a reader that has stopped: what waits for it takes memory.
+    fn poll_stream(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_STALL_MAX)));
+        stalled.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+
     fn poll_replacement(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.replacement.is_empty() {
             let written = ready!(Pin::new(&mut self.stream).poll_write(context, &self.replacement))?;
@@ -144,7 +161,7 @@ impl AsyncWrite for Connection {
         ready!(self.poll_replacement(context))?;
         let replacement = if self.as_it_is.0.get() { None } else { replace_empty_error(bytes) };
         match replacement {
-            None => Pin::new(&mut self.stream).poll_write(context, bytes),
+            None => self.poll_stream(context, bytes),
             Some(replacement) => {
                 self.replacement = replacement;
                 Poll::Ready(Ok(bytes.len()))

@@ -8,7 +8,7 @@ use actix_web::http::header::{self, HeaderName};
 use percent_encoding::percent_decode_str;
 
 use crate::app::ExampleApp;
-use crate::config::{IDEMPOTENCY_KEY_BYTES_MAX, Limits, TTL_MS_MAX, TTL_MS_MIN};
+use crate::config::{IDEMPOTENCY_KEY_BYTES_MAX, KEY_BYTES_MAX_DEFAULT, Limits, TTL_MS_MAX, TTL_MS_MIN};
 use crate::error::{ApiError, Details};
 use crate::operation::{Condition, Operation, RequestId};
 
@@ -127,7 +127,10 @@ impl Parameters {
     /// A prefix or a bound of a range: no longer than a key may be.
     pub fn key_part(&self, name: &str, limits: &Limits) -> Result<Option<&str>, ApiError> {
         match self.text(name) {
-            Some(text) if text.len() > limits.key_bytes => Err(ApiError::too_large(name, limits.key_bytes, text.len())),
+            // Keys from before the limit was set lower are still there to be named.
+            Some(text) if text.len() > limits.key_bytes.max(KEY_BYTES_MAX_DEFAULT) => {
+                Err(ApiError::too_large(name, limits.key_bytes.max(KEY_BYTES_MAX_DEFAULT), text.len()))
+            }
             text => Ok(text),
         }
     }

@@ -15,7 +15,7 @@ use crate::body::{Compare, EncodedValue, Encoding, TxnAnswer, TxnOperation, TxnR
 use crate::config::Limits;
 use crate::error::ApiError;
 use crate::operation::{
-    Comparison, Delete, Operand, Operation, Put, Relation, Touch, Txn, TxnStep, Value, WriteResult,
+    Comparison, Delete, Key, Operand, Operation, Put, Relation, Touch, Txn, TxnStep, Value, WriteResult,
 };
 
 const TXN_BODY: &str =
@@ -143,7 +143,7 @@ fn comparison(compare: Compare, limits: &Limits) -> Result<Comparison, ApiError>
 }
 
 fn step(operation: TxnOperation, limits: &Limits) -> Result<TxnStep, ApiError> {
-    let key_of = |key: String| check_key(&key, limits).map(|()| Arc::<str>::from(key));
+    let key_of = |key: String| check_key(&key, limits).map(|()| Key::from(key));
     Ok(match operation {
         TxnOperation::Put(put) => TxnStep::Put(Put {
             key: key_of(put.key)?,

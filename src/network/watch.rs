@@ -6,24 +6,25 @@
 //! again at the right one, and nothing comes twice or not at all.
 
 use std::io::Write;
-use std::sync::Arc;
 
-use actix_web::http::header::{self, HeaderName, HeaderValue};
+use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 use futures_util::stream;
 use serde::Serialize;
 
+use super::api::linearize;
 use super::kv::refuse_body;
 use super::list::revision_in_future;
 use super::openapi::answers::{EventStream, WatchErrors};
 use super::openapi::parameters::{WatchHeaders, WatchParameters};
 use super::parameters::{Parameters, check_key, invalid};
 use super::v1::{self, ready_to_read};
-use crate::app::{ExampleApp, Role};
+use crate::app::ExampleApp;
 use crate::body::{EncodedValue, Encoding, WatchEnd, WatchEvent};
 use crate::config::{WATCH_BATCH_BYTES, WATCH_HEARTBEAT};
 use crate::error::{ApiError, Outcome, RevisionGone};
+use crate::operation::Key;
 use crate::store::listing::Range;
 use crate::store::{Change, ChangeKind, Data, Filter, Record, Subscription, WatchError};
 
@@ -151,7 +152,7 @@ struct Initial {
     data: Data,
     filter: Filter,
     revision: u64,
-    after: Option<Arc<str>>,
+    after: Option<Key>,
 }
 
 impl Watch {
@@ -181,11 +182,11 @@ impl Watch {
         };
         let start_after = initial.after.as_deref().map(str::to_owned);
         let range = Range { prefix, end, start_after, ..Range::default() };
-        let mut last: Option<&Arc<str>> = None;
+        let mut last: Option<&Key> = None;
         let mut unfinished_after = None;
         for (key, record) in range.of(&initial.data) {
             if events.len() >= WATCH_BATCH_BYTES {
-                unfinished_after = last.map(Arc::clone);
+                unfinished_after = last.cloned();
                 break;
             }
             write_event(&mut events, None, &EventRef::Initial(KeyValueRef::of(key, record)));
@@ -212,16 +213,17 @@ impl Watch {
                 Ok(batch) => batch.encoded(encode),
                 Err(WatchError::Gone { oldest }) => self.end(too_slow(oldest)),
             },
-            () = tokio::time::sleep(WATCH_HEARTBEAT) => self.heartbeat(),
+            () = tokio::time::sleep(WATCH_HEARTBEAT) => self.heartbeat().await,
         }
     }
 
     /// Says that the watch goes on, and up to where the reader has everything.
-    fn heartbeat(&mut self) -> Bytes {
-        if !self.stale && self.app.role() == Role::NoLeader {
+    async fn heartbeat(&mut self) -> Bytes {
+        // A node that is cut off believes in its leader for as long as it hears nothing.
+        if !self.stale && linearize(&self.app, &HeaderMap::new()).await.is_err() {
             return self.end(WatchEnd {
                 code: "no_leader".to_owned(),
-                message: "this node knows no leader, so it may miss changes; another one may know".to_owned(),
+                message: "this node reaches no leader, so it may miss changes; another one may know".to_owned(),
             });
         }
         match self.subscription.caught_up() {

@@ -9,6 +9,7 @@ use imbl::Vector;
 
 use super::state_machine::Record;
 use crate::config::{HISTORY_BYTES_MAX, HISTORY_CHANGES_MAX};
+use crate::operation::Key;
 
 /// One change of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,7 +19,7 @@ pub struct Change {
     /// Which change of its revision this is, from 0.
     pub position: u32,
     /// The key.
-    pub key: Arc<str>,
+    pub key: Key,
     /// What became of it.
     pub kind: ChangeKind,
 }
@@ -71,7 +72,7 @@ impl History {
     }
 
     /// Adds a change, and lets go of the oldest if there are too many.
-    pub(super) fn push(&mut self, revision: u64, key: Arc<str>, kind: ChangeKind) {
+    pub(super) fn push(&mut self, revision: u64, key: Key, kind: ChangeKind) {
         let position = match self.changes.last() {
             Some(last) if last.revision == revision => last.position + 1,
             _ => 0,

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::state_machine::{Data, Record};
 use crate::config::{LISTING_KEPT, LISTINGS_KEPT_MAX};
+use crate::operation::Key;
 
 /// Which keys are listed, and in which order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,7 +26,7 @@ pub struct Range {
 
 impl Range {
     /// The keys of the range, in its order.
-    pub fn of<'a>(&'a self, data: &'a Data) -> Box<dyn Iterator<Item = (&'a Arc<str>, &'a Arc<Record>)> + 'a> {
+    pub fn of<'a>(&'a self, data: &'a Data) -> Box<dyn Iterator<Item = (&'a Key, &'a Arc<Record>)> + 'a> {
         let (lower, upper) = self.bounds();
         if is_empty(&lower, &upper) {
             return Box::new(std::iter::empty());
@@ -104,28 +105,45 @@ struct Kept {
     revision: u64,
     data: Data,
     used: Instant,
+    /// Whether a second page was read from it, as of many listings none ever is.
+    is_continued: bool,
 }
 
 impl Listings {
-    /// Keeps the state of a revision for a while.
-    pub fn keep(&mut self, revision: u64, data: &Data) {
-        if self.get(revision).is_some() {
-            return;
+    /// Keeps the state of a revision for a while. Returns one that has to make
+    /// room for it, since freeing takes time.
+    pub fn keep(&mut self, revision: u64, data: &Data) -> Option<Data> {
+        if let Some(position) = self.position_of(revision) {
+            self.use_again(position);
+            return None;
         }
-        self.kept.push_back(Kept { revision, data: data.clone(), used: Instant::now() });
-        if self.kept.len() > LISTINGS_KEPT_MAX {
-            self.kept.pop_front();
+        let (data, used, is_continued) = (data.clone(), Instant::now(), false);
+        self.kept.push_back(Kept { revision, data, used, is_continued });
+        if self.kept.len() <= LISTINGS_KEPT_MAX {
+            return None;
         }
+        let older = self.kept.iter().take(LISTINGS_KEPT_MAX);
+        let position = older.into_iter().position(|kept| !kept.is_continued).unwrap_or(0);
+        self.kept.remove(position).map(|kept| kept.data)
     }
 
-    /// The state of a revision, if it is kept.
+    /// The state of a revision, if it is kept, for another page.
     pub fn get(&mut self, revision: u64) -> Option<Data> {
-        let position = self.kept.iter().position(|kept| kept.revision == revision)?;
+        let position = self.position_of(revision)?;
+        let kept = self.use_again(position)?;
+        kept.is_continued = true;
+        Some(kept.data.clone())
+    }
+
+    fn position_of(&self, revision: u64) -> Option<usize> {
+        self.kept.iter().position(|kept| kept.revision == revision)
+    }
+
+    fn use_again(&mut self, position: usize) -> Option<&mut Kept> {
         let mut kept = self.kept.remove(position)?;
         kept.used = Instant::now();
-        let data = kept.data.clone();
         self.kept.push_back(kept);
-        Some(data)
+        self.kept.back_mut()
     }
 
     /// Lets go of those that were not used for long; returns them, since freeing takes time.

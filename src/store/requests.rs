@@ -9,7 +9,7 @@ use imbl::{HashMap, Vector};
 
 use crate::body::TxnResult;
 use crate::config::{REQUESTS_REMEMBERED_BYTES_MAX, REQUESTS_REMEMBERED_MAX};
-use crate::operation::{RequestId, WriteResult};
+use crate::operation::{Key, RequestId, WriteResult};
 
 /// A request that was done, and what became of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,8 +27,8 @@ pub struct Remembered {
 /// most [`REQUESTS_REMEMBERED_BYTES_MAX`], except that the last one always stays.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Requests {
-    by_key: HashMap<Arc<str>, Arc<Remembered>>,
-    order: Vector<Arc<str>>,
+    by_key: HashMap<Key, Arc<Remembered>>,
+    order: Vector<Key>,
     bytes: usize,
 }
 
@@ -58,7 +58,7 @@ impl Requests {
     }
 
     /// All that are remembered, in the order in which they came.
-    pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<Remembered>)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&Key, &Arc<Remembered>)> {
         self.order.iter().filter_map(|key| self.by_key.get(key).map(|remembered| (key, remembered)))
     }
 }
@@ -107,10 +107,10 @@ mod tests {
 
     /// What must hold whatever was remembered. `first_came` are the requests in the order in which they first came.
     fn check(requests: &Requests, first_came: &[usize]) {
-        let kept: Vec<&Arc<str>> = requests.iter().map(|(key, _)| key).collect();
+        let kept: Vec<&Key> = requests.iter().map(|(key, _)| key).collect();
         assert_eq!((kept.len(), kept.len()), (requests.order.len(), requests.by_key.len()));
         let expected = first_came[first_came.len() - kept.len()..].iter().map(|number| request(*number).key);
-        assert!(expected.eq(kept.iter().map(|key| Arc::clone(key))), "the last requests are kept, in their order");
+        assert!(expected.eq(kept.iter().copied().cloned()), "the last requests are kept, in their order");
         let bytes: usize = requests.iter().map(|(key, remembered)| bytes_of(key, remembered)).sum();
         assert_eq!(requests.bytes, bytes, "the count of bytes has drifted");
         let within = kept.len() <= REQUESTS_REMEMBERED_MAX && bytes <= REQUESTS_REMEMBERED_BYTES_MAX;

@@ -25,7 +25,7 @@ use super::history::{Change, ChangeKind, History};
 use super::requests::Remembered;
 use super::state_machine::{ExampleStateMachine, Record as StateRecord};
 use crate::config::{SNAPSHOT_FRAME_BYTES, SNAPSHOT_FRAME_BYTES_MAX, SNAPSHOT_FRAMES_PER_SYNC};
-use crate::operation::{RequestId, Value, WriteResult};
+use crate::operation::{Key, RequestId, Value, WriteResult};
 use crate::types::SnapshotMeta;
 
 const MAGIC: &[u8; 8] = b"RKVSNAP\0";
@@ -95,7 +95,7 @@ enum Record {
         oldest_revision: u64,
     },
     Key {
-        key: Arc<str>,
+        key: Key,
         value: Value,
         revision: u64,
         create_revision: u64,
@@ -105,20 +105,20 @@ enum Record {
     },
     Put {
         revision: u64,
-        key: Arc<str>,
+        key: Key,
         #[serde(default)]
         former: Option<Former>,
     },
     Delete {
         revision: u64,
-        key: Arc<str>,
+        key: Key,
     },
     Expire {
         revision: u64,
-        key: Arc<str>,
+        key: Key,
     },
     Request {
-        key: Arc<str>,
+        key: Key,
         fingerprint: [u64; 2],
         result: WriteResult,
     },
@@ -136,7 +136,7 @@ struct Former {
 /// A record of the former format.
 #[derive(Deserialize)]
 struct FormerFormatRecord {
-    key: Arc<str>,
+    key: Key,
     value: Arc<str>,
 }
 

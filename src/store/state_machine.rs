@@ -19,12 +19,13 @@ use super::requests::Requests;
 use crate::body::{EncodedValue, KeyValue, PutAnswer, TouchAnswer, TxnAnswer, TxnDeleted, TxnResult};
 use crate::config::{DELETE_STEP_KEYS_MAX, EXPIRE_KEYS_MAX, TXN_ANSWER_BYTES_MAX};
 use crate::operation::{
-    Comparison, Condition, Delete, Operand, Operation, Put, RequestId, Touch, Txn, TxnStep, Value, Write, WriteResult,
+    Comparison, Condition, Delete, Key, Operand, Operation, Put, RequestId, Touch, Txn, TxnStep, Value, Write,
+    WriteResult,
 };
 use crate::types::{Command, Entry, ExampleResponse, LogId, Payload, StoredMembership};
 
 /// The keys, and what is known of each.
-pub type Data = OrdMap<Arc<str>, Arc<Record>>;
+pub type Data = OrdMap<Key, Arc<Record>>;
 
 /// The revision, create revision and version of keys from before there were revisions.
 const FORMER_REVISION: u64 = 1;
@@ -65,7 +66,7 @@ pub struct ExampleStateMachine {
     pub history: History,
     /// The last requests that may come again.
     pub requests: Requests,
-    pub(super) expiring: OrdSet<(u64, Arc<str>)>,
+    pub(super) expiring: OrdSet<(u64, Key)>,
 }
 
 impl ExampleStateMachine {
@@ -193,7 +194,7 @@ impl ExampleStateMachine {
         answer
     }
 
-    fn create(&mut self, revision: u64, key: Arc<str>, value: Value, expires_at_ms: u64) -> PutAnswer {
+    fn create(&mut self, revision: u64, key: Key, value: Value, expires_at_ms: u64) -> PutAnswer {
         let record = Arc::new(Record { value, revision, create_revision: revision, version: 1, expires_at_ms });
         reschedule(&mut self.expiring, &key, 0, expires_at_ms);
         self.history.push(revision, key.clone(), ChangeKind::Put(record.clone()));
@@ -227,8 +228,8 @@ impl ExampleStateMachine {
 
     /// Removes keys with a prefix that were not changed after `revision_max`, up to a number.
     fn delete_prefix(&mut self, prefix: &str, revision_max: u64, deleted_before: u64) -> WriteResult {
-        let with_prefix = self.data.range(Arc::from(prefix)..).take_while(|(key, _)| key.starts_with(prefix));
-        let mut keys: Vec<Arc<str>> = with_prefix
+        let with_prefix = self.data.range(Key::from(prefix)..).take_while(|(key, _)| key.starts_with(prefix));
+        let mut keys: Vec<Key> = with_prefix
             .filter(|(_, record)| record.revision <= revision_max)
             .map(|(key, _)| key.clone())
             .take(DELETE_STEP_KEYS_MAX + 1)
@@ -273,7 +274,7 @@ impl ExampleStateMachine {
     /// It may read what it has just put, and that many times: one put with many
     /// reads of it would else make an answer that no snapshot has room for.
     fn answer_bytes(&self, steps: &[TxnStep]) -> usize {
-        let value_bytes = |key: &Arc<str>| self.data.get(key).map_or(0, |record| record.value.as_bytes().len());
+        let value_bytes = |key: &Key| self.data.get(key).map_or(0, |record| record.value.as_bytes().len());
         if !steps.iter().any(|step| matches!(step, TxnStep::Get(_))) {
             return 0;
         }
@@ -289,7 +290,7 @@ impl ExampleStateMachine {
                 }
                 TxnStep::Touch(_) => {}
                 TxnStep::Get(key) => {
-                    bytes += key.len() + changed.get(key.as_ref()).copied().unwrap_or_else(|| value_bytes(key));
+                    bytes += key.len() + changed.get(key.as_str()).copied().unwrap_or_else(|| value_bytes(key));
                 }
             }
         }
@@ -334,7 +335,7 @@ impl ExampleStateMachine {
     /// to go on from. So all that was set before the first [`Write`] has the same
     /// revision, whether it comes from a snapshot or from the log. (The first
     /// write that changes anything leaves a history, and that never gets empty again.)
-    fn apply_former_set(&mut self, key: Arc<str>, value: &str) -> ExampleResponse {
+    fn apply_former_set(&mut self, key: Key, value: &str) -> ExampleResponse {
         let former = Value::from(value);
         if self.revision <= FORMER_REVISION && self.history.iter().len() == 0 {
             self.insert_former(key, former);
@@ -345,9 +346,12 @@ impl ExampleStateMachine {
     }
 
     /// Inserts a key from before there were revisions.
-    pub(super) fn insert_former(&mut self, key: Arc<str>, value: Value) {
+    pub(super) fn insert_former(&mut self, key: Key, value: Value) {
         let (revision, create_revision, version) = (FORMER_REVISION, FORMER_REVISION, FORMER_REVISION);
-        self.data.insert(key, Arc::new(Record { value, revision, create_revision, version, expires_at_ms: 0 }));
+        let record = Arc::new(Record { value, revision, create_revision, version, expires_at_ms: 0 });
+        if let Some(former) = self.data.insert(key.clone(), record) {
+            reschedule(&mut self.expiring, &key, former.expires_at_ms, 0);
+        }
         self.revision = FORMER_REVISION;
         self.history = History::starting_at(FORMER_REVISION + 1);
     }
@@ -355,7 +359,7 @@ impl ExampleStateMachine {
     // ---- from a snapshot ----
 
     /// Inserts a key as it is.
-    pub(super) fn insert_record(&mut self, key: Arc<str>, record: Arc<Record>) {
+    pub(super) fn insert_record(&mut self, key: Key, record: Arc<Record>) {
         reschedule(&mut self.expiring, &key, 0, record.expires_at_ms);
         self.data.insert(key, record);
     }
@@ -395,7 +399,7 @@ impl Record {
 }
 
 /// Notes that a key expires at another time than before; 0 is never.
-fn reschedule(expiring: &mut OrdSet<(u64, Arc<str>)>, key: &Arc<str>, before_ms: u64, now_ms: u64) {
+fn reschedule(expiring: &mut OrdSet<(u64, Key)>, key: &Key, before_ms: u64, now_ms: u64) {
     if before_ms == now_ms {
         return;
     }

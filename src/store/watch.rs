@@ -4,7 +4,8 @@
 //! has come to the end it joins the group of those that watch the same keys, and
 //! is handed what is applied from then on. One that falls behind its group goes
 //! back to the history; one that falls behind the history has lost, and is told.
-//! So a slow reader holds no more memory than its own place.
+//! So a slow reader holds little more than its own place: a few short batches,
+//! which it shares with its group. What is long is not handed out at all.
 //!
 //! A write looks its key up once for each length of prefix that is watched, not
 //! once for each watch.
@@ -20,15 +21,16 @@ use tokio::sync::broadcast::{Receiver, Sender};
 use super::history::{Change, ChangeKind};
 use super::state_machine::ExampleStateMachine;
 use super::state_machine_store::StateMachineStore;
-use crate::config::{WATCH_BATCH_BYTES, WATCH_BATCHES_MAX, WATCH_ENCODED_BYTES_MAX};
+use crate::config::{WATCH_BATCH_BYTES, WATCH_BATCHES_MAX, WATCH_ENCODED_BYTES_MAX, WATCH_HANDED_OUT_BYTES_MAX};
+use crate::operation::Key;
 
 /// Which keys are watched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Filter {
     /// One key.
-    Key(Arc<str>),
+    Key(Key),
     /// All keys that begin with this.
-    Prefix(Arc<str>),
+    Prefix(Key),
 }
 
 /// Changes that follow each other, of whole revisions.
@@ -72,8 +74,8 @@ pub(super) struct Hub {
 
 #[derive(Debug, Default)]
 struct Groups {
-    by_key: HashMap<Arc<str>, Group>,
-    by_prefix: HashMap<Arc<str>, Group>,
+    by_key: HashMap<Key, Group>,
+    by_prefix: HashMap<Key, Group>,
     /// How many prefixes there are of each length.
     prefix_lengths: BTreeMap<usize, usize>,
 }
@@ -83,14 +85,16 @@ struct Group {
     sender: Sender<Arc<Batch>>,
     /// Changes of the batch that is being put together.
     pending: Vec<Change>,
+    /// About how long they are when they are sent.
+    pending_bytes: usize,
 }
 
 impl Filter {
     /// Whether a key is watched.
     pub fn matches(&self, key: &str) -> bool {
         match self {
-            Filter::Key(wanted) => key == wanted.as_ref(),
-            Filter::Prefix(prefix) => key.starts_with(prefix.as_ref()),
+            Filter::Key(wanted) => key == wanted.as_str(),
+            Filter::Prefix(prefix) => key.starts_with(prefix.as_str()),
         }
     }
 }
@@ -259,8 +263,8 @@ impl Hub {
         let mut groups = self.groups();
         let Groups { by_key, by_prefix, prefix_lengths } = &mut *groups;
         // In the order in which their changes came.
-        let mut keys: Vec<Arc<str>> = Vec::new();
-        let mut prefixes: Vec<Arc<str>> = Vec::new();
+        let mut keys: Vec<Key> = Vec::new();
+        let mut prefixes: Vec<Key> = Vec::new();
         for change in machine.history.since(revision_before + 1, 0) {
             if let Some(group) = by_key.get_mut(&change.key) {
                 group.add(change, || keys.push(change.key.clone()));
@@ -272,8 +276,13 @@ impl Hub {
                 }
             }
         }
-        keys.iter().filter_map(|key| by_key.get_mut(key).map(Group::send)).for_each(drop);
-        prefixes.iter().filter_map(|prefix| by_prefix.get_mut(prefix).map(Group::send)).for_each(drop);
+        let send = |group: Option<&mut Group>| {
+            if let Some(group) = group {
+                group.send(revision_before);
+            }
+        };
+        keys.iter().for_each(|key| send(by_key.get_mut(key)));
+        prefixes.iter().for_each(|prefix| send(by_prefix.get_mut(prefix)));
     }
 
     /// Sends all watches back to the history, after that was replaced, or has lost
@@ -291,7 +300,7 @@ impl Hub {
     fn join(&self, filter: &Filter) -> Receiver<Arc<Batch>> {
         let mut groups = self.groups();
         self.watched.store(true, Ordering::Release);
-        let new = || Group { sender: Sender::new(WATCH_BATCHES_MAX), pending: Vec::new() };
+        let new = || Group { sender: Sender::new(WATCH_BATCHES_MAX), pending: Vec::new(), pending_bytes: 0 };
         let group = match filter {
             Filter::Key(key) => groups.by_key.entry(key.clone()).or_insert_with(new),
             Filter::Prefix(prefix) => {
@@ -341,11 +350,40 @@ impl Group {
         if self.pending.is_empty() {
             first();
         }
+        self.pending_bytes += bytes_of(change);
         self.pending.push(change.clone());
     }
 
-    fn send(&mut self) {
-        // An error means that the last one has just left.
-        let _ = self.sender.send(Batch::new(std::mem::take(&mut self.pending)));
+    /// Hands out what was put together. What is long is left to the history, from
+    /// which each watch reads it as it gets on: those that are slow would hold it.
+    fn send(&mut self, revision_before: u64) {
+        let changes = std::mem::take(&mut self.pending);
+        // An error of a send means that the last one has just left.
+        if std::mem::take(&mut self.pending_bytes) > WATCH_HANDED_OUT_BYTES_MAX {
+            let _ = self.sender.send(Batch::last(revision_before + 1));
+            // Whoever listens to the former one finds it closed.
+            self.sender = Sender::new(WATCH_BATCHES_MAX);
+            return;
+        }
+        for batch in batches_of(changes) {
+            let _ = self.sender.send(batch);
+        }
     }
+}
+
+/// Batches of whole revisions, short enough to be kept as they are sent.
+fn batches_of(changes: Vec<Change>) -> Vec<Arc<Batch>> {
+    let mut batches = Vec::new();
+    let mut batch: Vec<Change> = Vec::new();
+    let mut bytes = 0;
+    for change in changes {
+        if bytes > WATCH_ENCODED_BYTES_MAX / 2 && batch.last().is_some_and(|last| last.revision != change.revision) {
+            batches.push(Batch::new(std::mem::take(&mut batch)));
+            bytes = 0;
+        }
+        bytes += bytes_of(&change);
+        batch.push(change);
+    }
+    batches.push(Batch::new(batch));
+    batches
 }

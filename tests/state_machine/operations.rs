@@ -10,7 +10,7 @@ use proptest::option;
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use raft_key_value::ExampleNode;
 use raft_key_value::operation::{
-    Comparison, Condition, Delete, Operand, Operation, Put, Relation, RequestId, Touch, Txn, TxnStep, Value, Write,
+    Comparison, Condition, Delete, Key, Operand, Operation, Put, Relation, RequestId, Touch, Txn, TxnStep, Value, Write,
 };
 use raft_key_value::types::{Command, Payload};
 use serde::Serialize;
@@ -46,7 +46,7 @@ pub struct Step {
 pub enum AnEntry {
     Blank,
     Membership(u64),
-    FormerSet(Arc<str>, Arc<str>),
+    FormerSet(Key, Arc<str>),
     Write { time: Time, request: Option<Arc<RequestId>>, operation: AnOperation },
 }
 
@@ -67,9 +67,9 @@ pub enum Time {
 #[derive(Clone, Debug)]
 pub enum AnOperation {
     Put(Shown<Put>, ACondition),
-    Delete(Arc<str>, ACondition),
+    Delete(Key, ACondition),
     Touch(Shown<Touch>, ACondition),
-    DeletePrefix(Arc<str>, Option<u64>),
+    DeletePrefix(Key, Option<u64>),
     Txn { compare: Vec<(Shown<Comparison>, bool)>, success: Vec<Shown<TxnStep>>, failure: Vec<Shown<TxnStep>> },
     PutMany { count: usize, ttl_ms: u64 },
     Expire,
@@ -83,11 +83,11 @@ pub enum ACondition {
     OwnRevision,
 }
 
-fn key() -> impl Strategy<Value = Arc<str>> {
+fn key() -> impl Strategy<Value = Key> {
     (0..KEYS.len()).prop_map(|number| KEYS[number].into())
 }
 
-fn prefix() -> impl Strategy<Value = Arc<str>> {
+fn prefix() -> impl Strategy<Value = Key> {
     (0..PREFIXES.len()).prop_map(|number| PREFIXES[number].into())
 }
 
