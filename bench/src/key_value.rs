@@ -27,7 +27,6 @@ const KEYS: u64 = 100_000;
 const CLIENTS: usize = 64;
 const CLIENTS_MANY: usize = 256;
 const FILL_CLIENTS: usize = 8;
-const SNAPSHOT_ENTRIES_NEVER: u64 = 1_000_000_000;
 /// Keys at which memory is first measured, as a part of all: by then the log's
 /// cache, the history and what else does not grow with the keys is as large as it gets.
 const FIRST_PART: u64 = 5;
@@ -75,9 +74,7 @@ struct Figures {
 }
 
 pub async fn run(arguments: &KeyValueArguments) -> Result<Verdict> {
-    let mut options = our_server(&arguments.common)?;
-    // A snapshot now and then, in one of two points, would be taken for a difference.
-    options.server_arguments.extend(["--snapshot-entries".to_owned(), SNAPSHOT_ENTRIES_NEVER.to_string()]);
+    let options = our_server(&arguments.common)?;
     let environment = Environment::gather(&[&options.server])?;
     let workspace = Workspace::create(&arguments.common, "key-value")?;
     let mut records = Vec::new();
@@ -142,7 +139,7 @@ impl Point {
             Workload::Put => "`PUT /v1/kv/{key}`",
             Workload::PutOnce => "the same with an `Idempotency-Key`",
             Workload::Get => "`GET /v1/kv/{key}`",
-            Workload::Batch => "`POST /v1/txn` of 128 puts",
+            Workload::Batch => "`POST /v1/txn` of 125 puts",
             Workload::List => "`GET /v1/kv?prefix=` of 1,000 keys",
         };
         let mut name = name.to_owned();
@@ -382,7 +379,7 @@ fn markdown(arguments: &KeyValueArguments, figures: &Figures) -> String {
     }
     let mebibytes = |bytes: &[u64]| bytes.iter().map(|it| (it >> 20).to_string()).collect::<Vec<_>>().join(", ");
     text += &format!(
-        "\nNo snapshots are taken meanwhile. Resident memory of the three nodes: {} MiB empty, {} MiB with {} keys, \
+        "\nResident memory of the three nodes: {} MiB empty, {} MiB with {} keys, \
          {} MiB with {}. Memory a key is that of the keys added in between: by then the log's cache and the history \
          are full.\n",
         mebibytes(&figures.memory.bytes_empty),

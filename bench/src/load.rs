@@ -51,8 +51,8 @@ pub enum Workload {
     List,
 }
 
-/// Puts of one batch.
-pub const BATCH_KEYS: usize = 128;
+/// Puts of one batch: nearly as many as one may have, and a divisor of the numbers of keys.
+pub const BATCH_KEYS: usize = 125;
 
 #[derive(Clone, Debug)]
 pub struct LoadPlan {
