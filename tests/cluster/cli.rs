@@ -101,9 +101,9 @@ async fn keys_are_written_and_read() {
     let put = ["put", "once", "v", "--idempotency-key", "word"];
     assert_eq!(cli.text(&put), cli.text(&put));
     cli.text(&["put", "lock", "me", "--if-missing", "--ttl", "1h"]);
-    assert!(cli.text(&["touch", "lock", "2h"]).ends_with("expires in 7200s\n"));
+    assert!(cli.text(&["touch", "lock", "--ttl", "2h"]).ends_with("expires in 7200s\n"));
     assert!(cli.json(&["get", "lock"])[0]["expires_in_ms"].as_u64() > Some(3_600_000));
-    cli.fails(&["touch", "none", "1s"], 1, "no such key");
+    cli.fails(&["touch", "none", "--ttl", "1s"], 1, "no such key");
     cli.fails(&["get", "none"], 1, "no such key");
 
     // Listings.

@@ -81,8 +81,8 @@ Nothing is skipped and nothing comes twice, also when nodes go and come.")]
     /// Renew the time that a key has left
     #[command(after_help = "\
 Examples:
-  raft-key-value touch lock 30s
-  raft-key-value touch lock 30s --if-revision 7      only while the lock is the one I took
+  raft-key-value touch lock --ttl 30s
+  raft-key-value touch lock --ttl 30s --if-revision 7      only while the lock is the one I took
 
 The exit code is 1 if there is no such key, or the condition does not hold.")]
     Touch(Touch),
@@ -222,7 +222,7 @@ pub struct Touch {
     /// The key
     pub key: String,
     /// How long it is to stay from now on, such as 500ms, 30s, 5m, 12h or 7d
-    #[arg(value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
     pub ttl: Duration,
     #[command(flatten)]
     pub options: WriteOptions,
