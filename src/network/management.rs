@@ -209,7 +209,12 @@ pub async fn change_membership(
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let body = read_body(&request, payload, app.limits.request_bytes).await?;
-    let ids: BTreeSet<NodeId> = parse_json(&body, CHANGE_MEMBERSHIP_BODY)?;
+    let listed: Vec<NodeId> = parse_json(&body, CHANGE_MEMBERSHIP_BODY)?;
+    let mut ids = BTreeSet::new();
+    // Most likely another number was meant, and a voter would leave unnoticed.
+    if let Some(id) = listed.into_iter().find(|id| !ids.insert(*id)) {
+        return Err(listed_twice(id));
+    }
     if ids.is_empty() {
         return Err(ApiError::bad_request(
             "no_voters",
@@ -280,7 +285,7 @@ fn parse_members(app: &ExampleApp, body: &[u8]) -> Result<BTreeMap<NodeId, Strin
     for (id, addr) in list {
         check_member(id, &addr)?;
         if members.insert(id, addr).is_some() {
-            return Err(ApiError::bad_request("node_twice", format!("node {id} is listed twice")));
+            return Err(listed_twice(id));
         }
     }
     if !members.contains_key(&app.id) {
@@ -288,6 +293,10 @@ fn parse_members(app: &ExampleApp, body: &[u8]) -> Result<BTreeMap<NodeId, Strin
         return Err(ApiError::bad_request("not_in_members", message));
     }
     Ok(members)
+}
+
+fn listed_twice(id: NodeId) -> ApiError {
+    ApiError::bad_request("node_twice", format!("node {id} is listed twice"))
 }
 
 fn check_member(id: NodeId, addr: &str) -> Result<(), ApiError> {

@@ -151,6 +151,9 @@ fn change_membership_rows() -> Vec<Row> {
         rows.push(Row::post("/change-membership", what, format!("[1,{bad_id}]")).gives_bad_json());
     }
     rows.push(Row::post("/change-membership", "no voter", "[]").gives_bad_request("no_voters"));
+    for body in ["[1,1]", "[1,2,3,2]", "[77,77]"] {
+        rows.push(Row::post("/change-membership", "a voter twice", body).gives_bad_request("node_twice"));
+    }
     // Only the leader knows who is a learner; a follower returns its refusal.
     for body in ["[0]", "[77]", "[1,2,3,77]", "[18446744073709551615]"] {
         rows.push(Row::post("/change-membership", "a voter that is no learner", body).gives(409, "Conflict"));
