@@ -11,7 +11,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::clock::Clock;
 use crate::config::{Config, Limits};
-use crate::store::ExampleStore;
+use crate::store::{ClusterId, ExampleStore};
 use crate::types::{ExampleNode, ExampleRaft, NodeId, TypeConfig};
 
 /// What a handler needs to answer a request.
@@ -38,6 +38,7 @@ pub struct ExampleApp {
     leader_lease_ms: u64,
     recovered: AtomicBool,
     disk_space_low: AtomicBool,
+    exclusion: watch::Sender<Option<Exclusion>>,
     stopping: watch::Sender<bool>,
     /// Why the disk of this node cannot be trusted any more, once that is so.
     disk_failure: watch::Sender<Option<String>>,
@@ -57,6 +58,18 @@ pub enum Role {
     },
     /// It knows no leader: an election is under way, or no quorum is there.
     NoLeader,
+}
+
+/// Why a node is no member of a cluster, as the nodes of that cluster told it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exclusion {
+    /// Its number is a member with another data directory, which is most likely lost.
+    OtherDirectory {
+        /// The cluster that the number is a member of.
+        cluster_id: ClusterId,
+    },
+    /// The leader has it in the membership no more.
+    Removed,
 }
 
 impl ExampleApp {
@@ -83,6 +96,7 @@ impl ExampleApp {
             metrics,
             recovered: AtomicBool::new(false),
             disk_space_low: AtomicBool::new(false),
+            exclusion: watch::Sender::new(None),
             stopping: watch::Sender::new(false),
             disk_failure: watch::Sender::new(None),
         }
@@ -93,11 +107,8 @@ impl ExampleApp {
         let metrics = self.metrics.borrow_watched();
         match metrics.current_leader {
             Some(leader_id) if leader_id == self.id && metrics.state == ServerState::Leader => {
-                if self.has_quorum() {
-                    Role::Leader
-                } else {
-                    Role::NoLeader
-                }
+                // One that was removed leads on until another does, and takes no more requests.
+                if self.has_quorum() && is_member_in(&metrics, self.id) { Role::Leader } else { Role::NoLeader }
             }
             Some(leader_id) if leader_id != self.id => {
                 match metrics.membership_config.membership().get_node(&leader_id) {
@@ -123,6 +134,37 @@ impl ExampleApp {
         #[allow(deprecated)]
         let silent_ms = metrics.millis_since_quorum_ack;
         silent_ms.is_none_or(|silent_ms| silent_ms < self.leader_lease_ms)
+    }
+
+    /// Whether a node is a member, as far as this one knows.
+    pub fn has_member(&self, id: NodeId) -> bool {
+        is_member_in(&self.metrics.borrow_watched(), id)
+    }
+
+    /// Whether this node knows who is a member, and is none itself.
+    pub fn is_left_out(&self) -> bool {
+        let metrics = self.metrics.borrow_watched();
+        let is_known = metrics.committed_membership_config.voter_ids().next().is_some();
+        is_known && !is_member_in(&metrics, self.id)
+    }
+
+    /// Why this node is no member, if others told it so.
+    pub fn exclusion(&self) -> Option<Exclusion> {
+        *self.exclusion.borrow()
+    }
+
+    /// Says that others do not have this node as a member; returns whether that is news.
+    pub fn set_exclusion(&self, exclusion: Exclusion) -> bool {
+        self.exclusion.send_if_modified(|known| {
+            let is_news = known.is_none();
+            known.get_or_insert(exclusion);
+            is_news
+        })
+    }
+
+    /// Says that this node is a member after all: others talk to it as one.
+    pub fn clear_exclusion(&self) {
+        self.exclusion.send_if_modified(|known| known.take().is_some());
     }
 
     /// Whether the node has all it had before it was last started.
@@ -172,4 +214,11 @@ impl ExampleApp {
     pub fn set_disk_space_low(&self, low: bool) -> bool {
         self.disk_space_low.swap(low, Ordering::Relaxed)
     }
+}
+
+/// Whether a node is a voter or a learner in the membership that is committed, or in
+/// the one that is about to be.
+fn is_member_in(metrics: &RaftServerMetrics<TypeConfig>, id: NodeId) -> bool {
+    let memberships = [&metrics.membership_config, &metrics.committed_membership_config];
+    memberships.into_iter().any(|stored| stored.membership().get_node(&id).is_some())
 }

@@ -98,6 +98,9 @@ pub enum ApiError {
     /// No leader is known now. 503.
     #[error("{}", .0.message)]
     NoLeader(Retry),
+    /// This node is no member of the cluster any more, or not with this data directory. 503.
+    #[error("{}", .0.message)]
+    NotMember(Retry),
     /// The node has as much to do as it takes on. 503.
     #[error("{}", .0.message)]
     Overloaded(Retry),
@@ -289,6 +292,7 @@ impl ApiError {
             | ApiError::ForwardToLeader(_)
             | ApiError::WrongNode(_)
             | ApiError::NoLeader(_)
+            | ApiError::NotMember(_)
             | ApiError::Overloaded(_)
             | ApiError::Recovering(_)
             | ApiError::Unreachable(_)
@@ -316,6 +320,7 @@ impl ApiError {
             ApiError::IdempotencyKeyReused(_) => "idempotency_key_reused",
             ApiError::HeadTooLarge(_) => "head_too_large",
             ApiError::NoLeader(_) => "no_leader",
+            ApiError::NotMember(_) => "not_member",
             ApiError::Overloaded(_) => "overloaded",
             ApiError::Recovering(_) => "recovering",
             ApiError::Unreachable(_) => "unreachable",
@@ -372,6 +377,7 @@ impl ApiError {
             ApiError::IdempotencyKeyReused(_) => 422,
             ApiError::HeadTooLarge(_) => 431,
             ApiError::NoLeader(_)
+            | ApiError::NotMember(_)
             | ApiError::Overloaded(_)
             | ApiError::Recovering(_)
             | ApiError::Unreachable(_)
@@ -385,6 +391,7 @@ impl ApiError {
     pub fn retry_after_ms(&self) -> Option<u64> {
         match self {
             ApiError::NoLeader(retry)
+            | ApiError::NotMember(retry)
             | ApiError::Overloaded(retry)
             | ApiError::Recovering(retry)
             | ApiError::Unreachable(retry)

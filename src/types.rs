@@ -14,8 +14,8 @@ use crate::body::TxnRequest;
 use crate::operation::{Key, Write, WriteResult};
 use crate::store::StateMachineStore;
 
-/// A node's number, chosen by whoever starts it, and never used again for
-/// another node of the same cluster.
+/// A node's number, chosen by whoever starts it. No other node of the cluster can
+/// have it for as long as it is a member.
 pub type NodeId = u64;
 
 openraft::declare_raft_types!(

@@ -104,6 +104,10 @@ pub async fn read(
 ) -> Result<HttpResponse, ApiError> {
     let body = read_body(&request, payload, app.limits.request_bytes).await?;
     let key = parse_key(&body, &app.limits)?;
+    // A node without a cluster says `""`, as the original's does; but not one that lost its data.
+    if app.store.identity().cluster_id.is_none() {
+        forward::check_not_excluded(&app)?;
+    }
     if !app.recovered() {
         return Err(ApiError::Recovering(Retry::soon(
             "this node was started a moment ago and has not yet heard from a leader that it is up to date",

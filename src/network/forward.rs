@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::parameters::IDEMPOTENCY_KEY;
 use super::{reply, v1};
-use crate::app::{ExampleApp, Role};
+use crate::app::{ExampleApp, Exclusion, Role};
 use crate::config::FORWARD_DEADLINE;
 use crate::error::{ApiError, Details, LeaderHint, Retry};
 use crate::store::ClusterId;
@@ -44,6 +44,7 @@ pub fn destination(app: &ExampleApp, headers: &HeaderMap) -> Result<Destination,
         return Err(stopping());
     }
     check_passed_on(app, headers)?;
+    check_not_excluded(app)?;
     match app.role() {
         Role::Leader => Ok(Destination::Here),
         Role::Follower { leader_id, leader_node } => {
@@ -53,6 +54,10 @@ pub fn destination(app: &ExampleApp, headers: &HeaderMap) -> Result<Destination,
             } else {
                 Ok(Destination::Leader { leader_id, leader_node })
             }
+        }
+        Role::NoLeader if headers.contains_key(FORWARDED) && app.is_left_out() => {
+            // For whoever passed it on; its client asked a node that is no less a member.
+            Err(ApiError::WrongNode(Details::not_applied("this node led, and was removed from the cluster")))
         }
         Role::NoLeader => Err(no_leader(app)),
     }
@@ -74,8 +79,43 @@ fn receiver_text(cluster_id: Option<ClusterId>, node_id: NodeId, incarnation: u6
     format!("{cluster_id}/{node_id}/{incarnation:016x}")
 }
 
+/// Refuses what only a member can do, if the others say that this node is none.
+pub fn check_not_excluded(app: &ExampleApp) -> Result<(), ApiError> {
+    match app.exclusion() {
+        None => Ok(()),
+        Some(Exclusion::Removed) => Err(removed(app.id)),
+        Some(Exclusion::OtherDirectory { cluster_id }) => {
+            Err(ApiError::NotMember(Retry::soon(other_directory(app.id, cluster_id))))
+        }
+    }
+}
+
+/// A node was removed from the membership.
+pub fn removed(id: NodeId) -> ApiError {
+    ApiError::NotMember(Retry::soon(format!(
+        "node {id} was removed from the cluster: ask another node; stop this one, \
+         or have the cluster take it in again with POST /add-learner on another node"
+    )))
+}
+
+/// What to do with a node whose number is a member with another data directory.
+pub fn other_directory(id: NodeId, cluster_id: ClusterId) -> String {
+    format!(
+        "node {id} is a member of cluster {cluster_id} with another data directory than this one: \
+         start it with that again; if that is lost, start this node with a new --id and an empty --data-dir, \
+         and have another node take it in (POST /add-learner) and put it in the place of node {id} \
+         (POST /change-membership)"
+    )
+}
+
 /// Why there is no leader, as far as this node can tell.
 pub fn no_leader(app: &ExampleApp) -> ApiError {
+    if let Err(excluded) = check_not_excluded(app) {
+        return excluded;
+    }
+    if app.is_left_out() {
+        return removed(app.id);
+    }
     let message = if app.store.identity().cluster_id.is_none() {
         "this node belongs to no cluster yet: POST /init makes it one of its own, \
          and POST /add-learner on a node of a cluster takes it in"

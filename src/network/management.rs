@@ -69,6 +69,10 @@ pub async fn init(
             let message = format!("node {id} at {addr} belongs to a cluster already");
             return Err(ApiError::Conflict(Details::not_applied(message)));
         }
+        if let Some(former) = identity.former_cluster_id {
+            // Clients would take the new cluster for the one that has their data.
+            return Err(ApiError::Conflict(Details::not_applied(forward::other_directory(id, former))));
+        }
         nodes.insert(id, ExampleNode { addr, incarnation: identity.incarnation });
     }
     let cluster_id = ClusterId::random()

@@ -10,11 +10,12 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::forward;
 use super::management::unreachable;
-use crate::app::ExampleApp;
+use crate::app::{ExampleApp, Exclusion};
 use crate::config::{CONNECT_DEADLINE, REQUEST_DEADLINE, RPC_DEPTH_MAX};
 use crate::error::{ApiError, Details, Retry};
-use crate::store::{ClusterId, ExampleStore, Identity};
+use crate::store::{ClusterId, ExampleStore};
 use crate::types::{ExampleNode, LogId, NodeId};
 
 /// An RPC and whom it is for, as MessagePack with field names.
@@ -69,7 +70,12 @@ pub async fn decode<T: DeserializeOwned>(
         None => join_cluster(app, envelope.cluster_id).await?,
     };
     // Two clusters may have asked at the same time.
-    if joined == envelope.cluster_id { Ok(envelope) } else { Err(wrong_cluster(joined, envelope.cluster_id)) }
+    if joined != envelope.cluster_id {
+        return Err(wrong_cluster(joined, envelope.cluster_id));
+    }
+    // Whoever sends this has this very node as a member, whatever others said before.
+    app.clear_exclusion();
+    Ok(envelope)
 }
 
 fn check_receiver<T>(app: &ExampleApp, envelope: &Envelope<T>) -> Result<(), ApiError> {
@@ -82,6 +88,9 @@ fn check_receiver<T>(app: &ExampleApp, envelope: &Envelope<T>) -> Result<(), Api
         return wrong(format!("this is node {}, and another node claims to be it", own.node_id));
     }
     if envelope.to_incarnation != own.incarnation {
+        if own.cluster_id.is_none() {
+            note_other_directory(app, envelope.cluster_id, envelope.from);
+        }
         return wrong(format!(
             "node {} has another data directory than the one it joined with, and may have forgotten votes it gave: \
              remove it from the membership, and add it under a new number",
@@ -91,6 +100,14 @@ fn check_receiver<T>(app: &ExampleApp, envelope: &Envelope<T>) -> Result<(), Api
     match own.cluster_id {
         Some(cluster_id) if cluster_id != envelope.cluster_id => Err(wrong_cluster(cluster_id, envelope.cluster_id)),
         _ => Ok(()),
+    }
+}
+
+/// Remembers that a cluster has this node's number as a member with another data
+/// directory, lest it found a second cluster that clients take for the first.
+fn note_other_directory(app: &ExampleApp, cluster_id: ClusterId, from: NodeId) {
+    if app.set_exclusion(Exclusion::OtherDirectory { cluster_id }) {
+        tracing::warn!("node {from} says: {}", forward::other_directory(app.id, cluster_id));
     }
 }
 
@@ -121,12 +138,25 @@ pub struct PeerIdentity {
     pub cluster_id: Option<ClusterId>,
     /// Which life of it this is.
     pub incarnation: u64,
+    /// The cluster that has its number as a member with another data directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former_cluster_id: Option<ClusterId>,
 }
 
-impl From<Identity> for PeerIdentity {
-    fn from(identity: Identity) -> Self {
-        let Identity { cluster_id, node_id, incarnation } = identity;
-        PeerIdentity { node_id, cluster_id, incarnation }
+impl PeerIdentity {
+    /// Who this node is.
+    pub fn of(app: &ExampleApp) -> Self {
+        let own = app.store.identity();
+        let former_cluster_id = match app.exclusion() {
+            Some(Exclusion::OtherDirectory { cluster_id }) => Some(cluster_id),
+            Some(Exclusion::Removed) | None => None,
+        };
+        PeerIdentity {
+            node_id: own.node_id,
+            cluster_id: own.cluster_id,
+            incarnation: own.incarnation,
+            former_cluster_id,
+        }
     }
 }
 
@@ -137,7 +167,7 @@ pub async fn identify(app: &ExampleApp, id: NodeId, addr: &str) -> Result<PeerId
             let message = format!("node {id} is this node, and it is reached at {}", app.addr);
             return Err(ApiError::bad_request("wrong_address", message));
         }
-        return Ok(app.store.identity().into());
+        return Ok(PeerIdentity::of(app));
     }
     let sent = app.http.get(format!("http://{addr}/raft-identity")).timeout(CONNECT_DEADLINE).send();
     let answer = sent.await.map_err(|error| unreachable(id, addr, &error))?;
@@ -167,7 +197,14 @@ pub async fn ask_read_index(app: &ExampleApp, leader_id: NodeId, leader: &Exampl
     if !succeeded {
         return Err(match serde_json::from_slice::<Result<(), ApiError>>(&body) {
             // It led a moment ago.
-            Ok(Err(ApiError::NoLeader(_))) | Err(_) | Ok(Ok(())) => super::forward::no_leader(app),
+            Ok(Err(ApiError::NoLeader(_) | ApiError::NotMember(_))) | Err(_) | Ok(Ok(())) => forward::no_leader(app),
+            // So the leader says of this node.
+            Ok(Err(ApiError::Conflict(_))) => {
+                if app.set_exclusion(Exclusion::Removed) {
+                    tracing::warn!("node {leader_id}, which leads, says: {}", forward::removed(app.id));
+                }
+                forward::removed(app.id)
+            }
             Ok(Err(error)) => failed(format!("the leader, node {leader_id}, refused: {error}")),
         });
     }

@@ -78,15 +78,21 @@ pub async fn read_index(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let _: Envelope<()> = receive(&app, &request, payload, |_| Ok(())).await?;
+    let envelope: Envelope<()> = receive(&app, &request, payload, |_| Ok(())).await?;
     let read_log_id = app.raft.get_read_log_id(ReadPolicy::ReadIndex).await;
     let (read_log_id, _applied) = read_log_id.map_err(|error| api::read_error(&app, &error))?;
+    // Only now it is certain that this node leads and knows who is a member. One that
+    // is none gets no more entries, and would wait for that log id in vain.
+    if !app.has_member(envelope.from) {
+        let message = format!("node {} is no member of the cluster", envelope.from);
+        return Err(ApiError::Conflict(Details::not_applied(message)));
+    }
     answer_with(&read_log_id)
 }
 
 /// `GET /raft-identity`
 pub async fn identity(app: web::Data<ExampleApp>) -> HttpResponse {
-    ok(&PeerIdentity::from(app.store.identity()))
+    ok(&PeerIdentity::of(&app))
 }
 
 /// `POST /raft-snapshot`: the length of the envelope (4 bytes, big-endian), the envelope, the file.

@@ -125,6 +125,10 @@ pub async fn ready_to_read(app: &ExampleApp, request: &HttpRequest, stale: bool)
     if !stale {
         return linearize(app, request.headers()).await;
     }
+    // It holds nothing, and its nothing is not even an old state of anything.
+    if app.store.identity().cluster_id.is_none() {
+        return Err(forward::no_leader(app));
+    }
     if app.recovered() {
         return Ok(());
     }

@@ -23,9 +23,9 @@ pub enum StoreError {
 
     /// A file does not hold what was once written to it.
     #[error(
-        "`{}` is damaged{}: {what}; nothing was changed. Replace the node: remove it from the membership, \
-         and add a node with a new id and an empty directory (an older copy of this directory is no replacement: \
-         it has forgotten what the node promised since)",
+        "`{}` is damaged{}: {what}; nothing was changed. Replace the node: add one with a new id \
+         and an empty directory, and put it in the place of this one with POST /change-membership \
+         (an older copy of this directory is no replacement: it has forgotten what the node promised since)",
         path.display(), offset.map(|offset| format!(" at offset {offset}")).unwrap_or_default()
     )]
     Damaged {

@@ -238,6 +238,10 @@ async fn the_cluster_is_shown() {
     assert_eq!(roles, ["voter", "voter", "voter", "learner"]);
     assert_eq!(members[3]["addr"], cluster.addr(4));
 
+    cluster.add_node(5).await;
+    let table = Cli::of(&cluster, &[5]).text(&["status"]);
+    assert!(table.contains("yes, but") && table.contains("belongs to no cluster"), "{table}");
+
     let gone = 1 + leader % 3;
     cluster.kill(gone);
     let ended = cli.run_with(&["status"], b"");

@@ -9,6 +9,7 @@
 //! | [`snapshots`] | does a node get what the logs no longer have |
 //! | [`outcomes`] | what is known when a request fails half-way |
 //! | [`membership`] | who belongs to the cluster, and who is kept out |
+//! | [`replace`] | what becomes of a node that lost its disk |
 //! | [`watchers`] | do a thousand watches see every change once |
 //! | [`compat`] | does a node go on with what a former version left |
 //! | [`cli`] | what the commands print, and how they end |
@@ -40,6 +41,7 @@ mod list;
 mod membership;
 mod openapi;
 mod outcomes;
+mod replace;
 mod restart;
 mod snapshots;
 mod test_cluster;

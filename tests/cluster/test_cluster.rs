@@ -177,6 +177,29 @@ async fn a_node_is_initialized_once() {
     }
 }
 
+/// A node that belongs to no cluster says so to whoever asks `/v1`, also for what it holds.
+///
+/// Method: each way of reading, linearizable and stale: 503 with what to do. Only the
+/// original's `/read` answers as the original does.
+#[tokio::test]
+async fn a_node_without_a_cluster_has_nothing_to_read() {
+    let cluster = TestCluster::start("no-cluster", &[1], CALM).await;
+    for path in ["/v1/kv/k", "/v1/kv/k?raw", "/v1/kv", "/v1/kv?prefix=a", "/v1/watch", "/v1/watch?initial"] {
+        let stale = format!("{path}{}consistency=stale", if path.contains('?') { '&' } else { '?' });
+        for path in [path, &stale] {
+            let answer = cluster.http().get(cluster.addr(1), path).await.unwrap();
+            let error = answer.refused(503, "no_leader");
+            assert_eq!(answer.header("retry-after"), "1", "{path}");
+            let message = error["message"].as_str().unwrap();
+            assert!(message.contains("/init") && message.contains("/add-learner"), "{path}: {message}");
+        }
+    }
+    assert_eq!(cluster.post(1, "/read", "\"k\"").await.text(), r#"{"Ok":""}"#);
+    cluster.post(1, "/init", "").await.ok().unwrap();
+    let listed = cluster.get(1, "/v1/kv?consistency=stale").await.done();
+    assert_eq!(listed, json!({"revision": 0, "items": []}));
+}
+
 /// A list makes all its nodes one cluster at once.
 ///
 /// Method: `/init` with three nodes on one of them; then a write on each node,

@@ -330,6 +330,7 @@ fn examples() -> Vec<ApiError> {
         }),
         ApiError::IdempotencyKeyReused(details("this Idempotency-Key was used for a request for something else")),
         ApiError::NoLeader(retry("no leader is known now: an election is under way")),
+        forward::removed(3),
         ApiError::Overloaded(retry("as many writes are waiting as this node takes on at once")),
         ApiError::Recovering(retry("this node was started a moment ago")),
         ApiError::Unreachable(retry("node 2 cannot be reached at 127.0.0.1:21002: nothing answers there")),
