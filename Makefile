@@ -1,6 +1,7 @@
 # The same targets serve developers, `.ci/run` and GitHub.
 
-.PHONY: verify format lint docs test demo bench bench-tools leftovers deny help api-check
+.PHONY: verify format lint docs test demo bench bench-tools leftovers deny help api-check \
+	faults faults-quick faults-tools soak
 
 help:
 	@echo 'make verify   formatting, lints, documentation, leftovers, all tests'
@@ -12,6 +13,8 @@ help:
 	@echo 'make bench-snapshots, bench-elections, bench-kill-all, bench-key-value'
 	@echo '              latency under snapshots (6 minutes), elections under load (5), writes lost by kill -9 (2),'
 	@echo '              what the key-value API costs (6)'
+	@echo 'make faults   machines, disks and networks that fail under a cluster, and every answer checked'
+	@echo '              (as root, about 10 minutes; make faults-quick: 2, make soak HOURS=n: as long as you like)'
 	@echo 'make deny     licences and advisories of the dependencies (needs cargo-deny)'
 
 verify: format lint docs leftovers test
@@ -27,7 +30,7 @@ docs:
 
 # What must not stay in code that lands.
 leftovers:
-	@! grep -rnE '\b(todo|unimplemented|dbg)!\(|FIXME|XXX|#\[ignore\]' --include='*.rs' src tests bench/src
+	@! grep -rnE '\b(todo|unimplemented|dbg)!\(|FIXME|XXX|#\[ignore\]' --include='*.rs' src tests bench/src faults/src
 
 test:
 	cargo test --locked
@@ -49,6 +52,22 @@ bench-%: bench-tools
 bench-tools:
 	cargo build --release --locked
 	sh bench/fetch-etcd.sh
+
+# What breaks is drawn from a seed, which is printed. FAULTS_ARGUMENTS is passed on.
+FAULTS = cargo run --locked --manifest-path faults/Cargo.toml --
+
+faults: faults-tools
+	$(FAULTS) run $(FAULTS_ARGUMENTS)
+
+faults-quick: faults-tools
+	$(FAULTS) run --scale 0.2 $(FAULTS_ARGUMENTS)
+
+soak: faults-tools
+	$(FAULTS) soak --hours $(HOURS) $(FAULTS_ARGUMENTS)
+
+faults-tools:
+	faults/install-tools.sh
+	cargo build --release --locked
 
 deny:
 	cargo deny check

@@ -50,7 +50,14 @@ pub async fn write(
             let response = propose(app, request_id, operation).await?.data;
             match check_result(&response) {
                 Ok(()) => Ok(Written::Here(response)),
-                Err(refused) => Ok(Written::Answered(replay_marked(error_answer(&refused), response.replayed))),
+                Err(refused) => {
+                    let mut answer = replay_marked(error_answer(&refused), response.replayed);
+                    // Where it was refused, not where the store is by now.
+                    if let Some(revision) = response.revision {
+                        answer.headers_mut().insert(REVISION, HeaderValue::from(revision));
+                    }
+                    Ok(Written::Answered(answer))
+                }
             }
         }
         Destination::Leader { leader_id, leader_node } => {

@@ -1,0 +1,86 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Breaks machines and networks under a cluster, and checks every answer it gave.
+///
+/// Needs root, and Debian's iproute2, nftables, strace, xfsprogs, e2fsprogs and libfaketime. All hosts, disks and
+/// processes are its own, in a sandbox that the kernel takes away with it.
+#[derive(Debug, Parser)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// All lanes at the same time, each with its faults.
+    Run(RunArguments),
+    /// Checks the history that a run has left
+    Check {
+        /// The `history.json` of a lane
+        history: PathBuf,
+    },
+    /// One run after another, each with a seed of its own, for hours.
+    Soak(SoakArguments),
+}
+
+/// How long to go on.
+#[derive(Clone, Debug, Args)]
+pub struct SoakArguments {
+    /// For how many hours
+    #[arg(long)]
+    pub hours: f64,
+
+    #[command(flatten)]
+    pub run: RunArguments,
+}
+
+/// How a run is to be.
+#[derive(Clone, Debug, Args)]
+pub struct RunArguments {
+    /// The program that nodes run
+    #[arg(long, env = "RKV_BINARY", default_value = "target/release/raft-key-value")]
+    pub binary: PathBuf,
+
+    /// Where histories, logs and data go
+    #[arg(long, default_value = "target/faults")]
+    pub folder: PathBuf,
+
+    /// What all chances are drawn from: the same seed, the same faults in the same order
+    #[arg(long)]
+    pub seed: Option<u64>,
+
+    /// Nodes of each cluster [default: 5 where networks break, else 3]
+    #[arg(long)]
+    pub nodes: Option<u64>,
+
+    /// For how many seconds faults are begun at most
+    #[arg(long, default_value_t = 900)]
+    pub seconds: u64,
+
+    /// How often each fault comes, against what is planned: 0.1 is a tenth
+    #[arg(long, default_value_t = 1.0)]
+    pub scale: f64,
+
+    /// Keep histories, logs and data of runs that pass, too
+    #[arg(long)]
+    pub keep: bool,
+
+    /// Only these lanes
+    #[arg(long, value_delimiter = ',')]
+    pub lanes: Vec<String>,
+
+    /// Only these faults, by the words the report has them by, such as "kill leader"
+    #[arg(long, value_delimiter = ',')]
+    pub only: Vec<String>,
+}
+
+impl RunArguments {
+    pub fn time_max(&self) -> Duration {
+        Duration::from_secs(self.seconds)
+    }
+}

@@ -1,0 +1,76 @@
+//! What the nodes hold at the end.
+//!
+//! Rule: all nodes are at the same revision, not below any that was ever answered,
+//! and hold exactly what the order makes of an empty store up to there; where they
+//! have hashes, these are equal.
+//!
+//! Sound, because the final states are taken when all is healed, each node has
+//! caught up, and nobody writes any more.
+
+use std::collections::BTreeMap;
+
+use super::order::{Order, record_of};
+use super::reads::first_difference;
+use super::report::{Kind, Report};
+use crate::history::{FinalState, History, Operation, Outcome, Record};
+
+/// Checks the final states.
+pub fn check(history: &History, order: &Order, report: &mut Report) {
+    let Some(first) = history.finals.first() else { return };
+    let highest = highest_answered(history);
+    let mut states: BTreeMap<u64, BTreeMap<&str, Record>> = BTreeMap::new();
+    for end in &history.finals {
+        let FinalState { node, revision, .. } = end;
+        if end.revision != first.revision {
+            report.violation(Kind::FinalRevision, || {
+                format!("node {node} ends at revision {revision}, and node {} at {}", first.node, first.revision)
+            });
+        }
+        if let Some((answered, operation)) = highest
+            && *revision < answered
+        {
+            report.violation(Kind::FinalRevision, || {
+                format!("node {node} ends at revision {revision}, but it was at {answered}: {operation}")
+            });
+        }
+        if *revision > order.last_revision() {
+            continue;
+        }
+        let state = states.entry(*revision).or_insert_with(|| state_at(order, *revision));
+        let told = end.records.iter().map(|(key, record)| (&**key, record));
+        let right = state.iter().map(|(key, record)| (*key, record));
+        if let Some(difference) = first_difference(told, right) {
+            report.violation(Kind::FinalState, || format!("on node {node} at revision {revision} {difference}"));
+        }
+    }
+    check_hashes(history, report);
+}
+
+fn check_hashes(history: &History, report: &mut Report) {
+    let mut hashes = history.finals.iter().filter_map(|end| Some((end.node, end.hash.as_ref()?)));
+    let Some((first_node, first)) = hashes.next() else { return };
+    for (node, hash) in hashes {
+        if hash != first {
+            report.violation(Kind::FinalHash, || format!("node {node} has {hash}, and node {first_node} has {first}"));
+        }
+    }
+}
+
+fn highest_answered(history: &History) -> Option<(u64, &Operation)> {
+    let answered = history.operations.iter().filter_map(|operation| match &operation.outcome {
+        Outcome::Done(answer) => Some((answer.revision, operation)),
+        _ => None,
+    });
+    answered.max_by_key(|(revision, _)| *revision)
+}
+
+fn state_at<'a>(order: &Order<'a>, revision: u64) -> BTreeMap<&'a str, Record> {
+    let mut state = BTreeMap::new();
+    for change in order.changes().iter().take_while(|change| change.revision <= revision) {
+        match record_of(change) {
+            Some(record) => state.insert(&*change.key, record),
+            None => state.remove(&*change.key),
+        };
+    }
+    state
+}

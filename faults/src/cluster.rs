@@ -1,0 +1,217 @@
+//! A cluster of nodes on hosts of their own, and what is asked of it as a whole.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use futures_util::future::join_all;
+use tokio::time::Instant;
+
+use crate::disk::{Disk, FileSystem};
+use crate::history::NodeId;
+use crate::network::{Host, Network};
+use crate::node::Node;
+use crate::proxy::Proxy;
+use crate::store::{Client, NodeStatus, System};
+
+/// How long a healed cluster may take until all its nodes hold the same.
+pub const CONVERGENCE_DEADLINE: Duration = Duration::from_secs(30);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// What a cluster is made of.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub system: System,
+    pub binary: PathBuf,
+    /// Where all its files go.
+    pub folder: PathBuf,
+    /// Tells its network from the others of the run.
+    pub number: u8,
+    pub nodes: u64,
+    /// The disks of the nodes in turn; none: a directory.
+    pub disks: Vec<FileSystem>,
+    /// Whether what nodes say to each other goes through proxies.
+    pub proxies: bool,
+    pub flags: Vec<String>,
+}
+
+/// The addresses that the load may use, as they are now.
+pub type Endpoints = Arc<RwLock<Vec<Host>>>;
+
+/// A cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    pub plan: Plan,
+    pub network: Network,
+    pub nodes: Vec<Node>,
+    pub client: Client,
+    pub endpoints: Endpoints,
+    next_id: NodeId,
+}
+
+impl Cluster {
+    /// Makes the hosts, starts the nodes, and waits until they are a cluster.
+    pub async fn start(plan: Plan) -> Result<Self> {
+        std::fs::create_dir_all(&plan.folder).context("cannot make a folder for a cluster")?;
+        let mut cluster = Cluster {
+            network: Network::create(plan.number)?,
+            nodes: Vec::new(),
+            client: plan.system.client()?,
+            endpoints: Endpoints::default(),
+            next_id: 1,
+            plan,
+        };
+        for _ in 0..cluster.plan.nodes {
+            cluster.add_node()?;
+        }
+        for node in &mut cluster.nodes {
+            node.start()?;
+        }
+        cluster.wait_until_all_answer().await?;
+        let hosts: Vec<Host> = cluster.nodes.iter().map(|node| node.host.clone()).collect();
+        cluster.plan.system.form(&cluster.client, &hosts).await?;
+        cluster.wait_for_leader(CONVERGENCE_DEADLINE).await.context("the new cluster")?;
+        Ok(cluster)
+    }
+
+    /// Makes a node with a new number, and does not start it.
+    pub fn add_node(&mut self) -> Result<NodeId> {
+        let id = self.next_id;
+        self.next_id += 1;
+        let host = self.network.add_host(id)?;
+        let folder: &Path = &self.plan.folder.join(format!("node-{id}"));
+        std::fs::create_dir_all(folder).context("cannot make a node's folder")?;
+        let mut node = Node::new(self.plan.system, &self.plan.binary, folder, host.clone(), self.plan.flags.clone());
+        if self.plan.proxies {
+            node.proxy = Some(Proxy::start(self.network, &host)?);
+        }
+        if !self.plan.disks.is_empty() {
+            let file_system = self.plan.disks[(id as usize - 1) % self.plan.disks.len()];
+            node.disk = Some(Disk::create(file_system, folder, "data")?);
+        }
+        self.nodes.push(node);
+        self.endpoints.write().expect("no thread panics with it").push(host);
+        Ok(id)
+    }
+
+    /// Ends a node for good; no client turns to it any more.
+    pub fn retire(&mut self, id: NodeId) -> Result<()> {
+        self.endpoints.write().expect("no thread panics with it").retain(|host| host.id != id);
+        let place = self.nodes.iter().position(|node| node.id() == id).context("no such node")?;
+        let mut node = self.nodes.remove(place);
+        node.host.set_rules(&[])?;
+        node.kill()
+    }
+
+    /// Ends all nodes, and takes their disks and hosts away; their files stay.
+    pub fn close(self) -> Result<()> {
+        let Cluster { nodes, network, next_id, .. } = self;
+        drop(nodes);
+        network.remove(next_id - 1)
+    }
+
+    pub fn node(&mut self, id: NodeId) -> Result<&mut Node> {
+        self.nodes.iter_mut().find(|node| node.id() == id).with_context(|| format!("there is no node {id}"))
+    }
+
+    pub fn ids(&self) -> Vec<NodeId> {
+        self.nodes.iter().map(Node::id).collect()
+    }
+
+    /// Undoes every fault: rules, proxies, pauses, clocks; and starts what does not run.
+    pub fn heal(&mut self) -> Result<()> {
+        for node in &mut self.nodes {
+            node.host.set_rules(&[])?;
+            if let Some(proxy) = &node.proxy {
+                proxy.behave();
+            }
+            if node.is_paused() {
+                node.resume()?;
+            }
+            if !node.is_running()? {
+                node.start()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// How the nodes are; those that do not answer are left out.
+    pub async fn statuses(&self) -> Vec<(NodeId, NodeStatus)> {
+        let asked = self.nodes.iter().map(async |node| {
+            let status = self.client.status(node.host.http()).await;
+            status.ok().map(|status| (node.id(), status))
+        });
+        join_all(asked).await.into_iter().flatten().collect()
+    }
+
+    /// Who leads, by the word of a majority of the voters.
+    pub async fn leader(&self) -> Option<NodeId> {
+        let statuses = self.statuses().await;
+        let newest = statuses.iter().max_by_key(|(_, status)| (status.term, status.leader.is_some()))?;
+        let leader = newest.1.leader?;
+        let followers = statuses
+            .iter()
+            .filter(|(id, status)| {
+                newest.1.voters.contains(id) && status.leader == Some(leader) && status.term == newest.1.term
+            })
+            .count();
+        (followers * 2 > newest.1.voters.len()).then_some(leader)
+    }
+
+    pub async fn wait_for_leader(&self, limit: Duration) -> Result<NodeId> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(leader) = self.leader().await {
+                return Ok(leader);
+            }
+            if Instant::now() > deadline {
+                bail!("no leader within {limit:?}");
+            }
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    async fn wait_until_all_answer(&mut self) -> Result<()> {
+        let deadline = Instant::now() + CONVERGENCE_DEADLINE;
+        for place in 0..self.nodes.len() {
+            while let Err(error) = self.client.status(self.nodes[place].host.http()).await {
+                let node = &mut self.nodes[place];
+                if !node.is_running()? {
+                    bail!("node {} ended:\n{}", node.id(), node.log_tail(10));
+                }
+                if Instant::now() > deadline {
+                    bail!("node {} does not answer: {error:#}\n{}", node.id(), node.log_tail(10));
+                }
+                tokio::time::sleep(POLL_INTERVAL).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until all nodes run, agree on a leader, and have applied all there is.
+    pub async fn converge(&mut self, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let statuses = self.statuses().await;
+            let first = statuses.first().map(|(_, status)| (status.leader, status.term, status.last_log));
+            let agreed = statuses.iter().all(|(_, status)| {
+                status.leader.is_some()
+                    && status.applied == status.last_log
+                    && Some((status.leader, status.term, status.last_log)) == first
+            });
+            if agreed && statuses.len() == self.nodes.len() {
+                return Ok(());
+            }
+            for node in &mut self.nodes {
+                if !node.is_running()? {
+                    bail!("node {} ended by itself:\n{}", node.id(), node.log_tail(10));
+                }
+            }
+            if Instant::now() > deadline {
+                bail!("the nodes do not agree within {limit:?}: {statuses:?}");
+            }
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! Disks that lose power, fail, fill up, stall or lie.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tokio::time::Instant;
+
+use super::{Scene, Who};
+use crate::history::NodeId;
+use crate::sandbox::run;
+
+/// The exit code of a node whose disk failed.
+const EXIT_DISK_FAILED: i32 = 74;
+/// The exit codes of a node that finds its data damaged, or not its own.
+const EXIT_DAMAGED: [i32; 2] = [65, 78];
+/// How long a node may take to notice what befell it.
+const NOTICE_DEADLINE: Duration = Duration::from_secs(15);
+/// How many nodes one fault kills at system calls, one after another.
+const KILLS_AT_CALLS: usize = 5;
+/// The system calls that a node is killed at, and up to the how-manieth of each.
+const CALLS: [(&str, u32); 9] = [
+    ("fdatasync", 60),
+    ("write", 200),
+    ("writev", 60),
+    ("sendto", 60),
+    ("openat", 6),
+    ("rename", 2),
+    ("fsync", 4),
+    ("unlink", 2),
+    ("ftruncate", 1),
+];
+/// Bytes at the end of the log where a wrong bit cannot be told from a write that
+/// the power was cut in: a node may take either for a torn tail.
+const TAIL_BYTES: u64 = 16 << 10;
+
+/// Which system calls are made to fail, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failing {
+    Sync,
+    Write,
+    NoSpace,
+}
+
+pub async fn cut_power(scene: &mut Scene<'_>, who: Who) -> Result<String> {
+    let targets = scene.choose(who).await?;
+    let mut file_systems = Vec::new();
+    for id in &targets {
+        let disk = scene.cluster.node(*id)?.disk.as_ref().context("a power cut needs a disk of its own")?;
+        file_systems.push(disk.file_system);
+        disk.cut_power()?;
+    }
+    for id in &targets {
+        scene.cluster.node(*id)?.kill()?;
+    }
+    scene.hold(100..1500).await;
+    for id in &targets {
+        let node = scene.cluster.node(*id)?;
+        node.disk.as_ref().context("a power cut needs a disk of its own")?.restore_power()?;
+    }
+    scene.cluster.heal()?;
+    Ok(format!("nodes {targets:?}, {file_systems:?}"))
+}
+
+/// One call to the disk fails: the node must stop, and say that its disk failed.
+pub async fn call_fails(scene: &mut Scene<'_>, failing: Failing) -> Result<String> {
+    let who = if scene.random.bool() { Who::Leader } else { Who::Follower };
+    let id = scene.choose(who).await?[0];
+    let when = scene.random.u32(1..20);
+    let node = scene.cluster.node(id)?;
+    let (calls, error) = match failing {
+        Failing::Sync => ("fdatasync,fsync", "EIO"),
+        Failing::Write => ("write,pwrite64,writev,pwritev", "EIO"),
+        Failing::NoSpace => ("write,pwrite64,writev,pwritev", "ENOSPC"),
+    };
+    // Every call from then on: what is written anew is a file that does not fail else.
+    let inject = format!("error={error}:when={when}+");
+    let mut strace = node.strace_files(calls, &inject, &log_files(&node.data_directory())?)?;
+    let status = node.wait(NOTICE_DEADLINE).await?;
+    strace.kill()?;
+    match status {
+        Some(status) if status.code() == Some(EXIT_DISK_FAILED) => {}
+        Some(status) => {
+            let tail = node.log_tail(5);
+            scene.finding(format!(
+                "node {id} ended with {status} when {calls} failed with {error}, not with 74:\n{tail}"
+            ));
+        }
+        None => scene.finding(format!("node {id} goes on although {calls} fails with {error}")),
+    }
+    scene.hold(100..1000).await;
+    scene.cluster.heal()?;
+    Ok(format!("node {id}, call {when}"))
+}
+
+pub async fn slow_sync(scene: &mut Scene<'_>) -> Result<String> {
+    let who = [Who::Leader, Who::Follower, Who::Majority][scene.random.usize(..3)];
+    let targets = scene.choose(who).await?;
+    let milliseconds = scene.random.u64(20..400);
+    let mut straces = Vec::new();
+    for id in &targets {
+        let inject = format!("delay_enter={}", milliseconds * 1000);
+        straces.push(scene.cluster.node(*id)?.strace("fdatasync,fsync", &inject)?);
+    }
+    scene.hold(1500..4000).await;
+    for strace in &mut straces {
+        // It lets go of the node, which goes on as before.
+        strace.signal(libc::SIGTERM)?;
+        strace.wait(Duration::from_secs(5)).await?;
+    }
+    scene.cluster.heal()?;
+    Ok(format!("nodes {targets:?}, {milliseconds} ms"))
+}
+
+/// A file takes all space on a node's disk: writes must be refused, and nothing be lost.
+pub async fn fill(scene: &mut Scene<'_>) -> Result<String> {
+    let who = [Who::Leader, Who::Follower, Who::All][scene.random.usize(..3)];
+    let targets = scene.choose(who).await?;
+    let mut fillers = Vec::new();
+    for id in &targets {
+        let disk = scene.cluster.node(*id)?.disk.as_ref().context("filling needs a disk of its own")?;
+        fillers.push(disk.directory().join("filler"));
+        fill_up(disk.directory(), &disk.directory().join("filler"))?;
+    }
+    scene.hold(1500..4000).await;
+    for filler in &fillers {
+        fs::remove_file(filler).context("cannot make space again")?;
+    }
+    scene.cluster.heal()?;
+    Ok(format!("nodes {targets:?}"))
+}
+
+fn fill_up(directory: &Path, filler: &Path) -> Result<()> {
+    // Larger pieces first; what is left then is too small for any.
+    let mut size = 512_u64 << 20;
+    let mut length = 0;
+    while size >= 4096 {
+        let arguments = ["-l", &size.to_string(), "-o", &length.to_string(), &filler.display().to_string()];
+        match run("fallocate", &arguments) {
+            Ok(()) => length += size,
+            Err(_) => size /= 2,
+        }
+    }
+    if length == 0 { bail!("`{}` was full before", directory.display()) } else { Ok(()) }
+}
+
+/// Nodes are killed as they enter some system call, at whatever they are doing.
+pub async fn kill_at_call(scene: &mut Scene<'_>) -> Result<String> {
+    let mut done = Vec::new();
+    for _ in 0..KILLS_AT_CALLS {
+        let ids = scene.cluster.ids();
+        let id = ids[scene.random.usize(..ids.len())];
+        let (call, often) = CALLS[scene.random.usize(..CALLS.len())];
+        let when = scene.random.u32(1..=often);
+        let starting = scene.random.u8(..4) == 0;
+        let patience = Duration::from_millis(scene.random.u64(1000..2500));
+        let node = scene.cluster.node(id)?;
+        let inject = format!("signal=SIGKILL:when={when}");
+        let came = if starting {
+            node.kill()?;
+            node.start_under(&strace_from_start(call, &inject))?;
+            node.wait(patience).await?.is_some()
+        } else {
+            let mut strace = node.strace(call, &inject)?;
+            let came = node.wait(patience).await?.is_some();
+            strace.kill()?;
+            came
+        };
+        // Rare calls need not come at all: then it is killed anyway.
+        node.kill()?;
+        node.start()?;
+        let place = if starting { "while starting" } else { "while running" };
+        done.push(format!("{id} {call}#{when} {}", if came { place } else { "that did not come" }));
+        wait_until_it_answers(scene, id).await?;
+    }
+    scene.cluster.heal()?;
+    Ok(done.join(", "))
+}
+
+fn strace_from_start(call: &str, inject: &str) -> Vec<String> {
+    let arguments = ["strace", "-f", "-q", "--kill-on-exit", "-o", "/dev/null", "-e"];
+    let mut command: Vec<String> = arguments.map(str::to_owned).to_vec();
+    command.extend([format!("trace={call}"), "-e".to_owned(), format!("inject={call}:{inject}")]);
+    command
+}
+
+async fn wait_until_it_answers(scene: &mut Scene<'_>, id: NodeId) -> Result<()> {
+    let deadline = Instant::now() + NOTICE_DEADLINE;
+    let client = scene.cluster.client.clone();
+    loop {
+        let node = scene.cluster.node(id)?;
+        if client.status(node.host.http()).await.is_ok() {
+            return Ok(());
+        }
+        if !node.is_running()? {
+            let tail = node.log_tail(5);
+            bail!("node {id} does not start again:\n{tail}");
+        }
+        if Instant::now() > deadline {
+            bail!("node {id} does not answer after it was started again");
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A bit of a file is wrong when the node starts: it must refuse, or do well
+/// without the file; and it starts once the bit is right again.
+pub async fn flip(scene: &mut Scene<'_>) -> Result<String> {
+    let id = scene.choose(Who::Follower).await?[0];
+    scene.cluster.node(id)?.kill()?;
+    let files = files_below(&scene.cluster.node(id)?.data_directory())?;
+    let log_end = log_files(&scene.cluster.node(id)?.data_directory())?.pop();
+    let mut candidates = Vec::new();
+    for path in files {
+        let length = fs::metadata(&path).context("cannot look at a file")?.len();
+        let spared = if Some(&path) == log_end.as_ref() { TAIL_BYTES } else { 0 };
+        if length > spared && path.file_name().is_some_and(|name| name != "LOCK") {
+            candidates.push((path, length - spared));
+        }
+    }
+    let Some((path, length)) = candidates.get(scene.random.usize(..candidates.len().max(1))) else {
+        scene.cluster.heal()?;
+        return Ok("nothing to flip".to_owned());
+    };
+    let (offset, bit) = (scene.random.u64(..*length), scene.random.u8(..8));
+    flip_bit(path, offset, bit)?;
+    let node = scene.cluster.node(id)?;
+    node.start()?;
+    let outcome = refusal_or_start(scene, id).await?;
+    if outcome == Outcome::Refused {
+        flip_bit(path, offset, bit)?;
+    }
+    scene.cluster.heal()?;
+    let name = path.file_name().unwrap_or_default().display();
+    Ok(format!("node {id}, {name}, byte {offset}, bit {bit}: {outcome:?}"))
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Refused,
+    Started,
+}
+
+async fn refusal_or_start(scene: &mut Scene<'_>, id: NodeId) -> Result<Outcome> {
+    let deadline = Instant::now() + NOTICE_DEADLINE;
+    let client = scene.cluster.client.clone();
+    loop {
+        let node = scene.cluster.node(id)?;
+        if let Some(status) = node.wait(Duration::from_millis(10)).await? {
+            if !status.code().is_some_and(|code| EXIT_DAMAGED.contains(&code)) {
+                let tail = node.log_tail(5);
+                scene.finding(format!("node {id} ended with {status} over a wrong bit:\n{tail}"));
+            }
+            return Ok(Outcome::Refused);
+        }
+        if client.status(node.host.http()).await.is_ok() {
+            return Ok(Outcome::Started);
+        }
+        if Instant::now() > deadline {
+            bail!("node {id} neither starts nor refuses with a wrong bit");
+        }
+    }
+}
+
+fn flip_bit(path: &Path, offset: u64, bit: u8) -> Result<()> {
+    let file = OpenOptions::new().read(true).write(true).open(path).context("cannot open a file to damage it")?;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).context("cannot read a byte")?;
+    byte[0] ^= 1 << bit;
+    file.write_all_at(&byte, offset).context("cannot write a byte")
+}
+
+fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory).with_context(|| format!("cannot list `{}`", directory.display()))? {
+        let path = entry.context("cannot list a directory")?.path();
+        if path.is_dir() {
+            files.extend(files_below(&path)?);
+        } else {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// The files of the log, in order: the last one is written to.
+fn log_files(data: &Path) -> Result<Vec<PathBuf>> {
+    let files = files_below(data)?;
+    let in_log = |path: &PathBuf| path.parent().and_then(Path::file_name).is_some_and(|name| name == "log");
+    Ok(files.into_iter().filter(in_log).collect())
+}

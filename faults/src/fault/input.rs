@@ -1,0 +1,210 @@
+//! Requests that no client should send: each must be refused, and change nothing.
+//!
+//! Every one is wrong for certain, so that an answer of success is a finding.
+//! That nothing was changed shows in the history: a change that no client asked
+//! for is a violation.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Result;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::Scene;
+
+/// Requests that one fault sends.
+const REQUESTS: usize = 600;
+/// How many are under way at once.
+const CONNECTIONS: usize = 16;
+/// Connections that do nothing useful, or do it slowly.
+const SLOW_CLIENTS: usize = 300;
+/// How long an answer is waited for: a node may wait that long for the rest of a request.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(12);
+
+/// Requests that are no HTTP, or not of the API.
+pub async fn malformed(scene: &mut Scene<'_>) -> Result<String> {
+    let requests = (0..REQUESTS).map(|_| malformed_request(scene)).collect();
+    send_all(scene, requests).await
+}
+
+/// What nodes say to each other, cut short, mixed up, for another node or another cluster.
+pub async fn forged(scene: &mut Scene<'_>) -> Result<String> {
+    let kept: Vec<(String, bytes::Bytes)> =
+        scene.cluster.nodes.iter().filter_map(|node| node.proxy.as_ref()).flat_map(|proxy| proxy.kept()).collect();
+    let requests = (0..REQUESTS).map(|_| forged_request(scene, &kept)).collect();
+    send_all(scene, requests).await
+}
+
+async fn send_all(scene: &mut Scene<'_>, requests: Vec<Vec<u8>>) -> Result<String> {
+    let nodes: Vec<SocketAddr> = scene.cluster.nodes.iter().map(|node| node.host.http()).collect();
+    let count = requests.len();
+    let mut waiting = requests.into_iter().enumerate();
+    let mut running = FuturesUnordered::new();
+    let (mut refused, mut closed) = (0, 0);
+    loop {
+        while running.len() < CONNECTIONS {
+            let Some((number, request)) = waiting.next() else { break };
+            running.push(send(nodes[number % nodes.len()], request));
+        }
+        let Some((request, status)) = running.next().await else { break };
+        match status {
+            Some(200..300) => scene.finding(format!("answered with success: {}", request.escape_ascii())),
+            Some(_) => refused += 1,
+            None => closed += 1,
+        }
+    }
+    scene.inputs(count);
+    Ok(format!("{count} requests, {refused} refused, {closed} closed or left without an answer"))
+}
+
+/// The status that a request is answered with, if it is.
+async fn send(node: SocketAddr, request: Vec<u8>) -> (Vec<u8>, Option<u16>) {
+    let exchange = async {
+        let mut stream = TcpStream::connect(node).await.ok()?;
+        stream.write_all(&request).await.ok()?;
+        // Half a request is whole then: nothing more will come.
+        let _ = stream.shutdown().await;
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.ok()?;
+        std::str::from_utf8(&answer).ok()?.strip_prefix("HTTP/1.1 ")?.parse().ok()
+    };
+    let status = tokio::time::timeout(ANSWER_DEADLINE, exchange).await.ok().flatten();
+    (request, status)
+}
+
+fn with_body(method: &str, path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
+    let head = format!("{method} {path} HTTP/1.1\r\nhost: node\r\n{headers}content-length: {}\r\n\r\n", body.len());
+    [head.as_bytes(), body].concat()
+}
+
+fn malformed_request(scene: &mut Scene<'_>) -> Vec<u8> {
+    let random = &mut *scene.random;
+    let noise: Vec<u8> = (0..random.usize(1..400)).map(|_| random.u8(..)).collect();
+    let letters: String = (0..random.usize(1..40)).map(|_| random.alphabetic()).collect();
+    let json_routes = ["/write", "/read", "/consistent_read", "/init", "/add-learner", "/change-membership", "/v1/txn"];
+    let json_route = json_routes[random.usize(..json_routes.len())];
+    let bad_json = [
+        "{",
+        "[[[[",
+        "{\"Set\":",
+        "{\"Set\":{\"key\":1,\"value\":2}}",
+        "{\"compare\":7}",
+        "nul",
+        "{\"a\":1}{\"b\":2}",
+        "[1,\"x\",{}]",
+        "{\"success\":[{\"put\":{}}]}",
+        "\u{1}",
+        "{\"Delete\":{}}",
+        "[99999999999999999999]",
+        "\"\\ud800\"",
+    ];
+    let bad_queries = [
+        "ttl=1",
+        "ttl=-5s",
+        "ttl=99999d",
+        "ttl=1s&ttl=2s",
+        "nothing=here",
+        "ttl=%zz",
+        "ttl",
+        "ttl=1h1h",
+        "ttl=0s",
+        "%00=1",
+    ];
+    let bad_list =
+        ["limit=0", "limit=x", "revision=-1", "limit=1&limit=2", "prefix=%ff", "consistency=maybe", "reverse=7"];
+    match random.u8(..16) {
+        0 => noise,
+        1 => [b"GET ".as_slice(), &noise, b" HTTP/1.1\r\n\r\n"].concat(),
+        2 => with_body(&format!("X{}", letters.to_uppercase()), "/v1/kv/a", "", b""),
+        3 => with_body("POST", json_route, "", bad_json[random.usize(..bad_json.len())].as_bytes()),
+        4 => with_body("POST", json_route, "", &"[".repeat(random.usize(200..5000)).into_bytes()),
+        5 => with_body("POST", json_route, "", &[b"{\"k\":\"", noise.as_slice(), b"\xff\"}"].concat()),
+        6 => with_body("PUT", &format!("/v1/kv/a?{}", bad_queries[random.usize(..bad_queries.len())]), "", b"v"),
+        7 => with_body("GET", &format!("/v1/kv?{}", bad_list[random.usize(..bad_list.len())]), "", b""),
+        8 => with_body("PUT", &format!("/v1/kv/{}", "k".repeat(random.usize(1025..4000))), "", b"v"),
+        9 => with_body("PUT", "/v1/kv/a", &format!("if-match: {letters}\r\n"), b"v"),
+        10 => {
+            with_body("PUT", "/v1/kv/a", &format!("idempotency-key: {}\r\n", "i".repeat(random.usize(129..900))), b"v")
+        }
+        11 => with_body(["PATCH", "POST", "PURGE"][random.usize(..3)], "/v1/kv/a%2Fb", "", b"v"),
+        12 => with_body("GET", &format!("/{letters}/{letters}"), "", b""),
+        13 => format!("PUT /v1/kv/a HTTP/1.1\r\nhost: node\r\ncontent-length: {}\r\n\r\nshort", random.u32(6..9999))
+            .into(),
+        14 => format!("PUT /v1/kv/a HTTP/1.1\r\nhost: node\r\ntransfer-encoding: chunked\r\n\r\n{letters}\r\n").into(),
+        _ => with_body("GET", "/v1/kv/a", &format!("x: {}\r\n", "h".repeat(random.usize(140_000..300_000))), b""),
+    }
+}
+
+fn forged_request(scene: &mut Scene<'_>, kept: &[(String, bytes::Bytes)]) -> Vec<u8> {
+    const ROUTES: [&str; 6] =
+        ["/raft-append", "/raft-vote", "/raft-pre-vote", "/raft-snapshot", "/raft-transfer-leader", "/raft-read-index"];
+    let random = &mut *scene.random;
+    let route = ROUTES[random.usize(..ROUTES.len())];
+    let noise: Vec<u8> = (0..random.usize(0..600)).map(|_| random.u8(..)).collect();
+    let Some((path, body)) = kept.get(random.usize(..kept.len().max(1))) else {
+        return with_body("POST", route, "", &noise);
+    };
+    match random.u8(..4) {
+        0 => with_body("POST", route, "", &noise),
+        1 => with_body("POST", path, "", &body[..random.usize(..body.len().max(1))]),
+        2 => match spoiled(body, "to_incarnation", random.u64(1..)) {
+            Some(spoiled) => with_body("POST", path, "", &spoiled),
+            None => with_body("POST", path, "", &noise),
+        },
+        _ => match spoiled(body, "cluster_id", random.u64(1..)) {
+            Some(spoiled) => with_body("POST", path, "", &spoiled),
+            None => with_body("POST", path, "", &noise),
+        },
+    }
+}
+
+/// A request between nodes with another number of eight bytes in one of its fields.
+fn spoiled(body: &[u8], field: &str, mask: u64) -> Option<Vec<u8>> {
+    const UINT_64: u8 = 0xcf; // As MessagePack marks it.
+    let end = body.windows(field.len()).position(|window| window == field.as_bytes())? + field.len();
+    let number = body.get(end + 1..end + 9).filter(|_| body[end] == UINT_64)?;
+    let number = u64::from_be_bytes(number.try_into().ok()?) ^ mask;
+    let mut spoiled = body.to_vec();
+    spoiled[end + 1..end + 9].copy_from_slice(&number.to_be_bytes());
+    Some(spoiled)
+}
+
+/// Clients that send a head or a body drop by drop, or do not read their answers.
+pub async fn slow(scene: &mut Scene<'_>) -> Result<String> {
+    let nodes: Vec<SocketAddr> = scene.cluster.nodes.iter().map(|node| node.host.http()).collect();
+    let mut clients = tokio::task::JoinSet::new();
+    for number in 0..SLOW_CLIENTS {
+        clients.spawn(slow_client(nodes[number % nodes.len()], number));
+    }
+    scene.hold(3000..5000).await;
+    // Where they have come to does not matter: that they were there does.
+    clients.shutdown().await;
+    scene.inputs(SLOW_CLIENTS);
+    Ok(format!("{SLOW_CLIENTS} clients"))
+}
+
+async fn slow_client(node: SocketAddr, number: usize) -> std::io::Result<()> {
+    let mut stream = TcpStream::connect(node).await?;
+    let text: &[u8] = match number % 4 {
+        0 => b"GET /v1/kv/a HTTP/1.1\r\nhost: node\r\nx: 1\r\nx: 2\r\nx: 3\r\n",
+        1 => b"PUT /v1/kv/a HTTP/1.1\r\nhost: node\r\ncontent-length: 1000000\r\n\r\n................",
+        // Many answers, and none is read.
+        2 => return ask_and_not_read(&mut stream, b"GET /v1/kv?prefix=key/ HTTP/1.1\r\nhost: node\r\n\r\n", 200).await,
+        _ => return ask_and_not_read(&mut stream, b"GET /v1/watch?from=1 HTTP/1.1\r\nhost: node\r\n\r\n", 1).await,
+    };
+    for byte in text {
+        stream.write_all(&[*byte]).await?;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    std::future::pending().await
+}
+
+async fn ask_and_not_read(stream: &mut TcpStream, request: &[u8], times: usize) -> std::io::Result<()> {
+    for _ in 0..times {
+        stream.write_all(request).await?;
+    }
+    std::future::pending().await
+}

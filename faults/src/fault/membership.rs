@@ -1,0 +1,153 @@
+//! Members that come and go, also while other things break.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::Scene;
+use crate::history::NodeId;
+use crate::network::Rule;
+use crate::store::Client;
+
+/// How long a change may take, faults included.
+const CHANGE_DEADLINE: Duration = Duration::from_secs(60);
+const ATTEMPT_DEADLINE: Duration = Duration::from_secs(20);
+
+/// What else happens during the change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meanwhile {
+    Nothing,
+    /// Nodes are killed and started again.
+    Kill,
+    /// The leader is isolated for a while.
+    Isolate,
+}
+
+/// A new node takes the place of another, which may be the leader.
+pub async fn replace(scene: &mut Scene<'_>, meanwhile: Meanwhile) -> Result<String> {
+    let ids = scene.cluster.ids();
+    let old = ids[scene.random.usize(..ids.len())];
+    let new = start_new_node(scene).await?;
+    let change = Change::new(scene, old, new)?;
+    let change = tokio::spawn(change.make());
+    match meanwhile {
+        Meanwhile::Nothing => {}
+        Meanwhile::Kill => {
+            for _ in 0..2 {
+                scene.hold(0..300).await;
+                let id = ids[scene.random.usize(..ids.len())];
+                scene.cluster.node(id)?.kill()?;
+                scene.hold(50..700).await;
+                scene.cluster.heal()?;
+            }
+        }
+        Meanwhile::Isolate => {
+            scene.hold(0..200).await;
+            isolate_leader(scene).await?;
+            scene.hold(700..2500).await;
+            scene.cluster.heal()?;
+        }
+    }
+    change.await.context("a change panicked")??;
+    scene.cluster.retire(old)?;
+    Ok(format!("node {old} by node {new}"))
+}
+
+async fn isolate_leader(scene: &mut Scene<'_>) -> Result<()> {
+    // Whoever leads just now, if anybody does.
+    let Some(leader) = scene.cluster.leader().await else { return Ok(()) };
+    let leader_address = scene.cluster.node(leader)?.host.address;
+    let mut from_others = Vec::new();
+    for node in scene.cluster.nodes.iter().filter(|node| node.id() != leader) {
+        from_others.push(Rule::Drop(node.host.address));
+        node.host.set_rules(&[Rule::Drop(leader_address)])?;
+    }
+    scene.cluster.node(leader)?.host.set_rules(&from_others)
+}
+
+/// A node loses its disk and comes back with an empty one: the others must not
+/// take it for what it was. Then it is replaced, as the README says.
+pub async fn wipe(scene: &mut Scene<'_>) -> Result<String> {
+    let ids = scene.cluster.ids();
+    let old = ids[scene.random.usize(..ids.len())];
+    let node = scene.cluster.node(old)?;
+    node.kill()?;
+    node.wipe()?;
+    node.start()?;
+    scene.hold(1000..3000).await;
+    let host = scene.cluster.node(old)?.host.clone();
+    match scene.cluster.client.status(host.http()).await {
+        Ok(status) if status.applied > 0 || status.leader == Some(old) => {
+            scene.finding(format!("node {old} was taken in again with an empty disk: {status:?}"));
+        }
+        Ok(_) => {}
+        Err(error) => scene.finding(format!("node {old} does not answer with an empty disk: {error:#}")),
+    }
+    scene.cluster.node(old)?.kill()?;
+    let new = start_new_node(scene).await?;
+    Change::new(scene, old, new)?.make().await?;
+    scene.cluster.retire(old)?;
+    Ok(format!("node {old}, replaced by node {new}"))
+}
+
+async fn start_new_node(scene: &mut Scene<'_>) -> Result<NodeId> {
+    let id = scene.cluster.add_node()?;
+    let client = scene.cluster.client.clone();
+    let node = scene.cluster.node(id)?;
+    node.start()?;
+    let deadline = Instant::now() + ATTEMPT_DEADLINE;
+    while let Err(error) = client.status(node.host.http()).await {
+        if Instant::now() > deadline {
+            bail!("the new node {id} does not answer: {error:#}");
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(id)
+}
+
+/// A change of the membership, made through whichever node answers.
+struct Change {
+    client: Client,
+    /// The nodes that may be asked.
+    asked: Vec<SocketAddr>,
+    new: (NodeId, String),
+    voters: Vec<NodeId>,
+}
+
+impl Change {
+    fn new(scene: &mut Scene<'_>, old: NodeId, new: NodeId) -> Result<Self> {
+        let voters: Vec<NodeId> = scene.cluster.ids().into_iter().filter(|id| *id != old).collect();
+        let asked = scene.cluster.nodes.iter().filter(|node| voters.contains(&node.id()) && node.id() != new);
+        let asked = asked.map(|node| node.host.http()).collect();
+        let addr = scene.cluster.node(new)?.host.peer().to_string();
+        Ok(Change { client: scene.cluster.client.clone(), asked, new: (new, addr), voters })
+    }
+
+    async fn make(self) -> Result<()> {
+        self.until_done("/add-learner", json!(self.new)).await?;
+        self.until_done("/change-membership", json!(self.voters)).await
+    }
+
+    /// Asks again whenever it is not known to be done: both may be asked twice.
+    async fn until_done(&self, path: &str, body: Value) -> Result<()> {
+        let deadline = Instant::now() + CHANGE_DEADLINE;
+        let mut turn = 0;
+        loop {
+            let node = self.asked[turn % self.asked.len()];
+            turn += 1;
+            let request = self.client.http().post(format!("http://{node}{path}")).json(&body);
+            let said = match request.timeout(ATTEMPT_DEADLINE).send().await {
+                Ok(answer) if answer.status().is_success() => return Ok(()),
+                Ok(answer) => answer.text().await.unwrap_or_default(),
+                Err(error) => format!("{error:#}"),
+            };
+            if Instant::now() > deadline {
+                bail!("{path} {body} is not done within {CHANGE_DEADLINE:?}; at last: {said}");
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}

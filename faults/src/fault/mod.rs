@@ -1,0 +1,229 @@
+//! The faults: what each breaks, for how long, and how it is mended.
+
+mod clock;
+mod disk;
+mod input;
+mod membership;
+mod network;
+mod process;
+mod snapshot;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use fastrand::Rng;
+
+use crate::cluster::Cluster;
+use crate::history::NodeId;
+use crate::load::Recorder;
+
+/// Who is hit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Who {
+    Leader,
+    Follower,
+    /// The leader among them or not.
+    Majority,
+    All,
+}
+
+/// One kind of fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Fault {
+    /// SIGKILL, and started again after a while.
+    Kill(Who),
+    /// SIGTERM, and started again: it must end with 0.
+    Stop(Who),
+    /// SIGSTOP, and SIGCONT after a while.
+    Pause(Who),
+    /// No packets between a node and the others; clients reach it.
+    Isolate(Who),
+    /// The same, but the senders are told at once that nothing gets through.
+    Reject(Who),
+    /// The nodes fall into two parts.
+    Halves,
+    /// A node hears nothing from the others, and is heard.
+    Deaf(Who),
+    /// A node hears all, and is not heard.
+    Mute(Who),
+    /// Each node reaches its neighbours only.
+    Ring,
+    /// Clients do not reach a node, and the other nodes do.
+    ClientsCut(Who),
+    /// A part of all packets between nodes is lost.
+    Loss,
+    /// What nodes say to each other is late.
+    Delay,
+    /// It comes twice.
+    Repeat,
+    /// It comes again, much later.
+    Replay,
+    /// It is done, and the answer is lost.
+    AnswersLost,
+    /// The power of machines is cut: what was not synced is gone.
+    PowerCut(Who),
+    /// A sync of the log fails with EIO.
+    SyncFails,
+    /// A write to the log fails with EIO.
+    WriteFails,
+    /// A write to the log fails with ENOSPC.
+    WriteFindsNoSpace,
+    /// Syncs take long.
+    SlowSync,
+    /// There is no space left on a disk for a while.
+    DiskFull,
+    /// Nodes are killed at some system call, one after another.
+    KillAtCall,
+    /// A bit in one of a node's files is wrong.
+    Flip,
+    /// A node is added, and another removed.
+    Replace,
+    /// The same, while nodes are killed.
+    ReplaceUnderKill,
+    /// The same, while the leader is isolated.
+    ReplaceUnderPartition,
+    /// A node comes back under its number with an empty disk, and is replaced.
+    Wipe,
+    /// A node falls behind by more than the log holds, and gets a snapshot.
+    Lag,
+    /// The same, and the node that sends the snapshot is killed.
+    LagKillSender,
+    /// The same, and the node that receives it is killed.
+    LagKillReceiver,
+    /// The clock on the wall of nodes is wrong by up to an hour, and jumps.
+    Clock(Who),
+    /// Requests that are no HTTP, or not of the API.
+    Malformed,
+    /// Requests in the name of other nodes.
+    Forged,
+    /// Clients that send or read slowly, or not at all.
+    SlowClients,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (what, who) = match self {
+            Fault::Kill(who) => ("kill", Some(who)),
+            Fault::Stop(who) => ("stop", Some(who)),
+            Fault::Pause(who) => ("pause", Some(who)),
+            Fault::Isolate(who) => ("isolate", Some(who)),
+            Fault::Reject(who) => ("reject", Some(who)),
+            Fault::Halves => ("halves", None),
+            Fault::Deaf(who) => ("deaf", Some(who)),
+            Fault::Mute(who) => ("mute", Some(who)),
+            Fault::Ring => ("ring", None),
+            Fault::ClientsCut(who) => ("clients-cut", Some(who)),
+            Fault::Loss => ("loss", None),
+            Fault::Delay => ("delay", None),
+            Fault::Repeat => ("repeat", None),
+            Fault::Replay => ("replay", None),
+            Fault::AnswersLost => ("answers-lost", None),
+            Fault::PowerCut(who) => ("power-cut", Some(who)),
+            Fault::SyncFails => ("sync-fails", None),
+            Fault::WriteFails => ("write-fails", None),
+            Fault::WriteFindsNoSpace => ("no-space", None),
+            Fault::SlowSync => ("slow-sync", None),
+            Fault::DiskFull => ("disk-full", None),
+            Fault::KillAtCall => ("kill-at-call", None),
+            Fault::Flip => ("flip", None),
+            Fault::Replace => ("replace", None),
+            Fault::ReplaceUnderKill => ("replace-under-kill", None),
+            Fault::ReplaceUnderPartition => ("replace-under-partition", None),
+            Fault::Wipe => ("wipe", None),
+            Fault::Lag => ("lag", None),
+            Fault::LagKillSender => ("lag-kill-sender", None),
+            Fault::LagKillReceiver => ("lag-kill-receiver", None),
+            Fault::Clock(who) => ("clock", Some(who)),
+            Fault::Malformed => ("malformed", None),
+            Fault::Forged => ("forged", None),
+            Fault::SlowClients => ("slow-clients", None),
+        };
+        match who {
+            Some(who) => write!(f, "{what} {}", format!("{who:?}").to_lowercase()),
+            None => f.write_str(what),
+        }
+    }
+}
+
+/// Where a fault plays: the cluster, and what the run draws its chances from.
+pub struct Scene<'a> {
+    pub cluster: &'a mut Cluster,
+    pub random: &'a mut Rng,
+    pub recorder: &'a Arc<Recorder>,
+    /// What was seen that no correct cluster does.
+    pub findings: &'a mut Vec<String>,
+    /// Requests that were sent to be refused.
+    pub bad_inputs: &'a mut usize,
+}
+
+impl Fault {
+    /// Breaks, holds and mends; returns what exactly was done.
+    pub async fn run(self, scene: &mut Scene<'_>) -> Result<String> {
+        match self {
+            Fault::Kill(who) => process::kill(scene, who).await,
+            Fault::Stop(who) => process::stop(scene, who).await,
+            Fault::Pause(who) => process::pause(scene, who).await,
+            Fault::Isolate(who) => network::isolate(scene, who, network::Cut::Drop).await,
+            Fault::Reject(who) => network::isolate(scene, who, network::Cut::Reject).await,
+            Fault::Halves => network::halves(scene).await,
+            Fault::Deaf(who) => network::deaf(scene, who).await,
+            Fault::Mute(who) => network::mute(scene, who).await,
+            Fault::Ring => network::ring(scene).await,
+            Fault::ClientsCut(who) => network::clients_cut(scene, who).await,
+            Fault::Loss => network::loss(scene).await,
+            Fault::Delay | Fault::Repeat | Fault::Replay | Fault::AnswersLost => network::misbehave(scene, self).await,
+            Fault::PowerCut(who) => disk::cut_power(scene, who).await,
+            Fault::SyncFails => disk::call_fails(scene, disk::Failing::Sync).await,
+            Fault::WriteFails => disk::call_fails(scene, disk::Failing::Write).await,
+            Fault::WriteFindsNoSpace => disk::call_fails(scene, disk::Failing::NoSpace).await,
+            Fault::SlowSync => disk::slow_sync(scene).await,
+            Fault::DiskFull => disk::fill(scene).await,
+            Fault::KillAtCall => disk::kill_at_call(scene).await,
+            Fault::Flip => disk::flip(scene).await,
+            Fault::Replace => membership::replace(scene, membership::Meanwhile::Nothing).await,
+            Fault::ReplaceUnderKill => membership::replace(scene, membership::Meanwhile::Kill).await,
+            Fault::ReplaceUnderPartition => membership::replace(scene, membership::Meanwhile::Isolate).await,
+            Fault::Wipe => membership::wipe(scene).await,
+            Fault::Lag => snapshot::lag(scene, snapshot::Killed::Nobody).await,
+            Fault::LagKillSender => snapshot::lag(scene, snapshot::Killed::Sender).await,
+            Fault::LagKillReceiver => snapshot::lag(scene, snapshot::Killed::Receiver).await,
+            Fault::Clock(who) => clock::jump(scene, who).await,
+            Fault::Malformed => input::malformed(scene).await,
+            Fault::Forged => input::forged(scene).await,
+            Fault::SlowClients => input::slow(scene).await,
+        }
+    }
+}
+
+impl Scene<'_> {
+    /// Lets the load go on under the fault for a while.
+    async fn hold(&mut self, milliseconds: std::ops::Range<u64>) {
+        tokio::time::sleep(Duration::from_millis(self.random.u64(milliseconds))).await;
+    }
+
+    /// The nodes to hit, the leader first if it is among them.
+    async fn choose(&mut self, who: Who) -> Result<Vec<NodeId>> {
+        let leader = self.cluster.wait_for_leader(Duration::from_secs(20)).await.context("to choose whom to hit")?;
+        let mut others: Vec<NodeId> = self.cluster.ids().into_iter().filter(|id| *id != leader).collect();
+        self.random.shuffle(&mut others);
+        let all = others.len() + 1;
+        Ok(match who {
+            Who::Leader => vec![leader],
+            Who::Follower => others[..1].to_vec(),
+            Who::Majority if self.random.bool() => others[..all / 2 + 1].to_vec(),
+            Who::Majority => std::iter::once(leader).chain(others.into_iter().take(all / 2)).collect(),
+            Who::All => std::iter::once(leader).chain(others).collect(),
+        })
+    }
+
+    fn finding(&mut self, text: String) {
+        self.findings.push(text);
+    }
+
+    /// So many requests were sent that are to be refused.
+    fn inputs(&mut self, count: usize) {
+        *self.bad_inputs += count;
+    }
+}

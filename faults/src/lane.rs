@@ -1,0 +1,211 @@
+//! A lane: one cluster, its load, and its faults one after another, then the verdict.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use fastrand::Rng;
+use tokio::time::Instant;
+
+use crate::checker;
+use crate::cluster::{CONVERGENCE_DEADLINE, Cluster, Plan};
+use crate::fault::{Fault, Scene};
+use crate::history::{Call, Consistency, History, Outcome};
+use crate::load::{self, Load, LoadPlan, Recorder};
+use crate::network::Host;
+use crate::report::{Found, LaneReport, Window};
+use crate::store::CLIENT_DEADLINE;
+use crate::watcher::Watcher;
+
+/// Watches of the whole store, each over its own nodes.
+const WATCHERS: usize = 3;
+/// How long a healed cluster may take until all nodes have what was there then.
+const CALM_DEADLINE: Duration = CONVERGENCE_DEADLINE;
+/// How long after a fault the next one comes at the earliest, in milliseconds.
+const REST_MS: std::ops::Range<u64> = 100..600;
+
+/// What a lane does.
+#[derive(Clone, Debug)]
+pub struct LanePlan {
+    pub name: &'static str,
+    pub cluster: Plan,
+    pub load: LoadPlan,
+    /// Keys of ten thousand bytes that are written first.
+    pub ballast_keys: u64,
+    /// The faults, and how often each comes; they come in an order of the seed's.
+    pub faults: Vec<(Fault, usize)>,
+    /// When no further fault is begun.
+    pub time_max: Duration,
+}
+
+/// Runs a lane to its verdict. What it leaves on disk is for who looks into a failure.
+pub async fn run(plan: LanePlan) -> Result<LaneReport> {
+    let folder: PathBuf = plan.cluster.folder.clone();
+    let name = plan.name;
+    let report = run_in(plan).await.with_context(|| format!("lane {name}"))?;
+    fs::write(folder.join("report.txt"), report.to_string()).context("cannot write a report")?;
+    Ok(report)
+}
+
+async fn run_in(plan: LanePlan) -> Result<LaneReport> {
+    let mut random = Rng::with_seed(plan.load.seed);
+    let mut schedule: Vec<Fault> =
+        plan.faults.iter().flat_map(|(fault, count)| std::iter::repeat_n(*fault, *count)).collect();
+    random.shuffle(&mut schedule);
+    let system = plan.cluster.system;
+    let mut cluster = Cluster::start(plan.cluster.clone()).await?;
+    let recorder = Recorder::new();
+    let watchers: Vec<Watcher> =
+        (0..WATCHERS).map(|first| Watcher::start(&cluster.client, &cluster.endpoints, first)).collect();
+    let hosts: Vec<Host> = cluster.nodes.iter().map(|node| node.host.clone()).collect();
+    load::ballast(&cluster.client, &hosts, &recorder, plan.ballast_keys).await;
+    let load = Load::start(plan.load, system, &cluster.client, &cluster.endpoints, &recorder);
+    let mut findings = Vec::new();
+    let mut windows = Vec::new();
+    let mut bad_inputs = 0;
+    let began = Instant::now();
+    let planned = schedule.len();
+    for (number, fault) in schedule.into_iter().enumerate() {
+        if began.elapsed() > plan.time_max {
+            break;
+        }
+        let mut scene = Scene {
+            cluster: &mut cluster,
+            random: &mut random,
+            recorder: &recorder,
+            findings: &mut findings,
+            bad_inputs: &mut bad_inputs,
+        };
+        match strike(fault, &mut scene).await {
+            Ok(window) => {
+                progress(plan.name, number + 1, planned, &window, recorder.count());
+                windows.push(window);
+            }
+            Err(error) => {
+                findings.push(format!("under {fault}: {error:#}"));
+                break;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(random.u64(REST_MS))).await;
+    }
+    load.stop().await?;
+    let history = finish(&mut cluster, watchers, &recorder, &mut findings).await?;
+    cluster.close()?;
+    fs::write(plan.cluster.folder.join("history.json"), serde_json::to_vec(&history)?)
+        .context("cannot write the history")?;
+    let checked = checker::check(&history);
+    let found = Found { windows, planned, findings, bad_inputs, checked };
+    Ok(LaneReport::new(plan.name, &history, found, &recorder))
+}
+
+/// Breaks something, mends it, and waits until the cluster is whole again.
+async fn strike(fault: Fault, scene: &mut Scene<'_>) -> Result<Window> {
+    let began_ns = scene.recorder.now_ns();
+    let detail = fault.run(scene).await?;
+    let healed_ns = scene.recorder.now_ns();
+    let written_ns = wait_for_write(scene, healed_ns).await?;
+    calm(scene.cluster).await?;
+    Ok(Window { fault, detail, began_ns, healed_ns, recovery: Duration::from_nanos(written_ns - healed_ns) })
+}
+
+async fn wait_for_write(scene: &Scene<'_>, healed_ns: u64) -> Result<u64> {
+    let deadline = Instant::now() + CALM_DEADLINE;
+    loop {
+        if let Some(written_ns) = scene.recorder.first_write_after(healed_ns) {
+            return Ok(written_ns);
+        }
+        if Instant::now() > deadline {
+            anyhow::bail!("no write succeeds within {CALM_DEADLINE:?} after all is healed");
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits until every node has a leader, the same one, and all that the log had at the beginning.
+async fn calm(cluster: &mut Cluster) -> Result<()> {
+    let deadline = Instant::now() + CALM_DEADLINE;
+    let mut target = None;
+    loop {
+        let statuses = cluster.statuses().await;
+        let leader = statuses.first().and_then(|(_, status)| status.leader);
+        let newest = statuses.iter().map(|(_, status)| status.last_log).max();
+        let agreed = leader.is_some() && statuses.iter().all(|(_, status)| status.leader == leader);
+        if agreed && statuses.len() == cluster.nodes.len() {
+            let target = *target.get_or_insert(newest.unwrap_or_default());
+            if statuses.iter().all(|(_, status)| status.applied >= target) {
+                return Ok(());
+            }
+        }
+        for node in &mut cluster.nodes {
+            if !node.is_running()? {
+                anyhow::bail!("node {} ended by itself:\n{}", node.id(), node.log_tail(10));
+            }
+        }
+        if Instant::now() > deadline {
+            anyhow::bail!("the nodes do not come together within {CALM_DEADLINE:?}: {statuses:?}");
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// After all is healed: every node serves, all hold the same, and the watches have seen it all.
+async fn finish(
+    cluster: &mut Cluster,
+    watchers: Vec<Watcher>,
+    recorder: &Recorder,
+    findings: &mut Vec<String>,
+) -> Result<History> {
+    if findings.is_empty() {
+        serve_everywhere(cluster, recorder, findings).await;
+    }
+    if let Err(error) = cluster.converge(CONVERGENCE_DEADLINE).await {
+        findings.push(format!("at the end: {error:#}"));
+    }
+    let mut history = History {
+        revision_before: cluster.plan.system.first_revision(),
+        operations: recorder.take(),
+        ..History::default()
+    };
+    for node in &cluster.nodes {
+        match cluster.client.final_state(node.id(), node.host.http()).await {
+            Ok(state) => history.finals.push(state),
+            Err(error) => findings.push(format!("node {} does not say what it holds: {error:#}", node.id())),
+        }
+    }
+    let revision = history.finals.iter().map(|state| state.revision).max().unwrap_or_default();
+    for watcher in watchers {
+        match watcher.finish(revision).await {
+            Ok(changes) => history.watches.push(changes),
+            Err(error) => findings.push(format!("{error:#}")),
+        }
+    }
+    Ok(history)
+}
+
+async fn serve_everywhere(cluster: &Cluster, recorder: &Recorder, findings: &mut Vec<String>) {
+    for node in &cluster.nodes {
+        let key: crate::history::Text = format!("last/{}", node.id()).into();
+        let write = Call::Put { key: key.clone(), value: format!("last-{}", node.id()).into(), condition: None };
+        let read = Call::Get { key, consistency: Consistency::Linearizable };
+        for call in [write, read] {
+            let called_ns = recorder.now_ns();
+            let attempt = cluster.client.call(node.host.http(), &call, None, CLIENT_DEADLINE).await;
+            if !matches!(attempt.outcome, Outcome::Done(_)) {
+                findings.push(format!("node {} does not serve at the end: {}", node.id(), attempt.reason));
+            }
+            recorder.add(u32::MAX, node.id(), called_ns, call, attempt.outcome);
+        }
+    }
+}
+
+fn progress(lane: &str, number: usize, planned: usize, window: &Window, operations: usize) {
+    let held = Duration::from_nanos(window.healed_ns - window.began_ns);
+    println!(
+        "{lane:<10} {number:>3}/{planned} {:<24} {:>5.1} s, writes after {:>5} ms, {operations:>6} operations  {}",
+        window.fault.to_string(),
+        held.as_secs_f64(),
+        window.recovery.as_millis(),
+        window.detail
+    );
+}

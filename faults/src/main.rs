@@ -1,0 +1,82 @@
+//! Breaks machines and networks under a cluster, and checks every answer it gave.
+//!
+//! A run is a few lanes at the same time (`lane`): a cluster each, on hosts of its
+//! own (`sandbox`, `network`, `disk`), under load (`load`, `watcher`), with one fault
+//! after another (`fault`). What the clients were told is the `history`; `checker`
+//! says whether a correct store can have told it.
+
+mod arguments;
+mod checker;
+mod cluster;
+mod disk;
+mod fault;
+mod history;
+mod lane;
+mod load;
+mod network;
+mod node;
+mod plans;
+mod process;
+mod proxy;
+mod report;
+mod sandbox;
+mod store;
+mod watcher;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+
+use arguments::{Arguments, Command};
+use checker::report::Verdict;
+use history::History;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments.command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &Command) -> Result<bool> {
+    if let Command::Check { history } = command {
+        return check(history);
+    }
+    sandbox::enter()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the harness's threads")?;
+    let passed = runtime.block_on(async {
+        tokio::select! {
+            passed = dispatch(command) => passed,
+            // The first process of a sandbox hears of no signal that it did not ask for.
+            _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
+        }
+    });
+    runtime.shutdown_background();
+    passed
+}
+
+fn check(path: &Path) -> Result<bool> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    let history: History = serde_json::from_slice(&bytes).context("this is not the history of a run")?;
+    let report = checker::check(&history);
+    println!("{report}");
+    Ok(report.verdict() == Verdict::Linearizable)
+}
+
+async fn dispatch(command: &Command) -> Result<bool> {
+    match command {
+        Command::Run(arguments) => plans::run(arguments).await,
+        Command::Check { history } => check(history),
+        Command::Soak(arguments) => plans::soak(arguments).await,
+    }
+}

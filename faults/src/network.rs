@@ -1,0 +1,172 @@
+//! Hosts with an address each, on one network, and rules that break it.
+//!
+//! A host is a network namespace with a cable (veth) to a bridge. The clients and
+//! the harness are on the bridge. Rules drop packets as they come in to a host,
+//! from whomever they name, so that each direction can fail by itself.
+
+use std::fs::File;
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
+use std::os::fd::AsRawFd;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use crate::history::NodeId;
+use crate::sandbox::run;
+
+/// Where a node listens.
+pub const HTTP_PORT: u16 = 8000;
+/// Where the others dial it: there its proxy listens, if it has one.
+pub const PEER_PORT: u16 = 9000;
+
+/// One network of hosts. `number` tells it from the others of the run.
+#[derive(Clone, Copy, Debug)]
+pub struct Network {
+    number: u8,
+}
+
+/// One host.
+#[derive(Clone, Debug)]
+pub struct Host {
+    pub id: NodeId,
+    namespace: String,
+    pub address: Ipv4Addr,
+}
+
+/// What a host does with packets from an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// They vanish, and the sender waits.
+    Drop(Ipv4Addr),
+    /// The sender is told at once.
+    Reject(Ipv4Addr),
+    /// A part of them vanishes, in percent.
+    Lose(Ipv4Addr, u8),
+}
+
+impl Network {
+    pub fn create(number: u8) -> Result<Self> {
+        let network = Network { number };
+        let bridge = network.bridge();
+        run("ip", &["link", "add", &bridge, "type", "bridge"])?;
+        for address in [network.clients(), network.proxies()] {
+            run("ip", &["address", "add", &format!("{address}/24"), "dev", &bridge])?;
+        }
+        run("ip", &["link", "set", &bridge, "up"])?;
+        Ok(network)
+    }
+
+    /// The address that clients come from.
+    pub fn clients(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 99, self.number, 254)
+    }
+
+    /// The address that proxies come from, which no rule names.
+    pub fn proxies(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 99, self.number, 253)
+    }
+
+    fn bridge(&self) -> String {
+        format!("lane-{}", self.number)
+    }
+
+    /// Takes the network and its hosts, of numbers up to `last`, away again.
+    pub fn remove(&self, last: NodeId) -> Result<()> {
+        for id in 1..=last {
+            run("ip", &["netns", "delete", &self.namespace(id)])?;
+        }
+        run("ip", &["link", "delete", &self.bridge()])
+    }
+
+    fn namespace(&self, id: NodeId) -> String {
+        format!("lane-{}-node-{id}", self.number)
+    }
+
+    /// Adds a host with a number of 1 to 200.
+    pub fn add_host(&self, id: NodeId) -> Result<Host> {
+        let last = u8::try_from(id).ok().filter(|last| (1..=200).contains(last));
+        let address = Ipv4Addr::new(10, 99, self.number, last.context("a host's number is 1 to 200")?);
+        let namespace = self.namespace(id);
+        let cable = format!("l{}n{id}", self.number);
+        run("ip", &["netns", "add", &namespace])?;
+        run("ip", &["link", "add", &cable, "type", "veth", "peer", "name", "eth0", "netns", &namespace])?;
+        run("ip", &["link", "set", &cable, "master", &self.bridge(), "up"])?;
+        run("ip", &["-n", &namespace, "address", "add", &format!("{address}/24"), "dev", "eth0"])?;
+        run("ip", &["-n", &namespace, "link", "set", "eth0", "up"])?;
+        run("ip", &["-n", &namespace, "link", "set", "lo", "up"])?;
+        let host = Host { id, namespace, address };
+        host.nft(
+            "table inet faults {\n chain incoming {\n type filter hook input priority 0; policy accept;\n }\n}\n",
+        )?;
+        Ok(host)
+    }
+}
+
+impl Host {
+    /// Where its node takes requests.
+    pub fn http(&self) -> SocketAddr {
+        SocketAddr::V4(SocketAddrV4::new(self.address, HTTP_PORT))
+    }
+
+    /// Where others are told to dial it.
+    pub fn peer(&self) -> SocketAddr {
+        SocketAddr::V4(SocketAddrV4::new(self.address, PEER_PORT))
+    }
+
+    /// A command that runs on this host. It shares all else with the harness, its
+    /// mounts too: `ip netns exec` would keep a copy of them, and so keep file
+    /// systems mounted that were unmounted.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.namespace_path())).arg("--");
+        command
+    }
+
+    fn namespace_path(&self) -> String {
+        format!("/run/netns/{}", self.namespace)
+    }
+
+    /// Replaces the rules for what comes in; with none, all is well.
+    pub fn set_rules(&self, rules: &[Rule]) -> Result<()> {
+        let mut script = "flush chain inet faults incoming\n".to_owned();
+        for rule in rules {
+            let rule = match rule {
+                Rule::Drop(from) => format!("ip saddr {from} drop"),
+                Rule::Reject(from) => format!("ip saddr {from} reject"),
+                Rule::Lose(from, percent) => format!("ip saddr {from} numgen random mod 100 < {percent} drop"),
+            };
+            script.push_str(&format!("add rule inet faults incoming {rule}\n"));
+        }
+        self.nft(&script)
+    }
+
+    fn nft(&self, script: &str) -> Result<()> {
+        let mut nft = self.command();
+        nft.args(["nft", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut nft = nft.spawn().context("cannot start `nft`")?;
+        let mut input = nft.stdin.take().context("`nft` has no input")?;
+        input.write_all(script.as_bytes()).context("cannot write to `nft`")?;
+        drop(input);
+        let output = nft.wait_with_output().context("cannot wait for `nft`")?;
+        if !output.status.success() {
+            bail!("`nft` refused {script:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(())
+    }
+
+    /// A listener on this host, for a proxy that runs in the harness.
+    pub fn listen(&self, address: SocketAddr) -> Result<TcpListener> {
+        let namespace = File::open(self.namespace_path()).context("cannot open the host's network")?;
+        // The network is the thread's, and a socket stays in that it was made in.
+        let listener = std::thread::spawn(move || -> std::io::Result<TcpListener> {
+            // SAFETY: the descriptor is open, and only this thread, which ends here, changes.
+            if unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            TcpListener::bind(address)
+        });
+        let listener = listener.join().map_err(|_| anyhow!("a thread panicked"))?;
+        listener.with_context(|| format!("cannot listen on {address}"))
+    }
+}

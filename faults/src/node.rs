@@ -1,0 +1,199 @@
+//! One node of a cluster: its host, its files, its process.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::disk::Disk;
+use crate::history::NodeId;
+use crate::network::Host;
+use crate::process::Process;
+use crate::proxy::Proxy;
+use crate::store::System;
+
+/// Debian's library that tells a process another time than it is.
+const LIBFAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+
+/// A node, running or not.
+#[derive(Debug)]
+pub struct Node {
+    /// The first to be dropped: a disk cannot go while a process uses it.
+    process: Option<Process>,
+    pub host: Host,
+    pub proxy: Option<Proxy>,
+    pub disk: Option<Disk>,
+    system: System,
+    binary: PathBuf,
+    flags: Vec<String>,
+    /// Where its data directory, its log and its clock are.
+    folder: PathBuf,
+    paused: bool,
+    false_clock: bool,
+}
+
+impl Node {
+    pub fn new(system: System, binary: &Path, folder: &Path, host: Host, flags: Vec<String>) -> Self {
+        Node {
+            host,
+            proxy: None,
+            disk: None,
+            system,
+            binary: binary.to_owned(),
+            flags,
+            folder: folder.to_owned(),
+            process: None,
+            paused: false,
+            false_clock: false,
+        }
+    }
+
+    pub fn id(&self) -> NodeId {
+        self.host.id
+    }
+
+    /// Where the node's files are.
+    pub fn data_directory(&self) -> PathBuf {
+        let below = match &self.disk {
+            Some(disk) => disk.directory().to_owned(),
+            None => self.folder.clone(),
+        };
+        below.join("data")
+    }
+
+    /// What it has said.
+    pub fn log_path(&self) -> PathBuf {
+        self.folder.join(format!("node-{}.log", self.id()))
+    }
+
+    fn clock_path(&self) -> PathBuf {
+        self.folder.join(format!("node-{}.clock", self.id()))
+    }
+
+    pub fn is_running(&mut self) -> Result<bool> {
+        match &mut self.process {
+            Some(process) => Ok(process.status()?.is_none()),
+            None => Ok(false),
+        }
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    pub fn start(&mut self) -> Result<()> {
+        self.start_under(&[])
+    }
+
+    /// Starts it as a child of another program, such as `strace`.
+    pub fn start_under(&mut self, wrapper: &[String]) -> Result<()> {
+        if self.is_running()? {
+            bail!("node {} runs already", self.id());
+        }
+        let mut command = self.host.command();
+        if self.false_clock {
+            // `env` within the host, so that `nsenter` itself keeps its time.
+            command.arg("env").arg(format!("LD_PRELOAD={LIBFAKETIME}"));
+            command.arg(format!("FAKETIME_TIMESTAMP_FILE={}", self.clock_path().display()));
+            // Only the clock on the wall is wrong; and it is looked up each time.
+            command.args(["FAKETIME_DONT_FAKE_MONOTONIC=1", "FAKETIME_NO_CACHE=1"]);
+        }
+        command.args(wrapper);
+        self.system.add_command(&mut command, &self.binary, self);
+        command.args(&self.flags);
+        self.process = Some(Process::start(command, &self.log_path())?);
+        self.paused = false;
+        Ok(())
+    }
+
+    /// SIGKILL; nothing if it does not run.
+    pub fn kill(&mut self) -> Result<()> {
+        self.paused = false;
+        match &mut self.process {
+            Some(process) => process.kill(),
+            None => Ok(()),
+        }
+    }
+
+    pub fn pause(&mut self) -> Result<()> {
+        self.paused = true;
+        self.signal(libc::SIGSTOP)
+    }
+
+    pub fn resume(&mut self) -> Result<()> {
+        self.paused = false;
+        self.signal(libc::SIGCONT)
+    }
+
+    /// SIGTERM.
+    pub fn terminate(&mut self) -> Result<()> {
+        self.signal(libc::SIGTERM)
+    }
+
+    /// How it ended, if it does within a time.
+    pub async fn wait(&mut self, limit: Duration) -> Result<Option<ExitStatus>> {
+        match &mut self.process {
+            Some(process) => process.wait(limit).await,
+            None => Ok(None),
+        }
+    }
+
+    pub fn process_id(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
+    }
+
+    fn signal(&mut self, signal: libc::c_int) -> Result<()> {
+        match &mut self.process {
+            Some(process) => process.signal(signal),
+            None => Ok(()),
+        }
+    }
+
+    /// Sets the clock on the wall ahead or back, from now on; a node that was
+    /// started with the true clock has to be started again.
+    pub fn set_clock(&mut self, ahead_seconds: i64) -> Result<()> {
+        self.false_clock = true;
+        fs::write(self.clock_path(), format!("{ahead_seconds:+}\n")).context("cannot set a clock")
+    }
+
+    /// From its next start on it has the true time.
+    pub fn true_clock(&mut self) {
+        self.false_clock = false;
+    }
+
+    /// Removes all its data, as if it had a new disk.
+    pub fn wipe(&mut self) -> Result<()> {
+        let directory = self.data_directory();
+        match fs::remove_dir_all(&directory) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context("cannot wipe a node"),
+            _ => Ok(()),
+        }
+    }
+
+    /// Starts `strace` on the running node, which breaks system calls as `inject` says.
+    pub fn strace(&self, calls: &str, inject: &str) -> Result<Process> {
+        self.strace_files(calls, inject, &[])
+    }
+
+    /// The same, only for calls on some files, if any are given.
+    pub fn strace_files(&self, calls: &str, inject: &str, files: &[PathBuf]) -> Result<Process> {
+        let id = self.process_id().context("the node does not run")?;
+        let mut command = Command::new("strace");
+        command.args(["-f", "-q", "-p", &id.to_string(), "-o", "/dev/null"]);
+        command.args(["-e", &format!("trace={calls}"), "-e", &format!("inject={calls}:{inject}")]);
+        for file in files {
+            command.arg("-P").arg(file);
+        }
+        Process::start(command, &self.folder.join(format!("node-{}.strace.log", self.id())))
+    }
+
+    /// The end of what it has said.
+    pub fn log_tail(&self, lines: usize) -> String {
+        let log = fs::read(self.log_path()).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let all: Vec<&str> = log.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+}

@@ -1,0 +1,239 @@
+//! Which lanes there are, and a run of them.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use std::{fmt, fs};
+
+use anyhow::{Context, Result, bail};
+use tokio::task::JoinSet;
+
+use crate::arguments::{RunArguments, SoakArguments};
+use crate::cluster::Plan;
+use crate::disk::FileSystem;
+use crate::fault::{Fault, Who};
+use crate::lane::{self, LanePlan};
+use crate::load::LoadPlan;
+use crate::report::LaneReport;
+use crate::store::System;
+
+/// The faults of processes and networks, on five nodes.
+const NETWORK: [(Fault, usize); 28] = [
+    (Fault::Kill(Who::Leader), 12),
+    (Fault::Kill(Who::Follower), 5),
+    (Fault::Kill(Who::Majority), 5),
+    (Fault::Kill(Who::All), 5),
+    (Fault::Stop(Who::Leader), 5),
+    (Fault::Stop(Who::All), 5),
+    (Fault::Pause(Who::Leader), 10),
+    (Fault::Pause(Who::Follower), 5),
+    (Fault::Pause(Who::Majority), 5),
+    (Fault::Isolate(Who::Leader), 6),
+    (Fault::Isolate(Who::Follower), 5),
+    (Fault::Isolate(Who::Majority), 5),
+    (Fault::Reject(Who::Leader), 5),
+    (Fault::Halves, 5),
+    (Fault::Deaf(Who::Leader), 5),
+    (Fault::Deaf(Who::Follower), 5),
+    (Fault::Mute(Who::Leader), 5),
+    (Fault::Mute(Who::Follower), 5),
+    (Fault::Ring, 5),
+    (Fault::ClientsCut(Who::Leader), 5),
+    (Fault::Loss, 5),
+    (Fault::Delay, 5),
+    (Fault::Repeat, 5),
+    (Fault::Replay, 5),
+    (Fault::AnswersLost, 5),
+    (Fault::Malformed, 7),
+    (Fault::Forged, 6),
+    (Fault::SlowClients, 5),
+];
+
+/// The faults of disks, on three nodes.
+const DISK: [(Fault, usize); 13] = [
+    (Fault::PowerCut(Who::Leader), 8),
+    (Fault::PowerCut(Who::Follower), 6),
+    (Fault::PowerCut(Who::Majority), 8),
+    (Fault::PowerCut(Who::All), 8),
+    (Fault::SyncFails, 10),
+    (Fault::WriteFails, 8),
+    (Fault::WriteFindsNoSpace, 8),
+    (Fault::SlowSync, 7),
+    (Fault::DiskFull, 7),
+    (Fault::KillAtCall, 24),
+    (Fault::Flip, 10),
+    (Fault::Kill(Who::Leader), 6),
+    (Fault::Kill(Who::All), 5),
+];
+
+/// The faults of members, snapshots and clocks, on three nodes and those that come.
+const MEMBERS: [(Fault, usize); 10] = [
+    (Fault::Replace, 5),
+    (Fault::ReplaceUnderKill, 5),
+    (Fault::ReplaceUnderPartition, 5),
+    (Fault::Wipe, 5),
+    (Fault::Lag, 7),
+    (Fault::LagKillSender, 7),
+    (Fault::LagKillReceiver, 7),
+    (Fault::Clock(Who::Leader), 5),
+    (Fault::Clock(Who::All), 5),
+    (Fault::Pause(Who::Leader), 5),
+];
+
+const SEED_MAX: u64 = 1_000_000;
+/// Snapshots all the time, and a log that is short.
+const SNAPSHOT_FLAGS: [&str; 4] = ["--snapshot-entries", "100", "--snapshot-keep-entries", "20"];
+
+/// All lanes once; whether nothing was found.
+pub async fn run(arguments: &RunArguments) -> Result<bool> {
+    let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..SEED_MAX));
+    let began = Instant::now();
+    let reports = round(arguments, seed).await?;
+    for report in reports.iter().flatten() {
+        print!("{report}");
+    }
+    let mut total = Total::default();
+    total.add(&reports);
+    println!("\n{total}, {} s", began.elapsed().as_secs());
+    Ok(total.passed())
+}
+
+/// One run after another until the time is up, or one fails.
+pub async fn soak(arguments: &SoakArguments) -> Result<bool> {
+    let first = arguments.run.seed.unwrap_or_else(|| fastrand::u64(..SEED_MAX));
+    let began = Instant::now();
+    let mut total = Total::default();
+    for seed in first.. {
+        if began.elapsed().as_secs_f64() > arguments.hours * 3600.0 {
+            break;
+        }
+        let reports = round(&arguments.run, seed).await?;
+        for report in reports.iter().flatten() {
+            print!("{report}");
+        }
+        total.add(&reports);
+        println!("\nso far: {total}, {:.2} h", began.elapsed().as_secs_f64() / 3600.0);
+        if !total.passed() {
+            break;
+        }
+    }
+    Ok(total.passed())
+}
+
+/// The lanes of one seed; `None` for one that did not come to its end.
+async fn round(arguments: &RunArguments, seed: u64) -> Result<Vec<Option<LaneReport>>> {
+    let binary = fs::canonicalize(&arguments.binary)
+        .with_context(|| format!("there is no `{}`: run `cargo build --release`", arguments.binary.display()))?;
+    let folder = std::path::absolute(arguments.folder.join(seed.to_string())).context("no such folder")?;
+    if folder.exists() {
+        fs::remove_dir_all(&folder).context("cannot remove what a former run left")?;
+    }
+    println!("seed {seed}, everything below {}", folder.display());
+    let lanes = lanes(arguments, seed, &binary, &folder);
+    if lanes.is_empty() {
+        bail!("there is no such lane or fault");
+    }
+    let mut running = JoinSet::new();
+    for plan in lanes {
+        running.spawn(lane::run(plan));
+    }
+    let mut reports = Vec::new();
+    while let Some(report) = running.join_next().await {
+        match report.context("a lane panicked")? {
+            Ok(report) => reports.push(Some(report)),
+            Err(error) => {
+                println!("\nFAILED: {error:#}");
+                reports.push(None);
+            }
+        }
+    }
+    if reports.iter().all(|report| report.as_ref().is_some_and(LaneReport::passed)) {
+        if !arguments.keep {
+            fs::remove_dir_all(&folder).context("cannot remove the files of a run")?;
+        }
+    } else {
+        println!("FAILED; the same faults again: --seed {seed}; histories, logs and data: {}", folder.display());
+    }
+    Ok(reports)
+}
+
+/// What some runs came to.
+#[derive(Debug, Default)]
+struct Total {
+    runs: usize,
+    operations: usize,
+    faults: usize,
+    bad_inputs: usize,
+    kinds: BTreeSet<Fault>,
+    failed: usize,
+}
+
+impl Total {
+    fn add(&mut self, reports: &[Option<LaneReport>]) {
+        self.runs += 1;
+        for report in reports.iter().flatten() {
+            self.operations += report.operations;
+            self.faults += report.faults();
+            self.bad_inputs += report.bad_inputs();
+            self.kinds.extend(report.kinds());
+        }
+        self.failed += reports.iter().filter(|report| !report.as_ref().is_some_and(LaneReport::passed)).count();
+    }
+
+    fn passed(&self) -> bool {
+        self.failed == 0
+    }
+}
+
+impl fmt::Display for Total {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Total { runs, operations, faults, bad_inputs, kinds, failed } = self;
+        let verdict = if *failed == 0 { "no violation".to_owned() } else { format!("{failed} lanes FAILED") };
+        let kinds = kinds.len();
+        write!(
+            f,
+            "{runs} runs, {operations} operations, {faults} faults of {kinds} kinds, {bad_inputs} bad inputs: {verdict}"
+        )
+    }
+}
+
+fn lanes(arguments: &RunArguments, seed: u64, binary: &Path, folder: &Path) -> Vec<LanePlan> {
+    let plan = |name: &'static str, number: u8, nodes: u64| Plan {
+        system: System::Ours,
+        binary: PathBuf::from(binary),
+        folder: folder.join(name),
+        number,
+        nodes: arguments.nodes.unwrap_or(nodes),
+        disks: Vec::new(),
+        proxies: true,
+        flags: Vec::new(),
+    };
+    let disks = vec![FileSystem::Xfs, FileSystem::Ext4, FileSystem::Xfs];
+    let snapshot_flags: Vec<String> = SNAPSHOT_FLAGS.map(str::to_owned).to_vec();
+    let all: [(Plan, &[(Fault, usize)]); 3] = [
+        (plan("network", 1, 5), &NETWORK),
+        (Plan { disks, flags: snapshot_flags.clone(), ..plan("disk", 2, 3) }, &DISK),
+        (Plan { flags: snapshot_flags, ..plan("members", 3, 3) }, &MEMBERS),
+    ];
+    let mut lanes = Vec::new();
+    for (cluster, faults) in all {
+        let name = ["network", "disk", "members"][usize::from(cluster.number) - 1];
+        let wanted = |fault: &Fault| arguments.only.is_empty() || arguments.only.contains(&fault.to_string());
+        let times = |count: usize| ((count as f64 * arguments.scale).round() as usize).max(1);
+        let faults: Vec<(Fault, usize)> =
+            faults.iter().filter(|(fault, _)| wanted(fault)).map(|(fault, count)| (*fault, times(*count))).collect();
+        if faults.is_empty() || !(arguments.lanes.is_empty() || arguments.lanes.iter().any(|lane| lane == name)) {
+            continue;
+        }
+        let load = LoadPlan {
+            seed: seed.wrapping_add(u64::from(cluster.number)),
+            clients: 8,
+            pause_max: Duration::from_millis(160),
+            probe_interval: Duration::from_millis(50),
+        };
+        // With more to carry, a snapshot is on its way for a while.
+        let ballast_keys = if name == "members" { 500 } else { 0 };
+        lanes.push(LanePlan { name, cluster, load, ballast_keys, faults, time_max: arguments.time_max() });
+    }
+    lanes
+}

@@ -1,0 +1,231 @@
+//! What stands between a node and those that dial it: it delays, repeats and replays.
+//!
+//! Packet rules cannot say a request twice, since TCP would not have it. So each
+//! node is known to the others by an address at which a proxy listens, on the same
+//! host, that understands HTTP. Only what nodes say to each other (`/raft-…`) is
+//! repeated or replayed: Raft must bear that; a client's request that is passed on
+//! must not be done twice by anybody.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, BodyStream, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use crate::network::{Host, Network};
+
+/// Requests that are kept to be replayed later.
+const KEPT_MAX: usize = 300;
+/// Longest request that is kept, or sent twice, in bytes.
+const KEPT_BYTES_MAX: usize = 256 << 10;
+
+/// How a proxy misbehaves.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Misbehaviour {
+    /// Each request and each answer waits up to this long.
+    pub delay_max: Duration,
+    /// How many requests of a hundred are sent twice at once.
+    pub repeat_percent: u8,
+    /// After how many requests of a hundred an old one is sent once more.
+    pub replay_percent: u8,
+    /// How many answers of a hundred are lost after the request was done.
+    pub lose_answer_percent: u8,
+}
+
+/// What a proxy has done.
+#[derive(Debug, Default)]
+pub struct Deeds {
+    pub delayed: AtomicU64,
+    pub repeated: AtomicU64,
+    pub replayed: AtomicU64,
+    pub answers_lost: AtomicU64,
+}
+
+/// The proxy of a node.
+#[derive(Debug)]
+pub struct Proxy {
+    shared: Arc<Shared>,
+    accepting: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    node: SocketAddr,
+    client: reqwest::Client,
+    misbehaviour: Mutex<Misbehaviour>,
+    kept: Mutex<VecDeque<(String, Bytes)>>,
+    deeds: Deeds,
+}
+
+type Body = UnsyncBoxBody<Bytes, reqwest::Error>;
+
+impl Proxy {
+    /// Starts a proxy on the host, at the address by which others know its node.
+    pub fn start(network: Network, host: &Host) -> Result<Self> {
+        let listener = host.listen(host.peer())?;
+        listener.set_nonblocking(true).context("cannot prepare a listener")?;
+        let listener = TcpListener::from_std(listener).context("cannot prepare a listener")?;
+        let client = reqwest::Client::builder()
+            .local_address(std::net::IpAddr::V4(network.proxies()))
+            .connect_timeout(Duration::from_secs(1))
+            .tcp_nodelay(true)
+            .no_proxy()
+            .build()
+            .context("cannot make an HTTP client")?;
+        let shared = Arc::new(Shared {
+            node: host.http(),
+            client,
+            misbehaviour: Mutex::default(),
+            kept: Mutex::default(),
+            deeds: Deeds::default(),
+        });
+        let accepting = tokio::spawn(accept(shared.clone(), listener));
+        Ok(Proxy { shared, accepting })
+    }
+
+    pub fn misbehave(&self, misbehaviour: Misbehaviour) {
+        *self.shared.misbehaviour.lock().expect("no thread panics with it") = misbehaviour;
+    }
+
+    pub fn behave(&self) {
+        self.misbehave(Misbehaviour::default());
+    }
+
+    /// What nodes have said to this one, by path.
+    pub fn kept(&self) -> Vec<(String, Bytes)> {
+        self.shared.kept.lock().expect("no thread panics with it").iter().cloned().collect()
+    }
+
+    pub fn deeds(&self) -> &Deeds {
+        &self.shared.deeds
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+async fn accept(shared: Arc<Shared>, listener: TcpListener) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else { continue };
+        let _ = stream.set_nodelay(true);
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            let service = service_fn(move |request| {
+                let shared = shared.clone();
+                async move { shared.serve(request).await }
+            });
+            // A lost answer ends as an error, which closes the connection.
+            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        });
+    }
+}
+
+impl Shared {
+    async fn serve(&self, request: Request<Incoming>) -> Result<Response<Body>, std::io::Error> {
+        let misbehaviour = *self.misbehaviour.lock().expect("no thread panics with it");
+        let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
+        let between_nodes = path.starts_with("/raft-");
+        self.delay(misbehaviour).await;
+        let (head, body) = request.into_parts();
+        let mut onward = self.client.request(head.method, self.url(&path)).headers(head.headers);
+        let length = hyper::body::Body::size_hint(&body).exact();
+        if length.is_some_and(|length| length <= KEPT_BYTES_MAX as u64) {
+            let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
+            if between_nodes {
+                self.repeat(misbehaviour, &path, &body);
+                self.keep(&path, &body);
+            }
+            onward = onward.body(body);
+        } else {
+            let frames = BodyStream::new(body).try_filter_map(async |frame| Ok(frame.into_data().ok()));
+            onward = onward.body(reqwest::Body::wrap_stream(frames));
+        }
+        let answer = match onward.send().await {
+            Ok(answer) => answer,
+            // The node is not there, or was killed meanwhile: its own connection would be reset.
+            Err(error) => return Err(std::io::Error::other(error)),
+        };
+        self.delay(misbehaviour).await;
+        if between_nodes && chance(misbehaviour.lose_answer_percent) {
+            self.deeds.answers_lost.fetch_add(1, Ordering::Relaxed);
+            return Err(std::io::Error::other("the answer is lost"));
+        }
+        Ok(pass_back(answer))
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.node)
+    }
+
+    async fn delay(&self, misbehaviour: Misbehaviour) {
+        if !misbehaviour.delay_max.is_zero() {
+            self.deeds.delayed.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(misbehaviour.delay_max.mul_f64(fastrand::f64())).await;
+        }
+    }
+
+    /// Sends what was asked now, or something older, once more, and drops the answer.
+    fn repeat(&self, misbehaviour: Misbehaviour, path: &str, body: &Bytes) {
+        if chance(misbehaviour.repeat_percent) {
+            self.deeds.repeated.fetch_add(1, Ordering::Relaxed);
+            self.send_again(path.to_owned(), body.clone());
+        }
+        if chance(misbehaviour.replay_percent) {
+            let kept = self.kept.lock().expect("no thread panics with it");
+            let old = kept.get(fastrand::usize(..kept.len().max(1))).cloned();
+            drop(kept);
+            if let Some((path, body)) = old {
+                self.deeds.replayed.fetch_add(1, Ordering::Relaxed);
+                self.send_again(path, body);
+            }
+        }
+    }
+
+    fn send_again(&self, path: String, body: Bytes) {
+        let request = self.client.post(self.url(&path)).body(body).timeout(Duration::from_secs(2));
+        tokio::spawn(async move {
+            let _ = request.send().await;
+        });
+    }
+
+    fn keep(&self, path: &str, body: &Bytes) {
+        let mut kept = self.kept.lock().expect("no thread panics with it");
+        if kept.len() < KEPT_MAX {
+            kept.push_back((path.to_owned(), body.clone()));
+        } else if chance(10) {
+            // One out of ten, so that what is kept reaches far back.
+            let place = fastrand::usize(..KEPT_MAX);
+            kept[place] = (path.to_owned(), body.clone());
+        }
+    }
+}
+
+fn pass_back(answer: reqwest::Response) -> Response<Body> {
+    let mut response =
+        Response::new(Full::new(Bytes::new()).map_err(|error: Infallible| match error {}).boxed_unsync());
+    *response.status_mut() = StatusCode::from_u16(answer.status().as_u16()).unwrap_or(StatusCode::BAD_GATEWAY);
+    *response.headers_mut() = answer.headers().clone();
+    let frames = answer.bytes_stream().map_ok(Frame::data);
+    *response.body_mut() = BodyExt::boxed_unsync(StreamBody::new(frames));
+    response
+}
+
+fn chance(percent: u8) -> bool {
+    fastrand::u8(..100) < percent
+}

@@ -1,0 +1,143 @@
+//! The systems that the harness drives: raft-key-value, and etcd as the control.
+//!
+//! Each does the same few things in its own words, and is held against the same
+//! rules. What one cannot do, the lanes for it leave out.
+
+mod etcd;
+mod ours;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::history::{Call, Change, FinalState, NodeId, Outcome};
+use crate::network::Host;
+use crate::node::Node;
+
+/// How long a client waits for an answer before it calls the outcome unknown,
+/// unless it says otherwise: longer than a node takes to call it so itself.
+pub const CLIENT_DEADLINE: Duration = Duration::from_secs(7);
+
+/// Which system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum System {
+    Ours,
+    Etcd,
+}
+
+/// What one attempt at a call came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    pub outcome: Outcome,
+    /// The answer is that of an earlier attempt with the same key of the request.
+    pub replayed: bool,
+    /// What else is to be told of it, if it was no success.
+    pub reason: String,
+}
+
+/// How a node is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeStatus {
+    pub leader: Option<NodeId>,
+    pub term: u64,
+    /// The index of the last entry that it applied.
+    pub applied: u64,
+    /// The index of the last entry of its log; what it applied, if the system does not say.
+    pub last_log: u64,
+    pub voters: Vec<NodeId>,
+}
+
+/// A client's way to a system; clones share their connections.
+#[derive(Clone, Debug)]
+pub struct Client {
+    system: System,
+    http: reqwest::Client,
+}
+
+impl System {
+    /// Adds the program and the flags by which a node is started.
+    pub fn add_command(self, command: &mut Command, binary: &Path, node: &Node) {
+        match self {
+            System::Ours => ours::add_command(command, binary, node),
+            System::Etcd => etcd::add_command(command, binary, node),
+        }
+    }
+
+    pub fn client(self) -> Result<Client> {
+        let http = reqwest::Client::builder()
+            .connect_timeout(Duration::from_millis(1000))
+            .tcp_nodelay(true)
+            .no_proxy()
+            .build()?;
+        Ok(Client { system: self, http })
+    }
+
+    /// The store's revision before anything was written.
+    pub fn first_revision(self) -> u64 {
+        match self {
+            System::Ours => 0,
+            System::Etcd => 1,
+        }
+    }
+
+    /// Makes the nodes one cluster; they run already, and know nothing.
+    pub async fn form(self, client: &Client, hosts: &[Host]) -> Result<()> {
+        match self {
+            System::Ours => ours::form(&client.http, hosts).await,
+            System::Etcd => Ok(()), // They were told by their flags.
+        }
+    }
+}
+
+impl Client {
+    /// One attempt at a call. `request_key` makes a write safe to repeat.
+    pub async fn call(&self, node: SocketAddr, call: &Call, request_key: Option<&str>, deadline: Duration) -> Attempt {
+        match self.system {
+            System::Ours => ours::call(&self.http, node, call, request_key, deadline).await,
+            System::Etcd => etcd::call(&self.http, node, call, deadline).await,
+        }
+    }
+
+    /// How a node is, by its own word; an error if it does not answer.
+    pub async fn status(&self, node: SocketAddr) -> Result<NodeStatus> {
+        match self.system {
+            System::Ours => ours::status(&self.http, node).await,
+            System::Etcd => etcd::status(&self.http, node).await,
+        }
+    }
+
+    /// All that a node holds by itself.
+    pub async fn final_state(&self, id: NodeId, node: SocketAddr) -> Result<FinalState> {
+        match self.system {
+            System::Ours => ours::final_state(&self.http, id, node).await,
+            System::Etcd => etcd::final_state(&self.http, id, node).await,
+        }
+    }
+
+    /// Hands each change to `sink` until the stream breaks or ends.
+    pub async fn watch(&self, node: SocketAddr, place: &mut WatchPlace, sink: Sink<'_>) -> Result<()> {
+        match self.system {
+            System::Ours => ours::watch(&self.http, node, place, sink).await,
+            System::Etcd => etcd::watch(&self.http, node, place, sink).await,
+        }
+    }
+
+    pub fn http(&self) -> &reqwest::Client {
+        &self.http
+    }
+}
+
+/// What takes the changes of a watch, each with the place after it.
+pub type Sink<'a> = &'a (dyn Fn(&WatchPlace, Change) + Send + Sync);
+
+/// Where a watch has come to, in the words of its system.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WatchPlace {
+    /// What to give the node to go on; empty at the beginning.
+    pub resume: String,
+    /// The last revision that was seen, whole or in part.
+    pub revision: u64,
+}

@@ -1,0 +1,392 @@
+//! raft-key-value, by its HTTP API.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Attempt, NodeStatus, Sink, WatchPlace};
+use crate::history::{
+    Answer, Call, CallResult, Change, ChangeKind, Comparison, Condition, Consistency, FinalState, NodeId, Operand,
+    Outcome, Record, Step, StepResult, Text,
+};
+use crate::network::Host;
+use crate::node::Node;
+
+/// How long a question about a node's own state may take.
+const STATUS_DEADLINE: Duration = Duration::from_secs(2);
+/// After which silence a watch is given up: its heartbeats come every 10 seconds.
+const WATCH_SILENCE_MAX: Duration = Duration::from_secs(15);
+/// Keys of a page of the listings that are part of the load: few, so that there are several pages.
+const PAGE_KEYS: usize = 16;
+/// How many lost pages make a listing be given up.
+const PAGES_MAX: usize = 1000;
+
+pub fn add_command(command: &mut Command, binary: &Path, node: &Node) {
+    let peer = if node.proxy.is_some() { node.host.peer() } else { node.host.http() };
+    command.arg(binary);
+    command.args(["--id", &node.id().to_string(), "--http-addr", &node.host.http().to_string()]);
+    command.args(["--advertise-addr", &peer.to_string()]);
+    command.arg("--data-dir").arg(node.data_directory());
+}
+
+pub async fn form(http: &Client, hosts: &[Host]) -> Result<()> {
+    let members: Vec<(NodeId, String)> = hosts.iter().map(|host| (host.id, host.peer().to_string())).collect();
+    let url = format!("http://{}/init", hosts[0].http());
+    let answer = http.post(url).json(&members).timeout(super::CLIENT_DEADLINE).send().await?;
+    if !answer.status().is_success() {
+        bail!("cannot form the cluster: {}", answer.text().await?);
+    }
+    Ok(())
+}
+
+pub async fn call(
+    http: &Client,
+    node: SocketAddr,
+    call: &Call,
+    request_key: Option<&str>,
+    deadline: Duration,
+) -> Attempt {
+    if let Call::List { prefix, consistency } = call {
+        return match tokio::time::timeout(deadline, list(http, node, prefix, *consistency, PAGE_KEYS)).await {
+            Ok(Ok((revision, items))) => done(revision, CallResult::List(items)),
+            Ok(Err(error)) => not_applied(format!("{error:#}")),
+            Err(_) => not_applied("no answer in time".to_owned()),
+        };
+    }
+    let mut request = request_of(http, node, call).timeout(deadline);
+    if let Some(request_key) = request_key {
+        request = request.header("idempotency-key", request_key);
+    }
+    let reads = matches!(call, Call::Get { .. });
+    match request.send().await {
+        Ok(answer) => understand(call, answer).await.unwrap_or_else(|error| failed(reads, format!("{error:#}"))),
+        // Nothing was sent then.
+        Err(error) if error.is_connect() => not_applied(format!("{error:#}")),
+        Err(error) => failed(reads, format!("{error:#}")),
+    }
+}
+
+fn done(revision: u64, result: CallResult) -> Attempt {
+    Attempt { outcome: Outcome::Done(Answer { revision, result }), replayed: false, reason: String::new() }
+}
+
+fn not_applied(reason: String) -> Attempt {
+    Attempt { outcome: Outcome::NotApplied, replayed: false, reason }
+}
+
+/// Nothing is known of what was sent; a read that is lost did nothing.
+fn failed(reads: bool, reason: String) -> Attempt {
+    let outcome = if reads { Outcome::NotApplied } else { Outcome::Unknown };
+    Attempt { outcome, replayed: false, reason }
+}
+
+fn url(node: SocketAddr, key: &str) -> String {
+    format!("http://{node}/v1/kv/{key}")
+}
+
+fn request_of(http: &Client, node: SocketAddr, call: &Call) -> RequestBuilder {
+    let with = |request: RequestBuilder, condition: &Option<Condition>| match condition {
+        None => request,
+        Some(Condition::Missing) => request.header("if-none-match", "*"),
+        Some(Condition::Revision(revision)) => request.header("if-match", format!("\"{revision}\"")),
+    };
+    match call {
+        Call::Put { key, value, condition } => with(http.put(url(node, key)).body(value.to_string()), condition),
+        Call::Delete { key, condition } => with(http.delete(url(node, key)), condition),
+        Call::Txn { compare, success, failure } => {
+            let compare: Vec<Value> = compare.iter().map(comparison).collect();
+            let steps = |steps: &[Step]| steps.iter().map(step).collect::<Vec<_>>();
+            let body = json!({"compare": compare, "success": steps(success), "failure": steps(failure)});
+            http.post(format!("http://{node}/v1/txn")).json(&body)
+        }
+        Call::Get { key, consistency: Consistency::Linearizable } => http.get(url(node, key)),
+        Call::Get { key, consistency: Consistency::Stale } => http.get(format!("{}?consistency=stale", url(node, key))),
+        Call::List { prefix, .. } => http.request(Method::GET, format!("http://{node}/v1/kv?prefix={prefix}")),
+    }
+}
+
+fn comparison(comparison: &Comparison) -> Value {
+    let key = &*comparison.key;
+    match &comparison.operand {
+        Operand::Missing => json!({"key": key, "exists": false}),
+        Operand::Value(value) => json!({"key": key, "value": &**value}),
+        Operand::Revision(revision) => json!({"key": key, "revision": revision}),
+    }
+}
+
+fn step(step: &Step) -> Value {
+    match step {
+        Step::Put { key, value } => json!({"put": {"key": &**key, "value": &**value}}),
+        Step::Delete { key } => json!({"delete": {"key": &**key}}),
+        Step::Get { key } => json!({"get": {"key": &**key}}),
+    }
+}
+
+/// A key as all answers have it.
+#[derive(Deserialize)]
+struct KeyValue {
+    key: Text,
+    value: Text,
+    revision: u64,
+    create_revision: u64,
+    version: u64,
+}
+
+impl KeyValue {
+    fn into_record(self) -> (Text, Record) {
+        let KeyValue { key, value, revision, create_revision, version } = self;
+        (key, Record { value, revision, create_revision, version })
+    }
+}
+
+#[derive(Deserialize)]
+struct Put {
+    revision: u64,
+    version: u64,
+}
+
+#[derive(Deserialize)]
+struct Delete {
+    revision: u64,
+    deleted: u64,
+}
+
+#[derive(Deserialize)]
+struct Txn {
+    succeeded: bool,
+    revision: u64,
+    results: Vec<TxnResult>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum TxnResult {
+    Put {},
+    Delete { deleted: u64 },
+    Get(Option<KeyValue>),
+}
+
+#[derive(Deserialize)]
+struct Refused {
+    error: RefusedBody,
+}
+
+#[derive(Deserialize)]
+struct RefusedBody {
+    code: String,
+    message: String,
+    outcome: String,
+    current_revision: Option<u64>,
+    revision: Option<u64>,
+}
+
+async fn understand(call: &Call, answer: Response) -> Result<Attempt> {
+    let status = answer.status();
+    let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok());
+    let revision: Option<u64> = header("raft-revision").and_then(|revision| revision.parse().ok());
+    let replayed = header("raft-replayed") == Some("true");
+    let body = answer.bytes().await?;
+    if !status.is_success() {
+        return refusal(call, status, revision, replayed, &body);
+    }
+    let (revision, result) = match call {
+        Call::Put { .. } => {
+            let put: Put = serde_json::from_slice(&body)?;
+            (put.revision, CallResult::Put { version: put.version })
+        }
+        Call::Delete { .. } => {
+            let delete: Delete = serde_json::from_slice(&body)?;
+            (delete.revision, CallResult::Delete { deleted: delete.deleted > 0 })
+        }
+        Call::Txn { .. } => {
+            let txn: Txn = serde_json::from_slice(&body)?;
+            let results = txn.results.into_iter().map(|result| match result {
+                TxnResult::Put {} => StepResult::Put,
+                TxnResult::Delete { deleted } => StepResult::Delete { deleted: deleted > 0 },
+                TxnResult::Get(found) => StepResult::Get(found.map(|found| found.into_record().1)),
+            });
+            (txn.revision, CallResult::Txn { succeeded: txn.succeeded, results: results.collect() })
+        }
+        Call::Get { .. } => {
+            let found: KeyValue = serde_json::from_slice(&body)?;
+            let revision = revision.context("an answer without `Raft-Revision`")?;
+            (revision, CallResult::Get(Some(found.into_record().1)))
+        }
+        Call::List { .. } => bail!("listings are read page by page"),
+    };
+    Ok(Attempt { replayed, ..done(revision, result) })
+}
+
+fn refusal(call: &Call, status: StatusCode, revision: Option<u64>, replayed: bool, body: &[u8]) -> Result<Attempt> {
+    let refused: Refused = serde_json::from_slice(body)
+        .with_context(|| format!("{status} with the body {:?}", String::from_utf8_lossy(body)))?;
+    let RefusedBody { code, message, outcome, current_revision, revision: missing_at } = refused.error;
+    match (status, call) {
+        (StatusCode::NOT_FOUND, Call::Get { .. }) => {
+            Ok(done(missing_at.context("a missing key without a revision")?, CallResult::Get(None)))
+        }
+        (StatusCode::PRECONDITION_FAILED, _) => {
+            let revision = revision.context("an answer without `Raft-Revision`")?;
+            let result = CallResult::ConditionFailed { found: current_revision };
+            Ok(Attempt { replayed, ..done(revision, result) })
+        }
+        _ => {
+            let outcome = match outcome.as_str() {
+                "not_applied" => Outcome::NotApplied,
+                "unknown" => Outcome::Unknown,
+                other => bail!("{status} with the outcome {other:?}"),
+            };
+            Ok(Attempt { outcome, replayed, reason: format!("{} {code}: {message}", status.as_u16()) })
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Page {
+    revision: u64,
+    items: Vec<KeyValue>,
+    next: Option<String>,
+}
+
+/// All keys with a prefix, at the revision of the first page.
+async fn list(
+    http: &Client,
+    node: SocketAddr,
+    prefix: &str,
+    consistency: Consistency,
+    page_keys: usize,
+) -> Result<(u64, Vec<(Text, Record)>)> {
+    let mut items = Vec::new();
+    let (mut revision, mut start_after) = (None, None::<String>);
+    for _ in 0..PAGES_MAX {
+        let mut url = format!("http://{node}/v1/kv?prefix={prefix}&limit={page_keys}");
+        if consistency == Consistency::Stale {
+            url.push_str("&consistency=stale");
+        }
+        if let (Some(revision), Some(start_after)) = (revision, &start_after) {
+            url.push_str(&format!("&revision={revision}&start_after={start_after}"));
+        }
+        let answer = http.get(url).timeout(super::CLIENT_DEADLINE).send().await?;
+        let status = answer.status();
+        let body = answer.bytes().await?;
+        if !status.is_success() {
+            bail!("{status}: {}", String::from_utf8_lossy(&body));
+        }
+        let page: Page = serde_json::from_slice(&body)?;
+        if *revision.get_or_insert(page.revision) != page.revision {
+            bail!("a page of another revision than was asked for");
+        }
+        items.extend(page.items.into_iter().map(KeyValue::into_record));
+        match page.next {
+            Some(next) => start_after = Some(next),
+            None => return Ok((page.revision, items)),
+        }
+    }
+    bail!("a listing of more than {PAGES_MAX} pages")
+}
+
+/// What of `/metrics` is looked at.
+#[derive(Deserialize)]
+struct Metrics {
+    current_term: u64,
+    current_leader: Option<NodeId>,
+    last_applied: Option<LogId>,
+    last_log_index: Option<u64>,
+    membership_config: Value,
+}
+
+#[derive(Deserialize)]
+struct LogId {
+    index: u64,
+}
+
+pub async fn status(http: &Client, node: SocketAddr) -> Result<NodeStatus> {
+    let answer = http.get(format!("http://{node}/metrics")).timeout(STATUS_DEADLINE).send().await?;
+    let mut body: Value = answer.json().await?;
+    let metrics: Metrics = serde_json::from_value(body["Ok"].take()).context("`/metrics` has another shape")?;
+    let configs = &metrics.membership_config["membership"]["configs"];
+    let last = configs.as_array().and_then(|configs| configs.last()).and_then(Value::as_array);
+    let voters = last.into_iter().flatten().filter_map(Value::as_u64).collect();
+    let applied = metrics.last_applied.map_or(0, |log_id| log_id.index);
+    let last_log = metrics.last_log_index.unwrap_or(applied);
+    Ok(NodeStatus { leader: metrics.current_leader, term: metrics.current_term, applied, last_log, voters })
+}
+
+pub async fn final_state(http: &Client, id: NodeId, node: SocketAddr) -> Result<FinalState> {
+    let (revision, records) = list(http, node, "", Consistency::Stale, 1000).await?;
+    Ok(FinalState { node: id, revision, records, hash: hash(http, node).await? })
+}
+
+/// The node's own hash of its state.
+async fn hash(http: &Client, node: SocketAddr) -> Result<Option<String>> {
+    let answer = http.get(format!("http://{node}/v1/cluster/hash")).timeout(STATUS_DEADLINE).send().await?;
+    if answer.status() == StatusCode::NOT_FOUND {
+        return Ok(None); // A former version, which has none.
+    }
+    let body: Value = answer.error_for_status()?.json().await?;
+    Ok(Some(body["hash"].as_str().context("a hash without `hash`")?.to_owned()))
+}
+
+pub async fn watch(http: &Client, node: SocketAddr, place: &mut WatchPlace, sink: Sink<'_>) -> Result<()> {
+    let mut request = http.get(format!("http://{node}/v1/watch?from=1"));
+    if !place.resume.is_empty() {
+        request = request.header("last-event-id", &place.resume);
+    }
+    let opened = tokio::time::timeout(super::CLIENT_DEADLINE, request.send()).await.context("no answer in time")?;
+    let mut answer = opened?;
+    if !answer.status().is_success() {
+        bail!("{}: {}", answer.status(), answer.text().await?);
+    }
+    let mut unread: Vec<u8> = Vec::new();
+    loop {
+        while let Some(end) = unread.windows(2).position(|pair| pair == b"\n\n") {
+            let event: Vec<u8> = unread.drain(..end + 2).collect();
+            take_event(std::str::from_utf8(&event)?, place, sink)?;
+        }
+        let chunk = tokio::time::timeout(WATCH_SILENCE_MAX, answer.chunk()).await.context("it is silent")?;
+        match chunk? {
+            Some(chunk) => unread.extend_from_slice(&chunk),
+            None => return Ok(()), // Half an event is none.
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Event {
+    Put(KeyValue),
+    #[serde(alias = "expire")]
+    Delete {
+        key: Text,
+        revision: u64,
+    },
+    End {
+        code: String,
+    },
+}
+
+fn take_event(event: &str, place: &mut WatchPlace, sink: Sink<'_>) -> Result<()> {
+    let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name));
+    if let Some(id) = field("id: ") {
+        id.clone_into(&mut place.resume);
+    }
+    if let Some(data) = field("data: ") {
+        let change = match serde_json::from_str(data).with_context(|| format!("an event of another shape: {data}"))? {
+            Event::Put(key_value) => {
+                let (key, Record { value, revision, create_revision, version }) = key_value.into_record();
+                Change { revision, key, kind: ChangeKind::Put { value, create_revision, version } }
+            }
+            Event::Delete { key, revision } => Change { revision, key, kind: ChangeKind::Delete },
+            Event::End { code } => bail!("the node ended the watch: {code}"),
+        };
+        place.revision = change.revision;
+        sink(place, change);
+    }
+    Ok(())
+}
