@@ -7,6 +7,7 @@
 //! | [`restart`] | what is left after kill, stop and pause |
 //! | [`exit_codes`] | how a process ends, and what it says then |
 //! | [`snapshots`] | does a node get what the logs no longer have |
+//! | [`partition`] | what does a node do that the others do not reach |
 //! | [`outcomes`] | what is known when a request fails half-way |
 //! | [`membership`] | who belongs to the cluster, and who is kept out |
 //! | [`replace`] | what becomes of a node that lost its disk |
@@ -41,6 +42,7 @@ mod list;
 mod membership;
 mod openapi;
 mod outcomes;
+mod partition;
 mod replace;
 mod restart;
 mod snapshots;

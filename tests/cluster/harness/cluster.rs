@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::eventually::{DEADLINE, eventually};
 use super::http::{Answer, Http, Metrics};
+use super::links::Links;
 use super::node::TestNode;
 
 /// Clusters that run at once, however many tests do: their nodes share the machine.
@@ -55,6 +56,23 @@ impl TestCluster {
         let members: Vec<_> = ids.iter().map(|id| json!([id, cluster.addr(*id)])).collect();
         let answer = cluster.post(ids[0], "/init", json!(members).to_string()).await;
         answer.ok().unwrap();
+        cluster.leader_of(ids).await;
+        cluster
+    }
+
+    /// The same, with every link between two nodes one that can be cut.
+    pub async fn form_over(links: &Links, name: &'static str, ids: &[NodeId], flags: &[&'static str]) -> Self {
+        let mut cluster = Self::start(name, &[], flags).await;
+        let mut members = Vec::new();
+        for id in ids {
+            let (proxy, target_tx) = links.proxy(*id).await;
+            let flags: Vec<&str> = flags.iter().copied().chain(["--advertise-addr", &proxy]).collect();
+            let node = TestNode::start(*id, cluster.directory.path(), &flags, &cluster.http).await;
+            target_tx.send(node.addr.clone()).unwrap();
+            cluster.nodes.insert(*id, node);
+            members.push(json!([id, proxy]));
+        }
+        cluster.post(ids[0], "/init", json!(members).to_string()).await.ok().unwrap();
         cluster.leader_of(ids).await;
         cluster
     }
