@@ -70,6 +70,10 @@ pub struct RunArguments {
     #[arg(long)]
     pub keep: bool,
 
+    /// Put the figures into this document, between the marks for them, if nothing was found
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+
     /// Only these lanes
     #[arg(long, value_delimiter = ',')]
     pub lanes: Vec<String>,

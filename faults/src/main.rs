@@ -18,6 +18,7 @@ mod node;
 mod plans;
 mod process;
 mod proxy;
+mod record;
 mod report;
 mod sandbox;
 mod store;

@@ -1,6 +1,6 @@
 //! Which lanes there are, and a run of them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use std::{fmt, fs};
@@ -14,6 +14,7 @@ use crate::disk::FileSystem;
 use crate::fault::{Fault, Who};
 use crate::lane::{self, LanePlan};
 use crate::load::LoadPlan;
+use crate::record;
 use crate::report::LaneReport;
 use crate::store::System;
 
@@ -89,33 +90,37 @@ pub async fn run(arguments: &RunArguments) -> Result<bool> {
     let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..SEED_MAX));
     let began = Instant::now();
     let reports = round(arguments, seed).await?;
-    for report in reports.iter().flatten() {
-        print!("{report}");
-    }
     let mut total = Total::default();
-    total.add(&reports);
-    println!("\n{total}, {} s", began.elapsed().as_secs());
-    Ok(total.passed())
+    total.add(reports);
+    let figures = format!("{total}\n{} s, seed {seed}", began.elapsed().as_secs());
+    println!("{figures}");
+    finish(arguments, &total, "run", &figures)
 }
 
 /// One run after another until the time is up, or one fails.
 pub async fn soak(arguments: &SoakArguments) -> Result<bool> {
     let first = arguments.run.seed.unwrap_or_else(|| fastrand::u64(..SEED_MAX));
     let began = Instant::now();
+    let hours = || began.elapsed().as_secs_f64() / 3600.0;
     let mut total = Total::default();
     for seed in first.. {
-        if began.elapsed().as_secs_f64() > arguments.hours * 3600.0 {
+        if hours() > arguments.hours {
             break;
         }
-        let reports = round(&arguments.run, seed).await?;
-        for report in reports.iter().flatten() {
-            print!("{report}");
-        }
-        total.add(&reports);
-        println!("\nso far: {total}, {:.2} h", began.elapsed().as_secs_f64() / 3600.0);
+        total.add(round(&arguments.run, seed).await?);
+        println!("\nso far, {:.2} h:\n{total}", hours());
         if !total.passed() {
             break;
         }
+    }
+    let figures = format!("{total}\n{:.2} h, seeds from {first}", hours());
+    let nodes = arguments.run.nodes.map_or_else(|| "soak".to_owned(), |nodes| format!("soak-{nodes}"));
+    finish(&arguments.run, &total, &nodes, &figures)
+}
+
+fn finish(arguments: &RunArguments, total: &Total, name: &str, figures: &str) -> Result<bool> {
+    if let (true, Some(document)) = (total.passed(), &arguments.record) {
+        record::record(document, name, figures)?;
     }
     Ok(total.passed())
 }
@@ -140,7 +145,10 @@ async fn round(arguments: &RunArguments, seed: u64) -> Result<Vec<Option<LaneRep
     let mut reports = Vec::new();
     while let Some(report) = running.join_next().await {
         match report.context("a lane panicked")? {
-            Ok(report) => reports.push(Some(report)),
+            Ok(report) => {
+                println!("\n{report}");
+                reports.push(Some(report));
+            }
             Err(error) => {
                 println!("\nFAILED: {error:#}");
                 reports.push(None);
@@ -161,23 +169,22 @@ async fn round(arguments: &RunArguments, seed: u64) -> Result<Vec<Option<LaneRep
 #[derive(Debug, Default)]
 struct Total {
     runs: usize,
-    operations: usize,
-    faults: usize,
-    bad_inputs: usize,
-    kinds: BTreeSet<Fault>,
+    /// By lane, over all runs.
+    lanes: BTreeMap<&'static str, LaneReport>,
     failed: usize,
 }
 
 impl Total {
-    fn add(&mut self, reports: &[Option<LaneReport>]) {
+    fn add(&mut self, reports: Vec<Option<LaneReport>>) {
         self.runs += 1;
-        for report in reports.iter().flatten() {
-            self.operations += report.operations;
-            self.faults += report.faults();
-            self.bad_inputs += report.bad_inputs();
-            self.kinds.extend(report.kinds());
+        for report in reports {
+            self.failed += usize::from(!report.as_ref().is_some_and(LaneReport::passed));
+            let Some(report) = report else { continue };
+            match self.lanes.get_mut(report.name) {
+                Some(total) => total.add(report),
+                None => _ = self.lanes.insert(report.name, report),
+            }
         }
-        self.failed += reports.iter().filter(|report| !report.as_ref().is_some_and(LaneReport::passed)).count();
     }
 
     fn passed(&self) -> bool {
@@ -187,13 +194,19 @@ impl Total {
 
 impl fmt::Display for Total {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Total { runs, operations, faults, bad_inputs, kinds, failed } = self;
-        let verdict = if *failed == 0 { "no violation".to_owned() } else { format!("{failed} lanes FAILED") };
-        let kinds = kinds.len();
-        write!(
-            f,
-            "{runs} runs, {operations} operations, {faults} faults of {kinds} kinds, {bad_inputs} bad inputs: {verdict}"
-        )
+        for report in self.lanes.values() {
+            writeln!(f, "{report}")?;
+        }
+        let sum = |of: fn(&LaneReport) -> usize| self.lanes.values().map(of).sum::<usize>();
+        let kinds: BTreeSet<Fault> = self.lanes.values().flat_map(LaneReport::kinds).collect();
+        let (operations, faults) = (sum(|report| report.operations), sum(LaneReport::faults));
+        let (kinds, inputs) = (kinds.len(), sum(LaneReport::bad_inputs));
+        write!(f, "In all {operations} operations, {faults} faults of {kinds} kinds, {inputs} bad inputs, ")?;
+        match (self.failed, self.runs) {
+            (0, 1) => f.write_str("no violation."),
+            (0, runs) => write!(f, "{runs} runs, no violation."),
+            (failed, _) => write!(f, "{failed} lanes FAILED."),
+        }
     }
 }
 

@@ -38,14 +38,21 @@ pub struct Found {
     pub checked: checker::Report,
 }
 
+impl Found {
+    fn add(&mut self, other: Found) {
+        self.windows.extend(other.windows);
+        self.planned += other.planned;
+        self.findings.extend(other.findings);
+        self.bad_inputs += other.bad_inputs;
+        self.checked.extend(other.checked);
+    }
+}
+
 /// What a lane has shown.
 #[derive(Debug)]
 pub struct LaneReport {
     pub name: &'static str,
     pub operations: usize,
-    done: usize,
-    not_applied: usize,
-    unknown: usize,
     replayed: u64,
     answers_dropped: u64,
     longest_outage: Duration,
@@ -63,7 +70,6 @@ struct Kind {
 
 impl LaneReport {
     pub fn new(name: &'static str, history: &History, found: Found, recorder: &Recorder) -> Self {
-        let count = |wanted: fn(&Outcome) -> bool| history.operations.iter().filter(|one| wanted(&one.outcome)).count();
         let mut returned: Vec<u64> = history
             .operations
             .iter()
@@ -82,15 +88,27 @@ impl LaneReport {
         LaneReport {
             name,
             operations: history.operations.len(),
-            done: count(|outcome| matches!(outcome, Outcome::Done(_))),
-            not_applied: count(|outcome| matches!(outcome, Outcome::NotApplied)),
-            unknown: count(|outcome| matches!(outcome, Outcome::Unknown)),
             replayed: recorder.replayed.load(Ordering::Relaxed),
             answers_dropped: recorder.answers_dropped.load(Ordering::Relaxed),
             longest_outage: longest_outage(history),
             kinds,
             found,
         }
+    }
+
+    /// Adds what the same lane has shown in another run.
+    pub fn add(&mut self, other: LaneReport) {
+        self.operations += other.operations;
+        self.replayed += other.replayed;
+        self.answers_dropped += other.answers_dropped;
+        self.longest_outage = self.longest_outage.max(other.longest_outage);
+        for (fault, kind) in other.kinds {
+            let total = self.kinds.entry(fault).or_default();
+            total.count += kind.count;
+            total.operations += kind.operations;
+            total.recoveries.extend(kind.recoveries);
+        }
+        self.found.add(other.found);
     }
 
     /// How many faults were in force.
@@ -122,12 +140,7 @@ fn longest_outage(history: &History) -> Duration {
 
 impl fmt::Display for LaneReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "\nLane {}: {}", self.name, if self.passed() { "passed" } else { "FAILED" })?;
-        writeln!(
-            f,
-            "  {} operations: {} done, {} not applied, {} unknown",
-            self.operations, self.done, self.not_applied, self.unknown
-        )?;
+        writeln!(f, "Lane {}: {}", self.name, if self.passed() { "passed" } else { "FAILED" })?;
         writeln!(
             f,
             "  answers thrown away: {}; repeats told the first answer: {}",
@@ -156,7 +169,9 @@ impl fmt::Display for LaneReport {
                 if slowest > RECOVERY_WANTED { "  > 2 s" } else { "" }
             )?;
         }
-        writeln!(f, "  {}", self.found.checked)?;
+        for line in self.found.checked.to_string().lines() {
+            writeln!(f, "  {line}")?;
+        }
         for finding in &self.found.findings {
             writeln!(f, "  FOUND: {finding}")?;
         }

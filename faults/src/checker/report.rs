@@ -209,6 +209,26 @@ impl Report {
         }
     }
 
+    /// Adds what was found in another history; keys that both have count twice.
+    pub fn extend(&mut self, other: Report) {
+        self.violations.extend(other.violations);
+        for (kind, count) in other.violation_counts {
+            *self.violation_counts.entry(kind).or_default() += count;
+        }
+        self.doubts.extend(other.doubts);
+        self.doubt_count += other.doubt_count;
+        self.operations.done += other.operations.done;
+        self.operations.not_applied += other.operations.not_applied;
+        self.operations.unknown += other.operations.unknown;
+        self.operations.unknown_applied += other.operations.unknown_applied;
+        self.changes += other.changes;
+        self.revision = self.revision.max(other.revision);
+        self.keys += other.keys;
+        self.classic.windows += other.classic.windows;
+        self.classic.operations += other.classic.operations;
+        self.classic.undecided += other.classic.undecided;
+    }
+
     /// What it comes to.
     pub fn verdict(&self) -> Verdict {
         if !self.violation_counts.is_empty() {
