@@ -300,6 +300,35 @@ pub struct WatchEnd {
     pub message: String,
 }
 
+/// What the data of one node is, as a hash.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HashAnswer {
+    /// The node's number.
+    pub node: u64,
+    /// The last entry of the log that is in it; not there if the node has applied none yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub applied_index: Option<u64>,
+    /// The store's revision after that entry.
+    pub revision: u64,
+    /// 32 hexadecimal digits, the same on all nodes that have applied the same entries.
+    #[schema(pattern = "^[0-9a-f]{32}$")]
+    pub hash: String,
+    /// When the node last compared its data with the leader's and found it to be the same; not there if that is still
+    /// to come since it was started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_self_check: Option<CheckedHash>,
+}
+
+/// A hash that was the same as the leader's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CheckedHash {
+    /// The entry of the log after which it was.
+    pub index: u64,
+    /// 32 hexadecimal digits.
+    #[schema(pattern = "^[0-9a-f]{32}$")]
+    pub hash: String,
+}
+
 /// The body of every error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorAnswer {
@@ -337,6 +366,9 @@ pub struct ErrorBody {
     /// With `revision_gone`: the oldest revision that is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oldest_revision: Option<u64>,
+    /// With `applied_passed`: the last entry that the node has applied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub applied_index: Option<u64>,
     /// The line of the body at which it went wrong, from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub line: Option<usize>,

@@ -54,6 +54,8 @@ pub const REQUESTS_REMEMBERED_BYTES_MAX: usize = 128 << 20;
 pub const DELETE_STEP_KEYS_MAX: usize = 1000;
 /// Keys whose time is over that one entry removes at most.
 pub const EXPIRE_KEYS_MAX: usize = 1000;
+/// After each so many entries all nodes note the hash of their state, and compare it with the leader's.
+pub const SELF_CHECK_ENTRIES: u64 = 10_000;
 /// Bytes of values that one transaction reads at most.
 pub const TXN_ANSWER_BYTES_MAX: usize = 4 << 20;
 
@@ -82,6 +84,12 @@ pub const LISTING_KEPT: Duration = Duration::from_secs(60);
 pub const PAGE_KEYS_HERE_MAX: usize = 32;
 /// How often a leader looks for keys whose time is over.
 pub const EXPIRY_INTERVAL: Duration = Duration::from_millis(100);
+/// How often a leader looks whether there is a hash of its state to be compared.
+pub const SELF_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Hashes of its state that a node keeps to compare them: those of the
+/// [`SELF_CHECK_INTERVAL`] that passes before the leader proposes it, and of the
+/// entries that wait in front of that.
+pub const SELF_CHECKS_KEPT: usize = 64;
 /// Shortest time to live that can be asked for, in milliseconds.
 pub const TTL_MS_MIN: u64 = 100;
 /// Longest time to live that can be asked for, in milliseconds: ten years.
@@ -283,7 +291,7 @@ Exit codes of commands:
 Exit codes of a node:
    0  stopped by SIGTERM or SIGINT, or printed what was asked for
    2  a wrong flag or environment variable
-  65  damaged data: nothing was changed
+  65  damaged data: nothing was changed; or other data than the leader's
   69  cannot listen on --http-addr
   70  Raft stopped after an error; starting again recovers
   73  another process runs on this data directory

@@ -74,6 +74,9 @@ pub enum ApiError {
     /// The revision that is asked for is no longer kept. 410.
     #[error("{}", .0.message)]
     RevisionGone(RevisionGone),
+    /// The node has gone on from the index that is asked for. 410.
+    #[error("{}", .0.message)]
+    AppliedPassed(AppliedPassed),
     /// The condition of the request does not hold. 412.
     #[error("{}", .0.message)]
     ConditionFailed(ConditionFailed),
@@ -213,6 +216,17 @@ pub struct RevisionGone {
     pub outcome: Outcome,
 }
 
+/// An index that the node has gone on from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AppliedPassed {
+    /// For people.
+    pub message: String,
+    /// The last entry that the node has applied.
+    pub applied_index: u64,
+    /// Always `not_applied`.
+    pub outcome: Outcome,
+}
+
 /// Who leads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LeaderHint {
@@ -284,6 +298,7 @@ impl ApiError {
             | ApiError::Conflict(_)
             | ApiError::NotAllowed(_)
             | ApiError::RevisionGone(_)
+            | ApiError::AppliedPassed(_)
             | ApiError::ConditionFailed(_)
             | ApiError::TooLarge(_)
             | ApiError::UnsupportedMediaType(_)
@@ -312,6 +327,7 @@ impl ApiError {
             ApiError::Conflict(_) => "conflict",
             ApiError::NotAllowed(_) => "not_allowed",
             ApiError::RevisionGone(_) => "revision_gone",
+            ApiError::AppliedPassed(_) => "applied_passed",
             ApiError::ConditionFailed(_) => "condition_failed",
             ApiError::TooLarge(large) => &large.code,
             ApiError::UnsupportedMediaType(_) => "unsupported_media_type",
@@ -344,6 +360,7 @@ impl ApiError {
             current_revision: None,
             revision: None,
             oldest_revision: None,
+            applied_index: None,
             line: None,
             column: None,
         };
@@ -353,6 +370,7 @@ impl ApiError {
             ApiError::KeyNotFound(missing) => error.revision = Some(missing.revision),
             ApiError::ConditionFailed(failed) => error.current_revision = failed.current_revision,
             ApiError::RevisionGone(gone) => error.oldest_revision = Some(gone.oldest_revision),
+            ApiError::AppliedPassed(passed) => error.applied_index = Some(passed.applied_index),
             ApiError::ForwardToLeader(hint) => {
                 error.leader = Some(Leader { id: hint.leader_id, addr: hint.leader_node.addr.clone() });
             }
@@ -369,7 +387,7 @@ impl ApiError {
             ApiError::MethodNotAllowed(_) => 405,
             ApiError::RequestTimeout(_) => 408,
             ApiError::Conflict(_) | ApiError::NotAllowed(_) => 409,
-            ApiError::RevisionGone(_) => 410,
+            ApiError::RevisionGone(_) | ApiError::AppliedPassed(_) => 410,
             ApiError::ConditionFailed(_) => 412,
             ApiError::TooLarge(_) => 413,
             ApiError::UnsupportedMediaType(_) => 415,

@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use smol_str::SmolStr;
 
 use crate::body::{PutAnswer, TouchAnswer, TxnAnswer};
+use crate::store::StateHash;
 
 /// A key. One of up to 23 bytes has no memory of its own, which spares the ordered
 /// map a look there at each comparison; a longer one is shared, and never copied.
@@ -119,6 +120,13 @@ pub enum Operation {
     Txn(Arc<Txn>),
     /// Nothing but what each write does first: removing keys whose time is over.
     Expire,
+    /// The same, and says what the leader's state was once, for each node to compare with its own.
+    SelfCheck {
+        /// After which entry.
+        index: u64,
+        /// The hash of the state.
+        hash: StateHash,
+    },
 }
 
 /// Sets a key.
@@ -290,7 +298,7 @@ impl Operation {
             Operation::DeletePrefix { prefix, .. } => prefix.len(),
             Operation::Touch(touch) => touch.key.len(),
             Operation::Txn(txn) => txn.payload_bytes(),
-            Operation::Expire => 0,
+            Operation::Expire | Operation::SelfCheck { .. } => 0,
         }
     }
 }
@@ -329,6 +337,7 @@ impl fmt::Debug for Operation {
             Operation::Touch(_) => "touch",
             Operation::Txn(_) => "txn",
             Operation::Expire => "expire",
+            Operation::SelfCheck { .. } => "self-check",
         };
         write!(f, "{name} of {} bytes", self.payload_bytes())
     }

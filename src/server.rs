@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use crate::app::{ExampleApp, Role};
 use crate::config::{
     Config, ConfigError, DISK_CHECK_INTERVAL, DISK_FREE_BYTES_MIN, EXPIRY_INTERVAL, HAND_OVER_DEADLINE,
-    SHUTDOWN_DEADLINE,
+    SELF_CHECK_INTERVAL, SHUTDOWN_DEADLINE,
 };
 use crate::connection::connections;
 use crate::network::api::propose;
@@ -65,7 +65,9 @@ impl ServeError {
     pub fn exit_code(&self) -> u8 {
         match self {
             ServeError::Config(_) => 2,
-            ServeError::Store(StoreError::Damaged { .. }) => 65,
+            ServeError::Store(
+                StoreError::Damaged { .. } | StoreError::OtherState { .. } | StoreError::MemoryChanged,
+            ) => 65,
             ServeError::Listen { .. } => 69,
             ServeError::Raft(_) | ServeError::Http(_) => 70,
             ServeError::Store(StoreError::Locked { .. }) => 73,
@@ -114,6 +116,7 @@ pub async fn serve(
     let recovery = tokio::spawn(recover(app.clone()));
     let disk_watch = tokio::spawn(watch_disk_space(app.clone()));
     let expiry = tokio::spawn(expire(app.clone()));
+    let self_check = tokio::spawn(announce_hashes(app.clone()));
     tracing::info!(
         "node {} listens on {local_addr}, is reached at {}, keeps its data in `{}`",
         config.id,
@@ -124,7 +127,11 @@ pub async fn serve(
     let http = tokio::spawn(http);
     let result = tokio::select! {
         () = shutdown => Ok(()),
-        fatal = core_stopped(&raft) => Err(ServeError::from(fatal)),
+        // Raft ends if the state cannot be trusted, and why that is only the state machine knows.
+        fatal = core_stopped(&raft) => match store.state_machine.self_checks().take_failure() {
+            Some(error) => Err(ServeError::Store(error)),
+            None => Err(ServeError::from(fatal)),
+        },
         why = app.disk_failed() => Err(ServeError::Storage(why)),
         result = http => match result {
             Ok(Ok(())) => Ok(()),
@@ -135,6 +142,7 @@ pub async fn serve(
     recovery.abort();
     disk_watch.abort();
     expiry.abort();
+    self_check.abort();
     match result {
         Ok(()) => {
             // First, lest a write come between two leaders and its outcome be unknown.
@@ -238,6 +246,24 @@ async fn expire(app: web::Data<ExampleApp>) {
             if propose(&app, None, Operation::Expire).await.is_err() {
                 break;
             }
+        }
+    }
+}
+
+/// As leader, has all nodes compare the hash of its state with theirs.
+async fn announce_hashes(app: web::Data<ExampleApp>) {
+    let mut interval = tokio::time::interval(SELF_CHECK_INTERVAL);
+    loop {
+        interval.tick().await;
+        // Before that, what stands in the log may have been said already.
+        if app.role() != Role::Leader || !app.recovered() {
+            continue;
+        }
+        let Some(own) = app.store.state_machine.self_checks().to_announce() else { continue };
+        // If it fails, another leader or the next attempt does it. Twice does no harm.
+        let operation = Operation::SelfCheck { index: own.index, hash: own.hash };
+        if let Err(error) = propose(&app, None, operation).await {
+            tracing::debug!("the hash of the state at index {} was not proposed: {error}", own.index);
         }
     }
 }

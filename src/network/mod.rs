@@ -4,6 +4,7 @@
 //! request takes, is decided in [`forward`].
 
 pub mod api;
+pub mod cluster_hash;
 pub mod forward;
 pub mod kv;
 pub mod list;
@@ -99,6 +100,14 @@ pub fn table() -> Vec<Entry> {
         original("post", "/add-learner", web::post().to(management::add_learner)),
         original("post", "/change-membership", web::post().to(management::change_membership)),
         original("get", "/metrics", web::get().to(management::metrics)),
+        Entry {
+            operations: vec![("get", "/v1/cluster/hash")],
+            service: Service::Resource(
+                web::resource("/v1/cluster/hash")
+                    .route(web::get().to(cluster_hash::cluster_hash))
+                    .default_service(web::to(v1::only_get)),
+            ),
+        },
         // For the other nodes.
         node("post", "/raft-append", web::post().to(raft::append)),
         node("post", "/raft-vote", web::post().to(raft::vote)),

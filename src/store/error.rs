@@ -3,10 +3,12 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::state_hash::StateHash;
 use crate::types::NodeId;
 
-/// Why a data directory was refused or failed. Nothing in it was changed,
-/// except where [`StoreError::Io`] struck in the middle of a write.
+/// Why a data directory was refused or failed, or what it holds cannot be trusted.
+/// Nothing in it was changed, except where [`StoreError::Io`] struck in the middle
+/// of a write.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Another process runs on the directory.
@@ -36,6 +38,32 @@ pub enum StoreError {
         /// What is wrong with it.
         what: String,
     },
+
+    /// This node's state is not the leader's.
+    #[error(
+        "at log index {index} the state of this node has the hash {own}, and that of the leader, node {leader_id}, \
+         has {leaders}: one of the two holds other data than was written, and this node stopped. Compare \
+         `GET /v1/cluster/hash` of all nodes, or what those that stopped said, and replace the node that differs \
+         from the majority: remove it from the membership, and add a node with a new id and an empty directory"
+    )]
+    OtherState {
+        /// After which entry.
+        index: u64,
+        /// What this node's state was.
+        own: StateHash,
+        /// Who led.
+        leader_id: NodeId,
+        /// What the leader's state was.
+        leaders: StateHash,
+    },
+
+    /// The state is not what this node made it.
+    #[error(
+        "the state changed in memory by itself, and this node stopped before it wrote that into a snapshot: its \
+         memory is probably defective. Start it on another machine, or replace it: remove it from the membership, \
+         and add a node with a new id and an empty directory"
+    )]
+    MemoryChanged,
 
     /// The directory belongs to another node.
     #[error(

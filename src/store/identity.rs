@@ -4,7 +4,7 @@
 //! made and rewritten once, when the node learns its cluster:
 //!
 //! ```text
-//! {"format":2,"cluster_id":"9f…","node_id":1,"incarnation":"3c…","checksum":"5d1f09aa"}
+//! {"format":3,"cluster_id":"9f…","node_id":1,"incarnation":"3c…","checksum":"5d1f09aa"}
 //! ```
 //!
 //! The checksum is the CRC-32 of the line's fields in that order. A file is
@@ -23,11 +23,12 @@ use super::error::StoreError;
 use crate::types::NodeId;
 
 /// The version of the data directory's layout that this program writes: 2 since
-/// the log holds more than sets of text. A directory of version 1 becomes one of
-/// version 2 when it is opened, so that a program which only knows 1 refuses it,
-/// rather than take what it cannot read for damage.
-pub const FORMAT_VERSION: u32 = 2;
-const FORMER_FORMAT_VERSION: u32 = 1;
+/// the log holds more than sets of text, 3 since it holds hashes of the state. A
+/// directory of a former version becomes one of this version when it is opened, so
+/// that a program which only knows the former refuses it, rather than take what it
+/// cannot read for damage.
+pub const FORMAT_VERSION: u32 = 3;
+const FIRST_FORMAT_VERSION: u32 = 1;
 
 /// The random number that all nodes of a cluster share; 16 hexadecimal digits as text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -109,7 +110,7 @@ impl Identity {
             Some(Identity { cluster_id, node_id: line.node_id, incarnation })
         });
         match identity {
-            Some(identity) if format >= FORMER_FORMAT_VERSION && identity.encode(format) == bytes => Ok(identity),
+            Some(identity) if format >= FIRST_FORMAT_VERSION && identity.encode(format) == bytes => Ok(identity),
             _ => Err(damaged("its fields and its checksum do not match")),
         }
     }
@@ -265,8 +266,8 @@ mod tests {
     /// A file of a later version is told from a damaged one.
     #[test]
     fn newer_format_is_named() {
-        let result = Identity::decode(Path::new("IDENTITY"), b"{\"format\":3,\"something\":\"else\"}\n");
-        assert!(matches!(result, Err(StoreError::NewerFormat { found: 3, known: 2, .. })), "{result:?}");
+        let result = Identity::decode(Path::new("IDENTITY"), b"{\"format\":4,\"something\":\"else\"}\n");
+        assert!(matches!(result, Err(StoreError::NewerFormat { found: 4, known: 3, .. })), "{result:?}");
     }
 
     /// The lock is exclusive, and names its holder.

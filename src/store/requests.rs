@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use imbl::{HashMap, Vector};
 
+use super::state_hash::{self, StateHash};
 use crate::body::TxnResult;
 use crate::config::{REQUESTS_REMEMBERED_BYTES_MAX, REQUESTS_REMEMBERED_MAX};
 use crate::operation::{Key, RequestId, WriteResult};
@@ -25,14 +26,31 @@ pub struct Remembered {
 /// Invariants: `order` has the keys of `by_key`, each once, in the order in which
 /// they first came; there are at most [`REQUESTS_REMEMBERED_MAX`] of them, of at
 /// most [`REQUESTS_REMEMBERED_BYTES_MAX`], except that the last one always stays.
+/// `hash` is the sum of the hashes of all of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Requests {
     by_key: HashMap<Key, Arc<Remembered>>,
     order: Vector<Key>,
     bytes: usize,
+    hash: StateHash,
 }
 
 impl Requests {
+    /// How many are remembered.
+    pub fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    /// Whether none is remembered.
+    pub fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    /// The sum of the hashes of all that are remembered.
+    pub(super) fn hash(&self) -> StateHash {
+        self.hash
+    }
+
     /// What became of a request, if it is remembered.
     pub fn get(&self, key: &str) -> Option<&Arc<Remembered>> {
         self.by_key.get(key)
@@ -42,9 +60,10 @@ impl Requests {
     pub(super) fn remember(&mut self, request: &RequestId, result: WriteResult) {
         let remembered = Remembered { fingerprint: request.fingerprint, result };
         self.bytes += bytes_of(&request.key, &remembered);
+        self.hash += state_hash::of_request(&request.key, &remembered);
         match self.by_key.insert(request.key.clone(), Arc::new(remembered)) {
             // It goes on, and keeps its place.
-            Some(before) => self.bytes -= bytes_of(&request.key, &before),
+            Some(before) => self.let_go(&request.key, &before),
             None => self.order.push_back(request.key.clone()),
         }
         while self.order.len() > 1
@@ -52,9 +71,14 @@ impl Requests {
         {
             let Some(oldest) = self.order.pop_front() else { break };
             if let Some(forgotten) = self.by_key.remove(&oldest) {
-                self.bytes -= bytes_of(&oldest, &forgotten);
+                self.let_go(&oldest, &forgotten);
             }
         }
+    }
+
+    fn let_go(&mut self, key: &str, remembered: &Remembered) {
+        self.bytes -= bytes_of(key, remembered);
+        self.hash -= state_hash::of_request(key, remembered);
     }
 
     /// All that are remembered, in the order in which they came.

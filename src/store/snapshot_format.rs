@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::error::StoreError;
 use super::history::{Change, ChangeKind, History};
 use super::requests::Remembered;
+use super::state_hash::StateHash;
 use super::state_machine::{ExampleStateMachine, Record as StateRecord};
 use crate::config::{SNAPSHOT_FRAME_BYTES, SNAPSHOT_FRAME_BYTES_MAX, SNAPSHOT_FRAMES_PER_SYNC};
 use crate::operation::{Key, RequestId, Value, WriteResult};
@@ -42,6 +43,7 @@ enum RecordRef<'a> {
         revision: u64,
         clock_ms: u64,
         oldest_revision: u64,
+        hash: StateHash,
     },
     /// A key, in order.
     Key {
@@ -93,6 +95,9 @@ enum Record {
         revision: u64,
         clock_ms: u64,
         oldest_revision: u64,
+        /// What all of it must come to. Directories of format 2 have none.
+        #[serde(default)]
+        hash: Option<StateHash>,
     },
     Key {
         key: Key,
@@ -163,6 +168,7 @@ pub fn write(machine: &ExampleStateMachine, meta: &SnapshotMeta, file: &mut File
         revision: machine.revision,
         clock_ms: machine.clock_ms,
         oldest_revision: machine.history.oldest(),
+        hash: machine.hash(),
     };
     frames.write_record(&state)?;
     for (key, record) in &machine.data {
@@ -286,18 +292,22 @@ pub fn load(path: &Path) -> Result<(SnapshotMeta, ExampleStateMachine), StoreErr
     };
     let mut frame = Vec::new();
     let mut records = 0;
+    let mut hash = None;
     while frames.read_frame(&mut frame)? {
         let mut rest = frame.as_slice();
         while !rest.is_empty() {
             let loaded = match version {
                 FORMER_FORMAT_VERSION => load_former_record(&mut machine, &mut rest),
-                _ => load_record(&mut machine, &mut rest),
+                _ => load_record(&mut machine, &mut hash, &mut rest),
             };
             loaded.map_err(|what| frames.damaged(what))?;
             records += 1;
         }
     }
     frames.read_footer(records)?;
+    if hash.is_some_and(|hash| hash != machine.hash()) {
+        return Err(StoreError::damaged(path, None, "what it holds does not have the hash that it says"));
+    }
     Ok((meta, machine))
 }
 
@@ -310,10 +320,14 @@ fn load_former_record(machine: &mut ExampleStateMachine, bytes: &mut &[u8]) -> R
     Ok(())
 }
 
-fn load_record(machine: &mut ExampleStateMachine, bytes: &mut &[u8]) -> Result<(), &'static str> {
+fn load_record(
+    machine: &mut ExampleStateMachine,
+    whole: &mut Option<StateHash>,
+    bytes: &mut &[u8],
+) -> Result<(), &'static str> {
     match rmp_serde::from_read(bytes).map_err(|_| NO_RECORD)? {
-        Record::State { revision, clock_ms, oldest_revision } => {
-            (machine.revision, machine.clock_ms) = (revision, clock_ms);
+        Record::State { revision, clock_ms, oldest_revision, hash } => {
+            (machine.revision, machine.clock_ms, *whole) = (revision, clock_ms, hash);
             machine.history = History::starting_at(oldest_revision);
         }
         Record::Key { key, value, revision, create_revision, version, expires_at_ms } => {
@@ -486,22 +500,58 @@ mod tests {
         parts.concat()
     }
 
-    /// The bytes on disk are these, for as long as format 2 is read.
+    /// The records of a state with one key, which begin with that of the state as a whole.
+    fn frame_of(state: &[u8]) -> Vec<u8> {
+        let records = [
+            b"\x81\xa3Key\x85\xa3key\xa1k\xa5value\xc4\x01v\xa8revision\x01\xafcreate_revision\x01\xa7version\x01"
+                .as_slice(),
+            b"\x81\xa3Put\x82\xa8revision\x01\xa3key\xa1k",
+            b"\x81\xa7Request\x83\xa3key\xabrequest 258\xabfingerprint\x92\x07\x08\xa6result",
+            b"\x81\xa3Put\x82\xa8revision\x01\xa7version\x01",
+        ];
+        [state, &records.concat()].concat()
+    }
+
+    /// The bytes on disk are these, for as long as format 2 is read. The hash was
+    /// added later, and may be missing.
     #[test]
     fn bytes_are_fixed() {
         let mut machine = ExampleStateMachine::default();
         machine.apply(put(258, "k", "v"));
         let (file, bytes) = written(&machine);
-        let frame = [
-            b"\x81\xa5State\x83\xa8revision\x01\xa8clock_ms\x05\xafoldest_revision\x00".as_slice(),
-            b"\x81\xa3Key\x85\xa3key\xa1k\xa5value\xc4\x01v\xa8revision\x01\xafcreate_revision\x01\xa7version\x01",
-            b"\x81\xa3Put\x82\xa8revision\x01\xa3key\xa1k",
-            b"\x81\xa7Request\x83\xa3key\xabrequest 258\xabfingerprint\x92\x07\x08\xa6result",
-            b"\x81\xa3Put\x82\xa8revision\x01\xa7version\x01",
-        ];
-        assert_eq!(bytes, file_of(2, &frame.concat(), 4));
+        let state = b"\xa8revision\x01\xa8clock_ms\x05\xafoldest_revision\x00".as_slice();
+        let hash = b"\xa4hash\x92\xcf\x03\xcf\xca\x78\x66\xb6\x56\x3f\xcf\x25\xa2\xfa\x7c\xc9\x26\x41\x11".as_slice();
+        let with_hash = frame_of(&[b"\x81\xa5State\x84".as_slice(), state, hash].concat());
+        assert_eq!(bytes, file_of(2, &with_hash, 4));
+        let (meta, loaded) = load(file.path()).unwrap();
+        assert_eq!((&meta, &loaded), (&meta_of(&machine), &machine));
+
+        let without = frame_of(&[b"\x81\xa5State\x83".as_slice(), state].concat());
+        std::fs::write(file.path(), file_of(2, &without, 4)).unwrap();
         let (meta, loaded) = load(file.path()).unwrap();
         assert_eq!((meta, loaded), (meta_of(&machine), machine));
+    }
+
+    /// A file whose checksums are right, and which does not hold what its hash says, is damaged.
+    ///
+    /// Method: another value, no key, and a key too many.
+    #[test]
+    fn another_state_than_the_hash_says() {
+        type Change = fn(&mut ExampleStateMachine);
+        let mut machine = ExampleStateMachine::default();
+        machine.apply(put(258, "k", "v"));
+        let changes: [Change; 3] = [
+            |machine| Arc::make_mut(machine.data.get_mut("k").unwrap()).value = "w".into(),
+            |machine| drop(machine.data.remove("k")),
+            |machine| drop(machine.data.insert("l".into(), machine.data["k"].clone())),
+        ];
+        for (number, change) in changes.into_iter().enumerate() {
+            let mut changed = machine.clone();
+            change(&mut changed);
+            let (file, _) = written(&changed);
+            let refused = load(file.path()).map(drop);
+            assert!(matches!(refused, Err(StoreError::Damaged { .. })), "change {number}: {refused:?}");
+        }
     }
 
     /// A file of format 1 is read: its keys are as if they had been set before the first revision.

@@ -16,6 +16,7 @@ use imbl::{OrdMap, OrdSet};
 
 use super::history::{ChangeKind, History};
 use super::requests::Requests;
+use super::state_hash::{self, StateHash};
 use crate::body::{EncodedValue, KeyValue, PutAnswer, TouchAnswer, TxnAnswer, TxnDeleted, TxnResult};
 use crate::config::{DELETE_STEP_KEYS_MAX, EXPIRE_KEYS_MAX, TXN_ANSWER_BYTES_MAX};
 use crate::operation::{
@@ -49,7 +50,8 @@ pub struct Record {
 ///
 /// Invariants: it holds what the entries up to `last_applied`, and no others,
 /// make of an empty state. `expiring` has exactly the keys of `data` that
-/// expire, at their times. No key's revision is above `revision`.
+/// expire, at their times. No key's revision is above `revision`. `keys_hash` is
+/// the sum of the hashes of all keys with their records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExampleStateMachine {
     /// The last entry that was applied.
@@ -67,6 +69,7 @@ pub struct ExampleStateMachine {
     /// The last requests that may come again.
     pub requests: Requests,
     pub(super) expiring: OrdSet<(u64, Key)>,
+    pub(super) keys_hash: StateHash,
 }
 
 impl ExampleStateMachine {
@@ -152,7 +155,10 @@ impl ExampleStateMachine {
                 Err(failed) => failed,
             },
             Operation::Txn(txn) => self.txn(&txn),
-            Operation::Expire => WriteResult::Delete { deleted: 0, revision: self.revision, unfinished: None },
+            // What is to be compared is compared by whoever applies this, before the state goes on.
+            Operation::Expire | Operation::SelfCheck { .. } => {
+                WriteResult::Delete { deleted: 0, revision: self.revision, unfinished: None }
+            }
         }
     }
 
@@ -177,12 +183,14 @@ impl ExampleStateMachine {
         };
         let expired_at_ms = record.expires_at_ms;
         let renewed = ttl_ms.is_some() && record.value == value;
+        self.keys_hash -= state_hash::of_record(key, record);
         if renewed {
             Arc::make_mut(record).expires_at_ms = expires_at_ms;
         } else {
             let (create_revision, version) = (record.create_revision, record.version + 1);
             *record = Arc::new(Record { value, revision, create_revision, version, expires_at_ms });
         }
+        self.keys_hash += state_hash::of_record(key, record);
         let answer = PutAnswer { revision: record.revision, version: record.version };
         if expired_at_ms != expires_at_ms {
             reschedule(&mut self.expiring, key, expired_at_ms, expires_at_ms);
@@ -196,9 +204,8 @@ impl ExampleStateMachine {
 
     fn create(&mut self, revision: u64, key: Key, value: Value, expires_at_ms: u64) -> PutAnswer {
         let record = Arc::new(Record { value, revision, create_revision: revision, version: 1, expires_at_ms });
-        reschedule(&mut self.expiring, &key, 0, expires_at_ms);
         self.history.push(revision, key.clone(), ChangeKind::Put(record.clone()));
-        self.data.insert(key, record);
+        self.insert_record(key, record);
         self.revision = revision;
         PutAnswer { revision, version: 1 }
     }
@@ -212,7 +219,9 @@ impl ExampleStateMachine {
         let (key, record) = self.data.get_key_value_mut(&touch.key)?;
         reschedule(&mut self.expiring, key, record.expires_at_ms, expires_at_ms);
         if record.expires_at_ms != expires_at_ms {
+            self.keys_hash -= state_hash::of_record(key, record);
             Arc::make_mut(record).expires_at_ms = expires_at_ms;
+            self.keys_hash += state_hash::of_record(key, record);
         }
         Some(TouchAnswer { revision: record.revision, version: record.version, expires_in_ms: touch.ttl_ms })
     }
@@ -220,6 +229,7 @@ impl ExampleStateMachine {
     /// Removes a key at `revision`, which is the store's from then on; false if it is not there.
     fn remove(&mut self, revision: u64, key: &str, kind: ChangeKind) -> bool {
         let Some((key, record)) = self.data.remove_with_key(key) else { return false };
+        self.keys_hash -= state_hash::of_record(&key, &record);
         reschedule(&mut self.expiring, &key, record.expires_at_ms, 0);
         self.history.push(revision, key, kind);
         self.revision = revision;
@@ -349,26 +359,51 @@ impl ExampleStateMachine {
     pub(super) fn insert_former(&mut self, key: Key, value: Value) {
         let (revision, create_revision, version) = (FORMER_REVISION, FORMER_REVISION, FORMER_REVISION);
         let record = Arc::new(Record { value, revision, create_revision, version, expires_at_ms: 0 });
+        self.keys_hash += state_hash::of_record(&key, &record);
         if let Some(former) = self.data.insert(key.clone(), record) {
+            self.keys_hash -= state_hash::of_record(&key, &former);
             reschedule(&mut self.expiring, &key, former.expires_at_ms, 0);
         }
         self.revision = FORMER_REVISION;
         self.history = History::starting_at(FORMER_REVISION + 1);
     }
 
-    // ---- from a snapshot ----
-
-    /// Inserts a key as it is.
+    /// Inserts a key that is not there, with its record as it is.
     pub(super) fn insert_record(&mut self, key: Key, record: Arc<Record>) {
+        self.keys_hash += state_hash::of_record(&key, &record);
         reschedule(&mut self.expiring, &key, 0, record.expires_at_ms);
         self.data.insert(key, record);
     }
 
     // ---- to tell nodes apart ----
 
-    /// A hash of all that is replicated: two nodes that applied the same entries have the same.
-    pub fn digest(&self) -> u128 {
-        digest_of(self)
+    /// A hash of what is replicated: two nodes that applied the same entries have
+    /// the same. It takes no longer for more data.
+    pub fn hash(&self) -> StateHash {
+        self.hash_with(self.keys_hash, self.requests.hash())
+    }
+
+    /// The same, worked out from all that is there. It is another one only if
+    /// memory changed underneath, or if this program has a fault.
+    pub fn hash_of_all(&self) -> StateHash {
+        let keys = self.data.iter().map(|(key, record)| state_hash::of_record(key, record)).sum();
+        let requests = self.requests.iter().map(|(key, remembered)| state_hash::of_request(key, remembered)).sum();
+        self.hash_with(keys, requests)
+    }
+
+    fn hash_with(&self, keys: StateHash, requests: StateHash) -> StateHash {
+        let mut changes = self.history.iter();
+        let parts = state_hash::Parts {
+            revision: self.revision,
+            clock_ms: self.clock_ms,
+            keys: (self.data.len(), keys),
+            requests: (self.requests.len(), requests),
+            oldest_revision: self.history.oldest(),
+            changes: changes.len(),
+            first_change: changes.next(),
+            last_change: self.history.iter().next_back(),
+        };
+        parts.hash()
     }
 }
 
@@ -411,43 +446,6 @@ fn reschedule(expiring: &mut OrdSet<(u64, Key)>, key: &Key, before_ms: u64, now_
     }
 }
 
-fn digest_of(machine: &ExampleStateMachine) -> u128 {
-    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
-    let mut bytes = |bytes: &[u8]| {
-        hasher.update(&(bytes.len() as u64).to_le_bytes());
-        hasher.update(bytes);
-    };
-    let record_of = |record: &Record| {
-        [record.revision, record.create_revision, record.version, record.expires_at_ms].map(u64::to_le_bytes).concat()
-    };
-    bytes(&[machine.revision, machine.clock_ms, machine.history.oldest()].map(u64::to_le_bytes).concat());
-    // Where one part ends and the next begins must not be left to what they hold.
-    bytes(&[machine.data.len(), machine.history.iter().len()].map(|count| (count as u64).to_le_bytes()).concat());
-    for (key, record) in &machine.data {
-        bytes(key.as_bytes());
-        bytes(record.value.as_bytes());
-        bytes(&record_of(record));
-    }
-    for change in machine.history.iter() {
-        bytes(&change.revision.to_le_bytes());
-        bytes(change.key.as_bytes());
-        match &change.kind {
-            ChangeKind::Put(record) => {
-                bytes(record.value.as_bytes());
-                bytes(&record_of(record));
-            }
-            ChangeKind::Delete => bytes(b"delete"),
-            ChangeKind::Expire => bytes(b"expire"),
-        }
-    }
-    for (key, remembered) in machine.requests.iter() {
-        bytes(key.as_bytes());
-        bytes(&remembered.fingerprint.map(u64::to_le_bytes).concat());
-        bytes(format!("{:?}", remembered.result).as_bytes());
-    }
-    hasher.digest128()
-}
-
 #[cfg(test)]
 mod tests {
     use openraft::vote::RaftLeaderId;
@@ -476,12 +474,14 @@ mod tests {
         assert_eq!(machine.last_applied.map(|log_id| log_id.index), Some(3));
     }
 
-    /// No part of the state is left out of the digest, but for how far it has come.
+    /// No part of the state is left out of the hash, but for how far it has come and
+    /// what is between the first and the last change. What changes by itself in
+    /// memory is told from what was applied.
     ///
     /// Method: a state that has one of everything; each number and text in it
-    /// changed by itself, and each thing left out; all digests must differ.
+    /// changed by itself, and each thing left out; all hashes must differ.
     #[test]
-    fn digest_of_every_field() {
+    fn hash_of_every_field() {
         type Change = fn(&mut ExampleStateMachine);
         fn of_record(machine: &mut ExampleStateMachine, change: fn(&mut Record)) {
             change(Arc::make_mut(machine.data.get_mut("foo").unwrap()));
@@ -536,15 +536,21 @@ mod tests {
             |machine| machine.requests = requests("request", [1, 3], 1),
             |machine| machine.requests = requests("request", [1, 2], 2),
         ];
-        let mut digests = HashMap::from([(state.digest(), usize::MAX)]);
+        let mut hashes = HashMap::from([(state.hash_of_all(), usize::MAX)]);
         for (number, change) in changes.into_iter().enumerate() {
             let mut changed = state.clone();
             change(&mut changed);
-            let other = digests.insert(changed.digest(), number);
-            assert_eq!(other, None, "change {number} has the digest of this one");
+            let other = hashes.insert(changed.hash_of_all(), number);
+            assert_eq!(other, None, "change {number} has the hash of this one");
+            if changed.data != state.data {
+                assert_ne!(changed.hash(), changed.hash_of_all(), "change {number} is not noticed");
+                // Not even once it is gone again.
+                changed.apply(put(2, "foo", "2"));
+                assert_ne!(changed.hash(), changed.hash_of_all(), "change {number} is hidden by a write");
+            }
         }
         let mut further = state.clone();
         further.last_applied = Some(LogId::new(RaftLeaderId::new(1, 1), 7));
-        assert_eq!(further.digest(), state.digest());
+        assert_eq!(further.hash(), state.hash());
     }
 }

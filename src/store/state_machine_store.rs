@@ -9,7 +9,9 @@ use openraft::{OptionalSend, RaftSnapshotBuilder};
 use rustix::process::setpriority_process;
 use rustix::thread::gettid;
 
+use super::error::StoreError;
 use super::listing::Listings;
+use super::self_check::{self, Announced, SelfChecks};
 use super::snapshot::{SnapshotDirectory, SnapshotFile};
 use super::state_machine::ExampleStateMachine;
 use super::watch::{Filter, Hub, Subscription};
@@ -26,6 +28,8 @@ pub struct StateMachineStore {
     snapshots: Arc<SnapshotDirectory>,
     hub: Arc<Hub>,
     listings: Arc<Mutex<Listings>>,
+    // Taken after the state's own lock, if both are.
+    self_checks: Arc<Mutex<SelfChecks>>,
 }
 
 impl StateMachineStore {
@@ -35,6 +39,7 @@ impl StateMachineStore {
             snapshots: Arc::new(snapshots),
             hub: Arc::default(),
             listings: Arc::default(),
+            self_checks: Arc::default(),
         }
     }
 
@@ -60,13 +65,36 @@ impl StateMachineStore {
 
     /// The states that are kept for listings of several pages.
     pub fn listings(&self) -> MutexGuard<'_, Listings> {
-        self.listings.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.listings)
+    }
+
+    /// What this node knows of its states to compare them with the leader's.
+    pub fn self_checks(&self) -> MutexGuard<'_, SelfChecks> {
+        lock(&self.self_checks)
+    }
+
+    /// Compares this node's state with the leader's, or notes it, if an entry that was just applied is for that.
+    fn check(&self, machine: &ExampleStateMachine, index: u64, announced: Option<Announced>) -> io::Result<()> {
+        if let Some(announced) = announced
+            && !self.self_checks().compare(announced)
+        {
+            // What openraft is told only ends it; why is kept for whoever started the node.
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the state differs from the leader's"));
+        }
+        if self_check::is_due(index) {
+            self.self_checks().note(machine);
+        }
+        Ok(())
     }
 
     /// Where snapshots are kept and received.
     pub fn snapshots(&self) -> &Arc<SnapshotDirectory> {
         &self.snapshots
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl RaftStateMachine<TypeConfig> for StateMachineStore {
@@ -89,7 +117,9 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
                 let revision_before = machine.revision;
                 for (entry, responder) in chunk {
                     check_next(machine.last_applied, &entry)?;
+                    let (index, announced) = (entry.log_id.index, Announced::in_entry(&entry));
                     let response = machine.apply(entry);
+                    self.check(machine, index, announced)?;
                     answers.extend(responder.map(|responder| (responder, response)));
                 }
                 self.hub.publish(machine, revision_before);
@@ -114,7 +144,11 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
-        SnapshotBuilder { machine: self.read(ExampleStateMachine::clone), snapshots: self.snapshots.clone() }
+        SnapshotBuilder {
+            machine: self.read(ExampleStateMachine::clone),
+            snapshots: self.snapshots.clone(),
+            self_checks: self.self_checks.clone(),
+        }
     }
 
     async fn install_snapshot(&mut self, _meta: &SnapshotMeta, snapshot: SnapshotFile) -> io::Result<()> {
@@ -122,6 +156,7 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
         let machine = on_blocking_thread(move || snapshots.install(snapshot).map_err(io::Error::from)).await?;
         let old = self.write(|current| {
             self.hub.reset(current.revision + 1);
+            self.self_checks().forget();
             std::mem::replace(current, machine)
         });
         // A large map takes long to free; nobody should wait for that.
@@ -139,15 +174,21 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
 pub struct SnapshotBuilder {
     machine: ExampleStateMachine,
     snapshots: Arc<SnapshotDirectory>,
+    self_checks: Arc<Mutex<SelfChecks>>,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     type SnapshotData = SnapshotFile;
 
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf> {
-        let snapshots = self.snapshots.clone();
+        let (snapshots, self_checks) = (self.snapshots.clone(), self.self_checks.clone());
         let machine = std::mem::take(&mut self.machine);
         in_the_background(move || {
+            // Every key is read here anyway; and the log is purged of what a snapshot has.
+            if machine.hash_of_all() != machine.hash() {
+                lock(&self_checks).fail(StoreError::MemoryChanged);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "memory changed by itself"));
+            }
             let (meta, snapshot) = snapshots.build(&machine)?;
             Ok(Snapshot { meta, snapshot })
         })
@@ -185,4 +226,26 @@ async fn in_the_background<T: Send + 'static>(work: impl FnOnce() -> io::Result<
 
 async fn on_blocking_thread<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{ExampleStore, Record};
+
+    /// What changed in memory by itself gets into no snapshot, and ends the node.
+    ///
+    /// Method: a key that was never put, behind the back of the state machine.
+    #[tokio::test]
+    async fn changed_memory_is_not_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = ExampleStore::open(directory.path(), 1).unwrap().state_machine;
+        store.get_snapshot_builder().await.build_snapshot().await.unwrap();
+        let record = Record { value: "value".into(), revision: 1, create_revision: 1, version: 1, expires_at_ms: 0 };
+        store.write(|machine| machine.data.insert("key".into(), Arc::new(record)));
+        let error = store.get_snapshot_builder().await.build_snapshot().await.map(drop).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        let failure = store.self_checks().take_failure();
+        assert!(matches!(failure, Some(StoreError::MemoryChanged)), "{failure:?}");
+    }
 }

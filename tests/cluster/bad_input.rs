@@ -6,6 +6,7 @@
 //! what was sent stands in a log.
 
 mod application_rows;
+mod cluster_rows;
 mod kv_rows;
 mod list_rows;
 mod management_rows;
@@ -298,7 +299,7 @@ fn flags() -> Vec<&'static str> {
 /// All rows that are refused for what they are, as they are sent to one node.
 fn all_rows(cluster: &TestCluster, target: u64) -> Vec<Row> {
     let original = [application_rows::rows(), management_rows::rows(target, cluster.addr(target)), route_rows::rows()];
-    let v1 = [kv_rows::rows(), list_rows::rows(), txn_rows::rows(), watch_rows::rows()];
+    let v1 = [kv_rows::rows(), list_rows::rows(), txn_rows::rows(), watch_rows::rows(), cluster_rows::rows()];
     let original: Vec<Row> = original.into_iter().flatten().collect();
     let v1: Vec<Row> = v1.into_iter().flatten().collect();
     eprintln!("{} rows for the original's routes, {} for /v1", original.len(), v1.len());

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::harness::{Answer, DEADLINE, Http, TestNode, eventually, files_below};
 
@@ -21,6 +22,18 @@ async fn read(node: &TestNode, path: &str) -> Value {
     .await
 }
 
+/// A directory for a test, with a copy of what a former version left.
+fn copy_of(fixture: &str) -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compat").join(fixture);
+    for file in files_below(&fixture) {
+        let target = directory.path().join("data").join(file.strip_prefix(&fixture).unwrap());
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        fs::copy(&file, target).unwrap();
+    }
+    directory
+}
+
 /// A node that was upgraded has all that it had, counts revisions from there on,
 /// and has both after it was killed.
 ///
@@ -29,13 +42,7 @@ async fn read(node: &TestNode, path: &str) -> Value {
 /// on an old one; kill -9; all read again; SIGTERM; read again.
 #[tokio::test]
 async fn a_node_of_format_1_goes_on() {
-    let directory = tempfile::tempdir().unwrap();
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compat/format-1");
-    for file in files_below(&fixture) {
-        let target = directory.path().join("data").join(file.strip_prefix(&fixture).unwrap());
-        fs::create_dir_all(target.parent().unwrap()).unwrap();
-        fs::copy(&file, target).unwrap();
-    }
+    let directory = copy_of("format-1");
     let http = Http::new();
     let mut node = TestNode::start(1, directory.path(), &[], &http).await;
 
@@ -68,6 +75,37 @@ async fn a_node_of_format_1_goes_on() {
         assert_eq!(read(&node, "/v1/kv/empty").await, full, "before it is {end}");
         assert_eq!(read(&node, "/v1/kv/key-8").await["error"]["code"], "key_not_found", "before it is {end}");
         assert_eq!(read(&node, "/v1/kv?limit=1").await["revision"], 5, "before it is {end}");
+        match end {
+            "killed" => node.kill(),
+            "stopped" => assert_eq!(node.stop().await, Some(0)),
+            _ => continue,
+        }
+        node.restart(&http).await;
+    }
+}
+
+/// A node of format 2 goes on with all that it had, remembers the requests that it
+/// had done, and has both after it was killed.
+///
+/// Method: as above; a request that was done before is sent again.
+#[tokio::test]
+async fn a_node_of_format_2_goes_on() {
+    let directory = copy_of("format-2");
+    let http = Http::new();
+    let mut node = TestNode::start(1, directory.path(), &[], &http).await;
+    let of = |key: &str, value: &str, revision: u64, create_revision: u64, version: u64| json!({"key": key, "value": value, "revision": revision, "create_revision": create_revision, "version": version});
+    assert_eq!(read(&node, "/v1/kv/key-7").await, of("key-7", "value 87 é", 94, 13, 3));
+    assert_eq!(read(&node, "/v1/kv/txn").await, of("txn", "2", 110, 2, 2));
+    assert_eq!(read(&node, "/v1/kv/key-30").await["error"]["code"], "key_not_found");
+    let again = [("idempotency-key", "request-2")];
+    let answer = http.request(Method::PUT, &node.addr, "/v1/kv/once", &again, "2").await.unwrap();
+    assert_eq!((answer.json(), answer.header("raft-replayed")), (json!({"revision": 109, "version": 2}), "true"));
+    let answer = request(&node, Method::PUT, "/v1/kv/new", "1").await;
+    assert_eq!((answer.status, answer.json()), (200, json!({"revision": 115, "version": 1})));
+
+    for end in ["killed", "stopped", "running"] {
+        assert_eq!(read(&node, "/v1/kv/new").await, of("new", "1", 115, 115, 1), "before it is {end}");
+        assert_eq!(read(&node, "/v1/kv/key-7").await, of("key-7", "value 87 é", 94, 13, 3), "before it is {end}");
         match end {
             "killed" => node.kill(),
             "stopped" => assert_eq!(node.stop().await, Some(0)),

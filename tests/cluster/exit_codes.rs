@@ -171,8 +171,8 @@ async fn unusable_directories_are_refused() {
 
     let rows: &[(&str, u64, i32, &str, Damage)] = &[
         ("another node's", 2, 78, "belongs to node 1", |_| {}),
-        ("a newer format", 1, 78, "format 3", |directory| {
-            fs::write(directory.join("IDENTITY"), "{\"format\":3,\"more\":true}\n").unwrap();
+        ("a newer format", 1, 78, "format 4", |directory| {
+            fs::write(directory.join("IDENTITY"), "{\"format\":4,\"more\":true}\n").unwrap();
         }),
         ("a flipped byte in IDENTITY", 1, 65, "IDENTITY", |directory| flip(&directory.join("IDENTITY"), 20)),
         ("an empty IDENTITY", 1, 65, "IDENTITY", |directory| fs::write(directory.join("IDENTITY"), "").unwrap()),

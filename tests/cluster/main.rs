@@ -19,6 +19,7 @@
 //! | [`list`] | pages of keys, and deletion by prefix |
 //! | [`txn`] | transactions: comparisons, all or nothing, one revision |
 //! | [`time_to_live`] | when keys expire, whatever dies meanwhile |
+//! | [`self_check`] | does a cluster notice that a node holds other data than the leader |
 //! | [`idempotency`] | is a request that comes again done once |
 //! | [`watch`] | does a watch see every change, and each once |
 //! | [`bad_input`] | does anything that is not a valid request do harm |
@@ -45,6 +46,7 @@ mod outcomes;
 mod partition;
 mod replace;
 mod restart;
+mod self_check;
 mod snapshots;
 mod test_cluster;
 mod time_to_live;

@@ -260,7 +260,9 @@ impl Model {
                 self.delete_prefix(prefix, deleted, up_to)
             }
             Operation::Txn(txn) => self.txn(txn),
-            Operation::Expire => WriteResult::Delete { deleted: 0, revision: self.revision, unfinished: None },
+            Operation::Expire | Operation::SelfCheck { .. } => {
+                WriteResult::Delete { deleted: 0, revision: self.revision, unfinished: None }
+            }
         }
     }
 

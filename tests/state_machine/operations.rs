@@ -12,6 +12,7 @@ use raft_key_value::ExampleNode;
 use raft_key_value::operation::{
     Comparison, Condition, Delete, Key, Operand, Operation, Put, Relation, RequestId, Touch, Txn, TxnStep, Value, Write,
 };
+use raft_key_value::store::StateHash;
 use raft_key_value::types::{Command, Payload};
 use serde::Serialize;
 
@@ -73,6 +74,7 @@ pub enum AnOperation {
     Txn { compare: Vec<(Shown<Comparison>, bool)>, success: Vec<Shown<TxnStep>>, failure: Vec<Shown<TxnStep>> },
     PutMany { count: usize, ttl_ms: u64 },
     Expire,
+    SelfCheck,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -163,6 +165,7 @@ fn operation() -> impl Strategy<Value = AnOperation> {
         8 => (vec(comparison(), 0..3), vec(txn_step(), 0..6), vec(txn_step(), 0..6))
             .prop_map(|(compare, success, failure)| AnOperation::Txn { compare, success, failure }),
         2 => Just(AnOperation::Expire),
+        1 => Just(AnOperation::SelfCheck),
     ]
 }
 
@@ -278,6 +281,7 @@ impl AnOperation {
             }
             AnOperation::PutMany { count, ttl_ms } => put_many(MANY, 0..count, Some(ttl_ms)),
             AnOperation::Expire => Operation::Expire,
+            AnOperation::SelfCheck => Operation::SelfCheck { index: 10_000, hash: StateHash(1) },
         }
     }
 }

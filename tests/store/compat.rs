@@ -15,8 +15,12 @@ use crate::support::*;
 const SNAPSHOT: u64 = 59;
 const LAST: u64 = 103;
 
+fn copy_of(fixture: &str) -> TempDir {
+    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compat").join(fixture))
+}
+
 fn format_1() -> TempDir {
-    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compat/format-1"))
+    copy_of("format-1")
 }
 
 fn identity_path(data_dir: &Path) -> PathBuf {
@@ -69,7 +73,7 @@ fn assert_opens(data_dir: &Path) -> Identity {
 }
 
 /// A directory of format 1 is opened with all that it holds, says from then on
-/// that it is of format 2, and is the same when it is opened again.
+/// that it is of the current format, and is the same when it is opened again.
 ///
 /// Method: opened three times; between the last two a snapshot is written, which
 /// must be of the new format, and hold the same.
@@ -78,7 +82,7 @@ fn format_1_is_opened() {
     let directory = format_1();
     assert_eq!(format_of(directory.path()), 1);
     let store = open(directory.path());
-    assert_eq!(format_of(directory.path()), 2);
+    assert_eq!(format_of(directory.path()), 3);
     let identity = store.identity();
     assert_eq!(identity.cluster_id.map(|id| id.0), Some(0xed8f_2ccf_b8ca_a0bb));
     assert_eq!((identity.node_id, identity.incarnation), (1, 0x9110_fce2_fa73_157d));
@@ -146,20 +150,20 @@ fn snapshot_and_log_make_the_same_state() {
         run(apply(&store, [entry]));
         store.state_machine.read(|machine| {
             assert!(*machine == from_empty, "after {step} writes more");
-            assert_eq!(machine.digest(), from_empty.digest());
+            assert_eq!(machine.hash(), from_empty.hash());
         });
     }
     let version = |key| from_empty.get(key).map(|record| (record.create_revision, record.version));
     assert_eq!((version("key-1"), version("new")), (Some((1, 2)), Some((4, 1))));
 }
 
-/// Wherever the process is killed while the directory becomes one of format 2, it
-/// is opened afterwards.
+/// Wherever the process is killed while the directory becomes one of the current
+/// format, it is opened afterwards.
 ///
 /// Method: the old and the new file, each without, and with all that may be left
 /// of writing the new one: nothing of it, parts of it, all of it.
 #[test]
-fn crashes_while_it_becomes_format_2() {
+fn crashes_while_the_format_changes() {
     let new_file = {
         let directory = format_1();
         assert_opens(directory.path());
@@ -212,4 +216,61 @@ fn format_1_that_is_refused_stays_so() {
     }
     assert_eq!(format_of(directory.path()), 1);
     assert_opens(directory.path());
+}
+
+/// The log of the directory of format 2 goes on to here from its snapshot.
+const FORMAT_2: (u64, u64) = (99, 117);
+/// What every later version must make of it: snapshots hold such hashes.
+const FORMAT_2_HASH: &str = "3dc09ce11f8f6bb7cb4df49000d031fb";
+
+#[track_caller]
+fn assert_all_of_format_2(machine: &ExampleStateMachine) {
+    assert_eq!((machine.revision, machine.data.len(), machine.requests.len()), (114, 36, 4));
+    let found = |key: &str| {
+        let record = machine.get(key).unwrap();
+        let value = record.value.as_bytes().to_vec();
+        (value, record.revision, record.create_revision, record.version, record.expires_at_ms > 0)
+    };
+    assert_eq!(found("key-7"), ("value 87 é".into(), 94, 13, 3, false));
+    assert_eq!(found("key-8"), ("value 88 é".into(), 95, 55, 2, false));
+    assert_eq!(found("a/b ü"), (b"last".to_vec(), 108, 108, 1, false));
+    assert_eq!(found("bytes"), (vec![0xff, 2], 112, 4, 2, false));
+    assert_eq!(found("txn"), (b"2".to_vec(), 110, 2, 2, false));
+    assert_eq!(found("expiring"), (b"2".to_vec(), 113, 5, 2, true));
+    assert!(machine.get("key-3").is_none() && machine.get("key-39").is_none());
+    assert_eq!((machine.history.oldest(), machine.history.iter().len()), (0, 125));
+    assert_eq!(machine.hash(), machine.hash_of_all());
+    assert_eq!(machine.hash().to_string(), FORMAT_2_HASH);
+}
+
+/// A directory of format 2, whose snapshots have no hash, is opened with all that
+/// it holds, says from then on that it is of the current format, and is the same
+/// when it is opened again.
+///
+/// Method: opened three times; between the last two a snapshot is written, which must hold the same.
+#[test]
+fn format_2_is_opened() {
+    let (snapshot, last) = FORMAT_2;
+    let directory = copy_of("format-2");
+    assert_eq!(format_of(directory.path()), 2);
+    let mut identities = Vec::new();
+    for _ in 0..2 {
+        let store = open(directory.path());
+        assert_eq!(format_of(directory.path()), 3);
+        identities.push(store.identity());
+        let applied = store.state_machine.read(|machine| machine.last_applied);
+        assert_eq!(applied.map(|log_id| log_id.index), Some(snapshot), "it begins at the snapshot");
+        run(apply_from_log(&store, last));
+        store.state_machine.read(assert_all_of_format_2);
+        if identities.len() == 2 {
+            run(build_snapshot(&store));
+        }
+    }
+    assert_eq!(identities[0], identities[1]);
+    let (_, loaded) = load(&snapshot_path(directory.path(), last)).unwrap();
+    let store = open(directory.path());
+    store.state_machine.read(|machine| {
+        assert_all_of_format_2(machine);
+        assert!(loaded == *machine);
+    });
 }

@@ -158,16 +158,17 @@ fn other_node() {
 
 /// What a newer version wrote is refused as such, not as damaged.
 ///
-/// Method: `IDENTITY` of format 3; a snapshot of format 3 with a right checksum.
+/// Method: `IDENTITY` of format 4; a snapshot of format 3 with a right checksum.
 #[test]
 fn newer_format() {
     let directory = scratch();
     member(directory.path());
-    let newer = |path: &Path| {
-        let path = path.to_owned();
-        let check = move |error: &StoreError| matches!(error, StoreError::NewerFormat { path: named, found: 3, known: 2 } if *named == path);
+    let newer = |path: &Path, format: u32| {
+        let (path, former) = (path.to_owned(), format - 1);
+        let check = move |error: &StoreError| matches!(error, StoreError::NewerFormat { path: named, found, known } if (named, *found, *known) == (&path, format, former));
         let message = assert_refused(directory.path(), check);
-        assert!(message.contains("has format 3, and this program knows formats up to 2"), "{message}");
+        let expected = format!("has format {format}, and this program knows formats up to {former}");
+        assert!(message.contains(&expected), "{message}");
     };
 
     let path = snapshot_path(directory.path(), 8);
@@ -178,12 +179,12 @@ fn newer_format() {
     let checksum = crc32fast::hash(&bytes[..16 + meta_bytes]);
     bytes[16 + meta_bytes..20 + meta_bytes].copy_from_slice(&checksum.to_be_bytes());
     fs::write(&path, bytes).unwrap();
-    newer(&path);
+    newer(&path, 3);
     fs::write(&path, whole).unwrap();
 
     let path = node_directory(directory.path()).join("IDENTITY");
-    fs::write(&path, "{\"format\":3,\"cluster\":\"with other fields\"}\n").unwrap();
-    newer(&path);
+    fs::write(&path, "{\"format\":4,\"cluster\":\"with other fields\"}\n").unwrap();
+    newer(&path, 4);
 }
 
 /// A member's log must be there: it has voted, or promised to.

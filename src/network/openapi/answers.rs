@@ -16,7 +16,9 @@ use utoipa::{IntoResponses, Modify, ToSchema};
 
 use crate::body::ErrorAnswer;
 use crate::config::{KEY_BYTES_MAX_DEFAULT, VALUE_BYTES_MAX_DEFAULT};
-use crate::error::{ApiError, ConditionFailed, Details, LeaderHint, NotAllowed, Outcome, Retry, RevisionGone};
+use crate::error::{
+    ApiError, AppliedPassed, ConditionFailed, Details, LeaderHint, NotAllowed, Outcome, Retry, RevisionGone,
+};
 use crate::network::{forward, parameters, v1};
 use crate::types::{ExampleNode, ExampleResponse, LogId, Vote};
 
@@ -166,6 +168,8 @@ errors_of! {
     ListErrors: V1 [400, 410, 413, 421, 503, 504];
     /// Errors of a watch.
     WatchErrors: V1 [400, 410, 413, 421, 503, 504];
+    /// Errors of comparing nodes.
+    HashErrors: V1 [400, 410, 503, 504];
     /// Errors of setting a key.
     PutErrors: V1 [400, 408, 412, 413, 415, 421, 422, 503, 504, 507];
     /// Errors of removing a key.
@@ -232,7 +236,7 @@ const ERROR_STATUSES: &[(u16, &str)] = &[
     (404, "There is no such key."),
     (408, "The body did not arrive in time."),
     (409, "The state of the cluster does not allow it."),
-    (410, "The revision is no longer kept."),
+    (410, "The revision is no longer kept, or the node has gone on from the index."),
     (412, "The condition does not hold."),
     (413, "Something is too large."),
     (415, "The body is of a type that would be misunderstood."),
@@ -314,6 +318,11 @@ fn examples() -> Vec<ApiError> {
         ApiError::RevisionGone(RevisionGone {
             message: "changes before revision 12 are no longer kept".to_owned(),
             oldest_revision: 12,
+            outcome: Outcome::NotApplied,
+        }),
+        ApiError::AppliedPassed(AppliedPassed {
+            message: "this node has gone on from entry 9000 to 12345".to_owned(),
+            applied_index: 12345,
             outcome: Outcome::NotApplied,
         }),
         ApiError::ConditionFailed(ConditionFailed {

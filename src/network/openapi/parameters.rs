@@ -137,6 +137,14 @@ pub struct WatchParameters {
     pub consistency: Option<Consistency>,
 }
 
+/// Which state is meant.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct HashParameters {
+    /// The state after this entry of the log, which is waited for up to 5 seconds. The state as it is now if not said.
+    pub applied: Option<u64>,
+}
+
 /// The headers that a read of one key takes.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]

@@ -298,6 +298,7 @@ fn routes() -> Vec<Row> {
             ("/v1/kv", "GET, DELETE"),
             ("/v1/txn", "POST"),
             ("/v1/watch", "GET"),
+            ("/v1/cluster/hash", "GET"),
         ] {
             let row = Row::bare(method.clone(), path, "the wrong method").gives_v1(405, "method_not_allowed");
             rows.push(Row { allow: Some(allow), ..row });
@@ -307,6 +308,7 @@ fn routes() -> Vec<Row> {
         ("/v1/kv", "GET, DELETE", vec![Method::POST, Method::PUT, Method::HEAD]),
         ("/v1/txn", "POST", vec![Method::GET, Method::HEAD, Method::PUT, Method::DELETE]),
         ("/v1/watch", "GET", vec![Method::POST, Method::HEAD, Method::PUT, Method::DELETE]),
+        ("/v1/cluster/hash", "GET", vec![Method::POST, Method::HEAD, Method::PUT, Method::DELETE]),
     ];
     for (path, allow, methods) in others {
         for method in methods {
@@ -314,7 +316,9 @@ fn routes() -> Vec<Row> {
             rows.push(Row { allow: Some(allow), ..row });
         }
     }
-    for path in ["/v1", "/v1/", "/v1/foo", "/v1/KV/known", "/v1/kvs", "/v1/txn/", "/v1/txn/1", "/v1/watch/known"] {
+    let unknown = ["/v1", "/v1/", "/v1/foo", "/v1/KV/known", "/v1/kvs", "/v1/txn/", "/v1/txn/1", "/v1/watch/known"];
+    let in_cluster = ["/v1/cluster", "/v1/cluster/", "/v1/cluster/hash/", "/v1/cluster/Hash", "/v1/hash"];
+    for path in unknown.into_iter().chain(in_cluster) {
         for method in [Method::GET, Method::POST, Method::PUT, Method::DELETE] {
             rows.push(Row::bare(method, path, "no such route").gives_v1(404, "no_such_route"));
         }

@@ -160,8 +160,13 @@ impl TestNode {
     /// Ends the process with SIGTERM, and returns its exit code.
     pub async fn stop(&mut self) -> Option<i32> {
         process::send_signal(self.pid(), "TERM");
-        let child = self.child.as_mut().unwrap();
-        let what = format!("node {} ends after SIGTERM", self.id);
+        self.ends().await
+    }
+
+    /// Waits until the process has ended, and returns its exit code.
+    pub async fn ends(&mut self) -> Option<i32> {
+        let child = self.child.as_mut().unwrap_or_else(|| panic!("node {} is not running", self.id));
+        let what = format!("node {} ends", self.id);
         let status = eventually(&what, DEADLINE, async || child.try_wait().unwrap().ok_or("it runs")).await;
         self.child = None;
         status.code()

@@ -1,0 +1,149 @@
+//! Does a cluster notice that a node holds other data than the leader?
+
+use std::fs::File;
+
+use futures_util::stream::{self, StreamExt};
+use raft_key_value::NodeId;
+use raft_key_value::config::SELF_CHECK_ENTRIES;
+use raft_key_value::operation::{Operation, Put, Write};
+use raft_key_value::store::snapshot_format::{load, meta_of, write as write_snapshot};
+use raft_key_value::types::{Command, Entry, Payload};
+use serde_json::{Value, json};
+
+use crate::harness::{CALM, DEADLINE, TestCluster, eventually, index_of};
+
+const ALL: &[NodeId] = &[1, 2, 3];
+
+/// A snapshot now and then, and a log that has all entries after the first of them.
+const FLAGS: &[&str] = &["--snapshot-entries", "2000", "--snapshot-keep-entries", "20000"];
+
+async fn hash(cluster: &TestCluster, id: NodeId, query: &str) -> Value {
+    let answer = cluster.get(id, &format!("/v1/cluster/hash{query}")).await;
+    let body = answer.done();
+    assert_eq!((answer.number("raft-node"), body["node"].as_u64()), (id, Some(id)));
+    assert_eq!(Some(answer.revision()), body["revision"].as_u64());
+    assert_eq!(body["hash"].as_str().map(str::len), Some(32), "{body}");
+    body
+}
+
+/// What must be the same on all nodes.
+fn state_in(body: &Value) -> [&Value; 3] {
+    ["applied_index", "revision", "hash"].map(|name| &body[name])
+}
+
+/// Writes through a node until its log has more entries than this, many writes at a time.
+async fn write_past(cluster: &TestCluster, id: NodeId, index: u64) {
+    const WRITES_AT_ONCE: usize = 64;
+    while index_of(cluster.metrics(id).await.last_applied) <= index {
+        let applied = index_of(cluster.metrics(id).await.last_applied);
+        let puts = (applied..=index).take(2000).map(|number| format!("/v1/kv/key-{}", number % 1000));
+        let put = async |path: String| drop(cluster.put(id, &path, format!("value of {path}")).await.done());
+        stream::iter(puts).map(put).buffer_unordered(WRITES_AT_ONCE).collect::<()>().await;
+    }
+}
+
+/// Waits until a node has found its state to be the leader's at an index.
+async fn checked(cluster: &TestCluster, id: NodeId, index: u64) -> Value {
+    eventually(&format!("node {id} has checked itself at {index}"), DEADLINE, async || {
+        let body = hash(cluster, id, "").await;
+        if body["last_self_check"]["index"] == index { Ok(body["last_self_check"].clone()) } else { Err(body) }
+    })
+    .await
+}
+
+/// Nodes with the same entries have the same hash, on each of them for exactly the
+/// index that is asked for, also after they were killed; and they find that out by
+/// themselves.
+///
+/// Method: a few writes of each kind; the hash of one node, and of the others at its
+/// index; an index to come, one that never comes, one that is over; writes past the
+/// index of a check, until all nodes say that it was done; kill -9 all.
+#[tokio::test]
+async fn equal_nodes_have_the_same_hash() {
+    let mut cluster = TestCluster::form("self-check", ALL, &[CALM, FLAGS].concat()).await;
+    let leader = cluster.leader_of(ALL).await;
+    let empty = hash(&cluster, leader, "").await;
+    assert!(empty["last_self_check"].is_null(), "{empty}");
+    cluster.put(1, "/v1/kv/k?ttl=1h", "1").await.done();
+    cluster.v1(2, reqwest::Method::PUT, "/v1/kv/k", &[("idempotency-key", "request")], "2").await.done();
+    cluster.delete(3, "/v1/kv/k").await.done();
+
+    let leaders = hash(&cluster, leader, "").await;
+    assert_ne!(leaders["hash"], empty["hash"], "a key that is gone leaves a trace: the revision");
+    let applied = leaders["applied_index"].as_u64().unwrap();
+    for id in ALL {
+        let found = hash(&cluster, *id, &format!("?applied={applied}")).await;
+        assert_eq!(state_in(&found), state_in(&leaders), "node {id}");
+        let passed = cluster.get(*id, &format!("/v1/cluster/hash?applied={}", applied - 1)).await;
+        assert_eq!(passed.refused(410, "applied_passed")["applied_index"], applied);
+    }
+    let to_come = format!("?applied={}", applied + 1);
+    let (found, _) = tokio::join!(hash(&cluster, 1, &to_come), cluster.put(1, "/v1/kv/k", "3"));
+    assert_eq!(found["applied_index"], applied + 1);
+    let never = cluster.get(2, &format!("/v1/cluster/hash?applied={}", u64::MAX)).await;
+    assert_eq!(never.refused(504, "deadline_passed")["outcome"], "not_applied");
+
+    let due = SELF_CHECK_ENTRIES;
+    write_past(&cluster, leader, due).await;
+    let first = checked(&cluster, 1, due).await;
+    for id in ALL {
+        assert_eq!(checked(&cluster, *id, due).await, first);
+        let found = hash(&cluster, *id, &format!("?applied={due}")).await;
+        assert_eq!((&found["applied_index"], &found["hash"]), (&json!(due), &first["hash"]));
+    }
+    let before = hash(&cluster, leader, "").await;
+    for id in ALL {
+        cluster.kill(*id);
+    }
+    for id in ALL {
+        cluster.restart(*id).await;
+    }
+    cluster.leader_of(ALL).await;
+    cluster.all_applied(ALL).await;
+    for id in ALL {
+        let after = hash(&cluster, *id, "").await;
+        assert_eq!(state_in(&after)[1..], state_in(&before)[1..], "node {id}, of which only the log goes on");
+    }
+    cluster.assert_alive();
+}
+
+/// A node that holds other data than the leader stops at the next check, and says
+/// so; the others go on.
+///
+/// Method: stop a follower; put one write more into its snapshot, which is whole
+/// then and has the right hash of the wrong data; start it; write past the index of
+/// a check; it must end with exit code 65 and both hashes, and the others confirm
+/// each other and take writes.
+#[tokio::test]
+async fn a_node_with_other_data_stops() {
+    let mut cluster = TestCluster::form("other-data", ALL, &[CALM, FLAGS].concat()).await;
+    let leader = cluster.leader_of(ALL).await;
+    let follower = 1 + leader % 3;
+    let rest: Vec<NodeId> = ALL.iter().copied().filter(|id| *id != follower).collect();
+    write_past(&cluster, leader, 2100).await;
+    let snapshot = cluster.metrics_say(follower, "it has a snapshot", |metrics| metrics.snapshot).await;
+    assert_eq!(cluster.stop(follower).await, Some(0));
+
+    let path = cluster.node(follower).directory().join(format!("snapshots/{}.snap", snapshot.index));
+    let (_, mut machine) = load(&path).unwrap();
+    let put = Put { key: "key-1".into(), value: "another".into(), ttl_ms: None, condition: None };
+    let write = Write { at_ms: 0, request: None, operation: Operation::Put(put) };
+    let payload = Payload::Normal(Command::Write(write));
+    machine.apply(Entry { log_id: snapshot, payload });
+    write_snapshot(&machine, &meta_of(&machine), &mut File::create(&path).unwrap()).unwrap();
+    cluster.restart(follower).await;
+
+    write_past(&cluster, leader, SELF_CHECK_ENTRIES).await;
+    assert_eq!(cluster.node_mut(follower).ends().await, Some(65));
+    let first = checked(&cluster, rest[0], SELF_CHECK_ENTRIES).await;
+    assert_eq!(checked(&cluster, rest[1], SELF_CHECK_ENTRIES).await, first);
+    let log = cluster.node(follower).log();
+    let said = log.lines().last().unwrap_or_default();
+    for part in ["error: ", "log index 10000", first["hash"].as_str().unwrap(), "/v1/cluster/hash", "majority"] {
+        assert!(said.contains(part), "{part:?} is not in {said:?}");
+    }
+    for id in &rest {
+        cluster.put(*id, "/v1/kv/after", "1").await.done();
+    }
+    cluster.assert_alive();
+}
