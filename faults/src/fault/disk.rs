@@ -32,9 +32,6 @@ const CALLS: [(&str, u32); 9] = [
     ("unlink", 2),
     ("ftruncate", 1),
 ];
-/// Bytes at the end of the log where a wrong bit cannot be told from a write that
-/// the power was cut in: a node may take either for a torn tail.
-const TAIL_BYTES: u64 = 16 << 10;
 
 /// Which system calls are made to fail, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,14 +207,11 @@ async fn wait_until_it_answers(scene: &mut Scene<'_>, id: NodeId) -> Result<()> 
 pub async fn flip(scene: &mut Scene<'_>) -> Result<String> {
     let id = scene.choose(Who::Follower).await?[0];
     scene.cluster.node(id)?.kill()?;
-    let files = files_below(&scene.cluster.node(id)?.data_directory())?;
-    let log_end = log_files(&scene.cluster.node(id)?.data_directory())?.pop();
     let mut candidates = Vec::new();
-    for path in files {
+    for path in files_below(&scene.cluster.node(id)?.data_directory())? {
         let length = fs::metadata(&path).context("cannot look at a file")?.len();
-        let spared = if Some(&path) == log_end.as_ref() { TAIL_BYTES } else { 0 };
-        if length > spared && path.file_name().is_some_and(|name| name != "LOCK") {
-            candidates.push((path, length - spared));
+        if length > 0 && path.file_name().is_some_and(|name| name != "LOCK") {
+            candidates.push((path, length));
         }
     }
     let Some((path, length)) = candidates.get(scene.random.usize(..candidates.len().max(1))) else {
