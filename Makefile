@@ -1,7 +1,7 @@
 # The same targets serve developers, `.ci/run` and GitHub.
 
 .PHONY: verify format lint docs test demo bench bench-tools leftovers deny help api-check \
-	faults faults-quick faults-tools soak
+	faults faults-quick faults-control faults-outage faults-tools faults-etcd soak
 
 help:
 	@echo 'make verify   formatting, lints, documentation, leftovers, all tests'
@@ -15,6 +15,10 @@ help:
 	@echo '              what the key-value API costs (6)'
 	@echo 'make faults   machines, disks and networks that fail under a cluster, and every answer checked'
 	@echo '              (as root, about 10 minutes; make faults-quick: 2, make soak HOURS=n: as long as you like)'
+	@echo 'make faults-control'
+	@echo '              the same load, faults and checker on etcd (6 minutes; as root)'
+	@echo 'make faults-outage'
+	@echo '              how long nobody can write after kill -9 of the leader, ours and etcd (4 minutes; as root)'
 	@echo 'make deny     licences and advisories of the dependencies (needs cargo-deny)'
 
 verify: format lint docs leftovers test
@@ -64,6 +68,18 @@ faults-quick: faults-tools
 
 soak: faults-tools
 	$(FAULTS) soak --hours $(HOURS) $(FAULTS_ARGUMENTS)
+
+# Debian's etcd is unpacked below faults/target: as an installed package it would start a service.
+ETCD = faults/target/etcd/usr/bin/etcd
+
+faults-control: faults-tools faults-etcd
+	$(FAULTS) control --etcd $(ETCD) $(FAULTS_ARGUMENTS)
+
+faults-outage: faults-tools faults-etcd
+	$(FAULTS) outage --etcd $(ETCD) $(FAULTS_ARGUMENTS)
+
+faults-etcd:
+	sh faults/fetch-etcd.sh
 
 faults-tools:
 	faults/install-tools.sh

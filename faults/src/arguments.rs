@@ -19,13 +19,36 @@ pub struct Arguments {
 pub enum Command {
     /// All lanes at the same time, each with its faults.
     Run(RunArguments),
-    /// Checks the history that a run has left
+    /// One run after another, each with a seed of its own, for hours.
+    Soak(SoakArguments),
+    /// Checks the history that a run has left.
     Check {
         /// The `history.json` of a lane
         history: PathBuf,
     },
-    /// One run after another, each with a seed of its own, for hours.
-    Soak(SoakArguments),
+    /// The same load, some of the same faults and the same checker on etcd: what they make of a store that is trusted.
+    Control(ControlArguments),
+    /// How long nobody can write after `kill -9` of the leader: raft-key-value and etcd in turn.
+    Outage(OutageArguments),
+}
+
+/// How a run is to be.
+#[derive(Clone, Debug, Args)]
+pub struct RunArguments {
+    /// The program that nodes run
+    #[arg(long, env = "RKV_BINARY", default_value = "target/release/raft-key-value")]
+    pub binary: PathBuf,
+
+    /// Nodes of each cluster [default: 5 where networks break, else 3]
+    #[arg(long)]
+    pub nodes: Option<u64>,
+
+    /// Only these lanes
+    #[arg(long, value_delimiter = ',')]
+    pub lanes: Vec<String>,
+
+    #[command(flatten)]
+    pub schedule: ScheduleArguments,
 }
 
 /// How long to go on.
@@ -39,13 +62,46 @@ pub struct SoakArguments {
     pub run: RunArguments,
 }
 
-/// How a run is to be.
+/// How the control is to be.
 #[derive(Clone, Debug, Args)]
-pub struct RunArguments {
+pub struct ControlArguments {
+    #[command(flatten)]
+    pub etcd: EtcdArguments,
+
+    #[command(flatten)]
+    pub schedule: ScheduleArguments,
+}
+
+/// How outages are measured.
+#[derive(Clone, Debug, Args)]
+pub struct OutageArguments {
     /// The program that nodes run
     #[arg(long, env = "RKV_BINARY", default_value = "target/release/raft-key-value")]
     pub binary: PathBuf,
 
+    #[command(flatten)]
+    pub etcd: EtcdArguments,
+
+    /// Where logs and data go
+    #[arg(long, default_value = "target/outage")]
+    pub folder: PathBuf,
+
+    /// How often each system's leader is killed
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub repetitions: u32,
+}
+
+/// Which etcd.
+#[derive(Clone, Debug, Args)]
+pub struct EtcdArguments {
+    /// The etcd that nodes run: 3.4, as Debian 12 has it
+    #[arg(long, env = "ETCD_BIN", default_value = "/usr/bin/etcd")]
+    pub etcd: PathBuf,
+}
+
+/// Which faults come, and for how long.
+#[derive(Clone, Debug, Args)]
+pub struct ScheduleArguments {
     /// Where histories, logs and data go
     #[arg(long, default_value = "target/faults")]
     pub folder: PathBuf,
@@ -53,10 +109,6 @@ pub struct RunArguments {
     /// What all chances are drawn from: the same seed, the same faults in the same order
     #[arg(long)]
     pub seed: Option<u64>,
-
-    /// Nodes of each cluster [default: 5 where networks break, else 3]
-    #[arg(long)]
-    pub nodes: Option<u64>,
 
     /// For how many seconds faults are begun at most
     #[arg(long, default_value_t = 900)]
@@ -74,16 +126,12 @@ pub struct RunArguments {
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
 
-    /// Only these lanes
-    #[arg(long, value_delimiter = ',')]
-    pub lanes: Vec<String>,
-
     /// Only these faults, by the words the report has them by, such as "kill leader"
     #[arg(long, value_delimiter = ',')]
     pub only: Vec<String>,
 }
 
-impl RunArguments {
+impl ScheduleArguments {
     pub fn time_max(&self) -> Duration {
         Duration::from_secs(self.seconds)
     }

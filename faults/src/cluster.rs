@@ -52,10 +52,13 @@ pub struct Cluster {
 
 impl Cluster {
     /// Makes the hosts, starts the nodes, and waits until they are a cluster.
-    pub async fn start(plan: Plan) -> Result<Self> {
+    pub async fn start(mut plan: Plan) -> Result<Self> {
         std::fs::create_dir_all(&plan.folder).context("cannot make a folder for a cluster")?;
+        let network = Network::create(plan.number)?;
+        let peers: Result<Vec<_>> = (1..=plan.nodes).map(|id| Ok((id, network.peer_of(id)?))).collect();
+        plan.flags.extend(plan.system.cluster_flags(&peers?));
         let mut cluster = Cluster {
-            network: Network::create(plan.number)?,
+            network,
             nodes: Vec::new(),
             client: plan.system.client()?,
             endpoints: Endpoints::default(),
@@ -69,8 +72,7 @@ impl Cluster {
             node.start()?;
         }
         cluster.wait_until_all_answer().await?;
-        let hosts: Vec<Host> = cluster.nodes.iter().map(|node| node.host.clone()).collect();
-        cluster.plan.system.form(&cluster.client, &hosts).await?;
+        cluster.plan.system.form(&cluster.client, &cluster.nodes).await?;
         cluster.wait_for_leader(CONVERGENCE_DEADLINE).await.context("the new cluster")?;
         Ok(cluster)
     }

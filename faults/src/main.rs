@@ -15,6 +15,7 @@ mod lane;
 mod load;
 mod network;
 mod node;
+mod outage;
 mod plans;
 mod process;
 mod proxy;
@@ -22,6 +23,7 @@ mod record;
 mod report;
 mod sandbox;
 mod store;
+mod total;
 mod watcher;
 
 use std::path::Path;
@@ -79,5 +81,7 @@ async fn dispatch(command: &Command) -> Result<bool> {
         Command::Run(arguments) => plans::run(arguments).await,
         Command::Check { history } => check(history),
         Command::Soak(arguments) => plans::soak(arguments).await,
+        Command::Control(arguments) => plans::control(arguments).await,
+        Command::Outage(arguments) => outage::run(arguments).await,
     }
 }

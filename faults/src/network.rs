@@ -83,10 +83,19 @@ impl Network {
         format!("lane-{}-node-{id}", self.number)
     }
 
+    fn address_of(&self, id: NodeId) -> Result<Ipv4Addr> {
+        let last = u8::try_from(id).ok().filter(|last| (1..=200).contains(last));
+        Ok(Ipv4Addr::new(10, 99, self.number, last.context("a host's number is 1 to 200")?))
+    }
+
+    /// Where others will dial a host, which need not be there yet.
+    pub fn peer_of(&self, id: NodeId) -> Result<SocketAddr> {
+        Ok(SocketAddr::V4(SocketAddrV4::new(self.address_of(id)?, PEER_PORT)))
+    }
+
     /// Adds a host with a number of 1 to 200.
     pub fn add_host(&self, id: NodeId) -> Result<Host> {
-        let last = u8::try_from(id).ok().filter(|last| (1..=200).contains(last));
-        let address = Ipv4Addr::new(10, 99, self.number, last.context("a host's number is 1 to 200")?);
+        let address = self.address_of(id)?;
         let namespace = self.namespace(id);
         let cable = format!("l{}n{id}", self.number);
         run("ip", &["netns", "add", &namespace])?;

@@ -1,6 +1,7 @@
 //! One node of a cluster: its host, its files, its process.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
@@ -52,6 +53,11 @@ impl Node {
 
     pub fn id(&self) -> NodeId {
         self.host.id
+    }
+
+    /// Where raft-key-value's other nodes dial it: through its proxy, if it has one.
+    pub fn advertised(&self) -> SocketAddr {
+        if self.proxy.is_some() { self.host.peer() } else { self.host.http() }
     }
 
     /// Where the node's files are.

@@ -1,14 +1,13 @@
 //! Which lanes there are, and a run of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use std::{fmt, fs};
 
 use anyhow::{Context, Result, bail};
 use tokio::task::JoinSet;
 
-use crate::arguments::{RunArguments, SoakArguments};
+use crate::arguments::{ControlArguments, EtcdArguments, RunArguments, ScheduleArguments, SoakArguments};
 use crate::cluster::Plan;
 use crate::disk::FileSystem;
 use crate::fault::{Fault, Who};
@@ -17,6 +16,7 @@ use crate::load::LoadPlan;
 use crate::record;
 use crate::report::LaneReport;
 use crate::store::System;
+use crate::total::Total;
 
 /// The faults of processes and networks, on five nodes.
 const NETWORK: [(Fault, usize); 28] = [
@@ -81,25 +81,47 @@ const MEMBERS: [(Fault, usize); 10] = [
     (Fault::Pause(Who::Leader), 5),
 ];
 
+/// What the control has of them: those of processes and of packets, on three nodes.
+/// What comes late or twice needs proxies that understand what nodes say.
+const CONTROL: [(Fault, usize); 17] = [
+    (Fault::Kill(Who::Leader), 6),
+    (Fault::Kill(Who::Follower), 5),
+    (Fault::Kill(Who::Majority), 5),
+    (Fault::Kill(Who::All), 5),
+    (Fault::Pause(Who::Leader), 6),
+    (Fault::Pause(Who::Follower), 5),
+    (Fault::Pause(Who::Majority), 5),
+    (Fault::Isolate(Who::Leader), 6),
+    (Fault::Isolate(Who::Follower), 5),
+    (Fault::Isolate(Who::Majority), 5),
+    (Fault::Halves, 5),
+    (Fault::Deaf(Who::Leader), 5),
+    (Fault::Deaf(Who::Follower), 5),
+    (Fault::Mute(Who::Leader), 5),
+    (Fault::Mute(Who::Follower), 5),
+    (Fault::ClientsCut(Who::Leader), 5),
+    (Fault::Loss, 5),
+];
+
 const SEED_MAX: u64 = 1_000_000;
 /// Snapshots all the time, and a log that is short.
 const SNAPSHOT_FLAGS: [&str; 4] = ["--snapshot-entries", "100", "--snapshot-keep-entries", "20"];
 
 /// All lanes once; whether nothing was found.
 pub async fn run(arguments: &RunArguments) -> Result<bool> {
-    let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..SEED_MAX));
+    let seed = seed(&arguments.schedule);
     let began = Instant::now();
     let reports = round(arguments, seed).await?;
     let mut total = Total::default();
     total.add(reports);
     let figures = format!("{total}\n{} s, seed {seed}", began.elapsed().as_secs());
     println!("{figures}");
-    finish(arguments, &total, "run", &figures)
+    finish(&arguments.schedule, &total, "run", &figures)
 }
 
 /// One run after another until the time is up, or one fails.
 pub async fn soak(arguments: &SoakArguments) -> Result<bool> {
-    let first = arguments.run.seed.unwrap_or_else(|| fastrand::u64(..SEED_MAX));
+    let first = seed(&arguments.run.schedule);
     let began = Instant::now();
     let hours = || began.elapsed().as_secs_f64() / 3600.0;
     let mut total = Total::default();
@@ -115,26 +137,81 @@ pub async fn soak(arguments: &SoakArguments) -> Result<bool> {
     }
     let figures = format!("{total}\n{:.2} h, seeds from {first}", hours());
     let nodes = arguments.run.nodes.map_or_else(|| "soak".to_owned(), |nodes| format!("soak-{nodes}"));
-    finish(&arguments.run, &total, &nodes, &figures)
+    finish(&arguments.run.schedule, &total, &nodes, &figures)
 }
 
-fn finish(arguments: &RunArguments, total: &Total, name: &str, figures: &str) -> Result<bool> {
+fn finish(arguments: &ScheduleArguments, total: &Total, name: &str, figures: &str) -> Result<bool> {
     if let (true, Some(document)) = (total.passed(), &arguments.record) {
         record::record(document, name, figures)?;
     }
     Ok(total.passed())
 }
 
-/// The lanes of one seed; `None` for one that did not come to its end.
-async fn round(arguments: &RunArguments, seed: u64) -> Result<Vec<Option<LaneReport>>> {
-    let binary = fs::canonicalize(&arguments.binary)
-        .with_context(|| format!("there is no `{}`: run `cargo build --release`", arguments.binary.display()))?;
-    let folder = std::path::absolute(arguments.folder.join(seed.to_string())).context("no such folder")?;
+fn seed(schedule: &ScheduleArguments) -> u64 {
+    schedule.seed.unwrap_or_else(|| fastrand::u64(..SEED_MAX))
+}
+
+pub fn our_binary(path: &Path) -> Result<PathBuf> {
+    fs::canonicalize(path).with_context(|| format!("there is no `{}`: run `cargo build --release`", path.display()))
+}
+
+pub fn etcd_binary(arguments: &EtcdArguments) -> Result<PathBuf> {
+    fs::canonicalize(&arguments.etcd).with_context(|| {
+        format!(
+            "there is no etcd at `{}`: run `apt-get install etcd-server`, or `faults/fetch-etcd.sh`, which installs \
+             nothing, and name it with --etcd",
+            arguments.etcd.display()
+        )
+    })
+}
+
+/// An absolute path, as nodes are started elsewhere, to a folder without anything in it.
+pub fn empty_folder(path: &Path) -> Result<PathBuf> {
+    let folder = std::path::absolute(path).context("no such folder")?;
     if folder.exists() {
         fs::remove_dir_all(&folder).context("cannot remove what a former run left")?;
     }
+    Ok(folder)
+}
+
+/// One lane, on etcd.
+pub async fn control(arguments: &ControlArguments) -> Result<bool> {
+    let seed = seed(&arguments.schedule);
+    let began = Instant::now();
+    let binary = etcd_binary(&arguments.etcd)?;
+    let folder = empty_folder(&arguments.schedule.folder.join(format!("control-{seed}")))?;
+    let cluster = Plan {
+        system: System::Etcd,
+        binary,
+        folder: folder.join("control"),
+        number: 1,
+        nodes: 3,
+        disks: Vec::new(),
+        proxies: false,
+        flags: Vec::new(),
+    };
+    let lane = lane("control", cluster, &CONTROL, &arguments.schedule, seed);
+    let mut total = Total::default();
+    total.add(run_lanes(lane.into_iter().collect(), &arguments.schedule, seed, &folder).await?);
+    let figures = format!("{total}\n{} s, seed {seed}", began.elapsed().as_secs());
+    println!("{figures}");
+    finish(&arguments.schedule, &total, "control", &figures)
+}
+
+/// The lanes of one seed; `None` for one that did not come to its end.
+async fn round(arguments: &RunArguments, seed: u64) -> Result<Vec<Option<LaneReport>>> {
+    let binary = our_binary(&arguments.binary)?;
+    let folder = empty_folder(&arguments.schedule.folder.join(seed.to_string()))?;
+    run_lanes(lanes(arguments, seed, &binary, &folder), &arguments.schedule, seed, &folder).await
+}
+
+async fn run_lanes(
+    lanes: Vec<LanePlan>,
+    schedule: &ScheduleArguments,
+    seed: u64,
+    folder: &Path,
+) -> Result<Vec<Option<LaneReport>>> {
     println!("seed {seed}, everything below {}", folder.display());
-    let lanes = lanes(arguments, seed, &binary, &folder);
     if lanes.is_empty() {
         bail!("there is no such lane or fault");
     }
@@ -156,58 +233,13 @@ async fn round(arguments: &RunArguments, seed: u64) -> Result<Vec<Option<LaneRep
         }
     }
     if reports.iter().all(|report| report.as_ref().is_some_and(LaneReport::passed)) {
-        if !arguments.keep {
-            fs::remove_dir_all(&folder).context("cannot remove the files of a run")?;
+        if !schedule.keep {
+            fs::remove_dir_all(folder).context("cannot remove the files of a run")?;
         }
     } else {
         println!("FAILED; the same faults again: --seed {seed}; histories, logs and data: {}", folder.display());
     }
     Ok(reports)
-}
-
-/// What some runs came to.
-#[derive(Debug, Default)]
-struct Total {
-    runs: usize,
-    /// By lane, over all runs.
-    lanes: BTreeMap<&'static str, LaneReport>,
-    failed: usize,
-}
-
-impl Total {
-    fn add(&mut self, reports: Vec<Option<LaneReport>>) {
-        self.runs += 1;
-        for report in reports {
-            self.failed += usize::from(!report.as_ref().is_some_and(LaneReport::passed));
-            let Some(report) = report else { continue };
-            match self.lanes.get_mut(report.name) {
-                Some(total) => total.add(report),
-                None => _ = self.lanes.insert(report.name, report),
-            }
-        }
-    }
-
-    fn passed(&self) -> bool {
-        self.failed == 0
-    }
-}
-
-impl fmt::Display for Total {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for report in self.lanes.values() {
-            writeln!(f, "{report}")?;
-        }
-        let sum = |of: fn(&LaneReport) -> usize| self.lanes.values().map(of).sum::<usize>();
-        let kinds: BTreeSet<Fault> = self.lanes.values().flat_map(LaneReport::kinds).collect();
-        let (operations, faults) = (sum(|report| report.operations), sum(LaneReport::faults));
-        let (kinds, inputs) = (kinds.len(), sum(LaneReport::bad_inputs));
-        write!(f, "In all {operations} operations, {faults} faults of {kinds} kinds, {inputs} bad inputs, ")?;
-        match (self.failed, self.runs) {
-            (0, 1) => f.write_str("no violation."),
-            (0, runs) => write!(f, "{runs} runs, no violation."),
-            (failed, _) => write!(f, "{failed} lanes FAILED."),
-        }
-    }
 }
 
 fn lanes(arguments: &RunArguments, seed: u64, binary: &Path, folder: &Path) -> Vec<LanePlan> {
@@ -231,22 +263,35 @@ fn lanes(arguments: &RunArguments, seed: u64, binary: &Path, folder: &Path) -> V
     let mut lanes = Vec::new();
     for (cluster, faults) in all {
         let name = ["network", "disk", "members"][usize::from(cluster.number) - 1];
-        let wanted = |fault: &Fault| arguments.only.is_empty() || arguments.only.contains(&fault.to_string());
-        let times = |count: usize| ((count as f64 * arguments.scale).round() as usize).max(1);
-        let faults: Vec<(Fault, usize)> =
-            faults.iter().filter(|(fault, _)| wanted(fault)).map(|(fault, count)| (*fault, times(*count))).collect();
-        if faults.is_empty() || !(arguments.lanes.is_empty() || arguments.lanes.iter().any(|lane| lane == name)) {
-            continue;
+        if arguments.lanes.is_empty() || arguments.lanes.iter().any(|lane| lane == name) {
+            lanes.extend(lane(name, cluster, faults, &arguments.schedule, seed));
         }
-        let load = LoadPlan {
-            seed: seed.wrapping_add(u64::from(cluster.number)),
-            clients: 8,
-            pause_max: Duration::from_millis(160),
-            probe_interval: Duration::from_millis(50),
-        };
-        // With more to carry, a snapshot is on its way for a while.
-        let ballast_keys = if name == "members" { 500 } else { 0 };
-        lanes.push(LanePlan { name, cluster, load, ballast_keys, faults, time_max: arguments.time_max() });
     }
     lanes
+}
+
+/// A lane with those faults that are wanted; none if none is.
+fn lane(
+    name: &'static str,
+    cluster: Plan,
+    faults: &[(Fault, usize)],
+    schedule: &ScheduleArguments,
+    seed: u64,
+) -> Option<LanePlan> {
+    let wanted = |fault: &Fault| schedule.only.is_empty() || schedule.only.contains(&fault.to_string());
+    let times = |count: usize| ((count as f64 * schedule.scale).round() as usize).max(1);
+    let faults: Vec<(Fault, usize)> =
+        faults.iter().filter(|(fault, _)| wanted(fault)).map(|(fault, count)| (*fault, times(*count))).collect();
+    if faults.is_empty() {
+        return None;
+    }
+    let load = LoadPlan {
+        seed: seed.wrapping_add(u64::from(cluster.number)),
+        clients: 8,
+        pause_max: Duration::from_millis(160),
+        probe_interval: Duration::from_millis(50),
+    };
+    // With more to carry, a snapshot is on its way for a while.
+    let ballast_keys = if name == "members" { 500 } else { 0 };
+    Some(LanePlan { name, cluster, load, ballast_keys, faults, time_max: schedule.time_max() })
 }

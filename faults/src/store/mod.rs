@@ -6,6 +6,7 @@
 mod etcd;
 mod ours;
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
@@ -14,7 +15,6 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::history::{Call, Change, FinalState, NodeId, Outcome};
-use crate::network::Host;
 use crate::node::Node;
 
 /// How long a client waits for an answer before it calls the outcome unknown,
@@ -26,6 +26,15 @@ pub const CLIENT_DEADLINE: Duration = Duration::from_secs(7);
 pub enum System {
     Ours,
     Etcd,
+}
+
+impl fmt::Display for System {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            System::Ours => "raft-key-value",
+            System::Etcd => "etcd",
+        })
+    }
 }
 
 /// What one attempt at a call came to.
@@ -83,10 +92,18 @@ impl System {
         }
     }
 
-    /// Makes the nodes one cluster; they run already, and know nothing.
-    pub async fn form(self, client: &Client, hosts: &[Host]) -> Result<()> {
+    /// The flags by which every node of a new cluster learns of the others, if it learns it so.
+    pub fn cluster_flags(self, peers: &[(NodeId, SocketAddr)]) -> Vec<String> {
         match self {
-            System::Ours => ours::form(&client.http, hosts).await,
+            System::Ours => Vec::new(), // One of them is told by `form`.
+            System::Etcd => etcd::cluster_flags(peers),
+        }
+    }
+
+    /// Makes the nodes one cluster; they run already, and know nothing.
+    pub async fn form(self, client: &Client, nodes: &[Node]) -> Result<()> {
+        match self {
+            System::Ours => ours::form(&client.http, nodes).await,
             System::Etcd => Ok(()), // They were told by their flags.
         }
     }

@@ -15,7 +15,6 @@ use crate::history::{
     Answer, Call, CallResult, Change, ChangeKind, Comparison, Condition, Consistency, FinalState, NodeId, Operand,
     Outcome, Record, Step, StepResult, Text,
 };
-use crate::network::Host;
 use crate::node::Node;
 
 /// How long a question about a node's own state may take.
@@ -28,16 +27,15 @@ const PAGE_KEYS: usize = 16;
 const PAGES_MAX: usize = 1000;
 
 pub fn add_command(command: &mut Command, binary: &Path, node: &Node) {
-    let peer = if node.proxy.is_some() { node.host.peer() } else { node.host.http() };
     command.arg(binary);
     command.args(["--id", &node.id().to_string(), "--http-addr", &node.host.http().to_string()]);
-    command.args(["--advertise-addr", &peer.to_string()]);
+    command.args(["--advertise-addr", &node.advertised().to_string()]);
     command.arg("--data-dir").arg(node.data_directory());
 }
 
-pub async fn form(http: &Client, hosts: &[Host]) -> Result<()> {
-    let members: Vec<(NodeId, String)> = hosts.iter().map(|host| (host.id, host.peer().to_string())).collect();
-    let url = format!("http://{}/init", hosts[0].http());
+pub async fn form(http: &Client, nodes: &[Node]) -> Result<()> {
+    let members: Vec<(NodeId, String)> = nodes.iter().map(|node| (node.id(), node.advertised().to_string())).collect();
+    let url = format!("http://{}/init", nodes[0].host.http());
     let answer = http.post(url).json(&members).timeout(super::CLIENT_DEADLINE).send().await?;
     if !answer.status().is_success() {
         bail!("cannot form the cluster: {}", answer.text().await?);

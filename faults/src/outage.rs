@@ -1,0 +1,186 @@
+//! How long nobody can write after the leader was killed: raft-key-value and etcd in turn.
+//!
+//! Both clusters are there all the time, each of three nodes with the timings that
+//! their systems have by default; the one that is not measured is idle. A kill of
+//! one is followed by one of the other, so that whatever else the machine does at
+//! the time hits both alike.
+//!
+//! The probes begin a write at each node every 10 ms, whether the ones before it
+//! were answered or not. So no patience of a client is part of what is measured:
+//! a write that hangs at a dead leader delays none that comes after it.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::arguments::OutageArguments;
+use crate::cluster::{CONVERGENCE_DEADLINE, Cluster, Plan};
+use crate::history::{Call, NodeId, Outcome, Text};
+use crate::network::Host;
+use crate::plans::{empty_folder, etcd_binary, our_binary};
+use crate::store::{Client, System};
+
+const SYSTEMS: [System; 2] = [System::Ours, System::Etcd];
+const NODES: u64 = 3;
+/// How often a write is begun at each node.
+const PROBE_INTERVAL: Duration = Duration::from_millis(10);
+/// How long a write is waited for. It bounds how many are under way: 200 a node.
+const PROBE_DEADLINE: Duration = Duration::from_secs(2);
+/// How long writes succeed before the kill; up to as long again is added by chance.
+const CALM: Duration = Duration::from_millis(700);
+/// How long a cluster may take until writes succeed again.
+const OUTAGE_MAX: Duration = Duration::from_secs(30);
+/// How long is looked on once writes succeed again: the new leader may be lost at once.
+const AFTERWARDS: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+
+pub async fn run(arguments: &OutageArguments) -> Result<bool> {
+    let binaries = [our_binary(&arguments.binary)?, etcd_binary(&arguments.etcd)?];
+    let folder = empty_folder(&arguments.folder)?;
+    println!("{} kills of each leader, everything below {}", arguments.repetitions, folder.display());
+    let mut clusters = Vec::new();
+    for ((number, system), binary) in (1..).zip(SYSTEMS).zip(binaries) {
+        clusters.push(Cluster::start(plan(system, number, binary, &folder)).await?);
+    }
+    let mut outages = [Vec::new(), Vec::new()];
+    for repetition in 1..=arguments.repetitions {
+        for (cluster, outages) in clusters.iter_mut().zip(&mut outages) {
+            let (leader, outage) = measure(cluster).await?;
+            println!("{repetition:>4}  {:<15} node {leader} killed: {:>6} ms", cluster.plan.system, outage.as_millis());
+            outages.push(outage);
+        }
+    }
+    summary(&outages);
+    Ok(true)
+}
+
+fn plan(system: System, number: u8, binary: PathBuf, folder: &Path) -> Plan {
+    Plan {
+        system,
+        binary,
+        folder: folder.join(system.to_string()),
+        number,
+        nodes: NODES,
+        disks: Vec::new(),
+        proxies: false,
+        flags: Vec::new(),
+    }
+}
+
+/// Kills the leader under writes; returns it with the longest time from then on in
+/// which no write succeeded. The cluster is whole again afterwards.
+async fn measure(cluster: &mut Cluster) -> Result<(NodeId, Duration)> {
+    cluster.converge(CONVERGENCE_DEADLINE).await?;
+    let probes = Probes::start(cluster);
+    let began = Instant::now();
+    tokio::time::sleep(CALM.mul_f64(1.0 + fastrand::f64())).await;
+    let leader = cluster.wait_for_leader(CONVERGENCE_DEADLINE).await?;
+    if !probes.has_write_begun_after(began) {
+        bail!("{}: no write succeeds within {CALM:?} although nothing is broken", cluster.plan.system);
+    }
+    let killed = Instant::now();
+    cluster.node(leader)?.kill()?;
+    let gone = Instant::now();
+    // What was begun before may have been done before, and be answered late by another node.
+    while !probes.has_write_begun_after(gone) {
+        if gone.elapsed() > OUTAGE_MAX {
+            bail!("{}: no write succeeds within {OUTAGE_MAX:?} after the leader was killed", cluster.plan.system);
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+    tokio::time::sleep(AFTERWARDS).await;
+    let outage = probes.longest_gap_after(killed);
+    drop(probes);
+    cluster.heal()?;
+    cluster.converge(CONVERGENCE_DEADLINE).await?;
+    Ok((leader, outage))
+}
+
+/// A write that succeeded.
+#[derive(Clone, Copy, Debug)]
+struct Success {
+    began: Instant,
+    returned: Instant,
+}
+
+/// Writes to all nodes, until it is dropped.
+struct Probes {
+    successes: Arc<Mutex<Vec<Success>>>,
+    /// Dropping them ends them, and what they are at.
+    _tasks: JoinSet<()>,
+}
+
+impl Probes {
+    fn start(cluster: &Cluster) -> Self {
+        let successes = Arc::new(Mutex::default());
+        let mut tasks = JoinSet::new();
+        for node in &cluster.nodes {
+            tasks.spawn(probe(cluster.client.clone(), node.host.clone(), Arc::clone(&successes)));
+        }
+        Probes { successes, _tasks: tasks }
+    }
+
+    fn has_write_begun_after(&self, moment: Instant) -> bool {
+        let successes = self.successes.lock().expect("no thread panics with it");
+        successes.iter().any(|success| success.began >= moment)
+    }
+
+    fn longest_gap_after(&self, moment: Instant) -> Duration {
+        let successes = self.successes.lock().expect("no thread panics with it");
+        let returned = successes.iter().map(|success| success.returned).filter(|returned| *returned >= moment);
+        let mut moments: Vec<Instant> = returned.chain([moment, Instant::now()]).collect();
+        moments.sort_unstable();
+        moments.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+    }
+}
+
+async fn probe(client: Client, host: Host, successes: Arc<Mutex<Vec<Success>>>) {
+    let mut ticks = tokio::time::interval(PROBE_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut under_way = JoinSet::new();
+    let key: Text = format!("probe/{}", host.id).into();
+    for number in 0_u64.. {
+        ticks.tick().await;
+        while under_way.try_join_next().is_some() {}
+        let (client, node, successes) = (client.clone(), host.http(), Arc::clone(&successes));
+        let call = Call::Put { key: key.clone(), value: number.to_string().into(), condition: None };
+        under_way.spawn(async move {
+            let began = Instant::now();
+            let attempt = client.call(node, &call, None, PROBE_DEADLINE).await;
+            if matches!(attempt.outcome, Outcome::Done(_)) {
+                let success = Success { began, returned: Instant::now() };
+                successes.lock().expect("no thread panics with it").push(success);
+            }
+        });
+    }
+}
+
+fn summary(outages: &[Vec<Duration>; 2]) {
+    println!(
+        "\nlongest time without a successful write after `kill -9` of the leader, in ms, with the default timings of each:"
+    );
+    println!("  {:<15} {:>6} {:>7} {:>7}", "", "median", "longest", "kills");
+    for (system, outages) in SYSTEMS.iter().zip(outages) {
+        let (median, longest) = (median(outages).as_millis(), longest(outages).as_millis());
+        println!("  {system:<15} {median:>6} {longest:>7} {:>7}", outages.len());
+    }
+    let [ours, etcd] = outages;
+    let median = median(ours).as_secs_f64() / median(etcd).as_secs_f64();
+    let longest = longest(ours).as_secs_f64() / longest(etcd).as_secs_f64();
+    println!("  {:<15} {median:>6.2} {longest:>7.2}", "ours / etcd");
+}
+
+/// The middle one, or the mean of the two in the middle.
+fn median(outages: &[Duration]) -> Duration {
+    let mut sorted = outages.to_vec();
+    sorted.sort_unstable();
+    (sorted[(sorted.len() - 1) / 2] + sorted[sorted.len() / 2]) / 2
+}
+
+fn longest(outages: &[Duration]) -> Duration {
+    outages.iter().copied().max().unwrap_or_default()
+}
