@@ -30,6 +30,8 @@ openraft::declare_raft_types!(
 /// The Raft instance of a node.
 pub type ExampleRaft = openraft::Raft<TypeConfig, StateMachineStore>;
 
+/// A leader: its term and its number.
+pub type LeaderId = openraft::alias::LeaderIdOf<TypeConfig>;
 /// A log id: the leader that proposed the entry (term and node id) and its index.
 pub type LogId = openraft::alias::LogIdOf<TypeConfig>;
 /// A vote: a term, the node it is for, and whether a quorum granted it.

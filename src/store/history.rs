@@ -71,6 +71,11 @@ impl History {
         self.oldest
     }
 
+    /// The revision of the last change that is kept.
+    pub(super) fn newest(&self) -> Option<u64> {
+        self.changes.last().map(|change| change.revision)
+    }
+
     /// Adds a change, and lets go of the oldest if there are too many.
     pub(super) fn push(&mut self, revision: u64, key: Key, kind: ChangeKind) {
         let position = match self.changes.last() {

@@ -14,7 +14,8 @@
 //!
 //! Records are decoded by the code that raft-log decodes them with, so the two
 //! cannot disagree about what is whole. (See [`super::codec`] for why a flipped
-//! byte never looks like a torn record.)
+//! byte never looks like a torn record.) A whole record must also follow from those
+//! before it, as raft-log has it and a little more strictly: what it writes does.
 //!
 //! Caveats: a file that lost whole records at its end, and a newest file that is
 //! gone, look like a crash before these were written.
@@ -26,9 +27,9 @@ use std::path::{Path, PathBuf};
 use raft_log::codeq::Decode;
 use raft_log::{ChunkId, RaftLogAction, RaftLogRecord, WALRecord};
 
-use super::codec::LogTypes;
+use super::codec::{LogIdRecord, LogTypes};
 use super::error::StoreError;
-use crate::types::{LogId, Vote};
+use crate::types::{LeaderId, LogId, Vote};
 
 const READ_BUFFER_BYTES: usize = 256 << 10;
 
@@ -70,6 +71,8 @@ impl CheckedLog {
         let mut chain = Chain::default();
         for (start, path) in &files {
             let scan = scan(path, &mut replay)?;
+            let end = start.checked_add(scan.whole_bytes + scan.torn_bytes);
+            end.ok_or_else(|| StoreError::damaged(path, None, "its name says that no log reaches its end"))?;
             chain.append(*start, path, &scan)?;
         }
         if chain.end.is_none() {
@@ -84,6 +87,9 @@ impl CheckedLog {
                 let path = files.first().map_or(directory, |(_, path)| path);
                 return Err(StoreError::damaged(path, files.first().map(|_| 0), "its first record is gone"));
             }
+        }
+        if let Some(contradiction) = replay.contradiction.take() {
+            return Err(contradiction);
         }
         replay.check_entries(directory)?;
         let Replay { vote, purged, last, .. } = replay;
@@ -175,7 +181,11 @@ fn scan(path: &Path, replay: &mut Replay) -> Result<Scan, StoreError> {
     while reader.offset < bytes {
         let offset = reader.offset;
         match RaftLogRecord::<LogTypes>::decode(&mut reader) {
-            Ok(record) => replay.apply(&record),
+            Ok(record) if replay.contradiction.is_none() => {
+                let applied = replay.apply(&record);
+                replay.contradiction = applied.err().map(|what| StoreError::damaged(path, Some(offset), what));
+            }
+            Ok(_) => {}
             Err(error) => {
                 let torn = match error.kind() {
                     ErrorKind::UnexpectedEof => true,
@@ -221,37 +231,104 @@ impl Read for Counted {
 struct Replay {
     vote: Option<Vote>,
     purged: Option<LogId>,
+    committed: Option<LogId>,
     last: Option<LogId>,
     /// The index of the first entry that is there.
     first_index: Option<u64>,
+    /// The leaders of the entries that are there, with the index of the first entry of each.
+    leaders: Vec<(u64, LeaderId)>,
+    /// Whether there was a record.
+    begun: bool,
+    /// The first record that does not follow from those before it. The rest is read all the
+    /// same: that a file is missing before it says more.
+    contradiction: Option<StoreError>,
 }
 
 impl Replay {
-    fn apply(&mut self, record: &RaftLogRecord<LogTypes>) {
+    /// Applies a record, or says why none like it was ever written here.
+    fn apply(&mut self, record: &RaftLogRecord<LogTypes>) -> Result<(), &'static str> {
+        let begun = std::mem::replace(&mut self.begun, true);
         match record {
-            WALRecord::Action(RaftLogAction::SaveVote(vote)) => self.vote = Some(vote.0),
-            WALRecord::Action(RaftLogAction::Append(log_id, _)) => {
-                self.first_index.get_or_insert(log_id.0.index);
-                self.last = Some(log_id.0);
+            WALRecord::Action(RaftLogAction::SaveVote(vote)) => {
+                ensure(Some(vote.0) >= self.vote, "a vote is followed by an older one")?;
+                self.vote = Some(vote.0);
             }
-            WALRecord::Action(RaftLogAction::Commit(_)) => {}
+            WALRecord::Action(RaftLogAction::Append(log_id, _)) => self.append(log_id.0)?,
+            WALRecord::Action(RaftLogAction::Commit(log_id)) => {
+                let committed = Some(log_id.0);
+                ensure(committed >= self.committed, "what is committed is less than before")?;
+                ensure(committed <= self.last, "an entry is committed that is not there")?;
+                self.committed = committed;
+            }
             WALRecord::Action(RaftLogAction::TruncateAfter(log_id)) => {
                 let kept = log_id.map(|log_id| log_id.0);
-                self.last = self.last.min(kept);
-                self.first_index = self.first_index.filter(|first| *first < next_index(kept));
+                ensure(kept >= self.committed, "entries are removed that were committed")?;
+                ensure(kept.is_none_or(|kept| kept.index < u64::MAX), INDEX_TOO_LARGE)?;
+                let (next, is_within) = (next_index(kept), kept <= self.last);
+                let is_there = is_within && next <= next_index(self.last) && self.has(kept);
+                ensure(is_there, "the entry is not there that is kept as the last")?;
+                self.last = kept;
+                self.first_index = self.first_index.filter(|first| *first < next);
+                self.leaders.retain(|(first, _)| *first < next);
             }
-            WALRecord::Action(RaftLogAction::PurgeUpto(log_id)) => {
-                self.purged = self.purged.max(Some(log_id.0));
-                self.last = self.last.max(Some(log_id.0));
-                let next = log_id.0.index + 1;
-                let any_left = next_index(self.last) > next;
-                self.first_index = self.first_index.map(|first| first.max(next)).filter(|_| any_left);
-            }
+            WALRecord::Action(RaftLogAction::PurgeUpto(log_id)) => self.purge(log_id.0)?,
             WALRecord::Checkpoint(state) => {
-                self.vote = state.vote().map(|record| record.0);
-                self.purged = state.purged().map(|record| record.0);
-                self.last = state.last().map(|record| record.0);
+                let log_id = |record: Option<&LogIdRecord>| record.map(|record| record.0);
+                let vote = state.vote().map(|record| record.0);
+                let (purged, committed) = (log_id(state.purged()), log_id(state.committed()));
+                let last = log_id(state.last());
+                let found = (vote, purged, committed, last);
+                let expected = (self.vote, self.purged, self.committed, self.last);
+                ensure(!begun || found == expected, "it repeats what was before it, and says something else")?;
+                ensure(purged <= last && committed <= last, "what it says of the log contradicts itself")?;
+                for log_id in [purged, committed, last].into_iter().flatten() {
+                    ensure(log_id.index < u64::MAX, INDEX_TOO_LARGE)?;
+                }
+                (self.vote, self.purged, self.committed, self.last) = found;
             }
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, log_id: LogId) -> Result<(), &'static str> {
+        ensure(log_id.index < u64::MAX, INDEX_TOO_LARGE)?;
+        ensure(Some(log_id) > self.last, "an entry is older than the one before it")?;
+        // A log whose beginning is in a snapshot may begin anywhere; where is looked at in the end.
+        let follows = self.last.is_none() || log_id.index == next_index(self.last);
+        ensure(follows, "the entries before it are missing")?;
+        self.first_index.get_or_insert(log_id.index);
+        if self.leaders.last().is_none_or(|(_, leader)| *leader != log_id.leader_id) {
+            self.leaders.push((log_id.index, log_id.leader_id));
+        }
+        self.last = Some(log_id);
+        Ok(())
+    }
+
+    fn purge(&mut self, log_id: LogId) -> Result<(), &'static str> {
+        ensure(log_id.index < u64::MAX, INDEX_TOO_LARGE)?;
+        ensure(Some(log_id) > self.purged, "entries are removed that were removed before")?;
+        // A snapshot takes the place of all entries, also of such as it contradicts.
+        let within = log_id.index < next_index(self.last).saturating_sub(1);
+        ensure(!within || self.has(Some(log_id)), "the entry is not there up to which entries are removed")?;
+        self.purged = Some(log_id);
+        self.last = self.last.max(self.purged);
+        let next = log_id.index + 1;
+        let any_left = next_index(self.last) > next;
+        self.first_index = self.first_index.map(|first| first.max(next)).filter(|_| any_left);
+        if !any_left {
+            self.leaders.clear();
+        }
+        Ok(())
+    }
+
+    /// Whether an entry is what is known of the log at its index. Of entries that were
+    /// removed from the beginning together with their file nothing is.
+    fn has(&self, log_id: Option<LogId>) -> bool {
+        let Some(log_id) = log_id else { return self.purged.is_none() };
+        let known = self.leaders.iter().rfind(|(first, _)| *first <= log_id.index).map(|(_, leader)| *leader);
+        match self.purged {
+            Some(purged) if purged.index >= log_id.index => purged == log_id,
+            _ => known.is_none_or(|leader| leader == log_id.leader_id),
         }
     }
 
@@ -267,10 +344,118 @@ impl Replay {
     }
 }
 
+const INDEX_TOO_LARGE: &str = "its index is one that no log reaches";
+
+fn ensure(holds: bool, otherwise: &'static str) -> Result<(), &'static str> {
+    if holds { Ok(()) } else { Err(otherwise) }
+}
+
 fn next_index(log_id: Option<LogId>) -> u64 {
     log_id.map_or(0, |log_id| log_id.index + 1)
 }
 
 fn name_of(path: &Path) -> std::borrow::Cow<'_, str> {
     path.file_name().unwrap_or_default().to_string_lossy()
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::vote::RaftLeaderId;
+    use raft_log::codeq::Encode;
+
+    use super::*;
+    use crate::store::codec::{PayloadRecord, VoteRecord};
+    use crate::types::Payload;
+
+    type Record = RaftLogRecord<LogTypes>;
+
+    fn id(term: u64, index: u64) -> LogIdRecord {
+        LogIdRecord(LogId::new(RaftLeaderId::new(term, 1), index))
+    }
+
+    fn append(term: u64, index: u64) -> Record {
+        WALRecord::Action(RaftLogAction::Append(id(term, index), PayloadRecord(Payload::Blank)))
+    }
+
+    fn truncate(kept: Option<LogIdRecord>) -> Record {
+        WALRecord::Action(RaftLogAction::TruncateAfter(kept))
+    }
+
+    fn purge(term: u64, index: u64) -> Record {
+        WALRecord::Action(RaftLogAction::PurgeUpto(id(term, index)))
+    }
+
+    fn commit(term: u64, index: u64) -> Record {
+        WALRecord::Action(RaftLogAction::Commit(id(term, index)))
+    }
+
+    fn vote(term: u64) -> Record {
+        let vote = Vote { leader_id: RaftLeaderId::new(term, 1), committed: false };
+        WALRecord::Action(RaftLogAction::SaveVote(VoteRecord(vote)))
+    }
+
+    /// Checks a log in one file, of the first record of a new log and these.
+    fn check(records: &[Record]) -> Result<CheckedLog, (u64, String)> {
+        let mut bytes = Vec::new();
+        let mut last_offset = 0;
+        for record in [WALRecord::Checkpoint(Default::default())].iter().chain(records) {
+            last_offset = bytes.len() as u64;
+            record.encode(&mut bytes).unwrap();
+        }
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("r-00_000_000_000_000_000_000.wal"), bytes).unwrap();
+        CheckedLog::read(directory.path(), false).map_err(|error| match error {
+            StoreError::Damaged { offset, what, .. } => {
+                assert!(offset.is_none_or(|offset| offset == last_offset), "{what} at {offset:?}, not {last_offset}");
+                (last_offset, what)
+            }
+            other => panic!("{other}"),
+        })
+    }
+
+    /// Records that follow from each other are taken, and what they make is known.
+    #[test]
+    fn records_that_follow() {
+        let rows: [(&[Record], Option<LogIdRecord>, Option<LogIdRecord>); 7] = [
+            (&[], None, None),
+            (&[append(1, 0), append(1, 1), truncate(None), append(2, 0)], None, Some(id(2, 0))),
+            (&[append(1, 0), append(2, 1), append(2, 2), truncate(Some(id(1, 0))), append(3, 1)], None, Some(id(3, 1))),
+            (&[append(1, 0), commit(1, 0), append(1, 1), purge(1, 0)], Some(id(1, 0)), Some(id(1, 1))),
+            // A snapshot of another node takes the place of all that is there.
+            (&[append(1, 0), purge(3, 9), append(3, 10)], Some(id(3, 9)), Some(id(3, 10))),
+            (&[append(1, 0), append(1, 1), purge(2, 1), append(2, 2)], Some(id(2, 1)), Some(id(2, 2))),
+            (&[purge(3, 9), append(3, 10), truncate(Some(id(3, 9))), append(4, 10)], Some(id(3, 9)), Some(id(4, 10))),
+        ];
+        for (number, (records, purged, last)) in rows.into_iter().enumerate() {
+            let checked = check(records).unwrap();
+            let ids = (checked.purged.map(LogIdRecord), checked.last.map(LogIdRecord));
+            assert_eq!(ids, (purged, last), "row {number}");
+        }
+    }
+
+    /// A record that cannot follow those before it is damage, at its offset: raft-log would
+    /// refuse it only after it has begun to change files, or hold a log with a gap.
+    #[test]
+    fn records_that_contradict() {
+        let rows: [(&[Record], &str); 14] = [
+            (&[vote(2), vote(1)], "older one"),
+            (&[append(1, 0), append(1, 0)], "older than the one before"),
+            (&[append(2, 0), append(1, 1)], "older than the one before"),
+            (&[append(1, 0), append(1, 2)], "the entries before it are missing"),
+            (&[append(1, u64::MAX)], "no log reaches"),
+            (&[append(1, 0), commit(1, 1)], "not there"),
+            (&[append(1, 0), append(1, 1), commit(1, 1), commit(1, 0)], "less than before"),
+            (&[append(1, 0), append(1, 1), commit(1, 1), truncate(Some(id(1, 0)))], "were committed"),
+            (&[append(1, 0), append(2, 1), append(2, 2), truncate(Some(id(1, 1)))], "is kept as the last"),
+            (&[append(1, 0), append(3, 1), truncate(Some(id(2, u64::MAX)))], "no log reaches"),
+            (&[append(1, 0), append(1, 1), purge(2, 0)], "up to which entries are removed"),
+            (&[purge(2, 7), purge(2, 7)], "were removed before"),
+            (&[purge(2, u64::MAX)], "no log reaches"),
+            (&[append(1, 0), WALRecord::Checkpoint(Default::default())], "repeats what was before it"),
+        ];
+        for (number, (records, expected)) in rows.into_iter().enumerate() {
+            let (_, what) = check(records).unwrap_err();
+            assert!(what.contains(expected), "row {number}: {what}");
+        }
+    }
 }

@@ -278,7 +278,8 @@ fn footer_of(records: u64, frames: u64) -> [u8; 16] {
     ((u128::from(records) << 64) | u128::from(frames)).to_be_bytes()
 }
 
-/// Reads a snapshot file, and refuses it unless every byte of it is accounted for.
+/// Reads a snapshot file, and refuses it unless every byte of it is accounted for,
+/// and its records make a state that could have been written so.
 pub fn load(path: &Path) -> Result<(SnapshotMeta, ExampleStateMachine), StoreError> {
     let file = File::open(path).map_err(|error| StoreError::io("open", path, error))?;
     let reader = BufReader::with_capacity(SNAPSHOT_FRAME_BYTES, file);
@@ -298,11 +299,14 @@ pub fn load(path: &Path) -> Result<(SnapshotMeta, ExampleStateMachine), StoreErr
         while !rest.is_empty() {
             let loaded = match version {
                 FORMER_FORMAT_VERSION => load_former_record(&mut machine, &mut rest),
-                _ => load_record(&mut machine, &mut hash, &mut rest),
+                _ => load_record(&mut machine, &mut hash, records == 0, &mut rest),
             };
             loaded.map_err(|what| frames.damaged(what))?;
             records += 1;
         }
+    }
+    if version != FORMER_FORMAT_VERSION && records == 0 {
+        return Err(frames.damaged(NO_STATE));
     }
     frames.read_footer(records)?;
     if hash.is_some_and(|hash| hash != machine.hash()) {
@@ -313,6 +317,10 @@ pub fn load(path: &Path) -> Result<(SnapshotMeta, ExampleStateMachine), StoreErr
 
 // What the decoder says is kept out of the errors: it may quote the data.
 const NO_RECORD: &str = "a record cannot be decoded";
+const NO_STATE: &str = "its first record, and no other, says at which revision the state is";
+
+/// No store counts that far, and what comes after it can still be counted.
+const NUMBER_MAX: u64 = u64::MAX / 2;
 
 fn load_former_record(machine: &mut ExampleStateMachine, bytes: &mut &[u8]) -> Result<(), &'static str> {
     let record: FormerFormatRecord = rmp_serde::from_read(bytes).map_err(|_| NO_RECORD)?;
@@ -323,33 +331,61 @@ fn load_former_record(machine: &mut ExampleStateMachine, bytes: &mut &[u8]) -> R
 fn load_record(
     machine: &mut ExampleStateMachine,
     whole: &mut Option<StateHash>,
+    is_first: bool,
     bytes: &mut &[u8],
 ) -> Result<(), &'static str> {
-    match rmp_serde::from_read(bytes).map_err(|_| NO_RECORD)? {
+    let record = rmp_serde::from_read(bytes).map_err(|_| NO_RECORD)?;
+    if is_first != matches!(record, Record::State { .. }) {
+        return Err(NO_STATE);
+    }
+    match record {
         Record::State { revision, clock_ms, oldest_revision, hash } => {
+            ensure(revision <= NUMBER_MAX && oldest_revision <= revision + 1, "its revisions are none of a store")?;
             (machine.revision, machine.clock_ms, *whole) = (revision, clock_ms, hash);
             machine.history = History::starting_at(oldest_revision);
         }
         Record::Key { key, value, revision, create_revision, version, expires_at_ms } => {
+            let is_next = machine.data.get_max().is_none_or(|(last, _)| *last < key);
+            ensure(is_next, "its keys are not in order")?;
+            ensure(revision <= machine.revision, "a key is of a later revision than the store")?;
+            ensure(version <= NUMBER_MAX, "a key was changed more often than can be")?;
             let record = StateRecord { value, revision, create_revision, version, expires_at_ms };
             machine.insert_record(key, Arc::new(record));
         }
         Record::Put { revision, key, former: None } => {
             let (key, record) = machine.data.get_key_value(&key).ok_or("a change is of a key that is not there")?;
-            machine.history.push(revision, key.clone(), ChangeKind::Put(record.clone()));
+            ensure(record.revision == revision, "a change is not the last one of its key")?;
+            let (key, kind) = (key.clone(), ChangeKind::Put(record.clone()));
+            load_change(machine, revision, key, kind)?;
         }
         Record::Put { revision, key, former: Some(former) } => {
             let Former { value, create_revision, version, expires_at_ms } = former;
             let record = StateRecord { value, revision, create_revision, version, expires_at_ms };
-            machine.history.push(revision, key, ChangeKind::Put(Arc::new(record)));
+            load_change(machine, revision, key, ChangeKind::Put(Arc::new(record)))?;
         }
-        Record::Delete { revision, key } => machine.history.push(revision, key, ChangeKind::Delete),
-        Record::Expire { revision, key } => machine.history.push(revision, key, ChangeKind::Expire),
+        Record::Delete { revision, key } => load_change(machine, revision, key, ChangeKind::Delete)?,
+        Record::Expire { revision, key } => load_change(machine, revision, key, ChangeKind::Expire)?,
         Record::Request { key, fingerprint, result } => {
             machine.requests.remember(&RequestId { key, fingerprint }, result);
         }
     }
     Ok(())
+}
+
+fn load_change(
+    machine: &mut ExampleStateMachine,
+    revision: u64,
+    key: Key,
+    kind: ChangeKind,
+) -> Result<(), &'static str> {
+    let before = machine.history.newest().unwrap_or(machine.history.oldest());
+    ensure((before..=machine.revision).contains(&revision), "its changes are not in order")?;
+    machine.history.push(revision, key, kind);
+    Ok(())
+}
+
+fn ensure(holds: bool, otherwise: &'static str) -> Result<(), &'static str> {
+    if holds { Ok(()) } else { Err(otherwise) }
 }
 
 struct FrameReader<'a> {
@@ -563,6 +599,59 @@ mod tests {
         let record = loaded.get("k").unwrap();
         assert_eq!((record.value.as_text(), record.revision, record.version), (Some("v"), 1, 1));
         assert_eq!((loaded.revision, loaded.history.oldest()), (1, 2));
+    }
+
+    /// Records that no state is written as are damage, though all checksums match.
+    ///
+    /// Method: files of what one state is written as, with its records in another order, more
+    /// than once, not at all, or changed.
+    #[test]
+    fn records_that_contradict() {
+        let state = b"\x81\xa5State\x83\xa8revision\x05\xa8clock_ms\x00\xafoldest_revision\x03".as_slice();
+        let key = |key: &str, revision: u8| {
+            let names = [b"\x81\xa3Key\x85\xa3key\xa1", key.as_bytes(), b"\xa5value\xc4\x01v\xa8revision"].concat();
+            [names.as_slice(), &[revision], b"\xafcreate_revision\x01\xa7version\x01"].concat()
+        };
+        let put = |key: &str, revision: u8| {
+            [b"\x81\xa3Put\x82\xa8revision", [revision].as_slice(), b"\xa3key\xa1", key.as_bytes()].concat()
+        };
+        let (a, b) = (&key("a", 5), &key("b", 4));
+        let (put_a, put_b) = (&put("a", 5), &put("b", 4));
+        let later = &key("c", 6);
+        let rows: [(&[&[u8]], &str); 11] = [
+            (&[state, a, b, put_b, put_a], ""),
+            (&[], "its first record"),
+            (&[a, b], "its first record"),
+            (&[state, state], "its first record"),
+            (&[state, b, a], "its keys are not in order"),
+            (&[state, a, a], "its keys are not in order"),
+            (&[state, later], "of a later revision than the store"),
+            (&[state, a, b, put_a, put_b], "its changes are not in order"),
+            (&[state, a, &put("a", 4)], "not the last one of its key"),
+            (&[state, &key("a", 2), &put("a", 2)], "its changes are not in order"),
+            (&[state, put_a], "a key that is not there"),
+        ];
+        for (number, (records, expected)) in rows.into_iter().enumerate() {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let mut bytes = file_of(2, &records.concat(), records.len() as u8);
+            if records.is_empty() {
+                // A frame is never empty: what follows the header is the footer, of 24 bytes.
+                let header_end = bytes.len() - 24 - 8;
+                let counts = [&[0; 4][..], &[0; 16]].concat();
+                let checksum = crc32fast::hash(&[&bytes[header_end - 4..header_end], &counts[4..]].concat());
+                bytes.truncate(header_end);
+                bytes.extend_from_slice(&counts);
+                bytes.extend_from_slice(&checksum.to_be_bytes());
+            }
+            std::fs::write(file.path(), bytes).unwrap();
+            match load(file.path()) {
+                Ok(_) => assert_eq!(expected, "", "row {number} is taken"),
+                Err(StoreError::Damaged { what, .. }) => {
+                    assert!(!expected.is_empty() && what.contains(expected), "row {number}: {what}");
+                }
+                Err(other) => panic!("row {number}: {other}"),
+            }
+        }
     }
 
     /// A state without keys has a snapshot too.
