@@ -162,8 +162,8 @@ impl Decode for PayloadRecord {
         if length > LOG_PAYLOAD_BYTES_MAX {
             return Err(invalid(format!("a payload of {length} bytes is over the limit")));
         }
-        let mut bytes = vec![0; length];
-        reader.read_exact(&mut bytes)?;
+        let mut bytes = Vec::new();
+        read_part(&mut reader, length, &mut bytes)?;
         // What the decoder says stays here: it may quote the data, and an error of
         // kind UnexpectedEof would count as a torn write.
         rmp_serde::from_slice(&bytes).map(PayloadRecord).map_err(|_| invalid("a payload cannot be decoded"))
@@ -189,6 +189,15 @@ fn read_array<const N: usize>(reader: &mut impl Read) -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     reader.read_exact(&mut bytes)?;
     Ok(bytes)
+}
+
+/// Reads so many bytes. Takes memory for those that are there, not for those that a length announces.
+pub(super) fn read_part(reader: &mut impl Read, length: usize, bytes: &mut Vec<u8>) -> io::Result<()> {
+    const RESERVED_BYTES_MAX: usize = 256 << 10;
+    bytes.clear();
+    bytes.reserve(length.min(RESERVED_BYTES_MAX));
+    let count = reader.take(length as u64).read_to_end(bytes)?;
+    if count == length { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
 fn read_u64(reader: &mut impl Read) -> io::Result<u64> {
@@ -278,6 +287,21 @@ mod tests {
             b"\xff",
         ];
         assert_eq!(&encoded(&PayloadRecord(put("k", b"\xff")))[PAYLOAD_HEADER_BYTES..], expected.concat());
+    }
+
+    /// A length that is announced takes no memory before the bytes are there.
+    ///
+    /// Method: the beginning of the longest payload that may be, and two bytes of it.
+    #[test]
+    fn memory_is_for_bytes_that_are_there() {
+        let mut bytes = Vec::new();
+        let error = read_part(&mut b"ab".as_slice(), LOG_PAYLOAD_BYTES_MAX, &mut bytes).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        assert!(bytes.capacity() < 1 << 20, "{} bytes were taken", bytes.capacity());
+        let length = (LOG_PAYLOAD_BYTES_MAX as u32).to_be_bytes();
+        let record = [b"P".as_slice(), &length, &crc32fast::hash(&length).to_be_bytes(), b"ab"].concat();
+        let error = PayloadRecord::decode(record.as_slice()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 
     /// No flipped bit makes a payload end early, which raft-log would take for a torn write.

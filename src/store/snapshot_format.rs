@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::codec::read_part;
 use super::error::StoreError;
 use super::history::{Change, ChangeKind, History};
 use super::requests::Remembered;
@@ -407,8 +408,8 @@ impl FrameReader<'_> {
         }
         let version: [u8; 4] = self.array()?;
         let length: [u8; 4] = self.array()?;
-        let mut meta = vec![0; self.length(length, META_BYTES_MAX)?];
-        self.read(&mut meta)?;
+        let mut meta = Vec::new();
+        self.read_part(self.length(length, META_BYTES_MAX)?, &mut meta)?;
         let checksum: [u8; 4] = self.array()?;
         let header = [magic.as_slice(), &version, &length, &meta].concat();
         if crc32fast::hash(&header).to_be_bytes() != checksum {
@@ -435,8 +436,7 @@ impl FrameReader<'_> {
             return Ok(false);
         }
         let checksum: [u8; 4] = self.array()?;
-        frame.resize(self.length(length, SNAPSHOT_FRAME_BYTES_MAX)?, 0);
-        self.read(frame)?;
+        self.read_part(self.length(length, SNAPSHOT_FRAME_BYTES_MAX)?, frame)?;
         if crc32fast::hash(frame).to_be_bytes() != checksum {
             return Err(self.damaged("the checksum of a frame does not match"));
         }
@@ -464,21 +464,27 @@ impl FrameReader<'_> {
         }
     }
 
-    fn read(&mut self, bytes: &mut [u8]) -> Result<(), StoreError> {
-        match self.reader.read_exact(bytes) {
+    fn read_part(&mut self, length: usize, bytes: &mut Vec<u8>) -> Result<(), StoreError> {
+        let read = read_part(&mut self.reader, length, bytes);
+        self.note(read, length)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], StoreError> {
+        let mut bytes = [0; N];
+        let read = self.reader.read_exact(&mut bytes);
+        self.note(read, N)?;
+        Ok(bytes)
+    }
+
+    fn note(&mut self, read: io::Result<()>, bytes: usize) -> Result<(), StoreError> {
+        match read {
             Ok(()) => {
-                self.offset += bytes.len() as u64;
+                self.offset += bytes as u64;
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(self.damaged("it ends too early")),
             Err(error) => Err(StoreError::io("read", self.path, error)),
         }
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], StoreError> {
-        let mut bytes = [0; N];
-        self.read(&mut bytes)?;
-        Ok(bytes)
     }
 
     fn length(&self, length: [u8; 4], bytes_max: usize) -> Result<usize, StoreError> {
