@@ -122,6 +122,8 @@ pub const REQUEST_HEAD_DEADLINE: Duration = Duration::from_secs(5);
 pub const REQUEST_BODY_DEADLINE: Duration = Duration::from_secs(10);
 /// Room that is made for a body of several pieces before it has come, in bytes.
 pub const BODY_BYTES_RESERVED_MAX: usize = 256 << 10;
+/// How much of what is wrong with a request its error quotes, in characters.
+pub const MESSAGE_CHARACTERS_MAX: usize = 500;
 /// How long a body that is not read to its end is kept, so that the answer goes
 /// out first and the connection is closed then: a body that was let go is read
 /// to its end by the HTTP library, however long that takes.

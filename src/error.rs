@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::body::{ErrorAnswer, ErrorBody, Leader};
+use crate::config::MESSAGE_CHARACTERS_MAX;
 use crate::types::{ExampleNode, NodeId};
 
 /// What became of a request that failed.
@@ -253,7 +254,7 @@ impl ApiError {
     pub fn bad_request(code: &str, message: impl Into<String>) -> Self {
         ApiError::BadRequest(BadRequest {
             code: code.to_owned(),
-            message: message.into(),
+            message: shortened(message.into()),
             line: None,
             column: None,
             outcome: Outcome::NotApplied,
@@ -268,7 +269,7 @@ impl ApiError {
         let located = error.line() > 0;
         ApiError::BadRequest(BadRequest {
             code: "invalid_json".to_owned(),
-            message: format!("{reason}; expected {expected}"),
+            message: format!("{}; expected {expected}", shortened(reason.to_owned())),
             line: located.then_some(error.line()),
             column: located.then_some(error.column()),
             outcome: Outcome::NotApplied,
@@ -419,6 +420,15 @@ impl ApiError {
     }
 }
 
+/// As much of a message as somebody reads: decoders quote what came, however long that is.
+fn shortened(mut message: String) -> String {
+    if let Some((end, _)) = message.char_indices().nth(MESSAGE_CHARACTERS_MAX) {
+        message.truncate(end);
+        message.push('…');
+    }
+    message
+}
+
 impl Details {
     /// A request that changed nothing.
     pub fn not_applied(message: impl Into<String>) -> Self {
@@ -438,6 +448,25 @@ impl Retry {
             message: message.into(),
             retry_after_ms: crate::config::RETRY_AFTER.as_millis() as u64,
             outcome: Outcome::NotApplied,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An error quotes what came, and not a megabyte of it.
+    ///
+    /// Method: a name that no request has, of characters of two bytes, as JSON and as what a parameter's error says.
+    #[test]
+    fn messages_are_short() {
+        let name = "ü".repeat(1 << 20);
+        let json = serde_json::from_str::<Outcome>(&format!("\"{name}\"")).unwrap_err();
+        for error in [ApiError::invalid_json(&json, "an outcome"), ApiError::bad_request("invalid", name)] {
+            let message = error.to_string();
+            assert!(message.contains("üüü…"), "{message}");
+            assert!(message.len() < 2 * MESSAGE_CHARACTERS_MAX + 100, "{} bytes", message.len());
         }
     }
 }
