@@ -1,7 +1,7 @@
 # The same targets serve developers, `.ci/run` and GitHub.
 
 .PHONY: verify format lint docs test demo bench bench-tools leftovers deny help api-check \
-	faults faults-quick faults-control faults-outage faults-tools faults-etcd soak
+	faults faults-quick faults-control faults-outage faults-tools faults-etcd soak fuzz
 
 help:
 	@echo 'make verify   formatting, lints, documentation, leftovers, all tests'
@@ -19,6 +19,7 @@ help:
 	@echo '              the same load, faults and checker on etcd (6 minutes; as root)'
 	@echo 'make faults-outage'
 	@echo '              how long nobody can write after kill -9 of the leader, ours and etcd (4 minutes; as root)'
+	@echo 'make fuzz     made-up bytes for every decoder, SECONDS=60 each; installs cargo-fuzz (fuzz/README.md)'
 	@echo 'make deny     licences and advisories of the dependencies (needs cargo-deny)'
 
 verify: format lint docs leftovers test
@@ -34,7 +35,7 @@ docs:
 
 # What must not stay in code that lands.
 leftovers:
-	@! grep -rnE '\b(todo|unimplemented|dbg)!\(|FIXME|XXX|#\[ignore\]' --include='*.rs' src tests bench/src faults/src
+	@! grep -rnE '\b(todo|unimplemented|dbg)!\(|FIXME|XXX|#\[ignore\]' --include='*.rs' src tests bench/src faults/src fuzz/src fuzz/fuzz_targets
 
 test:
 	cargo test --locked
@@ -84,6 +85,10 @@ faults-etcd:
 faults-tools:
 	faults/install-tools.sh
 	cargo build --release --locked
+
+# Ends with the command that shows it again when an input fails.
+fuzz:
+	fuzz/run.sh $(or $(SECONDS),60)
 
 deny:
 	cargo deny check

@@ -25,6 +25,8 @@ pub mod clock;
 pub mod config;
 pub mod connection;
 pub mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod network;
 pub mod operation;
 pub mod server;

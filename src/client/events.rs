@@ -8,7 +8,7 @@ use crate::config::WATCH_EVENT_BYTES_MAX;
 /// browsers do, an `id` without `data` counts too: that is what a heartbeat is,
 /// and where a watch is resumed.
 #[derive(Debug, Default)]
-pub(super) struct EventParser {
+pub(crate) struct EventParser {
     /// What came and is not part of a whole line yet.
     unread: Vec<u8>,
     event: Event,
@@ -16,14 +16,14 @@ pub(super) struct EventParser {
 
 /// One event, or a heartbeat if it has no data.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Event {
+pub(crate) struct Event {
     pub id: Option<String>,
     pub data: Option<String>,
 }
 
 impl EventParser {
     /// Takes a piece, and returns the events that end in it; an error if one is far too long.
-    pub(super) fn push(&mut self, piece: &[u8]) -> Result<Vec<Event>, &'static str> {
+    pub(crate) fn push(&mut self, piece: &[u8]) -> Result<Vec<Event>, &'static str> {
         let mut events = Vec::new();
         let mut lines = piece.split(|byte| *byte == b'\n');
         // What follows the last line break, or all, is the beginning of a line.

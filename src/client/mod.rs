@@ -10,7 +10,7 @@
 //! | `error` | what went wrong, and what became of the request |
 
 mod error;
-mod events;
+pub(crate) mod events;
 mod kv;
 mod list;
 mod request;

@@ -174,7 +174,7 @@ fn value_of(app: &ExampleApp, key: &str) -> HttpResponse {
 }
 
 /// What is to be done, and the value that the answer repeats.
-fn parse_write(body: &[u8], limits: &Limits) -> Result<(Operation, Option<String>), ApiError> {
+pub(crate) fn parse_write(body: &[u8], limits: &Limits) -> Result<(Operation, Option<String>), ApiError> {
     let write = parse_json(body, WRITE_BODY)?;
     // Most bodies have none at all.
     if body.contains(&b'[') {
@@ -195,7 +195,7 @@ fn parse_write(body: &[u8], limits: &Limits) -> Result<(Operation, Option<String
     })
 }
 
-fn parse_key(body: &[u8], limits: &Limits) -> Result<String, ApiError> {
+pub(crate) fn parse_key(body: &[u8], limits: &Limits) -> Result<String, ApiError> {
     let key: String = parse_json(body, READ_BODY)?;
     check_key_length(&key, limits)?;
     Ok(key)

@@ -55,7 +55,7 @@ pub async fn init(
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let body = read_body(&request, payload, app.limits.request_bytes).await?;
-    let members = parse_members(&app, &body)?;
+    let members = parse_members(app.id, &app.addr, &body)?;
     if app.raft.is_initialized().await.map_err(|_| forward::stopping())? {
         return Err(already_initialized(&app));
     }
@@ -268,7 +268,7 @@ async fn on_leader(
     }
 }
 
-fn parse_members(app: &ExampleApp, body: &[u8]) -> Result<BTreeMap<NodeId, String>, ApiError> {
+pub(crate) fn parse_members(own_id: NodeId, own_addr: &str, body: &[u8]) -> Result<BTreeMap<NodeId, String>, ApiError> {
     let body = body.trim_ascii();
     let list: Vec<(NodeId, String)> = match body {
         b"" => Vec::new(),
@@ -283,7 +283,7 @@ fn parse_members(app: &ExampleApp, body: &[u8]) -> Result<BTreeMap<NodeId, Strin
         _ => parse_json(body, INIT_BODY)?,
     };
     if list.is_empty() {
-        return Ok(BTreeMap::from([(app.id, app.addr.clone())]));
+        return Ok(BTreeMap::from([(own_id, own_addr.to_owned())]));
     }
     let mut members = BTreeMap::new();
     for (id, addr) in list {
@@ -292,8 +292,8 @@ fn parse_members(app: &ExampleApp, body: &[u8]) -> Result<BTreeMap<NodeId, Strin
             return Err(listed_twice(id));
         }
     }
-    if !members.contains_key(&app.id) {
-        let message = format!("the list must contain the node that is asked, which is node {}", app.id);
+    if !members.contains_key(&own_id) {
+        let message = format!("the list must contain the node that is asked, which is node {own_id}");
         return Err(ApiError::bad_request("not_in_members", message));
     }
     Ok(members)
@@ -303,7 +303,7 @@ fn listed_twice(id: NodeId) -> ApiError {
     ApiError::bad_request("node_twice", format!("node {id} is listed twice"))
 }
 
-fn check_member(id: NodeId, addr: &str) -> Result<(), ApiError> {
+pub(crate) fn check_member(id: NodeId, addr: &str) -> Result<(), ApiError> {
     if id == 0 {
         return Err(ApiError::bad_request("invalid_node_id", "a node's number is at least 1"));
     }

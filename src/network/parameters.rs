@@ -37,7 +37,7 @@ pub fn key_with_action(request: &HttpRequest, action: &str, limits: &Limits) -> 
     }
 }
 
-fn key_from(encoded: &str, limits: &Limits) -> Result<String, ApiError> {
+pub(crate) fn key_from(encoded: &str, limits: &Limits) -> Result<String, ApiError> {
     let key = percent_decode("the key in the path", encoded)?;
     check_key(&key, limits)?;
     Ok(key)

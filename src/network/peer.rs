@@ -59,10 +59,7 @@ pub async fn decode<T: DeserializeOwned>(
     body: &[u8],
     check: impl FnOnce(&Envelope<T>) -> Result<(), ApiError>,
 ) -> Result<Envelope<T>, ApiError> {
-    let mut deserializer = rmp_serde::Deserializer::from_read_ref(body);
-    deserializer.set_max_depth(RPC_DEPTH_MAX);
-    let envelope = Envelope::<T>::deserialize(&mut deserializer)
-        .map_err(|error| ApiError::bad_request("invalid_rpc", format!("not an RPC of this version: {error}")))?;
+    let envelope = parse(body)?;
     check_receiver(app, &envelope)?;
     check(&envelope)?;
     let joined = match app.store.identity().cluster_id {
@@ -76,6 +73,14 @@ pub async fn decode<T: DeserializeOwned>(
     // Whoever sends this has this very node as a member, whatever others said before.
     app.clear_exclusion();
     Ok(envelope)
+}
+
+/// Decodes an RPC, whomever it is for.
+pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<Envelope<T>, ApiError> {
+    let mut deserializer = rmp_serde::Deserializer::from_read_ref(body);
+    deserializer.set_max_depth(RPC_DEPTH_MAX);
+    Envelope::<T>::deserialize(&mut deserializer)
+        .map_err(|error| ApiError::bad_request("invalid_rpc", format!("not an RPC of this version: {error}")))
 }
 
 fn check_receiver<T>(app: &ExampleApp, envelope: &Envelope<T>) -> Result<(), ApiError> {

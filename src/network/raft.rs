@@ -154,7 +154,7 @@ fn answer_with(answer: &impl Serialize) -> Result<HttpResponse, ApiError> {
 }
 
 /// openraft takes what a leader says at its word, so what no leader says is refused here.
-fn check_append(envelope: &Envelope<AppendEntriesRequest<TypeConfig>>) -> Result<(), ApiError> {
+pub(crate) fn check_append(envelope: &Envelope<AppendEntriesRequest<TypeConfig>>) -> Result<(), ApiError> {
     let AppendEntriesRequest { vote, prev_log_id, entries, .. } = &envelope.rpc;
     check_leader(vote, envelope.from)?;
     let mut previous = *prev_log_id;
@@ -170,7 +170,7 @@ fn check_append(envelope: &Envelope<AppendEntriesRequest<TypeConfig>>) -> Result
     Ok(())
 }
 
-fn check_snapshot(envelope: &Envelope<SnapshotHead>) -> Result<(), ApiError> {
+pub(crate) fn check_snapshot(envelope: &Envelope<SnapshotHead>) -> Result<(), ApiError> {
     let SnapshotHead { vote, meta } = &envelope.rpc;
     check_leader(vote, envelope.from)?;
     if meta.last_log_id.is_some_and(|log_id| log_id.leader_id > vote.leader_id) {
@@ -187,7 +187,7 @@ fn check_leader(vote: &Vote, from: u64) -> Result<(), ApiError> {
     }
 }
 
-fn check_candidate(envelope: &Envelope<VoteRequest<TypeConfig>>) -> Result<(), ApiError> {
+pub(crate) fn check_candidate(envelope: &Envelope<VoteRequest<TypeConfig>>) -> Result<(), ApiError> {
     let VoteRequest { vote, .. } = &envelope.rpc;
     if !vote.is_committed() && vote.leader_id.node_id == envelope.from {
         Ok(())

@@ -109,7 +109,7 @@ async fn start_watch(
 }
 
 /// What comes after the last event that the reader has.
-fn resumed_after(request: &HttpRequest) -> Result<Option<(u64, u32)>, ApiError> {
+pub(crate) fn resumed_after(request: &HttpRequest) -> Result<Option<(u64, u32)>, ApiError> {
     let Some(id) = request.headers().get(LAST_EVENT_ID) else { return Ok(None) };
     let text = id.to_str().unwrap_or_default().trim();
     let number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<u64>().ok());

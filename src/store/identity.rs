@@ -78,7 +78,7 @@ struct FormatOnly {
 }
 
 impl Identity {
-    fn encode(&self, format: u32) -> Vec<u8> {
+    pub(crate) fn encode(&self, format: u32) -> Vec<u8> {
         let cluster_id = self.cluster_id.map(|id| id.to_string()).unwrap_or_default();
         let incarnation = format!("{:016x}", self.incarnation);
         let mut checksum = crc32fast::Hasher::new();
@@ -95,7 +95,7 @@ impl Identity {
         .into_bytes()
     }
 
-    fn decode(path: &Path, bytes: &[u8]) -> Result<Self, StoreError> {
+    pub(crate) fn decode(path: &Path, bytes: &[u8]) -> Result<Self, StoreError> {
         let damaged = |what: &str| StoreError::damaged(path, None, what);
         let FormatOnly { format } = serde_json::from_slice(bytes).map_err(|_| damaged("it is not an identity file"))?;
         if format > FORMAT_VERSION {

@@ -10,6 +10,7 @@ mod flips;
 mod full_disk;
 mod listing;
 mod model;
+mod seeds;
 mod self_check;
 mod snapshots;
 mod startup;

@@ -1,0 +1,9 @@
+#![no_main]
+
+use libfuzzer_sys::{fuzz_mutator, fuzz_target};
+
+fuzz_target!(|bytes: &[u8]| raft_key_value::fuzzing::log_file(bytes));
+
+fuzz_mutator!(|bytes: &mut [u8], length: usize, length_max: usize, seed: u32| {
+    raft_key_value_fuzz::mutate_log_file(bytes, length, length_max, seed)
+});

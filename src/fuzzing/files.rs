@@ -1,0 +1,160 @@
+//! What a node reads from its own disk; snapshots also come from other nodes.
+
+use std::fs::{self, File};
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+
+use futures_util::FutureExt;
+use openraft::RaftLogReader;
+use openraft::vote::RaftLeaderId;
+use raft_log::codeq::{Decode, Encode};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use tempfile::TempDir;
+
+use crate::ExampleStateMachine;
+use crate::operation::{Key, Operation, Put, Write};
+use crate::store::codec::{LogIdRecord, PayloadRecord, UserDataRecord, VoteRecord};
+use crate::store::identity::{self, Identity};
+use crate::store::log_check::CheckedLog;
+use crate::store::snapshot_format::{self, meta_of};
+use crate::store::{LogSizes, LogStore, StoreError};
+use crate::types::{Command, Entry, LogId, Payload};
+
+/// An `IDENTITY` that is taken is one that this program or a former version wrote, to the byte.
+pub fn identity(bytes: &[u8]) {
+    let path = Path::new("IDENTITY");
+    let identity = match Identity::decode(path, bytes) {
+        Ok(identity) => identity,
+        Err(error) => return assert_refused(&error),
+    };
+    let formats = 1..=identity::FORMAT_VERSION;
+    assert!(formats.into_iter().any(|format| identity.encode(format) == bytes), "{identity:?} is written otherwise");
+    let written = identity.encode(identity::FORMAT_VERSION);
+    assert_eq!(Identity::decode(path, &written).ok(), Some(identity));
+}
+
+/// Payloads of entries that are taken are written as what is read as the same; applying
+/// them gives a state that a snapshot holds.
+///
+/// The bytes are payloads as MessagePack, one after another; length and checksums are put
+/// around them here. They are also read as each kind of record.
+pub fn log_entries(bytes: &[u8]) {
+    let _ = VoteRecord::decode(bytes).map(|vote| assert_eq!(VoteRecord::decode(&*encoded(&vote)).ok(), Some(vote)));
+    let _ = LogIdRecord::decode(bytes).map(|id| assert_eq!(LogIdRecord::decode(&*encoded(&id)).ok(), Some(id)));
+    let _ = UserDataRecord::decode(bytes);
+    let _ = PayloadRecord::decode(bytes);
+    let mut machine = ExampleStateMachine::default();
+    for (index, payload) in values(bytes).enumerate() {
+        let Ok(PayloadRecord(payload)) = PayloadRecord::decode(&*sealed(payload)) else { continue };
+        let again = PayloadRecord::decode(&*encoded(&PayloadRecord(payload.clone())));
+        assert!(again.is_ok_and(|again| again.0 == payload), "{payload:?} is read as something else");
+        machine.apply(entry(index as u64, payload));
+    }
+    assert_snapshot_holds(&machine);
+}
+
+/// The log of a new node, in one file, that passes the check is opened by raft-log, and
+/// holds what the check says that it does: all entries from the first to the last. What
+/// was cut off stays away.
+pub fn log_file(bytes: &[u8]) {
+    let directory = scratch();
+    fs::write(directory.path().join("r-00_000_000_000_000_000_000.wal"), bytes).expect("the file is written");
+    let checked = match CheckedLog::read(directory.path(), true) {
+        Ok(checked) => checked,
+        Err(error) => return assert_refused(&error),
+    };
+    let log = LogStore::open(directory.path(), &checked, LogSizes::default());
+    let mut log = log.unwrap_or_else(|error| panic!("{checked:?} is refused: {error}"));
+    let vote = log.read_vote().now_or_never().and_then(Result::ok).flatten();
+    let purged = log.purged().ok().flatten();
+    let entries = log.try_get_log_entries(..).now_or_never().expect("nothing is waited for").expect("they are there");
+    drop(log);
+    let last = entries.last().map_or(purged, |entry| Some(entry.log_id));
+    assert_eq!((vote, purged, last), (checked.vote, checked.purged, checked.last));
+    let first_index = purged.map_or(0, |purged| purged.index + 1);
+    let indexes = entries.iter().map(|entry| entry.log_id.index);
+    assert!(indexes.eq(first_index..first_index + entries.len() as u64), "an entry is missing between two others");
+    let again = CheckedLog::read(directory.path(), false);
+    assert_eq!(again.ok(), Some(CheckedLog { torn: Vec::new(), ..checked }));
+}
+
+/// A snapshot that is taken holds a state which another snapshot can hold, and which goes on
+/// from there with the next write.
+pub fn snapshot(bytes: &[u8]) {
+    let directory = scratch();
+    let path = directory.path().join("received");
+    fs::write(&path, bytes).expect("the file is written");
+    match snapshot_format::load(&path) {
+        Ok((meta, mut machine)) => {
+            assert_eq!(meta, meta_of(&machine));
+            assert_snapshot_holds(&machine);
+            let revision = machine.revision;
+            let key = machine.data.get_max().map_or("key".into(), |(key, _)| key.clone());
+            machine.apply(entry(0, put(key, "a value that no seed has")));
+            assert!(machine.revision > revision);
+            assert_snapshot_holds(&machine);
+        }
+        Err(error) => assert_refused(&error),
+    }
+}
+
+fn put(key: Key, value: &str) -> Payload {
+    let put = Put { key, value: value.into(), ttl_ms: None, condition: None };
+    Payload::Normal(Command::Write(Write { at_ms: 0, request: None, operation: Operation::Put(put) }))
+}
+
+fn entry(index: u64, payload: Payload) -> Entry {
+    Entry { log_id: LogId::new(RaftLeaderId::new(1, 1), index), payload }
+}
+
+/// A snapshot of a state is read as the same state.
+fn assert_snapshot_holds(machine: &ExampleStateMachine) {
+    let directory = scratch();
+    let path: PathBuf = directory.path().join("written");
+    let mut file = File::create(&path).expect("the file is made");
+    snapshot_format::write(machine, &meta_of(machine), &mut file).expect("the state is written");
+    let (meta, loaded) = snapshot_format::load(&path).expect("what was written is read");
+    assert_eq!(meta, meta_of(machine));
+    assert!(loaded == *machine, "the snapshot holds something else");
+    assert_eq!(loaded.digest(), machine.digest());
+}
+
+/// Bytes may be damaged, or of a later version; there is nothing else to say of them.
+fn assert_refused(error: &StoreError) {
+    assert!(matches!(error, StoreError::Damaged { .. } | StoreError::NewerFormat { .. }), "{error}");
+}
+
+fn encoded(record: &impl Encode) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let length = record.encode(&mut bytes).expect("what was read is written");
+    assert_eq!(length, bytes.len());
+    bytes
+}
+
+/// A payload with what stands before it in a record.
+fn sealed(payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u32).to_be_bytes();
+    [b"P".as_slice(), &length, &crc32fast::hash(&length).to_be_bytes(), payload].concat()
+}
+
+/// Values of MessagePack that stand one after another; the last may be none.
+fn values(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let mut reader = Cursor::new(rest);
+        let found = IgnoredAny::deserialize(&mut rmp_serde::Deserializer::new(&mut reader));
+        let length = found.map_or(rest.len(), |_| reader.position() as usize);
+        let value;
+        (value, rest) = rest.split_at(length);
+        Some(value)
+    })
+}
+
+/// In memory where that can be had: this is not about what survives a power loss.
+fn scratch() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("there is room for a directory")
+}

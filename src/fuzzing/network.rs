@@ -1,0 +1,305 @@
+//! What comes over the network: from other nodes, from clients, and, at a client, from nodes.
+
+use actix_web::HttpRequest;
+use actix_web::http::header::{HeaderName, HeaderValue};
+use actix_web::http::{Method, Uri};
+use actix_web::test::TestRequest;
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
+    VoteRequest, VoteResponse,
+};
+use openraft::vote::RaftLeaderId;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use raft_log::codeq::{Decode, Encode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::body::{ErrorAnswer, TxnRequest, WatchEvent};
+use crate::client::events::{Event, EventParser};
+use crate::config::{
+    IDEMPOTENCY_KEY_BYTES_MAX, KEY_BYTES_MAX_DEFAULT, Limits, PAGE_BYTES_MAX_DEFAULT, PAGE_KEYS_MAX_DEFAULT,
+    REQUEST_BYTES_MAX_DEFAULT, TTL_MS_MAX, TTL_MS_MIN, TXN_OPERATIONS_MAX_DEFAULT, VALUE_BYTES_MAX_DEFAULT,
+};
+use crate::error::{ApiError, Outcome};
+use crate::network::parameters::{
+    Parameters, check_body_type, condition_of, key_from, key_of, key_with_action, known_revision, request_id, ttl_ms,
+};
+use crate::network::peer::{self, Envelope, PeerIdentity};
+use crate::network::raft::{SnapshotHead, check_append, check_candidate, check_snapshot};
+use crate::network::reply::{check_lists, parse_json};
+use crate::network::txn::txn_operation;
+use crate::network::{api, management, watch};
+use crate::operation::{Condition, Operation, Write};
+use crate::store::codec::PayloadRecord;
+use crate::types::{Command, Entry, ExampleRequest, ExampleResponse, LogId, Payload, TypeConfig};
+use crate::{ExampleStateMachine, NodeId};
+
+const LIMITS: Limits = Limits {
+    request_bytes: REQUEST_BYTES_MAX_DEFAULT,
+    key_bytes: KEY_BYTES_MAX_DEFAULT,
+    value_bytes: VALUE_BYTES_MAX_DEFAULT,
+    txn_operations: TXN_OPERATIONS_MAX_DEFAULT,
+    page_keys: PAGE_KEYS_MAX_DEFAULT,
+    page_bytes: PAGE_BYTES_MAX_DEFAULT,
+};
+
+/// An error may quote what is wrong, and not more than somebody reads.
+const MESSAGE_BYTES_MAX: usize = 2048;
+
+/// What nodes say to each other means the same when it is written again, and entries that
+/// are taken go into the log.
+///
+/// The first byte says which message the others are.
+pub fn rpc(bytes: &[u8]) {
+    let Some((message, body)) = bytes.split_first() else { return };
+    match message {
+        b'a' => append(body),
+        b'v' => drop(enveloped::<VoteRequest<TypeConfig>>(body).as_ref().map(check_candidate)),
+        b's' => drop(enveloped::<SnapshotHead>(body).as_ref().map(check_snapshot)),
+        b't' => drop(enveloped::<TransferLeaderRequest<TypeConfig>>(body)),
+        b'r' => drop(enveloped::<()>(body)),
+        b'A' => answered::<AppendEntriesResponse<TypeConfig>>(body),
+        b'V' => answered::<VoteResponse<TypeConfig>>(body),
+        b'S' => answered::<SnapshotResponse<TypeConfig>>(body),
+        b'T' => answered::<TransferLeaderResponse<TypeConfig>>(body),
+        b'R' => answered::<LogId>(body),
+        b'I' => same_as_json::<Result<PeerIdentity, ApiError>>(body),
+        b'E' => same_as_json::<Result<(), ApiError>>(body),
+        _ => {}
+    }
+}
+
+fn append(body: &[u8]) {
+    let Some(envelope) = enveloped::<AppendEntriesRequest<TypeConfig>>(body) else { return };
+    if check_append(&envelope).is_err() {
+        return;
+    }
+    for entry in envelope.rpc.entries {
+        let mut record = Vec::new();
+        PayloadRecord(entry.payload.clone()).encode(&mut record).expect("an entry is written to the log");
+        let read = PayloadRecord::decode(record.as_slice());
+        assert!(read.is_ok_and(|read| read.0 == entry.payload), "the log holds something else");
+    }
+}
+
+fn enveloped<T: Serialize + DeserializeOwned>(body: &[u8]) -> Option<Envelope<T>> {
+    let envelope = match peer::parse::<T>(body) {
+        Ok(envelope) => envelope,
+        Err(error) => {
+            assert_readable(&error);
+            return None;
+        }
+    };
+    let written = message_pack(&envelope);
+    let again = peer::parse::<T>(&written).unwrap_or_else(|error| panic!("what was written is refused: {error}"));
+    assert_eq!(message_pack(&again), written);
+    Some(envelope)
+}
+
+fn answered<T: Serialize + DeserializeOwned>(body: &[u8]) {
+    let Ok(answer) = rmp_serde::from_slice::<T>(body) else { return };
+    let written = message_pack(&answer);
+    let again: T = rmp_serde::from_slice(&written).expect("what was written is read");
+    assert_eq!(message_pack(&again), written);
+}
+
+fn message_pack(value: &impl Serialize) -> Vec<u8> {
+    rmp_serde::to_vec_named(value).expect("what was read is written")
+}
+
+fn same_as_json<T: Serialize + DeserializeOwned + PartialEq>(json: &[u8]) {
+    let Ok(value) = serde_json::from_slice::<T>(json) else { return };
+    assert_json_holds(&value);
+}
+
+fn assert_json_holds<T: Serialize + DeserializeOwned + PartialEq>(value: &T) {
+    let written = serde_json::to_vec(value).expect("it is written");
+    let read: T = serde_json::from_slice(&written).expect("what was written is read");
+    assert!(read == *value, "`{}` is read as something else", String::from_utf8_lossy(&written));
+}
+
+/// A request is refused with an error of its own, or means what it says.
+///
+/// The bytes are a request as HTTP has it, without a version: method and path, headers,
+/// an empty line, the body.
+pub fn request(bytes: &[u8]) {
+    let head_end = bytes.windows(2).position(|window| window == b"\n\n");
+    let (head, body) = head_end.map_or((bytes, &[][..]), |end| (&bytes[..end], &bytes[end + 2..]));
+    let Some(request) = request_of(head) else { return };
+    path_and_query(&request);
+    headers(&request);
+    let operation = match request.path() {
+        "/init" => taken(management::parse_members(1, "127.0.0.1:21001", body)).and(None),
+        "/add-learner" => taken(parse_json(body, "").and_then(check_member)).and(None),
+        "/change-membership" => taken(parse_json::<Vec<NodeId>>(body, "")).and(None),
+        "/read" => taken(api::parse_key(body, &LIMITS)).and(None),
+        "/write" => taken(api::parse_write(body, &LIMITS)).map(|(operation, _)| {
+            same_as_json::<ExampleRequest>(body);
+            assert_only_these_lists(body, 2);
+            operation
+        }),
+        "/v1/txn" => taken(txn(body)),
+        _ => None,
+    };
+    if let Some(operation) = operation {
+        operation_holds(&request, operation);
+    }
+}
+
+/// The request, unless a server would not have called a handler with it.
+fn request_of(head: &[u8]) -> Option<HttpRequest> {
+    let mut lines = head.split(|byte| *byte == b'\n');
+    let (method, target) = std::str::from_utf8(lines.next()?).ok()?.split_once(' ')?;
+    target.parse::<Uri>().ok()?;
+    let mut request = TestRequest::with_uri(target).method(Method::from_bytes(method.as_bytes()).ok()?);
+    for line in lines {
+        let colon = line.iter().position(|byte| *byte == b':')?;
+        let name = HeaderName::from_bytes(&line[..colon]).ok()?;
+        request = request.append_header((name, HeaderValue::from_bytes(line[colon + 1..].trim_ascii()).ok()?));
+    }
+    Some(request.to_http_request())
+}
+
+fn path_and_query(request: &HttpRequest) {
+    let keys = [taken(key_of(request, &LIMITS)), taken(key_with_action(request, "touch", &LIMITS))];
+    for key in keys.into_iter().flatten() {
+        assert!((1..=LIMITS.key_bytes).contains(&key.len()) && !key.contains('\0'), "{key:?} is taken for a key");
+        let encoded = utf8_percent_encode(&key, NON_ALPHANUMERIC).to_string();
+        assert_eq!(key_from(&encoded, &LIMITS).ok(), Some(key));
+    }
+    const FLAGS: [&str; 5] = ["raw", "keys_only", "reverse", "initial", "all"];
+    const TEXTS: [&str; 5] = ["prefix", "start", "end", "start_after", "key"];
+    const NUMBERS: [&str; 3] = ["limit", "from", "revision"];
+    let known = [FLAGS.as_slice(), &TEXTS, &NUMBERS, &["ttl", "consistency"]].concat();
+    let Some(parameters) = taken(Parameters::of(request, &known)) else { return };
+    for name in FLAGS {
+        taken(parameters.flag(name));
+    }
+    for text in TEXTS.into_iter().filter_map(|name| taken(parameters.key_part(name, &LIMITS)).flatten()) {
+        assert!(text.len() <= LIMITS.key_bytes);
+    }
+    for number in NUMBERS.into_iter().filter_map(|name| taken(parameters.number(name, 1, 1000)).flatten()) {
+        assert!((1..=1000).contains(&number));
+    }
+    taken(parameters.stale());
+    if let Some(milliseconds) = taken(parameters.ttl_ms()).flatten() {
+        assert!((TTL_MS_MIN..=TTL_MS_MAX).contains(&milliseconds));
+        assert_eq!(ttl_ms(&format!("{milliseconds}ms")).ok(), Some(milliseconds));
+    }
+}
+
+fn headers(request: &HttpRequest) {
+    taken(check_body_type(request));
+    if let Some(known) = taken(known_revision(request)).flatten() {
+        let same = TestRequest::get().insert_header(("If-None-Match", format!("\"{known}\""))).to_http_request();
+        assert_eq!(known_revision(&same).ok(), Some(Some(known)));
+    }
+    if let Some(Some(condition)) = taken(condition_of(request)) {
+        let header = match condition {
+            Condition::Missing => ("If-None-Match", "*".to_owned()),
+            Condition::Present => ("If-Match", "*".to_owned()),
+            Condition::Revision(revision) => ("If-Match", format!("\"{revision}\"")),
+        };
+        let same = TestRequest::get().insert_header(header).to_http_request();
+        assert_eq!(condition_of(&same).ok(), Some(Some(condition)));
+    }
+    if let Some((revision, position)) = taken(watch::resumed_after(request)).flatten() {
+        let id = match position {
+            0 => format!("{}", revision - 1),
+            _ => format!("{revision}.{}", position - 1),
+        };
+        let same = TestRequest::get().insert_header(("Last-Event-ID", id)).to_http_request();
+        assert_eq!(watch::resumed_after(&same).ok(), Some(Some((revision, position))));
+    }
+}
+
+fn check_member((id, addr): (NodeId, String)) -> Result<(), ApiError> {
+    management::check_member(id, &addr)
+}
+
+fn txn(body: &[u8]) -> Result<Operation, ApiError> {
+    let txn: TxnRequest = parse_json(body, "")?;
+    assert_json_holds(&txn);
+    check_lists(body, 1, "")?;
+    assert_only_these_lists(body, 1);
+    txn_operation(txn, &LIMITS)
+}
+
+/// Lists stand only in so many objects, and there at most as values of names: what the
+/// scan of the bytes says is held against what the body is.
+fn assert_only_these_lists(body: &[u8], objects: usize) {
+    fn only_these(value: &serde_json::Value, objects: usize) -> bool {
+        match value {
+            serde_json::Value::Object(fields) => {
+                fields.values().all(|value| only_these(value, objects.wrapping_sub(1)))
+            }
+            // In a list there are objects without lists.
+            serde_json::Value::Array(values) => {
+                objects == 0 && values.iter().all(|value| only_these(value, usize::MAX))
+            }
+            _ => true,
+        }
+    }
+    let value: serde_json::Value = serde_json::from_slice(body).expect("it was read before");
+    assert!(only_these(&value, objects), "a list is taken for an object: {value}");
+}
+
+/// What is proposed is what the other nodes read from their logs; it can be applied, and
+/// the answer is read as what it is.
+fn operation_holds(request: &HttpRequest, operation: Operation) {
+    let written = message_pack(&operation);
+    assert!(rmp_serde::from_slice::<Operation>(&written).is_ok_and(|read| read == operation));
+    let request = taken(request_id(request, &operation)).flatten();
+    if let Some(request) = &request {
+        assert!((1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&request.key.len()));
+    }
+    let mut machine = ExampleStateMachine::default();
+    let mut responses = (0..2).map(|index| {
+        let write = Write { at_ms: 1_000_000, request: request.clone(), operation: operation.clone() };
+        let log_id = LogId::new(RaftLeaderId::new(1, 1), index);
+        machine.apply(Entry { log_id, payload: Payload::Normal(Command::Write(write)) })
+    });
+    let (first, second): (ExampleResponse, ExampleResponse) =
+        responses.next().zip(responses.next()).expect("there are two");
+    assert_json_holds(&first);
+    assert_json_holds(&second);
+    if request.is_some() {
+        assert_eq!(second, ExampleResponse { replayed: true, ..first });
+    }
+}
+
+/// A value, or an error that refuses the request as a client can understand.
+fn taken<T>(result: Result<T, ApiError>) -> Option<T> {
+    match result {
+        Ok(value) => Some(value),
+        Err(error) => {
+            assert_readable(&error);
+            None
+        }
+    }
+}
+
+fn assert_readable(error: &ApiError) {
+    assert!((400..500).contains(&error.status()), "{error:?} is no fault of the request");
+    assert_eq!(error.outcome(), Outcome::NotApplied);
+    assert!(error.to_string().len() <= MESSAGE_BYTES_MAX, "an error of {} bytes", error.to_string().len());
+    assert_json_holds::<ErrorAnswer>(&error.to_body());
+    assert_json_holds::<Result<(), ApiError>>(&Err(error.clone()));
+}
+
+/// Wherever a stream of events is cut into pieces, a client reads the same events.
+///
+/// The first byte says how long the pieces are.
+pub fn events(bytes: &[u8]) {
+    let Some((piece_bytes, stream)) = bytes.split_first() else { return };
+    let read = |piece_bytes: usize| -> Vec<Event> {
+        let mut parser = EventParser::default();
+        let pieces = stream.chunks(piece_bytes);
+        pieces.flat_map(|piece| parser.push(piece).expect("no event is that long")).collect()
+    };
+    let events = read(stream.len().max(1));
+    assert_eq!(read(usize::from(*piece_bytes).max(1)), events);
+    for event in events {
+        same_as_json::<WatchEvent>(event.data.unwrap_or_default().as_bytes());
+    }
+}
