@@ -174,7 +174,7 @@ fn answers(seeds: &mut Seeds) {
     type Append = AppendEntriesResponse<TypeConfig>;
     let vote_answer = VoteResponse::<TypeConfig>::new(vote(2, false), Some(log_id(1, 9)), true);
     let transferred: TransferLeaderResponse<TypeConfig> = Ok(());
-    let identity = PeerIdentity { node_id: 2, cluster_id: Some(CLUSTER), incarnation: 14 };
+    let identity = PeerIdentity { node_id: 2, cluster_id: Some(CLUSTER), incarnation: 14, former_cluster_id: None };
     let refusal: Result<(), _> = Err(ApiError::WrongNode(Details::not_applied("this is node 3")));
     let json = |letter: u8, text: String| [&[letter], text.as_bytes()].concat();
     for (name, bytes) in [
