@@ -49,7 +49,10 @@ impl Network {
     pub fn create(number: u8) -> Result<Self> {
         let network = Network { number };
         let bridge = network.bridge();
-        run("ip", &["link", "add", &bridge, "type", "bridge"])?;
+        // An address of its own: else it has the least of those of its cables, another one when a
+        // host comes, and what the hosts send to the former one is lost for most of a minute.
+        let hardware_address = format!("02:00:00:00:00:{number:02x}");
+        run("ip", &["link", "add", &bridge, "address", &hardware_address, "type", "bridge"])?;
         for address in [network.clients(), network.proxies()] {
             run("ip", &["address", "add", &format!("{address}/24"), "dev", &bridge])?;
         }

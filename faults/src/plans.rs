@@ -222,10 +222,7 @@ async fn run_lanes(
     let mut reports = Vec::new();
     while let Some(report) = running.join_next().await {
         match report.context("a lane panicked")? {
-            Ok(report) => {
-                println!("\n{report}");
-                reports.push(Some(report));
-            }
+            Ok(report) => reports.push(Some(report)),
             Err(error) => {
                 println!("\nFAILED: {error:#}");
                 reports.push(None);
