@@ -18,8 +18,8 @@ use serde_json::{Value, json};
 
 use super::{Attempt, NodeStatus, Sink, WatchPlace};
 use crate::history::{
-    Answer, Call, CallResult, Change, ChangeKind, Comparison, Condition, Consistency, FinalState, NodeId, Operand,
-    Outcome, Record, Step, StepResult, Text,
+    Call, CallResult, Change, ChangeKind, Comparison, Condition, Consistency, FinalState, NodeId, Operand, Record,
+    Step, StepResult, Text,
 };
 use crate::network::PEER_PORT;
 use crate::node::Node;
@@ -63,32 +63,20 @@ pub fn cluster_flags(peers: &[(NodeId, SocketAddr)]) -> Vec<String> {
 pub async fn call(http: &Client, node: SocketAddr, call: &Call, deadline: Duration) -> Attempt {
     if let Call::List { prefix, consistency } = call {
         return match tokio::time::timeout(deadline, list(http, node, prefix, *consistency, PAGE_KEYS)).await {
-            Ok(Ok((revision, items))) => done(revision, CallResult::List(items)),
-            Ok(Err(error)) => not_applied(format!("{error:#}")),
-            Err(_) => not_applied("no answer in time".to_owned()),
+            Ok(Ok((revision, items))) => Attempt::done(revision, CallResult::List(items)),
+            Ok(Err(error)) => Attempt::not_applied(format!("{error:#}")),
+            Err(_) => Attempt::not_applied("no answer in time".to_owned()),
         };
     }
     let reads = matches!(call, Call::Get { .. });
     match request_of(http, node, call).timeout(deadline).send().await {
-        Ok(answer) => understand(call, answer).await.unwrap_or_else(|error| failed(reads, format!("{error:#}"))),
+        Ok(answer) => {
+            understand(call, answer).await.unwrap_or_else(|error| Attempt::failed(reads, format!("{error:#}")))
+        }
         // Nothing was sent then.
-        Err(error) if error.is_connect() => not_applied(format!("{error:#}")),
-        Err(error) => failed(reads, format!("{error:#}")),
+        Err(error) if error.is_connect() => Attempt::not_applied(format!("{error:#}")),
+        Err(error) => Attempt::failed(reads, format!("{error:#}")),
     }
-}
-
-fn done(revision: u64, result: CallResult) -> Attempt {
-    Attempt { outcome: Outcome::Done(Answer { revision, result }), replayed: false, reason: String::new() }
-}
-
-fn not_applied(reason: String) -> Attempt {
-    Attempt { outcome: Outcome::NotApplied, replayed: false, reason }
-}
-
-/// Nothing is known of what was sent; a read that is lost did nothing.
-fn failed(reads: bool, reason: String) -> Attempt {
-    let outcome = if reads { Outcome::NotApplied } else { Outcome::Unknown };
-    Attempt { outcome, replayed: false, reason }
 }
 
 fn encode(bytes: impl AsRef<[u8]>) -> String {
@@ -313,7 +301,7 @@ async fn understand(call: &Call, answer: Response) -> Result<Attempt> {
         }
         Call::List { .. } => bail!("listings are read page by page"),
     };
-    Ok(done(revision, result))
+    Ok(Attempt::done(revision, result))
 }
 
 #[derive(Deserialize)]
@@ -326,9 +314,9 @@ fn refusal(reads: bool, status: StatusCode, body: &[u8]) -> Result<Attempt> {
         .with_context(|| format!("{status} with the body {:?}", String::from_utf8_lossy(body)))?;
     let reason = format!("{} {error}", status.as_u16());
     if REFUSED_BEFORE_PROPOSING.contains(&error.as_str()) {
-        return Ok(not_applied(reason));
+        return Ok(Attempt::not_applied(reason));
     }
-    Ok(failed(reads, reason))
+    Ok(Attempt::failed(reads, reason))
 }
 
 /// Asks a node something that is answered at once, or not at all.
@@ -527,6 +515,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
+    use crate::history::Outcome;
 
     /// A prefix ends where the next one of its length begins; none at all has no bounds.
     ///

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::history::{Call, Change, FinalState, NodeId, Outcome};
+use crate::history::{Answer, Call, CallResult, Change, FinalState, NodeId, Outcome};
 use crate::node::Node;
 
 /// How long a client waits for an answer before it calls the outcome unknown,
@@ -45,6 +45,22 @@ pub struct Attempt {
     pub replayed: bool,
     /// What else is to be told of it, if it was no success.
     pub reason: String,
+}
+
+impl Attempt {
+    fn done(revision: u64, result: CallResult) -> Self {
+        Attempt { outcome: Outcome::Done(Answer { revision, result }), replayed: false, reason: String::new() }
+    }
+
+    fn not_applied(reason: String) -> Self {
+        Attempt { outcome: Outcome::NotApplied, replayed: false, reason }
+    }
+
+    /// Nothing is known of what was sent; a read that is lost did nothing.
+    fn failed(reads: bool, reason: String) -> Self {
+        let outcome = if reads { Outcome::NotApplied } else { Outcome::Unknown };
+        Attempt { outcome, replayed: false, reason }
+    }
 }
 
 /// How a node is.

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 
 use super::{Attempt, NodeStatus, Sink, WatchPlace};
 use crate::history::{
-    Answer, Call, CallResult, Change, ChangeKind, Comparison, Condition, Consistency, FinalState, NodeId, Operand,
-    Outcome, Record, Step, StepResult, Text,
+    Call, CallResult, Change, ChangeKind, Comparison, Condition, Consistency, FinalState, NodeId, Operand, Outcome,
+    Record, Step, StepResult, Text,
 };
 use crate::node::Node;
 
@@ -52,9 +52,9 @@ pub async fn call(
 ) -> Attempt {
     if let Call::List { prefix, consistency } = call {
         return match tokio::time::timeout(deadline, list(http, node, prefix, *consistency, PAGE_KEYS)).await {
-            Ok(Ok((revision, items))) => done(revision, CallResult::List(items)),
-            Ok(Err(error)) => not_applied(format!("{error:#}")),
-            Err(_) => not_applied("no answer in time".to_owned()),
+            Ok(Ok((revision, items))) => Attempt::done(revision, CallResult::List(items)),
+            Ok(Err(error)) => Attempt::not_applied(format!("{error:#}")),
+            Err(_) => Attempt::not_applied("no answer in time".to_owned()),
         };
     }
     let mut request = request_of(http, node, call).timeout(deadline);
@@ -63,25 +63,13 @@ pub async fn call(
     }
     let reads = matches!(call, Call::Get { .. });
     match request.send().await {
-        Ok(answer) => understand(call, answer).await.unwrap_or_else(|error| failed(reads, format!("{error:#}"))),
+        Ok(answer) => {
+            understand(call, answer).await.unwrap_or_else(|error| Attempt::failed(reads, format!("{error:#}")))
+        }
         // Nothing was sent then.
-        Err(error) if error.is_connect() => not_applied(format!("{error:#}")),
-        Err(error) => failed(reads, format!("{error:#}")),
+        Err(error) if error.is_connect() => Attempt::not_applied(format!("{error:#}")),
+        Err(error) => Attempt::failed(reads, format!("{error:#}")),
     }
-}
-
-fn done(revision: u64, result: CallResult) -> Attempt {
-    Attempt { outcome: Outcome::Done(Answer { revision, result }), replayed: false, reason: String::new() }
-}
-
-fn not_applied(reason: String) -> Attempt {
-    Attempt { outcome: Outcome::NotApplied, replayed: false, reason }
-}
-
-/// Nothing is known of what was sent; a read that is lost did nothing.
-fn failed(reads: bool, reason: String) -> Attempt {
-    let outcome = if reads { Outcome::NotApplied } else { Outcome::Unknown };
-    Attempt { outcome, replayed: false, reason }
 }
 
 fn url(node: SocketAddr, key: &str) -> String {
@@ -218,7 +206,7 @@ async fn understand(call: &Call, answer: Response) -> Result<Attempt> {
         }
         Call::List { .. } => bail!("listings are read page by page"),
     };
-    Ok(Attempt { replayed, ..done(revision, result) })
+    Ok(Attempt { replayed, ..Attempt::done(revision, result) })
 }
 
 fn refusal(call: &Call, status: StatusCode, revision: Option<u64>, replayed: bool, body: &[u8]) -> Result<Attempt> {
@@ -227,12 +215,12 @@ fn refusal(call: &Call, status: StatusCode, revision: Option<u64>, replayed: boo
     let RefusedBody { code, message, outcome, current_revision, revision: missing_at } = refused.error;
     match (status, call) {
         (StatusCode::NOT_FOUND, Call::Get { .. }) => {
-            Ok(done(missing_at.context("a missing key without a revision")?, CallResult::Get(None)))
+            Ok(Attempt::done(missing_at.context("a missing key without a revision")?, CallResult::Get(None)))
         }
         (StatusCode::PRECONDITION_FAILED, _) => {
             let revision = revision.context("an answer without `Raft-Revision`")?;
             let result = CallResult::ConditionFailed { found: current_revision };
-            Ok(Attempt { replayed, ..done(revision, result) })
+            Ok(Attempt { replayed, ..Attempt::done(revision, result) })
         }
         _ => {
             let outcome = match outcome.as_str() {
