@@ -15,6 +15,7 @@
 //! | [`client`] | [`ExampleClient`], which follows the leader |
 //! | [`connection`] | how nodes are dialled |
 //! | [`error`] | error, status and outcome of a request |
+//! | [`seeded_bug`] | bugs that test the tests, never in a release |
 //!
 //! Imports point one way: `bin → server → network → app → store`.
 
@@ -29,6 +30,7 @@ pub mod error;
 pub mod fuzzing;
 pub mod network;
 pub mod operation;
+pub mod seeded_bug;
 pub mod server;
 pub mod store;
 pub mod types;

@@ -41,6 +41,10 @@ fn main() -> ExitCode {
 }
 
 fn start(config: Config) -> ExitCode {
+    #[cfg(feature = "seeded-bugs")]
+    if let Err(message) = raft_key_value::seeded_bug::check() {
+        return fail(EXIT_USAGE, &message);
+    }
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -23,7 +23,8 @@ use crate::app::ExampleApp;
 use crate::config::{LOG_UNSYNCED_BYTES_MAX, Limits, REQUEST_DEADLINE};
 use crate::error::{ApiError, Details, Retry};
 use crate::operation::{Delete, Operation, Put, RequestId, Value, Write};
-use crate::types::{Command, ExampleRequest, TypeConfig};
+use crate::seeded_bug::{self, SeededBug};
+use crate::types::{Command, ExampleRequest, ExampleResponse, TypeConfig};
 
 const WRITE_BODY: &str = r#"{"Set":{"key":"…","value":"…"}}, {"Delete":{"key":"…"}} or {"Txn":{…}}"#;
 const READ_BODY: &str = r#"a key as a JSON string, such as "foo""#;
@@ -144,6 +145,9 @@ pub async fn consistent_read(
 
 /// Waits until this node has all that was written before.
 pub async fn linearize(app: &ExampleApp, headers: &HeaderMap) -> Result<(), ApiError> {
+    if seeded_bug::is_on(SeededBug::ReadWithoutReadIndex) {
+        return Ok(());
+    }
     let confirm = async {
         match forward::destination(app, headers)? {
             Destination::Here => {
@@ -216,11 +220,30 @@ pub async fn propose(
     if app.store.log.unsynced_bytes() > LOG_UNSYNCED_BYTES_MAX {
         return Err(ApiError::Overloaded(Retry::soon("the leader's disk does not keep up")));
     }
+    let judged_now = seeded_bug::is_on(SeededBug::ConditionJudgedWhenProposed);
+    let operation = if judged_now { judge_now(app, operation)? } else { operation };
     let command = Command::Write(Write { at_ms: app.clock.now_ms(), request, operation });
     match tokio::time::timeout(REQUEST_DEADLINE, app.raft.client_write(command)).await {
         Ok(Ok(response)) => Ok(response),
         Ok(Err(error)) => Err(write_error(&error)),
         Err(_) => Err(deadline_passed()),
+    }
+}
+
+/// The operation without its condition, which holds now: [`SeededBug::ConditionJudgedWhenProposed`].
+fn judge_now(app: &ExampleApp, mut operation: Operation) -> Result<Operation, ApiError> {
+    let (key, condition) = match &mut operation {
+        Operation::Put(put) => (&put.key, &mut put.condition),
+        Operation::Delete(delete) => (&delete.key, &mut delete.condition),
+        _ => return Ok(operation),
+    };
+    let judged = app.store.state_machine.read(|machine| machine.check(key, condition.take()));
+    match judged {
+        Ok(()) => Ok(operation),
+        Err(failed) => {
+            check_result(&ExampleResponse { result: Some(failed), ..Default::default() })?;
+            Ok(operation)
+        }
     }
 }
 
@@ -234,6 +257,11 @@ fn deadline_passed() -> ApiError {
 /// What an error of openraft means after something was proposed.
 pub fn write_error(error: &RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> ApiError {
     match error {
+        RaftError::APIError(ClientWriteError::ForwardToLeader(_) | ClientWriteError::LogEntryDiscarded(_))
+            if seeded_bug::is_on(SeededBug::ForwardReportedAsNotApplied) =>
+        {
+            ApiError::NoLeader(Retry::soon("the leader changed meanwhile"))
+        }
         RaftError::APIError(ClientWriteError::ForwardToLeader(_) | ClientWriteError::LogEntryDiscarded(_)) => {
             ApiError::OutcomeUnknown(Details::unknown(
                 "the leader changed meanwhile: it may or may not have been applied; read before trying again",

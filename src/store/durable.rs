@@ -9,6 +9,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use crate::seeded_bug::{self, SeededBug};
+
 /// The ending of a file that is being written.
 pub const TEMPORARY_EXTENSION: &str = "tmp";
 
@@ -35,6 +37,9 @@ pub fn publish(file: File, temporary: &Path, path: &Path) -> io::Result<()> {
 
 /// Makes the names in a directory durable: new ones, renamed ones, removed ones.
 pub fn sync_directory(path: &Path) -> io::Result<()> {
+    if seeded_bug::is_on(SeededBug::DirectoryNotSynced) {
+        return Ok(());
+    }
     File::open(path)?.sync_all()
 }
 

@@ -37,6 +37,7 @@ use super::codec::{LogIdRecord, LogTypes, PayloadRecord, VoteRecord};
 use super::error::StoreError;
 use super::log_check::CheckedLog;
 use crate::config::{APPEND_BYTES_MAX, APPLY_BYTES_MAX, LOG_CACHE_BYTES_MAX, LOG_CHUNK_BYTES_MAX};
+use crate::seeded_bug::{self, SeededBug};
 use crate::types::{Entry, LogId, TypeConfig, Vote};
 
 /// The log and the vote of one node. Clones share it.
@@ -400,6 +401,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        if seeded_bug::is_on(SeededBug::VoteNotSynced) {
+            return self.write(|shared| {
+                shared.log.save_vote(VoteRecord(*vote))?;
+                shared.log.flush(false, None)
+            });
+        }
         self.write_and_sync(|shared| shared.log.save_vote(VoteRecord(*vote)).map(drop)).await
     }
 
@@ -436,6 +443,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             }))?;
             shared.waiting_bytes += bytes;
             shared.unsynced_bytes.fetch_add(bytes, Ordering::Relaxed);
+            if seeded_bug::is_on(SeededBug::AcknowledgedBeforeSync) {
+                callback.io_completed(Ok(()));
+                return self.request_sync(shared, None);
+            }
             self.request_sync(shared, Some(callback))
         })
     }

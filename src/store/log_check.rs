@@ -29,6 +29,7 @@ use raft_log::{ChunkId, RaftLogAction, RaftLogRecord, WALRecord};
 
 use super::codec::{LogIdRecord, LogTypes};
 use super::error::StoreError;
+use crate::seeded_bug::{self, SeededBug};
 use crate::types::{LeaderId, LogId, Vote};
 
 const READ_BUFFER_BYTES: usize = 256 << 10;
@@ -189,6 +190,11 @@ fn scan(path: &Path, replay: &mut Replay) -> Result<Scan, StoreError> {
             Err(error) => {
                 let torn = match error.kind() {
                     ErrorKind::UnexpectedEof => true,
+                    ErrorKind::InvalidData if seeded_bug::is_on(SeededBug::DamageCutAsTorn) => {
+                        let file = File::options().write(true).open(path);
+                        file.and_then(|file| file.set_len(offset)).map_err(failed)?;
+                        true
+                    }
                     ErrorKind::InvalidData => is_zero_from(reader.reader, offset).map_err(failed)?,
                     _ => return Err(failed(error)),
                 };

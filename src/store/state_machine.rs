@@ -23,6 +23,7 @@ use crate::operation::{
     Comparison, Condition, Delete, Key, Operand, Operation, Put, RequestId, Touch, Txn, TxnStep, Value, Write,
     WriteResult,
 };
+use crate::seeded_bug::{self, SeededBug};
 use crate::types::{Command, Entry, ExampleResponse, LogId, Payload, StoredMembership};
 
 /// The keys, and what is known of each.
@@ -99,6 +100,9 @@ impl ExampleStateMachine {
 
     fn apply_write(&mut self, write: Write) -> ExampleResponse {
         self.clock_ms = self.clock_ms.max(write.at_ms);
+        if seeded_bug::is_on(SeededBug::ClockReadInApply) {
+            self.clock_ms = self.clock_ms.max(crate::clock::Clock::new().now_ms());
+        }
         self.expire();
         let Write { request, operation, .. } = write;
         let Some(request) = request else {
@@ -112,6 +116,7 @@ impl ExampleStateMachine {
     /// Executes a request unless that was done before; also says whether it was.
     fn execute_once(&mut self, request: &RequestId, operation: Operation) -> (WriteResult, bool) {
         let before = self.requests.get(&request.key).map(|remembered| remembered.as_ref());
+        let before = before.filter(|_| !seeded_bug::is_on(SeededBug::NoDeduplication));
         let done = match before {
             Some(remembered) if remembered.fingerprint != request.fingerprint => {
                 return (WriteResult::RequestIdReused, false);
@@ -162,7 +167,7 @@ impl ExampleStateMachine {
         }
     }
 
-    fn check(&self, key: &str, condition: Option<Condition>) -> Result<(), WriteResult> {
+    pub(crate) fn check(&self, key: &str, condition: Option<Condition>) -> Result<(), WriteResult> {
         let Some(condition) = condition else { return Ok(()) };
         let revision = self.data.get(key).map(|record| record.revision);
         let holds = match condition {
@@ -373,6 +378,18 @@ impl ExampleStateMachine {
         self.keys_hash += state_hash::of_record(&key, &record);
         reschedule(&mut self.expiring, &key, 0, record.expires_at_ms);
         self.data.insert(key, record);
+    }
+
+    /// Without the keys that were changed last: [`SeededBug::SnapshotMissesLastEntry`].
+    pub(super) fn without_last_change(mut self) -> Self {
+        let changed = self.data.iter().filter(|(_, record)| record.revision == self.revision);
+        let keys: Vec<Key> = changed.map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            let Some((key, record)) = self.data.remove_with_key(&key) else { continue };
+            self.keys_hash -= state_hash::of_record(&key, &record);
+            reschedule(&mut self.expiring, &key, record.expires_at_ms, 0);
+        }
+        self
     }
 
     // ---- to tell nodes apart ----

@@ -11,11 +11,13 @@ use rustix::thread::gettid;
 
 use super::error::StoreError;
 use super::listing::Listings;
+use super::requests::Requests;
 use super::self_check::{self, Announced, SelfChecks};
 use super::snapshot::{SnapshotDirectory, SnapshotFile};
 use super::state_machine::ExampleStateMachine;
 use super::watch::{Filter, Hub, Subscription};
 use crate::config::{APPLY_ENTRIES_MAX, SNAPSHOT_NICENESS};
+use crate::seeded_bug::{self, SeededBug};
 use crate::types::{Entry, LogId, Payload, SnapshotMeta, StoredMembership, TypeConfig};
 
 type SnapshotOf = openraft::alias::SnapshotOf<TypeConfig, SnapshotFile>;
@@ -111,7 +113,10 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
     {
         let mut chunks = entries.ready_chunks(APPLY_ENTRIES_MAX);
         while let Some(chunk) = chunks.next().await {
-            let chunk = chunk.into_iter().collect::<io::Result<Vec<_>>>()?;
+            let mut chunk = chunk.into_iter().collect::<io::Result<Vec<_>>>()?;
+            if seeded_bug::is_on(SeededBug::EntriesSwapped) {
+                swap_two(&mut chunk);
+            }
             let mut answers = Vec::with_capacity(chunk.len());
             self.write(|machine| {
                 let revision_before = machine.revision;
@@ -189,10 +194,24 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
                 lock(&self_checks).fail(StoreError::MemoryChanged);
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "memory changed by itself"));
             }
+            let machine = if seeded_bug::is_on(SeededBug::SnapshotMissesLastEntry) {
+                machine.without_last_change()
+            } else if seeded_bug::is_on(SeededBug::SnapshotMissesRequests) {
+                ExampleStateMachine { requests: Requests::default(), ..machine }
+            } else {
+                machine
+            };
             let (meta, snapshot) = snapshots.build(&machine)?;
             Ok(Snapshot { meta, snapshot })
         })
         .await
+    }
+}
+
+/// Gives two entries each other's payloads: [`SeededBug::EntriesSwapped`].
+fn swap_two(entries: &mut [EntryResponder<TypeConfig>]) {
+    if let [(first, _), (second, _), ..] = entries {
+        std::mem::swap(&mut first.payload, &mut second.payload);
     }
 }
 
