@@ -1,7 +1,7 @@
 # The same targets serve developers, `.ci/run` and GitHub.
 
 .PHONY: verify format lint docs test demo bench bench-tools leftovers deny help api-check \
-	faults faults-quick faults-control faults-outage faults-tools faults-etcd soak fuzz
+	faults faults-quick faults-control faults-outage faults-selftest faults-tools faults-etcd soak fuzz
 
 help:
 	@echo 'make verify   formatting, lints, documentation, leftovers, all tests'
@@ -19,6 +19,8 @@ help:
 	@echo '              the same load, faults and checker on etcd (6 minutes; as root)'
 	@echo 'make faults-outage'
 	@echo '              how long nobody can write after kill -9 of the leader, ours and etcd (4 minutes; as root)'
+	@echo 'make faults-selftest'
+	@echo '              servers with bugs on purpose, each of which the faults must find (5 minutes; as root)'
 	@echo 'make fuzz     made-up bytes for every decoder, SECONDS=60 each; installs cargo-fuzz (fuzz/README.md)'
 	@echo 'make deny     licences and advisories of the dependencies (needs cargo-deny)'
 
@@ -29,6 +31,7 @@ format:
 
 lint:
 	cargo clippy --all-targets --locked -- -D warnings
+	cargo clippy --all-targets --locked --features seeded-bugs -- -D warnings
 
 docs:
 	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --locked
@@ -81,6 +84,12 @@ faults-outage: faults-tools faults-etcd
 
 faults-etcd:
 	sh faults/fetch-etcd.sh
+
+# The harness must be able to fail: servers with bugs on purpose, each of which it must find.
+faults-selftest:
+	faults/install-tools.sh
+	cargo build --profile selftest --features seeded-bugs --locked
+	$(FAULTS) selftest $(FAULTS_ARGUMENTS)
 
 faults-tools:
 	faults/install-tools.sh

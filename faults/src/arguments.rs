@@ -30,6 +30,8 @@ pub enum Command {
     Control(ControlArguments),
     /// How long nobody can write after `kill -9` of the leader: raft-key-value and etcd in turn.
     Outage(OutageArguments),
+    /// Servers with bugs, each of which must be found.
+    Selftest(SelftestArguments),
 }
 
 /// How a run is to be.
@@ -60,6 +62,30 @@ pub struct SoakArguments {
 
     #[command(flatten)]
     pub run: RunArguments,
+}
+
+/// Which bugs are to be looked for.
+#[derive(Clone, Debug, Args)]
+pub struct SelftestArguments {
+    /// A server that was built with the feature `seeded-bugs`
+    #[arg(long, env = "RKV_BINARY", default_value = "target/selftest/raft-key-value")]
+    pub binary: PathBuf,
+
+    /// Where histories, logs and data go
+    #[arg(long, default_value = "target/faults-selftest")]
+    pub folder: PathBuf,
+
+    /// What all chances are drawn from
+    #[arg(long)]
+    pub seed: Option<u64>,
+
+    /// For how many seconds a bug is looked for at most
+    #[arg(long, default_value_t = 90)]
+    pub seconds: u64,
+
+    /// Only these bugs
+    #[arg(long, value_delimiter = ',')]
+    pub only: Vec<String>,
 }
 
 /// How the control is to be.

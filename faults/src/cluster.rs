@@ -34,6 +34,19 @@ pub struct Plan {
     /// Whether what nodes say to each other goes through proxies.
     pub proxies: bool,
     pub flags: Vec<String>,
+    /// The bug that a server made for it is to have.
+    pub bug: Option<Bug>,
+    /// Whether all calls that rename and sync files are written down.
+    pub traces_renames: bool,
+}
+
+/// A bug that is put in on purpose, to see that it is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bug {
+    /// The name by which the server knows it.
+    pub name: &'static str,
+    /// The only node that has it; none: all have.
+    pub only: Option<NodeId>,
 }
 
 /// The addresses that the load may use, as they are now.
@@ -85,6 +98,8 @@ impl Cluster {
         let folder: &Path = &self.plan.folder.join(format!("node-{id}"));
         std::fs::create_dir_all(folder).context("cannot make a node's folder")?;
         let mut node = Node::new(self.plan.system, &self.plan.binary, folder, host.clone(), self.plan.flags.clone());
+        node.bug = self.plan.bug.filter(|bug| bug.only.is_none_or(|only| only == id)).map(|bug| bug.name);
+        node.traces_renames = self.plan.traces_renames;
         if self.plan.proxies {
             node.proxy = Some(Proxy::start(self.network, &host)?);
         }

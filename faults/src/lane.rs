@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use fastrand::Rng;
+use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use crate::checker;
 use crate::cluster::{CONVERGENCE_DEADLINE, Cluster, Plan};
 use crate::fault::{Fault, Scene};
 use crate::history::{Call, Consistency, History, Outcome};
-use crate::load::{self, Load, LoadPlan, Recorder};
+use crate::load::{self, Load, LoadPlan, Recorder, TTL_MAX};
 use crate::network::Host;
+use crate::renames;
 use crate::report::{Found, LaneReport, Window};
 use crate::store::CLIENT_DEADLINE;
 use crate::watcher::Watcher;
@@ -56,8 +58,10 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
     let system = plan.cluster.system;
     let mut cluster = Cluster::start(plan.cluster.clone()).await?;
     let recorder = Recorder::new();
+    // What expires is no part of the history, nor what is seen of it.
+    let watcher_count = if plan.load.expiring { 0 } else { WATCHERS };
     let watchers: Vec<Watcher> =
-        (0..WATCHERS).map(|first| Watcher::start(&cluster.client, &cluster.endpoints, first)).collect();
+        (0..watcher_count).map(|first| Watcher::start(&cluster.client, &cluster.endpoints, first)).collect();
     let hosts: Vec<Host> = cluster.nodes.iter().map(|node| node.host.clone()).collect();
     load::ballast(&cluster.client, &hosts, &recorder, plan.ballast_keys).await;
     let load = Load::start(plan.load, system, &cluster.client, &cluster.endpoints, &recorder);
@@ -90,11 +94,20 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
         tokio::time::sleep(Duration::from_millis(random.u64(REST_MS))).await;
     }
     load.stop().await?;
+    if plan.load.expiring {
+        // Then nothing changes any more by itself.
+        tokio::time::sleep(TTL_MAX + Duration::from_secs(1)).await;
+    }
     let history = finish(&mut cluster, watchers, &recorder, &mut findings).await?;
     cluster.close()?;
     fs::write(plan.cluster.folder.join("history.json"), serde_json::to_vec(&history)?)
         .context("cannot write the history")?;
-    let checked = checker::check(&history);
+    let checked = if plan.load.expiring {
+        hold_against_each_other(&history, &mut findings);
+        checker::Report::default()
+    } else {
+        checker::check(&history)
+    };
     let found = Found { windows, planned, findings, bad_inputs, checked };
     Ok(LaneReport::new(plan.name, &history, found, &recorder))
 }
@@ -167,6 +180,9 @@ async fn finish(
         operations: recorder.take(),
         ..History::default()
     };
+    for node in cluster.nodes.iter().filter(|node| node.traces_renames) {
+        findings.extend(renames::check(&node.renames_path())?);
+    }
     for node in &cluster.nodes {
         match cluster.client.final_state(node.id(), node.host.http()).await {
             Ok(state) => history.finals.push(state),
@@ -174,13 +190,35 @@ async fn finish(
         }
     }
     let revision = history.finals.iter().map(|state| state.revision).max().unwrap_or_default();
-    for watcher in watchers {
-        match watcher.finish(revision).await {
+    let watches = watchers.into_iter().map(|watcher| watcher.finish(revision));
+    for watch in join_all(watches).await {
+        match watch {
             Ok(changes) => history.watches.push(changes),
             Err(error) => findings.push(format!("{error:#}")),
         }
     }
     Ok(history)
+}
+
+/// What can be said without a model: the nodes have applied the same, so they hold the same.
+fn hold_against_each_other(history: &History, findings: &mut Vec<String>) {
+    let Some((first, others)) = history.finals.split_first() else { return };
+    for other in others {
+        let (one, two) = (first.node, other.node);
+        if first.revision != other.revision {
+            findings
+                .push(format!("node {one} is at revision {}, and node {two} at {}", first.revision, other.revision));
+        }
+        for record in first.records.iter().filter(|record| !other.records.contains(record)) {
+            findings.push(format!("node {one} has {record:?}, and node {two} has not"));
+        }
+        for record in other.records.iter().filter(|record| !first.records.contains(record)) {
+            findings.push(format!("node {two} has {record:?}, and node {one} has not"));
+        }
+        if first.hash != other.hash {
+            findings.push(format!("node {one} has the hash {:?}, and node {two} has {:?}", first.hash, other.hash));
+        }
+    }
 }
 
 async fn serve_everywhere(cluster: &Cluster, recorder: &Recorder, findings: &mut Vec<String>) {

@@ -25,6 +25,8 @@ const KEYS: u64 = 40;
 const LIST_SECONDS: u64 = 10;
 /// How long a request is repeated until its client gives up.
 const RETRY_DEADLINE: Duration = Duration::from_secs(12);
+/// Longest time that keys have which expire.
+pub const TTL_MAX: Duration = Duration::from_millis(1500);
 
 /// What the clients write down, on one clock.
 #[derive(Debug)]
@@ -101,6 +103,11 @@ pub struct LoadPlan {
     pub pause_max: Duration,
     /// How often the probes write.
     pub probe_interval: Duration,
+    /// Longest pause before a request is sent again that may have been done.
+    pub retry_pause_max: Duration,
+    /// Whether all there is are keys that expire, which are no part of the history, and
+    /// puts beside them.
+    pub expiring: bool,
 }
 
 impl Load {
@@ -118,6 +125,8 @@ impl Load {
             system,
             random: Rng::with_seed(plan.seed.wrapping_mul(1_000_003).wrapping_add(u64::from(id))),
             sequence: 0,
+            retry_pause_max: plan.retry_pause_max,
+            expiring: plan.expiring,
             client: client.clone(),
             endpoints: endpoints.clone(),
             recorder: recorder.clone(),
@@ -148,6 +157,8 @@ struct Worker {
     system: System,
     random: Rng,
     sequence: u64,
+    retry_pause_max: Duration,
+    expiring: bool,
     client: Client,
     endpoints: Endpoints,
     recorder: Arc<Recorder>,
@@ -158,6 +169,8 @@ impl Worker {
     async fn work(mut self, pause_max: Duration) {
         while !self.stopped.load(Ordering::Relaxed) {
             match self.random.u8(..100) {
+                0..50 if self.expiring => self.put_expiring().await,
+                _ if self.expiring => self.put().await,
                 0..28 => self.get(Consistency::Linearizable).await,
                 28..32 => self.get(Consistency::Stale).await,
                 32..52 => self.put().await,
@@ -235,6 +248,15 @@ impl Worker {
     async fn put(&mut self) {
         let (key, value) = (self.key(), self.value());
         self.call(Call::Put { key, value, condition: None }).await;
+    }
+
+    async fn put_expiring(&mut self) {
+        let key = format!("expiring/{}", self.random.u64(..KEYS));
+        let (value, host) = (self.value(), self.any_host());
+        let ttl_ms = self.random.u64(100..TTL_MAX.as_millis() as u64);
+        let url = format!("http://{}/v1/kv/{key}?ttl={ttl_ms}ms", host.http());
+        // Whatever comes of it: the nodes must make the same of it.
+        let _ = self.client.http().put(url).body(value.to_string()).timeout(CLIENT_DEADLINE).send().await;
     }
 
     async fn delete(&mut self) {
@@ -319,6 +341,7 @@ impl Worker {
         for _ in 0..self.random.u8(..3) {
             self.drop_answer(&host, &call, &request_key).await;
             maybe_applied = true;
+            tokio::time::sleep(self.retry_pause_max.mul_f64(self.random.f64())).await;
             host = self.any_host();
         }
         loop {

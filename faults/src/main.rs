@@ -20,8 +20,10 @@ mod plans;
 mod process;
 mod proxy;
 mod record;
+mod renames;
 mod report;
 mod sandbox;
+mod selftest;
 mod store;
 mod total;
 mod watcher;
@@ -83,5 +85,6 @@ async fn dispatch(command: &Command) -> Result<bool> {
         Command::Soak(arguments) => plans::soak(arguments).await,
         Command::Control(arguments) => plans::control(arguments).await,
         Command::Outage(arguments) => outage::run(arguments).await,
+        Command::Selftest(arguments) => selftest::run(arguments).await,
     }
 }

@@ -13,10 +13,14 @@ use crate::history::NodeId;
 use crate::network::Host;
 use crate::process::Process;
 use crate::proxy::Proxy;
+use crate::renames;
 use crate::store::System;
 
 /// Debian's library that tells a process another time than it is.
 const LIBFAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+
+/// Tells a server that was made for it which bug to have.
+pub const BUG_VARIABLE: &str = "RKV_SEEDED_BUG";
 
 /// A node, running or not.
 #[derive(Debug)]
@@ -26,6 +30,10 @@ pub struct Node {
     pub host: Host,
     pub proxy: Option<Proxy>,
     pub disk: Option<Disk>,
+    /// The bug that it has on purpose.
+    pub bug: Option<&'static str>,
+    /// Whether its calls that rename and sync files are written down.
+    pub traces_renames: bool,
     system: System,
     binary: PathBuf,
     flags: Vec<String>,
@@ -41,6 +49,8 @@ impl Node {
             host,
             proxy: None,
             disk: None,
+            bug: None,
+            traces_renames: false,
             system,
             binary: binary.to_owned(),
             flags,
@@ -74,6 +84,11 @@ impl Node {
         self.folder.join(format!("node-{}.log", self.id()))
     }
 
+    /// What it has renamed and synced, if that is written down.
+    pub fn renames_path(&self) -> PathBuf {
+        self.folder.join(format!("node-{}.renames", self.id()))
+    }
+
     fn clock_path(&self) -> PathBuf {
         self.folder.join(format!("node-{}.clock", self.id()))
     }
@@ -90,7 +105,10 @@ impl Node {
     }
 
     pub fn start(&mut self) -> Result<()> {
-        self.start_under(&[])
+        if !self.traces_renames {
+            return self.start_under(&[]);
+        }
+        self.start_under(&renames::tracer(&self.renames_path()))
     }
 
     /// Starts it as a child of another program, such as `strace`.
@@ -108,6 +126,9 @@ impl Node {
         }
         command.args(wrapper);
         self.system.add_command(&mut command, &self.binary, self);
+        if let Some(bug) = self.bug {
+            command.env(BUG_VARIABLE, bug);
+        }
         command.args(&self.flags);
         self.process = Some(Process::start(command, &self.log_path())?);
         self.paused = false;

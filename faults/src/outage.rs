@@ -68,6 +68,8 @@ fn plan(system: System, number: u8, binary: PathBuf, folder: &Path) -> Plan {
         disks: Vec::new(),
         proxies: false,
         flags: Vec::new(),
+        bug: None,
+        traces_renames: false,
     }
 }
 

@@ -189,6 +189,8 @@ pub async fn control(arguments: &ControlArguments) -> Result<bool> {
         disks: Vec::new(),
         proxies: false,
         flags: Vec::new(),
+        bug: None,
+        traces_renames: false,
     };
     let lane = lane("control", cluster, &CONTROL, &arguments.schedule, seed);
     let mut total = Total::default();
@@ -249,6 +251,8 @@ fn lanes(arguments: &RunArguments, seed: u64, binary: &Path, folder: &Path) -> V
         disks: Vec::new(),
         proxies: true,
         flags: Vec::new(),
+        bug: None,
+        traces_renames: false,
     };
     let disks = vec![FileSystem::Xfs, FileSystem::Ext4, FileSystem::Xfs];
     let snapshot_flags: Vec<String> = SNAPSHOT_FLAGS.map(str::to_owned).to_vec();
@@ -287,6 +291,8 @@ fn lane(
         clients: 8,
         pause_max: Duration::from_millis(160),
         probe_interval: Duration::from_millis(50),
+        retry_pause_max: Duration::ZERO,
+        expiring: false,
     };
     // With more to carry, a snapshot is on its way for a while.
     let ballast_keys = if name == "members" { 500 } else { 0 };

@@ -124,6 +124,12 @@ impl LaneReport {
         self.found.bad_inputs
     }
 
+    /// What no correct cluster does, if there was such a thing. A doubt of the checker is none.
+    pub fn first_violation(&self) -> Option<String> {
+        let violation = self.found.checked.violations.first().map(ToString::to_string);
+        violation.or_else(|| self.found.findings.first().cloned())
+    }
+
     pub fn passed(&self) -> bool {
         self.found.findings.is_empty() && self.found.checked.verdict() == Verdict::Linearizable
     }

@@ -9,8 +9,12 @@ use anyhow::{Context, Result, bail};
 use tokio::time::Instant;
 
 use super::{Scene, Who};
+use crate::disk::FileSystem;
 use crate::history::NodeId;
+use crate::network::Rule;
+use crate::process::Process;
 use crate::sandbox::run;
+use crate::store::NodeStatus;
 
 /// The exit code of a node whose disk failed.
 const EXIT_DISK_FAILED: i32 = 74;
@@ -18,6 +22,10 @@ const EXIT_DISK_FAILED: i32 = 74;
 const EXIT_DAMAGED: [i32; 2] = [65, 78];
 /// How long a node may take to notice what befell it.
 const NOTICE_DEADLINE: Duration = Duration::from_secs(15);
+/// How much of a log's end a node may have been writing when it was killed: none of it may be whole.
+const TORN_BYTES_MAX: u64 = 16 << 10;
+/// How long a sync takes that the power is cut in: longer than an election.
+const STUCK_SYNC: Duration = Duration::from_secs(6);
 /// How many nodes one fault kills at system calls, one after another.
 const KILLS_AT_CALLS: usize = 5;
 /// The system calls that a node is killed at, and up to the how-manieth of each.
@@ -43,22 +51,81 @@ pub enum Failing {
 
 pub async fn cut_power(scene: &mut Scene<'_>, who: Who) -> Result<String> {
     let targets = scene.choose(who).await?;
+    let file_systems = lose_power(scene, &targets, Vec::new()).await?;
+    scene.cluster.heal()?;
+    Ok(format!("nodes {targets:?}, {file_systems:?}"))
+}
+
+/// Syncs take so long that much waits for them when the power is cut: none of that
+/// may have been acknowledged.
+pub async fn cut_power_in_sync(scene: &mut Scene<'_>, who: Who) -> Result<String> {
+    let targets = scene.choose(who).await?;
+    let straces = slow_down(scene, &targets, STUCK_SYNC)?;
+    scene.hold(300..1200).await;
+    lose_power(scene, &targets, straces).await?;
+    scene.cluster.heal()?;
+    Ok(format!("nodes {targets:?}"))
+}
+
+/// The leader is gone, and the others vote. Syncs take so long that no vote can be on
+/// disk: whoever says that it is in the new term must still say so after the power was cut.
+pub async fn cut_power_in_election(scene: &mut Scene<'_>) -> Result<String> {
+    let all = scene.choose(Who::All).await?;
+    let (leader, others) = all.split_first().context("a cluster without nodes")?;
+    let term = highest_term(&scene.cluster.statuses().await);
+    scene.cluster.node(*leader)?.kill()?;
+    let straces = slow_down(scene, others, STUCK_SYNC)?;
+    let deadline = Instant::now() + STUCK_SYNC / 2;
+    while Instant::now() < deadline && highest_term(&scene.cluster.statuses().await) <= term {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    lose_power(scene, others, straces).await?;
+    scene.cluster.heal()?;
+    Ok(format!("leader {leader}, nodes {others:?}, after term {term}"))
+}
+
+fn highest_term(statuses: &[(NodeId, NodeStatus)]) -> u64 {
+    statuses.iter().map(|(_, status)| status.term).max().unwrap_or_default()
+}
+
+/// Cuts the power of nodes, and starts them again. What term they were in they must
+/// know by themselves: they hear nothing from each other until they were asked.
+async fn lose_power(scene: &mut Scene<'_>, targets: &[NodeId], straces: Vec<Process>) -> Result<Vec<FileSystem>> {
     let mut file_systems = Vec::new();
-    for id in &targets {
+    let told = scene.cluster.statuses().await;
+    for id in targets {
         let disk = scene.cluster.node(*id)?.disk.as_ref().context("a power cut needs a disk of its own")?;
         file_systems.push(disk.file_system);
         disk.cut_power()?;
     }
-    for id in &targets {
+    // What is stuck goes on now, and fails: else the processes would not end before it.
+    drop(straces);
+    for id in targets {
         scene.cluster.node(*id)?.kill()?;
     }
     scene.hold(100..1500).await;
-    for id in &targets {
+    let others: Vec<Rule> = scene.cluster.nodes.iter().map(|node| Rule::Drop(node.host.address)).collect();
+    for id in targets {
         let node = scene.cluster.node(*id)?;
         node.disk.as_ref().context("a power cut needs a disk of its own")?.restore_power()?;
+        node.host.set_rules(&others)?;
+        node.start()?;
     }
-    scene.cluster.heal()?;
-    Ok(format!("nodes {targets:?}, {file_systems:?}"))
+    for id in targets {
+        wait_until_it_answers(scene, *id).await?;
+        let host = scene.cluster.node(*id)?.host.clone();
+        let now = scene.cluster.client.status(host.http()).await?.term;
+        let before = told.iter().find(|(told, _)| told == id).map_or(0, |(_, status)| status.term);
+        if now < before {
+            scene.finding(format!("node {id} was in term {before}, and after the power was cut it is in term {now}"));
+        }
+    }
+    Ok(file_systems)
+}
+
+fn slow_down(scene: &mut Scene<'_>, targets: &[NodeId], delay: Duration) -> Result<Vec<Process>> {
+    let inject = format!("delay_enter={}", delay.as_micros());
+    targets.iter().map(|id| scene.cluster.node(*id)?.strace("fdatasync,fsync", &inject)).collect()
 }
 
 /// One call to the disk fails: the node must stop, and say that its disk failed.
@@ -96,11 +163,7 @@ pub async fn slow_sync(scene: &mut Scene<'_>) -> Result<String> {
     let who = [Who::Leader, Who::Follower, Who::Majority][scene.random.usize(..3)];
     let targets = scene.choose(who).await?;
     let milliseconds = scene.random.u64(20..400);
-    let mut straces = Vec::new();
-    for id in &targets {
-        let inject = format!("delay_enter={}", milliseconds * 1000);
-        straces.push(scene.cluster.node(*id)?.strace("fdatasync,fsync", &inject)?);
-    }
+    let mut straces = slow_down(scene, &targets, Duration::from_millis(milliseconds))?;
     scene.hold(1500..4000).await;
     for strace in &mut straces {
         // It lets go of the node, which goes on as before.
@@ -225,6 +288,10 @@ pub async fn flip(scene: &mut Scene<'_>) -> Result<String> {
     let outcome = refusal_or_start(scene, id).await?;
     if outcome == Outcome::Refused {
         flip_bit(path, offset, bit)?;
+    } else if path.extension().is_some_and(|extension| extension == "wal") && offset + TORN_BYTES_MAX < *length {
+        // All of the log is needed, and no wrong bit of it looks like a write that was cut off.
+        let name = path.display();
+        scene.finding(format!("node {id} starts although bit {bit} of byte {offset} of {length} of `{name}` is wrong"));
     }
     scene.cluster.heal()?;
     let name = path.file_name().unwrap_or_default().display();

@@ -64,6 +64,10 @@ pub enum Fault {
     AnswersLost,
     /// The power of machines is cut: what was not synced is gone.
     PowerCut(Who),
+    /// The same, while syncs take long: all that waits for one is gone.
+    PowerCutInSync(Who),
+    /// The same in an election, whose votes wait for a sync.
+    PowerCutInElection,
     /// A sync of the log fails with EIO.
     SyncFails,
     /// A write to the log fails with EIO.
@@ -92,6 +96,8 @@ pub enum Fault {
     LagKillSender,
     /// The same, and the node that receives it is killed.
     LagKillReceiver,
+    /// A leader that has not heard of its last writes stands still, until only a snapshot helps.
+    LagLeader,
     /// The clock on the wall of nodes is wrong by up to an hour, and jumps.
     Clock(Who),
     /// Requests that are no HTTP, or not of the API.
@@ -121,6 +127,8 @@ impl fmt::Display for Fault {
             Fault::Replay => ("replay", None),
             Fault::AnswersLost => ("answers-lost", None),
             Fault::PowerCut(who) => ("power-cut", Some(who)),
+            Fault::PowerCutInSync(who) => ("power-cut-in-sync", Some(who)),
+            Fault::PowerCutInElection => ("power-cut-in-election", None),
             Fault::SyncFails => ("sync-fails", None),
             Fault::WriteFails => ("write-fails", None),
             Fault::WriteFindsNoSpace => ("no-space", None),
@@ -135,6 +143,7 @@ impl fmt::Display for Fault {
             Fault::Lag => ("lag", None),
             Fault::LagKillSender => ("lag-kill-sender", None),
             Fault::LagKillReceiver => ("lag-kill-receiver", None),
+            Fault::LagLeader => ("lag-leader", None),
             Fault::Clock(who) => ("clock", Some(who)),
             Fault::Malformed => ("malformed", None),
             Fault::Forged => ("forged", None),
@@ -175,6 +184,8 @@ impl Fault {
             Fault::Loss => network::loss(scene).await,
             Fault::Delay | Fault::Repeat | Fault::Replay | Fault::AnswersLost => network::misbehave(scene, self).await,
             Fault::PowerCut(who) => disk::cut_power(scene, who).await,
+            Fault::PowerCutInSync(who) => disk::cut_power_in_sync(scene, who).await,
+            Fault::PowerCutInElection => disk::cut_power_in_election(scene).await,
             Fault::SyncFails => disk::call_fails(scene, disk::Failing::Sync).await,
             Fault::WriteFails => disk::call_fails(scene, disk::Failing::Write).await,
             Fault::WriteFindsNoSpace => disk::call_fails(scene, disk::Failing::NoSpace).await,
@@ -189,6 +200,7 @@ impl Fault {
             Fault::Lag => snapshot::lag(scene, snapshot::Killed::Nobody).await,
             Fault::LagKillSender => snapshot::lag(scene, snapshot::Killed::Sender).await,
             Fault::LagKillReceiver => snapshot::lag(scene, snapshot::Killed::Receiver).await,
+            Fault::LagLeader => snapshot::lag_leader(scene).await,
             Fault::Clock(who) => clock::jump(scene, who).await,
             Fault::Malformed => input::malformed(scene).await,
             Fault::Forged => input::forged(scene).await,

@@ -1,0 +1,275 @@
+//! Whether the harness can fail: servers with a bug each, and each must be found.
+//!
+//! For each bug there is a short lane with the faults and the load that should show
+//! it. It is run again and again, with other seeds, until it fails or its time is
+//! over. The same lanes without any bug must pass: what fails there would be found
+//! whatever the bug.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tokio::time::Instant;
+
+use crate::arguments::SelftestArguments;
+use crate::cluster::{Bug, Plan};
+use crate::disk::FileSystem;
+use crate::fault::{Fault, Who};
+use crate::lane::{self, LanePlan};
+use crate::load::LoadPlan;
+use crate::node::BUG_VARIABLE;
+use crate::store::System;
+
+/// Nodes of each cluster.
+const NODES: u64 = 3;
+/// The node that has a bug that only one is to have.
+const ONE_NODE: u64 = 2;
+/// The words of a violation that the table has room for.
+const WORDS_MAX: usize = 160;
+/// Snapshots all the time, and a log that is short.
+const SNAPSHOT_FLAGS: [&str; 4] = ["--snapshot-entries", "100", "--snapshot-keep-entries", "20"];
+
+/// How a bug is looked for.
+#[derive(Clone, Copy, Debug)]
+struct Trial {
+    bug: &'static str,
+    only: Option<u64>,
+    faults: &'static [(Fault, usize)],
+    means: Means,
+}
+
+/// What a lane needs beside its faults.
+#[derive(Clone, Copy, Debug)]
+struct Means {
+    disks: bool,
+    snapshots: bool,
+    traces_renames: bool,
+    /// Many clients without pauses, so that much happens at the same time.
+    busy: bool,
+    /// Requests come again only after seconds.
+    late_retries: bool,
+    /// Keys expire; and only the nodes are held against each other.
+    expiring: bool,
+}
+
+/// None of them.
+const MEANS: Means =
+    Means { disks: false, snapshots: false, traces_renames: false, busy: false, late_retries: false, expiring: false };
+
+const fn trial(bug: &'static str, faults: &'static [(Fault, usize)], means: Means) -> Trial {
+    Trial { bug, only: None, faults, means }
+}
+
+/// All bugs, as `src/seeded_bug.rs` of the server has them.
+const TRIALS: [Trial; 12] = [
+    // Only the power takes what was written and not synced.
+    trial("vote-not-synced", &[(Fault::PowerCutInElection, 2)], Means { disks: true, ..MEANS }),
+    trial(
+        "acknowledged-before-sync",
+        &[(Fault::PowerCutInSync(Who::All), 2), (Fault::PowerCutInSync(Who::Majority), 1)],
+        Means { disks: true, ..MEANS },
+    ),
+    trial("directory-not-synced", &[(Fault::Lag, 1)], Means { traces_renames: true, snapshots: true, ..MEANS }),
+    // A node that starts from its own snapshot, and one that gets another's.
+    trial(
+        "snapshot-misses-last-entry",
+        &[(Fault::Kill(Who::All), 2), (Fault::Lag, 1)],
+        Means { snapshots: true, ..MEANS },
+    ),
+    // A snapshot must come between the two times that a request is sent.
+    trial(
+        "snapshot-misses-requests",
+        &[(Fault::Kill(Who::All), 3)],
+        Means { snapshots: true, busy: true, late_retries: true, ..MEANS },
+    ),
+    trial("read-without-read-index", &[(Fault::Isolate(Who::Follower), 2)], MEANS),
+    // Conditions on the same keys, and long from being proposed to being applied.
+    trial("condition-judged-when-proposed", &[(Fault::SlowSync, 2)], Means { busy: true, ..MEANS }),
+    trial("no-deduplication", &[(Fault::Kill(Who::Leader), 1)], MEANS),
+    // A log that is long enough for most bits to be far from its end.
+    trial("damage-cut-as-torn", &[(Fault::Flip, 6)], Means { busy: true, ..MEANS }),
+    // Raft says so of what it finds replaced by a snapshot.
+    trial("forward-reported-as-not-applied", &[(Fault::LagLeader, 2)], Means { busy: true, snapshots: true, ..MEANS }),
+    // Two at once are needed to swap them.
+    Trial {
+        only: Some(ONE_NODE),
+        ..trial("entries-swapped", &[(Fault::Pause(Who::Follower), 2)], Means { busy: true, ..MEANS })
+    },
+    // What a node made of a wrong clock must outlive its restart. A leader's clock is every node's.
+    trial(
+        "clock-read-in-apply",
+        &[(Fault::Clock(Who::Follower), 2), (Fault::Pause(Who::Follower), 1)],
+        Means { snapshots: true, expiring: true, ..MEANS },
+    ),
+];
+
+/// What came of a trial.
+#[derive(Debug)]
+struct Row {
+    bug: &'static str,
+    faults: String,
+    seconds: f64,
+    rounds: usize,
+    /// The first violation; none if there was none.
+    found: Option<String>,
+    expected: bool,
+}
+
+impl Row {
+    fn passed(&self) -> bool {
+        self.found.is_some() == self.expected
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let found = self.found.as_deref().map_or("nothing".to_owned(), first_words);
+        let Row { bug, faults, seconds, rounds, .. } = self;
+        let mark = if self.passed() { "" } else { "  WRONG" };
+        write!(f, "{bug:<32} {faults:<36} {seconds:>4.0} s {rounds:>2}  {found}{mark}")
+    }
+}
+
+pub async fn run(arguments: &SelftestArguments) -> Result<bool> {
+    let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
+    let binary = fs::canonicalize(&arguments.binary)
+        .with_context(|| format!("there is no `{}`: run `make faults-selftest`", arguments.binary.display()))?;
+    check_that_none_is_left_out(&bugs_of(&binary)?)?;
+    let folder = std::path::absolute(arguments.folder.join(seed.to_string())).context("no such folder")?;
+    if folder.exists() {
+        fs::remove_dir_all(&folder).context("cannot remove what a former run left")?;
+    }
+    let wanted = |trial: &&Trial| arguments.only.is_empty() || arguments.only.iter().any(|bug| bug == trial.bug);
+    let trials: Vec<&Trial> = TRIALS.iter().filter(wanted).collect();
+    if trials.is_empty() {
+        bail!("there is no such bug");
+    }
+    println!("seed {seed}, everything below {}", folder.display());
+    let mut bench = Bench { binary, folder, seed, networks: 0 };
+    let time_max = Duration::from_secs(arguments.seconds);
+    let mut rows = Vec::new();
+    for trial in &trials {
+        for row in [bench.control(trial).await?, bench.look_for(trial, time_max).await?] {
+            println!("{row}");
+            rows.push(row);
+        }
+    }
+    println!("\n{:<32} {:<36} {:>6} {:>2}  caught by", "bug", "faults in force", "time", "n");
+    for row in &rows {
+        println!("{row}");
+    }
+    let wrong = rows.iter().filter(|row| !row.passed()).count();
+    let controls = rows.iter().filter(|row| !row.expected).count();
+    println!("\n{} bugs, {controls} controls, {wrong} wrong", rows.len() - controls);
+    Ok(wrong == 0)
+}
+
+/// What bugs a server can have, by its own word.
+fn bugs_of(binary: &Path) -> Result<Vec<String>> {
+    // No host has this address: a server without bugs ends, too, and says something else.
+    let mut server = Command::new(binary);
+    server.args(["--id", "1", "--http-addr", "203.0.113.1:1"]).env(BUG_VARIABLE, "?");
+    let output = server.output().with_context(|| format!("cannot start `{}`", binary.display()))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    let names = said.trim_end().split_once("may be one of ");
+    let (_, names) = names.with_context(|| format!("`{}` has no bugs on purpose: {said}", binary.display()))?;
+    Ok(names.split(", ").map(str::to_owned).collect())
+}
+
+fn check_that_none_is_left_out(bugs: &[String]) -> Result<()> {
+    match bugs.iter().find(|bug| TRIALS.iter().all(|trial| trial.bug != *bug)) {
+        Some(bug) => bail!("nothing looks for the bug `{bug}`"),
+        None => Ok(()),
+    }
+}
+
+/// Where trials are run, one after another.
+#[derive(Debug)]
+struct Bench {
+    binary: PathBuf,
+    folder: PathBuf,
+    seed: u64,
+    /// How many clusters there were: each has a network of its own.
+    networks: u8,
+}
+
+impl Bench {
+    /// The trial's lane, with a server that has no bug.
+    async fn control(&mut self, trial: &Trial) -> Result<Row> {
+        let began = Instant::now();
+        let found = self.round(trial, None).await?;
+        Ok(row(trial, "(none)", began, 1, found, false))
+    }
+
+    /// The trial's lane, over and over, until it fails.
+    async fn look_for(&mut self, trial: &Trial, time_max: Duration) -> Result<Row> {
+        let began = Instant::now();
+        let bug = Bug { name: trial.bug, only: trial.only };
+        let mut rounds = 0;
+        let mut found = None;
+        while found.is_none() && began.elapsed() < time_max {
+            rounds += 1;
+            found = self.round(trial, Some(bug)).await?;
+        }
+        Ok(row(trial, trial.bug, began, rounds, found, true))
+    }
+
+    /// One lane with a cluster of its own; what it found.
+    async fn round(&mut self, trial: &Trial, bug: Option<Bug>) -> Result<Option<String>> {
+        self.networks = self.networks.checked_add(1).context("too many rounds")?;
+        let folder = self.folder.join(format!("{}-{}", self.networks, bug.map_or("none", |bug| bug.name)));
+        let plan = lane_of(trial, bug, &self.binary, &folder, self.networks, self.seed);
+        // What keeps a cluster from coming to be would count as any bug: it ends all.
+        let report = lane::run(plan).await?;
+        // Names of files are long enough without it.
+        Ok(report.first_violation().map(|words| words.replace(&format!("{}/", folder.display()), "")))
+    }
+}
+
+fn row(trial: &Trial, bug: &'static str, began: Instant, rounds: usize, found: Option<String>, expected: bool) -> Row {
+    let faults: Vec<String> = trial.faults.iter().map(|(fault, _)| fault.to_string()).collect();
+    Row { bug, faults: faults.join(", "), seconds: began.elapsed().as_secs_f64(), rounds, found, expected }
+}
+
+fn lane_of(trial: &Trial, bug: Option<Bug>, binary: &Path, folder: &Path, number: u8, seed: u64) -> LanePlan {
+    let Means { disks, snapshots, traces_renames, busy, late_retries, expiring } = trial.means;
+    let flags: &[&str] = if snapshots { &SNAPSHOT_FLAGS } else { &[] };
+    LanePlan {
+        name: trial.bug,
+        cluster: Plan {
+            system: System::Ours,
+            binary: binary.to_owned(),
+            folder: folder.to_owned(),
+            number,
+            nodes: NODES,
+            disks: if disks { vec![FileSystem::Xfs, FileSystem::Ext4] } else { Vec::new() },
+            // By their addresses the nodes know each other.
+            proxies: true,
+            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+            bug,
+            traces_renames,
+        },
+        load: LoadPlan {
+            seed: seed.wrapping_add(u64::from(number)),
+            clients: if busy { 24 } else { 8 },
+            pause_max: Duration::from_millis(if busy { 10 } else { 80 }),
+            probe_interval: Duration::from_millis(50),
+            retry_pause_max: Duration::from_secs(if late_retries { 3 } else { 0 }),
+            expiring,
+        },
+        ballast_keys: 0,
+        faults: trial.faults.to_vec(),
+        time_max: Duration::from_secs(60),
+    }
+}
+
+fn first_words(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(WORDS_MAX) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}
