@@ -51,11 +51,14 @@ const NETWORK: [(Fault, usize); 28] = [
 ];
 
 /// The faults of disks, on three nodes.
-const DISK: [(Fault, usize); 13] = [
+const DISK: [(Fault, usize); 16] = [
     (Fault::PowerCut(Who::Leader), 8),
     (Fault::PowerCut(Who::Follower), 6),
     (Fault::PowerCut(Who::Majority), 8),
     (Fault::PowerCut(Who::All), 8),
+    (Fault::PowerCutInSync(Who::Majority), 5),
+    (Fault::PowerCutInSync(Who::All), 5),
+    (Fault::PowerCutInElection, 5),
     (Fault::SyncFails, 10),
     (Fault::WriteFails, 8),
     (Fault::WriteFindsNoSpace, 8),
@@ -68,7 +71,7 @@ const DISK: [(Fault, usize); 13] = [
 ];
 
 /// The faults of members, snapshots and clocks, on three nodes and those that come.
-const MEMBERS: [(Fault, usize); 10] = [
+const MEMBERS: [(Fault, usize); 11] = [
     (Fault::Replace, 5),
     (Fault::ReplaceUnderKill, 5),
     (Fault::ReplaceUnderPartition, 5),
@@ -76,8 +79,18 @@ const MEMBERS: [(Fault, usize); 10] = [
     (Fault::Lag, 7),
     (Fault::LagKillSender, 7),
     (Fault::LagKillReceiver, 7),
+    (Fault::LagLeader, 5),
     (Fault::Clock(Who::Leader), 5),
     (Fault::Clock(Who::All), 5),
+    (Fault::Pause(Who::Leader), 5),
+];
+
+/// What may confuse the time at which keys expire, on three nodes.
+const EXPIRY: [(Fault, usize); 5] = [
+    (Fault::Clock(Who::Leader), 5),
+    (Fault::Clock(Who::Follower), 5),
+    (Fault::Clock(Who::All), 5),
+    (Fault::Kill(Who::Leader), 5),
     (Fault::Pause(Who::Leader), 5),
 ];
 
@@ -256,14 +269,15 @@ fn lanes(arguments: &RunArguments, seed: u64, binary: &Path, folder: &Path) -> V
     };
     let disks = vec![FileSystem::Xfs, FileSystem::Ext4, FileSystem::Xfs];
     let snapshot_flags: Vec<String> = SNAPSHOT_FLAGS.map(str::to_owned).to_vec();
-    let all: [(Plan, &[(Fault, usize)]); 3] = [
+    let all: [(Plan, &[(Fault, usize)]); 4] = [
         (plan("network", 1, 5), &NETWORK),
         (Plan { disks, flags: snapshot_flags.clone(), ..plan("disk", 2, 3) }, &DISK),
-        (Plan { flags: snapshot_flags, ..plan("members", 3, 3) }, &MEMBERS),
+        (Plan { flags: snapshot_flags.clone(), ..plan("members", 3, 3) }, &MEMBERS),
+        (Plan { flags: snapshot_flags, ..plan("expiry", 4, 3) }, &EXPIRY),
     ];
     let mut lanes = Vec::new();
     for (cluster, faults) in all {
-        let name = ["network", "disk", "members"][usize::from(cluster.number) - 1];
+        let name = ["network", "disk", "members", "expiry"][usize::from(cluster.number) - 1];
         if arguments.lanes.is_empty() || arguments.lanes.iter().any(|lane| lane == name) {
             lanes.extend(lane(name, cluster, faults, &arguments.schedule, seed));
         }
@@ -292,7 +306,7 @@ fn lane(
         pause_max: Duration::from_millis(160),
         probe_interval: Duration::from_millis(50),
         retry_pause_max: Duration::ZERO,
-        expiring: false,
+        expiring: name == "expiry",
     };
     // With more to carry, a snapshot is on its way for a while.
     let ballast_keys = if name == "members" { 500 } else { 0 };
