@@ -52,6 +52,7 @@ impl Found {
 #[derive(Debug)]
 pub struct LaneReport {
     pub name: &'static str,
+    /// How many were checked.
     pub operations: usize,
     replayed: u64,
     answers_dropped: u64,
@@ -87,7 +88,7 @@ impl LaneReport {
         }
         LaneReport {
             name,
-            operations: history.operations.len(),
+            operations: found.checked.operations.sum() as usize,
             replayed: recorder.replayed.load(Ordering::Relaxed),
             answers_dropped: recorder.answers_dropped.load(Ordering::Relaxed),
             longest_outage: longest_outage(history),
@@ -175,8 +176,12 @@ impl fmt::Display for LaneReport {
                 if slowest > RECOVERY_WANTED { "  > 2 s" } else { "" }
             )?;
         }
-        for line in self.found.checked.to_string().lines() {
-            writeln!(f, "  {line}")?;
+        if self.operations == 0 {
+            writeln!(f, "  no history was checked here: the nodes were held against each other")?;
+        } else {
+            for line in self.found.checked.to_string().lines() {
+                writeln!(f, "  {line}")?;
+            }
         }
         for finding in &self.found.findings {
             writeln!(f, "  FOUND: {finding}")?;

@@ -157,6 +157,13 @@ pub struct OperationCounts {
     pub unknown_applied: u64,
 }
 
+impl OperationCounts {
+    /// All of them.
+    pub fn sum(&self) -> u64 {
+        self.done + self.not_applied + self.unknown
+    }
+}
+
 /// How much the classic search looked at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ClassicCounts {
