@@ -212,8 +212,8 @@ impl LogStore {
             .map_err(|error| StoreError::io("write the log in", directory, error))?;
         for torn in &checked.torn {
             tracing::warn!(
-                "cut {} bytes off `{}` at offset {}: a record that was being written when the node stopped, and that \
-                 was never acknowledged",
+                "cut {} bytes off `{}` at offset {}: a record that was being written when the node stopped, and so was \
+                 never acknowledged (unless something else cut the file)",
                 torn.bytes,
                 torn.path.display(),
                 torn.offset,
@@ -464,12 +464,37 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     /// Does not wait for the sync: without the record the log only begins earlier.
+    ///
+    /// A snapshot may cover more than the log has, and the log end in entries of a
+    /// later term that were never committed. raft-log, which compares log ids by
+    /// their terms first, would take those for what comes after the snapshot.
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
         self.write(|shared| {
-            shared.log.purge(LogIdRecord(log_id))?;
+            let upto = LogIdRecord(log_id);
+            if let Some(index) = first_index_beyond(shared, &upto)? {
+                shared.log.truncate(index)?;
+            }
+            shared.log.purge(upto)?;
             self.request_sync(shared, None)
         })
     }
+}
+
+/// Where the entries begin that have a later log id than `upto`, if the log ends before its index.
+fn first_index_beyond(shared: &Shared, upto: &LogIdRecord) -> io::Result<Option<u64>> {
+    let Some(last) = shared.log.log_state().last() else { return Ok(None) };
+    let mut index = last.0.index;
+    if last <= upto || index >= upto.0.index {
+        return Ok(None);
+    }
+    // Few, if any, ever: a leader's entries that nobody else has.
+    while let Some(before) = index.checked_sub(1) {
+        match shared.log.read(before, index).next().transpose()? {
+            Some((log_id, _)) if log_id > *upto => index = before,
+            _ => break,
+        }
+    }
+    Ok(Some(index))
 }
 
 /// The start (inclusive) and end (exclusive) of a range of indexes.

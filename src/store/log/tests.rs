@@ -301,3 +301,27 @@ async fn limited_read() {
         assert_eq!(entries.len(), expected, "{start}..{end}");
     }
 }
+
+/// A snapshot that goes beyond a tail of a later term, which was never committed,
+/// replaces that tail: the log goes on after the snapshot, also when it is opened again.
+///
+/// Method: entries of term 1, then one of term 3; purge up to a log id of term 2 that
+/// is further; append what follows it; open again.
+#[tokio::test]
+async fn a_snapshot_beyond_a_tail_of_a_later_term() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut log = open(&directory);
+    let of_term = |term, index| Entry { log_id: LogId::new(RaftLeaderId::new(term, 1), index), ..entry(index, "v") };
+    for (term, index) in [(1, 0), (1, 1), (3, 2)] {
+        log.append([of_term(term, index)], IOFlushed::noop()).await.unwrap();
+    }
+    let covered = LogId::new(RaftLeaderId::new(2, 1), 5);
+    log.purge(covered).await.unwrap();
+    log.append([of_term(4, 6)], IOFlushed::noop()).await.unwrap();
+    log.flush().await.unwrap();
+    let last =
+        |state: openraft::LogState<TypeConfig>| (state.last_purged_log_id, state.last_log_id.map(|last| last.index));
+    assert_eq!(last(log.get_log_state().await.unwrap()), (Some(covered), Some(6)));
+    drop(log);
+    assert_eq!(last(open(&directory).get_log_state().await.unwrap()), (Some(covered), Some(6)));
+}
