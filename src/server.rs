@@ -108,7 +108,7 @@ pub async fn serve(
         None => config.http_addr.clone(),
     };
     let store = open_store(&config).await?;
-    let raft = build_raft(&config, &store).await?;
+    let raft = build_raft(&config, &store).await.map_err(|error| state_error(&store).unwrap_or(error))?;
     let app = web::Data::new(ExampleApp::new(advertised, raft.clone(), store.clone(), connections(), &config));
     let (stopping, stopping_rx) = watch::channel(false);
     let http = serve_http(listener, app.clone(), stopping_rx).map_err(ServeError::Http)?;
@@ -127,11 +127,7 @@ pub async fn serve(
     let http = tokio::spawn(http);
     let result = tokio::select! {
         () = shutdown => Ok(()),
-        // Raft ends if the state cannot be trusted, and why that is only the state machine knows.
-        fatal = core_stopped(&raft) => match store.state_machine.self_checks().take_failure() {
-            Some(error) => Err(ServeError::Store(error)),
-            None => Err(ServeError::from(fatal)),
-        },
+        fatal = core_stopped(&raft) => Err(state_error(&store).unwrap_or_else(|| ServeError::from(fatal))),
         why = app.disk_failed() => Err(ServeError::Storage(why)),
         result = http => match result {
             Ok(Ok(())) => Ok(()),
@@ -166,6 +162,11 @@ async fn open_store(config: &Config) -> Result<Arc<ExampleStore>, ServeError> {
     let opened = tokio::task::spawn_blocking(move || ExampleStore::open(&data_dir, id)).await;
     let store = opened.map_err(|error| ServeError::Raft(format!("opening the data directory: {error}")))??;
     Ok(Arc::new(store))
+}
+
+/// Why the state cannot be trusted, if that is what ended Raft: only the state machine knows.
+fn state_error(store: &ExampleStore) -> Option<ServeError> {
+    store.state_machine.self_checks().take_failure().map(ServeError::Store)
 }
 
 async fn build_raft(config: &Config, store: &Arc<ExampleStore>) -> Result<ExampleRaft, ServeError> {

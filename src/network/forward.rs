@@ -114,7 +114,12 @@ pub fn no_leader(app: &ExampleApp) -> ApiError {
         return excluded;
     }
     if app.is_left_out() {
-        return removed(app.id);
+        // Nobody has told it so, and what it has of the log may be old.
+        return ApiError::NotMember(Retry::soon(format!(
+            "node {} was removed from the cluster, unless it is just being taken in: ask another node; if it was \
+             removed, stop it, or have the cluster take it in again with POST /add-learner on another node",
+            app.id
+        )));
     }
     let message = if app.store.identity().cluster_id.is_none() {
         "this node belongs to no cluster yet: POST /init makes it one of its own, \

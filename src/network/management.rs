@@ -318,11 +318,12 @@ fn check_same_node(app: &ExampleApp, id: NodeId, node: &ExampleNode) -> Result<(
         // It may have forgotten votes it gave.
         Some(member) if member.incarnation != node.incarnation => format!(
             "node {id} is a member, and what is at {node} has another data directory: \
-             remove node {id} from the membership, and add this one under a new number"
+             give this one a new number, add it under that, and put it in the place of node {id} with \
+             POST /change-membership"
         ),
         Some(member) if member.addr != node.addr => format!(
-            "node {id} is a member at {member}: to move it to {node}, remove it from the membership, \
-             and add it under a new number and with an empty data directory"
+            "node {id} is a member at {member}: to move it to {node}, add a node there with a new number \
+             and an empty data directory, and put it in the place of node {id} with POST /change-membership"
         ),
         _ => return Ok(()),
     };

@@ -98,7 +98,8 @@ fn check_receiver<T>(app: &ExampleApp, envelope: &Envelope<T>) -> Result<(), Api
         }
         return wrong(format!(
             "node {} has another data directory than the one it joined with, and may have forgotten votes it gave: \
-             remove it from the membership, and add it under a new number",
+             add a node with a new number and an empty directory, and put it in the place of this one with \
+             POST /change-membership",
             own.node_id
         ));
     }

@@ -43,8 +43,9 @@ pub enum StoreError {
     #[error(
         "at log index {index} the state of this node has the hash {own}, and that of the leader, node {leader_id}, \
          has {leaders}: one of the two holds other data than was written, and this node stopped. Compare \
-         `GET /v1/cluster/hash` of all nodes, or what those that stopped said, and replace the node that differs \
-         from the majority: remove it from the membership, and add a node with a new id and an empty directory"
+         `GET /v1/cluster/hash` of all nodes, or what those that stopped said. If it is this node that differs from \
+         the majority, replace it: add a node with a new id and an empty directory, and put it in the place of this \
+         one with POST /change-membership. If it is the leader, start this node again, and replace that one"
     )]
     OtherState {
         /// After which entry.
@@ -60,8 +61,8 @@ pub enum StoreError {
     /// The state is not what this node made it.
     #[error(
         "the state changed in memory by itself, and this node stopped before it wrote that into a snapshot: its \
-         memory is probably defective. Start it on another machine, or replace it: remove it from the membership, \
-         and add a node with a new id and an empty directory"
+         memory is probably defective. Start it on another machine, or replace it: add a node with a new id and \
+         an empty directory, and put it in the place of this one with POST /change-membership"
     )]
     MemoryChanged,
 

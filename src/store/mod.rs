@@ -110,14 +110,9 @@ impl ExampleStore {
             durable::sync_directory(path).map_err(|error| StoreError::io("sync", path, error))?;
         }
         let log = LogStore::open(&log_directory, &checked, sizes)?;
-        Ok(ExampleStore {
-            log,
-            state_machine: StateMachineStore::new(machine, snapshots),
-            identity: Mutex::new(identity),
-            identity_file,
-            directory,
-            _lock: lock,
-        })
+        let state_machine = StateMachineStore::new(machine, snapshots);
+        state_machine.self_checks().start_after(checked.last.map_or(0, |last| last.index));
+        Ok(ExampleStore { log, state_machine, identity: Mutex::new(identity), identity_file, directory, _lock: lock })
     }
 
     /// Who this node is.

@@ -16,7 +16,7 @@ use super::state_hash::StateHash;
 use super::state_machine::ExampleStateMachine;
 use crate::config::{SELF_CHECK_ENTRIES, SELF_CHECKS_KEPT};
 use crate::operation::{Operation, Write};
-use crate::types::{Command, Entry, NodeId, Payload};
+use crate::types::{Command, Entry, LogId, NodeId, Payload};
 
 /// What the state was once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub struct SelfChecks {
     noted: VecDeque<SelfCheck>,
     /// The largest index for which a leader has said what its hash is.
     announced: u64,
+    /// The last entry that was in the log when the node was started.
+    started_with: u64,
     /// The last that was the same as the leader's.
     confirmed: Option<SelfCheck>,
     /// Why the node must not go on.
@@ -45,6 +47,8 @@ pub struct SelfChecks {
 /// A leader's hash, as it stands in an entry.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Announced {
+    /// The entry that says it.
+    entry_index: u64,
     leader_id: NodeId,
     index: u64,
     hash: StateHash,
@@ -55,7 +59,8 @@ impl Announced {
     pub fn in_entry(entry: &Entry) -> Option<Self> {
         let Payload::Normal(Command::Write(Write { operation, .. })) = &entry.payload else { return None };
         let Operation::SelfCheck { index, hash } = *operation else { return None };
-        Some(Announced { leader_id: entry.log_id.leader_id.node_id, index, hash })
+        let LogId { leader_id, index: entry_index } = entry.log_id;
+        Some(Announced { entry_index, leader_id: leader_id.node_id, index, hash })
     }
 }
 
@@ -85,6 +90,14 @@ impl SelfChecks {
         self.failure.take()
     }
 
+    /// Passes over what a leader says in entries up to this one, which the node had
+    /// before it was started. It may have stopped because of one of them, and the
+    /// leader may have been the wrong one: the majority that stopped must be able
+    /// to come back, and to check the others.
+    pub(super) fn start_after(&mut self, last_log_index: u64) {
+        self.started_with = last_log_index;
+    }
+
     pub(super) fn note(&mut self, machine: &ExampleStateMachine) {
         if self.noted.len() == SELF_CHECKS_KEPT {
             self.noted.pop_front();
@@ -95,9 +108,10 @@ impl SelfChecks {
 
     /// Compares a leader's hash with this node's own; false if the node must not go on.
     pub(super) fn compare(&mut self, announced: Announced) -> bool {
-        let Announced { leader_id, index, hash } = announced;
+        let Announced { entry_index, leader_id, index, hash } = announced;
         self.announced = self.announced.max(index);
         match self.at(index) {
+            _ if entry_index <= self.started_with => true,
             None => true,
             Some(own) if own.hash == hash => {
                 self.confirmed = Some(own);
@@ -137,7 +151,7 @@ mod tests {
     }
 
     fn announced(index: u64, hash: StateHash) -> Announced {
-        Announced { leader_id: 7, index, hash }
+        Announced { entry_index: index + 5, leader_id: 7, index, hash }
     }
 
     /// What is the same is confirmed, what differs ends the node and says how, and
@@ -155,6 +169,18 @@ mod tests {
         assert_eq!(checks.confirmed().map(|it| it.index), Some(20_000));
         let failure = checks.take_failure();
         assert!(matches!(failure, Some(StoreError::OtherState { index: 30_000, leader_id: 7, .. })), "{failure:?}");
+    }
+
+    /// What made a node stop does not keep it from starting again; what comes afterwards is compared.
+    #[test]
+    fn starting_again() {
+        let mut checks = SelfChecks::default();
+        checks.start_after(10_005);
+        noted_at(&mut checks, 10_000);
+        assert!(checks.compare(announced(10_000, StateHash(1))), "the entry was there at the start");
+        assert_eq!(checks.confirmed(), None);
+        noted_at(&mut checks, 20_000);
+        assert!(!checks.compare(announced(20_000, StateHash(1))));
     }
 
     /// A leader says once what its newest state was, also if another one led before it.
