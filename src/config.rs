@@ -321,12 +321,13 @@ pub struct Config {
     #[arg(long, env = "RKV_HEARTBEAT_INTERVAL_MS", value_name = "MS", default_value_t = 100)]
     pub heartbeat_interval_ms: u64,
 
-    /// How long a node waits at least for the leader before it stands for election, in milliseconds
-    #[arg(long, env = "RKV_ELECTION_TIMEOUT_MIN_MS", value_name = "MS", default_value_t = 500)]
+    /// How long a node waits at least before it stands for election, in milliseconds, once it has heard
+    /// nothing from the leader for --election-timeout-max-ms
+    #[arg(long, env = "RKV_ELECTION_TIMEOUT_MIN_MS", value_name = "MS", default_value_t = 300)]
     pub election_timeout_min_ms: u64,
 
     /// How long it waits at most, in milliseconds; each wait is drawn between the two
-    #[arg(long, env = "RKV_ELECTION_TIMEOUT_MAX_MS", value_name = "MS", default_value_t = 1000)]
+    #[arg(long, env = "RKV_ELECTION_TIMEOUT_MAX_MS", value_name = "MS", default_value_t = 600)]
     pub election_timeout_max_ms: u64,
 
     /// Log entries after which a snapshot is taken
@@ -400,8 +401,8 @@ impl Config {
             data_dir: PathBuf::from("./raft-key-value-data"),
             advertise_addr: None,
             heartbeat_interval_ms: 100,
-            election_timeout_min_ms: 500,
-            election_timeout_max_ms: 1000,
+            election_timeout_min_ms: 300,
+            election_timeout_max_ms: 600,
             snapshot_entries: SNAPSHOT_ENTRIES_DEFAULT,
             snapshot_keep_entries: SNAPSHOT_KEEP_ENTRIES_DEFAULT,
             max_request_bytes: REQUEST_BYTES_MAX_DEFAULT,
@@ -620,7 +621,7 @@ mod tests {
         let rows: &[(&[&str], &str)] = &[
             (&["--heartbeat-interval-ms", "5"], "--heartbeat-interval-ms"),
             (&["--election-timeout-min-ms", "150"], "--election-timeout-min-ms"),
-            (&["--election-timeout-max-ms", "500"], "--election-timeout-max-ms"),
+            (&["--election-timeout-max-ms", "300"], "--election-timeout-max-ms"),
             (&["--election-timeout-max-ms", "60001"], "--election-timeout-max-ms"),
             (&["--snapshot-entries", "0"], "--snapshot-entries"),
             (&["--max-request-bytes", "1023"], "--max-request-bytes"),
