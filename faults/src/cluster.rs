@@ -61,6 +61,8 @@ pub struct Cluster {
     pub client: Client,
     pub endpoints: Endpoints,
     next_id: NodeId,
+    /// What was seen of nodes that are gone.
+    findings: Vec<String>,
 }
 
 impl Cluster {
@@ -76,6 +78,7 @@ impl Cluster {
             client: plan.system.client()?,
             endpoints: Endpoints::default(),
             next_id: 1,
+            findings: Vec::new(),
             plan,
         };
         for _ in 0..cluster.plan.nodes {
@@ -118,7 +121,36 @@ impl Cluster {
         let place = self.nodes.iter().position(|node| node.id() == id).context("no such node")?;
         let mut node = self.nodes.remove(place);
         node.host.set_rules(&[])?;
-        node.kill()
+        node.kill()?;
+        self.findings.extend(node.take_findings());
+        Ok(())
+    }
+
+    /// The ends of nodes that nobody wanted, until now.
+    pub fn take_findings(&mut self) -> Result<Vec<String>> {
+        let mut findings = std::mem::take(&mut self.findings);
+        for node in &mut self.nodes {
+            node.notice_end()?;
+            findings.extend(node.take_findings());
+        }
+        Ok(findings)
+    }
+
+    /// The lines of all nodes' logs, of those that are gone too, by which a thread says that it panicked.
+    pub fn panics(&self) -> Result<Vec<String>> {
+        let mut panics = Vec::new();
+        for id in 1..self.next_id {
+            let path = self.plan.folder.join(format!("node-{id}")).join(format!("node-{id}.log"));
+            let log = match std::fs::read(&path) {
+                Ok(log) => log,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue, // It was never started.
+                Err(error) => return Err(error).with_context(|| format!("cannot read `{}`", path.display())),
+            };
+            let log = String::from_utf8_lossy(&log);
+            let lines = log.lines().filter(|line| line.contains("panicked at"));
+            panics.extend(lines.map(|line| format!("node {id}: {line}")));
+        }
+        Ok(panics)
     }
 
     /// Ends all nodes, and takes their disks and hosts away; their files stay.
@@ -148,6 +180,18 @@ impl Cluster {
             }
             if !node.is_running()? {
                 node.start()?;
+            }
+            node.expect_no_end()?;
+        }
+        Ok(())
+    }
+
+    /// An error if a node has ended.
+    pub fn check_that_all_run(&mut self) -> Result<()> {
+        for node in &mut self.nodes {
+            node.notice_end()?;
+            if !node.is_running()? {
+                bail!("node {} does not run any more:\n{}", node.id(), node.log_tail(10));
             }
         }
         Ok(())
@@ -220,11 +264,7 @@ impl Cluster {
             if agreed && statuses.len() == self.nodes.len() {
                 return Ok(());
             }
-            for node in &mut self.nodes {
-                if !node.is_running()? {
-                    bail!("node {} ended by itself:\n{}", node.id(), node.log_tail(10));
-                }
-            }
+            self.check_that_all_run()?;
             if Instant::now() > deadline {
                 bail!("the nodes do not agree within {limit:?}: {statuses:?}");
             }

@@ -1,5 +1,6 @@
 //! A lane: one cluster, its load, and its faults one after another, then the verdict.
 
+use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use tokio::time::Instant;
 use crate::checker;
 use crate::cluster::{CONVERGENCE_DEADLINE, Cluster, Plan};
 use crate::fault::{Fault, Scene};
-use crate::history::{Call, Consistency, History, Outcome};
+use crate::history::{Call, Consistency, FinalState, History, Outcome};
 use crate::load::{self, Load, LoadPlan, Recorder, TTL_MAX};
 use crate::network::Host;
 use crate::renames;
@@ -20,8 +21,12 @@ use crate::report::{Found, LaneReport, Window};
 use crate::store::CLIENT_DEADLINE;
 use crate::watcher::Watcher;
 
+/// How often the nodes are asked for their state after the same entry.
+const FINAL_ATTEMPTS: usize = 5;
 /// Watches of the whole store, each over its own nodes.
 const WATCHERS: usize = 3;
+/// How often a kind of fault that found nothing to break is tried again.
+const REPEATS_MAX: usize = 5;
 /// How long a healed cluster may take until all nodes have what was there then.
 const CALM_DEADLINE: Duration = CONVERGENCE_DEADLINE;
 /// How long after a fault the next one comes at the earliest, in milliseconds.
@@ -39,6 +44,8 @@ pub struct LanePlan {
     pub faults: Vec<(Fault, usize)>,
     /// When no further fault is begun.
     pub time_max: Duration,
+    /// Whether it counts only if each fault came as often as it was to, and was seen under load.
+    pub is_complete: bool,
 }
 
 /// Runs a lane to its verdict. What it leaves on disk is for who looks into a failure.
@@ -55,6 +62,8 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
     let mut schedule: Vec<Fault> =
         plan.faults.iter().flat_map(|(fault, count)| std::iter::repeat_n(*fault, *count)).collect();
     random.shuffle(&mut schedule);
+    let mut schedule = VecDeque::from(schedule);
+    let mut repeats: HashMap<Fault, usize> = HashMap::new();
     let system = plan.cluster.system;
     let mut cluster = Cluster::start(plan.cluster.clone()).await?;
     let recorder = Recorder::new();
@@ -70,7 +79,7 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
     let mut bad_inputs = 0;
     let began = Instant::now();
     let planned = schedule.len();
-    for (number, fault) in schedule.into_iter().enumerate() {
+    while let Some(fault) = schedule.pop_front() {
         if began.elapsed() > plan.time_max {
             break;
         }
@@ -80,10 +89,18 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
             recorder: &recorder,
             findings: &mut findings,
             bad_inputs: &mut bad_inputs,
+            did_nothing: false,
         };
-        match strike(fault, &mut scene).await {
+        let struck = strike(fault, &mut scene).await;
+        findings.extend(cluster.take_findings()?.into_iter().map(|finding| format!("under {fault}: {finding}")));
+        match struck {
             Ok(window) => {
-                progress(plan.name, number + 1, planned, &window, recorder.count());
+                progress(plan.name, windows.len() + 1, planned, &window, recorder.count());
+                let repeats = repeats.entry(fault).or_default();
+                if window.did_nothing && *repeats < REPEATS_MAX {
+                    *repeats += 1;
+                    schedule.push_back(fault);
+                }
                 windows.push(window);
             }
             Err(error) => {
@@ -93,15 +110,24 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
         }
         tokio::time::sleep(Duration::from_millis(random.u64(REST_MS))).await;
     }
-    load.stop().await?;
+    if let Err(error) = load.stop().await {
+        findings.push(format!("a client ended before its time: {error:#}"));
+    }
     if plan.load.expiring {
         // Then nothing changes any more by itself.
         tokio::time::sleep(TTL_MAX + Duration::from_secs(1)).await;
     }
-    let history = finish(&mut cluster, watchers, &recorder, &mut findings).await?;
-    cluster.close()?;
+    let history = finish(&mut cluster, watchers, &recorder, &mut findings).await;
     fs::write(plan.cluster.folder.join("history.json"), serde_json::to_vec(&history)?)
         .context("cannot write the history")?;
+    match cluster.take_findings().and_then(|ended| Ok([ended, cluster.panics()?].concat())) {
+        Ok(found) => findings.extend(found),
+        Err(error) => findings.push(format!("it is not known how the nodes ended: {error:#}")),
+    }
+    findings.extend(cluster.client.wrong_answers());
+    if let Err(error) = cluster.close() {
+        findings.push(format!("the cluster cannot be taken away: {error:#}"));
+    }
     let checked = if plan.load.expiring {
         hold_against_each_other(&history, &mut findings);
         checker::Report::default()
@@ -109,7 +135,11 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
         checker::check(&history)
     };
     let found = Found { windows, planned, findings, bad_inputs, checked };
-    Ok(LaneReport::new(plan.name, &history, found, &recorder))
+    let mut report = LaneReport::new(plan.name, &history, found, &recorder);
+    if plan.is_complete {
+        report.check_completeness(&plan.faults);
+    }
+    Ok(report)
 }
 
 /// Breaks something, mends it, and waits until the cluster is whole again.
@@ -119,7 +149,8 @@ async fn strike(fault: Fault, scene: &mut Scene<'_>) -> Result<Window> {
     let healed_ns = scene.recorder.now_ns();
     let written_ns = wait_for_write(scene, healed_ns).await?;
     calm(scene.cluster).await?;
-    Ok(Window { fault, detail, began_ns, healed_ns, recovery: Duration::from_nanos(written_ns - healed_ns) })
+    let recovery = Duration::from_nanos(written_ns - healed_ns);
+    Ok(Window { fault, detail, began_ns, healed_ns, recovery, did_nothing: scene.did_nothing })
 }
 
 async fn wait_for_write(scene: &Scene<'_>, healed_ns: u64) -> Result<u64> {
@@ -150,11 +181,7 @@ async fn calm(cluster: &mut Cluster) -> Result<()> {
                 return Ok(());
             }
         }
-        for node in &mut cluster.nodes {
-            if !node.is_running()? {
-                anyhow::bail!("node {} ended by itself:\n{}", node.id(), node.log_tail(10));
-            }
-        }
+        cluster.check_that_all_run()?;
         if Instant::now() > deadline {
             anyhow::bail!("the nodes do not come together within {CALM_DEADLINE:?}: {statuses:?}");
         }
@@ -168,7 +195,7 @@ async fn finish(
     watchers: Vec<Watcher>,
     recorder: &Recorder,
     findings: &mut Vec<String>,
-) -> Result<History> {
+) -> History {
     if findings.is_empty() {
         serve_everywhere(cluster, recorder, findings).await;
     }
@@ -181,14 +208,12 @@ async fn finish(
         ..History::default()
     };
     for node in cluster.nodes.iter().filter(|node| node.traces_renames) {
-        findings.extend(renames::check(&node.renames_path())?);
-    }
-    for node in &cluster.nodes {
-        match cluster.client.final_state(node.id(), node.host.http()).await {
-            Ok(state) => history.finals.push(state),
-            Err(error) => findings.push(format!("node {} does not say what it holds: {error:#}", node.id())),
+        match renames::check(&node.renames_path()) {
+            Ok(unsynced) => findings.extend(unsynced),
+            Err(error) => findings.push(format!("node {}: {error:#}", node.id())),
         }
     }
+    history.finals = final_states(cluster, findings).await;
     let revision = history.finals.iter().map(|state| state.revision).max().unwrap_or_default();
     let watches = watchers.into_iter().map(|watcher| watcher.finish(revision));
     for watch in join_all(watches).await {
@@ -197,7 +222,27 @@ async fn finish(
             Err(error) => findings.push(format!("{error:#}")),
         }
     }
-    Ok(history)
+    history
+}
+
+/// What all nodes hold after the same entry. Entries come without any client, such as
+/// those by which nodes compare themselves: then all are asked again.
+async fn final_states(cluster: &Cluster, findings: &mut Vec<String>) -> Vec<FinalState> {
+    for attempt in 1..=FINAL_ATTEMPTS {
+        let statuses = cluster.statuses().await;
+        let applied = statuses.iter().map(|(_, status)| status.applied).max().unwrap_or_default();
+        let asked = cluster.nodes.iter().map(async |node| {
+            let state = cluster.client.final_state(node.id(), node.host.http(), applied).await;
+            state.map_err(|error| format!("node {} does not say what it holds: {error:#}", node.id()))
+        });
+        let states = join_all(asked).await;
+        if attempt == FINAL_ATTEMPTS || states.iter().all(Result::is_ok) {
+            let (held, failed): (Vec<_>, Vec<_>) = states.into_iter().partition(Result::is_ok);
+            findings.extend(failed.into_iter().filter_map(Result::err));
+            return held.into_iter().filter_map(Result::ok).collect();
+        }
+    }
+    Vec::new()
 }
 
 /// What can be said without a model: the nodes have applied the same, so they hold the same.

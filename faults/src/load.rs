@@ -72,12 +72,14 @@ impl Recorder {
         self.operations.lock().expect("no thread panics with it").len()
     }
 
-    /// When the first write was done that returned after a moment.
+    /// When the first write was done that was called after a moment. One that was called
+    /// before may have been done before, and be answered late.
     pub fn first_write_after(&self, after_ns: u64) -> Option<u64> {
         let operations = self.operations.lock().expect("no thread panics with it");
         // What returned lately stands at the end, in the order of returning.
         let late = operations.iter().rev().take_while(|operation| operation.returned_ns >= after_ns);
-        late.filter(|operation| is_done_write(operation)).map(|operation| operation.returned_ns).last()
+        let anew = late.filter(|operation| operation.called_ns >= after_ns && is_done_write(operation));
+        anew.map(|operation| operation.returned_ns).last()
     }
 }
 

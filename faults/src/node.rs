@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
@@ -17,10 +18,24 @@ use crate::renames;
 use crate::store::System;
 
 /// Debian's library that tells a process another time than it is.
-const LIBFAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+pub const LIBFAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
 
 /// Tells a server that was made for it which bug to have.
 pub const BUG_VARIABLE: &str = "RKV_SEEDED_BUG";
+
+/// The lines of a log that a finding has room for.
+const LOG_TAIL_LINES: usize = 10;
+
+/// Which ends of a node's process are no surprise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expected {
+    /// It is to run until it is killed.
+    None,
+    /// It may end, with one of these codes.
+    Exit(&'static [i32]),
+    /// Something else than the harness kills it.
+    Killed,
+}
 
 /// A node, running or not.
 #[derive(Debug)]
@@ -41,6 +56,9 @@ pub struct Node {
     folder: PathBuf,
     paused: bool,
     false_clock: bool,
+    expected: Expected,
+    /// The ends of its process that nobody wanted.
+    findings: Vec<String>,
 }
 
 impl Node {
@@ -58,6 +76,8 @@ impl Node {
             process: None,
             paused: false,
             false_clock: false,
+            expected: Expected::None,
+            findings: Vec::new(),
         }
     }
 
@@ -116,6 +136,7 @@ impl Node {
         if self.is_running()? {
             bail!("node {} runs already", self.id());
         }
+        self.notice_end()?;
         let mut command = self.host.command();
         if self.false_clock {
             // `env` within the host, so that `nsenter` itself keeps its time.
@@ -132,16 +153,58 @@ impl Node {
         command.args(&self.flags);
         self.process = Some(Process::start(command, &self.log_path())?);
         self.paused = false;
+        self.expected = Expected::None;
         Ok(())
     }
 
     /// SIGKILL; nothing if it does not run.
     pub fn kill(&mut self) -> Result<()> {
+        self.notice_end()?;
         self.paused = false;
-        match &mut self.process {
-            Some(process) => process.kill(),
+        match self.process.take() {
+            Some(mut process) => process.kill(),
             None => Ok(()),
         }
+    }
+
+    /// Until it is started again, or [`Node::expect_no_end`], it may end with one of these codes.
+    pub fn expect_exit(&mut self, codes: &'static [i32]) {
+        self.expected = Expected::Exit(codes);
+    }
+
+    /// Until it is started again, or [`Node::expect_no_end`], something may kill it.
+    pub fn expect_kill(&mut self) {
+        self.expected = Expected::Killed;
+    }
+
+    /// What could end it is over. An end until now is judged by what was expected until now.
+    pub fn expect_no_end(&mut self) -> Result<()> {
+        self.notice_end()?;
+        self.expected = Expected::None;
+        Ok(())
+    }
+
+    /// Looks whether it has ended, and remembers an end that nobody wanted. Whoever
+    /// ends it, or starts it again, must look first: the end would be hidden.
+    pub fn notice_end(&mut self) -> Result<()> {
+        let Some(process) = &mut self.process else { return Ok(()) };
+        let Some(status) = process.status()? else { return Ok(()) };
+        let expected = match self.expected {
+            Expected::None => false,
+            Expected::Exit(codes) => status.code().is_some_and(|code| codes.contains(&code)),
+            Expected::Killed => status.signal() == Some(libc::SIGKILL),
+        };
+        if !expected {
+            let tail = self.log_tail(LOG_TAIL_LINES);
+            self.findings.push(format!("node {} ended by itself, with {status}:\n{tail}", self.id()));
+        }
+        self.process = None;
+        Ok(())
+    }
+
+    /// The ends of its process that nobody wanted.
+    pub fn take_findings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.findings)
     }
 
     pub fn pause(&mut self) -> Result<()> {
@@ -154,8 +217,10 @@ impl Node {
         self.signal(libc::SIGCONT)
     }
 
-    /// SIGTERM.
+    /// SIGTERM: it is to end, with 0.
     pub fn terminate(&mut self) -> Result<()> {
+        self.notice_end()?;
+        self.expected = Expected::Exit(&[0]);
         self.signal(libc::SIGTERM)
     }
 
@@ -216,10 +281,15 @@ impl Node {
         Process::start(command, &self.folder.join(format!("node-{}.strace.log", self.id())))
     }
 
+    /// All that it has said.
+    pub fn log(&self) -> String {
+        let log = fs::read(self.log_path()).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
     /// The end of what it has said.
     pub fn log_tail(&self, lines: usize) -> String {
-        let log = fs::read(self.log_path()).unwrap_or_default();
-        let log = String::from_utf8_lossy(&log);
+        let log = self.log();
         let all: Vec<&str> = log.lines().collect();
         all[all.len().saturating_sub(lines)..].join("\n")
     }

@@ -26,6 +26,8 @@ use crate::store::{Client, System};
 
 const SYSTEMS: [System; 2] = [System::Ours, System::Etcd];
 const NODES: u64 = 3;
+/// Below the folder that was named, as all in it is removed first.
+const RUN_FOLDER: &str = "run";
 /// How often a write is begun at each node.
 const PROBE_INTERVAL: Duration = Duration::from_millis(10);
 /// How long a write is waited for. It bounds how many are under way: 200 a node.
@@ -40,7 +42,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 pub async fn run(arguments: &OutageArguments) -> Result<bool> {
     let binaries = [our_binary(&arguments.binary)?, etcd_binary(&arguments.etcd)?];
-    let folder = empty_folder(&arguments.folder)?;
+    let folder = empty_folder(&arguments.folder.join(RUN_FOLDER))?;
     println!("{} kills of each leader, everything below {}", arguments.repetitions, folder.display());
     let mut clusters = Vec::new();
     for ((number, system), binary) in (1..).zip(SYSTEMS).zip(binaries) {
@@ -99,7 +101,10 @@ async fn measure(cluster: &mut Cluster) -> Result<(NodeId, Duration)> {
     drop(probes);
     cluster.heal()?;
     cluster.converge(CONVERGENCE_DEADLINE).await?;
-    Ok((leader, outage))
+    match cluster.take_findings()?.first() {
+        Some(finding) => bail!("{}: {finding}", cluster.plan.system),
+        None => Ok((leader, outage)),
+    }
 }
 
 /// A write that succeeded.

@@ -308,7 +308,9 @@ fn lane(
         retry_pause_max: Duration::ZERO,
         expiring: name == "expiry",
     };
+    // Part of a run, for a first look, need not show all.
+    let is_complete = schedule.scale >= 1.0;
     // With more to carry, a snapshot is on its way for a while.
     let ballast_keys = if name == "members" { 500 } else { 0 };
-    Some(LanePlan { name, cluster, load, ballast_keys, faults, time_max: schedule.time_max() })
+    Some(LanePlan { name, cluster, load, ballast_keys, faults, time_max: schedule.time_max(), is_complete })
 }

@@ -8,11 +8,14 @@ use std::time::Duration;
 use crate::checker;
 use crate::checker::report::Verdict;
 use crate::fault::Fault;
-use crate::history::{History, Outcome};
+use crate::history::{Call, Consistency, History, Outcome};
 use crate::load::{Recorder, is_done_write};
 
 /// How soon writes should succeed once a fault is healed.
 const RECOVERY_WANTED: Duration = Duration::from_secs(2);
+
+/// From how many calls of a kind on it is no chance that none of them was done.
+const CALLS_MIN: usize = 50;
 
 /// One fault, from its beginning until it was healed.
 #[derive(Clone, Debug)]
@@ -23,6 +26,8 @@ pub struct Window {
     pub healed_ns: u64,
     /// From healing to the first write that was done.
     pub recovery: Duration,
+    /// There was nothing to break.
+    pub did_nothing: bool,
 }
 
 /// What came up while a lane ran.
@@ -59,7 +64,16 @@ pub struct LaneReport {
     longest_outage: Duration,
     /// By kind: how often, operations done inside, the slowest recovery.
     kinds: BTreeMap<Fault, Kind>,
+    /// By kind of call, what calls came to.
+    outcomes: BTreeMap<&'static str, Outcomes>,
     found: Found,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Outcomes {
+    done: usize,
+    not_applied: usize,
+    unknown: usize,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -79,21 +93,45 @@ impl LaneReport {
             .collect();
         returned.sort_unstable();
         let mut kinds: BTreeMap<Fault, Kind> = BTreeMap::new();
-        for window in &found.windows {
+        for window in found.windows.iter().filter(|window| !window.did_nothing) {
             let kind = kinds.entry(window.fault).or_default();
             kind.count += 1;
             let inside = |bound: u64| returned.partition_point(|returned| *returned < bound);
             kind.operations += inside(window.healed_ns) - inside(window.began_ns);
             kind.recoveries.push(window.recovery);
         }
+        let outcomes = outcomes(history);
+        let mut found = found;
+        for (kind, counts) in &outcomes {
+            let calls = counts.done + counts.not_applied + counts.unknown;
+            if counts.done == 0 && calls >= CALLS_MIN {
+                found.findings.push(format!("none of {calls} calls of the kind {kind} was ever done"));
+            }
+        }
         LaneReport {
             name,
+            outcomes,
             operations: found.checked.operations.sum() as usize,
             replayed: recorder.replayed.load(Ordering::Relaxed),
             answers_dropped: recorder.answers_dropped.load(Ordering::Relaxed),
             longest_outage: longest_outage(history),
             kinds,
             found,
+        }
+    }
+
+    /// A run shows something of a fault only if it came as often as it was to, and while there was load.
+    pub fn check_completeness(&mut self, planned: &[(Fault, usize)]) {
+        let mut operations: BTreeMap<String, usize> = BTreeMap::new();
+        for (fault, wanted) in planned {
+            let (count, inside) = self.kinds.get(fault).map_or((0, 0), |kind| (kind.count, kind.operations));
+            *operations.entry(fault.class()).or_default() += inside;
+            if count < *wanted {
+                self.found.findings.push(format!("not all faults were made: {fault} {count} times of {wanted}"));
+            }
+        }
+        for (class, _) in operations.into_iter().filter(|(_, inside)| *inside == 0) {
+            self.found.findings.push(format!("no operation was done under any {class}"));
         }
     }
 
@@ -108,6 +146,12 @@ impl LaneReport {
             total.count += kind.count;
             total.operations += kind.operations;
             total.recoveries.extend(kind.recoveries);
+        }
+        for (kind, counts) in other.outcomes {
+            let total = self.outcomes.entry(kind).or_default();
+            total.done += counts.done;
+            total.not_applied += counts.not_applied;
+            total.unknown += counts.unknown;
         }
         self.found.add(other.found);
     }
@@ -133,6 +177,33 @@ impl LaneReport {
 
     pub fn passed(&self) -> bool {
         self.found.findings.is_empty() && self.found.checked.verdict() == Verdict::Linearizable
+    }
+}
+
+fn outcomes(history: &History) -> BTreeMap<&'static str, Outcomes> {
+    let mut outcomes: BTreeMap<&'static str, Outcomes> = BTreeMap::new();
+    for operation in &history.operations {
+        let counts = outcomes.entry(kind_of(&operation.call)).or_default();
+        match operation.outcome {
+            Outcome::Done(_) => counts.done += 1,
+            Outcome::NotApplied => counts.not_applied += 1,
+            Outcome::Unknown => counts.unknown += 1,
+        }
+    }
+    outcomes
+}
+
+fn kind_of(call: &Call) -> &'static str {
+    match call {
+        Call::Put { condition: None, .. } => "put",
+        Call::Put { condition: Some(_), .. } => "put if",
+        Call::Delete { condition: None, .. } => "delete",
+        Call::Delete { condition: Some(_), .. } => "delete if",
+        Call::Txn { .. } => "transaction",
+        Call::Get { consistency: Consistency::Linearizable, .. } => "get",
+        Call::Get { consistency: Consistency::Stale, .. } => "stale get",
+        Call::List { consistency: Consistency::Linearizable, .. } => "list",
+        Call::List { consistency: Consistency::Stale, .. } => "stale list",
     }
 }
 
@@ -175,6 +246,10 @@ impl fmt::Display for LaneReport {
                 slowest.as_millis(),
                 if slowest > RECOVERY_WANTED { "  > 2 s" } else { "" }
             )?;
+        }
+        writeln!(f, "    {:<26} {:>11} {:>11} {:>11}", "call", "done", "not applied", "unknown")?;
+        for (kind, Outcomes { done, not_applied, unknown }) in &self.outcomes {
+            writeln!(f, "    {kind:<26} {done:>11} {not_applied:>11} {unknown:>11}")?;
         }
         if self.operations == 0 {
             writeln!(f, "  no history was checked here: the nodes were held against each other")?;

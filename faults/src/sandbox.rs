@@ -13,6 +13,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::node::LIBFAKETIME;
+
 const INSIDE: &str = "RKV_FAULTS_SANDBOX";
 
 /// What the faults are made with, and Debian's packages of them.
@@ -55,6 +57,9 @@ fn check_tools() -> Result<()> {
     let missing = TOOLS.iter().filter(|(tool, _)| !path.split(':').any(|folder| Path::new(folder).join(tool).exists()));
     let mut packages: Vec<&str> = missing.map(|(_, package)| *package).collect();
     packages.dedup();
+    if !Path::new(LIBFAKETIME).exists() {
+        packages.push("libfaketime");
+    }
     if !packages.is_empty() {
         bail!("tools are missing: run `apt-get install {}`", packages.join(" "));
     }

@@ -263,6 +263,7 @@ fn lane_of(trial: &Trial, bug: Option<Bug>, binary: &Path, folder: &Path, number
         ballast_keys: 0,
         faults: trial.faults.to_vec(),
         time_max: Duration::from_secs(60),
+        is_complete: false,
     }
 }
 

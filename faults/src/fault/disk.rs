@@ -8,22 +8,23 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tokio::time::Instant;
 
-use super::{Scene, Who};
+use super::{CLIENT_OF_FAULTS, Scene, Who};
 use crate::disk::FileSystem;
-use crate::history::NodeId;
+use crate::history::{Call, NodeId, Outcome};
 use crate::network::Rule;
 use crate::process::Process;
 use crate::sandbox::run;
-use crate::store::NodeStatus;
+use crate::store::{CLIENT_DEADLINE, NodeStatus};
 
 /// The exit code of a node whose disk failed.
-const EXIT_DISK_FAILED: i32 = 74;
+const EXIT_DISK_FAILED: [i32; 1] = [74];
 /// The exit codes of a node that finds its data damaged, or not its own.
 const EXIT_DAMAGED: [i32; 2] = [65, 78];
 /// How long a node may take to notice what befell it.
 const NOTICE_DEADLINE: Duration = Duration::from_secs(15);
-/// How much of a log's end a node may have been writing when it was killed: none of it may be whole.
-const TORN_BYTES_MAX: u64 = 16 << 10;
+/// How much space a disk has on which a leader must refuse writes, and can still write
+/// what is under way: less than half of what `DISK_FREE_BYTES_MIN` of the server says.
+const SCARCE_BYTES: u64 = 48 << 20;
 /// How long a sync takes that the power is cut in: longer than an election.
 const STUCK_SYNC: Duration = Duration::from_secs(6);
 /// How many nodes one fault kills at system calls, one after another.
@@ -94,7 +95,9 @@ async fn lose_power(scene: &mut Scene<'_>, targets: &[NodeId], straces: Vec<Proc
     let mut file_systems = Vec::new();
     let told = scene.cluster.statuses().await;
     for id in targets {
-        let disk = scene.cluster.node(*id)?.disk.as_ref().context("a power cut needs a disk of its own")?;
+        let node = scene.cluster.node(*id)?;
+        node.expect_exit(&EXIT_DISK_FAILED);
+        let disk = node.disk.as_ref().context("a power cut needs a disk of its own")?;
         file_systems.push(disk.file_system);
         disk.cut_power()?;
     }
@@ -141,18 +144,13 @@ pub async fn call_fails(scene: &mut Scene<'_>, failing: Failing) -> Result<Strin
     };
     // Every call from then on: what is written anew is a file that does not fail else.
     let inject = format!("error={error}:when={when}+");
+    node.expect_exit(&EXIT_DISK_FAILED);
     let mut strace = node.strace_files(calls, &inject, &log_files(&node.data_directory())?)?;
     let status = node.wait(NOTICE_DEADLINE).await?;
     strace.kill()?;
-    match status {
-        Some(status) if status.code() == Some(EXIT_DISK_FAILED) => {}
-        Some(status) => {
-            let tail = node.log_tail(5);
-            scene.finding(format!(
-                "node {id} ended with {status} when {calls} failed with {error}, not with 74:\n{tail}"
-            ));
-        }
-        None => scene.finding(format!("node {id} goes on although {calls} fails with {error}")),
+    // Another end than with 74 is found when the node is started again.
+    if status.is_none() {
+        scene.finding(format!("node {id} goes on although {calls} fails with {error}"));
     }
     scene.hold(100..1000).await;
     scene.cluster.heal()?;
@@ -178,18 +176,64 @@ pub async fn slow_sync(scene: &mut Scene<'_>) -> Result<String> {
 pub async fn fill(scene: &mut Scene<'_>) -> Result<String> {
     let who = [Who::Leader, Who::Follower, Who::All][scene.random.usize(..3)];
     let targets = scene.choose(who).await?;
-    let mut fillers = Vec::new();
+    let mut directories = Vec::new();
     for id in &targets {
-        let disk = scene.cluster.node(*id)?.disk.as_ref().context("filling needs a disk of its own")?;
-        fillers.push(disk.directory().join("filler"));
-        fill_up(disk.directory(), &disk.directory().join("filler"))?;
+        let node = scene.cluster.node(*id)?;
+        node.expect_exit(&EXIT_DISK_FAILED);
+        let disk = node.disk.as_ref().context("filling needs a disk of its own")?;
+        directories.push(disk.directory().to_owned());
+    }
+    let reserves: Vec<PathBuf> = directories.iter().map(|directory| directory.join("reserve")).collect();
+    for (directory, reserve) in directories.iter().zip(&reserves) {
+        run("fallocate", &["-l", &SCARCE_BYTES.to_string(), &reserve.display().to_string()])?;
+        fill_up(directory, &directory.join("filler"))?;
+        // This much is left at first: else whatever is under way ends the node before it can refuse.
+        fs::remove_file(reserve).context("cannot leave some space")?;
+    }
+    let refusal = match who {
+        Who::Leader | Who::All => wait_for_refusal(scene, targets[0]).await?,
+        Who::Follower | Who::Majority => "nothing to refuse",
+    };
+    for (directory, reserve) in directories.iter().zip(&reserves) {
+        fill_up(directory, reserve)?;
     }
     scene.hold(1500..4000).await;
-    for filler in &fillers {
-        fs::remove_file(filler).context("cannot make space again")?;
+    for directory in &directories {
+        for filler in ["filler", "reserve"] {
+            fs::remove_file(directory.join(filler)).context("cannot make space again")?;
+        }
     }
+    // Who met the full disk just now may still be about to end.
+    scene.hold(300..600).await;
     scene.cluster.heal()?;
-    Ok(format!("nodes {targets:?}"))
+    Ok(format!("nodes {targets:?}, {refusal}"))
+}
+
+/// A write at a leader whose disk is full must be refused, for certain and for that reason.
+async fn wait_for_refusal(scene: &mut Scene<'_>, leader: NodeId) -> Result<&'static str> {
+    let host = scene.cluster.node(leader)?.host.clone();
+    let deadline = Instant::now() + NOTICE_DEADLINE;
+    loop {
+        let call = Call::Put { key: "full/1".into(), value: "full".into(), condition: None };
+        let called_ns = scene.recorder.now_ns();
+        let attempt = scene.cluster.client.call(host.http(), &call, None, CLIENT_DEADLINE).await;
+        let refused = attempt.outcome == Outcome::NotApplied && attempt.reason.starts_with("507 ");
+        scene.recorder.add(CLIENT_OF_FAULTS, host.id, called_ns, call, attempt.outcome);
+        if refused {
+            return Ok("refused");
+        }
+        if scene.cluster.leader().await.is_some_and(|now| now != leader) || !scene.cluster.node(leader)?.is_running()? {
+            return Ok("led by another before it refused");
+        }
+        if Instant::now() > deadline {
+            scene.finding(format!(
+                "node {leader} leads with a full disk, and refuses no write with 507; at last it said: {}",
+                attempt.reason
+            ));
+            return Ok("not refused");
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 fn fill_up(directory: &Path, filler: &Path) -> Result<()> {
@@ -209,6 +253,7 @@ fn fill_up(directory: &Path, filler: &Path) -> Result<()> {
 /// Nodes are killed as they enter some system call, at whatever they are doing.
 pub async fn kill_at_call(scene: &mut Scene<'_>) -> Result<String> {
     let mut done = Vec::new();
+    let mut any_came = false;
     for _ in 0..KILLS_AT_CALLS {
         let ids = scene.cluster.ids();
         let id = ids[scene.random.usize(..ids.len())];
@@ -221,13 +266,16 @@ pub async fn kill_at_call(scene: &mut Scene<'_>) -> Result<String> {
         let came = if starting {
             node.kill()?;
             node.start_under(&strace_from_start(call, &inject))?;
+            node.expect_kill();
             node.wait(patience).await?.is_some()
         } else {
+            node.expect_kill();
             let mut strace = node.strace(call, &inject)?;
             let came = node.wait(patience).await?.is_some();
             strace.kill()?;
             came
         };
+        any_came |= came;
         // Rare calls need not come at all: then it is killed anyway.
         node.kill()?;
         node.start()?;
@@ -236,11 +284,16 @@ pub async fn kill_at_call(scene: &mut Scene<'_>) -> Result<String> {
         wait_until_it_answers(scene, id).await?;
     }
     scene.cluster.heal()?;
+    if !any_came {
+        scene.did_nothing();
+    }
     Ok(done.join(", "))
 }
 
+/// The node is the harness's own child (`-D`), so that it is gone for sure when it was
+/// waited for: else a second one would be started beside it.
 fn strace_from_start(call: &str, inject: &str) -> Vec<String> {
-    let arguments = ["strace", "-f", "-q", "--kill-on-exit", "-o", "/dev/null", "-e"];
+    let arguments = ["strace", "-D", "-f", "-q", "-o", "/dev/null", "-e"];
     let mut command: Vec<String> = arguments.map(str::to_owned).to_vec();
     command.extend([format!("trace={call}"), "-e".to_owned(), format!("inject={call}:{inject}")]);
     command
@@ -270,8 +323,12 @@ async fn wait_until_it_answers(scene: &mut Scene<'_>, id: NodeId) -> Result<()> 
 pub async fn flip(scene: &mut Scene<'_>) -> Result<String> {
     let id = scene.choose(Who::Follower).await?[0];
     scene.cluster.node(id)?.kill()?;
+    // Whatever it makes of its data until they are right again, nobody must hear of it.
+    let others: Vec<Rule> = scene.cluster.nodes.iter().map(|node| Rule::Drop(node.host.address)).collect();
+    scene.cluster.node(id)?.host.set_rules(&others)?;
+    let data = scene.cluster.node(id)?.data_directory();
     let mut candidates = Vec::new();
-    for path in files_below(&scene.cluster.node(id)?.data_directory())? {
+    for path in files_below(&data)? {
         let length = fs::metadata(&path).context("cannot look at a file")?.len();
         if length > 0 && path.file_name().is_some_and(|name| name != "LOCK") {
             candidates.push((path, length));
@@ -279,45 +336,75 @@ pub async fn flip(scene: &mut Scene<'_>) -> Result<String> {
     }
     let Some((path, length)) = candidates.get(scene.random.usize(..candidates.len().max(1))) else {
         scene.cluster.heal()?;
+        scene.did_nothing();
         return Ok("nothing to flip".to_owned());
     };
+    let copy = data.with_file_name("data.before");
+    run("cp", &["-a", &data.display().to_string(), &copy.display().to_string()])?;
     let (offset, bit) = (scene.random.u64(..*length), scene.random.u8(..8));
     flip_bit(path, offset, bit)?;
     let node = scene.cluster.node(id)?;
     node.start()?;
-    let outcome = refusal_or_start(scene, id).await?;
-    if outcome == Outcome::Refused {
+    node.expect_exit(&EXIT_DAMAGED);
+    let mut effect = refusal_or_start(scene, id).await?;
+    scene.cluster.node(id)?.kill()?;
+    let is_snapshot = path.parent().and_then(Path::file_name).is_some_and(|name| name == "snapshots");
+    if effect == Effect::Refused {
         flip_bit(path, offset, bit)?;
-    } else if path.extension().is_some_and(|extension| extension == "wal") && offset + TORN_BYTES_MAX < *length {
-        // All of the log is needed, and no wrong bit of it looks like a write that was cut off.
-        let name = path.display();
-        scene.finding(format!("node {id} starts although bit {bit} of byte {offset} of {length} of `{name}` is wrong"));
+    } else if !is_snapshot {
+        // The log and the identity are needed, all of them but what was torn before.
+        scene.cluster.node(id)?.wipe()?;
+        run("cp", &["-a", &copy.display().to_string(), &data.display().to_string()])?;
+        run("sync", &["-f", &data.display().to_string()])?; // The next power cut must not take it.
+        if was_torn(scene, id, path, offset).await? {
+            effect = Effect::WasTorn;
+        } else {
+            let name = path.display();
+            scene.finding(format!(
+                "node {id} starts although bit {bit} of byte {offset} of {length} of `{name}` is wrong"
+            ));
+        }
     }
+    fs::remove_dir_all(&copy).context("cannot remove a copy of a node's data")?;
     scene.cluster.heal()?;
     let name = path.file_name().unwrap_or_default().display();
-    Ok(format!("node {id}, {name}, byte {offset}, bit {bit}: {outcome:?}"))
+    Ok(format!("node {id}, {name}, byte {offset}, bit {bit}: {effect:?}"))
 }
 
+/// What a wrong bit led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
+enum Effect {
     Refused,
     Started,
+    /// It started, without a record that was unfinished all the same: nodes are killed as they write.
+    WasTorn,
 }
 
-async fn refusal_or_start(scene: &mut Scene<'_>, id: NodeId) -> Result<Outcome> {
+/// Starts a node with the data that it had before a bit was flipped: whether that was in
+/// what it cuts off even so, by its own word.
+async fn was_torn(scene: &mut Scene<'_>, id: NodeId, path: &Path, flipped: u64) -> Result<bool> {
+    let node = scene.cluster.node(id)?;
+    let said_before = node.log().len();
+    node.start()?;
+    wait_until_it_answers(scene, id).await?;
+    let log = scene.cluster.node(id)?.log();
+    let said = log.get(said_before..).unwrap_or_default();
+    let cut = said.split_once(&format!("off `{}` at offset ", path.display())).map(|(_, rest)| rest);
+    let digits = cut.and_then(|rest| rest.split(|letter: char| !letter.is_ascii_digit()).next());
+    let cut_at: Option<u64> = digits.and_then(|digits| digits.parse().ok());
+    Ok(cut_at.is_some_and(|offset| offset <= flipped))
+}
+
+async fn refusal_or_start(scene: &mut Scene<'_>, id: NodeId) -> Result<Effect> {
     let deadline = Instant::now() + NOTICE_DEADLINE;
     let client = scene.cluster.client.clone();
     loop {
         let node = scene.cluster.node(id)?;
-        if let Some(status) = node.wait(Duration::from_millis(10)).await? {
-            if !status.code().is_some_and(|code| EXIT_DAMAGED.contains(&code)) {
-                let tail = node.log_tail(5);
-                scene.finding(format!("node {id} ended with {status} over a wrong bit:\n{tail}"));
-            }
-            return Ok(Outcome::Refused);
+        if node.wait(Duration::from_millis(10)).await?.is_some() {
+            return Ok(Effect::Refused); // With another status than it should be is found by the node.
         }
         if client.status(node.host.http()).await.is_ok() {
-            return Ok(Outcome::Started);
+            return Ok(Effect::Started);
         }
         if Instant::now() > deadline {
             bail!("node {id} neither starts nor refuses with a wrong bit");
@@ -330,7 +417,9 @@ fn flip_bit(path: &Path, offset: u64, bit: u8) -> Result<()> {
     let mut byte = [0];
     file.read_exact_at(&mut byte, offset).context("cannot read a byte")?;
     byte[0] ^= 1 << bit;
-    file.write_all_at(&byte, offset).context("cannot write a byte")
+    file.write_all_at(&byte, offset).context("cannot write a byte")?;
+    // A power cut that comes later must not bring the wrong bit back.
+    file.sync_all().context("cannot sync a byte")
 }
 
 fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use reqwest::StatusCode;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -15,6 +16,8 @@ use crate::store::Client;
 /// How long a change may take, faults included.
 const CHANGE_DEADLINE: Duration = Duration::from_secs(60);
 const ATTEMPT_DEADLINE: Duration = Duration::from_secs(20);
+/// How long a node with an empty disk may take to hear from the others what it is.
+const EXCLUSION_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What else happens during the change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +61,10 @@ pub async fn replace(scene: &mut Scene<'_>, meanwhile: Meanwhile) -> Result<Stri
 
 async fn isolate_leader(scene: &mut Scene<'_>) -> Result<()> {
     // Whoever leads just now, if anybody does.
-    let Some(leader) = scene.cluster.leader().await else { return Ok(()) };
+    let Some(leader) = scene.cluster.leader().await else {
+        scene.did_nothing();
+        return Ok(());
+    };
     let leader_address = scene.cluster.node(leader)?.host.address;
     let mut from_others = Vec::new();
     for node in scene.cluster.nodes.iter().filter(|node| node.id() != leader) {
@@ -79,8 +85,12 @@ pub async fn wipe(scene: &mut Scene<'_>) -> Result<String> {
     node.start()?;
     scene.hold(1000..3000).await;
     let host = scene.cluster.node(old)?.host.clone();
+    if let Err(said) = wait_until_excluded(&scene.cluster.client, host.http()).await {
+        scene.finding(format!("node {old} does not know that it is no member with an empty disk: {said:#}"));
+    }
     match scene.cluster.client.status(host.http()).await {
-        Ok(status) if status.applied > 0 || status.leader == Some(old) => {
+        // Its term would be that of the vote that it gave, to itself or another.
+        Ok(status) if status.applied > 0 || status.last_log > 0 || status.term > 0 || status.leader == Some(old) => {
             scene.finding(format!("node {old} was taken in again with an empty disk: {status:?}"));
         }
         Ok(_) => {}
@@ -91,6 +101,26 @@ pub async fn wipe(scene: &mut Scene<'_>) -> Result<String> {
     Change::new(scene, old, new)?.make().await?;
     scene.cluster.retire(old)?;
     Ok(format!("node {old}, replaced by node {new}"))
+}
+
+/// Waits until a node that came back with an empty disk was told so by the others, and
+/// refuses a client for that reason.
+async fn wait_until_excluded(client: &Client, node: SocketAddr) -> Result<()> {
+    let deadline = Instant::now() + EXCLUSION_DEADLINE;
+    loop {
+        let request = client.http().get(format!("http://{node}/v1/kv/key/1")).timeout(EXCLUSION_DEADLINE);
+        let answer = request.send().await.context("a client asked it")?;
+        let status = answer.status();
+        let body = answer.text().await.context("a client asked it")?;
+        let code = serde_json::from_str(&body).map(|body: Value| body["error"]["code"] == "not_member");
+        if status == StatusCode::SERVICE_UNAVAILABLE && code.unwrap_or_default() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("after {EXCLUSION_DEADLINE:?} it tells a client {status}: {body}");
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 async fn start_new_node(scene: &mut Scene<'_>) -> Result<NodeId> {

@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 use fastrand::Rng;
 
 use crate::cluster::Cluster;
-use crate::history::NodeId;
+use crate::history::{ClientId, NodeId};
 use crate::load::Recorder;
 
 /// Who is hit.
@@ -165,9 +165,20 @@ pub struct Scene<'a> {
     pub findings: &'a mut Vec<String>,
     /// Requests that were sent to be refused.
     pub bad_inputs: &'a mut usize,
+    /// The fault found nothing to break: it does not count.
+    pub did_nothing: bool,
 }
 
+/// The client of what faults ask by themselves, one after another.
+const CLIENT_OF_FAULTS: ClientId = u32::MAX - 1;
+
 impl Fault {
+    /// What it is, whoever is hit.
+    pub fn class(self) -> String {
+        let name = self.to_string();
+        name.split(' ').next().unwrap_or_default().to_owned()
+    }
+
     /// Breaks, holds and mends; returns what exactly was done.
     pub async fn run(self, scene: &mut Scene<'_>) -> Result<String> {
         match self {
@@ -228,6 +239,10 @@ impl Scene<'_> {
             Who::Majority => std::iter::once(leader).chain(others.into_iter().take(all / 2)).collect(),
             Who::All => std::iter::once(leader).chain(others).collect(),
         })
+    }
+
+    fn did_nothing(&mut self) {
+        self.did_nothing = true;
     }
 
     fn finding(&mut self, text: String) {

@@ -156,6 +156,9 @@ pub async fn misbehave(scene: &mut Scene<'_>, fault: Fault) -> Result<String> {
     scene.hold(1000..3000).await;
     scene.cluster.heal()?;
     let done = deeds(scene) - before;
+    if done == 0 {
+        scene.did_nothing();
+    }
     match fault {
         Fault::Delay => Ok(format!("up to {} ms, {done} times", 2 * misbehaviour.delay_max.as_millis())),
         _ => Ok(format!("{percent} %, {done} times")),

@@ -40,6 +40,9 @@ pub async fn lag(scene: &mut Scene<'_>, killed: Killed) -> Result<String> {
     }
     scene.hold(0..500).await;
     scene.cluster.heal()?;
+    if written == 0 {
+        scene.did_nothing();
+    }
     Ok(format!("node {target} by {written} writes, leader {leader}"))
 }
 
@@ -58,6 +61,9 @@ pub async fn lag_leader(scene: &mut Scene<'_>) -> Result<String> {
     wait_for_another_leader(scene, leader, &others).await?;
     let written = load::burst(&scene.cluster.client, &others, scene.recorder, BURST_WRITES).await;
     scene.cluster.heal()?;
+    if written == 0 {
+        scene.did_nothing();
+    }
     scene.hold(500..1500).await;
     Ok(format!("node {leader} by {written} writes"))
 }

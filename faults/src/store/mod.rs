@@ -10,6 +10,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -20,6 +21,9 @@ use crate::node::Node;
 /// How long a client waits for an answer before it calls the outcome unknown,
 /// unless it says otherwise: longer than a node takes to call it so itself.
 pub const CLIENT_DEADLINE: Duration = Duration::from_secs(7);
+
+/// How many wrong answers are kept: one is enough.
+const WRONG_ANSWERS_MAX: usize = 10;
 
 /// Which system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,21 +49,29 @@ pub struct Attempt {
     pub replayed: bool,
     /// What else is to be told of it, if it was no success.
     pub reason: String,
+    /// The answer is whole, and none that the system gives by its own description.
+    pub is_wrong: bool,
 }
 
 impl Attempt {
     fn done(revision: u64, result: CallResult) -> Self {
-        Attempt { outcome: Outcome::Done(Answer { revision, result }), replayed: false, reason: String::new() }
+        let outcome = Outcome::Done(Answer { revision, result });
+        Attempt { outcome, replayed: false, reason: String::new(), is_wrong: false }
     }
 
     fn not_applied(reason: String) -> Self {
-        Attempt { outcome: Outcome::NotApplied, replayed: false, reason }
+        Attempt { outcome: Outcome::NotApplied, replayed: false, reason, is_wrong: false }
     }
 
     /// Nothing is known of what was sent; a read that is lost did nothing.
     fn failed(reads: bool, reason: String) -> Self {
         let outcome = if reads { Outcome::NotApplied } else { Outcome::Unknown };
-        Attempt { outcome, replayed: false, reason }
+        Attempt { outcome, replayed: false, reason, is_wrong: false }
+    }
+
+    /// The answer is none that there is, so nothing can be taken from it.
+    fn wrong(reads: bool, reason: String) -> Self {
+        Attempt { is_wrong: true, ..Attempt::failed(reads, reason) }
     }
 }
 
@@ -80,6 +92,7 @@ pub struct NodeStatus {
 pub struct Client {
     system: System,
     http: reqwest::Client,
+    wrong_answers: Arc<Mutex<Vec<String>>>,
 }
 
 impl System {
@@ -97,7 +110,7 @@ impl System {
             .tcp_nodelay(true)
             .no_proxy()
             .build()?;
-        Ok(Client { system: self, http })
+        Ok(Client { system: self, http, wrong_answers: Arc::default() })
     }
 
     /// The store's revision before anything was written.
@@ -128,10 +141,22 @@ impl System {
 impl Client {
     /// One attempt at a call. `request_key` makes a write safe to repeat.
     pub async fn call(&self, node: SocketAddr, call: &Call, request_key: Option<&str>, deadline: Duration) -> Attempt {
-        match self.system {
+        let attempt = match self.system {
             System::Ours => ours::call(&self.http, node, call, request_key, deadline).await,
             System::Etcd => etcd::call(&self.http, node, call, deadline).await,
+        };
+        if attempt.is_wrong {
+            let mut wrong_answers = self.wrong_answers.lock().expect("no thread panics with it");
+            if wrong_answers.len() < WRONG_ANSWERS_MAX {
+                wrong_answers.push(format!("{node} answers {call:?} as nothing should: {}", attempt.reason));
+            }
         }
+        attempt
+    }
+
+    /// The first answers that came whole, and that the system never gives by its own description.
+    pub fn wrong_answers(&self) -> Vec<String> {
+        self.wrong_answers.lock().expect("no thread panics with it").clone()
     }
 
     /// How a node is, by its own word; an error if it does not answer.
@@ -142,10 +167,10 @@ impl Client {
         }
     }
 
-    /// All that a node holds by itself.
-    pub async fn final_state(&self, id: NodeId, node: SocketAddr) -> Result<FinalState> {
+    /// All that a node holds by itself; an error if it has gone on from that entry, where entries are counted.
+    pub async fn final_state(&self, id: NodeId, node: SocketAddr, applied: u64) -> Result<FinalState> {
         match self.system {
-            System::Ours => ours::final_state(&self.http, id, node).await,
+            System::Ours => ours::final_state(&self.http, id, node, applied).await,
             System::Etcd => etcd::final_state(&self.http, id, node).await,
         }
     }

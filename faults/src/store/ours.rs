@@ -1,12 +1,15 @@
 //! raft-key-value, by its HTTP API.
 
+use std::error::Error;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
+use anyhow::{Context, Result, anyhow, bail};
+use reqwest::header::HeaderMap;
+use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -25,6 +28,8 @@ const WATCH_SILENCE_MAX: Duration = Duration::from_secs(15);
 const PAGE_KEYS: usize = 16;
 /// How many lost pages make a listing be given up.
 const PAGES_MAX: usize = 1000;
+/// All statuses of refusals that `docs/openapi.json` has; 304 is none here, as nobody asks for it.
+const REFUSALS: [u16; 15] = [400, 404, 408, 409, 410, 412, 413, 415, 421, 422, 429, 431, 503, 504, 507];
 
 pub fn add_command(command: &mut Command, binary: &Path, node: &Node) {
     command.arg(binary);
@@ -53,6 +58,7 @@ pub async fn call(
     if let Call::List { prefix, consistency } = call {
         return match tokio::time::timeout(deadline, list(http, node, prefix, *consistency, PAGE_KEYS)).await {
             Ok(Ok((revision, items))) => Attempt::done(revision, CallResult::List(items)),
+            Ok(Err(ListError::Wrong(error))) => Attempt::wrong(true, format!("{error:#}")),
             Ok(Err(error)) => Attempt::not_applied(format!("{error:#}")),
             Err(_) => Attempt::not_applied("no answer in time".to_owned()),
         };
@@ -64,7 +70,12 @@ pub async fn call(
     let reads = matches!(call, Call::Get { .. });
     match request.send().await {
         Ok(answer) => {
-            understand(call, answer).await.unwrap_or_else(|error| Attempt::failed(reads, format!("{error:#}")))
+            let (status, headers) = (answer.status(), answer.headers().clone());
+            match answer.bytes().await {
+                Ok(body) => understand(call, status, &headers, &body)
+                    .unwrap_or_else(|error| Attempt::wrong(reads, format!("{status}: {error:#}: {body:?}"))),
+                Err(error) => Attempt::failed(reads, format!("{error:#}")),
+            }
         }
         // Nothing was sent then.
         Err(error) if error.is_connect() => Attempt::not_applied(format!("{error:#}")),
@@ -172,26 +183,28 @@ struct RefusedBody {
     revision: Option<u64>,
 }
 
-async fn understand(call: &Call, answer: Response) -> Result<Attempt> {
-    let status = answer.status();
-    let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok());
+/// An error if it is no answer that there is.
+fn understand(call: &Call, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Result<Attempt> {
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let revision: Option<u64> = header("raft-revision").and_then(|revision| revision.parse().ok());
     let replayed = header("raft-replayed") == Some("true");
-    let body = answer.bytes().await?;
     if !status.is_success() {
-        return refusal(call, status, revision, replayed, &body);
+        return refusal(call, status, revision, replayed, body);
+    }
+    if status != StatusCode::OK {
+        bail!("no answer has this status");
     }
     let (revision, result) = match call {
         Call::Put { .. } => {
-            let put: Put = serde_json::from_slice(&body)?;
+            let put: Put = serde_json::from_slice(body)?;
             (put.revision, CallResult::Put { version: put.version })
         }
         Call::Delete { .. } => {
-            let delete: Delete = serde_json::from_slice(&body)?;
+            let delete: Delete = serde_json::from_slice(body)?;
             (delete.revision, CallResult::Delete { deleted: delete.deleted > 0 })
         }
         Call::Txn { .. } => {
-            let txn: Txn = serde_json::from_slice(&body)?;
+            let txn: Txn = serde_json::from_slice(body)?;
             let results = txn.results.into_iter().map(|result| match result {
                 TxnResult::Put {} => StepResult::Put,
                 TxnResult::Delete { deleted } => StepResult::Delete { deleted: deleted > 0 },
@@ -200,7 +213,7 @@ async fn understand(call: &Call, answer: Response) -> Result<Attempt> {
             (txn.revision, CallResult::Txn { succeeded: txn.succeeded, results: results.collect() })
         }
         Call::Get { .. } => {
-            let found: KeyValue = serde_json::from_slice(&body)?;
+            let found: KeyValue = serde_json::from_slice(body)?;
             let revision = revision.context("an answer without `Raft-Revision`")?;
             (revision, CallResult::Get(Some(found.into_record().1)))
         }
@@ -210,9 +223,7 @@ async fn understand(call: &Call, answer: Response) -> Result<Attempt> {
 }
 
 fn refusal(call: &Call, status: StatusCode, revision: Option<u64>, replayed: bool, body: &[u8]) -> Result<Attempt> {
-    let refused: Refused = serde_json::from_slice(body)
-        .with_context(|| format!("{status} with the body {:?}", String::from_utf8_lossy(body)))?;
-    let RefusedBody { code, message, outcome, current_revision, revision: missing_at } = refused.error;
+    let RefusedBody { code, message, outcome, current_revision, revision: missing_at } = refusal_body(status, body)?;
     match (status, call) {
         (StatusCode::NOT_FOUND, Call::Get { .. }) => {
             Ok(Attempt::done(missing_at.context("a missing key without a revision")?, CallResult::Get(None)))
@@ -226,11 +237,20 @@ fn refusal(call: &Call, status: StatusCode, revision: Option<u64>, replayed: boo
             let outcome = match outcome.as_str() {
                 "not_applied" => Outcome::NotApplied,
                 "unknown" => Outcome::Unknown,
-                other => bail!("{status} with the outcome {other:?}"),
+                other => bail!("an outcome of the word {other:?}"),
             };
-            Ok(Attempt { outcome, replayed, reason: format!("{} {code}: {message}", status.as_u16()) })
+            let reason = format!("{} {code}: {message}", status.as_u16());
+            Ok(Attempt { outcome, replayed, reason, is_wrong: false })
         }
     }
+}
+
+fn refusal_body(status: StatusCode, body: &[u8]) -> Result<RefusedBody> {
+    if !REFUSALS.contains(&status.as_u16()) {
+        bail!("no answer has this status");
+    }
+    let refused: Refused = serde_json::from_slice(body)?;
+    Ok(refused.error)
 }
 
 #[derive(Deserialize)]
@@ -240,6 +260,29 @@ struct Page {
     next: Option<String>,
 }
 
+/// Why there is no listing.
+#[derive(Debug)]
+enum ListError {
+    /// A page did not come.
+    Lost(reqwest::Error),
+    /// A page was refused.
+    Refused(String),
+    /// A page came that is none.
+    Wrong(anyhow::Error),
+}
+
+impl fmt::Display for ListError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ListError::Lost(error) => write!(f, "{error:#}"),
+            ListError::Refused(reason) => f.write_str(reason),
+            ListError::Wrong(error) => write!(f, "{error:#}"),
+        }
+    }
+}
+
+impl Error for ListError {}
+
 /// All keys with a prefix, at the revision of the first page.
 async fn list(
     http: &Client,
@@ -247,7 +290,7 @@ async fn list(
     prefix: &str,
     consistency: Consistency,
     page_keys: usize,
-) -> Result<(u64, Vec<(Text, Record)>)> {
+) -> Result<(u64, Vec<(Text, Record)>), ListError> {
     let mut items = Vec::new();
     let (mut revision, mut start_after) = (None, None::<String>);
     for _ in 0..PAGES_MAX {
@@ -258,15 +301,12 @@ async fn list(
         if let (Some(revision), Some(start_after)) = (revision, &start_after) {
             url.push_str(&format!("&revision={revision}&start_after={start_after}"));
         }
-        let answer = http.get(url).timeout(super::CLIENT_DEADLINE).send().await?;
+        let answer = http.get(url).timeout(super::CLIENT_DEADLINE).send().await.map_err(ListError::Lost)?;
         let status = answer.status();
-        let body = answer.bytes().await?;
-        if !status.is_success() {
-            bail!("{status}: {}", String::from_utf8_lossy(&body));
-        }
-        let page: Page = serde_json::from_slice(&body)?;
+        let body = answer.bytes().await.map_err(ListError::Lost)?;
+        let page = page_of(status, &body)?;
         if *revision.get_or_insert(page.revision) != page.revision {
-            bail!("a page of another revision than was asked for");
+            return Err(ListError::Wrong(anyhow!("a page of another revision than was asked for")));
         }
         items.extend(page.items.into_iter().map(KeyValue::into_record));
         match page.next {
@@ -274,7 +314,18 @@ async fn list(
             None => return Ok((page.revision, items)),
         }
     }
-    bail!("a listing of more than {PAGES_MAX} pages")
+    Err(ListError::Wrong(anyhow!("a listing of more than {PAGES_MAX} pages")))
+}
+
+fn page_of(status: StatusCode, body: &[u8]) -> Result<Page, ListError> {
+    let wrong = |error: anyhow::Error| {
+        ListError::Wrong(error.context(format!("{status} with the body {}", body.escape_ascii())))
+    };
+    if status == StatusCode::OK {
+        return serde_json::from_slice(body).map_err(|error| wrong(error.into()));
+    }
+    let RefusedBody { code, message, .. } = refusal_body(status, body).map_err(wrong)?;
+    Err(ListError::Refused(format!("{} {code}: {message}", status.as_u16())))
 }
 
 /// What of `/metrics` is looked at.
@@ -304,14 +355,15 @@ pub async fn status(http: &Client, node: SocketAddr) -> Result<NodeStatus> {
     Ok(NodeStatus { leader: metrics.current_leader, term: metrics.current_term, applied, last_log, voters })
 }
 
-pub async fn final_state(http: &Client, id: NodeId, node: SocketAddr) -> Result<FinalState> {
+pub async fn final_state(http: &Client, id: NodeId, node: SocketAddr, applied: u64) -> Result<FinalState> {
     let (revision, records) = list(http, node, "", Consistency::Stale, 1000).await?;
-    Ok(FinalState { node: id, revision, records, hash: hash(http, node).await? })
+    Ok(FinalState { node: id, revision, records, hash: hash(http, node, applied).await? })
 }
 
-/// The node's own hash of its state.
-async fn hash(http: &Client, node: SocketAddr) -> Result<Option<String>> {
-    let answer = http.get(format!("http://{node}/v1/cluster/hash")).timeout(STATUS_DEADLINE).send().await?;
+/// The node's own hash of its state after an entry; an error if it has gone on from there.
+async fn hash(http: &Client, node: SocketAddr, applied: u64) -> Result<Option<String>> {
+    let url = format!("http://{node}/v1/cluster/hash?applied={applied}");
+    let answer = http.get(url).timeout(STATUS_DEADLINE).send().await?;
     if answer.status() == StatusCode::NOT_FOUND {
         return Ok(None); // A former version, which has none.
     }
