@@ -3,6 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -183,23 +184,21 @@ pub async fn fill(scene: &mut Scene<'_>) -> Result<String> {
         let disk = node.disk.as_ref().context("filling needs a disk of its own")?;
         directories.push(disk.directory().to_owned());
     }
-    let reserves: Vec<PathBuf> = directories.iter().map(|directory| directory.join("reserve")).collect();
-    for (directory, reserve) in directories.iter().zip(&reserves) {
-        run("fallocate", &["-l", &SCARCE_BYTES.to_string(), &reserve.display().to_string()])?;
-        fill_up(directory, &directory.join("filler"))?;
-        // This much is left at first: else whatever is under way ends the node before it can refuse.
-        fs::remove_file(reserve).context("cannot leave some space")?;
+    for directory in &directories {
+        // Something is left at first: else whatever is under way ends the node before it can refuse.
+        let filler_bytes = free_bytes(directory)?.saturating_sub(SCARCE_BYTES);
+        run("fallocate", &["-l", &filler_bytes.to_string(), &directory.join("filler").display().to_string()])?;
     }
     let refusal = match who {
         Who::Leader | Who::All => wait_for_refusal(scene, targets[0]).await?,
         Who::Follower | Who::Majority => "nothing to refuse",
     };
-    for (directory, reserve) in directories.iter().zip(&reserves) {
-        fill_up(directory, reserve)?;
+    for directory in &directories {
+        fill_up(directory, &directory.join("rest"))?;
     }
     scene.hold(1500..4000).await;
     for directory in &directories {
-        for filler in ["filler", "reserve"] {
+        for filler in ["filler", "rest"] {
             fs::remove_file(directory.join(filler)).context("cannot make space again")?;
         }
     }
@@ -234,6 +233,13 @@ async fn wait_for_refusal(scene: &mut Scene<'_>, leader: NodeId) -> Result<&'sta
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+fn free_bytes(directory: &Path) -> Result<u64> {
+    let output = Command::new("stat").args(["-f", "-c", "%a %S"]).arg(directory).output();
+    let said = String::from_utf8(output.context("cannot start `stat`")?.stdout)?;
+    let (blocks, block_bytes) = said.trim().split_once(' ').context("`stat` does not say what is free")?;
+    Ok(blocks.parse::<u64>()? * block_bytes.parse::<u64>()?)
 }
 
 fn fill_up(directory: &Path, filler: &Path) -> Result<()> {
