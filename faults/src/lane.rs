@@ -92,7 +92,10 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
             did_nothing: false,
         };
         let struck = strike(fault, &mut scene).await;
-        findings.extend(cluster.take_findings()?.into_iter().map(|finding| format!("under {fault}: {finding}")));
+        match cluster.take_findings() {
+            Ok(ended) => findings.extend(ended.into_iter().map(|finding| format!("under {fault}: {finding}"))),
+            Err(error) => findings.push(format!("under {fault}: {error:#}")),
+        }
         match struck {
             Ok(window) => {
                 progress(plan.name, windows.len() + 1, planned, &window, recorder.count());

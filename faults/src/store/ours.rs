@@ -428,3 +428,34 @@ fn take_event(event: &str, place: &mut WatchPlace, sink: Sink<'_>) -> Result<()>
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every answer that the API does not have is an error, not some outcome.
+    #[test]
+    fn refuses_what_is_no_answer() {
+        let put = Call::Put { key: "a".into(), value: "b".into(), condition: None };
+        let refusal = br#"{"error":{"code":"no_leader","message":"none","outcome":"not_applied"}}"#.as_slice();
+        let right: [(u16, &[u8]); 2] = [(200, br#"{"revision":7,"version":1}"#), (503, refusal)];
+        for (status, body) in right {
+            let status = StatusCode::from_u16(status).unwrap();
+            assert!(understand(&put, status, &HeaderMap::new(), body).is_ok(), "{status}");
+        }
+        let wrong: [(u16, &[u8]); 7] = [
+            (200, b"{\"revision\":7"),
+            (200, b"{}"),
+            (201, br#"{"revision":7,"version":1}"#),
+            (500, refusal),
+            (503, b"Service Unavailable"),
+            (503, br#"{"error":{"code":"no_leader","message":"none","outcome":"maybe"}}"#),
+            (412, refusal), // It has no revision.
+        ];
+        for (status, body) in wrong {
+            let status = StatusCode::from_u16(status).unwrap();
+            let answer = understand(&put, status, &HeaderMap::new(), body);
+            assert!(answer.is_err(), "{status} {}", body.escape_ascii());
+        }
+    }
+}
