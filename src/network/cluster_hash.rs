@@ -50,7 +50,7 @@ pub async fn cluster_hash(app: web::Data<ExampleApp>, request: HttpRequest, payl
 
 async fn hash_of(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
     refuse_body(app, request, payload)?;
-    let wanted = Parameters::of(request, &["applied"])?.number("applied", 0, u64::MAX)?;
+    let wanted = Parameters::of(request, &["applied"])?.number("applied", 0, i64::MAX as u64)?;
     let (applied_index, state) = match wanted {
         None => current(app),
         Some(wanted) => {

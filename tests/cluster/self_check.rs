@@ -80,7 +80,7 @@ async fn equal_nodes_have_the_same_hash() {
     let to_come = format!("?applied={}", applied + 1);
     let (found, _) = tokio::join!(hash(&cluster, 1, &to_come), cluster.put(1, "/v1/kv/k", "3"));
     assert_eq!(found["applied_index"], applied + 1);
-    let never = cluster.get(2, &format!("/v1/cluster/hash?applied={}", u64::MAX)).await;
+    let never = cluster.get(2, &format!("/v1/cluster/hash?applied={}", i64::MAX)).await;
     assert_eq!(never.refused(504, "deadline_passed")["outcome"], "not_applied");
 
     let due = SELF_CHECK_ENTRIES;
