@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::clock::Clock;
 use crate::config::{Config, Limits};
+use crate::connection::connections;
 use crate::store::{ClusterId, ExampleStore};
 use crate::types::{ExampleNode, ExampleRaft, NodeId, TypeConfig};
 
@@ -24,8 +25,11 @@ pub struct ExampleApp {
     pub raft: ExampleRaft,
     /// The data directory.
     pub store: Arc<ExampleStore>,
-    /// For requests that are passed on, and for asking other nodes who they are.
+    /// For asking other nodes who they are, and how far they are.
     pub http: reqwest::Client,
+    /// For requests that are passed on. They stand in line at the leader, as its own clients'
+    /// do, and must not hold up what nodes say to each other.
+    pub passing_http: reqwest::Client,
     /// A permit for each write that may wait.
     pub writes_waiting: Semaphore,
     /// What a request may hold.
@@ -36,6 +40,7 @@ pub struct ExampleApp {
     metrics: WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>,
     all_metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
     leader_lease_ms: u64,
+    writes_waiting_max: usize,
     recovered: AtomicBool,
     disk_space_low: AtomicBool,
     exclusion: watch::Sender<Option<Exclusion>>,
@@ -72,22 +77,27 @@ pub enum Exclusion {
     Removed,
 }
 
+/// How many more requests may be under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Until one more is refused.
+    pub free: usize,
+    /// Of those, how many are kept for such as need not wait to be read.
+    pub kept: usize,
+}
+
 impl ExampleApp {
     /// Puts the handles together.
-    pub fn new(
-        addr: String,
-        raft: ExampleRaft,
-        store: Arc<ExampleStore>,
-        http: reqwest::Client,
-        config: &Config,
-    ) -> Self {
+    pub fn new(addr: String, raft: ExampleRaft, store: Arc<ExampleStore>, config: &Config) -> Self {
         let metrics = raft.server_metrics();
         ExampleApp {
             id: config.id,
             addr,
             store,
-            http,
+            http: connections(),
+            passing_http: connections(),
             writes_waiting: Semaphore::new(config.max_writes_waiting),
+            writes_waiting_max: config.max_writes_waiting,
             limits: config.limits(),
             clock: Clock::new(),
             all_metrics: raft.metrics(),
@@ -118,6 +128,11 @@ impl ExampleApp {
             }
             _ => Role::NoLeader,
         }
+    }
+
+    /// How many more writes may wait.
+    pub fn room_for_writes(&self) -> Room {
+        Room { free: self.writes_waiting.available_permits(), kept: self.writes_waiting_max / 2 }
     }
 
     /// The term, as far as this node knows.

@@ -104,6 +104,30 @@ pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 128;
 pub const WRITES_WAITING_MAX_DEFAULT: usize = 1024;
 /// What `--max-writes-waiting` may be set to at most.
 pub const WRITES_WAITING_MAX_LIMIT: usize = 65_536;
+/// Requests that are read before all else that is ready goes on: about 300 µs of them.
+pub const REQUESTS_A_TURN: usize = 32;
+/// How many of them may be such as other nodes pass on, while this node's own clients wait
+/// too: as many as come when clients are spread over three nodes.
+pub const PASSED_ON_A_TURN: usize = 21;
+/// How long a request may wait until it is read before some are refused. On one core it
+/// takes some thousand clients at once until one does.
+pub const LINE_WAIT_MAX: Duration = Duration::from_millis(250);
+/// How long the first in line must have waited for longer than that until some are refused:
+/// a crowd that comes at once is served.
+pub const OVERLOAD_AFTER: Duration = Duration::from_millis(500);
+/// Requests that are done for each that is refused then. A refusal costs a third to a half of
+/// what a write costs the leader, so this leaves nine tenths of the time for what is done.
+pub const REQUESTS_A_REFUSAL: usize = 5;
+/// How long it takes at most until one of those who come is refused then, whatever is done.
+pub const REFUSAL_INTERVAL_MAX: Duration = Duration::from_millis(10);
+/// How long a request may have waited at most that is refused: it hears of it within 100 ms.
+pub const REFUSED_WAIT_MAX: Duration = Duration::from_millis(50);
+/// How long no write has its answer until those in line are no longer held back by the writes
+/// that wait.
+pub const STALL_MIN: Duration = Duration::from_millis(100);
+/// How much of the body of a request that is refused unseen is read, so that its
+/// connection can be used again, in bytes.
+pub const REFUSED_BODY_BYTES_MAX: usize = 64 << 10;
 /// Connections that one node accepts at once, if the system allows it that many
 /// open files and [`FILES_RESERVED`] more.
 pub const CONNECTIONS_MAX: usize = 25_000;
@@ -116,7 +140,8 @@ pub const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 pub const FORWARD_DEADLINE: Duration = Duration::from_secs(6);
 /// How long a change of the membership may take: a new node may need all data first.
 pub const MEMBERSHIP_DEADLINE: Duration = Duration::from_secs(60);
-/// How long a client may take to send the head of a request.
+/// How long a client may take to send the head of its first request; the line in which
+/// that stands until it is read (`network/line.rs`) counts, too.
 pub const REQUEST_HEAD_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a client may take to send the body of a request.
 pub const REQUEST_BODY_DEADLINE: Duration = Duration::from_secs(10);
@@ -602,6 +627,14 @@ mod tests {
             // raft-log queues 1,024 requests, up to three for each file it begins.
             assert!(LOG_UNSYNCED_BYTES_MAX / LOG_CHUNK_BYTES_MAX * 3 < 512);
             assert!(KEEP_ALIVE.as_secs() > CONNECTION_IDLE_MAX.as_secs());
+            assert!(PASSED_ON_A_TURN < REQUESTS_A_TURN);
+            assert!(REQUESTS_A_REFUSAL < REQUESTS_A_TURN);
+            assert!(REFUSAL_INTERVAL_MAX.as_millis() < REFUSED_WAIT_MAX.as_millis());
+            // Who is refused hears of it within 100 ms, and was none of those who wait.
+            assert!(REFUSED_WAIT_MAX.as_millis() < 100);
+            assert!(REFUSED_WAIT_MAX.as_millis() < LINE_WAIT_MAX.as_millis());
+            assert!(STALL_MIN.as_millis() < LINE_WAIT_MAX.as_millis());
+            assert!(LINE_WAIT_MAX.as_millis() < REQUEST_HEAD_DEADLINE.as_millis());
             assert!(FORWARD_DEADLINE.as_millis() > REQUEST_DEADLINE.as_millis());
         }
     }

@@ -19,7 +19,6 @@ use crate::config::{
     Config, ConfigError, DISK_CHECK_INTERVAL, DISK_FREE_BYTES_MIN, EXPIRY_INTERVAL, HAND_OVER_DEADLINE,
     SELF_CHECK_INTERVAL, SHUTDOWN_DEADLINE,
 };
-use crate::connection::connections;
 use crate::network::api::propose;
 use crate::network::listener::serve_http;
 use crate::network::raft_network_impl::ExampleNetworkFactory;
@@ -109,7 +108,7 @@ pub async fn serve(
     };
     let store = open_store(&config).await?;
     let raft = build_raft(&config, &store).await.map_err(|error| state_error(&store).unwrap_or(error))?;
-    let app = web::Data::new(ExampleApp::new(advertised, raft.clone(), store.clone(), connections(), &config));
+    let app = web::Data::new(ExampleApp::new(advertised, raft.clone(), store.clone(), &config));
     let (stopping, stopping_rx) = watch::channel(false);
     let http = serve_http(listener, app.clone(), stopping_rx).map_err(ServeError::Http)?;
     let http_handle = http.handle();

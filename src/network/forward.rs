@@ -149,7 +149,7 @@ pub async fn pass_on(
     let receiver = receiver_text(app.store.identity().cluster_id, leader_id, leader_node.incarnation);
     let method = reqwest::Method::from_bytes(request.method().as_str().as_bytes()).unwrap_or(reqwest::Method::POST);
     let mut passed_on = app
-        .http
+        .passing_http
         .request(method, url)
         .header(FORWARDED.as_str(), app.id)
         .header(FORWARDED_TO.as_str(), receiver)

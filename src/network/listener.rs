@@ -7,6 +7,7 @@
 //! others a look at the last four bytes of what is written.
 
 use std::cell::Cell;
+use std::future;
 use std::io;
 use std::net::TcpListener;
 use std::pin::Pin;
@@ -16,15 +17,18 @@ use std::task::{Context, Poll, ready};
 
 use actix_http::{Extensions, HttpService, Protocol};
 use actix_server::Server;
-use actix_service::{IntoServiceFactory, ServiceFactoryExt, fn_service, map_config};
+use actix_service::{IntoServiceFactory, ServiceFactoryExt, apply_fn_factory, fn_service, map_config};
 use actix_web::dev::AppConfig;
 use actix_web::{App, HttpRequest, web};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Sleep;
 
+use super::gate;
+use super::line::{Kind, Line, Place};
 use super::reply::OUTCOME;
 use super::routes;
 use crate::app::ExampleApp;
@@ -56,29 +60,35 @@ pub fn serve_http(
         .listen("http", listener, move || {
             // The server's thread calls this when it starts, so Raft's tasks live on it.
             raft_started.call_once(|| app.raft.run());
+            let line = Line::new({
+                let app = app.clone();
+                move || app.room_for_writes()
+            });
+            tokio::task::spawn_local(line.clone().take_turns());
             let (app, stopping) = (app.clone(), stopping.clone());
-            let routes = App::new().app_data(app).configure(routes);
+            let routes = App::new().app_data(app.clone()).configure(routes);
             let routes = routes.into_factory().map_err(|error: actix_web::Error| error.error_response());
+            let routes = map_config(routes, |()| AppConfig::default());
+            let routes = apply_fn_factory(routes, move |request, routes: &_| gate::pass(&app, request, routes));
             let http = HttpService::build()
                 .keep_alive(KEEP_ALIVE)
                 .client_request_timeout(REQUEST_HEAD_DEADLINE)
                 .client_disconnect_timeout(DISCONNECT_DEADLINE)
                 .on_connect_ext(|connection: &Connection, extensions: &mut Extensions| {
                     extensions.insert(connection.as_it_is.clone());
+                    extensions.insert(connection.place.clone());
                 })
                 .graceful_shutdown_signal(move || {
                     let mut stopping = stopping.clone();
                     // An error means that the node is gone, which is a reason to stop too.
                     async move { drop(stopping.wait_for(|stopping| *stopping).await) }
                 })
-                .finish(map_config(routes, |()| AppConfig::default()));
-            fn_service(|stream: TcpStream| async {
+                .finish(routes);
+            fn_service(move |stream: TcpStream| {
                 // An answer is written at once: waiting for more would only delay it.
                 let _ = stream.set_nodelay(true);
                 let peer = stream.peer_addr().ok();
-                let connection =
-                    Connection { stream, replacement: Vec::new(), as_it_is: AsItIs::default(), stalled: None };
-                Ok((connection, Protocol::Http1, peer))
+                future::ready(Ok((Connection::new(stream, Place::new(line.clone())), Protocol::Http1, peer)))
             })
             .and_then(http)
         })?;
@@ -111,9 +121,10 @@ impl AsItIs {
     }
 }
 
-/// A connection that gives the HTTP library's own errors a body.
+/// A connection that reads one request after another in its turn, and gives the HTTP library's own errors a body.
 struct Connection {
     as_it_is: AsItIs,
+    place: Rc<Place>,
     stream: TcpStream,
     /// What is still to be written in place of an empty error.
     replacement: Vec<u8>,
@@ -123,6 +134,10 @@ struct Connection {
 }
 
 impl Connection {
+    fn new(stream: TcpStream, place: Rc<Place>) -> Self {
+        Connection { as_it_is: AsItIs::default(), place, stream, replacement: Vec::new(), stalled: None }
+    }
+
     /// Writes, and gives up on a reader that has stopped: what waits for it takes memory.
     fn poll_stream(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
@@ -146,13 +161,35 @@ impl Connection {
     }
 }
 
+/// Whether the other side sends no more. A client that closes half of a connection and waits
+/// for its answer does not get it then; far more have gone, and each would take a turn.
+fn is_given_up(stream: &TcpStream) -> bool {
+    let mut poll = [PollFd::new(stream, PollFlags::RDHUP)];
+    let polled = rustix::event::poll(&mut poll, Some(&Timespec::default()));
+    polled.is_ok() && poll[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR)
+}
+
 impl AsyncRead for Connection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        ready!(self.stream.poll_read_ready(context))?;
+        if self.place.is_unknown() {
+            let mut first = [0; Kind::BYTES];
+            let mut first = ReadBuf::new(&mut first);
+            ready!(self.stream.poll_peek(context, &mut first))?;
+            self.place.note_first(first.filled());
+        }
+        ready!(self.place.poll_turn(context));
+        if self.place.is_called_late() && is_given_up(&self.stream) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        let length_before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        self.place.note_read(&buffer.filled()[length_before..]);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -198,7 +235,7 @@ fn replace_empty_error(bytes: &[u8]) -> Option<Vec<u8>> {
     let error = match head.get(9..12)? {
         "400" => ApiError::bad_request("invalid_http", "what came is not an HTTP/1.1 request"),
         "408" => ApiError::RequestTimeout(Details::not_applied(format!(
-            "the head of the request did not arrive within {} seconds",
+            "the head of the request did not arrive within {} seconds, or could not be read in that time",
             REQUEST_HEAD_DEADLINE.as_secs()
         ))),
         "431" => ApiError::HeadTooLarge(Details::not_applied("the head of the request is too long")),

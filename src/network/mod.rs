@@ -6,7 +6,9 @@
 pub mod api;
 pub mod cluster_hash;
 pub mod forward;
+mod gate;
 pub mod kv;
+mod line;
 pub mod list;
 pub mod listener;
 pub mod management;

@@ -4,7 +4,7 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, ResponseError, web};
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use memchr::memchr2;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -70,7 +70,7 @@ async fn collect(payload: &mut web::Payload, bytes_max: usize, announced: usize)
 }
 
 /// Keeps a body that is refused until the answer is out, which closes the connection.
-pub fn keep_for_a_while(payload: web::Payload) {
+pub fn keep_for_a_while(payload: impl Stream + 'static) {
     tokio::task::spawn_local(async move {
         tokio::time::sleep(REFUSED_BODY_KEPT).await;
         drop(payload);

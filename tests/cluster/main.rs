@@ -9,6 +9,7 @@
 //! | [`snapshots`] | does a node get what the logs no longer have |
 //! | [`partition`] | what does a node do that the others do not reach |
 //! | [`outcomes`] | what is known when a request fails half-way |
+//! | [`overload`] | who is refused when more comes than a node can do |
 //! | [`membership`] | who belongs to the cluster, and who is kept out |
 //! | [`replace`] | what becomes of a node that lost its disk |
 //! | [`watchers`] | do a thousand watches see every change once |
@@ -43,6 +44,7 @@ mod list;
 mod membership;
 mod openapi;
 mod outcomes;
+mod overload;
 mod partition;
 mod replace;
 mod restart;

@@ -1,0 +1,90 @@
+//! What every request passes before its route.
+
+use std::rc::Rc;
+
+use actix_http::body::BoxBody;
+use actix_http::{Request, Response};
+use actix_service::Service;
+use actix_web::{ResponseError, web};
+use futures_util::StreamExt;
+use futures_util::future::Either;
+
+use super::line::Place;
+use super::reply::keep_for_a_while;
+use super::v1;
+use crate::app::ExampleApp;
+use crate::config::{REFUSED_BODY_BYTES_MAX, REQUEST_BODY_DEADLINE};
+use crate::error::{ApiError, Retry};
+
+/// Takes a request to its route, or refuses it if the node is overloaded and it is its turn to be.
+pub fn pass<S, R>(
+    app: &web::Data<ExampleApp>,
+    request: Request,
+    routes: &S,
+) -> impl Future<Output = Result<Response<BoxBody>, S::Error>> + use<S, R>
+where
+    S: Service<Request, Response = R>,
+    R: Into<Response<BoxBody>>,
+{
+    let place: Option<Rc<Place>> = request.conn_data::<Rc<Place>>().cloned();
+    let is_refused = place.as_ref().is_some_and(|place| place.begin_request());
+    let answer = if is_refused && may_be_refused(request.path()) {
+        Either::Left(refuse(app.clone(), request))
+    } else {
+        let answer = routes.call(request);
+        Either::Right(async { answer.await.map(Into::into) })
+    };
+    async move {
+        let answer = answer.await;
+        if let Some(place) = place {
+            place.end_request();
+        }
+        answer
+    }
+}
+
+/// Data. What is needed to look after the nodes goes on.
+fn may_be_refused(path: &str) -> bool {
+    is_v1(path) && !path.starts_with("/v1/cluster/") || matches!(path, "/write" | "/read" | "/consistent_read")
+}
+
+fn is_v1(path: &str) -> bool {
+    path.starts_with("/v1/")
+}
+
+async fn refuse<E>(app: web::Data<ExampleApp>, mut request: Request) -> Result<Response<BoxBody>, E> {
+    // An answer before the end of the body would close the connection, and a new one costs more.
+    let mut payload = request.take_payload();
+    let read = async {
+        let mut bytes = 0;
+        while let Some(Ok(chunk)) = payload.next().await {
+            bytes += chunk.len();
+            if bytes > REFUSED_BODY_BYTES_MAX {
+                return false;
+            }
+        }
+        true
+    };
+    if !tokio::time::timeout(REQUEST_BODY_DEADLINE, read).await.unwrap_or(false) {
+        keep_for_a_while(payload);
+    }
+    let error = ApiError::Overloaded(Retry::soon("more requests come than this node can do"));
+    let answer = if is_v1(request.path()) { v1::answer(&app, Err(error)) } else { error.error_response() };
+    Ok(answer.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Data is refused; what looks after a cluster is not.
+    #[test]
+    fn what_may_be_refused() {
+        for path in ["/v1/kv/a", "/v1/kv", "/v1/txn", "/v1/watch", "/write", "/read", "/consistent_read"] {
+            assert!(may_be_refused(path), "{path}");
+        }
+        for path in ["/v1/cluster/hash", "/metrics", "/add-learner", "/raft-append", "/init", "/docs", "/"] {
+            assert!(!may_be_refused(path), "{path}");
+        }
+    }
+}

@@ -1,0 +1,579 @@
+//! Clients' requests are read in turns, so that Raft never waits behind a crowd of them.
+//!
+//! One thread reads requests, runs Raft and applies entries, and a write takes several
+//! steps of it. Whatever was ready at once would be read at once, and each step of
+//! everything under way, heartbeats too, would wait until a thousand requests were read.
+//! So a turn reads [`REQUESTS_A_TURN`], and lets all else go on before the next. Who comes
+//! when a turn is used up stands in line, in its order. What the nodes say to each other
+//! does not. (A turn counts what is read, and a request is mostly read at once. Who sends
+//! several requests together, or one in many pieces, gets more than a turn's worth.)
+//!
+//! When more comes than the node can do, the line grows until each client waits for its
+//! answer before it asks for more; what is not read costs nothing. To refuse a request costs
+//! a third to a half of what a write costs the leader, so whoever refused all that is too much would
+//! have no time for the rest. Once the first in line have waited for more than
+//! [`LINE_WAIT_MAX`] for [`OVERLOAD_AFTER`], a few of the last are refused with each turn:
+//! they have just come, and hear of it at once. The others are done, later than they would
+//! like, but each after those that came before.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use crate::app::Room;
+use crate::config::{
+    LINE_WAIT_MAX, OVERLOAD_AFTER, PASSED_ON_A_TURN, REFUSAL_INTERVAL_MAX, REFUSED_WAIT_MAX, REQUESTS_A_REFUSAL,
+    REQUESTS_A_TURN, STALL_MIN,
+};
+
+/// Those who wait to be read, on one thread.
+pub struct Line {
+    /// How many requests may still be read in this turn: none while somebody stands in line.
+    left: Cell<usize>,
+    /// How many more may be under way. Who is slow to send takes up none of it.
+    room: Box<dyn Fn() -> Room>,
+    /// What it was when it last changed, and when that was.
+    last_room: Cell<(Room, Instant)>,
+    /// This node's own clients.
+    own: RefCell<VecDeque<Waiting>>,
+    /// What other nodes pass on to it, where it has stood in line before.
+    passed_on: RefCell<VecDeque<Waiting>>,
+    /// When the first in line last had waited for no longer than [`LINE_WAIT_MAX`].
+    short_at: Cell<Instant>,
+    is_overloaded: Cell<bool>,
+    /// Requests that were called and do not yet make up for one that is refused.
+    called_unpaid: Cell<usize>,
+    /// What is left of the share of those that are passed on, in parts of [`REQUESTS_A_TURN`].
+    share_left: Cell<usize>,
+    turn_at: Cell<Instant>,
+    refused_at: Cell<Instant>,
+    /// Whether there may be something to do for the task that begins turns.
+    news: Notify,
+}
+
+/// What came of a turn.
+#[derive(Debug, PartialEq, Eq)]
+enum Turn {
+    /// Somebody was called.
+    Used,
+    /// There was nobody.
+    Empty,
+    /// There was no room for those who wait.
+    Blocked,
+}
+
+struct Waiting {
+    place: Weak<Place>,
+    since: Instant,
+}
+
+/// A connection's place in the line.
+pub struct Place {
+    line: Rc<Line>,
+    state: Cell<State>,
+    /// Whether the request that is read next is to be refused.
+    is_refused: Cell<bool>,
+    /// What the last request was, and so most likely the next one is.
+    kind: Cell<Option<Kind>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// No request is under way.
+    Idle,
+    /// There is something to be read, and others were there before.
+    InLine,
+    /// It may read now.
+    Called,
+    /// A request has begun, and its answer has not: what it sends is read as it comes.
+    UnderWay,
+}
+
+/// What a request is, by how it begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It stands in no line: an RPC, since a leader that is heard too late is none; what tells how
+    /// the node is; the end of a connection.
+    AtOnce,
+    /// A client's of this node.
+    Own,
+    /// Passed on by another node, where it has stood in line before. Anybody can say so, and
+    /// gets a share of each turn for it, not more.
+    PassedOn,
+}
+
+impl Kind {
+    /// How much of a request is looked at.
+    pub const BYTES: usize = 512;
+
+    /// What a request is that begins so.
+    pub fn of(first: &[u8]) -> Self {
+        const AT_ONCE: [&[u8]; 3] = [b"POST /raft-", b"GET /raft-", b"GET /metrics "];
+        if first.is_empty() || AT_ONCE.iter().any(|begin| first.starts_with(begin)) {
+            Kind::AtOnce
+        } else if memchr::memmem::find(first, b"\r\nraft-forwarded: ").is_some() {
+            Kind::PassedOn
+        } else {
+            Kind::Own
+        }
+    }
+}
+
+impl Line {
+    /// An empty line.
+    pub fn new(room: impl Fn() -> Room + 'static) -> Rc<Self> {
+        let now = Instant::now();
+        Rc::new(Line {
+            left: Cell::new(REQUESTS_A_TURN),
+            last_room: Cell::new((room(), now)),
+            room: Box::new(room),
+            own: RefCell::default(),
+            passed_on: RefCell::default(),
+            short_at: Cell::new(now),
+            is_overloaded: Cell::default(),
+            called_unpaid: Cell::default(),
+            share_left: Cell::default(),
+            turn_at: Cell::new(now),
+            refused_at: Cell::new(now),
+            news: Notify::new(),
+        })
+    }
+
+    /// Begins one turn after another, for as long as the thread runs.
+    pub async fn take_turns(self: Rc<Self>) {
+        loop {
+            match self.begin_turn(Instant::now()) {
+                // All that is ready to run goes first.
+                Turn::Used => tokio::task::yield_now().await,
+                Turn::Empty => self.news.notified().await,
+                Turn::Blocked => {
+                    let pause = if self.is_overloaded.get() { REFUSAL_INTERVAL_MAX } else { STALL_MIN };
+                    let _ = tokio::time::timeout(pause, self.news.notified()).await;
+                }
+            }
+        }
+    }
+
+    /// Calls the first in line, and refuses some of the last if it has come to that.
+    fn begin_turn(&self, now: Instant) -> Turn {
+        let (mut own, mut passed_on) = (self.own.borrow_mut(), self.passed_on.borrow_mut());
+        let may_be_called = self.may_be_called(now);
+        // Each its share, and what the other leaves of its own.
+        let share = self.share_left.get() + may_be_called * PASSED_ON_A_TURN;
+        self.share_left.set(share % REQUESTS_A_TURN);
+        let share = share / REQUESTS_A_TURN;
+        let mut left = may_be_called - share + call_first(&mut passed_on, share);
+        left = call_first(&mut own, left);
+        left = call_first(&mut passed_on, left);
+        let called = may_be_called - left;
+        self.note_wait(own.front().map_or(Duration::ZERO, |first| now.saturating_duration_since(first.since)), now);
+        let refused = if self.is_overloaded.get() { self.refuse_last(called, &mut own, now) } else { 0 };
+        let is_empty = own.is_empty() && passed_on.is_empty();
+        self.left.set(if is_empty { REQUESTS_A_TURN - called } else { 0 });
+        match (called + refused, is_empty) {
+            (1.., _) => Turn::Used,
+            (0, true) => Turn::Empty,
+            (0, false) => Turn::Blocked,
+        }
+    }
+
+    /// How many a turn may call. While answers come, no more than there is room for; if none
+    /// come, as many as ever: they are refused, and need not wait for that.
+    fn may_be_called(&self, now: Instant) -> usize {
+        let room = (self.room)();
+        let (last, changed_at) = self.last_room.get();
+        if room != last {
+            self.last_room.set((room, now));
+        } else if now.saturating_duration_since(changed_at) >= STALL_MIN {
+            return REQUESTS_A_TURN;
+        }
+        room.free.saturating_sub(room.kept).min(REQUESTS_A_TURN)
+    }
+
+    /// Takes down for how long the first in line has waited.
+    fn note_wait(&self, waited: Duration, now: Instant) {
+        // Nobody can be called while the whole process stands still.
+        if now.saturating_duration_since(self.turn_at.replace(now)) > 2 * STALL_MIN {
+            self.short_at.set(now);
+        }
+        if waited <= LINE_WAIT_MAX {
+            if self.is_overloaded.get() && waited <= LINE_WAIT_MAX / 2 {
+                self.is_overloaded.set(false);
+                self.called_unpaid.set(0);
+                tracing::info!("requests no longer wait for long: all are taken again");
+            }
+            if !self.is_overloaded.get() {
+                self.short_at.set(now);
+            }
+        } else if !self.is_overloaded.get() && now.saturating_duration_since(self.short_at.get()) > OVERLOAD_AFTER {
+            self.is_overloaded.set(true);
+            tracing::warn!("more requests come than this node can do: they wait, and some are refused");
+        }
+    }
+
+    /// Calls some of those who have just come to be refused; how many.
+    fn refuse_last(&self, called: usize, waiting: &mut VecDeque<Waiting>, now: Instant) -> usize {
+        let unpaid = self.called_unpaid.get() + called;
+        let mut left = unpaid / REQUESTS_A_REFUSAL;
+        // What nobody is there for is not made up for later.
+        self.called_unpaid.set(unpaid % REQUESTS_A_REFUSAL);
+        if left == 0 && now.saturating_duration_since(self.refused_at.get()) >= REFUSAL_INTERVAL_MAX {
+            left = 1;
+        }
+        let mut refused = 0;
+        while refused < left
+            && waiting.back().is_some_and(|last| now.saturating_duration_since(last.since) < REFUSED_WAIT_MAX)
+            && let Some(last) = waiting.pop_back()
+        {
+            if last.place.upgrade().is_some_and(|place| place.call(true)) {
+                refused += 1;
+            }
+        }
+        if refused > 0 {
+            self.refused_at.set(now);
+        }
+        refused
+    }
+}
+
+/// Calls so many at most to be done; how many are left of them.
+fn call_first(waiting: &mut VecDeque<Waiting>, mut left: usize) -> usize {
+    while left > 0
+        && let Some(first) = waiting.pop_front()
+    {
+        if first.place.upgrade().is_some_and(|place| place.call(false)) {
+            left -= 1;
+        }
+    }
+    left
+}
+
+impl Place {
+    /// The place of a new connection.
+    pub fn new(line: Rc<Line>) -> Rc<Self> {
+        Rc::new(Place {
+            line,
+            state: Cell::new(State::Idle),
+            is_refused: Cell::default(),
+            kind: Cell::default(),
+            waker: RefCell::default(),
+        })
+    }
+
+    /// Whether what has come is to be looked at before it can be said whether it stands in line.
+    pub fn is_unknown(&self) -> bool {
+        self.kind.get().is_none() && self.line.left.get() == 0
+    }
+
+    /// Takes down how a request begins.
+    pub fn note_first(&self, bytes: &[u8]) {
+        self.kind.set(Some(Kind::of(&bytes[..bytes.len().min(Kind::BYTES)])));
+    }
+
+    /// Whether the connection, which has something to read, may read it; if not, it is woken when it may.
+    pub fn poll_turn(self: &Rc<Self>, context: &mut Context<'_>) -> Poll<()> {
+        self.poll_turn_at(Instant::now, context)
+    }
+
+    fn poll_turn_at(self: &Rc<Self>, now: impl FnOnce() -> Instant, context: &mut Context<'_>) -> Poll<()> {
+        let kind = self.kind.get().unwrap_or(Kind::Own);
+        match (self.state.get(), kind) {
+            (State::Called | State::UnderWay, _) | (State::Idle, Kind::AtOnce) => return Poll::Ready(()),
+            (State::InLine, _) => {}
+            (State::Idle, Kind::Own | Kind::PassedOn) => {
+                let left = self.line.left.get();
+                if left == REQUESTS_A_TURN || left == 0 {
+                    self.line.news.notify_one();
+                }
+                if left > 0 {
+                    self.line.left.set(left - 1);
+                    return Poll::Ready(());
+                }
+                let waiting = if kind == Kind::PassedOn { &self.line.passed_on } else { &self.line.own };
+                waiting.borrow_mut().push_back(Waiting { place: Rc::downgrade(self), since: now() });
+                self.state.set(State::InLine);
+            }
+        }
+        let mut waker = self.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+            *waker = Some(context.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Lets it read, unless it does not wait any more; says whether it did.
+    fn call(&self, is_refused: bool) -> bool {
+        if self.state.get() != State::InLine {
+            return false;
+        }
+        self.state.set(State::Called);
+        self.is_refused.set(is_refused);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+        true
+    }
+
+    /// Whether it was called after it may have waited for long, so that its client may be gone.
+    pub fn is_called_late(&self) -> bool {
+        self.state.get() == State::Called && self.line.is_overloaded.get()
+    }
+
+    /// Something was read, or the end of it.
+    pub fn note_read(&self, bytes: &[u8]) {
+        if self.state.get() == State::UnderWay {
+            return;
+        }
+        if bytes.is_empty() {
+            self.state.set(State::Idle);
+            self.is_refused.set(false);
+        } else {
+            self.note_first(bytes);
+            self.state.set(State::UnderWay);
+        }
+    }
+
+    /// A request begins to be answered, after its head was read; says whether it is refused.
+    pub fn begin_request(&self) -> bool {
+        // The second one of two that were read together begins when the first has ended.
+        self.state.set(State::UnderWay);
+        self.is_refused.take()
+    }
+
+    /// A request has its answer.
+    pub fn end_request(&self) {
+        self.state.set(State::Idle);
+        if self.line.left.get() == 0 {
+            // There may be room for one who waits.
+            self.line.news.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A line, and the time in it.
+    struct Scene {
+        line: Rc<Line>,
+        room: Rc<Cell<usize>>,
+        now: Instant,
+    }
+
+    impl Scene {
+        fn new(room: usize) -> Self {
+            let room = Rc::new(Cell::new(room));
+            let line = Line::new({
+                let room = room.clone();
+                move || Room { free: room.get() + 10, kept: 10 }
+            });
+            let now = line.short_at.get();
+            Scene { line, room, now }
+        }
+
+        /// So many connections that have something to read.
+        fn come(&self, count: usize, kind: Kind) -> Vec<Rc<Place>> {
+            let places = (0..count).map(|_| {
+                let place = Place::new(self.line.clone());
+                place.kind.set(Some(kind));
+                self.read_if_called(&place);
+                place
+            });
+            places.collect()
+        }
+
+        fn read_if_called(&self, place: &Rc<Place>) {
+            if place.poll_turn_at(|| self.now, &mut Context::from_waker(Waker::noop())).is_ready() {
+                place.note_read(b"PUT /v1/kv/a HTTP/1.1");
+            }
+        }
+
+        fn turn_after(&mut self, pause: Duration, crowds: &[&[Rc<Place>]]) {
+            self.now += pause;
+            self.line.begin_turn(self.now);
+            crowds.iter().flat_map(|crowd| crowd.iter()).for_each(|place| {
+                if place.state.get() == State::Called {
+                    self.read_if_called(place);
+                }
+            });
+        }
+    }
+
+    fn under_way(crowd: &[Rc<Place>]) -> usize {
+        crowd.iter().filter(|place| place.state.get() == State::UnderWay).count()
+    }
+
+    fn refused(crowd: &[Rc<Place>]) -> usize {
+        crowd.iter().filter(|place| place.is_refused.get()).count()
+    }
+
+    /// A turn takes so many, in the order in which they came, and whoever is gone takes no one's turn.
+    #[test]
+    fn one_turn_after_another() {
+        let mut scene = Scene::new(1000);
+        let mut crowd = scene.come(3 * REQUESTS_A_TURN, Kind::Own);
+        assert_eq!(under_way(&crowd), REQUESTS_A_TURN);
+        scene.turn_after(Duration::ZERO, &[&crowd]);
+        assert_eq!(under_way(&crowd), 2 * REQUESTS_A_TURN);
+        assert_eq!(under_way(&crowd[..2 * REQUESTS_A_TURN]), 2 * REQUESTS_A_TURN);
+        let newcomer = scene.come(1, Kind::Own);
+        assert_eq!(under_way(&newcomer), 0, "the line is for all");
+        crowd.truncate(2 * REQUESTS_A_TURN);
+        scene.turn_after(Duration::ZERO, &[&newcomer]);
+        assert_eq!(under_way(&newcomer), 1);
+    }
+
+    /// Nobody is called for whom there is no room, and some are as soon as there is.
+    #[test]
+    fn not_too_many_at_once() {
+        let mut scene = Scene::new(0);
+        scene.come(REQUESTS_A_TURN, Kind::Own);
+        let crowd = scene.come(3, Kind::Own);
+        assert_eq!(scene.line.begin_turn(scene.now), Turn::Blocked);
+        scene.turn_after(STALL_MIN / 2, &[&crowd]);
+        assert_eq!(under_way(&crowd), 0);
+        scene.room.set(2);
+        assert_eq!(scene.line.begin_turn(scene.now), Turn::Used);
+        scene.room.set(0);
+        scene.turn_after(Duration::ZERO, &[&crowd]);
+        assert_eq!(under_way(&crowd), 2);
+        scene.turn_after(STALL_MIN, &[&crowd]);
+        assert_eq!(under_way(&crowd), 3, "when nothing moves, nobody waits for room");
+        assert_eq!(scene.line.begin_turn(scene.now), Turn::Empty);
+    }
+
+    /// What is passed on has its share of each turn, and so have the others; Raft needs none.
+    #[test]
+    fn shares() {
+        let mut scene = Scene::new(1000);
+        scene.come(REQUESTS_A_TURN, Kind::Own);
+        let own = scene.come(REQUESTS_A_TURN, Kind::Own);
+        let passed_on = scene.come(2 * REQUESTS_A_TURN, Kind::PassedOn);
+        assert_eq!(under_way(&scene.come(1, Kind::AtOnce)), 1);
+        scene.turn_after(Duration::ZERO, &[&own, &passed_on]);
+        assert_eq!(under_way(&passed_on), PASSED_ON_A_TURN);
+        assert_eq!(under_way(&own), REQUESTS_A_TURN - PASSED_ON_A_TURN);
+        scene.turn_after(Duration::ZERO, &[&own, &passed_on]);
+        scene.turn_after(Duration::ZERO, &[&own, &passed_on]);
+        assert_eq!(under_way(&own) + under_way(&passed_on), 3 * REQUESTS_A_TURN, "no turn is wasted");
+    }
+
+    /// With little room each still has its share.
+    #[test]
+    fn shares_of_little_room() {
+        let mut scene = Scene::new(1000);
+        scene.come(REQUESTS_A_TURN, Kind::Own);
+        let own = scene.come(3 * REQUESTS_A_TURN, Kind::Own);
+        let passed_on = scene.come(3 * REQUESTS_A_TURN, Kind::PassedOn);
+        for turn in 0..REQUESTS_A_TURN {
+            scene.room.set(1 + turn % 2);
+            scene.turn_after(Duration::ZERO, &[&own, &passed_on]);
+        }
+        let (own, passed_on) = (under_way(&own), under_way(&passed_on));
+        assert_eq!(own + passed_on, REQUESTS_A_TURN / 2 * 3);
+        assert_eq!(passed_on, REQUESTS_A_TURN / 2 * 3 * PASSED_ON_A_TURN / REQUESTS_A_TURN);
+    }
+
+    /// What a request is, by its first bytes.
+    #[test]
+    fn kinds() {
+        let rows: [(&str, Kind); 7] = [
+            ("", Kind::AtOnce),
+            ("POST /raft-append HTTP/1.1\r\n", Kind::AtOnce),
+            ("GET /raft-identity HTTP/1.1\r\n", Kind::AtOnce),
+            ("GET /metrics HTTP/1.1\r\n", Kind::AtOnce),
+            ("GET /v1/kv/metrics HTTP/1.1\r\n", Kind::Own),
+            ("PUT /v1/kv/a HTTP/1.1\r\nraft-forwarded: 2\r\n\r\n", Kind::PassedOn),
+            ("PUT /v1/kv/a HTTP/1.1\r\nhost: raft-forwarded: 2\r\n\r\n", Kind::Own),
+        ];
+        for (first, kind) in rows {
+            assert_eq!(Kind::of(first.as_bytes()), kind, "{first:?}");
+        }
+    }
+
+    /// Who was answered before its turn, or has nothing to say when it comes, takes nobody's, and
+    /// is not refused later for it.
+    #[test]
+    fn a_turn_that_is_not_taken() {
+        let mut scene = Scene::new(1000);
+        scene.come(REQUESTS_A_TURN, Kind::Own);
+        let crowd = scene.come(2, Kind::Own);
+        crowd[0].begin_request();
+        crowd[0].end_request();
+        assert!(!crowd[0].call(true));
+        assert!(!crowd[0].begin_request());
+        assert!(crowd[1].call(true));
+        crowd[1].note_read(b"");
+        assert!(!crowd[1].begin_request());
+        scene.turn_after(Duration::ZERO, &[]);
+        assert_eq!(scene.line.left.get(), REQUESTS_A_TURN);
+    }
+
+    /// A process that stood still has not made anybody wait.
+    #[test]
+    fn a_pause_is_no_overload() {
+        let mut scene = Scene::new(1000);
+        let crowd = scene.come(4 * REQUESTS_A_TURN, Kind::Own);
+        scene.turn_after(LINE_WAIT_MAX + OVERLOAD_AFTER * 2, &[&crowd]);
+        let last = scene.come(REQUESTS_A_TURN, Kind::Own);
+        scene.turn_after(Duration::ZERO, &[&crowd]);
+        assert_eq!(refused(&last), 0);
+    }
+
+    /// Some of the last are refused once the first have waited for long for half a second, and until they do not.
+    #[test]
+    fn overload_begins_and_ends() {
+        let mut scene = Scene::new(1000);
+        let crowd = scene.come(20 * REQUESTS_A_TURN, Kind::Own);
+        // There is room for hardly anybody.
+        while scene.now + STALL_MIN <= scene.line.short_at.get() + OVERLOAD_AFTER {
+            scene.room.set(1 + scene.room.get() % 2);
+            scene.turn_after(STALL_MIN, &[&crowd]);
+        }
+        let pause = scene.line.short_at.get() + OVERLOAD_AFTER - scene.now;
+        scene.turn_after(pause, &[&crowd]);
+        scene.room.set(1000);
+        let last = scene.come(REQUESTS_A_TURN, Kind::Own);
+        scene.turn_after(Duration::ZERO, &[&crowd]);
+        assert_eq!(refused(&last), 0, "a crowd is served");
+        scene.turn_after(Duration::from_millis(1), &[&crowd]);
+        let share = REQUESTS_A_TURN / REQUESTS_A_REFUSAL;
+        assert_eq!(refused(&last), share);
+        assert_eq!(refused(&last[REQUESTS_A_TURN - share..]), share, "who came last goes first");
+        scene.turn_after(REFUSED_WAIT_MAX, &[&crowd]);
+        assert_eq!(refused(&crowd) + refused(&last), share, "who has waited is done");
+        while crowd.iter().chain(&last).any(|place| place.state.get() == State::InLine) {
+            scene.turn_after(Duration::ZERO, &[&crowd, &last]);
+        }
+        assert_eq!(refused(&crowd) + refused(&last), share);
+        assert!(!scene.line.is_overloaded.get());
+    }
+
+    /// With next to nothing done, whoever comes still hears of it.
+    #[test]
+    fn refusals_go_on_without_room() {
+        let mut scene = Scene::new(0);
+        scene.come(REQUESTS_A_TURN, Kind::Own);
+        let first = scene.come(1, Kind::Own);
+        let turn = |scene: &mut Scene, pause| {
+            // Something moved a moment ago.
+            scene.line.last_room.set(((scene.line.room)(), scene.now + pause));
+            scene.turn_after(pause, &[]);
+        };
+        for _ in 0..=(LINE_WAIT_MAX + OVERLOAD_AFTER).as_millis() / STALL_MIN.as_millis() + 1 {
+            turn(&mut scene, STALL_MIN);
+        }
+        let last = scene.come(2, Kind::Own);
+        turn(&mut scene, REFUSAL_INTERVAL_MAX);
+        turn(&mut scene, Duration::ZERO);
+        assert_eq!((refused(&first), refused(&last)), (0, 1));
+        turn(&mut scene, REFUSAL_INTERVAL_MAX);
+        assert_eq!((refused(&first), refused(&last)), (0, 2));
+    }
+}
