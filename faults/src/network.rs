@@ -77,6 +77,9 @@ impl Network {
     /// Takes the network and its hosts, of numbers up to `last`, away again.
     pub fn remove(&self, last: NodeId) -> Result<()> {
         for id in 1..=last {
+            // First, and at once: the kernel clears a namespace away later, and the next run
+            // may want a cable of that name before.
+            run("ip", &["link", "delete", &self.cable(id)])?;
             run("ip", &["netns", "delete", &self.namespace(id)])?;
         }
         run("ip", &["link", "delete", &self.bridge()])
@@ -84,6 +87,11 @@ impl Network {
 
     fn namespace(&self, id: NodeId) -> String {
         format!("lane-{}-node-{id}", self.number)
+    }
+
+    /// The end of a host's cable that is on the bridge.
+    fn cable(&self, id: NodeId) -> String {
+        format!("l{}n{id}", self.number)
     }
 
     fn address_of(&self, id: NodeId) -> Result<Ipv4Addr> {
@@ -100,7 +108,7 @@ impl Network {
     pub fn add_host(&self, id: NodeId) -> Result<Host> {
         let address = self.address_of(id)?;
         let namespace = self.namespace(id);
-        let cable = format!("l{}n{id}", self.number);
+        let cable = self.cable(id);
         run("ip", &["netns", "add", &namespace])?;
         run("ip", &["link", "add", &cable, "type", "veth", "peer", "name", "eth0", "netns", &namespace])?;
         run("ip", &["link", "set", &cable, "master", &self.bridge(), "up"])?;
