@@ -77,8 +77,8 @@ pub struct Place {
     state: Cell<State>,
     /// Whether the request that is read next is to be refused.
     is_refused: Cell<bool>,
-    /// What the last request was, and so most likely the next one is.
-    kind: Cell<Option<Kind>>,
+    /// What the first request is, or the last one was: so most likely is the next.
+    kind: Cell<Kind>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -260,19 +260,14 @@ impl Place {
             line,
             state: Cell::new(State::Idle),
             is_refused: Cell::default(),
-            kind: Cell::default(),
+            kind: Cell::new(Kind::Own),
             waker: RefCell::default(),
         })
     }
 
-    /// Whether what has come is to be looked at before it can be said whether it stands in line.
-    pub fn is_unknown(&self) -> bool {
-        self.kind.get().is_none() && self.line.left.get() == 0
-    }
-
     /// Takes down how a request begins.
     pub fn note_first(&self, bytes: &[u8]) {
-        self.kind.set(Some(Kind::of(&bytes[..bytes.len().min(Kind::BYTES)])));
+        self.kind.set(Kind::of(&bytes[..bytes.len().min(Kind::BYTES)]));
     }
 
     /// Whether the connection, which has something to read, may read it; if not, it is woken when it may.
@@ -281,7 +276,7 @@ impl Place {
     }
 
     fn poll_turn_at(self: &Rc<Self>, now: impl FnOnce() -> Instant, context: &mut Context<'_>) -> Poll<()> {
-        let kind = self.kind.get().unwrap_or(Kind::Own);
+        let kind = self.kind.get();
         match (self.state.get(), kind) {
             (State::Called | State::UnderWay, _) | (State::Idle, Kind::AtOnce) => return Poll::Ready(()),
             (State::InLine, _) => {}
@@ -381,7 +376,7 @@ mod tests {
         fn come(&self, count: usize, kind: Kind) -> Vec<Rc<Place>> {
             let places = (0..count).map(|_| {
                 let place = Place::new(self.line.clone());
-                place.kind.set(Some(kind));
+                place.kind.set(kind);
                 self.read_if_called(&place);
                 place
             });

@@ -15,6 +15,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Once};
 use std::task::{Context, Poll, ready};
 
+use actix_http::error::DispatchError;
 use actix_http::{Extensions, HttpService, Protocol};
 use actix_server::Server;
 use actix_service::{IntoServiceFactory, ServiceFactoryExt, apply_fn_factory, fn_service, map_config};
@@ -65,7 +66,7 @@ pub fn serve_http(
                 move || app.room_for_writes()
             });
             tokio::task::spawn_local(line.clone().take_turns());
-            let (app, stopping) = (app.clone(), stopping.clone());
+            let (app, stopping, accepted_until) = (app.clone(), stopping.clone(), stopping.clone());
             let routes = App::new().app_data(app.clone()).configure(routes);
             let routes = routes.into_factory().map_err(|error: actix_web::Error| error.error_response());
             let routes = map_config(routes, |()| AppConfig::default());
@@ -88,11 +89,31 @@ pub fn serve_http(
                 // An answer is written at once: waiting for more would only delay it.
                 let _ = stream.set_nodelay(true);
                 let peer = stream.peer_addr().ok();
-                future::ready(Ok((Connection::new(stream, Place::new(line.clone())), Protocol::Http1, peer)))
+                let begun = begin(Connection::new(stream, Place::new(line.clone())), accepted_until.clone());
+                async move { Ok((begun.await?, Protocol::Http1, peer)) }
             })
             .and_then(http)
         })?;
     Ok(server.run())
+}
+
+/// Waits for the first request of a connection, and for its turn. So the time that the HTTP
+/// library gives a client for the head of it is not spent in line.
+async fn begin(connection: Connection, mut stopping: watch::Receiver<bool>) -> Result<Connection, DispatchError> {
+    let mut first = [0; Kind::BYTES];
+    tokio::select! {
+        peeked = connection.stream.peek(&mut first) => connection.place.note_first(&first[..peeked?]),
+        () = tokio::time::sleep(REQUEST_HEAD_DEADLINE) => {
+            let empty = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            let answer = replace_empty_error(empty).unwrap_or_else(|| empty.to_vec());
+            // There is room for it, as nothing was written before.
+            connection.stream.try_write(&answer)?;
+            return Err(DispatchError::SlowRequestTimeout);
+        }
+        _ = stopping.wait_for(|stopping| *stopping) => return Err(DispatchError::DisconnectTimeout),
+    }
+    future::poll_fn(|context| connection.place.poll_turn(context)).await;
+    Ok(connection)
 }
 
 /// As many connections as the system lets this process have beside its files.
@@ -176,12 +197,6 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         ready!(self.stream.poll_read_ready(context))?;
-        if self.place.is_unknown() {
-            let mut first = [0; Kind::BYTES];
-            let mut first = ReadBuf::new(&mut first);
-            ready!(self.stream.poll_peek(context, &mut first))?;
-            self.place.note_first(first.filled());
-        }
         ready!(self.place.poll_turn(context));
         if self.place.is_called_late() && is_given_up(&self.stream) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
@@ -235,7 +250,7 @@ fn replace_empty_error(bytes: &[u8]) -> Option<Vec<u8>> {
     let error = match head.get(9..12)? {
         "400" => ApiError::bad_request("invalid_http", "what came is not an HTTP/1.1 request"),
         "408" => ApiError::RequestTimeout(Details::not_applied(format!(
-            "the head of the request did not arrive within {} seconds, or could not be read in that time",
+            "the head of the request did not arrive within {} seconds",
             REQUEST_HEAD_DEADLINE.as_secs()
         ))),
         "431" => ApiError::HeadTooLarge(Details::not_applied("the head of the request is too long")),

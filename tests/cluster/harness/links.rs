@@ -14,7 +14,7 @@ use tokio::sync::{oneshot, watch};
 
 /// How much of a connection is read to learn who it is from.
 const FIRST_BYTES_MAX: usize = 256 << 10;
-/// How long the beginning of a request may take to tell.
+/// How long the beginning of a request may take to tell, once there is some of it.
 const FIRST_BYTES_DEADLINE: Duration = Duration::from_millis(500);
 
 /// What is cut: who does not reach whom.
@@ -56,6 +56,10 @@ impl Links {
 
 async fn pass_on(to: NodeId, mut stream: TcpStream, target: String, mut cuts: watch::Receiver<Cuts>) {
     let mut first = Vec::new();
+    // A node may open a connection and use it much later.
+    if !matches!(stream.read_buf(&mut first).await, Ok(1..)) {
+        return;
+    }
     let from = tokio::time::timeout(FIRST_BYTES_DEADLINE, sender(&mut stream, &mut first)).await.ok().flatten();
     let is_cut = |cuts: &Cuts| from.is_some_and(|from| cuts.contains(&(from, to)));
     if is_cut(&cuts.borrow()) {
