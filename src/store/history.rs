@@ -120,8 +120,7 @@ mod tests {
     use crate::operation::Value;
 
     fn put_of(value: &Value) -> ChangeKind {
-        let (revision, create_revision, version, expires_at_ms) = (1, 1, 1, 0);
-        ChangeKind::Put(Arc::new(Record { value: value.clone(), revision, create_revision, version, expires_at_ms }))
+        ChangeKind::Put(Arc::new(Record::new("key", value.clone(), [1, 1, 1], 0)))
     }
 
     /// What must hold whatever was pushed. `pushed` is the revision of each push.

@@ -133,6 +133,9 @@ impl SnapshotDirectory {
 
     /// Writes a snapshot of `machine` and publishes it. Blocks on the disk.
     ///
+    /// Does not publish one of another state than was applied ([`StoreError::MemoryChanged`]):
+    /// all of it is read here anyway, and the log is purged of what a snapshot has.
+    ///
     /// Returns it even if a newer one was installed meanwhile, which is then the
     /// one that counts.
     pub fn build(&self, machine: &ExampleStateMachine) -> Result<(SnapshotMeta, SnapshotFile), StoreError> {
@@ -140,7 +143,10 @@ impl SnapshotDirectory {
         let temporary = self.temporary_file();
         let failed = |error| StoreError::io("write", &temporary.path, error);
         let mut file = File::create_new(&temporary.path).map_err(failed)?;
-        snapshot_format::write(machine, &meta, &mut file).map_err(failed)?;
+        let is_as_applied = snapshot_format::write(machine, &meta, &mut file).map_err(failed)?;
+        if !is_as_applied {
+            return Err(StoreError::MemoryChanged);
+        }
         let readable = open_for_reading(&temporary.path)?;
         self.publish(file, &temporary, &meta)?;
         Ok((meta, readable))

@@ -24,7 +24,7 @@ use super::codec::read_part;
 use super::error::StoreError;
 use super::history::{Change, ChangeKind, History};
 use super::requests::Remembered;
-use super::state_hash::StateHash;
+use super::state_hash::{self, StateHash};
 use super::state_machine::{ExampleStateMachine, Record as StateRecord};
 use crate::config::{SNAPSHOT_FRAME_BYTES, SNAPSHOT_FRAME_BYTES_MAX, SNAPSHOT_FRAMES_PER_SYNC};
 use crate::operation::{Key, RequestId, Value, WriteResult};
@@ -155,8 +155,9 @@ pub fn meta_of(machine: &ExampleStateMachine) -> SnapshotMeta {
     SnapshotMeta { last_log_id: machine.last_applied, last_membership: machine.last_membership.clone() }
 }
 
-/// Writes a snapshot of `machine`, as one that is named by `meta`.
-pub fn write(machine: &ExampleStateMachine, meta: &SnapshotMeta, file: &mut File) -> io::Result<()> {
+/// Writes a snapshot of `machine`, as one that is named by `meta`. Returns whether what it has
+/// written is what was applied: all hashes are worked out again, while it is read.
+pub fn write(machine: &ExampleStateMachine, meta: &SnapshotMeta, file: &mut File) -> io::Result<bool> {
     let mut frames = FrameWriter {
         writer: BufWriter::with_capacity(SNAPSHOT_FRAME_BYTES, file),
         frame: Vec::with_capacity(2 * SNAPSHOT_FRAME_BYTES),
@@ -172,19 +173,30 @@ pub fn write(machine: &ExampleStateMachine, meta: &SnapshotMeta, file: &mut File
         hash: machine.hash(),
     };
     frames.write_record(&state)?;
+    let (mut keys, mut requests) = (StateHash::default(), StateHash::default());
     for (key, record) in &machine.data {
-        let StateRecord { value, revision, create_revision, version, expires_at_ms } = record.as_ref();
+        keys += state_hash::of_record(key, record);
+        let StateRecord { value, revision, create_revision, version, expires_at_ms, .. } = record.as_ref();
         let (revision, create_revision, version) = (*revision, *create_revision, *version);
         let expires_at_ms = *expires_at_ms;
         frames.write_record(&RecordRef::Key { key, value, revision, create_revision, version, expires_at_ms })?;
     }
+    let mut is_history_as_applied = true;
     for change in machine.history.iter() {
-        frames.write_record(&change_ref(machine, change))?;
+        let change_ref = change_ref(machine, change);
+        // Values that are no longer the current ones are in no sum.
+        if let (ChangeKind::Put(record), RecordRef::Put { former: Some(_), .. }) = (&change.kind, &change_ref) {
+            is_history_as_applied &= state_hash::of_record(&change.key, record) == record.hash();
+        }
+        frames.write_record(&change_ref)?;
     }
-    for (key, Remembered { fingerprint, result }) in machine.requests.iter().map(|(key, it)| (key, it.as_ref())) {
+    for (key, remembered) in machine.requests.iter() {
+        requests += state_hash::of_request(key, remembered);
+        let Remembered { fingerprint, result } = remembered.as_ref();
         frames.write_record(&RecordRef::Request { key, fingerprint: *fingerprint, result })?;
     }
-    frames.write_footer()
+    frames.write_footer()?;
+    Ok(is_history_as_applied && machine.hash_with(keys, requests) == machine.hash())
 }
 
 fn change_ref<'a>(machine: &'a ExampleStateMachine, change: &'a Change) -> RecordRef<'a> {
@@ -350,7 +362,7 @@ fn load_record(
             ensure(is_next, "its keys are not in order")?;
             ensure(revision <= machine.revision, "a key is of a later revision than the store")?;
             ensure(version <= NUMBER_MAX, "a key was changed more often than can be")?;
-            let record = StateRecord { value, revision, create_revision, version, expires_at_ms };
+            let record = StateRecord::new(&key, value, [revision, create_revision, version], expires_at_ms);
             machine.insert_record(key, Arc::new(record));
         }
         Record::Put { revision, key, former: None } => {
@@ -361,7 +373,7 @@ fn load_record(
         }
         Record::Put { revision, key, former: Some(former) } => {
             let Former { value, create_revision, version, expires_at_ms } = former;
-            let record = StateRecord { value, revision, create_revision, version, expires_at_ms };
+            let record = StateRecord::new(&key, value, [revision, create_revision, version], expires_at_ms);
             load_change(machine, revision, key, ChangeKind::Put(Arc::new(record)))?;
         }
         Record::Delete { revision, key } => load_change(machine, revision, key, ChangeKind::Delete)?,

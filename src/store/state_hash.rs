@@ -3,9 +3,11 @@
 //!
 //! Each key with its record, and each remembered request with its result, has a
 //! hash of its own; the sum of them (modulo 2^128) does not depend on their order.
-//! What is replaced or removed is subtracted. The hash that is subtracted is
-//! worked out from what is in memory at that time, so memory which changed
-//! underneath leaves its mark in the sum.
+//! What is replaced or removed is subtracted: of a key the hash that its record keeps,
+//! of a request one that is worked out again. When a snapshot is written, all is worked
+//! out again, and memory which has changed underneath is noticed. What a put or a delete has
+//! replaced by then is gone but for the history, whose records are held against the hashes
+//! that they keep.
 //!
 //! All of it is XXH3 with 128 bits, of these bytes, numbers little-endian:
 //!
@@ -80,9 +82,10 @@ impl Parts<'_> {
     }
 }
 
-/// The hash of a key with its record.
+/// The hash of a key with its record. (Public so that `bench/` can tell what it costs.)
+#[doc(hidden)]
 #[inline]
-pub(super) fn of_record(key: &str, record: &Record) -> StateHash {
+pub fn of_record(key: &str, record: &Record) -> StateHash {
     let [key_0, key_1] = of_bytes(key.as_bytes());
     let [value_0, value_1] = of_bytes(record.value.as_bytes());
     let Record { revision, create_revision, version, expires_at_ms, .. } = *record;
@@ -226,7 +229,7 @@ mod tests {
     /// versions before: nodes compare them, and snapshots hold the sums.
     #[test]
     fn hashes_are_fixed() {
-        let record = Record { value: "value".into(), revision: 7, create_revision: 5, version: 2, expires_at_ms: 0 };
+        let record = Record::new("key", "value".into(), [7, 5, 2], 0);
         let of_key = of_record("key", &record);
         let change = |kind| of_change(&Change { revision: 7, position: 1, key: "key".into(), kind });
         let changes =
