@@ -287,6 +287,8 @@ impl Place {
                 }
                 if left > 0 {
                     self.line.left.set(left - 1);
+                    // However often it asks until it reads.
+                    self.state.set(State::Called);
                     return Poll::Ready(());
                 }
                 let waiting = if kind == Kind::PassedOn { &self.line.passed_on } else { &self.line.own };
@@ -508,6 +510,18 @@ mod tests {
         assert!(!crowd[1].begin_request());
         scene.turn_after(Duration::ZERO, &[]);
         assert_eq!(scene.line.left.get(), REQUESTS_A_TURN);
+    }
+
+    /// A connection that asks several times before it reads takes one turn.
+    #[test]
+    fn a_turn_is_taken_once() {
+        let scene = Scene::new(1000);
+        let place = Place::new(scene.line.clone());
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(place.poll_turn(&mut context).is_ready());
+        assert!(place.poll_turn(&mut context).is_ready());
+        place.note_read(b"GET / HTTP/1.1");
+        assert_eq!(scene.line.left.get(), REQUESTS_A_TURN - 1);
     }
 
     /// A process that stood still has not made anybody wait.

@@ -102,6 +102,8 @@ pub fn serve_http(
 async fn begin(connection: Connection, mut stopping: watch::Receiver<bool>) -> Result<Connection, DispatchError> {
     let mut first = [0; Kind::BYTES];
     tokio::select! {
+        biased;
+        _ = stopping.wait_for(|stopping| *stopping) => return Err(DispatchError::DisconnectTimeout),
         peeked = connection.stream.peek(&mut first) => connection.place.note_first(&first[..peeked?]),
         () = tokio::time::sleep(REQUEST_HEAD_DEADLINE) => {
             let empty = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
@@ -110,10 +112,12 @@ async fn begin(connection: Connection, mut stopping: watch::Receiver<bool>) -> R
             connection.stream.try_write(&answer)?;
             return Err(DispatchError::SlowRequestTimeout);
         }
-        _ = stopping.wait_for(|stopping| *stopping) => return Err(DispatchError::DisconnectTimeout),
     }
-    future::poll_fn(|context| connection.place.poll_turn(context)).await;
-    Ok(connection)
+    tokio::select! {
+        biased;
+        _ = stopping.wait_for(|stopping| *stopping) => Err(DispatchError::DisconnectTimeout),
+        () = future::poll_fn(|context| connection.place.poll_turn(context)) => Ok(connection),
+    }
 }
 
 /// As many connections as the system lets this process have beside its files.
