@@ -1,7 +1,7 @@
 # The same targets serve developers, `.ci/run` and GitHub.
 
 .PHONY: verify format lint docs test demo bench bench-tools leftovers deny help api-check \
-	faults faults-quick faults-control faults-outage faults-selftest faults-tools faults-etcd soak fuzz
+	faults faults-quick faults-model faults-control faults-outage faults-selftest faults-tools faults-etcd soak fuzz
 
 help:
 	@echo 'make verify   formatting, lints, documentation, leftovers, all tests'
@@ -10,9 +10,11 @@ help:
 	@echo '              a node against its own /openapi.json, with Schemathesis (about 90 seconds; needs python3)'
 	@echo 'make demo     a cluster of three, shown and checked with curl'
 	@echo 'make bench    the same load on three of our nodes and three of etcd (about 6 minutes)'
-	@echo 'make bench-snapshots, bench-elections, bench-kill-all, bench-key-value'
+	@echo 'make bench-snapshots, bench-elections, bench-kill-all, bench-key-value, bench-overload,'
+	@echo '     bench-self-check'
 	@echo '              latency under snapshots (6 minutes), elections under load (5), writes lost by kill -9 (2),'
-	@echo '              what the key-value API costs (6)'
+	@echo '              what the key-value API costs (6), four times the load that can be carried (3; as root),'
+	@echo '              what it costs that nodes hash and compare what they hold (2)'
 	@echo 'make faults   machines, disks and networks that fail under a cluster, and every answer checked'
 	@echo '              (as root, about 10 minutes; make faults-quick: 2, make soak HOURS=n: as long as you like)'
 	@echo 'make faults-control'
@@ -64,14 +66,23 @@ bench-tools:
 # What breaks is drawn from a seed, which is printed. FAULTS_ARGUMENTS is passed on.
 FAULTS = cargo run --locked --manifest-path faults/Cargo.toml --
 
-faults: faults-tools
+faults: faults-tools faults-model
 	$(FAULTS) run $(FAULTS_ARGUMENTS)
 
 faults-quick: faults-tools
 	$(FAULTS) run --scale 0.2 $(FAULTS_ARGUMENTS)
 
-soak: faults-tools
+soak: MODEL_CASES = 200000
+soak: faults-tools faults-model
 	$(FAULTS) soak --hours $(HOURS) $(FAULTS_ARGUMENTS)
+
+# The store by itself: openraft's suite, and so many random sequences of operations against a model, reopened after
+# each. The model's directories are in memory, in /dev/shm: it is not about power cuts, and 200,000 cases sync
+# millions of times. A line every 10 seconds; the seed comes first, and again with a case that fails.
+MODEL_CASES = 2000
+
+faults-model:
+	RKV_STORE_CASES=$(MODEL_CASES) cargo test --locked --test store -- --nocapture conformance:: model::
 
 # Debian's etcd is unpacked below faults/target: as an installed package it would start a service.
 ETCD = faults/target/etcd/usr/bin/etcd

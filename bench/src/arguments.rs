@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
 
 use crate::load::Workload;
 use crate::target::System;
@@ -29,6 +30,10 @@ pub enum Command {
     KillAll(KillAllArguments),
     /// What the key-value API costs, beside the original's routes and by itself
     KeyValue(KeyValueArguments),
+    /// What a cluster does when it is offered four times what it can carry (as root)
+    Overload(OverloadArguments),
+    /// What share of a write's CPU the nodes' comparing of their data takes
+    SelfCheck(SelfCheckArguments),
 }
 
 impl Command {
@@ -39,6 +44,8 @@ impl Command {
             Command::Elections(arguments) => &arguments.common,
             Command::KillAll(arguments) => &arguments.common,
             Command::KeyValue(arguments) => &arguments.common,
+            Command::Overload(arguments) => &arguments.common,
+            Command::SelfCheck(arguments) => &arguments.common,
         }
     }
 }
@@ -232,4 +239,58 @@ pub struct KeyValueArguments {
     /// Watches of other keys
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     pub watchers: u64,
+}
+
+#[derive(Args)]
+// One thread offers less than four times the peak.
+#[command(mut_arg("load_threads", |argument| argument.default_value("2").help("Threads of the load generator")))]
+pub struct OverloadArguments {
+    #[command(flatten)]
+    pub common: CommonArguments,
+
+    /// Length of the overload
+    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub seconds: u64,
+
+    /// Length of each measured point of the search for the peak
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
+    pub peak_seconds: u64,
+
+    /// How many times the peak is offered
+    #[arg(long, default_value_t = 4.0)]
+    pub factor: f64,
+
+    /// The part of a core that each node may use
+    #[arg(long, value_name = "CORES", default_value_t = 0.3)]
+    pub node_cores: f64,
+
+    /// Which nodes the overload is sent to
+    #[arg(long, value_name = "NODES", default_value = "all")]
+    pub spread: Receivers,
+
+    /// Connections that send it, in all
+    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u16).range(3..=16384))]
+    pub connections: u16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Receivers {
+    /// All three, in turn
+    All,
+    Leader,
+}
+
+#[derive(Args)]
+pub struct SelfCheckArguments {
+    #[command(flatten)]
+    pub common: CommonArguments,
+
+    /// How often each point is measured
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rounds: u32,
+
+    /// Length of each measured point
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..))]
+    pub seconds: u64,
 }

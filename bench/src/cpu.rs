@@ -1,14 +1,55 @@
 //! CPU time: of one process, of this one, and of the whole machine.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+
+/// CPU time used so far, at one moment.
+pub struct Sample {
+    at: Instant,
+    servers: Vec<Duration>,
+    load: Duration,
+    machine: Duration,
+}
+
+/// Cores used between two samples.
+pub struct Cores {
+    /// By each server process.
+    pub servers: Vec<f64>,
+    /// By this process.
+    pub load: f64,
+    /// By neither: the kernel's own threads and whatever else ran on the machine.
+    pub other: f64,
+}
+
+impl Sample {
+    pub fn take(servers: &[libc::pid_t]) -> Result<Self> {
+        Ok(Self {
+            at: Instant::now(),
+            servers: servers.iter().copied().map(of_process).collect::<Result<_>>()?,
+            load: of_this_process()?,
+            machine: of_machine()?,
+        })
+    }
+
+    /// A sample is taken when its task gets a core, which may be a little late;
+    /// so this is over the time between the samples, whatever was intended.
+    pub fn cores_since(&self, before: &Self) -> Cores {
+        let between = (self.at - before.at).as_secs_f64();
+        let cores = |after: Duration, before: Duration| (after.as_secs_f64() - before.as_secs_f64()) / between;
+        let pairs = self.servers.iter().zip(&before.servers);
+        let servers: Vec<f64> = pairs.map(|(after, before)| cores(*after, *before)).collect();
+        let load = cores(self.load, before.load);
+        let other = (cores(self.machine, before.machine) - servers.iter().sum::<f64>() - load).max(0.0);
+        Cores { servers, load, other }
+    }
+}
 
 /// User and system time of all threads of a process, ended ones included.
 ///
 /// The kernel's CPU clock of the process counts nanoseconds, where
 /// `/proc/<pid>/stat` counts hundredths of a second.
-pub fn of_process(pid: libc::pid_t) -> Result<Duration> {
+fn of_process(pid: libc::pid_t) -> Result<Duration> {
     let mut clock: libc::clockid_t = 0;
     // SAFETY: `clock` outlives the call that fills it.
     let error = unsafe { libc::clock_getcpuclockid(pid, &mut clock) };
@@ -16,8 +57,12 @@ pub fn of_process(pid: libc::pid_t) -> Result<Duration> {
     read_clock(clock).with_context(|| format!("cannot read the CPU clock of process {pid}"))
 }
 
-pub fn of_this_process() -> Result<Duration> {
+fn of_this_process() -> Result<Duration> {
     read_clock(libc::CLOCK_PROCESS_CPUTIME_ID).context("cannot read this process's CPU clock")
+}
+
+pub fn of_this_thread() -> Result<Duration> {
+    read_clock(libc::CLOCK_THREAD_CPUTIME_ID).context("cannot read this thread's CPU clock")
 }
 
 fn read_clock(clock: libc::clockid_t) -> std::io::Result<Duration> {
@@ -31,7 +76,7 @@ fn read_clock(clock: libc::clockid_t) -> std::io::Result<Duration> {
 
 /// Time all cores together were not idle; time stolen by the hypervisor counts,
 /// because it was not there for the measurement either.
-pub fn of_machine() -> Result<Duration> {
+fn of_machine() -> Result<Duration> {
     let stat = std::fs::read_to_string("/proc/stat").context("cannot read `/proc/stat`")?;
     // `cpu user nice system idle iowait irq softirq steal …`, in clock ticks.
     let ticks: Vec<u64> = stat

@@ -19,7 +19,7 @@ use crate::arguments::KeyValueArguments;
 use crate::load::{self, BATCH_KEYS, LoadPlan, Measurement, Workload, batch_of};
 use crate::ours::{HttpConnection, OursCluster};
 use crate::report::{Environment, Goal, Limit, publish};
-use crate::statistics::{Spread, milliseconds, thousands};
+use crate::statistics::{Spread, mebibytes, milliseconds, thousands};
 use crate::target::{Leader, Target, VALUE_BYTES};
 use crate::workspace::{Workspace, our_server};
 
@@ -97,12 +97,12 @@ pub async fn run(arguments: &KeyValueArguments) -> Result<Verdict> {
     }
     let data_directory = workspace.path("many-keys");
     let cluster = OursCluster::create(&options, &data_directory).await?;
-    let bytes_empty = resident_bytes(&cluster)?;
+    let bytes_empty = cluster.resident_bytes()?;
     let batches = arguments.keys / BATCH_KEYS as u64;
     fill_with_small_values(cluster.leader().await?, arguments.keys, 0..batches / FIRST_PART).await?;
-    let bytes_first = resident_bytes(&cluster)?;
+    let bytes_first = cluster.resident_bytes()?;
     fill_with_small_values(cluster.leader().await?, arguments.keys, batches / FIRST_PART..batches).await?;
-    let memory = Memory { bytes_empty, bytes_first, bytes_after: resident_bytes(&cluster)? };
+    let memory = Memory { bytes_empty, bytes_first, bytes_after: cluster.resident_bytes()? };
     for round in 1..=arguments.rounds {
         for point in points_with_many_keys(round, arguments.keys) {
             records.push(measure(arguments, &cluster, point, round).await?);
@@ -263,16 +263,6 @@ async fn fill_with_small_values(leader: Leader, key_count: u64, batches: Range<u
     Ok(())
 }
 
-fn resident_bytes(cluster: &OursCluster) -> Result<Vec<u64>> {
-    let of_process = |pid: libc::pid_t| {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        let kibibytes: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
-        Ok(kibibytes * 1024)
-    };
-    cluster.pids().into_iter().map(of_process).collect()
-}
-
 impl Memory {
     /// The most that any node needs for one more key beside key and value, in bytes.
     fn bytes_beside(&self, keys: u64) -> f64 {
@@ -377,7 +367,6 @@ fn markdown(arguments: &KeyValueArguments, figures: &Figures) -> String {
             figure(|m| m.errors as f64).max,
         );
     }
-    let mebibytes = |bytes: &[u64]| bytes.iter().map(|it| (it >> 20).to_string()).collect::<Vec<_>>().join(", ");
     text += &format!(
         "\nResident memory of the three nodes: {} MiB empty, {} MiB with {} keys, \
          {} MiB with {}. Memory a key is that of the keys added in between: by then the log's cache and the history \

@@ -99,13 +99,6 @@ struct Window {
     end: Instant,
 }
 
-struct CpuSample {
-    at: Instant,
-    servers: Duration,
-    load: Duration,
-    machine: Duration,
-}
-
 pub fn key(number: u64, into: &mut String) {
     into.clear();
     // Writing to a String cannot fail.
@@ -123,19 +116,27 @@ pub fn value() -> &'static str {
 }
 
 pub async fn run(target: &Target, plan: &LoadPlan, servers: &[libc::pid_t]) -> Result<Measurement> {
-    let connections = target.connect_all(plan.clients).await?;
+    run_on_all(std::slice::from_ref(target), plan, servers).await
+}
+
+/// The same with the clients spread evenly over several targets.
+pub async fn run_on_all(targets: &[Target], plan: &LoadPlan, servers: &[libc::pid_t]) -> Result<Measurement> {
+    let mut connections = Vec::with_capacity(plan.clients);
+    for (target, share) in targets.iter().zip(shares(plan.clients, targets.len())) {
+        connections.extend(target.connect_all(share).await?.into_iter().map(|connection| (*target, connection)));
+    }
     let begin = Instant::now() + plan.warm_up;
     let window = Window { begin, end: begin + plan.measured };
     let mut clients = JoinSet::new();
-    for (connection, client) in connections.into_iter().zip(0..) {
+    for ((target, connection), client) in connections.into_iter().zip(0..) {
         let random = fastrand::Rng::with_seed(plan.seed.wrapping_mul(1_000_003) + client);
-        clients.spawn(run_client(*target, connection, plan.clone(), window, random));
+        clients.spawn(run_client(target, connection, plan.clone(), window, random));
     }
 
     tokio::time::sleep_until(window.begin).await;
-    let before = CpuSample::take(servers)?;
+    let before = cpu::Sample::take(servers)?;
     tokio::time::sleep_until(window.end).await;
-    let after = CpuSample::take(servers)?;
+    let after = cpu::Sample::take(servers)?;
 
     let mut total = ClientFigures::new()?;
     while let Some(figures) = clients.join_next().await {
@@ -146,6 +147,11 @@ pub async fn run(target: &Target, plan: &LoadPlan, servers: &[libc::pid_t]) -> R
         total.first_error = total.first_error.or(figures.first_error);
     }
     Ok(Measurement::new(total, plan.measured, &before, &after))
+}
+
+/// `count` in `parts` that differ by one at most.
+pub fn shares(count: usize, parts: usize) -> impl Iterator<Item = usize> {
+    (0..parts).map(move |part| (count + part) / parts)
 }
 
 async fn run_client(
@@ -252,12 +258,16 @@ async fn write_with_retries(target: &Target, connection: &mut Connection, name: 
     Ok(())
 }
 
+pub fn latency_histogram() -> Result<Histogram<u32>> {
+    let mut histogram = Histogram::new(HISTOGRAM_SIGNIFICANT_DIGITS)?;
+    // Otherwise greater latencies would be cut off at 2 ms.
+    histogram.auto(true);
+    Ok(histogram)
+}
+
 impl ClientFigures {
     fn new() -> Result<Self> {
-        let mut latency_us = Histogram::new(HISTOGRAM_SIGNIFICANT_DIGITS)?;
-        // Otherwise greater latencies would be cut off at 2 ms.
-        latency_us.auto(true);
-        Ok(Self { operations: 0, latency_us, errors: 0, first_error: None })
+        Ok(Self { operations: 0, latency_us: latency_histogram()?, errors: 0, first_error: None })
     }
 
     fn succeed(&mut self, window: Window, started: Instant, finished: Instant) {
@@ -277,29 +287,12 @@ impl ClientFigures {
     }
 }
 
-impl CpuSample {
-    fn take(servers: &[libc::pid_t]) -> Result<Self> {
-        Ok(Self {
-            at: Instant::now(),
-            servers: servers.iter().copied().map(cpu::of_process).sum::<Result<_>>()?,
-            load: cpu::of_this_process()?,
-            machine: cpu::of_machine()?,
-        })
-    }
-}
-
 impl Measurement {
-    fn new(figures: ClientFigures, measured: Duration, before: &CpuSample, after: &CpuSample) -> Self {
+    fn new(figures: ClientFigures, measured: Duration, before: &cpu::Sample, after: &cpu::Sample) -> Self {
         let histogram = &figures.latency_us;
         let operations = figures.operations;
         let operations_per_second = operations as f64 / measured.as_secs_f64();
-        // The samples are taken when this task gets a core, which may be a little
-        // late; so cores used, over the time between the samples.
-        let between = (after.at - before.at).as_secs_f64();
-        let cores = |after: Duration, before: Duration| (after.as_secs_f64() - before.as_secs_f64()) / between;
-        let server_cores = cores(after.servers, before.servers);
-        let load_cores = cores(after.load, before.load);
-        let machine_cores = cores(after.machine, before.machine);
+        let cores = after.cores_since(before);
         let us_per_operation = |cores: f64| match operations {
             0 => 0.0,
             _ => cores * 1e6 / operations_per_second,
@@ -313,9 +306,9 @@ impl Measurement {
             latency_us_p90: histogram.value_at_quantile(0.90),
             latency_us_p99: histogram.value_at_quantile(0.99),
             latency_us_max: histogram.max(),
-            server_cpu_us_per_operation: us_per_operation(server_cores),
-            load_cpu_us_per_operation: us_per_operation(load_cores),
-            other_cpu_cores: (machine_cores - server_cores - load_cores).max(0.0),
+            server_cpu_us_per_operation: us_per_operation(cores.servers.iter().sum()),
+            load_cpu_us_per_operation: us_per_operation(cores.load),
+            other_cpu_cores: cores.other,
         }
     }
 }
@@ -341,6 +334,13 @@ mod tests {
         assert_eq!(figures.latency_us.len(), 4);
         assert_eq!(figures.latency_us.min() / 1000, 2);
         assert_eq!(figures.latency_us.max() / 1000, 128);
+    }
+
+    #[test]
+    fn shares_are_even_and_add_up() {
+        assert_eq!(shares(32, 3).collect::<Vec<_>>(), [10, 11, 11]);
+        assert_eq!(shares(2, 3).collect::<Vec<_>>(), [0, 1, 1]);
+        assert_eq!(shares(1024, 1).collect::<Vec<_>>(), [1024]);
     }
 
     #[test]

@@ -14,8 +14,10 @@ mod key_value;
 mod kill_all;
 mod load;
 mod ours;
+mod overload;
 mod process;
 mod report;
+mod self_check;
 mod snapshots;
 mod statistics;
 mod target;
@@ -67,6 +69,8 @@ fn run(command: Command) -> Result<Verdict> {
             Command::Elections(arguments) => elections::run(&arguments).await,
             Command::KillAll(arguments) => kill_all::run(&arguments).await,
             Command::KeyValue(arguments) => key_value::run(&arguments).await,
+            Command::Overload(arguments) => overload::run(&arguments).await,
+            Command::SelfCheck(arguments) => self_check::run(&arguments).await,
         }
     })
 }

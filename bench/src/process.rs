@@ -51,6 +51,16 @@ impl ServerProcess {
         self.child.id() as libc::pid_t
     }
 
+    pub fn resident_bytes(&self) -> Result<u64> {
+        let path = format!("/proc/{}/status", self.pid());
+        let status = fs::read_to_string(&path).with_context(|| format!("cannot read `{path}`"))?;
+        // A process that has ended and is not waited for has no such line.
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = line.with_context(|| format!("{} has no memory: it has ended", self.name))?;
+        let kibibytes: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
+        Ok(kibibytes * 1024)
+    }
+
     /// An error that quotes the end of the server's own log, if it has exited.
     pub fn check_running(&mut self) -> Result<()> {
         if let Some(status) = self.child.try_wait().context("cannot wait for a server")? {

@@ -38,6 +38,11 @@ pub fn milliseconds(microseconds: f64) -> String {
     format!("{:.2}", microseconds / 1000.0)
 }
 
+/// Bytes of several processes, as `12, 13, 12` mebibytes.
+pub fn mebibytes(bytes: &[u64]) -> String {
+    bytes.iter().map(|bytes| (bytes >> 20).to_string()).collect::<Vec<_>>().join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

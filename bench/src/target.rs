@@ -40,7 +40,7 @@ pub struct Leader {
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
     pub system: System,
-    /// The leader's address for clients.
+    /// The leader's address for clients; of ours it may be any node's.
     pub leader: SocketAddr,
     /// How many connections the clients share; as many as clients with HTTP/1.1.
     pub connections: usize,
@@ -55,7 +55,12 @@ pub enum Connection {
 impl Target {
     /// The leader of ours, for `clients` clients with a connection each.
     pub fn ours(leader: Leader, clients: usize) -> Self {
-        Self { system: System::Ours, leader: leader.address, connections: clients }
+        Self::our_node(leader.address, clients)
+    }
+
+    /// Any node of ours, which passes on what needs the leader.
+    pub fn our_node(address: SocketAddr, clients: usize) -> Self {
+        Self { system: System::Ours, leader: address, connections: clients }
     }
 
     /// Connects `clients` clients, spread evenly over the connections.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use openraft::storage::RaftLogStorage;
 use raft_key_value::operation::{Operation as WriteOperation, Write};
@@ -381,21 +382,51 @@ impl Random {
     }
 }
 
-/// Says how to run a failed case again.
-struct Case {
+/// Stops the others, and says how to run a failed case again.
+struct Case<'a> {
     seed: u64,
+    next: &'a AtomicU64,
 }
 
-impl Drop for Case {
+impl Drop for Case<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            #[expect(clippy::print_stderr, reason = "the one thing to know of a failed case")]
-            {
-                eprintln!(
-                    "again: RKV_STORE_SEED={} RKV_STORE_CASES=1 cargo test --test store model::random",
-                    self.seed
-                );
-            }
+            // Of 200,000 cases the rest would take its time, and scroll the failure away.
+            self.next.store(u64::MAX / 2, Ordering::Relaxed);
+            let seed = self.seed;
+            tell(&format!("again: RKV_STORE_SEED={seed} RKV_STORE_CASES=1 cargo test --test store model::random"));
+        }
+    }
+}
+
+/// For whoever runs it with `--nocapture`, or has it fail.
+fn tell(what: &str) {
+    #[expect(clippy::print_stderr, reason = "the only way out of a test")]
+    {
+        eprintln!("{what}");
+    }
+}
+
+/// Says every 10 seconds how far it has come.
+struct Progress {
+    started: Instant,
+    cases: u64,
+    done: AtomicU64,
+    /// In units of 10 seconds.
+    told: AtomicU64,
+}
+
+impl Progress {
+    fn of(cases: u64) -> Self {
+        Progress { started: Instant::now(), cases, done: AtomicU64::new(0), told: AtomicU64::new(0) }
+    }
+
+    fn case_is_done(&self) {
+        let done = self.done.fetch_add(1, Ordering::Relaxed) + 1;
+        let elapsed = self.started.elapsed();
+        let due = elapsed.as_secs() / 10;
+        if self.told.fetch_max(due, Ordering::Relaxed) < due || done == self.cases {
+            tell(&format!("{done} of {} cases in {:.0} s", self.cases, elapsed.as_secs_f64()));
         }
     }
 }
@@ -407,13 +438,15 @@ fn number_from_environment(name: &str) -> Option<u64> {
 /// Any valid sequence of operations is as it was after each restart.
 ///
 /// Method: 2,000 random sequences of 2 to 11 operations (RKV_STORE_CASES: another
-/// number), seeded by the clock (RKV_STORE_SEED: by that number).
+/// number; `make faults` and `make soak` say which), seeded by the clock
+/// (RKV_STORE_SEED: by that number).
 #[test]
 fn random() {
     let now = || std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
     let first_seed = number_from_environment("RKV_STORE_SEED").unwrap_or_else(now);
     let cases = number_from_environment("RKV_STORE_CASES").unwrap_or(2000);
-    let next = AtomicU64::new(0);
+    tell(&format!("{cases} cases from RKV_STORE_SEED={first_seed} on"));
+    let (next, progress) = (AtomicU64::new(0), Progress::of(cases));
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
             scope.spawn(|| {
@@ -422,11 +455,12 @@ fn random() {
                     if case >= cases {
                         return;
                     }
-                    let case = Case { seed: first_seed.wrapping_add(case) };
+                    let case = Case { seed: first_seed.wrapping_add(case), next: &next };
                     // Neighbouring seeds begin alike.
                     let mut random = Random(case.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
                     random.next();
                     check(&random.sequence());
+                    progress.case_is_done();
                 }
             });
         }

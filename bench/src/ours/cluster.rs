@@ -200,6 +200,11 @@ impl OursCluster {
         self.processes.iter().map(ServerProcess::pid).collect()
     }
 
+    /// Resident memory of each node.
+    pub fn resident_bytes(&self) -> Result<Vec<u64>> {
+        self.processes.iter().map(ServerProcess::resident_bytes).collect()
+    }
+
     pub async fn metrics(&self, node_id: u64) -> Result<Metrics> {
         let mut connection = HttpConnection::connect(self.address(node_id)).await?;
         connection.call(Method::GET, "/metrics", ()).await.with_context(|| format!("node {node_id}"))

@@ -1,0 +1,139 @@
+//! The report's section.
+
+use super::{Figures, KEYS, Latency, Overload, PEAK_WARM_UP, best_of};
+use crate::arguments::Receivers;
+use crate::report::Goal;
+use crate::statistics::{mebibytes, milliseconds, thousands};
+use crate::target::VALUE_BYTES;
+
+impl Figures {
+    pub fn markdown(&self) -> String {
+        let receivers = match self.receivers {
+            Receivers::All => "over all three nodes in turn",
+            Receivers::Leader => "to the leader only",
+        };
+        format!(
+            "## Offered {}× what it can carry\n\n{}\n\
+             Three nodes, each with {} of a core (a CPU control group), and `PUT /v1/kv/{{key}}` with values of \
+             {VALUE_BYTES} bytes over {} keys. The peak is the most that clients of a closed loop, spread over all \
+             nodes, got done. Then requests fell due at {}× that for {} s, evenly spread over time and {receivers}, \
+             whatever became of those before; {} connections sent them, and one that found none free within a second \
+             was not sent.\n\n{}\n{}\n{}\n{}",
+            self.factor,
+            self.environment.markdown(),
+            self.node_cores,
+            thousands(KEYS as f64),
+            self.factor,
+            self.overload.seconds,
+            thousands(f64::from(self.connections)),
+            Goal::table(&self.goals),
+            self.peak_table(),
+            self.overload.tables(),
+            self.beside(),
+        )
+    }
+
+    fn peak_table(&self) -> String {
+        let mut table = format!(
+            "Closed loops, each after {} s of warm-up, the last one after the overload:\n\n\
+             | clients | writes/s | p50 ms | p99 ms | max ms | server CPU µs/write | other cores | errors |\n\
+             | --- | --- | --- | --- | --- | --- | --- | --- |\n",
+            PEAK_WARM_UP.as_secs()
+        );
+        let before = self.peak.iter().map(|point| (point, ""));
+        for (point, remark) in before.chain([(&self.recovered, ", afterwards")]) {
+            let measurement = &point.measurement;
+            table += &format!(
+                "| {}{remark} | {} | {} | {} | {} | {:.1} | {:.2} | {} |\n",
+                point.clients,
+                thousands(measurement.operations_per_second),
+                milliseconds(measurement.latency_us_p50 as f64),
+                milliseconds(measurement.latency_us_p99 as f64),
+                milliseconds(measurement.latency_us_max as f64),
+                measurement.server_cpu_us_per_operation,
+                measurement.other_cpu_cores,
+                measurement.errors,
+            );
+        }
+        let peak = best_of(&self.peak).map_or(f64::NAN, |best| best.measurement.operations_per_second);
+        let recovered = self.recovered.measurement.operations_per_second / peak;
+        table += &format!("\nRecovered: {recovered:.2}× the peak.\n");
+        table
+    }
+
+    fn beside(&self) -> String {
+        let overload = &self.overload;
+        let nodes: Vec<String> = overload.node_cores_used.iter().map(|cores| format!("{cores:.2}")).collect();
+        let mut text = format!(
+            "- memory of the nodes: {} MiB before, at most {} MiB\n\
+             - cores used by the nodes: {}; by the load: {:.2}, which was at most {} ms behind its schedule; \
+             by anything else: {:.2}\n\
+             - `GET /metrics`: {} looks, {} unanswered, the slowest took {} ms\n\
+             - (term, leader): ({}, {}) when the peak had been measured, and since then on any node: {:?}\n",
+            mebibytes(&self.memory.bytes_first),
+            mebibytes(&self.memory.bytes_max),
+            nodes.join(", "),
+            overload.load_cores_used,
+            milliseconds(overload.schedule_late_us_max as f64),
+            overload.other_cores_used,
+            self.views.looks,
+            self.views.looks_unanswered,
+            milliseconds(self.views.slowest_us as f64),
+            self.term,
+            self.leader_id,
+            self.views.seen,
+        );
+        let codes: Vec<String> = overload
+            .refusals_by_code
+            .iter()
+            .map(|(code, count)| format!("{} `{code}`", thousands(*count as f64)))
+            .collect();
+        if !codes.is_empty() {
+            text += &format!("- refusals: {}\n", codes.join(", "));
+        }
+        if let Some(first_error) = &overload.first_error {
+            text += &format!("- the first that was neither done nor refused: {first_error}\n");
+        }
+        text
+    }
+}
+
+impl Overload {
+    fn tables(&self) -> String {
+        let row = |what: &str, count: u64| {
+            let part = count as f64 * 100.0 / self.offered as f64;
+            format!("| {what} | {} | {} | {part:.1} % |\n", thousands(count as f64), thousands(self.per_second(count)))
+        };
+        let latency = |what: &str, latency: &Latency| {
+            if latency.count == 0 {
+                return format!("| {what} | – | – | – | – |\n");
+            }
+            let [p50, p90, p99, max] = [latency.us_p50, latency.us_p90, latency.us_p99, latency.us_max]
+                .map(|latency_us| milliseconds(latency_us as f64));
+            format!("| {what} | {p50} | {p90} | {p99} | {max} |\n")
+        };
+        let in_a_second = self.done_in_a_second();
+        [
+            "Overload:\n\n| requests | | per second | |\n| --- | --- | --- | --- |\n".to_owned(),
+            row("offered", self.offered),
+            row("not sent", self.counts.not_sent),
+            row("sent", self.counts.sent()),
+            row("… done", self.counts.done),
+            row("… refused, not applied", self.counts.refused),
+            row("… unknown", self.counts.unknown),
+            row("… answered otherwise", self.counts.other),
+            row("… broken", self.counts.broken),
+            format!(
+                "\nDone in a second: {} in the lowest, {} in the median, {} in the highest.\n\n",
+                thousands(in_a_second.min),
+                thousands(in_a_second.median),
+                thousands(in_a_second.max),
+            ),
+            "| latency | p50 ms | p90 ms | p99 ms | max ms |\n| --- | --- | --- | --- | --- |\n".to_owned(),
+            latency("done", &self.done_latency),
+            latency("done, from when it fell due", &self.done_latency_since_due),
+            latency("refused", &self.refused_latency),
+        ]
+        .concat()
+    }
+}

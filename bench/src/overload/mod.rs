@@ -1,0 +1,322 @@
+//! What a cluster does when it is offered several times what it can carry.
+//!
+//! Each node gets a small part of a core, so that the load generator has the CPU
+//! time to offer that much on the same machine. First the cluster's peak is found
+//! with closed loops; then requests fall due at a multiple of that, whether or not
+//! they are answered; at last the closed loop runs once more.
+
+mod cpu_limit;
+mod markdown;
+mod open_loop;
+mod plain_http;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use crate::Verdict;
+use crate::arguments::{OverloadArguments, Receivers};
+use crate::cpu;
+use crate::load::{self, LoadPlan, Measurement, Workload};
+use crate::ours::OursCluster;
+use crate::report::{Environment, Goal, Limit, publish};
+use crate::statistics::{Spread, milliseconds, thousands};
+use crate::target::{Leader, Target};
+use crate::workspace::{Workspace, our_server};
+
+use cpu_limit::CpuLimits;
+use open_loop::{Counts, OpenLoop, OpenPlan, Tally, Tasks};
+use watch::{Memory, Views};
+
+const KEYS: u64 = 10_000;
+const FILL_CLIENTS: usize = 64;
+const PEAK_CLIENTS: [usize; 5] = [32, 64, 128, 256, 512];
+const PEAK_WARM_UP: Duration = Duration::from_secs(1);
+/// Between the overload and the measurement of what is left of the peak.
+const REST: Duration = Duration::from_secs(1);
+
+const GOODPUT_RATIO_MIN: f64 = 0.8;
+const REFUSED_P99_MS_MAX: f64 = 100.0;
+const MEMORY_GROWTH_MIB_MAX: f64 = 256.0;
+
+#[derive(Serialize)]
+struct Figures {
+    environment: Environment,
+    goals: Vec<Goal>,
+    node_cores: f64,
+    receivers: Receivers,
+    connections: u16,
+    factor: f64,
+    peak: Vec<PeakPoint>,
+    overload: Overload,
+    memory: Memory,
+    /// When the peak had been measured.
+    leader_id: u64,
+    term: u64,
+    views: Views,
+    recovered: PeakPoint,
+}
+
+#[derive(Serialize)]
+struct PeakPoint {
+    clients: usize,
+    #[serde(flatten)]
+    measurement: Measurement,
+}
+
+#[derive(Serialize)]
+struct Overload {
+    seconds: u64,
+    offered: u64,
+    #[serde(flatten)]
+    counts: Counts,
+    refusals_by_code: BTreeMap<String, u64>,
+    first_error: Option<String>,
+    done_latency: Latency,
+    done_latency_since_due: Latency,
+    refused_latency: Latency,
+    done_by_second: Vec<u64>,
+    node_cores_used: Vec<f64>,
+    load_cores_used: f64,
+    other_cores_used: f64,
+    schedule_late_us_max: u64,
+}
+
+#[derive(Serialize)]
+struct Latency {
+    count: u64,
+    us_p50: u64,
+    us_p90: u64,
+    us_p99: u64,
+    us_max: u64,
+}
+
+pub async fn run(arguments: &OverloadArguments) -> Result<Verdict> {
+    ensure!(arguments.node_cores > 0.0, "--node-cores must be more than 0, not {}", arguments.node_cores);
+    ensure!(arguments.factor > 0.0, "--factor must be more than 0, not {}", arguments.factor);
+    let options = our_server(&arguments.common)?;
+    let environment = Environment::gather(&[&options.server])?;
+    // Before the cluster, so that it is dropped after it: a group must be empty to go.
+    let mut limits = CpuLimits::prepare()?;
+    raise_open_files_limit()?;
+    let workspace = Workspace::create(&arguments.common, "overload")?;
+    let cluster = OursCluster::create(&options, &workspace.path("cluster")).await?;
+    load::fill(&Target::ours(cluster.leader().await?, FILL_CLIENTS), FILL_CLIENTS, 0..KEYS).await?;
+    limits.apply(&cluster.pids(), arguments.node_cores)?;
+    println!("each node may use {} of a core from now on", arguments.node_cores);
+
+    let peak = measure_peak(arguments, &cluster).await?;
+    let best = best_of(&peak).context("no peak was measured")?;
+    let leader = cluster.leader().await?;
+    println!(
+        "the peak is {}/s with {} clients; node {} leads in term {}",
+        thousands(best.measurement.operations_per_second),
+        best.clients,
+        leader.id,
+        leader.term
+    );
+    let mut memory = Memory::new(&cluster)?;
+    let mut views = Views::default();
+    let rate_per_second = best.measurement.operations_per_second * arguments.factor;
+    let overload = offer(arguments, &cluster, leader, rate_per_second, &mut memory, &mut views).await?;
+    tokio::time::sleep(REST).await;
+    let recovered = measure_closed(arguments, &cluster, best.clients).await?;
+    for node_id in cluster.node_ids() {
+        views.look(&cluster, node_id).await;
+    }
+    cluster.stop();
+    drop(limits);
+    workspace.finish()?;
+
+    let goals = goals(best, &overload, &memory, views.elections(leader));
+    let verdict = match views.elections(leader) {
+        0 if goals.iter().all(Goal::is_met) => Verdict::Met,
+        0 => Verdict::GoalMissed,
+        _ => Verdict::PromiseBroken,
+    };
+    let figures = Figures {
+        environment,
+        goals,
+        node_cores: arguments.node_cores,
+        receivers: arguments.spread,
+        connections: arguments.connections,
+        factor: arguments.factor,
+        peak,
+        overload,
+        memory,
+        leader_id: leader.id,
+        term: leader.term,
+        views,
+        recovered,
+    };
+    publish(&arguments.common, "overload", &figures.markdown(), &figures, true)?;
+    Ok(verdict)
+}
+
+async fn measure_peak(arguments: &OverloadArguments, cluster: &OursCluster) -> Result<Vec<PeakPoint>> {
+    let mut points = Vec::new();
+    for clients in PEAK_CLIENTS {
+        points.push(measure_closed(arguments, cluster, clients).await?);
+    }
+    Ok(points)
+}
+
+fn best_of(points: &[PeakPoint]) -> Option<&PeakPoint> {
+    let rate = |point: &PeakPoint| point.measurement.operations_per_second;
+    points.iter().max_by(|one, other| rate(one).total_cmp(&rate(other))).filter(|best| rate(best) > 0.0)
+}
+
+async fn measure_closed(arguments: &OverloadArguments, cluster: &OursCluster, clients: usize) -> Result<PeakPoint> {
+    let targets: Vec<Target> = cluster.addresses().iter().map(|node| Target::our_node(*node, clients)).collect();
+    let plan = LoadPlan {
+        workload: Workload::Put,
+        clients,
+        warm_up: PEAK_WARM_UP,
+        measured: Duration::from_secs(arguments.peak_seconds),
+        key_count: KEYS,
+        seed: clients as u64,
+    };
+    let measurement = load::run_on_all(&targets, &plan, &cluster.pids()).await?;
+    println!(
+        "{clients} clients  {}/s  p50 {} p99 {} max {} ms  other {:.2} cores  {} errors {}",
+        thousands(measurement.operations_per_second),
+        milliseconds(measurement.latency_us_p50 as f64),
+        milliseconds(measurement.latency_us_p99 as f64),
+        milliseconds(measurement.latency_us_max as f64),
+        measurement.other_cpu_cores,
+        measurement.errors,
+        measurement.first_error.as_deref().unwrap_or_default(),
+    );
+    Ok(PeakPoint { clients, measurement })
+}
+
+/// The open loop, and what is watched beside it.
+async fn offer(
+    arguments: &OverloadArguments,
+    cluster: &OursCluster,
+    leader: Leader,
+    rate_per_second: f64,
+    memory: &mut Memory,
+    views: &mut Views,
+) -> Result<Overload> {
+    let addresses: Vec<SocketAddr> = match arguments.spread {
+        Receivers::All => cluster.addresses().to_vec(),
+        Receivers::Leader => vec![leader.address],
+    };
+    let plan = OpenPlan {
+        rate_per_second,
+        seconds: arguments.seconds,
+        connections: arguments.connections.into(),
+        key_count: KEYS,
+    };
+    println!("{} requests/s fall due for {} s", thousands(rate_per_second), plan.seconds);
+    let (load, tasks) = OpenLoop::start(&plan, &addresses).await?;
+    let pids = cluster.pids();
+    let cores = tokio::select! {
+        cores = run_to_end(&load, tasks, &pids) => cores?,
+        ended = memory.watch(cluster, &load) => match ended? {},
+        never = views.watch(cluster) => match never {},
+    };
+    Ok(Overload::new(&load, load.tally()?, cores))
+}
+
+/// The cores used while requests fell due; waits for the last answers too.
+async fn run_to_end(load: &OpenLoop, tasks: Tasks, pids: &[libc::pid_t]) -> Result<cpu::Cores> {
+    tokio::time::sleep_until(load.schedule.begin.into()).await;
+    let before = cpu::Sample::take(pids)?;
+    tokio::time::sleep_until(load.schedule.end().into()).await;
+    let cores = cpu::Sample::take(pids)?.cores_since(&before);
+    open_loop::finish(tasks).await?;
+    Ok(cores)
+}
+
+impl Overload {
+    fn new(load: &OpenLoop, tally: Tally, cores: cpu::Cores) -> Self {
+        Self {
+            seconds: load.schedule.seconds,
+            offered: load.schedule.due_until(load.schedule.end()),
+            counts: tally.counts,
+            done_latency: Latency::of(&tally.done_us),
+            done_latency_since_due: Latency::of(&tally.done_since_due_us),
+            refused_latency: Latency::of(&tally.refused_us),
+            refusals_by_code: tally.refusals_by_code,
+            first_error: tally.first_error,
+            done_by_second: tally.done_by_second,
+            node_cores_used: cores.servers,
+            load_cores_used: cores.load,
+            other_cores_used: cores.other,
+            schedule_late_us_max: load.late_us_max(),
+        }
+    }
+
+    fn per_second(&self, count: u64) -> f64 {
+        count as f64 / self.seconds as f64
+    }
+
+    /// What was done while requests fell due, not what was finished after.
+    fn goodput_per_second(&self) -> f64 {
+        self.per_second(self.done_by_second.iter().sum())
+    }
+
+    fn done_in_a_second(&self) -> Spread {
+        Spread::of(self.done_by_second.iter().map(|count| *count as f64))
+    }
+}
+
+impl Latency {
+    fn of(histogram_us: &Histogram<u32>) -> Self {
+        Self {
+            count: histogram_us.len(),
+            us_p50: histogram_us.value_at_quantile(0.50),
+            us_p90: histogram_us.value_at_quantile(0.90),
+            us_p99: histogram_us.value_at_quantile(0.99),
+            us_max: histogram_us.max(),
+        }
+    }
+}
+
+fn goals(best: &PeakPoint, overload: &Overload, memory: &Memory, elections: u64) -> Vec<Goal> {
+    let goal = |what: &str, limit, measured, unit| Goal { what: what.to_owned(), limit, measured, unit };
+    vec![
+        goal(
+            "writes/s under overload, to the peak",
+            Limit::AtLeast(GOODPUT_RATIO_MIN),
+            overload.goodput_per_second() / best.measurement.operations_per_second,
+            "×",
+        ),
+        goal(
+            "p99 of a refusal",
+            Limit::AtMost(REFUSED_P99_MS_MAX),
+            overload.refused_latency.us_p99 as f64 / 1000.0,
+            " ms",
+        ),
+        goal("elections", Limit::AtMost(0.0), elections as f64, ""),
+        goal(
+            "memory growth of the node that grew most",
+            Limit::AtMost(MEMORY_GROWTH_MIB_MAX),
+            memory.growth_bytes_max() as f64 / f64::from(1 << 20),
+            " MiB",
+        ),
+    ]
+}
+
+/// More connections than the 1,024 files that a shell's children often get.
+fn raise_open_files_limit() -> Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` outlives both calls; the first fills it, the second reads it.
+    let failed = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) != 0 || {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit) != 0
+        }
+    };
+    if failed {
+        return Err(std::io::Error::last_os_error()).context("cannot raise the limit of open files");
+    }
+    Ok(())
+}

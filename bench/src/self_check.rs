@@ -1,0 +1,348 @@
+//! What the self-check costs, as a share of what a write costs.
+//!
+//! It cannot be switched off, and a hundredth would drown in the noise of two
+//! throughputs. So each part of it is measured by itself, by calling what the
+//! state machine calls, and added up for the three nodes; that is held against the
+//! CPU which the three need for a write, in turn with it, in the same run.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use raft_key_value::ExampleStateMachine;
+use raft_key_value::config::{APPLY_ENTRIES_MAX, HISTORY_CHANGES_MAX, SELF_CHECK_ENTRIES, SNAPSHOT_ENTRIES_DEFAULT};
+use raft_key_value::operation::{Key, Operation, Put, Value, Write};
+use raft_key_value::store::state_hash::of_record;
+use raft_key_value::store::{ChangeKind, Record as StoredRecord, StateHash};
+use raft_key_value::types::{Command, Entry, LeaderId, LogId, Payload};
+use serde::Serialize;
+
+use crate::Verdict;
+use crate::arguments::SelfCheckArguments;
+use crate::cpu;
+use crate::load::{self, LoadPlan, Measurement, Workload};
+use crate::ours::OursCluster;
+use crate::report::{Environment, Goal, Limit, publish};
+use crate::statistics::{Spread, thousands};
+use crate::target::{Target, VALUE_BYTES};
+use crate::workspace::{Workspace, our_server};
+
+const CLIENTS: [usize; 2] = [64, 256];
+const FILL_CLIENTS: usize = 64;
+const KEYS: u64 = 100_000;
+const NODES: u64 = 3;
+/// Keys of the state that is hashed: those of all nodes, since here they share the
+/// processor's cache, and most of the cost is to fetch a value that is not in it.
+const HASHED_KEYS: u64 = NODES * KEYS;
+/// Of puts in a round, of as many as a node applies at once: so many that are hashed, and so many that are not.
+const BATCHES: u32 = 1_000;
+const STATE_HASHES: u32 = 1_000;
+const WARM_UP: Duration = Duration::from_secs(2);
+const SHARE_PERCENT_MAX: f64 = 1.0;
+
+/// What a cluster was seen to need for writes.
+#[derive(Serialize)]
+struct Load {
+    clients: usize,
+    #[serde(flatten)]
+    measurement: Measurement,
+}
+
+/// What one node needs for the parts of the self-check, in nanoseconds of CPU.
+#[derive(Clone, Copy, Serialize)]
+struct Parts {
+    /// Of the new record of a put, and of taking the former one's away.
+    put_ns: f64,
+    /// Of working the hash out again while a snapshot is written.
+    recount_ns_per_key: f64,
+    /// The same of the records in the history.
+    recount_ns_per_change: f64,
+    /// The hash of the state from the sums that are kept.
+    state_ns: f64,
+}
+
+#[derive(Serialize)]
+struct Figures {
+    environment: Environment,
+    goals: Vec<Goal>,
+    loads: Vec<Load>,
+    parts: Vec<Parts>,
+}
+
+pub async fn run(arguments: &SelfCheckArguments) -> Result<Verdict> {
+    let options = our_server(&arguments.common)?;
+    let environment = Environment::gather(&[&options.server])?;
+    let workspace = Workspace::create(&arguments.common, "self-check")?;
+    let state = state()?;
+    let cluster = OursCluster::create(&options, &workspace.path("cluster")).await?;
+    load::fill(&Target::ours(cluster.leader().await?, FILL_CLIENTS), FILL_CLIENTS, 0..KEYS).await?;
+    let (mut loads, mut parts) = (Vec::new(), Vec::new());
+    for round in 1..=arguments.rounds {
+        let mut order = CLIENTS;
+        if round.is_multiple_of(2) {
+            order.reverse();
+        }
+        for clients in order {
+            loads.push(measure_load(arguments, &cluster, clients, round).await?);
+            parts.push(measure_parts(&state, u64::from(round))?);
+        }
+    }
+    cluster.stop();
+    workspace.finish()?;
+
+    let goals: Vec<Goal> = CLIENTS.into_iter().map(|clients| goal(&loads, &parts, clients)).collect();
+    let verdict = if goals.iter().all(Goal::is_met) { Verdict::Met } else { Verdict::GoalMissed };
+    let figures = Figures { environment, goals, loads, parts };
+    publish(&arguments.common, "self-check", &markdown(arguments, &figures), &figures, true)?;
+    Ok(verdict)
+}
+
+async fn measure_load(
+    arguments: &SelfCheckArguments,
+    cluster: &OursCluster,
+    clients: usize,
+    round: u32,
+) -> Result<Load> {
+    let plan = LoadPlan {
+        workload: Workload::Write,
+        clients,
+        warm_up: WARM_UP,
+        measured: Duration::from_secs(arguments.seconds),
+        key_count: KEYS,
+        seed: u64::from(round),
+    };
+    let target = Target::ours(cluster.leader().await?, clients);
+    let measurement = load::run(&target, &plan, &cluster.pids()).await?;
+    println!(
+        "round {round}/{}  {clients:>3} clients  {:>6}/s  CPU/op: servers {:.1} µs  other {:.2} cores  {} errors {}",
+        arguments.rounds,
+        thousands(measurement.operations_per_second),
+        measurement.server_cpu_us_per_operation,
+        measurement.other_cpu_cores,
+        measurement.errors,
+        measurement.first_error.as_deref().unwrap_or_default(),
+    );
+    Ok(Load { clients, measurement })
+}
+
+/// A state as a node holds it after a while: all keys there, and their values
+/// anywhere in memory.
+fn state() -> Result<ExampleStateMachine> {
+    let mut state = ExampleStateMachine::default();
+    let mut random = fastrand::Rng::with_seed(1);
+    let again = (0..HASHED_KEYS).map(|_| random.u64(..HASHED_KEYS));
+    for (index, number) in (1..).zip((0..HASHED_KEYS).chain(again)) {
+        let put = Put { key: key(number), value: load::value().into(), ttl_ms: None, condition: None };
+        let write = Write { at_ms: index, request: None, operation: Operation::Put(put) };
+        let log_id = LogId { leader_id: LeaderId { term: 1, node_id: 1 }, index };
+        state.apply(Entry { log_id, payload: Payload::Normal(Command::Write(write)) });
+    }
+    anyhow::ensure!(state.hash() == state.hash_of_all(), "the hash that is kept is not the one that is worked out");
+    Ok(state)
+}
+
+fn key(number: u64) -> Key {
+    let mut name = String::new();
+    load::key(number, &mut name);
+    name.into()
+}
+
+fn measure_parts(state: &ExampleStateMachine, seed: u64) -> Result<Parts> {
+    let former = state.history.iter().filter_map(|change| match &change.kind {
+        ChangeKind::Put(record) => Some((&change.key, record)),
+        ChangeKind::Delete | ChangeKind::Expire => None,
+    });
+    let states = cpu_time(|| (0..STATE_HASHES).map(|_| black_box(state).hash()).sum::<StateHash>())?;
+    let parts = Parts {
+        put_ns: put_ns(state, seed)?,
+        recount_ns_per_key: recount_ns(state.data.iter())?,
+        recount_ns_per_change: recount_ns(former)?,
+        state_ns: nanoseconds(states) / f64::from(STATE_HASHES),
+    };
+    println!(
+        "  hashing: {:.0} ns a put, {:.0} ns a key and {:.0} ns a change for a snapshot, {:.0} ns the state",
+        parts.put_ns, parts.recount_ns_per_key, parts.recount_ns_per_change, parts.state_ns
+    );
+    Ok(parts)
+}
+
+/// What hashing adds to a put. Batches with and without it alternate, of different
+/// keys: a put looks its key up in any case, and the machine has slow moments.
+fn put_ns(state: &ExampleStateMachine, seed: u64) -> Result<f64> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let (mut with, mut without) = (Duration::ZERO, Duration::ZERO);
+    for _ in 0..BATCHES {
+        for (hashing, time) in [(Hashing::Off, &mut without), (Hashing::On, &mut with)] {
+            let keys: Vec<Key> = (0..APPLY_ENTRIES_MAX).map(|_| key(random.u64(..HASHED_KEYS))).collect();
+            *time += time_puts(state, &keys, hashing)?;
+        }
+    }
+    Ok((nanoseconds(with) - nanoseconds(without)) / f64::from(BATCHES) / APPLY_ENTRIES_MAX as f64)
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Hashing {
+    On,
+    Off,
+}
+
+/// A record that keeps no hash of itself.
+struct PlainRecord {
+    _value: Value,
+    _numbers: [u64; 4],
+    _room: [u64; 2],
+}
+
+/// What `ExampleStateMachine::put` does of a batch of keys, but for what it keeps.
+/// The values are there before the first of them is put, as they are for a node.
+fn time_puts(state: &ExampleStateMachine, keys: &[Key], hashing: Hashing) -> Result<Duration> {
+    let values: Vec<Value> = keys.iter().map(|_| load::value().into()).collect();
+    cpu_time(|| {
+        let mut sum = StateHash::default();
+        for (key, value) in keys.iter().zip(values) {
+            let (key, former) = state.data.get_key_value(key).expect("all keys are there");
+            let StoredRecord { revision, create_revision, version, expires_at_ms, .. } = **former;
+            match hashing {
+                Hashing::On => {
+                    let numbers = [revision, create_revision, version + 1];
+                    let new = black_box(Arc::new(StoredRecord::new(key, value, numbers, expires_at_ms)));
+                    sum -= former.hash();
+                    sum += new.hash();
+                }
+                Hashing::Off => {
+                    let _numbers = [revision, create_revision, version + 1, expires_at_ms];
+                    black_box(Arc::new(PlainRecord { _value: value, _numbers, _room: [0; 2] }));
+                }
+            }
+        }
+        sum
+    })
+}
+
+/// What hashing adds for each record that is read for a snapshot, which copies all of them.
+fn recount_ns<'a>(records: impl Iterator<Item = (&'a Key, &'a Arc<StoredRecord>)>) -> Result<f64> {
+    let mut copy = Vec::new();
+    let records: Vec<_> = records.collect();
+    let mut read_all = |hashing: Hashing| {
+        cpu_time(|| {
+            let mut sum = StateHash::default();
+            for (key, record) in &records {
+                if hashing == Hashing::On {
+                    sum += of_record(key, record);
+                }
+                copy.clear();
+                copy.extend_from_slice(key.as_bytes());
+                copy.extend_from_slice(record.value.as_bytes());
+                black_box(&copy);
+            }
+            sum
+        })
+    };
+    let without = read_all(Hashing::Off)?;
+    Ok(nanoseconds(read_all(Hashing::On)?.saturating_sub(without)) / records.len() as f64)
+}
+
+/// CPU time, as the servers' is: others may run on the machine.
+fn cpu_time<T>(work: impl FnOnce() -> T) -> Result<Duration> {
+    let before = cpu::of_this_thread()?;
+    black_box(work());
+    cpu::of_this_thread()?.checked_sub(before).context("the CPU clock went backwards")
+}
+
+fn nanoseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e9
+}
+
+fn of_parts(parts: &[Parts], figure: impl Fn(&Parts) -> f64) -> Spread {
+    Spread::of(parts.iter().map(figure))
+}
+
+fn of_loads(loads: &[Load], clients: usize, figure: impl Fn(&Measurement) -> f64) -> Spread {
+    Spread::of(loads.iter().filter(|load| load.clients == clients).map(|load| figure(&load.measurement)))
+}
+
+/// What the self-check adds to a write that costs `write_ns`, on all nodes.
+fn self_check_ns(parts: &[Parts], write_ns: f64) -> f64 {
+    let median = |figure: fn(&Parts) -> f64| of_parts(parts, figure).median;
+    // At worst none of the records in the history is the one that its key has now.
+    let recounted = median(|parts| parts.recount_ns_per_key) * KEYS as f64
+        + median(|parts| parts.recount_ns_per_change) * HISTORY_CHANGES_MAX as f64;
+    let recount_ns = recounted / SNAPSHOT_ENTRIES_DEFAULT as f64;
+    let on_each_node = median(|parts| parts.put_ns) + recount_ns + median(|parts| parts.state_ns) / CHECK_WRITES;
+    NODES as f64 * on_each_node + write_ns / CHECK_WRITES
+}
+
+const CHECK_WRITES: f64 = SELF_CHECK_ENTRIES as f64;
+
+fn share_percent(loads: &[Load], parts: &[Parts], clients: usize) -> f64 {
+    let write_ns = of_loads(loads, clients, |m| m.server_cpu_us_per_operation).median * 1e3;
+    100.0 * self_check_ns(parts, write_ns) / write_ns
+}
+
+fn goal(loads: &[Load], parts: &[Parts], clients: usize) -> Goal {
+    Goal {
+        what: format!("the self-check's share of the server CPU of a write, {clients} clients"),
+        limit: Limit::AtMost(SHARE_PERCENT_MAX),
+        measured: share_percent(loads, parts, clients),
+        unit: " %",
+    }
+}
+
+fn markdown(arguments: &SelfCheckArguments, figures: &Figures) -> String {
+    let spread = |figure: fn(&Parts) -> f64| {
+        let Spread { median, min, max } = of_parts(&figures.parts, figure);
+        format!("{median:.0} ({min:.0}–{max:.0})")
+    };
+    let mut text = format!(
+        "## What the self-check costs\n\n{}\n\
+         Keys of {} bytes, values of {VALUE_BYTES}, {} keys, all of them present; three nodes, the load on the \
+         leader, {} s a point, {} rounds, medians, with the least and the greatest in parentheses. In turn with the \
+         load, what hashing takes is measured by the functions that the state machine calls, on as many keys as three \
+         nodes hold together.\n\n{}\n\
+         | each node's CPU | ns | how often |\n| --- | --- | --- |\n\
+         | hashing the record, and taking away the hash of the one it replaces | {} | each put |\n\
+         | hashing a key while a snapshot is written | {} | {} keys every {} entries |\n\
+         | hashing a change of the history while a snapshot is written | {} | up to {} changes every {} entries |\n\
+         | noting the hash of the state | {} | every {} entries |\n\n",
+        figures.environment.markdown(),
+        key(0).len(),
+        thousands(KEYS as f64),
+        arguments.seconds,
+        arguments.rounds,
+        Goal::table(&figures.goals),
+        spread(|parts| parts.put_ns),
+        spread(|parts| parts.recount_ns_per_key),
+        thousands(KEYS as f64),
+        thousands(SNAPSHOT_ENTRIES_DEFAULT as f64),
+        spread(|parts| parts.recount_ns_per_change),
+        thousands(HISTORY_CHANGES_MAX as f64),
+        thousands(SNAPSHOT_ENTRIES_DEFAULT as f64),
+        spread(|parts| parts.state_ns),
+        thousands(CHECK_WRITES),
+    );
+    text += "| clients | writes/s | server CPU µs/write | of that the self-check µs | share | other cores | errors |\n\
+             | --- | --- | --- | --- | --- | --- | --- |\n";
+    for clients in CLIENTS {
+        text += &load_row(figures, clients);
+    }
+    text += "\nBoth are CPU time of all three nodes; a write that says the leader's hash, every 10,000 entries, is \
+             counted as one more. With more keys between two snapshots the recount takes more, as the snapshot does.\n";
+    text
+}
+
+fn load_row(figures: &Figures, clients: usize) -> String {
+    let figure = |figure: fn(&Measurement) -> f64| of_loads(&figures.loads, clients, figure);
+    let cpu = figure(|m| m.server_cpu_us_per_operation);
+    format!(
+        "| {clients} | {} | {:.1} ({:.1}–{:.1}) | {:.2} | {:.2} % | {:.2} | {} |\n",
+        thousands(figure(|m| m.operations_per_second).median),
+        cpu.median,
+        cpu.min,
+        cpu.max,
+        self_check_ns(&figures.parts, cpu.median * 1e3) / 1e3,
+        share_percent(&figures.loads, &figures.parts, clients),
+        figure(|m| m.other_cpu_cores).median,
+        figure(|m| m.errors as f64).max,
+    )
+}
