@@ -101,11 +101,18 @@ pub fn serve_http(
 /// library gives a client for the head of it is not spent in line.
 async fn begin(connection: Connection, mut stopping: watch::Receiver<bool>) -> Result<Connection, DispatchError> {
     let mut first = [0; Kind::BYTES];
-    tokio::select! {
-        biased;
-        _ = stopping.wait_for(|stopping| *stopping) => return Err(DispatchError::DisconnectTimeout),
-        peeked = connection.stream.peek(&mut first) => connection.place.note_first(&first[..peeked?]),
-        () = tokio::time::sleep(REQUEST_HEAD_DEADLINE) => {
+    loop {
+        tokio::select! {
+            biased;
+            _ = stopping.wait_for(|stopping| *stopping) => return Err(DispatchError::DisconnectTimeout),
+            peeked = connection.stream.peek(&mut first) => {
+                connection.place.note_first(&first[..peeked?]);
+                break;
+            }
+            () = tokio::time::sleep(REQUEST_HEAD_DEADLINE) => {}
+        }
+        // After the process stood still, a timer may be heard before what has come meanwhile.
+        if polled(&connection.stream, PollFlags::IN).is_empty() {
             let empty = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
             let answer = replace_empty_error(empty).unwrap_or_else(|| empty.to_vec());
             // There is room for it, as nothing was written before.
@@ -189,9 +196,16 @@ impl Connection {
 /// Whether the other side sends no more. A client that closes half of a connection and waits
 /// for its answer does not get it then; far more have gone, and each would take a turn.
 fn is_given_up(stream: &TcpStream) -> bool {
-    let mut poll = [PollFd::new(stream, PollFlags::RDHUP)];
-    let polled = rustix::event::poll(&mut poll, Some(&Timespec::default()));
-    polled.is_ok() && poll[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR)
+    polled(stream, PollFlags::RDHUP).intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR)
+}
+
+/// What holds for a connection now; nothing if the system does not say.
+fn polled(stream: &TcpStream, flags: PollFlags) -> PollFlags {
+    let mut poll = [PollFd::new(stream, flags)];
+    match rustix::event::poll(&mut poll, Some(&Timespec::default())) {
+        Ok(_) => poll[0].revents(),
+        Err(_) => PollFlags::empty(),
+    }
 }
 
 impl AsyncRead for Connection {

@@ -1,10 +1,12 @@
 //! What is known and what is not when something fails after a request was taken.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use raft_key_value::config::REQUEST_DEADLINE;
+use raft_key_value::config::{REQUEST_DEADLINE, REQUEST_HEAD_DEADLINE};
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::harness::TestCluster;
 
@@ -91,4 +93,23 @@ async fn more_writes_than_may_wait_are_refused() {
     followers.iter().for_each(|id| cluster.node(*id).resume());
     cluster.write(leader, "after", "v").await;
     cluster.all_applied(&ALL).await;
+}
+
+/// A request that comes while the process stands still is done, for however long that was.
+///
+/// Method: connect, and stop the process; send a request, and let it go on when the time that a
+/// client has to begin a request is over: 200, and not 408.
+#[tokio::test]
+async fn a_request_to_a_stopped_process_is_done() {
+    let cluster = TestCluster::form("stopped", &[1], &[]).await;
+    let mut stream = TcpStream::connect(cluster.addr(1)).await.unwrap();
+    // Accepted in order, so this one has been when the next is answered.
+    cluster.write(1, "before", "v").await;
+    cluster.node(1).pause();
+    stream.write_all(b"PUT /v1/kv/a HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\n1").await.unwrap();
+    tokio::time::sleep(REQUEST_HEAD_DEADLINE + Duration::from_millis(200)).await;
+    cluster.node(1).resume();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 200");
 }
