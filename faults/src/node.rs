@@ -212,6 +212,14 @@ impl Node {
         self.signal(libc::SIGSTOP)
     }
 
+    /// It says nothing more, whatever the kernel still does for it; to be killed next.
+    pub async fn freeze(&mut self) -> Result<()> {
+        match &mut self.process {
+            Some(process) => process.freeze().await,
+            None => Ok(()),
+        }
+    }
+
     pub fn resume(&mut self) -> Result<()> {
         self.paused = false;
         self.signal(libc::SIGCONT)

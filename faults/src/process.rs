@@ -1,12 +1,15 @@
 //! A process of a node, and what is done to it.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tokio::time::Instant;
+
+/// How long a process may take to stand still.
+const FREEZE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A process that runs, or ran. It ends with this value.
 #[derive(Debug)]
@@ -57,6 +60,32 @@ impl Process {
         Ok(())
     }
 
+    /// SIGSTOP, and when this returns none of its threads does anything any more, but for what the
+    /// kernel still does for them: they do not hear what came of it.
+    pub async fn freeze(&mut self) -> Result<()> {
+        self.signal(libc::SIGSTOP)?;
+        let deadline = Instant::now() + FREEZE_DEADLINE;
+        while self.status()?.is_none() && self.threads()?.chars().any(|state| !"TtDZX".contains(state)) {
+            ensure!(Instant::now() < deadline, "process {} does not stand still", self.id());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
+    }
+
+    /// What each of its threads does, as proc(5) says.
+    fn threads(&self) -> Result<String> {
+        let mut states = String::new();
+        for thread in fs::read_dir(format!("/proc/{}/task", self.id())).context("cannot look at a process")? {
+            // It may have ended meanwhile.
+            let Ok(stat) = fs::read_to_string(thread.context("cannot look at a process")?.path().join("stat")) else {
+                continue;
+            };
+            // The name of a program may have brackets, too.
+            states.extend(stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()));
+        }
+        Ok(states)
+    }
+
     /// SIGKILL, and gone when this returns.
     pub fn kill(&mut self) -> Result<()> {
         if self.status()?.is_none() {
@@ -70,5 +99,36 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A process that is frozen does nothing more until it goes on.
+    ///
+    /// Method: a shell that writes all the time. What it has written is as long after a while as before.
+    #[tokio::test]
+    async fn frozen() {
+        let log = std::env::temp_dir().join(format!("raft-key-value-frozen-{}", std::process::id()));
+        let mut command = Command::new("sh");
+        command.args(["-c", "while :; do echo x; done"]);
+        let mut process = Process::start(command, &log).unwrap();
+        let length = || log.metadata().unwrap().len();
+        while length() == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        process.freeze().await.unwrap();
+        assert_eq!(process.threads().unwrap(), "T");
+        let written = length();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(length(), written);
+        process.signal(libc::SIGCONT).unwrap();
+        while length() == written {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        drop(process);
+        fs::remove_file(log).unwrap();
     }
 }
