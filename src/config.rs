@@ -109,6 +109,8 @@ pub const REQUESTS_A_TURN: usize = 32;
 /// How many of them may be such as other nodes pass on, while this node's own clients wait
 /// too: as many as come when clients are spread over three nodes.
 pub const PASSED_ON_A_TURN: usize = 21;
+/// How many requests for `/metrics` are read in a turn ahead of those in line.
+pub const LOOKS_A_TURN: usize = 4;
 /// How long a request may wait until it is read before some are refused. On one core it
 /// takes some thousand clients at once until one does.
 pub const LINE_WAIT_MAX: Duration = Duration::from_millis(250);
@@ -162,7 +164,8 @@ pub const RPC_DEPTH_MAX: usize = 64;
 /// How long a peer may pause while it sends a snapshot.
 pub const SNAPSHOT_PAUSE_MAX: Duration = Duration::from_secs(10);
 /// How long an idle connection is kept. Longer than [`CONNECTION_IDLE_MAX`],
-/// so that it is the caller who closes, and no request meets a closing connection.
+/// so that it is the caller who closes, and no request meets a closing connection. (It counts
+/// until a request is read: one that then stands in line for so long is cut off.)
 pub const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// How long this program keeps a connection of its own idle.
 pub const CONNECTION_IDLE_MAX: Duration = Duration::from_secs(30);

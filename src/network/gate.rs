@@ -34,16 +34,26 @@ where
         let answer = routes.call(request);
         Either::Right(async { answer.await.map(Into::into) })
     };
+    let under_way = UnderWay(place);
     async move {
         let answer = answer.await;
-        if let Some(place) = place {
-            place.end_request();
-        }
+        drop(under_way);
         answer
     }
 }
 
-/// Data. What is needed to look after the nodes goes on.
+/// A request that has not ended. It ends with its answer, or when its client goes before.
+struct UnderWay(Option<Rc<Place>>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        if let Some(place) = &self.0 {
+            place.end_request();
+        }
+    }
+}
+
+/// Only requests for data: what is needed to look after the nodes goes on.
 fn may_be_refused(path: &str) -> bool {
     is_v1(path) && !path.starts_with("/v1/cluster/") || matches!(path, "/write" | "/read" | "/consistent_read")
 }

@@ -1,39 +1,44 @@
-//! Clients' requests are read in turns, so that Raft never waits behind a crowd of them.
+//! Clients' requests are read in turns, so that Raft never waits behind a crowd of them:
+//! admission control, first in first out, which sheds some of the newest.
 //!
 //! One thread reads requests, runs Raft and applies entries, and a write takes several
 //! steps of it. Whatever was ready at once would be read at once, and each step of
 //! everything under way, heartbeats too, would wait until a thousand requests were read.
 //! So a turn reads [`REQUESTS_A_TURN`], and lets all else go on before the next. Who comes
 //! when a turn is used up stands in line, in its order. What the nodes say to each other
-//! does not. (A turn counts what is read, and a request is mostly read at once. Who sends
-//! several requests together, or one in many pieces, gets more than a turn's worth.)
+//! does not, nor does the end of a connection. (A turn counts what is read, and a request is
+//! mostly read at once. Who sends several requests together, or one in many pieces, gets more
+//! than a turn's worth.)
 //!
 //! When more comes than the node can do, the line grows until each client waits for its
 //! answer before it asks for more; what is not read costs nothing. To refuse a request costs
-//! a third to a half of what a write costs the leader, so whoever refused all that is too much would
-//! have no time for the rest. Once the first in line have waited for more than
+//! a third to a half of what a write costs the leader, so whoever refused all that is too much
+//! would have no time for the rest. Once the first in line have waited for more than
 //! [`LINE_WAIT_MAX`] for [`OVERLOAD_AFTER`], a few of the last are refused with each turn:
 //! they have just come, and hear of it at once. The others are done, later than they would
 //! like, but each after those that came before.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::io;
 use std::rc::{Rc, Weak};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
 use crate::app::Room;
 use crate::config::{
-    LINE_WAIT_MAX, OVERLOAD_AFTER, PASSED_ON_A_TURN, REFUSAL_INTERVAL_MAX, REFUSED_WAIT_MAX, REQUESTS_A_REFUSAL,
-    REQUESTS_A_TURN, STALL_MIN,
+    LINE_WAIT_MAX, LOOKS_A_TURN, OVERLOAD_AFTER, PASSED_ON_A_TURN, REFUSAL_INTERVAL_MAX, REFUSED_WAIT_MAX,
+    REQUESTS_A_REFUSAL, REQUESTS_A_TURN, STALL_MIN,
 };
 
 /// Those who wait to be read, on one thread.
 pub struct Line {
     /// How many requests may still be read in this turn: none while somebody stands in line.
     left: Cell<usize>,
+    /// How many may still look how the node is, in this turn, ahead of the line.
+    looks_left: Cell<usize>,
     /// How many more may be under way. Who is slow to send takes up none of it.
     room: Box<dyn Fn() -> Room>,
     /// What it was when it last changed, and when that was.
@@ -52,7 +57,7 @@ pub struct Line {
     turn_at: Cell<Instant>,
     refused_at: Cell<Instant>,
     /// Whether there may be something to do for the task that begins turns.
-    news: Notify,
+    wake: Notify,
 }
 
 /// What came of a turn.
@@ -77,8 +82,10 @@ pub struct Place {
     state: Cell<State>,
     /// Whether the request that is read next is to be refused.
     is_refused: Cell<bool>,
-    /// What the first request is, or the last one was: so most likely is the next.
-    kind: Cell<Kind>,
+    /// Whether it has waited for long, so that its client may be gone.
+    is_late: Cell<bool>,
+    /// Whether the last request was an RPC: so most likely is the next, which then takes up no turn.
+    was_rpc: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -97,9 +104,11 @@ enum State {
 /// What a request is, by how it begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// It stands in no line: an RPC, since a leader that is heard too late is none; what tells how
-    /// the node is; the end of a connection.
+    /// An RPC, since a leader that is heard too late is none; or the end of a connection. It
+    /// stands in no line. (Whoever reaches the routes of the nodes is trusted, here as elsewhere.)
     AtOnce,
+    /// What tells how the node is: [`LOOKS_A_TURN`] stand in no line.
+    Look,
     /// A client's of this node.
     Own,
     /// Passed on by another node, where it has stood in line before. Anybody can say so, and
@@ -108,14 +117,16 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// How much of a request is looked at.
+    /// How much of a request is looked at. With a longer path than clients mostly have, one that
+    /// is passed on is taken for one of this node's own.
     pub const BYTES: usize = 512;
 
     /// What a request is that begins so.
     pub fn of(first: &[u8]) -> Self {
-        const AT_ONCE: [&[u8]; 3] = [b"POST /raft-", b"GET /raft-", b"GET /metrics "];
-        if first.is_empty() || AT_ONCE.iter().any(|begin| first.starts_with(begin)) {
+        if first.is_empty() || is_rpc(first) {
             Kind::AtOnce
+        } else if first.starts_with(b"GET /metrics ") {
+            Kind::Look
         } else if memchr::memmem::find(first, b"\r\nraft-forwarded: ").is_some() {
             Kind::PassedOn
         } else {
@@ -124,12 +135,17 @@ impl Kind {
     }
 }
 
+fn is_rpc(first: &[u8]) -> bool {
+    first.starts_with(b"POST /raft-") || first.starts_with(b"GET /raft-")
+}
+
 impl Line {
     /// An empty line.
     pub fn new(room: impl Fn() -> Room + 'static) -> Rc<Self> {
         let now = Instant::now();
         Rc::new(Line {
             left: Cell::new(REQUESTS_A_TURN),
+            looks_left: Cell::new(LOOKS_A_TURN),
             last_room: Cell::new((room(), now)),
             room: Box::new(room),
             own: RefCell::default(),
@@ -140,7 +156,7 @@ impl Line {
             share_left: Cell::default(),
             turn_at: Cell::new(now),
             refused_at: Cell::new(now),
-            news: Notify::new(),
+            wake: Notify::new(),
         })
     }
 
@@ -150,10 +166,10 @@ impl Line {
             match self.begin_turn(Instant::now()) {
                 // All that is ready to run goes first.
                 Turn::Used => tokio::task::yield_now().await,
-                Turn::Empty => self.news.notified().await,
+                Turn::Empty => self.wake.notified().await,
                 Turn::Blocked => {
                     let pause = if self.is_overloaded.get() { REFUSAL_INTERVAL_MAX } else { STALL_MIN };
-                    let _ = tokio::time::timeout(pause, self.news.notified()).await;
+                    let _ = tokio::time::timeout(pause, self.wake.notified()).await;
                 }
             }
         }
@@ -167,12 +183,13 @@ impl Line {
         let share = self.share_left.get() + may_be_called * PASSED_ON_A_TURN;
         self.share_left.set(share % REQUESTS_A_TURN);
         let share = share / REQUESTS_A_TURN;
-        let mut left = may_be_called - share + call_first(&mut passed_on, share);
-        left = call_first(&mut own, left);
-        left = call_first(&mut passed_on, left);
+        let mut left = may_be_called - share + call_first(&mut passed_on, share, now);
+        left = call_first(&mut own, left, now);
+        left = call_first(&mut passed_on, left, now);
         let called = may_be_called - left;
-        self.note_wait(own.front().map_or(Duration::ZERO, |first| now.saturating_duration_since(first.since)), now);
+        self.note_wait(own.front().map_or(Duration::ZERO, |first| first.waited(now)), now);
         let refused = if self.is_overloaded.get() { self.refuse_last(called, &mut own, now) } else { 0 };
+        self.looks_left.set(LOOKS_A_TURN);
         let is_empty = own.is_empty() && passed_on.is_empty();
         self.left.set(if is_empty { REQUESTS_A_TURN - called } else { 0 });
         match (called + refused, is_empty) {
@@ -197,10 +214,10 @@ impl Line {
 
     /// Takes down for how long the first in line has waited.
     fn note_wait(&self, waited: Duration, now: Instant) {
-        // Nobody can be called while the whole process stands still.
-        if now.saturating_duration_since(self.turn_at.replace(now)) > 2 * STALL_MIN {
-            self.short_at.set(now);
-        }
+        // Nobody can be called while the whole process stands still: that is not counted, but for
+        // what a turn of large requests takes.
+        let stood_still = now.saturating_duration_since(self.turn_at.replace(now)).saturating_sub(2 * STALL_MIN);
+        self.short_at.set(self.short_at.get() + stood_still);
         if waited <= LINE_WAIT_MAX {
             if self.is_overloaded.get() && waited <= LINE_WAIT_MAX / 2 {
                 self.is_overloaded.set(false);
@@ -227,10 +244,10 @@ impl Line {
         }
         let mut refused = 0;
         while refused < left
-            && waiting.back().is_some_and(|last| now.saturating_duration_since(last.since) < REFUSED_WAIT_MAX)
+            && waiting.back().is_some_and(|last| last.waited(now) < REFUSED_WAIT_MAX)
             && let Some(last) = waiting.pop_back()
         {
-            if last.place.upgrade().is_some_and(|place| place.call(true)) {
+            if last.call(true, now) {
                 refused += 1;
             }
         }
@@ -242,15 +259,26 @@ impl Line {
 }
 
 /// Calls so many at most to be done; how many are left of them.
-fn call_first(waiting: &mut VecDeque<Waiting>, mut left: usize) -> usize {
+fn call_first(waiting: &mut VecDeque<Waiting>, mut left: usize, now: Instant) -> usize {
     while left > 0
         && let Some(first) = waiting.pop_front()
     {
-        if first.place.upgrade().is_some_and(|place| place.call(false)) {
+        if first.call(false, now) {
             left -= 1;
         }
     }
     left
+}
+
+impl Waiting {
+    fn waited(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.since)
+    }
+
+    /// Lets it read, unless it is gone or does not wait any more; says whether it did.
+    fn call(&self, is_refused: bool, now: Instant) -> bool {
+        self.place.upgrade().is_some_and(|place| place.call(is_refused, self.waited(now) > LINE_WAIT_MAX))
+    }
 }
 
 impl Place {
@@ -260,38 +288,37 @@ impl Place {
             line,
             state: Cell::new(State::Idle),
             is_refused: Cell::default(),
-            kind: Cell::new(Kind::Own),
+            is_late: Cell::default(),
+            was_rpc: Cell::default(),
             waker: RefCell::default(),
         })
     }
 
-    /// Takes down how a request begins.
-    pub fn note_first(&self, bytes: &[u8]) {
-        self.kind.set(Kind::of(&bytes[..bytes.len().min(Kind::BYTES)]));
+    /// Whether the connection, which has something to read, may read it; if not, it is woken when
+    /// it may. What it is that comes is asked only if it makes a difference: that costs a system call.
+    pub fn poll_turn(
+        self: &Rc<Self>,
+        context: &mut Context<'_>,
+        kind: impl FnOnce(&mut Context<'_>) -> Poll<io::Result<Kind>>,
+    ) -> Poll<io::Result<()>> {
+        self.poll_turn_at(Instant::now, context, kind)
     }
 
-    /// Whether the connection, which has something to read, may read it; if not, it is woken when it may.
-    pub fn poll_turn(self: &Rc<Self>, context: &mut Context<'_>) -> Poll<()> {
-        self.poll_turn_at(Instant::now, context)
-    }
-
-    fn poll_turn_at(self: &Rc<Self>, now: impl FnOnce() -> Instant, context: &mut Context<'_>) -> Poll<()> {
-        let kind = self.kind.get();
-        match (self.state.get(), kind) {
-            (State::Called | State::UnderWay, _) | (State::Idle, Kind::AtOnce) => return Poll::Ready(()),
-            (State::InLine, _) => {}
-            (State::Idle, Kind::Own | Kind::PassedOn) => {
-                let left = self.line.left.get();
-                if left == REQUESTS_A_TURN || left == 0 {
-                    self.line.news.notify_one();
-                }
-                if left > 0 {
-                    self.line.left.set(left - 1);
+    fn poll_turn_at(
+        self: &Rc<Self>,
+        now: impl FnOnce() -> Instant,
+        context: &mut Context<'_>,
+        kind: impl FnOnce(&mut Context<'_>) -> Poll<io::Result<Kind>>,
+    ) -> Poll<io::Result<()>> {
+        match self.state.get() {
+            State::Called | State::UnderWay => return Poll::Ready(Ok(())),
+            State::InLine => {}
+            State::Idle => {
+                let Some(waiting) = ready!(self.poll_line(context, kind))? else {
                     // However often it asks until it reads.
                     self.state.set(State::Called);
-                    return Poll::Ready(());
-                }
-                let waiting = if kind == Kind::PassedOn { &self.line.passed_on } else { &self.line.own };
+                    return Poll::Ready(Ok(()));
+                };
                 waiting.borrow_mut().push_back(Waiting { place: Rc::downgrade(self), since: now() });
                 self.state.set(State::InLine);
             }
@@ -303,22 +330,54 @@ impl Place {
         Poll::Pending
     }
 
+    /// Where to stand in line; nowhere, if there is a turn left, or none is needed.
+    fn poll_line(
+        &self,
+        context: &mut Context<'_>,
+        kind: impl FnOnce(&mut Context<'_>) -> Poll<io::Result<Kind>>,
+    ) -> Poll<io::Result<Option<&RefCell<VecDeque<Waiting>>>>> {
+        let line = &self.line;
+        let left = line.left.get();
+        if left > 0 {
+            if self.was_rpc.get() {
+                return Poll::Ready(Ok(None));
+            }
+            if left == REQUESTS_A_TURN {
+                line.wake.notify_one();
+            }
+            line.left.set(left - 1);
+            return Poll::Ready(Ok(None));
+        }
+        let waiting = match ready!(kind(context))? {
+            Kind::AtOnce => return Poll::Ready(Ok(None)),
+            Kind::Look if line.looks_left.get() > 0 => {
+                line.looks_left.set(line.looks_left.get() - 1);
+                return Poll::Ready(Ok(None));
+            }
+            Kind::Look | Kind::Own => &line.own,
+            Kind::PassedOn => &line.passed_on,
+        };
+        line.wake.notify_one();
+        Poll::Ready(Ok(Some(waiting)))
+    }
+
     /// Lets it read, unless it does not wait any more; says whether it did.
-    fn call(&self, is_refused: bool) -> bool {
+    fn call(&self, is_refused: bool, is_late: bool) -> bool {
         if self.state.get() != State::InLine {
             return false;
         }
         self.state.set(State::Called);
         self.is_refused.set(is_refused);
+        self.is_late.set(is_late);
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
         true
     }
 
-    /// Whether it was called after it may have waited for long, so that its client may be gone.
+    /// Whether it reads after it has waited for long, so that its client may be gone.
     pub fn is_called_late(&self) -> bool {
-        self.state.get() == State::Called && self.line.is_overloaded.get()
+        self.state.get() == State::Called && self.is_late.get()
     }
 
     /// Something was read, or the end of it.
@@ -326,11 +385,12 @@ impl Place {
         if self.state.get() == State::UnderWay {
             return;
         }
+        self.is_late.set(false);
         if bytes.is_empty() {
             self.state.set(State::Idle);
             self.is_refused.set(false);
         } else {
-            self.note_first(bytes);
+            self.was_rpc.set(is_rpc(bytes));
             self.state.set(State::UnderWay);
         }
     }
@@ -347,7 +407,7 @@ impl Place {
         self.state.set(State::Idle);
         if self.line.left.get() == 0 {
             // There may be room for one who waits.
-            self.line.news.notify_one();
+            self.line.wake.notify_one();
         }
     }
 }
@@ -378,16 +438,20 @@ mod tests {
         fn come(&self, count: usize, kind: Kind) -> Vec<Rc<Place>> {
             let places = (0..count).map(|_| {
                 let place = Place::new(self.line.clone());
-                place.kind.set(kind);
-                self.read_if_called(&place);
+                self.read_if_called(&place, kind);
                 place
             });
             places.collect()
         }
 
-        fn read_if_called(&self, place: &Rc<Place>) {
-            if place.poll_turn_at(|| self.now, &mut Context::from_waker(Waker::noop())).is_ready() {
-                place.note_read(b"PUT /v1/kv/a HTTP/1.1");
+        fn read_if_called(&self, place: &Rc<Place>, kind: Kind) {
+            self.read_if_called_with(place, kind, "PUT /v1/kv/a HTTP/1.1");
+        }
+
+        fn read_if_called_with(&self, place: &Rc<Place>, kind: Kind, first: &str) {
+            let mut context = Context::from_waker(Waker::noop());
+            if place.poll_turn_at(|| self.now, &mut context, |_| Poll::Ready(Ok(kind))).is_ready() {
+                place.note_read(first.as_bytes());
             }
         }
 
@@ -396,7 +460,7 @@ mod tests {
             self.line.begin_turn(self.now);
             crowds.iter().flat_map(|crowd| crowd.iter()).for_each(|place| {
                 if place.state.get() == State::Called {
-                    self.read_if_called(place);
+                    self.read_if_called(place, Kind::Own);
                 }
             });
         }
@@ -445,7 +509,8 @@ mod tests {
         assert_eq!(scene.line.begin_turn(scene.now), Turn::Empty);
     }
 
-    /// What is passed on has its share of each turn, and so have the others; Raft needs none.
+    /// What is passed on has its share of each turn, and so have the others; Raft needs none, nor
+    /// do a few who look how the node is.
     #[test]
     fn shares() {
         let mut scene = Scene::new(1000);
@@ -453,6 +518,7 @@ mod tests {
         let own = scene.come(REQUESTS_A_TURN, Kind::Own);
         let passed_on = scene.come(2 * REQUESTS_A_TURN, Kind::PassedOn);
         assert_eq!(under_way(&scene.come(1, Kind::AtOnce)), 1);
+        assert_eq!(under_way(&scene.come(LOOKS_A_TURN + 1, Kind::Look)), LOOKS_A_TURN);
         scene.turn_after(Duration::ZERO, &[&own, &passed_on]);
         assert_eq!(under_way(&passed_on), PASSED_ON_A_TURN);
         assert_eq!(under_way(&own), REQUESTS_A_TURN - PASSED_ON_A_TURN);
@@ -484,7 +550,7 @@ mod tests {
             ("", Kind::AtOnce),
             ("POST /raft-append HTTP/1.1\r\n", Kind::AtOnce),
             ("GET /raft-identity HTTP/1.1\r\n", Kind::AtOnce),
-            ("GET /metrics HTTP/1.1\r\n", Kind::AtOnce),
+            ("GET /metrics HTTP/1.1\r\n", Kind::Look),
             ("GET /v1/kv/metrics HTTP/1.1\r\n", Kind::Own),
             ("PUT /v1/kv/a HTTP/1.1\r\nraft-forwarded: 2\r\n\r\n", Kind::PassedOn),
             ("PUT /v1/kv/a HTTP/1.1\r\nhost: raft-forwarded: 2\r\n\r\n", Kind::Own),
@@ -503,9 +569,9 @@ mod tests {
         let crowd = scene.come(2, Kind::Own);
         crowd[0].begin_request();
         crowd[0].end_request();
-        assert!(!crowd[0].call(true));
+        assert!(!crowd[0].call(true, false));
         assert!(!crowd[0].begin_request());
-        assert!(crowd[1].call(true));
+        assert!(crowd[1].call(true, false));
         crowd[1].note_read(b"");
         assert!(!crowd[1].begin_request());
         scene.turn_after(Duration::ZERO, &[]);
@@ -518,10 +584,56 @@ mod tests {
         let scene = Scene::new(1000);
         let place = Place::new(scene.line.clone());
         let mut context = Context::from_waker(Waker::noop());
-        assert!(place.poll_turn(&mut context).is_ready());
-        assert!(place.poll_turn(&mut context).is_ready());
+        for _ in 0..2 {
+            assert!(place.poll_turn(&mut context, |_| unreachable!("there is a turn left")).is_ready());
+        }
         place.note_read(b"GET / HTTP/1.1");
         assert_eq!(scene.line.left.get(), REQUESTS_A_TURN - 1);
+    }
+
+    /// An RPC on a connection for RPCs takes up no turn; a client's on the same one does.
+    #[test]
+    fn rpcs_take_no_turn() {
+        let scene = Scene::new(1000);
+        let place = Place::new(scene.line.clone());
+        for (first, left) in [("POST /raft-append", 1), ("POST /raft-append", 1), ("PUT /v1/kv/a", 1), ("", 2)] {
+            scene.read_if_called_with(&place, Kind::Own, first);
+            assert_eq!(scene.line.left.get(), REQUESTS_A_TURN - left, "{first}");
+            place.end_request();
+        }
+    }
+
+    /// Only a request that has waited for long is late.
+    #[test]
+    fn who_is_late() {
+        let mut scene = Scene::new(1000);
+        scene.come(REQUESTS_A_TURN, Kind::Own);
+        for (waited, kind, is_late) in [
+            (LINE_WAIT_MAX, Kind::Own, false),
+            (LINE_WAIT_MAX + STALL_MIN, Kind::Own, true),
+            (LINE_WAIT_MAX + STALL_MIN, Kind::PassedOn, true),
+        ] {
+            scene.line.left.set(0);
+            let crowd = scene.come(1, kind);
+            scene.now += waited;
+            scene.line.begin_turn(scene.now);
+            assert_eq!(crowd[0].is_called_late(), is_late, "{kind:?} after {waited:?}");
+            crowd[0].note_read(b"GET / HTTP/1.1");
+            assert!(!crowd[0].is_called_late());
+        }
+    }
+
+    /// Turns that take long are no pause: under large requests, too, some are refused.
+    #[test]
+    fn long_turns_are_overload() {
+        let mut scene = Scene::new(1000);
+        let crowd = scene.come(40 * REQUESTS_A_TURN, Kind::Own);
+        for _ in 0..=(LINE_WAIT_MAX + OVERLOAD_AFTER).as_millis() / (2 * STALL_MIN).as_millis() {
+            scene.turn_after(STALL_MIN * 3, &[&crowd]);
+        }
+        let last = scene.come(REQUESTS_A_TURN, Kind::Own);
+        scene.turn_after(Duration::ZERO, &[&crowd]);
+        assert_ne!(refused(&last), 0);
     }
 
     /// A process that stood still has not made anybody wait.

@@ -100,15 +100,11 @@ pub fn serve_http(
 /// Waits for the first request of a connection, and for its turn. So the time that the HTTP
 /// library gives a client for the head of it is not spent in line.
 async fn begin(connection: Connection, mut stopping: watch::Receiver<bool>) -> Result<Connection, DispatchError> {
-    let mut first = [0; Kind::BYTES];
-    loop {
+    let kind = loop {
         tokio::select! {
             biased;
             _ = stopping.wait_for(|stopping| *stopping) => return Err(DispatchError::DisconnectTimeout),
-            peeked = connection.stream.peek(&mut first) => {
-                connection.place.note_first(&first[..peeked?]);
-                break;
-            }
+            kind = future::poll_fn(|context| poll_kind(&connection.stream, context)) => break kind?,
             () = tokio::time::sleep(REQUEST_HEAD_DEADLINE) => {}
         }
         // After the process stood still, a timer may be heard before what has come meanwhile.
@@ -119,12 +115,23 @@ async fn begin(connection: Connection, mut stopping: watch::Receiver<bool>) -> R
             connection.stream.try_write(&answer)?;
             return Err(DispatchError::SlowRequestTimeout);
         }
-    }
+    };
     tokio::select! {
         biased;
         _ = stopping.wait_for(|stopping| *stopping) => Err(DispatchError::DisconnectTimeout),
-        () = future::poll_fn(|context| connection.place.poll_turn(context)) => Ok(connection),
+        turn = future::poll_fn(|context| connection.place.poll_turn(context, |_| Poll::Ready(Ok(kind)))) => {
+            turn?;
+            Ok(connection)
+        }
     }
+}
+
+/// What the request is that comes next, of which something has come.
+fn poll_kind(stream: &TcpStream, context: &mut Context<'_>) -> Poll<io::Result<Kind>> {
+    let mut first = [0; Kind::BYTES];
+    let mut first = ReadBuf::new(&mut first);
+    ready!(stream.poll_peek(context, &mut first))?;
+    Poll::Ready(Ok(Kind::of(first.filled())))
 }
 
 /// As many connections as the system lets this process have beside its files.
@@ -199,7 +206,7 @@ fn is_given_up(stream: &TcpStream) -> bool {
     polled(stream, PollFlags::RDHUP).intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR)
 }
 
-/// What holds for a connection now; nothing if the system does not say.
+/// Which of `flags` are set now, and errors; none if the system does not say.
 fn polled(stream: &TcpStream, flags: PollFlags) -> PollFlags {
     let mut poll = [PollFd::new(stream, flags)];
     match rustix::event::poll(&mut poll, Some(&Timespec::default())) {
@@ -215,7 +222,7 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         ready!(self.stream.poll_read_ready(context))?;
-        ready!(self.place.poll_turn(context));
+        ready!(self.place.poll_turn(context, |context| poll_kind(&self.stream, context)))?;
         if self.place.is_called_late() && is_given_up(&self.stream) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
