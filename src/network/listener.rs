@@ -143,7 +143,13 @@ fn connections_max() -> usize {
     let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
     let files = if raised.is_ok() { limit.maximum } else { limit.current };
     let files = files.map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX));
-    files.saturating_sub(FILES_RESERVED).clamp(16, CONNECTIONS_MAX)
+    connections_of(files)
+}
+
+/// Of so many open files. A request that is passed on, or asks the leader, takes a connection to
+/// it, too; and as many may be left idle that led to another leader.
+fn connections_of(files: usize) -> usize {
+    (files.saturating_sub(FILES_RESERVED) / 3).clamp(16, CONNECTIONS_MAX)
 }
 
 /// Whether what is written to a connection stays as it is from now on: a value
@@ -304,6 +310,14 @@ mod tests {
                 assert!(head.contains(&format!("content-length: {}\r\n", body.len())), "{replaced}");
                 assert!(body.starts_with(&format!("{{\"Err\":{{\"{code}\":{{")), "{replaced}");
             }
+        }
+    }
+
+    /// A connection from a client leaves files for one to the leader, for an idle one, and for the node.
+    #[test]
+    fn connections_leave_files() {
+        for (files, connections) in [(0, 16), (1024, 298), (4096, 1322), (1 << 20, CONNECTIONS_MAX)] {
+            assert_eq!(connections_of(files), connections, "{files}");
         }
     }
 
