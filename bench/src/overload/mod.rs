@@ -295,6 +295,13 @@ fn goals(best: &PeakPoint, overload: &Overload, memory: &Memory, elections: u64)
             overload.refused_latency.us_p99 as f64 / 1000.0,
             " ms",
         ),
+        goal("refused", Limit::AtLeast(1.0), overload.counts.refused as f64, ""),
+        goal(
+            "neither done nor refused",
+            Limit::AtMost(0.0),
+            (overload.counts.unknown + overload.counts.other + overload.counts.broken) as f64,
+            "",
+        ),
         goal("elections", Limit::AtMost(0.0), elections as f64, ""),
         goal(
             "memory growth of the node that grew most",
