@@ -157,7 +157,18 @@ pub struct ScheduleArguments {
     pub only: Vec<String>,
 }
 
+impl RunArguments {
+    pub fn wants(&self, lane: &str) -> bool {
+        self.lanes.is_empty() || self.lanes.iter().any(|wanted| wanted == lane)
+    }
+}
+
 impl ScheduleArguments {
+    /// Part of a run, for a first look, need not show all.
+    pub fn is_complete(&self) -> bool {
+        self.scale >= 1.0
+    }
+
     pub fn time_max(&self) -> Duration {
         Duration::from_secs(self.seconds)
     }

@@ -72,6 +72,14 @@ impl Recorder {
         self.operations.lock().expect("no thread panics with it").len()
     }
 
+    /// How many operations were done from one moment to another.
+    pub fn done_between(&self, began_ns: u64, ended_ns: u64) -> usize {
+        let operations = self.operations.lock().expect("no thread panics with it");
+        // What returned lately stands at the end.
+        let late = operations.iter().rev().take_while(|operation| operation.returned_ns >= began_ns);
+        late.filter(|one| one.returned_ns < ended_ns && matches!(one.outcome, Outcome::Done(_))).count()
+    }
+
     /// When the first write was done that was called after a moment. One that was called
     /// before may have been done before, and be answered late.
     pub fn first_write_after(&self, after_ns: u64) -> Option<u64> {

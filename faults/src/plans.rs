@@ -94,6 +94,10 @@ const EXPIRY: [(Fault, usize); 5] = [
     (Fault::Pause(Who::Leader), 5),
 ];
 
+/// The lanes, in the order of their networks, and their faults.
+const LANES: [(&str, &[(Fault, usize)]); 4] =
+    [("network", &NETWORK), ("disk", &DISK), ("members", &MEMBERS), ("expiry", &EXPIRY)];
+
 /// What the control has of them: those of processes and of packets, on three nodes.
 /// What comes late or twice needs proxies that understand what nodes say.
 const CONTROL: [(Fault, usize); 17] = [
@@ -127,9 +131,21 @@ pub async fn run(arguments: &RunArguments) -> Result<bool> {
     let reports = round(arguments, seed).await?;
     let mut total = Total::default();
     total.add(reports);
+    if is_whole(arguments) && arguments.schedule.is_complete() && total.passed() {
+        total.check_faults(all_faults());
+    }
     let figures = format!("{total}\n{} s, seed {seed}", began.elapsed().as_secs());
     println!("{figures}");
     finish(&arguments.schedule, &total, "run", &figures)
+}
+
+/// Whether there are all lanes with all faults: only then they can be asked for what they show together.
+fn is_whole(arguments: &RunArguments) -> bool {
+    arguments.schedule.only.is_empty() && LANES.iter().all(|(name, _)| arguments.wants(name))
+}
+
+fn all_faults() -> impl Iterator<Item = Fault> {
+    LANES.iter().flat_map(|(_, faults)| faults.iter().map(|(fault, _)| *fault))
 }
 
 /// One run after another until the time is up, or one fails.
@@ -208,6 +224,9 @@ pub async fn control(arguments: &ControlArguments) -> Result<bool> {
     let lane = lane("control", cluster, &CONTROL, &arguments.schedule, seed);
     let mut total = Total::default();
     total.add(run_lanes(lane.into_iter().collect(), &arguments.schedule, seed, &folder).await?);
+    if arguments.schedule.is_complete() && arguments.schedule.only.is_empty() && total.passed() {
+        total.check_faults(CONTROL.map(|(fault, _)| fault));
+    }
     let figures = format!("{total}\n{} s, seed {seed}", began.elapsed().as_secs());
     println!("{figures}");
     finish(&arguments.schedule, &total, "control", &figures)
@@ -255,10 +274,10 @@ async fn run_lanes(
 }
 
 fn lanes(arguments: &RunArguments, seed: u64, binary: &Path, folder: &Path) -> Vec<LanePlan> {
-    let plan = |name: &'static str, number: u8, nodes: u64| Plan {
+    let plan = |number: u8, nodes: u64| Plan {
         system: System::Ours,
         binary: PathBuf::from(binary),
-        folder: folder.join(name),
+        folder: folder.join(LANES[usize::from(number) - 1].0),
         number,
         nodes: arguments.nodes.unwrap_or(nodes),
         disks: Vec::new(),
@@ -269,20 +288,14 @@ fn lanes(arguments: &RunArguments, seed: u64, binary: &Path, folder: &Path) -> V
     };
     let disks = vec![FileSystem::Xfs, FileSystem::Ext4, FileSystem::Xfs];
     let snapshot_flags: Vec<String> = SNAPSHOT_FLAGS.map(str::to_owned).to_vec();
-    let all: [(Plan, &[(Fault, usize)]); 4] = [
-        (plan("network", 1, 5), &NETWORK),
-        (Plan { disks, flags: snapshot_flags.clone(), ..plan("disk", 2, 3) }, &DISK),
-        (Plan { flags: snapshot_flags.clone(), ..plan("members", 3, 3) }, &MEMBERS),
-        (Plan { flags: snapshot_flags, ..plan("expiry", 4, 3) }, &EXPIRY),
+    let clusters = [
+        plan(1, 5),
+        Plan { disks, flags: snapshot_flags.clone(), ..plan(2, 3) },
+        Plan { flags: snapshot_flags.clone(), ..plan(3, 3) },
+        Plan { flags: snapshot_flags, ..plan(4, 3) },
     ];
-    let mut lanes = Vec::new();
-    for (cluster, faults) in all {
-        let name = ["network", "disk", "members", "expiry"][usize::from(cluster.number) - 1];
-        if arguments.lanes.is_empty() || arguments.lanes.iter().any(|lane| lane == name) {
-            lanes.extend(lane(name, cluster, faults, &arguments.schedule, seed));
-        }
-    }
-    lanes
+    let wanted = LANES.into_iter().zip(clusters).filter(|((name, _), _)| arguments.wants(name));
+    wanted.filter_map(|((name, faults), cluster)| lane(name, cluster, faults, &arguments.schedule, seed)).collect()
 }
 
 /// A lane with those faults that are wanted; none if none is.
@@ -308,9 +321,8 @@ fn lane(
         retry_pause_max: Duration::ZERO,
         expiring: name == "expiry",
     };
-    // Part of a run, for a first look, need not show all.
-    let is_complete = schedule.scale >= 1.0;
     // With more to carry, a snapshot is on its way for a while.
     let ballast_keys = if name == "members" { 500 } else { 0 };
-    Some(LanePlan { name, cluster, load, ballast_keys, faults, time_max: schedule.time_max(), is_complete })
+    let (time_max, is_complete) = (schedule.time_max(), schedule.is_complete());
+    Some(LanePlan { name, cluster, load, ballast_keys, faults, time_max, is_complete })
 }

@@ -26,8 +26,17 @@ pub struct Window {
     pub healed_ns: u64,
     /// From healing to the first write that was done.
     pub recovery: Duration,
+    /// Operations that were done inside.
+    pub operations: usize,
     /// There was nothing to break.
     pub did_nothing: bool,
+}
+
+impl Window {
+    /// It shows nothing of its fault: there was nothing to break, or nobody had an answer although some could have.
+    pub fn shows_nothing(&self) -> bool {
+        self.did_nothing || (self.operations == 0 && self.fault.leaves_a_majority())
+    }
 }
 
 /// What came up while a lane ran.
@@ -62,7 +71,7 @@ pub struct LaneReport {
     replayed: u64,
     answers_dropped: u64,
     longest_outage: Duration,
-    /// By kind: how often, operations done inside, the slowest recovery.
+    /// What there was of each kind of fault.
     kinds: BTreeMap<Fault, Kind>,
     /// By kind of call, what calls came to.
     outcomes: BTreeMap<&'static str, Outcomes>,
@@ -79,25 +88,20 @@ struct Outcomes {
 #[derive(Clone, Debug, Default)]
 struct Kind {
     count: usize,
+    /// How many of them operations were done in.
+    busy: usize,
     operations: usize,
     recoveries: Vec<Duration>,
 }
 
 impl LaneReport {
     pub fn new(name: &'static str, history: &History, found: Found, recorder: &Recorder) -> Self {
-        let mut returned: Vec<u64> = history
-            .operations
-            .iter()
-            .filter(|operation| matches!(operation.outcome, Outcome::Done(_)))
-            .map(|operation| operation.returned_ns)
-            .collect();
-        returned.sort_unstable();
         let mut kinds: BTreeMap<Fault, Kind> = BTreeMap::new();
         for window in found.windows.iter().filter(|window| !window.did_nothing) {
             let kind = kinds.entry(window.fault).or_default();
             kind.count += 1;
-            let inside = |bound: u64| returned.partition_point(|returned| *returned < bound);
-            kind.operations += inside(window.healed_ns) - inside(window.began_ns);
+            kind.busy += usize::from(window.operations > 0);
+            kind.operations += window.operations;
             kind.recoveries.push(window.recovery);
         }
         let outcomes = outcomes(history);
@@ -120,19 +124,24 @@ impl LaneReport {
         }
     }
 
-    /// A run shows something of a fault only if it came as often as it was to, and while there was load.
+    /// A run shows something of a fault only if it came as often as it was to.
     pub fn check_completeness(&mut self, planned: &[(Fault, usize)]) {
-        let mut operations: BTreeMap<String, usize> = BTreeMap::new();
         for (fault, wanted) in planned {
-            let (count, inside) = self.kinds.get(fault).map_or((0, 0), |kind| (kind.count, kind.operations));
-            *operations.entry(fault.class()).or_default() += inside;
+            let count = self.count(*fault);
             if count < *wanted {
                 self.found.findings.push(format!("not all faults were made: {fault} {count} times of {wanted}"));
             }
         }
-        for (class, _) in operations.into_iter().filter(|(_, inside)| *inside == 0) {
-            self.found.findings.push(format!("no operation was done under any {class}"));
-        }
+    }
+
+    /// How often a fault was in force.
+    pub fn count(&self, fault: Fault) -> usize {
+        self.kinds.get(&fault).map_or(0, |kind| kind.count)
+    }
+
+    /// How often a fault was in force while operations were done.
+    pub fn busy_count(&self, fault: Fault) -> usize {
+        self.kinds.get(&fault).map_or(0, |kind| kind.busy)
     }
 
     /// Adds what the same lane has shown in another run.
@@ -144,6 +153,7 @@ impl LaneReport {
         for (fault, kind) in other.kinds {
             let total = self.kinds.entry(fault).or_default();
             total.count += kind.count;
+            total.busy += kind.busy;
             total.operations += kind.operations;
             total.recoveries.extend(kind.recoveries);
         }

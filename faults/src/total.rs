@@ -6,6 +6,9 @@ use std::fmt;
 use crate::fault::Fault;
 use crate::report::LaneReport;
 
+/// How often each kind of fault must come, and be in force while operations are done.
+const WINDOWS_MIN: usize = 5;
+
 /// What some runs came to.
 #[derive(Debug, Default)]
 pub struct Total {
@@ -13,6 +16,8 @@ pub struct Total {
     /// By lane, over all runs.
     lanes: BTreeMap<&'static str, LaneReport>,
     failed: usize,
+    /// What the lanes did not show, all together.
+    missing: Vec<String>,
 }
 
 impl Total {
@@ -28,8 +33,25 @@ impl Total {
         }
     }
 
+    /// Each of these faults must have come, and have been in force under load. What came by chance in one
+    /// window need not come in another: only many of them must have shown it, over all lanes and runs.
+    pub fn check_faults(&mut self, faults: impl IntoIterator<Item = Fault>) {
+        for fault in BTreeSet::from_iter(faults) {
+            let (count, busy) = (self.sum(|report| report.count(fault)), self.sum(|report| report.busy_count(fault)));
+            if count < WINDOWS_MIN {
+                self.missing.push(format!("{fault} came {count} times, and should {WINDOWS_MIN} times"));
+            } else if busy < WINDOWS_MIN && fault.leaves_a_majority() {
+                self.missing.push(format!("operations were done in {busy} windows of {count} under {fault}"));
+            }
+        }
+    }
+
+    fn sum(&self, of: impl Fn(&LaneReport) -> usize) -> usize {
+        self.lanes.values().map(of).sum()
+    }
+
     pub fn passed(&self) -> bool {
-        self.failed == 0
+        self.failed == 0 && self.missing.is_empty()
     }
 }
 
@@ -38,15 +60,74 @@ impl fmt::Display for Total {
         for report in self.lanes.values() {
             writeln!(f, "{report}")?;
         }
-        let sum = |of: fn(&LaneReport) -> usize| self.lanes.values().map(of).sum::<usize>();
+        for missing in &self.missing {
+            writeln!(f, "MISSING: {missing}")?;
+        }
         let kinds: BTreeSet<Fault> = self.lanes.values().flat_map(LaneReport::kinds).collect();
-        let (operations, faults) = (sum(|report| report.operations), sum(LaneReport::faults));
-        let (kinds, inputs) = (kinds.len(), sum(LaneReport::bad_inputs));
+        let (operations, faults) = (self.sum(|report| report.operations), self.sum(LaneReport::faults));
+        let (kinds, inputs) = (kinds.len(), self.sum(LaneReport::bad_inputs));
         write!(f, "In all {operations} operations, {faults} faults of {kinds} kinds, {inputs} bad inputs, ")?;
         match (self.failed, self.runs) {
+            (0, _) if !self.missing.is_empty() => f.write_str("too little: FAILED."),
             (0, 1) => f.write_str("no violation."),
             (0, runs) => write!(f, "{runs} runs, no violation."),
             (failed, _) => write!(f, "{failed} lanes FAILED."),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::checker;
+    use crate::fault::Who;
+    use crate::history::History;
+    use crate::load::Recorder;
+    use crate::report::{Found, Window};
+
+    /// A lane with one window for each number, which is that of the operations done in it.
+    fn lane(windows: &[(Fault, usize)]) -> LaneReport {
+        let window = |(fault, operations): &(Fault, usize)| Window {
+            fault: *fault,
+            detail: String::new(),
+            began_ns: 0,
+            healed_ns: 1,
+            recovery: Duration::ZERO,
+            operations: *operations,
+            did_nothing: false,
+        };
+        let windows: Vec<Window> = windows.iter().map(window).collect();
+        let checked = checker::check(&History::default());
+        let found = Found { planned: windows.len(), windows, findings: Vec::new(), bad_inputs: 0, checked };
+        LaneReport::new("lane", &History::default(), found, &Recorder::new())
+    }
+
+    /// Five windows of a fault are enough if operations were done in each of the five, wherever they were.
+    ///
+    /// Method: one more window at a time, in lanes of their own; then one without operations instead.
+    #[test]
+    fn wants_each_fault_often_and_under_load() {
+        let missing = |windows: &[(Fault, usize)], fault: Fault| {
+            let mut total = Total::default();
+            windows.iter().for_each(|window| total.add(vec![Some(lane(&[*window]))]));
+            total.check_faults([fault]);
+            assert_eq!(total.passed(), total.missing.is_empty());
+            total.missing
+        };
+        for fault in [Fault::Ring, Fault::Kill(Who::Leader), Fault::Kill(Who::All)] {
+            for count in 0..WINDOWS_MIN {
+                let came = format!("{fault} came {count} times, and should 5 times");
+                assert_eq!(missing(&vec![(fault, 1); count], fault), [came]);
+            }
+            assert_eq!(missing(&[(fault, 1); WINDOWS_MIN], fault), [] as [String; 0]);
+        }
+        let one_idle = |fault| [(fault, 3), (fault, 3), (fault, 0), (fault, 3), (fault, 3)];
+        let ring = missing(&one_idle(Fault::Ring), Fault::Ring);
+        assert_eq!(ring, ["operations were done in 4 windows of 5 under ring"]);
+        // Nothing can be done while all are gone.
+        let all = Fault::Kill(Who::All);
+        assert_eq!(missing(&one_idle(all), all), [] as [String; 0]);
     }
 }

@@ -173,10 +173,24 @@ pub struct Scene<'a> {
 const CLIENT_OF_FAULTS: ClientId = u32::MAX - 1;
 
 impl Fault {
-    /// What it is, whoever is hit.
-    pub fn class(self) -> String {
-        let name = self.to_string();
-        name.split(' ').next().unwrap_or_default().to_owned()
+    /// Whether enough nodes are left for operations to be done while it is in force. Else nothing
+    /// can be but what was under way, and stale reads at nodes that are only cut off.
+    pub fn leaves_a_majority(self) -> bool {
+        match self {
+            Fault::Kill(who)
+            | Fault::Stop(who)
+            | Fault::Pause(who)
+            | Fault::Isolate(who)
+            | Fault::Reject(who)
+            | Fault::Deaf(who)
+            | Fault::Mute(who)
+            | Fault::ClientsCut(who)
+            | Fault::PowerCut(who)
+            | Fault::PowerCutInSync(who) => !matches!(who, Who::Majority | Who::All),
+            Fault::PowerCutInElection => false,
+            // Other faults break a minority, or not so much that no answer comes; a clock only misleads.
+            _ => true,
+        }
     }
 
     /// Breaks, holds and mends; returns what exactly was done.
