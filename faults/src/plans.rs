@@ -133,6 +133,7 @@ pub async fn run(arguments: &RunArguments) -> Result<bool> {
     total.add(reports);
     if is_whole(arguments) && arguments.schedule.is_complete() && total.passed() {
         total.check_faults(all_faults());
+        total.check_amounts();
     }
     let figures = format!("{total}\n{} s, seed {seed}", began.elapsed().as_secs());
     println!("{figures}");

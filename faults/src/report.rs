@@ -68,7 +68,8 @@ pub struct LaneReport {
     pub name: &'static str,
     /// How many were checked.
     pub operations: usize,
-    replayed: u64,
+    /// Requests that were sent again and told the first answer.
+    pub replayed: usize,
     answers_dropped: u64,
     longest_outage: Duration,
     /// What there was of each kind of fault.
@@ -116,7 +117,7 @@ impl LaneReport {
             name,
             outcomes,
             operations: found.checked.operations.sum() as usize,
-            replayed: recorder.replayed.load(Ordering::Relaxed),
+            replayed: recorder.replayed.load(Ordering::Relaxed) as usize,
             answers_dropped: recorder.answers_dropped.load(Ordering::Relaxed),
             longest_outage: longest_outage(history),
             kinds,

@@ -8,6 +8,13 @@ use crate::report::LaneReport;
 
 /// How often each kind of fault must come, and be in force while operations are done.
 const WINDOWS_MIN: usize = 5;
+/// What a complete run must come to at least.
+const OPERATIONS_MIN: usize = 60_000;
+const FAULTS_MIN: usize = 160;
+const KINDS_MIN: usize = 12;
+const BAD_INPUTS_MIN: usize = 6_000;
+/// Requests that were sent again and told the first answer.
+const REPLAYED_MIN: usize = 2_000;
 
 /// What some runs came to.
 #[derive(Debug, Default)]
@@ -46,6 +53,23 @@ impl Total {
         }
     }
 
+    /// There must have been as much of everything as a complete run is to have.
+    pub fn check_amounts(&mut self) {
+        let amounts = [
+            (self.sum(|report| report.operations), OPERATIONS_MIN, "operations that were checked"),
+            (self.sum(LaneReport::faults), FAULTS_MIN, "faults"),
+            (self.kinds(), KINDS_MIN, "kinds of faults"),
+            (self.sum(LaneReport::bad_inputs), BAD_INPUTS_MIN, "bad inputs"),
+            (self.sum(|report| report.replayed), REPLAYED_MIN, "repeats that were told the first answer"),
+        ];
+        let too_few = amounts.into_iter().filter(|(amount, least, _)| amount < least);
+        self.missing.extend(too_few.map(|(amount, least, of_what)| format!("{amount} of {least} {of_what}")));
+    }
+
+    fn kinds(&self) -> usize {
+        BTreeSet::from_iter(self.lanes.values().flat_map(LaneReport::kinds)).len()
+    }
+
     fn sum(&self, of: impl Fn(&LaneReport) -> usize) -> usize {
         self.lanes.values().map(of).sum()
     }
@@ -63,9 +87,8 @@ impl fmt::Display for Total {
         for missing in &self.missing {
             writeln!(f, "MISSING: {missing}")?;
         }
-        let kinds: BTreeSet<Fault> = self.lanes.values().flat_map(LaneReport::kinds).collect();
         let (operations, faults) = (self.sum(|report| report.operations), self.sum(LaneReport::faults));
-        let (kinds, inputs) = (kinds.len(), self.sum(LaneReport::bad_inputs));
+        let (kinds, inputs) = (self.kinds(), self.sum(LaneReport::bad_inputs));
         write!(f, "In all {operations} operations, {faults} faults of {kinds} kinds, {inputs} bad inputs, ")?;
         match (self.failed, self.runs) {
             (0, _) if !self.missing.is_empty() => f.write_str("too little: FAILED."),
@@ -87,8 +110,8 @@ mod tests {
     use crate::load::Recorder;
     use crate::report::{Found, Window};
 
-    /// A lane with one window for each number, which is that of the operations done in it.
-    fn lane(windows: &[(Fault, usize)]) -> LaneReport {
+    /// A lane with a window for each number, which is that of the operations done in it.
+    fn lane(windows: &[(Fault, usize)], bad_inputs: usize) -> LaneReport {
         let window = |(fault, operations): &(Fault, usize)| Window {
             fault: *fault,
             detail: String::new(),
@@ -100,7 +123,7 @@ mod tests {
         };
         let windows: Vec<Window> = windows.iter().map(window).collect();
         let checked = checker::check(&History::default());
-        let found = Found { planned: windows.len(), windows, findings: Vec::new(), bad_inputs: 0, checked };
+        let found = Found { planned: windows.len(), windows, findings: Vec::new(), bad_inputs, checked };
         LaneReport::new("lane", &History::default(), found, &Recorder::new())
     }
 
@@ -111,7 +134,7 @@ mod tests {
     fn wants_each_fault_often_and_under_load() {
         let missing = |windows: &[(Fault, usize)], fault: Fault| {
             let mut total = Total::default();
-            windows.iter().for_each(|window| total.add(vec![Some(lane(&[*window]))]));
+            windows.iter().for_each(|window| total.add(vec![Some(lane(&[*window], 0))]));
             total.check_faults([fault]);
             assert_eq!(total.passed(), total.missing.is_empty());
             total.missing
@@ -129,5 +152,31 @@ mod tests {
         // Nothing can be done while all are gone.
         let all = Fault::Kill(Who::All);
         assert_eq!(missing(&one_idle(all), all), [] as [String; 0]);
+    }
+
+    /// A complete run has so much of everything over all lanes, and is told what it has too little of.
+    #[test]
+    fn wants_as_much_as_a_complete_run_has() {
+        let kinds = [Who::Leader, Who::Follower, Who::Majority].map(|who| {
+            [Fault::Kill(who), Fault::Pause(who), Fault::Isolate(who), Fault::PowerCut(who)].map(|kind| (kind, 1))
+        });
+        let enough = || {
+            let mut lane = lane(&kinds.as_flattened().repeat(7), BAD_INPUTS_MIN / 2);
+            (lane.operations, lane.replayed) = (OPERATIONS_MIN / 2, REPLAYED_MIN / 2);
+            lane
+        };
+        let missing = |second: LaneReport| {
+            let mut total = Total::default();
+            total.add(vec![Some(enough()), Some(second)]);
+            total.check_amounts();
+            total.missing
+        };
+        assert_eq!(missing(enough()), [] as [String; 0]);
+        let mut one_less = enough();
+        one_less.operations -= 1;
+        assert_eq!(missing(one_less), ["59999 of 60000 operations that were checked"]);
+        let few = ["30000 of 60000 operations that were checked", "84 of 160 faults", "3000 of 6000 bad inputs"];
+        assert_eq!(missing(lane(&[], 0))[..3], few);
+        assert_eq!(missing(lane(&[], 0))[3..], ["1000 of 2000 repeats that were told the first answer"]);
     }
 }
