@@ -1,9 +1,13 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+
+const BINARY: &str = "target/release/raft-key-value";
+const SECONDS: u64 = 900;
+const SCALE: f64 = 1.0;
 
 /// Breaks machines and networks under a cluster, and checks every answer it gave.
 ///
@@ -38,7 +42,7 @@ pub enum Command {
 #[derive(Clone, Debug, Args)]
 pub struct RunArguments {
     /// The program that nodes run
-    #[arg(long, env = "RKV_BINARY", default_value = "target/release/raft-key-value")]
+    #[arg(long, env = "RKV_BINARY", default_value = BINARY)]
     pub binary: PathBuf,
 
     /// Nodes of each cluster [default: 5 where networks break, else 3]
@@ -102,7 +106,7 @@ pub struct ControlArguments {
 #[derive(Clone, Debug, Args)]
 pub struct OutageArguments {
     /// The program that nodes run
-    #[arg(long, env = "RKV_BINARY", default_value = "target/release/raft-key-value")]
+    #[arg(long, env = "RKV_BINARY", default_value = BINARY)]
     pub binary: PathBuf,
 
     #[command(flatten)]
@@ -137,11 +141,11 @@ pub struct ScheduleArguments {
     pub seed: Option<u64>,
 
     /// For how many seconds faults are begun at most
-    #[arg(long, default_value_t = 900)]
+    #[arg(long, default_value_t = SECONDS)]
     pub seconds: u64,
 
     /// How often each fault comes, against what is planned: 0.1 is a tenth
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = SCALE)]
     pub scale: f64,
 
     /// Keep histories, logs and data of runs that pass, too
@@ -161,6 +165,27 @@ impl RunArguments {
     pub fn wants(&self, lane: &str) -> bool {
         self.lanes.is_empty() || self.lanes.iter().any(|wanted| wanted == lane)
     }
+
+    /// The command that makes the faults of a seed again, those of one round of a soak as well.
+    pub fn command_again(&self, seed: u64) -> String {
+        let nodes = self.nodes.map(|nodes| format!("--nodes {nodes}"));
+        let lanes = (!self.lanes.is_empty()).then(|| format!("--lanes {}", self.lanes.join(",")));
+        let binary = (self.binary != Path::new(BINARY)).then(|| format!("--binary \"{}\"", self.binary.display()));
+        let options = [nodes, lanes, binary].into_iter().flatten();
+        make_command("faults", self.schedule.options_again(seed).into_iter().chain(options))
+    }
+}
+
+impl ControlArguments {
+    /// The command that makes the faults of a seed again.
+    pub fn command_again(&self, seed: u64) -> String {
+        make_command("faults-control", self.schedule.options_again(seed)) // Which names the etcd.
+    }
+}
+
+fn make_command(target: &str, options: impl IntoIterator<Item = String>) -> String {
+    let options: Vec<String> = options.into_iter().collect();
+    format!("make {target} FAULTS_ARGUMENTS='{}'", options.join(" "))
 }
 
 impl ScheduleArguments {
@@ -169,7 +194,46 @@ impl ScheduleArguments {
         self.scale >= 1.0
     }
 
+    /// Those that decide which faults come, if they are not what they are by default.
+    fn options_again(&self, seed: u64) -> Vec<String> {
+        let scale = (self.scale != SCALE).then(|| format!("--scale {}", self.scale));
+        let seconds = (self.seconds != SECONDS).then(|| format!("--seconds {}", self.seconds));
+        let only = (!self.only.is_empty()).then(|| format!("--only \"{}\"", self.only.join(",")));
+        [Some(format!("--seed {seed}")), scale, seconds, only].into_iter().flatten().collect()
+    }
+
     pub fn time_max(&self) -> Duration {
         Duration::from_secs(self.seconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command_again(line: &str) -> String {
+        let words = line.split_whitespace().map(|word| word.replace('_', " "));
+        match Arguments::parse_from(std::iter::once("faults".to_owned()).chain(words)).command {
+            Command::Run(arguments) => arguments.command_again(7),
+            Command::Soak(arguments) => arguments.run.command_again(7),
+            Command::Control(arguments) => arguments.command_again(7),
+            other => panic!("{other:?} has no seed that is drawn"),
+        }
+    }
+
+    /// A failed run names the whole command that makes its faults again, and in it no default, nor what
+    /// does not decide which faults come.
+    #[test]
+    fn a_run_can_be_made_again() {
+        let binary = format!("--binary {BINARY}"); // Else the environment may name another.
+        let by_default = command_again(&format!("run {binary} --keep --folder f --record d --seed 3 --scale 1.0"));
+        assert_eq!(by_default, "make faults FAULTS_ARGUMENTS='--seed 7'");
+        let soak = command_again(&format!("soak --hours 2 {binary} --nodes 3 --scale 0.3 --seed 3"));
+        assert_eq!(soak, "make faults FAULTS_ARGUMENTS='--seed 7 --scale 0.3 --nodes 3'");
+        let all = command_again("run --binary b --nodes 5 --lanes disk,expiry --only kill_all,flip --seconds 60");
+        let wanted = "--seed 7 --seconds 60 --only \"kill all,flip\" --nodes 5 --lanes disk,expiry --binary \"b\"";
+        assert_eq!(all, format!("make faults FAULTS_ARGUMENTS='{wanted}'"));
+        let control = command_again("control --etcd e --scale 0.5 --only halves");
+        assert_eq!(control, "make faults-control FAULTS_ARGUMENTS='--seed 7 --scale 0.5 --only \"halves\"'");
     }
 }

@@ -136,7 +136,8 @@ pub async fn run(arguments: &RunArguments) -> Result<bool> {
         total.check_amounts();
     }
     let figures = format!("{total}\n{} s, seed {seed}", began.elapsed().as_secs());
-    finish(&arguments.schedule, &total, "run", &figures)
+    finish(&arguments.schedule, &total, "run", &figures)?;
+    Ok(passed_or_again(&total, &arguments.command_again(seed)))
 }
 
 /// Whether there are all lanes with all faults: only then they can be asked for what they show together.
@@ -159,7 +160,7 @@ pub async fn soak(arguments: &SoakArguments) -> Result<bool> {
             break;
         }
         total.add(round(&arguments.run, seed).await?);
-        if !total.passed() {
+        if !passed_or_again(&total, &arguments.run.command_again(seed)) {
             break;
         }
         println!("\nso far, {:.2} h:\n{total}", hours());
@@ -170,15 +171,24 @@ pub async fn soak(arguments: &SoakArguments) -> Result<bool> {
     }
     let figures = format!("{total}\n{:.2} h, seeds from {first}", hours());
     let nodes = arguments.run.nodes.map_or_else(|| "soak".to_owned(), |nodes| format!("soak-{nodes}"));
-    finish(&arguments.run.schedule, &total, &nodes, &figures)
+    finish(&arguments.run.schedule, &total, &nodes, &figures)?;
+    Ok(total.passed())
 }
 
-fn finish(arguments: &ScheduleArguments, total: &Total, name: &str, figures: &str) -> Result<bool> {
+fn finish(arguments: &ScheduleArguments, total: &Total, name: &str, figures: &str) -> Result<()> {
     println!("\n{figures}");
-    if let (true, Some(document)) = (total.passed(), &arguments.record) {
-        record::record(document, name, figures)?;
+    match &arguments.record {
+        Some(document) if total.passed() => record::record(document, name, figures),
+        _ => Ok(()),
     }
-    Ok(total.passed())
+}
+
+/// Whether all passed; if not, it says how to make the same faults again.
+fn passed_or_again(total: &Total, command: &str) -> bool {
+    if !total.passed() {
+        println!("FAILED; the same faults again:\n  {command}");
+    }
+    total.passed()
 }
 
 fn seed(schedule: &ScheduleArguments) -> u64 {
@@ -233,7 +243,8 @@ pub async fn control(arguments: &ControlArguments) -> Result<bool> {
         total.check_faults(CONTROL.map(|(fault, _)| fault));
     }
     let figures = format!("{total}\n{} s, seed {seed}", began.elapsed().as_secs());
-    finish(&arguments.schedule, &total, "control", &figures)
+    finish(&arguments.schedule, &total, "control", &figures)?;
+    Ok(passed_or_again(&total, &arguments.command_again(seed)))
 }
 
 /// The lanes of one seed; `None` for one that did not come to its end.
@@ -272,7 +283,7 @@ async fn run_lanes(
             fs::remove_dir_all(folder).context("cannot remove the files of a run")?;
         }
     } else {
-        println!("FAILED; the same faults again: --seed {seed}; histories, logs and data: {}", folder.display());
+        println!("FAILED; histories, logs and data: {}", folder.display());
     }
     Ok(reports)
 }
