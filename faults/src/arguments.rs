@@ -119,6 +119,10 @@ pub struct OutageArguments {
     /// How often each system's leader is killed
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub repetitions: u32,
+
+    /// Put the figures into this document, between the marks for them, if ours are at most etcd's in the median
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
 }
 
 /// Which etcd.

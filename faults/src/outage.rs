@@ -22,6 +22,7 @@ use crate::cluster::{CONVERGENCE_DEADLINE, Cluster, Plan};
 use crate::history::{Call, NodeId, Outcome, Text};
 use crate::network::Host;
 use crate::plans::{empty_folder, etcd_binary, our_binary};
+use crate::record;
 use crate::store::{Client, System};
 
 const SYSTEMS: [System; 2] = [System::Ours, System::Etcd];
@@ -40,6 +41,7 @@ const OUTAGE_MAX: Duration = Duration::from_secs(30);
 const AFTERWARDS: Duration = Duration::from_secs(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
+/// Whether the longest time without a write is at most etcd's, in the median.
 pub async fn run(arguments: &OutageArguments) -> Result<bool> {
     let binaries = [our_binary(&arguments.binary)?, etcd_binary(&arguments.etcd)?];
     let folder = empty_folder(&arguments.folder.join(RUN_FOLDER))?;
@@ -56,7 +58,16 @@ pub async fn run(arguments: &OutageArguments) -> Result<bool> {
             outages.push(outage);
         }
     }
-    summary(&outages);
+    let figures = summary(&outages);
+    println!("\n{figures}");
+    let [ours, etcd] = outages.each_ref().map(|outages| median(outages));
+    if ours > etcd {
+        println!("FAILED: nobody can write for longer than with etcd");
+        return Ok(false);
+    }
+    if let Some(document) = &arguments.record {
+        record::record(document, "outage", &figures)?;
+    }
     Ok(true)
 }
 
@@ -166,19 +177,20 @@ async fn probe(client: Client, host: Host, successes: Arc<Mutex<Vec<Success>>>) 
     }
 }
 
-fn summary(outages: &[Vec<Duration>; 2]) {
-    println!(
-        "\nlongest time without a successful write after `kill -9` of the leader, in ms, with the default timings of each:"
-    );
-    println!("  {:<15} {:>6} {:>7} {:>7}", "", "median", "longest", "kills");
+fn summary(outages: &[Vec<Duration>; 2]) -> String {
+    let mut lines = vec![
+        "longest time without a successful write after `kill -9` of the leader, in ms, default timings:".to_owned(),
+        format!("  {:<15} {:>6} {:>7} {:>7}", "", "median", "longest", "kills"),
+    ];
     for (system, outages) in SYSTEMS.iter().zip(outages) {
         let (median, longest) = (median(outages).as_millis(), longest(outages).as_millis());
-        println!("  {system:<15} {median:>6} {longest:>7} {:>7}", outages.len());
+        lines.push(format!("  {system:<15} {median:>6} {longest:>7} {:>7}", outages.len()));
     }
     let [ours, etcd] = outages;
     let median = median(ours).as_secs_f64() / median(etcd).as_secs_f64();
     let longest = longest(ours).as_secs_f64() / longest(etcd).as_secs_f64();
-    println!("  {:<15} {median:>6.2} {longest:>7.2}", "ours / etcd");
+    lines.push(format!("  {:<15} {median:>6.2} {longest:>7.2}", "ours / etcd"));
+    lines.join("\n")
 }
 
 /// The middle one, or the mean of the two in the middle.
@@ -190,4 +202,20 @@ fn median(outages: &[Duration]) -> Duration {
 
 fn longest(outages: &[Duration]) -> Duration {
     outages.iter().copied().max().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The figures are each system's own, and ours over etcd's.
+    #[test]
+    fn the_summary_compares_both() {
+        let milliseconds = |all: &[u64]| all.iter().map(|one| Duration::from_millis(*one)).collect();
+        let figures = summary(&[milliseconds(&[1500, 900, 1100]), milliseconds(&[1000, 3000, 2000, 1500])]);
+        let rows: Vec<Vec<&str>> = figures.lines().skip(2).map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(rows[0], ["raft-key-value", "1100", "1500", "3"]);
+        assert_eq!(rows[1], ["etcd", "1750", "3000", "4"]);
+        assert_eq!(rows[2][3..], ["0.63", "0.50"]);
+    }
 }
