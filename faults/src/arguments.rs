@@ -140,7 +140,10 @@ pub struct ScheduleArguments {
     #[arg(long, default_value = "target/faults")]
     pub folder: PathBuf,
 
-    /// What all chances are drawn from: the same seed, the same faults in the same order
+    /// What the harness draws all its chances from: the same seed, the same faults in the same order
+    ///
+    /// Which packets are lost under `loss` is the kernel's chance, and what nodes and clients are at when a
+    /// fault comes is a matter of time: both are others in the next run.
     #[arg(long)]
     pub seed: Option<u64>,
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use fastrand::Rng;
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
@@ -61,13 +62,15 @@ pub struct Cluster {
     pub client: Client,
     pub endpoints: Endpoints,
     next_id: NodeId,
+    /// What the chances of its proxies are drawn from.
+    random: Rng,
     /// What was seen of nodes that are gone.
     findings: Vec<String>,
 }
 
 impl Cluster {
     /// Makes the hosts, starts the nodes, and waits until they are a cluster.
-    pub async fn start(mut plan: Plan) -> Result<Self> {
+    pub async fn start(mut plan: Plan, random: Rng) -> Result<Self> {
         std::fs::create_dir_all(&plan.folder).context("cannot make a folder for a cluster")?;
         let network = Network::create(plan.number)?;
         let peers: Result<Vec<_>> = (1..=plan.nodes).map(|id| Ok((id, network.peer_of(id)?))).collect();
@@ -78,6 +81,7 @@ impl Cluster {
             client: plan.system.client()?,
             endpoints: Endpoints::default(),
             next_id: 1,
+            random,
             findings: Vec::new(),
             plan,
         };
@@ -104,7 +108,7 @@ impl Cluster {
         node.bug = self.plan.bug.filter(|bug| bug.only.is_none_or(|only| only == id)).map(|bug| bug.name);
         node.traces_renames = self.plan.traces_renames;
         if self.plan.proxies {
-            node.proxy = Some(Proxy::start(self.network, &host)?);
+            node.proxy = Some(Proxy::start(self.network, &host, self.random.fork())?);
         }
         if !self.plan.disks.is_empty() {
             let file_system = self.plan.disks[(id as usize - 1) % self.plan.disks.len()];

@@ -65,7 +65,7 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
     let mut schedule = VecDeque::from(schedule);
     let mut repeats: HashMap<Fault, usize> = HashMap::new();
     let system = plan.cluster.system;
-    let mut cluster = Cluster::start(plan.cluster.clone()).await?;
+    let mut cluster = Cluster::start(plan.cluster.clone(), random.fork()).await?;
     let recorder = Recorder::new();
     // What expires is no part of the history, nor what is seen of it.
     let watcher_count = if plan.load.expiring { 0 } else { WATCHERS };

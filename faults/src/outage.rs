@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use fastrand::Rng;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -48,7 +49,8 @@ pub async fn run(arguments: &OutageArguments) -> Result<bool> {
     println!("{} kills of each leader, everything below {}", arguments.repetitions, folder.display());
     let mut clusters = Vec::new();
     for ((number, system), binary) in (1..).zip(SYSTEMS).zip(binaries) {
-        clusters.push(Cluster::start(plan(system, number, binary, &folder)).await?);
+        // Nothing is left to chance but when a leader is killed: there are no proxies.
+        clusters.push(Cluster::start(plan(system, number, binary, &folder), Rng::new()).await?);
     }
     let mut outages = [Vec::new(), Vec::new()];
     for repetition in 1..=arguments.repetitions {

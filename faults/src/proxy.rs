@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
+use fastrand::Rng;
 use futures_util::TryStreamExt;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, BodyStream, Full, StreamBody};
@@ -67,6 +68,7 @@ struct Shared {
     client: reqwest::Client,
     misbehaviour: Mutex<Misbehaviour>,
     kept: Mutex<VecDeque<(String, Bytes)>>,
+    random: Mutex<Rng>,
     deeds: Deeds,
 }
 
@@ -74,7 +76,9 @@ type Body = UnsyncBoxBody<Bytes, reqwest::Error>;
 
 impl Proxy {
     /// Starts a proxy on the host, at the address by which others know its node.
-    pub fn start(network: Network, host: &Host) -> Result<Self> {
+    ///
+    /// What it does is drawn from `random`, in the order in which requests come.
+    pub fn start(network: Network, host: &Host, random: Rng) -> Result<Self> {
         let listener = host.listen(host.peer())?;
         listener.set_nonblocking(true).context("cannot prepare a listener")?;
         let listener = TcpListener::from_std(listener).context("cannot prepare a listener")?;
@@ -90,6 +94,7 @@ impl Proxy {
             client,
             misbehaviour: Mutex::default(),
             kept: Mutex::default(),
+            random: Mutex::new(random),
             deeds: Deeds::default(),
         });
         let accepting = tokio::spawn(accept(shared.clone(), listener));
@@ -162,11 +167,19 @@ impl Shared {
             Err(error) => return Err(std::io::Error::other(error)),
         };
         self.delay(misbehaviour).await;
-        if between_nodes && chance(misbehaviour.lose_answer_percent) {
+        if between_nodes && self.chance(misbehaviour.lose_answer_percent) {
             self.deeds.answers_lost.fetch_add(1, Ordering::Relaxed);
             return Err(std::io::Error::other("the answer is lost"));
         }
         Ok(pass_back(answer))
+    }
+
+    fn draw<T>(&self, of: impl FnOnce(&mut Rng) -> T) -> T {
+        of(&mut self.random.lock().expect("no thread panics with it"))
+    }
+
+    fn chance(&self, percent: u8) -> bool {
+        self.draw(|random| random.u8(..100)) < percent
     }
 
     fn url(&self, path: &str) -> String {
@@ -176,19 +189,20 @@ impl Shared {
     async fn delay(&self, misbehaviour: Misbehaviour) {
         if !misbehaviour.delay_max.is_zero() {
             self.deeds.delayed.fetch_add(1, Ordering::Relaxed);
-            tokio::time::sleep(misbehaviour.delay_max.mul_f64(fastrand::f64())).await;
+            let part = self.draw(Rng::f64);
+            tokio::time::sleep(misbehaviour.delay_max.mul_f64(part)).await;
         }
     }
 
     /// Sends what was asked now, or something older, once more, and drops the answer.
     fn repeat(&self, misbehaviour: Misbehaviour, path: &str, body: &Bytes) {
-        if chance(misbehaviour.repeat_percent) {
+        if self.chance(misbehaviour.repeat_percent) {
             self.deeds.repeated.fetch_add(1, Ordering::Relaxed);
             self.send_again(path.to_owned(), body.clone());
         }
-        if chance(misbehaviour.replay_percent) {
+        if self.chance(misbehaviour.replay_percent) {
             let kept = self.kept.lock().expect("no thread panics with it");
-            let old = kept.get(fastrand::usize(..kept.len().max(1))).cloned();
+            let old = kept.get(self.draw(|random| random.usize(..kept.len().max(1)))).cloned();
             drop(kept);
             if let Some((path, body)) = old {
                 self.deeds.replayed.fetch_add(1, Ordering::Relaxed);
@@ -208,9 +222,9 @@ impl Shared {
         let mut kept = self.kept.lock().expect("no thread panics with it");
         if kept.len() < KEPT_MAX {
             kept.push_back((path.to_owned(), body.clone()));
-        } else if chance(10) {
+        } else if self.chance(10) {
             // One out of ten, so that what is kept reaches far back.
-            let place = fastrand::usize(..KEPT_MAX);
+            let place = self.draw(|random| random.usize(..KEPT_MAX));
             kept[place] = (path.to_owned(), body.clone());
         }
     }
@@ -224,8 +238,4 @@ fn pass_back(answer: reqwest::Response) -> Response<Body> {
     let frames = answer.bytes_stream().map_ok(Frame::data);
     *response.body_mut() = BodyExt::boxed_unsync(StreamBody::new(frames));
     response
-}
-
-fn chance(percent: u8) -> bool {
-    fastrand::u8(..100) < percent
 }
