@@ -77,6 +77,7 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
     let mut findings = Vec::new();
     let mut windows = Vec::new();
     let mut bad_inputs = 0;
+    let mut sights = Vec::new();
     let began = Instant::now();
     let planned = schedule.len();
     while let Some(fault) = schedule.pop_front() {
@@ -89,6 +90,7 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
             recorder: &recorder,
             findings: &mut findings,
             bad_inputs: &mut bad_inputs,
+            sights: &mut sights,
             did_nothing: false,
         };
         let struck = strike(fault, &mut scene).await;
@@ -137,7 +139,7 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
     } else {
         checker::check(&history)
     };
-    let found = Found { windows, planned, findings, bad_inputs, checked };
+    let found = Found { windows, planned, findings, bad_inputs, sights, checked };
     let mut report = LaneReport::new(plan.name, &history, found, &recorder);
     if plan.is_complete {
         report.check_completeness(&plan.faults);

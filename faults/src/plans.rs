@@ -133,6 +133,7 @@ pub async fn run(arguments: &RunArguments) -> Result<bool> {
     total.add(reports);
     if is_whole(arguments) && arguments.schedule.is_complete() && total.passed() {
         total.check_faults(all_faults());
+        total.check_sights();
         total.check_amounts();
     }
     let figures = format!("{total}\n{} s, seed {seed}", began.elapsed().as_secs());
@@ -168,6 +169,7 @@ pub async fn soak(arguments: &SoakArguments) -> Result<bool> {
     // A round may have less of each fault than shows it; the rounds of an hour have not.
     if is_whole(&arguments.run) && arguments.hours >= 1.0 && total.passed() {
         total.check_faults(all_faults());
+        total.check_sights();
     }
     let figures = format!("{total}\n{:.2} h, seeds from {first}", hours());
     let nodes = arguments.run.nodes.map_or_else(|| "soak".to_owned(), |nodes| format!("soak-{nodes}"));

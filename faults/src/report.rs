@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::checker;
 use crate::checker::report::Verdict;
-use crate::fault::Fault;
+use crate::fault::{Fault, Sight};
 use crate::history::{Call, Consistency, History, Outcome};
 use crate::load::{Recorder, is_done_write};
 
@@ -49,6 +49,8 @@ pub struct Found {
     pub findings: Vec<String>,
     /// Requests that were sent to be refused.
     pub bad_inputs: usize,
+    /// What the faults were there for, and came.
+    pub sights: Vec<Sight>,
     pub checked: checker::Report,
 }
 
@@ -58,6 +60,7 @@ impl Found {
         self.planned += other.planned;
         self.findings.extend(other.findings);
         self.bad_inputs += other.bad_inputs;
+        self.sights.extend(other.sights);
         self.checked.extend(other.checked);
     }
 }
@@ -180,6 +183,11 @@ impl LaneReport {
         self.found.bad_inputs
     }
 
+    /// How often it was seen.
+    pub fn sights(&self, sight: Sight) -> usize {
+        self.found.sights.iter().filter(|seen| **seen == sight).count()
+    }
+
     /// What no correct cluster does, if there was such a thing. A doubt of the checker is none.
     pub fn first_violation(&self) -> Option<String> {
         let violation = self.found.checked.violations.first().map(ToString::to_string);
@@ -257,6 +265,9 @@ impl fmt::Display for LaneReport {
                 slowest.as_millis(),
                 if slowest > RECOVERY_WANTED { "  > 2 s" } else { "" }
             )?;
+        }
+        for sight in Sight::ALL.into_iter().filter(|sight| self.sights(*sight) > 0) {
+            writeln!(f, "    {sight}: {}", self.sights(sight))?;
         }
         writeln!(f, "    {:<26} {:>11} {:>11} {:>11}", "call", "done", "not applied", "unknown")?;
         for (kind, Outcomes { done, not_applied, unknown }) in &self.outcomes {

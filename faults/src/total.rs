@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::fault::Fault;
+use crate::fault::{Fault, Sight};
 use crate::report::LaneReport;
 
 /// How often each kind of fault must come, and be in force while operations are done.
@@ -51,6 +51,13 @@ impl Total {
                 self.missing.push(format!("operations were done in {busy} windows of {count} under {fault}"));
             }
         }
+    }
+
+    /// What the faults are there to show must have been seen, at least once.
+    pub fn check_sights(&mut self) {
+        let unseen = Sight::ALL.into_iter().filter(|sight| self.sum(|report| report.sights(*sight)) == 0);
+        let unseen: Vec<String> = unseen.map(|sight| format!("no {sight}")).collect();
+        self.missing.extend(unseen);
     }
 
     /// There must have been as much of everything as a complete run is to have.
@@ -111,7 +118,7 @@ mod tests {
     use crate::report::{Found, Window};
 
     /// A lane with a window for each number, which is that of the operations done in it.
-    fn lane(windows: &[(Fault, usize)], bad_inputs: usize) -> LaneReport {
+    fn lane(windows: &[(Fault, usize)], bad_inputs: usize, sights: &[Sight]) -> LaneReport {
         let window = |(fault, operations): &(Fault, usize)| Window {
             fault: *fault,
             detail: String::new(),
@@ -122,8 +129,8 @@ mod tests {
             did_nothing: false,
         };
         let windows: Vec<Window> = windows.iter().map(window).collect();
-        let checked = checker::check(&History::default());
-        let found = Found { planned: windows.len(), windows, findings: Vec::new(), bad_inputs, checked };
+        let (sights, checked) = (sights.to_vec(), checker::check(&History::default()));
+        let found = Found { planned: windows.len(), windows, findings: Vec::new(), bad_inputs, sights, checked };
         LaneReport::new("lane", &History::default(), found, &Recorder::new())
     }
 
@@ -134,7 +141,7 @@ mod tests {
     fn wants_each_fault_often_and_under_load() {
         let missing = |windows: &[(Fault, usize)], fault: Fault| {
             let mut total = Total::default();
-            windows.iter().for_each(|window| total.add(vec![Some(lane(&[*window], 0))]));
+            windows.iter().for_each(|window| total.add(vec![Some(lane(&[*window], 0, &[]))]));
             total.check_faults([fault]);
             assert_eq!(total.passed(), total.missing.is_empty());
             total.missing
@@ -161,7 +168,7 @@ mod tests {
             [Fault::Kill(who), Fault::Pause(who), Fault::Isolate(who), Fault::PowerCut(who)].map(|kind| (kind, 1))
         });
         let enough = || {
-            let mut lane = lane(&kinds.as_flattened().repeat(7), BAD_INPUTS_MIN / 2);
+            let mut lane = lane(&kinds.as_flattened().repeat(7), BAD_INPUTS_MIN / 2, &[]);
             (lane.operations, lane.replayed) = (OPERATIONS_MIN / 2, REPLAYED_MIN / 2);
             lane
         };
@@ -176,7 +183,22 @@ mod tests {
         one_less.operations -= 1;
         assert_eq!(missing(one_less), ["59999 of 60000 operations that were checked"]);
         let few = ["30000 of 60000 operations that were checked", "84 of 160 faults", "3000 of 6000 bad inputs"];
-        assert_eq!(missing(lane(&[], 0))[..3], few);
-        assert_eq!(missing(lane(&[], 0))[3..], ["1000 of 2000 repeats that were told the first answer"]);
+        assert_eq!(missing(lane(&[], 0, &[]))[..3], few);
+        assert_eq!(missing(lane(&[], 0, &[]))[3..], ["1000 of 2000 repeats that were told the first answer"]);
+    }
+
+    /// Each sight must have been seen, in whatever lane.
+    #[test]
+    fn wants_to_have_seen_what_faults_are_for() {
+        let missing = |sights: &[&[Sight]]| {
+            let mut total = Total::default();
+            sights.iter().for_each(|sights| total.add(vec![Some(lane(&[], 0, sights))]));
+            total.check_sights();
+            total.missing
+        };
+        let [write, start] = Sight::ALL;
+        assert_eq!(missing(&[&[write], &[start, start]]), [] as [String; 0]);
+        assert_eq!(missing(&[&[start]]), [format!("no {write}")]);
+        assert_eq!(missing(&[&[]]), [format!("no {write}"), format!("no {start}")]);
     }
 }

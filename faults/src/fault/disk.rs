@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tokio::time::Instant;
 
-use super::{CLIENT_OF_FAULTS, Scene, Who};
+use super::{CLIENT_OF_FAULTS, Scene, Sight, Who};
 use crate::disk::FileSystem;
 use crate::history::{Call, NodeId, Outcome};
 use crate::network::Rule;
@@ -221,6 +221,7 @@ async fn wait_for_refusal(scene: &mut Scene<'_>, leader: NodeId) -> Result<&'sta
         let refused = attempt.outcome == Outcome::NotApplied && attempt.reason.starts_with("507 ");
         scene.recorder.add(CLIENT_OF_FAULTS, host.id, called_ns, call, attempt.outcome);
         if refused {
+            scene.saw(Sight::WriteRefused);
             return Ok("refused");
         }
         if scene.cluster.leader().await.is_some_and(|now| now != leader) || !scene.cluster.node(leader)?.is_running()? {
@@ -358,6 +359,7 @@ pub async fn flip(scene: &mut Scene<'_>) -> Result<String> {
     scene.cluster.node(id)?.kill()?;
     let is_snapshot = path.parent().and_then(Path::file_name).is_some_and(|name| name == "snapshots");
     if effect == Effect::Refused {
+        scene.saw(Sight::StartRefused);
         flip_bit(path, offset, bit)?;
     } else if !is_snapshot {
         // The log and the identity are needed, all of them but what was torn before.

@@ -156,6 +156,29 @@ impl fmt::Display for Fault {
     }
 }
 
+/// What a fault is there to bring about. Some of its windows may come to nothing by chance, and not all of a
+/// run: a disk that is filled is a leader's two times out of three, and a wrong bit is refused three out of four.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Sight {
+    /// A leader with a full disk refused a write for that reason, with 507.
+    WriteRefused,
+    /// A node refused to start with a wrong bit in a file.
+    StartRefused,
+}
+
+impl Sight {
+    pub const ALL: [Sight; 2] = [Sight::WriteRefused, Sight::StartRefused];
+}
+
+impl fmt::Display for Sight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Sight::WriteRefused => "writes refused with 507 by a leader with a full disk",
+            Sight::StartRefused => "starts refused with a wrong bit",
+        })
+    }
+}
+
 /// Where a fault plays: the cluster, and what the run draws its chances from.
 pub struct Scene<'a> {
     pub cluster: &'a mut Cluster,
@@ -165,6 +188,8 @@ pub struct Scene<'a> {
     pub findings: &'a mut Vec<String>,
     /// Requests that were sent to be refused.
     pub bad_inputs: &'a mut usize,
+    /// What the faults were there for, and came.
+    pub sights: &'a mut Vec<Sight>,
     /// The fault found nothing to break: it does not count.
     pub did_nothing: bool,
 }
@@ -261,6 +286,10 @@ impl Scene<'_> {
 
     fn finding(&mut self, text: String) {
         self.findings.push(text);
+    }
+
+    fn saw(&mut self, sight: Sight) {
+        self.sights.push(sight);
     }
 
     /// So many requests were sent that are to be refused.
