@@ -175,8 +175,8 @@ pub struct FinalState {
     pub revision: u64,
     /// All keys, in order.
     pub records: Vec<(Text, Record)>,
-    /// The hash of the node's replicated state, if the store has such a thing.
-    pub hash: Option<String>,
+    /// The hash of the node's replicated state, by its own word.
+    pub hash: String,
 }
 
 /// All that a run leaves behind for the checker.

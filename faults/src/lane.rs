@@ -267,7 +267,7 @@ fn hold_against_each_other(history: &History, findings: &mut Vec<String>) {
             findings.push(format!("node {two} has {record:?}, and node {one} has not"));
         }
         if first.hash != other.hash {
-            findings.push(format!("node {one} has the hash {:?}, and node {two} has {:?}", first.hash, other.hash));
+            findings.push(format!("node {one} has the hash {}, and node {two} has {}", first.hash, other.hash));
         }
     }
 }

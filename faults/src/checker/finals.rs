@@ -1,8 +1,8 @@
 //! What the nodes hold at the end.
 //!
 //! Rule: all nodes are at the same revision, not below any that was ever answered,
-//! and hold exactly what the order makes of an empty store up to there; where they
-//! have hashes, these are equal.
+//! and hold exactly what the order makes of an empty store up to there; and their
+//! hashes are equal.
 //!
 //! Sound, because the final states are taken when all is healed, each node has
 //! caught up, and nobody writes any more.
@@ -47,12 +47,11 @@ pub fn check(history: &History, order: &Order, report: &mut Report) {
 }
 
 fn check_hashes(history: &History, report: &mut Report) {
-    let mut hashes = history.finals.iter().filter_map(|end| Some((end.node, end.hash.as_ref()?)));
-    let Some((first_node, first)) = hashes.next() else { return };
-    for (node, hash) in hashes {
-        if hash != first {
-            report.violation(Kind::FinalHash, || format!("node {node} has {hash}, and node {first_node} has {first}"));
-        }
+    let Some((first, others)) = history.finals.split_first() else { return };
+    for other in others.iter().filter(|other| other.hash != first.hash) {
+        report.violation(Kind::FinalHash, || {
+            format!("node {} has {}, and node {} has {}", other.node, other.hash, first.node, first.hash)
+        });
     }
 }
 

@@ -407,7 +407,7 @@ pub async fn status(http: &Client, node: SocketAddr) -> Result<NodeStatus> {
 
 pub async fn final_state(http: &Client, id: NodeId, node: SocketAddr) -> Result<FinalState> {
     let (revision, records) = list(http, node, "", Consistency::Stale, 1000).await?;
-    Ok(FinalState { node: id, revision, records, hash: Some(hash(http, node, revision).await?) })
+    Ok(FinalState { node: id, revision, records, hash: hash(http, node, revision).await? })
 }
 
 #[derive(Deserialize)]

@@ -361,14 +361,11 @@ pub async fn final_state(http: &Client, id: NodeId, node: SocketAddr, applied: u
 }
 
 /// The node's own hash of its state after an entry; an error if it has gone on from there.
-async fn hash(http: &Client, node: SocketAddr, applied: u64) -> Result<Option<String>> {
+async fn hash(http: &Client, node: SocketAddr, applied: u64) -> Result<String> {
     let url = format!("http://{node}/v1/cluster/hash?applied={applied}");
     let answer = http.get(url).timeout(STATUS_DEADLINE).send().await?;
-    if answer.status() == StatusCode::NOT_FOUND {
-        return Ok(None); // A former version, which has none.
-    }
     let body: Value = answer.error_for_status()?.json().await?;
-    Ok(Some(body["hash"].as_str().context("a hash without `hash`")?.to_owned()))
+    Ok(body["hash"].as_str().context("a hash without `hash`")?.to_owned())
 }
 
 pub async fn watch(http: &Client, node: SocketAddr, place: &mut WatchPlace, sink: Sink<'_>) -> Result<()> {

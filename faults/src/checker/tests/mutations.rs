@@ -197,7 +197,7 @@ const MUTATIONS: &[(&str, Kind, Mutation)] = &[
         it.finals[0].records.insert(1, (deleted, record));
     }),
     ("a node ends behind", Kind::FinalRevision, |it| it.finals[1].revision = 10),
-    ("a node has another hash", Kind::FinalHash, |it| it.finals[1].hash = Some("other".to_owned())),
+    ("a node has another hash", Kind::FinalHash, |it| it.finals[1].hash = "other".to_owned()),
     ("an element is lost", Kind::ElementLost, |it| set_list(it, "e2")),
     ("an element is there twice", Kind::ElementTwice, |it| set_list(it, "e1,e2,e1")),
     ("an element is there that nobody appended", Kind::ElementUnexplained, |it| set_list(it, "e1,e2,e3")),

@@ -97,7 +97,7 @@ impl Store {
 
     pub fn final_state(&self, node: u64) -> FinalState {
         let records = self.records.iter().map(|(key, record)| (key.clone(), record.clone())).collect();
-        FinalState { node, revision: self.revision, records, hash: Some(format!("hash of {}", self.revision)) }
+        FinalState { node, revision: self.revision, records, hash: format!("hash of {}", self.revision) }
     }
 }
 
