@@ -1,10 +1,14 @@
 //! Requests that no client should send: each must be refused, and change nothing.
 //!
-//! Every one is wrong for certain, so that an answer of success is a finding.
+//! Every one is wrong for certain, so that an answer of success is a finding. So is no end
+//! at all: a node closes a connection at the latest when the rest of a request is overdue.
 //! That nothing was changed shows in the history: a change that no client asked
 //! for is a violation.
 
+use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -21,8 +25,9 @@ const REQUESTS: usize = 600;
 const CONNECTIONS: usize = 16;
 /// Connections that do nothing useful, or do it slowly.
 const SLOW_CLIENTS: usize = 300;
-/// How long an answer is waited for: a node may wait that long for the rest of a request.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(12);
+/// How long a request may take to end. A node may wait for the rest of one for ten seconds
+/// (`REQUEST_BODY_DEADLINE` of the server), and these machines are busy.
+const END_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Requests that are no HTTP, or not of the API.
 pub async fn malformed(scene: &mut Scene<'_>) -> Result<String> {
@@ -40,39 +45,101 @@ pub async fn forged(scene: &mut Scene<'_>) -> Result<String> {
 
 async fn send_all(scene: &mut Scene<'_>, requests: Vec<Vec<u8>>) -> Result<String> {
     let nodes: Vec<SocketAddr> = scene.cluster.nodes.iter().map(|node| node.host.http()).collect();
-    let count = requests.len();
     let mut waiting = requests.into_iter().enumerate();
     let mut running = FuturesUnordered::new();
-    let (mut refused, mut closed) = (0, 0);
-    loop {
+    let mut ends = Ends::default();
+    // One that does not end is enough: each of them takes long.
+    while ends.silent == 0 {
         while running.len() < CONNECTIONS {
             let Some((number, request)) = waiting.next() else { break };
-            running.push(send(nodes[number % nodes.len()], request));
+            let node = nodes[number % nodes.len()];
+            running.push(async move { (send(node, &request, END_DEADLINE).await, request) });
         }
-        let Some((request, status)) = running.next().await else { break };
-        match status {
-            Some(200..300) => scene.finding(format!("answered with success: {}", request.escape_ascii())),
-            Some(_) => refused += 1,
-            None => closed += 1,
+        let Some((end, request)) = running.next().await else { break };
+        if let Some(what) = ends.count(end) {
+            scene.finding(format!("{what}: {}", request.escape_ascii()));
         }
     }
-    scene.inputs(count);
-    Ok(format!("{count} requests, {refused} refused, {closed} closed or left without an answer"))
+    scene.inputs(ends.sent());
+    if ends.sent() == 0 {
+        scene.did_nothing();
+    }
+    Ok(ends.to_string())
 }
 
-/// The status that a request is answered with, if it is.
-async fn send(node: SocketAddr, request: Vec<u8>) -> (Vec<u8>, Option<u16>) {
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// No connection was made, so nothing was sent.
+    Unreached,
+    /// The status that it was answered with; none if the answer is no HTTP.
+    Answered(Option<u16>),
+    /// The connection was closed, and nothing was said.
+    Closed,
+    /// Neither, as long as it was waited for.
+    Silent,
+}
+
+/// How many requests ended how.
+#[derive(Debug, Default)]
+struct Ends {
+    unreached: usize,
+    refused: usize,
+    closed: usize,
+    silent: usize,
+    wrong: usize,
+}
+
+impl Ends {
+    /// What is wrong about an end, if anything is.
+    fn count(&mut self, end: End) -> Option<&'static str> {
+        let (count, wrong) = match end {
+            End::Unreached => (&mut self.unreached, None),
+            End::Answered(Some(400..600)) => (&mut self.refused, None),
+            End::Answered(Some(200..300)) => (&mut self.wrong, Some("answered with success")),
+            End::Answered(_) => (&mut self.wrong, Some("answered with what is no refusal")),
+            End::Closed => (&mut self.closed, None),
+            End::Silent => (&mut self.silent, Some("neither answered nor closed")),
+        };
+        *count += 1;
+        wrong
+    }
+
+    /// How many came to a node.
+    fn sent(&self) -> usize {
+        self.refused + self.closed + self.silent + self.wrong
+    }
+}
+
+impl fmt::Display for Ends {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Ends { unreached, refused, closed, silent, wrong } = self;
+        write!(f, "{} requests: {refused} refused, {closed} closed, {silent} left open, {wrong} ", self.sent())?;
+        write!(f, "answered wrongly; {unreached} more without a connection")
+    }
+}
+
+async fn send(node: SocketAddr, request: &[u8], deadline: Duration) -> End {
+    let Ok(Ok(mut stream)) = tokio::time::timeout(deadline, TcpStream::connect(node)).await else {
+        return End::Unreached;
+    };
     let exchange = async {
-        let mut stream = TcpStream::connect(node).await.ok()?;
-        stream.write_all(&request).await.ok()?;
+        // Who refuses what is too long need not take all of it.
+        let _ = stream.write_all(request).await;
         // Half a request is whole then: nothing more will come.
         let _ = stream.shutdown().await;
         let mut answer = [0; 12];
-        stream.read_exact(&mut answer).await.ok()?;
-        std::str::from_utf8(&answer).ok()?.strip_prefix("HTTP/1.1 ")?.parse().ok()
+        match stream.read_exact(&mut answer).await {
+            Ok(_) => End::Answered(status_of(&answer)),
+            Err(_) => End::Closed,
+        }
     };
-    let status = tokio::time::timeout(ANSWER_DEADLINE, exchange).await.ok().flatten();
-    (request, status)
+    tokio::time::timeout(deadline, exchange).await.unwrap_or(End::Silent)
+}
+
+/// `HTTP/1.1 400`
+fn status_of(answer: &[u8; 12]) -> Option<u16> {
+    std::str::from_utf8(answer).ok()?.strip_prefix("HTTP/1.1 ")?.parse().ok()
 }
 
 fn with_body(method: &str, path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
@@ -175,19 +242,25 @@ fn spoiled(body: &[u8], field: &str, mask: u64) -> Option<Vec<u8>> {
 /// Clients that send a head or a body drop by drop, or do not read their answers.
 pub async fn slow(scene: &mut Scene<'_>) -> Result<String> {
     let nodes: Vec<SocketAddr> = scene.cluster.nodes.iter().map(|node| node.host.http()).collect();
+    let connected = Arc::new(AtomicUsize::new(0));
     let mut clients = tokio::task::JoinSet::new();
     for number in 0..SLOW_CLIENTS {
-        clients.spawn(slow_client(nodes[number % nodes.len()], number));
+        clients.spawn(slow_client(nodes[number % nodes.len()], number, connected.clone()));
     }
     scene.hold(3000..5000).await;
     // Where they have come to does not matter: that they were there does.
     clients.shutdown().await;
-    scene.inputs(SLOW_CLIENTS);
-    Ok(format!("{SLOW_CLIENTS} clients"))
+    let connected = connected.load(Ordering::Relaxed);
+    scene.inputs(connected);
+    if connected == 0 {
+        scene.did_nothing();
+    }
+    Ok(format!("{connected} clients of {SLOW_CLIENTS}"))
 }
 
-async fn slow_client(node: SocketAddr, number: usize) -> std::io::Result<()> {
+async fn slow_client(node: SocketAddr, number: usize, connected: Arc<AtomicUsize>) -> std::io::Result<()> {
     let mut stream = TcpStream::connect(node).await?;
+    connected.fetch_add(1, Ordering::Relaxed);
     let text: &[u8] = match number % 4 {
         0 => b"GET /v1/kv/a HTTP/1.1\r\nhost: node\r\nx: 1\r\nx: 2\r\nx: 3\r\n",
         1 => b"PUT /v1/kv/a HTTP/1.1\r\nhost: node\r\ncontent-length: 1000000\r\n\r\n................",
@@ -207,4 +280,59 @@ async fn ask_and_not_read(stream: &mut TcpStream, request: &[u8], times: usize) 
         stream.write_all(request).await?;
     }
     std::future::pending().await
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Each way in which a request may end is told from the others.
+    ///
+    /// Method: a server that accepts one connection and does with it as the row says.
+    #[tokio::test]
+    async fn ends_are_told_apart() {
+        let rows: [(&[u8], bool, End); 5] = [
+            (b"HTTP/1.1 400 Bad Request\r\n\r\n", false, End::Answered(Some(400))),
+            (b"what is this?", false, End::Answered(None)),
+            (b"HTTP/1.1", false, End::Closed),
+            (b"", false, End::Closed),
+            (b"HTTP/1.1", true, End::Silent),
+        ];
+        for (said, stays_open, end) in rows {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let node = listener.local_addr().unwrap();
+            let server = tokio::spawn(async move {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                stream.read_to_end(&mut Vec::new()).await.unwrap();
+                stream.write_all(said).await.unwrap();
+                if stays_open {
+                    std::future::pending::<()>().await;
+                }
+            });
+            let deadline = Duration::from_secs(if stays_open { 1 } else { 60 });
+            assert_eq!(send(node, b"GET", deadline).await, end, "{}", said.escape_ascii());
+            server.abort();
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let node = listener.local_addr().unwrap();
+        drop(listener);
+        assert_eq!(send(node, b"GET", Duration::from_secs(60)).await, End::Unreached);
+    }
+
+    /// What did not come to a node is no input, and only a refusal or a closed connection is right.
+    #[test]
+    fn what_counts_and_what_is_wrong() {
+        let mut ends = Ends::default();
+        for right in [End::Unreached, End::Closed, End::Answered(Some(408)), End::Answered(Some(503))] {
+            assert_eq!(ends.count(right), None, "{right:?}");
+        }
+        assert_eq!(ends.sent(), 3);
+        for wrong in [End::Silent, End::Answered(Some(200)), End::Answered(Some(304)), End::Answered(None)] {
+            assert!(ends.count(wrong).is_some(), "{wrong:?}");
+        }
+        let counts = "7 requests: 2 refused, 1 closed, 1 left open, 3 answered wrongly; 1 more without a connection";
+        assert_eq!(ends.to_string(), counts);
+    }
 }
