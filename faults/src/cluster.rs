@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use crate::disk::{Disk, FileSystem};
 use crate::history::NodeId;
+use crate::monitor::Monitor;
 use crate::network::{Host, Network};
 use crate::node::Node;
 use crate::proxy::Proxy;
@@ -61,6 +62,7 @@ pub struct Cluster {
     pub nodes: Vec<Node>,
     pub client: Client,
     pub endpoints: Endpoints,
+    pub monitor: Monitor,
     next_id: NodeId,
     /// What the chances of its proxies are drawn from.
     random: Rng,
@@ -80,6 +82,7 @@ impl Cluster {
             nodes: Vec::new(),
             client: plan.system.client()?,
             endpoints: Endpoints::default(),
+            monitor: Monitor::default(),
             next_id: 1,
             random,
             findings: Vec::new(),
@@ -114,6 +117,9 @@ impl Cluster {
             let file_system = self.plan.disks[(id as usize - 1) % self.plan.disks.len()];
             node.disk = Some(Disk::create(file_system, folder, "data")?);
         }
+        if self.plan.system == System::Ours {
+            self.monitor.watch(&self.client, &node);
+        }
         self.nodes.push(node);
         self.endpoints.write().expect("no thread panics with it").push(host);
         Ok(id)
@@ -130,13 +136,14 @@ impl Cluster {
         Ok(())
     }
 
-    /// The ends of nodes that nobody wanted, until now.
+    /// The ends of nodes that nobody wanted, and what went back on a node, until now.
     pub fn take_findings(&mut self) -> Result<Vec<String>> {
         let mut findings = std::mem::take(&mut self.findings);
         for node in &mut self.nodes {
             node.notice_end()?;
             findings.extend(node.take_findings());
         }
+        findings.extend(self.monitor.take_findings());
         Ok(findings)
     }
 

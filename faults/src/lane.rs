@@ -18,7 +18,7 @@ use crate::load::{self, Load, LoadPlan, Recorder, TTL_MAX};
 use crate::network::Host;
 use crate::renames;
 use crate::report::{Found, LaneReport, Window};
-use crate::store::CLIENT_DEADLINE;
+use crate::store::{CLIENT_DEADLINE, System};
 use crate::watcher::Watcher;
 
 /// How often the nodes are asked for their state after the same entry.
@@ -130,6 +130,10 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
         Err(error) => findings.push(format!("it is not known how the nodes ended: {error:#}")),
     }
     findings.extend(cluster.client.wrong_answers());
+    let monitored = cluster.monitor.answers();
+    if monitored == 0 && system == System::Ours {
+        findings.push("no node was ever heard to say what its vote is".to_owned());
+    }
     if let Err(error) = cluster.close() {
         findings.push(format!("the cluster cannot be taken away: {error:#}"));
     }
@@ -139,7 +143,7 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
     } else {
         checker::check(&history)
     };
-    let found = Found { windows, planned, findings, bad_inputs, sights, checked };
+    let found = Found { windows, planned, findings, bad_inputs, sights, monitored, checked };
     let mut report = LaneReport::new(plan.name, &history, found, &recorder);
     if plan.is_complete {
         report.check_completeness(&plan.faults);

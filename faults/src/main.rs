@@ -13,6 +13,7 @@ mod fault;
 mod history;
 mod lane;
 mod load;
+mod monitor;
 mod network;
 mod node;
 mod outage;

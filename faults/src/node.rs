@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -37,6 +38,13 @@ enum Expected {
     Killed,
 }
 
+/// Which of a node's processes it is, and on which of its disks: both are counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Life {
+    pub disk: u64,
+    pub process: u64,
+}
+
 /// A node, running or not.
 #[derive(Debug)]
 pub struct Node {
@@ -57,6 +65,8 @@ pub struct Node {
     paused: bool,
     false_clock: bool,
     expected: Expected,
+    /// Shared with who must know whether two answers are of one process.
+    life: Arc<Mutex<Life>>,
     /// The ends of its process that nobody wanted.
     findings: Vec<String>,
 }
@@ -77,12 +87,23 @@ impl Node {
             paused: false,
             false_clock: false,
             expected: Expected::None,
+            life: Arc::default(),
             findings: Vec::new(),
         }
     }
 
     pub fn id(&self) -> NodeId {
         self.host.id
+    }
+
+    /// The life that it lives; gone when the node is.
+    pub fn life(&self) -> Weak<Mutex<Life>> {
+        Arc::downgrade(&self.life)
+    }
+
+    /// From now on it has other data than it had: it need not know what it knew.
+    pub fn count_disk(&self) {
+        self.life.lock().expect("no thread panics with it").disk += 1;
     }
 
     /// Where raft-key-value's other nodes dial it: through its proxy, if it has one.
@@ -151,6 +172,8 @@ impl Node {
             command.env(BUG_VARIABLE, bug);
         }
         command.args(&self.flags);
+        // Before it can answer.
+        self.life.lock().expect("no thread panics with it").process += 1;
         self.process = Some(Process::start(command, &self.log_path())?);
         self.paused = false;
         self.expected = Expected::None;
@@ -265,6 +288,7 @@ impl Node {
 
     /// Removes all its data, as if it had a new disk.
     pub fn wipe(&mut self) -> Result<()> {
+        self.count_disk();
         let directory = self.data_directory();
         match fs::remove_dir_all(&directory) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context("cannot wipe a node"),

@@ -51,6 +51,8 @@ pub struct Found {
     pub bad_inputs: usize,
     /// What the faults were there for, and came.
     pub sights: Vec<Sight>,
+    /// How often a node said what its vote is, and how far it has come.
+    pub monitored: usize,
     pub checked: checker::Report,
 }
 
@@ -61,6 +63,7 @@ impl Found {
         self.findings.extend(other.findings);
         self.bad_inputs += other.bad_inputs;
         self.sights.extend(other.sights);
+        self.monitored += other.monitored;
         self.checked.extend(other.checked);
     }
 }
@@ -243,6 +246,7 @@ impl fmt::Display for LaneReport {
             "  answers thrown away: {}; repeats told the first answer: {}",
             self.answers_dropped, self.replayed
         )?;
+        writeln!(f, "  votes, terms and indexes told by nodes: {} times", self.found.monitored)?;
         writeln!(f, "  longest time without a write: {:.2} s", self.longest_outage.as_secs_f64())?;
         writeln!(f, "  {} faults of {} planned:", self.faults(), self.found.planned)?;
         writeln!(

@@ -353,6 +353,8 @@ pub async fn flip(scene: &mut Scene<'_>) -> Result<String> {
     let (offset, bit) = (scene.random.u64(..*length), scene.random.u8(..8));
     flip_bit(path, offset, bit)?;
     let node = scene.cluster.node(id)?;
+    // A snapshot that is damaged may be given up for the one before it.
+    node.count_disk();
     node.start()?;
     node.expect_exit(&EXIT_DAMAGED);
     let mut effect = refusal_or_start(scene, id).await?;

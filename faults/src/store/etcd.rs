@@ -402,7 +402,8 @@ pub async fn status(http: &Client, node: SocketAddr) -> Result<NodeStatus> {
     let number_of = |member: &Member| member.name.parse::<NodeId>().ok();
     let leader = members.iter().find(|member| member.id == status.leader).and_then(number_of);
     let voters = members.iter().filter(|member| !member.learner).filter_map(number_of).collect();
-    Ok(NodeStatus { leader, term: status.term, applied: status.applied, last_log: status.committed, voters })
+    let (term, applied, last_log) = (status.term, status.applied, status.committed);
+    Ok(NodeStatus { leader, term, applied, last_log, voters, raft: None })
 }
 
 pub async fn final_state(http: &Client, id: NodeId, node: SocketAddr) -> Result<FinalState> {

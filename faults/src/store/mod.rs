@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Result;
+use serde::Deserialize;
 
 use crate::history::{Answer, Call, CallResult, Change, FinalState, NodeId, Outcome};
 use crate::node::Node;
@@ -85,6 +86,47 @@ pub struct NodeStatus {
     /// The index of the last entry of its log; what it applied, if the system does not say.
     pub last_log: u64,
     pub voters: Vec<NodeId>,
+    /// What else raft-key-value says.
+    pub raft: Option<RaftState>,
+}
+
+/// A node's part in Raft, by its own word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RaftState {
+    /// For whom it voted last, or whom it follows, synced.
+    pub vote: LeaderId,
+    /// The last entry that it has, and knows to be committed.
+    pub committed: Option<LogId>,
+    /// The last entry that it applied.
+    pub applied: Option<LogId>,
+    /// The last entry of its newest snapshot.
+    pub snapshot: Option<LogId>,
+}
+
+/// A leader: its term and its number. In this order leaders take over from one another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+pub struct LeaderId {
+    pub term: u64,
+    pub node_id: NodeId,
+}
+
+impl fmt::Display for LeaderId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "node {} in term {}", self.node_id, self.term)
+    }
+}
+
+/// An entry of the log: who proposed it, and its place. Those that are committed are in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+pub struct LogId {
+    pub leader_id: LeaderId,
+    pub index: u64,
+}
+
+impl fmt::Display for LogId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "entry {} of {}", self.index, self.leader_id)
+    }
 }
 
 /// A client's way to a system; clones share their connections.

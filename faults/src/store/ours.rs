@@ -13,7 +13,7 @@ use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Attempt, NodeStatus, Sink, WatchPlace};
+use super::{Attempt, LeaderId, LogId, NodeStatus, RaftState, Sink, WatchPlace};
 use crate::history::{
     Call, CallResult, Change, ChangeKind, Comparison, Condition, Consistency, FinalState, NodeId, Operand, Outcome,
     Record, Step, StepResult, Text,
@@ -333,14 +333,17 @@ fn page_of(status: StatusCode, body: &[u8]) -> Result<Page, ListError> {
 struct Metrics {
     current_term: u64,
     current_leader: Option<NodeId>,
+    vote: Vote,
+    local_committed: Option<LogId>,
     last_applied: Option<LogId>,
+    snapshot: Option<LogId>,
     last_log_index: Option<u64>,
     membership_config: Value,
 }
 
 #[derive(Deserialize)]
-struct LogId {
-    index: u64,
+struct Vote {
+    leader_id: LeaderId,
 }
 
 pub async fn status(http: &Client, node: SocketAddr) -> Result<NodeStatus> {
@@ -352,7 +355,14 @@ pub async fn status(http: &Client, node: SocketAddr) -> Result<NodeStatus> {
     let voters = last.into_iter().flatten().filter_map(Value::as_u64).collect();
     let applied = metrics.last_applied.map_or(0, |log_id| log_id.index);
     let last_log = metrics.last_log_index.unwrap_or(applied);
-    Ok(NodeStatus { leader: metrics.current_leader, term: metrics.current_term, applied, last_log, voters })
+    let raft = RaftState {
+        vote: metrics.vote.leader_id,
+        committed: metrics.local_committed,
+        applied: metrics.last_applied,
+        snapshot: metrics.snapshot,
+    };
+    let (leader, term) = (metrics.current_leader, metrics.current_term);
+    Ok(NodeStatus { leader, term, applied, last_log, voters, raft: Some(raft) })
 }
 
 pub async fn final_state(http: &Client, id: NodeId, node: SocketAddr, applied: u64) -> Result<FinalState> {
