@@ -10,6 +10,7 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use crate::disk::{Disk, FileSystem};
+use crate::finding::{Finding, Symptom};
 use crate::history::NodeId;
 use crate::monitor::Monitor;
 use crate::network::{Host, Network};
@@ -137,14 +138,14 @@ impl Cluster {
     }
 
     /// The ends of nodes that nobody wanted, and what went back on a node, until now.
-    pub fn take_findings(&mut self) -> Result<Vec<String>> {
-        let mut findings = std::mem::take(&mut self.findings);
+    pub fn take_findings(&mut self) -> Result<Vec<Finding>> {
+        let mut ends = std::mem::take(&mut self.findings);
         for node in &mut self.nodes {
             node.notice_end()?;
-            findings.extend(node.take_findings());
+            ends.extend(node.take_findings());
         }
-        findings.extend(self.monitor.take_findings());
-        Ok(findings)
+        let went_back = self.monitor.take_findings().into_iter().map(|text| Finding::new(Symptom::WentBack, text));
+        Ok(ends.into_iter().map(Finding::other).chain(went_back).collect())
     }
 
     /// The lines of all nodes' logs, of those that are gone too, by which a thread says that it panicked.

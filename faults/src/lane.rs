@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::checker;
 use crate::cluster::{CONVERGENCE_DEADLINE, Cluster, Plan};
 use crate::fault::{Fault, Scene};
+use crate::finding::{Finding, Symptom};
 use crate::history::{Call, Consistency, FinalState, History, Outcome};
 use crate::load::{self, Load, LoadPlan, Recorder, TTL_MAX};
 use crate::network::Host;
@@ -74,7 +75,7 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
     let hosts: Vec<Host> = cluster.nodes.iter().map(|node| node.host.clone()).collect();
     load::ballast(&cluster.client, &hosts, &recorder, plan.ballast_keys).await;
     let load = Load::start(plan.load, system, &cluster.client, &cluster.endpoints, &recorder);
-    let mut findings = Vec::new();
+    let mut findings: Vec<Finding> = Vec::new();
     let mut windows = Vec::new();
     let mut bad_inputs = 0;
     let mut sights = Vec::new();
@@ -84,6 +85,7 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
         if began.elapsed() > plan.time_max {
             break;
         }
+        let found_before = findings.len();
         let mut scene = Scene {
             cluster: &mut cluster,
             random: &mut random,
@@ -95,28 +97,26 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
         };
         let struck = strike(fault, &mut scene).await;
         match cluster.take_findings() {
-            Ok(ended) => findings.extend(ended.into_iter().map(|finding| format!("under {fault}: {finding}"))),
-            Err(error) => findings.push(format!("under {fault}: {error:#}")),
+            Ok(found) => findings.extend(found),
+            Err(error) => findings.push(Finding::other(format!("{error:#}"))),
         }
-        match struck {
-            Ok(window) => {
-                progress(plan.name, windows.len() + 1, planned, &window, recorder.count());
-                let repeats = repeats.entry(fault).or_default();
-                if window.shows_nothing() && *repeats < REPEATS_MAX {
-                    *repeats += 1;
-                    schedule.push_back(fault);
-                }
-                windows.push(window);
-            }
-            Err(error) => {
-                findings.push(format!("under {fault}: {error:#}"));
-                break;
-            }
+        let failed = struck.as_ref().err().map(|error| Finding::other(format!("{error:#}")));
+        findings.extend(failed);
+        for finding in &mut findings[found_before..] {
+            finding.fault = Some(fault);
         }
+        let Ok(window) = struck else { break };
+        progress(plan.name, windows.len() + 1, planned, &window, recorder.count());
+        let repeats = repeats.entry(fault).or_default();
+        if window.shows_nothing() && *repeats < REPEATS_MAX {
+            *repeats += 1;
+            schedule.push_back(fault);
+        }
+        windows.push(window);
         tokio::time::sleep(Duration::from_millis(random.u64(REST_MS))).await;
     }
     if let Err(error) = load.stop().await {
-        findings.push(format!("a client ended before its time: {error:#}"));
+        findings.push(Finding::other(format!("a client ended before its time: {error:#}")));
     }
     if plan.load.expiring {
         // Then nothing changes any more by itself.
@@ -125,17 +125,17 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
     let history = finish(&mut cluster, watchers, &recorder, &mut findings).await;
     fs::write(plan.cluster.folder.join("history.json"), serde_json::to_vec(&history)?)
         .context("cannot write the history")?;
-    match cluster.take_findings().and_then(|ended| Ok([ended, cluster.panics()?].concat())) {
-        Ok(found) => findings.extend(found),
-        Err(error) => findings.push(format!("it is not known how the nodes ended: {error:#}")),
+    match cluster.take_findings().and_then(|found| Ok((found, cluster.panics()?))) {
+        Ok((found, panics)) => findings.extend(found.into_iter().chain(panics.into_iter().map(Finding::other))),
+        Err(error) => findings.push(Finding::other(format!("it is not known how the nodes ended: {error:#}"))),
     }
-    findings.extend(cluster.client.wrong_answers());
+    findings.extend(cluster.client.wrong_answers().into_iter().map(Finding::other));
     let monitored = cluster.monitor.answers();
     if monitored == 0 && system == System::Ours {
-        findings.push("no node was ever heard to say what its vote is".to_owned());
+        findings.push(Finding::other("no node was ever heard to say what its vote is".to_owned()));
     }
     if let Err(error) = cluster.close() {
-        findings.push(format!("the cluster cannot be taken away: {error:#}"));
+        findings.push(Finding::other(format!("the cluster cannot be taken away: {error:#}")));
     }
     let checked = if plan.load.expiring {
         hold_against_each_other(&history, &mut findings);
@@ -204,13 +204,13 @@ async fn finish(
     cluster: &mut Cluster,
     watchers: Vec<Watcher>,
     recorder: &Recorder,
-    findings: &mut Vec<String>,
+    findings: &mut Vec<Finding>,
 ) -> History {
     if findings.is_empty() {
         serve_everywhere(cluster, recorder, findings).await;
     }
     if let Err(error) = cluster.converge(CONVERGENCE_DEADLINE).await {
-        findings.push(format!("at the end: {error:#}"));
+        findings.push(Finding::other(format!("at the end: {error:#}")));
     }
     let mut history = History {
         revision_before: cluster.plan.system.first_revision(),
@@ -219,8 +219,8 @@ async fn finish(
     };
     for node in cluster.nodes.iter().filter(|node| node.traces_renames) {
         match renames::check(&node.renames_path()) {
-            Ok(unsynced) => findings.extend(unsynced),
-            Err(error) => findings.push(format!("node {}: {error:#}", node.id())),
+            Ok(unsynced) => findings.extend(unsynced.into_iter().map(|text| Finding::new(Symptom::SystemCall, text))),
+            Err(error) => findings.push(Finding::other(format!("node {}: {error:#}", node.id()))),
         }
     }
     history.finals = final_states(cluster, findings).await;
@@ -229,7 +229,7 @@ async fn finish(
     for watch in join_all(watches).await {
         match watch {
             Ok(changes) => history.watches.push(changes),
-            Err(error) => findings.push(format!("{error:#}")),
+            Err(error) => findings.push(Finding::other(format!("{error:#}"))),
         }
     }
     history
@@ -237,7 +237,7 @@ async fn finish(
 
 /// What all nodes hold after the same entry. Entries come without any client, such as
 /// those by which nodes compare themselves: then all are asked again.
-async fn final_states(cluster: &Cluster, findings: &mut Vec<String>) -> Vec<FinalState> {
+async fn final_states(cluster: &Cluster, findings: &mut Vec<Finding>) -> Vec<FinalState> {
     for attempt in 1..=FINAL_ATTEMPTS {
         let statuses = cluster.statuses().await;
         let applied = statuses.iter().map(|(_, status)| status.applied).max().unwrap_or_default();
@@ -248,7 +248,7 @@ async fn final_states(cluster: &Cluster, findings: &mut Vec<String>) -> Vec<Fina
         let states = join_all(asked).await;
         if attempt == FINAL_ATTEMPTS || states.iter().all(Result::is_ok) {
             let (held, failed): (Vec<_>, Vec<_>) = states.into_iter().partition(Result::is_ok);
-            findings.extend(failed.into_iter().filter_map(Result::err));
+            findings.extend(failed.into_iter().filter_map(Result::err).map(Finding::other));
             return held.into_iter().filter_map(Result::ok).collect();
         }
     }
@@ -256,27 +256,27 @@ async fn final_states(cluster: &Cluster, findings: &mut Vec<String>) -> Vec<Fina
 }
 
 /// What can be said without a model: the nodes have applied the same, so they hold the same.
-fn hold_against_each_other(history: &History, findings: &mut Vec<String>) {
+fn hold_against_each_other(history: &History, findings: &mut Vec<Finding>) {
     let Some((first, others)) = history.finals.split_first() else { return };
+    let mut differ = |text: String| findings.push(Finding::new(Symptom::States, text));
     for other in others {
         let (one, two) = (first.node, other.node);
         if first.revision != other.revision {
-            findings
-                .push(format!("node {one} is at revision {}, and node {two} at {}", first.revision, other.revision));
+            differ(format!("node {one} is at revision {}, and node {two} at {}", first.revision, other.revision));
         }
         for record in first.records.iter().filter(|record| !other.records.contains(record)) {
-            findings.push(format!("node {one} has {record:?}, and node {two} has not"));
+            differ(format!("node {one} has {record:?}, and node {two} has not"));
         }
         for record in other.records.iter().filter(|record| !first.records.contains(record)) {
-            findings.push(format!("node {two} has {record:?}, and node {one} has not"));
+            differ(format!("node {two} has {record:?}, and node {one} has not"));
         }
         if first.hash != other.hash {
-            findings.push(format!("node {one} has the hash {}, and node {two} has {}", first.hash, other.hash));
+            differ(format!("node {one} has the hash {}, and node {two} has {}", first.hash, other.hash));
         }
     }
 }
 
-async fn serve_everywhere(cluster: &Cluster, recorder: &Recorder, findings: &mut Vec<String>) {
+async fn serve_everywhere(cluster: &Cluster, recorder: &Recorder, findings: &mut Vec<Finding>) {
     for node in &cluster.nodes {
         let key: crate::history::Text = format!("last/{}", node.id()).into();
         let write = Call::Put { key: key.clone(), value: format!("last-{}", node.id()).into(), condition: None };
@@ -285,7 +285,8 @@ async fn serve_everywhere(cluster: &Cluster, recorder: &Recorder, findings: &mut
             let called_ns = recorder.now_ns();
             let attempt = cluster.client.call(node.host.http(), &call, None, CLIENT_DEADLINE).await;
             if !matches!(attempt.outcome, Outcome::Done(_)) {
-                findings.push(format!("node {} does not serve at the end: {}", node.id(), attempt.reason));
+                let text = format!("node {} does not serve at the end: {}", node.id(), attempt.reason);
+                findings.push(Finding::other(text));
             }
             recorder.add(u32::MAX, node.id(), called_ns, call, attempt.outcome);
         }

@@ -10,6 +10,7 @@ mod checker;
 mod cluster;
 mod disk;
 mod fault;
+mod finding;
 mod history;
 mod lane;
 mod load;

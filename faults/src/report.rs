@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::checker;
-use crate::checker::report::Verdict;
 use crate::fault::{Fault, Sight};
+use crate::finding::{Finding, Symptom};
 use crate::history::{Call, Consistency, History, Outcome};
 use crate::load::{Recorder, is_done_write};
 
@@ -46,7 +46,7 @@ pub struct Found {
     /// How many faults there were to be.
     pub planned: usize,
     /// What no correct cluster does.
-    pub findings: Vec<String>,
+    pub findings: Vec<Finding>,
     /// Requests that were sent to be refused.
     pub bad_inputs: usize,
     /// What the faults were there for, and came.
@@ -66,6 +66,24 @@ impl Found {
         self.monitored += other.monitored;
         self.checked.extend(other.checked);
     }
+
+    /// What no correct cluster does. A doubt of the checker is none.
+    fn all(&self) -> impl Iterator<Item = Finding> {
+        let violations = self.checked.violations.iter();
+        let violations = violations.map(|one| Finding::new(one.kind.into(), one.to_string()));
+        violations.chain(self.findings.iter().cloned())
+    }
+
+    /// The first that shows in one of these ways.
+    pub fn first_of(&self, symptoms: &[Symptom]) -> Option<Finding> {
+        self.all().find(|finding| symptoms.contains(&finding.symptom))
+    }
+
+    /// Why it does not count as passed, if it does not: something was found, or not all could be checked.
+    pub fn failure(&self) -> Option<Finding> {
+        let doubt = || self.checked.doubts.first().map(|doubt| Finding::other(format!("undecided: {doubt}")));
+        self.all().next().or_else(doubt)
+    }
 }
 
 /// What a lane has shown.
@@ -82,7 +100,7 @@ pub struct LaneReport {
     kinds: BTreeMap<Fault, Kind>,
     /// By kind of call, what calls came to.
     outcomes: BTreeMap<&'static str, Outcomes>,
-    found: Found,
+    pub found: Found,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -116,7 +134,8 @@ impl LaneReport {
         for (kind, counts) in &outcomes {
             let calls = counts.done + counts.not_applied + counts.unknown;
             if counts.done == 0 && calls >= CALLS_MIN {
-                found.findings.push(format!("none of {calls} calls of the kind {kind} was ever done"));
+                let text = format!("none of {calls} calls of the kind {kind} was ever done");
+                found.findings.push(Finding::other(text));
             }
         }
         LaneReport {
@@ -136,7 +155,8 @@ impl LaneReport {
         for (fault, wanted) in planned {
             let count = self.count(*fault);
             if count < *wanted {
-                self.found.findings.push(format!("not all faults were made: {fault} {count} times of {wanted}"));
+                let text = format!("not all faults were made: {fault} {count} times of {wanted}");
+                self.found.findings.push(Finding::other(text));
             }
         }
     }
@@ -191,14 +211,8 @@ impl LaneReport {
         self.found.sights.iter().filter(|seen| **seen == sight).count()
     }
 
-    /// What no correct cluster does, if there was such a thing. A doubt of the checker is none.
-    pub fn first_violation(&self) -> Option<String> {
-        let violation = self.found.checked.violations.first().map(ToString::to_string);
-        violation.or_else(|| self.found.findings.first().cloned())
-    }
-
     pub fn passed(&self) -> bool {
-        self.found.findings.is_empty() && self.found.checked.verdict() == Verdict::Linearizable
+        self.found.failure().is_none()
     }
 }
 

@@ -1,9 +1,9 @@
 //! Whether the harness can fail: servers with a bug each, and each must be found.
 //!
 //! For each bug there is a short lane with the faults and the load that should show
-//! it. It is run again and again, with other seeds, until it fails or its time is
-//! over. The same lanes without any bug must pass: what fails there would be found
-//! whatever the bug.
+//! it. It is run again and again, with other seeds, until it shows as it should or its
+//! time is over: a bug that only keeps a cluster from writing, say, is not caught. The
+//! same lanes without any bug must pass: what fails there would be found whatever the bug.
 
 use std::fmt;
 use std::fs;
@@ -18,9 +18,11 @@ use crate::arguments::SelftestArguments;
 use crate::cluster::{Bug, Plan};
 use crate::disk::FileSystem;
 use crate::fault::{Fault, Who};
+use crate::finding::{Finding, Symptom};
 use crate::lane::{self, LanePlan};
 use crate::load::LoadPlan;
 use crate::node::BUG_VARIABLE;
+use crate::report::Found;
 use crate::store::System;
 
 /// Nodes of each cluster.
@@ -39,6 +41,8 @@ struct Trial {
     only: Option<u64>,
     faults: &'static [(Fault, usize)],
     means: Means,
+    /// How it shows, if it is caught.
+    symptoms: &'static [Symptom],
 }
 
 /// What a lane needs beside its faults.
@@ -60,25 +64,34 @@ const MEANS: Means =
     Means { disks: false, snapshots: false, traces_renames: false, busy: false, late_retries: false, expiring: false };
 
 const fn trial(bug: &'static str, faults: &'static [(Fault, usize)], means: Means) -> Trial {
-    Trial { bug, only: None, faults, means }
+    Trial { bug, only: None, faults, means, symptoms: &[Symptom::History] }
 }
 
 /// All bugs, as `src/seeded_bug.rs` of the server has them.
 const TRIALS: [Trial; 12] = [
     // Only the power takes what was written and not synced.
-    trial("vote-not-synced", &[(Fault::PowerCutInElection, 2)], Means { disks: true, ..MEANS }),
+    Trial {
+        symptoms: &[Symptom::WentBack],
+        ..trial("vote-not-synced", &[(Fault::PowerCutInElection, 2)], Means { disks: true, ..MEANS })
+    },
     trial(
         "acknowledged-before-sync",
         &[(Fault::PowerCutInSync(Who::All), 2), (Fault::PowerCutInSync(Who::Majority), 1)],
         Means { disks: true, ..MEANS },
     ),
-    trial("directory-not-synced", &[(Fault::Lag, 1)], Means { traces_renames: true, snapshots: true, ..MEANS }),
+    Trial {
+        symptoms: &[Symptom::SystemCall],
+        ..trial("directory-not-synced", &[(Fault::Lag, 1)], Means { traces_renames: true, snapshots: true, ..MEANS })
+    },
     // A node that starts from its own snapshot, and one that gets another's.
-    trial(
-        "snapshot-misses-last-entry",
-        &[(Fault::Kill(Who::All), 2), (Fault::Lag, 1)],
-        Means { snapshots: true, ..MEANS },
-    ),
+    Trial {
+        symptoms: &[Symptom::History, Symptom::States],
+        ..trial(
+            "snapshot-misses-last-entry",
+            &[(Fault::Kill(Who::All), 2), (Fault::Lag, 1)],
+            Means { snapshots: true, ..MEANS },
+        )
+    },
     // A snapshot must come between the two times that a request is sent.
     trial(
         "snapshot-misses-requests",
@@ -90,21 +103,66 @@ const TRIALS: [Trial; 12] = [
     trial("condition-judged-when-proposed", &[(Fault::SlowSync, 2)], Means { busy: true, ..MEANS }),
     trial("no-deduplication", &[(Fault::Kill(Who::Leader), 1)], MEANS),
     // A log that is long enough for most bits to be far from its end.
-    trial("damage-cut-as-torn", &[(Fault::Flip, 6)], Means { busy: true, ..MEANS }),
+    Trial {
+        symptoms: &[Symptom::Start],
+        ..trial("damage-cut-as-torn", &[(Fault::Flip, 6)], Means { busy: true, ..MEANS })
+    },
     // Raft says so of what it finds replaced by a snapshot.
     trial("forward-reported-as-not-applied", &[(Fault::LagLeader, 2)], Means { busy: true, snapshots: true, ..MEANS }),
     // Two at once are needed to swap them.
     Trial {
         only: Some(ONE_NODE),
+        symptoms: &[Symptom::History, Symptom::States],
         ..trial("entries-swapped", &[(Fault::Pause(Who::Follower), 2)], Means { busy: true, ..MEANS })
     },
     // What a node made of a wrong clock must outlive its restart. A leader's clock is every node's.
-    trial(
-        "clock-read-in-apply",
-        &[(Fault::Clock(Who::Follower), 2), (Fault::Pause(Who::Follower), 1)],
-        Means { snapshots: true, expiring: true, ..MEANS },
-    ),
+    Trial {
+        symptoms: &[Symptom::States],
+        ..trial(
+            "clock-read-in-apply",
+            &[(Fault::Clock(Who::Follower), 2), (Fault::Pause(Who::Follower), 1)],
+            Means { snapshots: true, expiring: true, ..MEANS },
+        )
+    },
 ];
+
+/// What came of a round.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// It passed.
+    Nothing,
+    /// The bug shows, and so that it is known for what it is.
+    Caught(Finding),
+    /// Something is wrong that need not be the bug, or not all could be checked.
+    Unexpected(Finding),
+}
+
+impl Outcome {
+    fn of(found: &Found, symptoms: &[Symptom]) -> Self {
+        match (found.first_of(symptoms), found.failure()) {
+            (Some(finding), _) => Outcome::Caught(finding),
+            (None, Some(finding)) => Outcome::Unexpected(finding),
+            (None, None) => Outcome::Nothing,
+        }
+    }
+
+    fn finding(&self) -> Option<&Finding> {
+        match self {
+            Outcome::Nothing => None,
+            Outcome::Caught(finding) | Outcome::Unexpected(finding) => Some(finding),
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::Nothing => f.write_str("nothing"),
+            Outcome::Caught(finding) => f.write_str(&first_words(&finding.text)),
+            Outcome::Unexpected(finding) => write!(f, "unexpected: {}", first_words(&finding.text)),
+        }
+    }
+}
 
 /// What came of a trial.
 #[derive(Debug)]
@@ -113,23 +171,26 @@ struct Row {
     faults: String,
     seconds: f64,
     rounds: usize,
-    /// The first violation; none if there was none.
-    found: Option<String>,
-    expected: bool,
+    /// Of the last round.
+    outcome: Outcome,
+    is_control: bool,
 }
 
 impl Row {
     fn passed(&self) -> bool {
-        self.found.is_some() == self.expected
+        match self.outcome {
+            Outcome::Nothing => self.is_control,
+            Outcome::Caught(_) => !self.is_control,
+            Outcome::Unexpected(_) => false,
+        }
     }
 }
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let found = self.found.as_deref().map_or("nothing".to_owned(), first_words);
-        let Row { bug, faults, seconds, rounds, .. } = self;
+        let Row { bug, faults, seconds, rounds, outcome, .. } = self;
         let mark = if self.passed() { "" } else { "  WRONG" };
-        write!(f, "{bug:<32} {faults:<36} {seconds:>4.0} s {rounds:>2}  {found}{mark}")
+        write!(f, "{bug:<32} {faults:<36} {seconds:>4.0} s {rounds:>2}  {outcome}{mark}")
     }
 }
 
@@ -162,7 +223,7 @@ pub async fn run(arguments: &SelftestArguments) -> Result<bool> {
         println!("{row}");
     }
     let wrong = rows.iter().filter(|row| !row.passed()).count();
-    let controls = rows.iter().filter(|row| !row.expected).count();
+    let controls = rows.iter().filter(|row| row.is_control).count();
     println!("\n{} bugs, {controls} controls, {wrong} wrong", rows.len() - controls);
     Ok(wrong == 0)
 }
@@ -200,38 +261,50 @@ impl Bench {
     /// The trial's lane, with a server that has no bug.
     async fn control(&mut self, trial: &Trial) -> Result<Row> {
         let began = Instant::now();
-        let found = self.round(trial, None).await?;
-        Ok(row(trial, "(none)", began, 1, found, false))
+        let outcome = self.round(trial, None).await?;
+        Ok(row(trial, "(none)", began, 1, outcome, true))
     }
 
-    /// The trial's lane, over and over, until it fails.
+    /// The trial's lane, over and over, until the bug is caught.
     async fn look_for(&mut self, trial: &Trial, time_max: Duration) -> Result<Row> {
         let began = Instant::now();
         let bug = Bug { name: trial.bug, only: trial.only };
         let mut rounds = 0;
-        let mut found = None;
-        while found.is_none() && began.elapsed() < time_max {
+        let mut outcome = Outcome::Nothing;
+        while !matches!(outcome, Outcome::Caught(_)) && began.elapsed() < time_max {
             rounds += 1;
-            found = self.round(trial, Some(bug)).await?;
+            outcome = self.round(trial, Some(bug)).await?;
         }
-        Ok(row(trial, trial.bug, began, rounds, found, true))
+        Ok(row(trial, trial.bug, began, rounds, outcome, false))
     }
 
-    /// One lane with a cluster of its own; what it found.
-    async fn round(&mut self, trial: &Trial, bug: Option<Bug>) -> Result<Option<String>> {
+    /// One lane with a cluster of its own. Without a bug there is nothing to catch.
+    async fn round(&mut self, trial: &Trial, bug: Option<Bug>) -> Result<Outcome> {
         self.networks = self.networks.checked_add(1).context("too many rounds")?;
         let folder = self.folder.join(format!("{}-{}", self.networks, bug.map_or("none", |bug| bug.name)));
         let plan = lane_of(trial, bug, &self.binary, &folder, self.networks, self.seed);
         // What keeps a cluster from coming to be would count as any bug: it ends all.
         let report = lane::run(plan).await?;
-        // Names of files are long enough without it.
-        Ok(report.first_violation().map(|words| words.replace(&format!("{}/", folder.display()), "")))
+        let symptoms = if bug.is_some() { trial.symptoms } else { &[] };
+        let mut outcome = Outcome::of(&report.found, symptoms);
+        if let Outcome::Caught(finding) | Outcome::Unexpected(finding) = &mut outcome {
+            // Names of files are long enough without it.
+            finding.text = finding.text.replace(&format!("{}/", folder.display()), "");
+        }
+        Ok(outcome)
     }
 }
 
-fn row(trial: &Trial, bug: &'static str, began: Instant, rounds: usize, found: Option<String>, expected: bool) -> Row {
-    let faults: Vec<String> = trial.faults.iter().map(|(fault, _)| fault.to_string()).collect();
-    Row { bug, faults: faults.join(", "), seconds: began.elapsed().as_secs_f64(), rounds, found, expected }
+fn row(trial: &Trial, bug: &'static str, began: Instant, rounds: usize, outcome: Outcome, is_control: bool) -> Row {
+    let faults = faults_in_force(trial, &outcome);
+    Row { bug, faults, seconds: began.elapsed().as_secs_f64(), rounds, outcome, is_control }
+}
+
+/// The fault that something was found under; all of the trial's where that is not known, as of a history.
+fn faults_in_force(trial: &Trial, outcome: &Outcome) -> String {
+    let known = outcome.finding().and_then(|finding| finding.fault);
+    let all = || trial.faults.iter().map(|(fault, _)| fault.to_string()).collect::<Vec<_>>().join(", ");
+    known.map_or_else(all, |fault| fault.to_string())
 }
 
 fn lane_of(trial: &Trial, bug: Option<Bug>, binary: &Path, folder: &Path, number: u8, seed: u64) -> LanePlan {
@@ -272,5 +345,62 @@ fn first_words(text: &str) -> String {
     match line.char_indices().nth(WORDS_MAX) {
         Some((end, _)) => format!("{}…", &line[..end]),
         None => line,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker;
+    use crate::checker::report::Kind;
+
+    fn found(findings: Vec<Finding>, checked: checker::Report) -> Found {
+        Found { windows: Vec::new(), planned: 0, findings, bad_inputs: 0, sights: Vec::new(), monitored: 0, checked }
+    }
+
+    fn row_of(found: &Found, symptoms: &[Symptom], is_control: bool) -> Row {
+        row(&TRIALS[1], "bug", Instant::now(), 1, Outcome::of(found, symptoms), is_control)
+    }
+
+    /// Only what a bug is to show by counts as caught, also where something else was found
+    /// before it; and a control passes only if nothing was found and all was checked.
+    #[tokio::test]
+    async fn only_what_is_expected_counts() {
+        let other = Finding::other("no write succeeds".to_owned());
+        let start = Finding::new(Symptom::Start, "it starts".to_owned());
+        let mut violated = checker::Report::default();
+        violated.violation(Kind::LostWrite, || "a write".to_owned());
+        let mut differing = checker::Report::default();
+        differing.violation(Kind::FinalState, || "a key".to_owned());
+        let mut undecided = checker::Report::default();
+        undecided.doubt(|| "a window".to_owned());
+        let history: &[Symptom] = &[Symptom::History];
+        let right = checker::Report::default;
+        let rows: [(Found, &[Symptom], bool); 8] = [
+            (found(vec![], right()), history, false),
+            (found(vec![other.clone()], right()), history, false),
+            (found(vec![other.clone(), start.clone()], right()), history, false),
+            (found(vec![other.clone(), start.clone()], right()), &[Symptom::Start], true),
+            (found(vec![other.clone()], violated), history, true),
+            (found(vec![], differing.clone()), history, false),
+            (found(vec![], differing), &[Symptom::History, Symptom::States], true),
+            (found(vec![], undecided), history, false),
+        ];
+        for (place, (found, symptoms, is_caught)) in rows.iter().enumerate() {
+            assert_eq!(row_of(found, symptoms, false).passed(), *is_caught, "bug {place}");
+            assert_eq!(row_of(found, &[], true).passed(), place == 0, "control {place}");
+        }
+    }
+
+    /// A finding is shown with its own fault, if it has one, and else with all of its trial.
+    #[tokio::test]
+    async fn the_fault_in_force_is_shown() {
+        let mut finding = Finding::new(Symptom::WentBack, "back".to_owned());
+        let shown = |finding: &Finding| {
+            row_of(&found(vec![finding.clone()], checker::Report::default()), &[Symptom::WentBack], false).faults
+        };
+        assert_eq!(shown(&finding), "power-cut-in-sync all, power-cut-in-sync majority");
+        finding.fault = Some(Fault::Lag);
+        assert_eq!(shown(&finding), "lag");
     }
 }

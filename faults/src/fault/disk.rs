@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::{CLIENT_OF_FAULTS, Scene, Sight, Who};
 use crate::disk::FileSystem;
+use crate::finding::Symptom;
 use crate::history::{Call, NodeId, Outcome};
 use crate::network::Rule;
 use crate::process::Process;
@@ -123,7 +124,8 @@ async fn lose_power(scene: &mut Scene<'_>, targets: &[NodeId], straces: Vec<Proc
         let now = scene.cluster.client.status(host.http()).await?.term;
         let before = told.iter().find(|(told, _)| told == id).map_or(0, |(_, status)| status.term);
         if now < before {
-            scene.finding(format!("node {id} was in term {before}, and after the power was cut it is in term {now}"));
+            let text = format!("node {id} was in term {before}, and after the power was cut it is in term {now}");
+            scene.symptom(Symptom::WentBack, text);
         }
     }
     Ok(file_systems)
@@ -372,9 +374,8 @@ pub async fn flip(scene: &mut Scene<'_>) -> Result<String> {
             effect = Effect::WasTorn;
         } else {
             let name = path.display();
-            scene.finding(format!(
-                "node {id} starts although bit {bit} of byte {offset} of {length} of `{name}` is wrong"
-            ));
+            let text = format!("node {id} starts although bit {bit} of byte {offset} of {length} of `{name}` is wrong");
+            scene.symptom(Symptom::Start, text);
         }
     }
     fs::remove_dir_all(&copy).context("cannot remove a copy of a node's data")?;

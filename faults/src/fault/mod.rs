@@ -16,6 +16,7 @@ use anyhow::{Context, Result};
 use fastrand::Rng;
 
 use crate::cluster::Cluster;
+use crate::finding::{Finding, Symptom};
 use crate::history::{ClientId, NodeId};
 use crate::load::Recorder;
 
@@ -185,7 +186,7 @@ pub struct Scene<'a> {
     pub random: &'a mut Rng,
     pub recorder: &'a Arc<Recorder>,
     /// What was seen that no correct cluster does.
-    pub findings: &'a mut Vec<String>,
+    pub findings: &'a mut Vec<Finding>,
     /// Requests that were sent to be refused.
     pub bad_inputs: &'a mut usize,
     /// What the faults were there for, and came.
@@ -285,7 +286,11 @@ impl Scene<'_> {
     }
 
     fn finding(&mut self, text: String) {
-        self.findings.push(text);
+        self.findings.push(Finding::other(text));
+    }
+
+    fn symptom(&mut self, symptom: Symptom, text: String) {
+        self.findings.push(Finding::new(symptom, text));
     }
 
     fn saw(&mut self, sight: Sight) {
