@@ -120,6 +120,11 @@ impl Node {
         below.join("data")
     }
 
+    /// Where its snapshots are, and those that it builds or receives.
+    pub fn snapshot_directory(&self) -> PathBuf {
+        self.data_directory().join(format!("node-{}", self.id())).join("snapshots")
+    }
+
     /// What it has said.
     pub fn log_path(&self) -> PathBuf {
         self.folder.join(format!("node-{}.log", self.id()))

@@ -1,6 +1,8 @@
 //! Nodes that fall so far behind that only a snapshot helps.
 
-use std::time::Duration;
+use std::fs::{self, Metadata};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use tokio::time::Instant;
@@ -14,6 +16,10 @@ use crate::network::{Host, Rule};
 const BURST_WRITES: u64 = 1500;
 /// How long the others may take to elect a leader of theirs.
 const ELECTION_DEADLINE: Duration = Duration::from_secs(15);
+/// How long it may take until a node that lags behind gets a snapshot.
+const TRANSFER_DEADLINE: Duration = Duration::from_secs(10);
+/// How long after the snapshot is on its way somebody is killed, in milliseconds: less than it takes.
+const KILL_MS: std::ops::Range<u64> = 0..10;
 
 /// Who is killed while the snapshot is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,25 +31,101 @@ pub enum Killed {
 
 pub async fn lag(scene: &mut Scene<'_>, killed: Killed) -> Result<String> {
     let target = scene.choose(Who::Follower).await?[0];
-    scene.cluster.node(target)?.kill()?;
-    let others: Vec<_> =
-        scene.cluster.nodes.iter().filter(|node| node.id() != target).map(|node| node.host.clone()).collect();
-    let written = load::burst(&scene.cluster.client, &others, scene.recorder, BURST_WRITES).await;
-    let leader = scene.choose(Who::Leader).await?[0];
+    let written = fall_behind(scene, target).await?;
+    let transfer = Transfer::to(scene, target);
     scene.cluster.node(target)?.start()?;
-    // From when the node listens to after the snapshot is installed.
-    scene.hold(0..400).await;
-    match killed {
-        Killed::Nobody => {}
-        Killed::Sender => scene.cluster.node(leader)?.kill()?,
-        Killed::Receiver => scene.cluster.node(target)?.kill()?,
-    }
+    let came = match killed {
+        Killed::Nobody => transfer.wait_until_installed(scene).await?,
+        Killed::Sender | Killed::Receiver => match transfer.wait_until_under_way(scene).await? {
+            None => false,
+            Some(sender) => {
+                scene.hold(KILL_MS).await;
+                scene.cluster.node(if killed == Killed::Sender { sender } else { target })?.kill()?;
+                // Else it came too late.
+                !transfer.is_installed(scene)?
+            }
+        },
+    };
     scene.hold(0..500).await;
     scene.cluster.heal()?;
-    if written == 0 {
+    if !came {
         scene.did_nothing();
     }
-    Ok(format!("node {target} by {written} writes, leader {leader}"))
+    let sent = transfer.attempts(scene)?;
+    Ok(format!("node {target} by {written} writes, snapshots sent: {sent:?}"))
+}
+
+/// Kills a node, and writes until only a snapshot helps it; returns how much.
+pub async fn fall_behind(scene: &mut Scene<'_>, target: NodeId) -> Result<u64> {
+    scene.cluster.node(target)?.kill()?;
+    let others = others_than(scene, target);
+    Ok(load::burst(&scene.cluster.client, &others, scene.recorder, BURST_WRITES).await)
+}
+
+fn others_than(scene: &Scene<'_>, id: NodeId) -> Vec<Host> {
+    scene.cluster.nodes.iter().filter(|node| node.id() != id).map(|node| node.host.clone()).collect()
+}
+
+/// The snapshot that a node is sent which lags behind, from some moment on.
+#[derive(Debug)]
+struct Transfer {
+    target: NodeId,
+    since: SystemTime,
+    /// How much the others had said until then, by node.
+    said_before: Vec<(NodeId, usize)>,
+}
+
+impl Transfer {
+    /// From now on.
+    fn to(scene: &Scene<'_>, target: NodeId) -> Self {
+        let others = scene.cluster.nodes.iter().filter(|node| node.id() != target);
+        let said_before = others.map(|node| (node.id(), node.log().len())).collect();
+        Transfer { target, since: SystemTime::now(), said_before }
+    }
+
+    /// Who has sent a snapshot since, and of how many bytes: each attempt, by the senders' word.
+    fn attempts(&self, scene: &mut Scene<'_>) -> Result<Vec<(NodeId, u64)>> {
+        let mut attempts = Vec::new();
+        for (id, said_before) in &self.said_before {
+            let log = scene.cluster.node(*id)?.log();
+            let said = log.get(*said_before..).unwrap_or_default();
+            attempts.extend(snapshots_sent(said, self.target).map(|bytes| (*id, bytes)));
+        }
+        Ok(attempts)
+    }
+
+    /// Waits until the node writes down what it is sent, and says by whom; none if that does not come.
+    async fn wait_until_under_way(&self, scene: &mut Scene<'_>) -> Result<Option<NodeId>> {
+        let directory = scene.cluster.node(self.target)?.snapshot_directory();
+        let deadline = Instant::now() + TRANSFER_DEADLINE;
+        while Instant::now() < deadline {
+            if is_written_since(&directory, self.since)
+                && let Some((sender, _)) = self.attempts(scene)?.last()
+            {
+                return Ok(Some(*sender));
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Ok(None)
+    }
+
+    async fn wait_until_installed(&self, scene: &mut Scene<'_>) -> Result<bool> {
+        let deadline = Instant::now() + TRANSFER_DEADLINE;
+        while Instant::now() < deadline {
+            if self.is_installed(scene)? {
+                return Ok(true);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(false)
+    }
+
+    /// Whether the node has a snapshot that is as long as one that it was sent.
+    fn is_installed(&self, scene: &mut Scene<'_>) -> Result<bool> {
+        let directory = scene.cluster.node(self.target)?.snapshot_directory();
+        let sent = self.attempts(scene)?;
+        Ok(files_with(&directory, "snap").any(|file| sent.iter().any(|(_, bytes)| *bytes == file.len())))
+    }
 }
 
 /// The leader hears nothing for a moment, so that writes of its own are with the
@@ -51,21 +133,42 @@ pub async fn lag(scene: &mut Scene<'_>, killed: Killed) -> Result<String> {
 /// waits for such a write must not be told that nothing was done.
 pub async fn lag_leader(scene: &mut Scene<'_>) -> Result<String> {
     let leader = scene.choose(Who::Leader).await?[0];
-    let others: Vec<Host> =
-        scene.cluster.nodes.iter().filter(|node| node.id() != leader).map(|node| node.host.clone()).collect();
+    let others = others_than(scene, leader);
     let deaf: Vec<Rule> = others.iter().map(|host| Rule::Drop(host.address)).collect();
     let node = scene.cluster.node(leader)?;
     node.host.set_rules(&deaf)?;
     scene.hold(30..120).await;
     scene.cluster.node(leader)?.pause()?;
+    let transfer = Transfer::to(scene, leader);
     wait_for_another_leader(scene, leader, &others).await?;
     let written = load::burst(&scene.cluster.client, &others, scene.recorder, BURST_WRITES).await;
     scene.cluster.heal()?;
-    if written == 0 {
+    if !transfer.wait_until_installed(scene).await? {
         scene.did_nothing();
     }
     scene.hold(500..1500).await;
     Ok(format!("node {leader} by {written} writes"))
+}
+
+/// The lengths of the snapshots that a node says it sends to another.
+fn snapshots_sent(said: &str, target: NodeId) -> impl Iterator<Item = u64> {
+    let end = format!(" bytes to node {target}");
+    said.lines().filter_map(move |line| {
+        let (_, rest) = line.split_once("sending a snapshot of ")?;
+        rest.strip_suffix(&end)?.parse().ok()
+    })
+}
+
+/// Whether a snapshot has been written to since then that is not whole yet.
+fn is_written_since(directory: &Path, since: SystemTime) -> bool {
+    files_with(directory, "tmp").any(|file| file.modified().is_ok_and(|modified| modified >= since))
+}
+
+/// The files of a directory with an extension. What comes or goes meanwhile may be left out.
+fn files_with(directory: &Path, extension: &str) -> impl Iterator<Item = Metadata> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let found = entries.filter(move |entry| entry.path().extension().is_some_and(|found| found == extension));
+    found.filter_map(|entry| entry.metadata().ok())
 }
 
 /// Asks the others only: one that stands still would be waited for.
@@ -82,5 +185,18 @@ async fn wait_for_another_leader(scene: &Scene<'_>, former: NodeId, others: &[Ho
             bail!("no other leader within {ELECTION_DEADLINE:?} after node {former} stands still");
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a node sends to another is found in what it says, and nothing else is.
+    #[test]
+    fn finds_snapshots_that_are_sent() {
+        let said = "INFO node 3 leads in term 2\nINFO sending a snapshot of 5120 bytes to node 3\n\
+                    INFO sending a snapshot of 77 bytes to node 31\nINFO sending a snapshot of 9 bytes to node 3\n";
+        assert_eq!(snapshots_sent(said, 3).collect::<Vec<_>>(), [5120, 9]);
     }
 }
