@@ -1,6 +1,6 @@
 //! A lane: one cluster, its load, and its faults one after another, then the verdict.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -79,6 +79,7 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
     let mut windows = Vec::new();
     let mut bad_inputs = 0;
     let mut sights = Vec::new();
+    let mut kills_at_calls = BTreeMap::new();
     let began = Instant::now();
     let planned = schedule.len();
     while let Some(fault) = schedule.pop_front() {
@@ -93,6 +94,7 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
             findings: &mut findings,
             bad_inputs: &mut bad_inputs,
             sights: &mut sights,
+            kills_at_calls: &mut kills_at_calls,
             did_nothing: false,
         };
         let struck = strike(fault, &mut scene).await;
@@ -143,7 +145,7 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
     } else {
         checker::check(&history)
     };
-    let found = Found { windows, planned, findings, bad_inputs, sights, monitored, checked };
+    let found = Found { windows, planned, findings, bad_inputs, sights, monitored, kills_at_calls, checked };
     let mut report = LaneReport::new(plan.name, &history, found, &recorder);
     if plan.is_complete {
         report.check_completeness(&plan.faults);

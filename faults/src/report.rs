@@ -53,6 +53,8 @@ pub struct Found {
     pub sights: Vec<Sight>,
     /// How often a node said what its vote is, and how far it has come.
     pub monitored: usize,
+    /// By system call, how often a node was killed at it.
+    pub kills_at_calls: BTreeMap<&'static str, usize>,
     pub checked: checker::Report,
 }
 
@@ -64,6 +66,9 @@ impl Found {
         self.bad_inputs += other.bad_inputs;
         self.sights.extend(other.sights);
         self.monitored += other.monitored;
+        for (call, count) in other.kills_at_calls {
+            *self.kills_at_calls.entry(call).or_default() += count;
+        }
         self.checked.extend(other.checked);
     }
 
@@ -286,6 +291,11 @@ impl fmt::Display for LaneReport {
         }
         for sight in Sight::ALL.into_iter().filter(|sight| self.sights(*sight) > 0) {
             writeln!(f, "    {sight}: {}", self.sights(sight))?;
+        }
+        let kills = &self.found.kills_at_calls;
+        if !kills.is_empty() {
+            let by_call: Vec<String> = kills.iter().map(|(call, count)| format!("{call} {count}")).collect();
+            writeln!(f, "  killed at {} system calls: {}", kills.values().sum::<usize>(), by_call.join(", "))?;
         }
         writeln!(f, "    {:<26} {:>11} {:>11} {:>11}", "call", "done", "not applied", "unknown")?;
         for (kind, Outcomes { done, not_applied, unknown }) in &self.outcomes {

@@ -355,7 +355,16 @@ mod tests {
     use crate::checker::report::Kind;
 
     fn found(findings: Vec<Finding>, checked: checker::Report) -> Found {
-        Found { windows: Vec::new(), planned: 0, findings, bad_inputs: 0, sights: Vec::new(), monitored: 0, checked }
+        Found {
+            windows: Vec::new(),
+            planned: 0,
+            findings,
+            bad_inputs: 0,
+            sights: Vec::new(),
+            monitored: 0,
+            kills_at_calls: Default::default(),
+            checked,
+        }
     }
 
     fn row_of(found: &Found, symptoms: &[Symptom], is_control: bool) -> Row {

@@ -130,8 +130,16 @@ mod tests {
         };
         let windows: Vec<Window> = windows.iter().map(window).collect();
         let (sights, checked) = (sights.to_vec(), checker::check(&History::default()));
-        let found =
-            Found { planned: windows.len(), windows, findings: Vec::new(), bad_inputs, sights, monitored: 0, checked };
+        let found = Found {
+            planned: windows.len(),
+            windows,
+            findings: Vec::new(),
+            bad_inputs,
+            sights,
+            monitored: 0,
+            kills_at_calls: BTreeMap::new(),
+            checked,
+        };
         LaneReport::new("lane", &History::default(), found, &Recorder::new())
     }
 

@@ -8,6 +8,7 @@ mod network;
 mod process;
 mod snapshot;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -191,6 +192,8 @@ pub struct Scene<'a> {
     pub bad_inputs: &'a mut usize,
     /// What the faults were there for, and came.
     pub sights: &'a mut Vec<Sight>,
+    /// By system call, how often a node was killed at it.
+    pub kills_at_calls: &'a mut BTreeMap<&'static str, usize>,
     /// The fault found nothing to break: it does not count.
     pub did_nothing: bool,
 }
@@ -295,6 +298,10 @@ impl Scene<'_> {
 
     fn saw(&mut self, sight: Sight) {
         self.sights.push(sight);
+    }
+
+    fn killed_at(&mut self, call: &'static str) {
+        *self.kills_at_calls.entry(call).or_default() += 1;
     }
 
     /// So many requests were sent that are to be refused.
