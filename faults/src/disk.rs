@@ -58,6 +58,15 @@ impl Disk {
         run("mount", &["-o", "loop", &self.image.display().to_string(), &self.directory.display().to_string()])
     }
 
+    /// As after an error that the file system does not trust itself after; no process may use it.
+    pub fn make_read_only(&self) -> Result<()> {
+        run("mount", &["-o", "remount,ro", &self.directory.display().to_string()])
+    }
+
+    pub fn make_writable(&self) -> Result<()> {
+        run("mount", &["-o", "remount,rw", &self.directory.display().to_string()])
+    }
+
     /// Cuts the power: from now on nothing reaches the disk, and all calls fail.
     pub fn cut_power(&self) -> Result<()> {
         run("xfs_io", &["-x", "-c", "shutdown", &self.directory.display().to_string()])

@@ -51,7 +51,7 @@ const NETWORK: [(Fault, usize); 28] = [
 ];
 
 /// The faults of disks, on three nodes.
-const DISK: [(Fault, usize); 16] = [
+const DISK: [(Fault, usize); 17] = [
     (Fault::PowerCut(Who::Leader), 8),
     (Fault::PowerCut(Who::Follower), 6),
     (Fault::PowerCut(Who::Majority), 8),
@@ -62,6 +62,7 @@ const DISK: [(Fault, usize); 16] = [
     (Fault::SyncFails, 10),
     (Fault::WriteFails, 8),
     (Fault::WriteFindsNoSpace, 8),
+    (Fault::StartFails, 5),
     (Fault::SlowSync, 7),
     (Fault::DiskFull, 7),
     (Fault::KillAtCall, 28),

@@ -163,6 +163,79 @@ pub async fn call_fails(scene: &mut Scene<'_>, failing: Failing) -> Result<Strin
     Ok(format!("node {id}, call {when}"))
 }
 
+/// A node is started on a disk of which it cannot write, or cannot read a file: it must
+/// say so, change nothing, and start once the disk is well.
+pub async fn start_fails(scene: &mut Scene<'_>) -> Result<String> {
+    let who = if scene.random.bool() { Who::Leader } else { Who::Follower };
+    let id = scene.choose(who).await?[0];
+    let node = scene.cluster.node(id)?;
+    node.kill()?;
+    let (data, snapshots) = (node.data_directory(), node.snapshot_directory());
+    let before = contents(&data)?;
+    let disk = node.disk.as_ref().context("a disk that fails needs to be one of its own")?;
+    disk.make_read_only()?;
+    node.start()?;
+    check_refusal(scene, id, "Read-only file system", &data).await?;
+    scene.cluster.node(id)?.disk.as_ref().context("it had one")?.make_writable()?;
+
+    let files = read_at_start(&data, &snapshots)?;
+    let file = files.get(scene.random.usize(..files.len())).context("a node without files")?;
+    let calls = ["openat", "read,pread64,getdents64"][scene.random.usize(..2)];
+    let node = scene.cluster.node(id)?;
+    node.start_under(&strace_from_start(calls, "error=EIO", std::slice::from_ref(file)))?;
+    check_refusal(scene, id, "Input/output error", file).await?;
+
+    if contents(&data)? != before {
+        scene.finding(format!("node {id} refuses to start, and changed its files"));
+    }
+    scene.cluster.node(id)?.start()?;
+    wait_until_it_answers(scene, id).await?;
+    scene.cluster.heal()?;
+    Ok(format!("node {id}, then {calls} of {}", file.strip_prefix(&data).unwrap_or(file).display()))
+}
+
+/// A node that was just started must end, say why and on what, and never serve.
+async fn check_refusal(scene: &mut Scene<'_>, id: NodeId, reason: &str, path: &Path) -> Result<()> {
+    let node = scene.cluster.node(id)?;
+    node.expect_exit(&EXIT_DISK_FAILED);
+    let effect = refusal_or_start(scene, id).await?;
+    let node = scene.cluster.node(id)?;
+    // The last that it says is why it ended.
+    let said = node.log_tail(1);
+    node.kill()?;
+    let path = path.display().to_string();
+    if effect != Effect::Refused || !said.starts_with("error: ") || !said.contains(reason) || !said.contains(&path) {
+        scene.finding(format!("node {id} is started, with `{path}` failing: {reason}. {effect:?}; it says: {said}"));
+    }
+    Ok(())
+}
+
+/// What a node needs when it starts, and the directories that it lists. Former snapshots and
+/// what was not finished are none of it.
+fn read_at_start(data: &Path, snapshots: &Path) -> Result<Vec<PathBuf>> {
+    let index = |path: &PathBuf| -> Option<u64> { path.file_stem()?.to_str()?.parse().ok() };
+    let mut files = files_below(data)?;
+    let newest = files.iter().filter(|path| path.starts_with(snapshots)).filter_map(index).max();
+    files.retain(|path| match path.extension() {
+        Some(extension) if extension == "snap" => index(path) == newest,
+        Some(extension) => extension != "tmp",
+        None => path.file_name().is_some_and(|name| name != "LOCK"),
+    });
+    files.extend([snapshots.to_owned(), snapshots.with_file_name("log")]);
+    Ok(files)
+}
+
+/// All files and what they hold, but the one that says who runs there.
+fn contents(data: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>> {
+    let files = files_below(data)?.into_iter().filter(|path| path.file_name().is_some_and(|name| name != "LOCK"));
+    files
+        .map(|path| {
+            let bytes = fs::read(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
+            Ok((path, bytes))
+        })
+        .collect()
+}
+
 pub async fn slow_sync(scene: &mut Scene<'_>) -> Result<String> {
     let who = [Who::Leader, Who::Follower, Who::Majority][scene.random.usize(..3)];
     let targets = scene.choose(who).await?;
@@ -277,7 +350,7 @@ pub async fn kill_at_call(scene: &mut Scene<'_>) -> Result<String> {
         let inject = format!("signal=SIGKILL:when={when}");
         let came = if starting {
             node.kill()?;
-            node.start_under(&strace_from_start(call, &inject))?;
+            node.start_under(&strace_from_start(call, &inject, &[]))?;
             node.expect_kill();
             node.wait(patience).await?.is_some()
         } else {
@@ -307,10 +380,11 @@ pub async fn kill_at_call(scene: &mut Scene<'_>) -> Result<String> {
 
 /// The node is the harness's own child (`-D`), so that it is gone for sure when it was
 /// waited for: else a second one would be started beside it.
-fn strace_from_start(call: &str, inject: &str) -> Vec<String> {
+fn strace_from_start(calls: &str, inject: &str, files: &[PathBuf]) -> Vec<String> {
     let arguments = ["strace", "-D", "-f", "-q", "-o", "/dev/null", "-e"];
     let mut command: Vec<String> = arguments.map(str::to_owned).to_vec();
-    command.extend([format!("trace={call}"), "-e".to_owned(), format!("inject={call}:{inject}")]);
+    command.extend([format!("trace={calls}"), "-e".to_owned(), format!("inject={calls}:{inject}")]);
+    command.extend(files.iter().flat_map(|file| ["-P".to_owned(), file.display().to_string()]));
     command
 }
 

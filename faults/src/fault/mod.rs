@@ -76,6 +76,8 @@ pub enum Fault {
     WriteFails,
     /// A write to the log fails with ENOSPC.
     WriteFindsNoSpace,
+    /// A node is started on a disk that is read-only, and on one that fails to read a file.
+    StartFails,
     /// Syncs take long.
     SlowSync,
     /// There is no space left on a disk for a while.
@@ -134,6 +136,7 @@ impl fmt::Display for Fault {
             Fault::SyncFails => ("sync-fails", None),
             Fault::WriteFails => ("write-fails", None),
             Fault::WriteFindsNoSpace => ("no-space", None),
+            Fault::StartFails => ("start-fails", None),
             Fault::SlowSync => ("slow-sync", None),
             Fault::DiskFull => ("disk-full", None),
             Fault::KillAtCall => ("kill-at-call", None),
@@ -243,6 +246,7 @@ impl Fault {
             Fault::SyncFails => disk::call_fails(scene, disk::Failing::Sync).await,
             Fault::WriteFails => disk::call_fails(scene, disk::Failing::Write).await,
             Fault::WriteFindsNoSpace => disk::call_fails(scene, disk::Failing::NoSpace).await,
+            Fault::StartFails => disk::start_fails(scene).await,
             Fault::SlowSync => disk::slow_sync(scene).await,
             Fault::DiskFull => disk::fill(scene).await,
             Fault::KillAtCall => disk::kill_at_call(scene).await,
