@@ -135,6 +135,11 @@ impl Node {
         self.folder.join(format!("node-{}.renames", self.id()))
     }
 
+    /// The calls that the last `strace` of it has seen.
+    fn strace_path(&self) -> PathBuf {
+        self.folder.join(format!("node-{}.strace", self.id()))
+    }
+
     fn clock_path(&self) -> PathBuf {
         self.folder.join(format!("node-{}.clock", self.id()))
     }
@@ -310,12 +315,18 @@ impl Node {
     pub fn strace_files(&self, calls: &str, inject: &str, files: &[PathBuf]) -> Result<Process> {
         let id = self.process_id().context("the node does not run")?;
         let mut command = Command::new("strace");
-        command.args(["-f", "-q", "-p", &id.to_string(), "-o", "/dev/null"]);
+        command.args(["-f", "-q", "-p", &id.to_string(), "-o"]).arg(self.strace_path());
         command.args(["-e", &format!("trace={calls}"), "-e", &format!("inject={calls}:{inject}")]);
         for file in files {
             command.arg("-P").arg(file);
         }
         Process::start(command, &self.folder.join(format!("node-{}.strace.log", self.id())))
+    }
+
+    /// Whether the last `strace` of it, which must be gone, has broken a call.
+    pub fn strace_injected(&self) -> Result<bool> {
+        let calls = fs::read(self.strace_path()).context("cannot read what `strace` wrote")?;
+        Ok(String::from_utf8_lossy(&calls).contains("(INJECTED)"))
     }
 
     /// All that it has said.

@@ -9,11 +9,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tokio::time::Instant;
 
+use super::snapshot::fall_behind;
 use super::{CLIENT_OF_FAULTS, Scene, Sight, Who};
 use crate::disk::FileSystem;
 use crate::finding::Symptom;
 use crate::history::{Call, NodeId, Outcome};
 use crate::network::Rule;
+use crate::node::Node;
 use crate::process::Process;
 use crate::sandbox::run;
 use crate::store::{CLIENT_DEADLINE, NodeStatus};
@@ -24,11 +26,15 @@ const EXIT_DISK_FAILED: [i32; 1] = [74];
 const EXIT_DAMAGED: [i32; 2] = [65, 78];
 /// How long a node may take to notice what befell it.
 const NOTICE_DEADLINE: Duration = Duration::from_secs(15);
+/// How long it takes until a node that was started has been sent a snapshot that it cannot write.
+const REFUSAL_DEADLINE: Duration = Duration::from_secs(4);
 /// How much space a disk has on which a leader must refuse writes, and can still write
 /// what is under way: less than half of what `DISK_FREE_BYTES_MIN` of the server says.
 const SCARCE_BYTES: u64 = 48 << 20;
 /// How long a sync takes that the power is cut in: longer than an election.
 const STUCK_SYNC: Duration = Duration::from_secs(6);
+/// More snapshots than a node begins between two starts.
+const TEMPORARY_SNAPSHOTS_MAX: usize = 500;
 /// How many nodes one fault kills at system calls, one after another.
 const KILLS_AT_CALLS: usize = 5;
 /// The system calls that a node is killed at, and up to the how-manieth of each in one thread
@@ -137,30 +143,77 @@ fn slow_down(scene: &mut Scene<'_>, targets: &[NodeId], delay: Duration) -> Resu
     targets.iter().map(|id| scene.cluster.node(*id)?.strace("fdatasync,fsync", &inject)).collect()
 }
 
-/// One call to the disk fails: the node must stop, and say that its disk failed.
+/// Which files a call fails on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Log,
+    /// A snapshot that the node writes itself.
+    SnapshotBuilt,
+    /// One that it gets.
+    SnapshotReceived,
+    /// The directory that a new snapshot, of either kind, has its name in.
+    SnapshotName,
+}
+
+/// One call to the disk fails, and all like it after that: the node must stop, and say that its disk failed.
 pub async fn call_fails(scene: &mut Scene<'_>, failing: Failing) -> Result<String> {
-    let who = if scene.random.bool() { Who::Leader } else { Who::Follower };
-    let id = scene.choose(who).await?[0];
-    let when = scene.random.u32(1..20);
-    let node = scene.cluster.node(id)?;
     let (calls, error) = match failing {
         Failing::Sync => ("fdatasync,fsync", "EIO"),
         Failing::Write => ("write,pwrite64,writev,pwritev", "EIO"),
         Failing::NoSpace => ("write,pwrite64,writev,pwritev", "ENOSPC"),
     };
+    let place = match scene.random.u8(..6) {
+        0..3 => Place::Log,
+        3 if failing == Failing::Sync => Place::SnapshotName,
+        3..5 => Place::SnapshotBuilt,
+        _ => Place::SnapshotReceived,
+    };
+    let who = if place != Place::SnapshotReceived && scene.random.bool() { Who::Leader } else { Who::Follower };
+    let id = scene.choose(who).await?[0];
+    if place == Place::SnapshotReceived {
+        fall_behind(scene, id).await?;
+        scene.cluster.node(id)?.start()?;
+    }
+    // A snapshot is a thread's first work, or its only one.
+    let when = if place == Place::Log { scene.random.u32(1..20) } else { 1 };
+    let node = scene.cluster.node(id)?;
+    let files = match place {
+        Place::Log => log_files(&node.data_directory())?,
+        Place::SnapshotName => vec![node.snapshot_directory()],
+        Place::SnapshotBuilt | Place::SnapshotReceived => temporary_snapshots(&node.snapshot_directory()),
+    };
     // Every call from then on: what is written anew is a file that does not fail else.
     let inject = format!("error={error}:when={when}+");
     node.expect_exit(&EXIT_DISK_FAILED);
-    let mut strace = node.strace_files(calls, &inject, &log_files(&node.data_directory())?)?;
-    let status = node.wait(NOTICE_DEADLINE).await?;
-    strace.kill()?;
+    let mut strace = node.strace_files(calls, &inject, &files)?;
+    // A snapshot that comes from another node is refused if it cannot be written.
+    let said_before = node.log().len();
+    let refused =
+        |node: &Node| node.log().get(said_before..).unwrap_or_default().contains("cannot receive a snapshot into");
+    let is_refused = place == Place::SnapshotReceived && failing != Failing::Sync;
+    let mut status = node.wait(if is_refused { REFUSAL_DEADLINE } else { NOTICE_DEADLINE }).await?;
+    strace.signal(libc::SIGTERM)?;
+    strace.wait(Duration::from_secs(5)).await?;
+    let came = node.strace_injected()?;
+    if came && status.is_none() && !refused(node) {
+        status = node.wait(NOTICE_DEADLINE).await?; // It may have come only just.
+    }
     // Another end than with 74 is found when the node is started again.
-    if status.is_none() {
-        scene.finding(format!("node {id} goes on although {calls} fails with {error}"));
+    let goes_on = status.is_none() && !refused(node);
+    if !came {
+        scene.did_nothing();
+    } else if goes_on {
+        scene.finding(format!("node {id} goes on although {calls} fails with {error}: {place:?}"));
     }
     scene.hold(100..1000).await;
     scene.cluster.heal()?;
-    Ok(format!("node {id}, call {when}"))
+    let end = if status.is_some() { "ended" } else { "went on" };
+    Ok(format!("node {id}, {place:?}, call {when}: {end}"))
+}
+
+/// The files in which snapshots are built and received: those that are there, and those to come.
+fn temporary_snapshots(directory: &Path) -> Vec<PathBuf> {
+    (0..TEMPORARY_SNAPSHOTS_MAX).map(|number| directory.join(format!("new-{number}.tmp"))).collect()
 }
 
 /// A node is started on a disk of which it cannot write, or cannot read a file: it must

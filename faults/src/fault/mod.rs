@@ -70,11 +70,11 @@ pub enum Fault {
     PowerCutInSync(Who),
     /// The same in an election, whose votes wait for a sync.
     PowerCutInElection,
-    /// A sync of the log fails with EIO.
+    /// A sync of the log, of a new snapshot or of its name fails with EIO.
     SyncFails,
-    /// A write to the log fails with EIO.
+    /// A write to the log or to a new snapshot fails with EIO.
     WriteFails,
-    /// A write to the log fails with ENOSPC.
+    /// The same with ENOSPC.
     WriteFindsNoSpace,
     /// A node is started on a disk that is read-only, and on one that fails to read a file.
     StartFails,
