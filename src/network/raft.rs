@@ -1,5 +1,7 @@
 //! The routes for the other nodes: incoming RPCs of Raft.
 
+use std::io;
+
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -117,7 +119,7 @@ async fn receive_snapshot(app: &ExampleApp, payload: &mut web::Payload) -> Resul
     let envelope: Envelope<SnapshotHead> = peer::decode(app, &head, check_snapshot).await?;
     let SnapshotHead { vote, meta } = &envelope.rpc;
     let temporary = app.store.state_machine.snapshots().temporary_file();
-    save(payload, received.freeze(), &temporary).await?;
+    save(app, payload, received.freeze(), &temporary).await?;
     let snapshots = app.store.state_machine.snapshots().clone();
     let verified = tokio::task::spawn_blocking(move || snapshots.verify(temporary)).await;
     let (found, snapshot) = match verified {
@@ -211,10 +213,21 @@ async fn read_until(payload: &mut web::Payload, received: &mut BytesMut, length:
     Ok(received.split_to(length).freeze())
 }
 
-async fn save(payload: &mut web::Payload, first: Bytes, temporary: &TemporaryFile) -> Result<(), ApiError> {
-    let failed = |error: std::io::Error| {
-        tracing::error!("cannot receive a snapshot into `{}`: {error}", temporary.path().display());
-        ApiError::DiskSpaceLow(Details::not_applied(format!("the snapshot cannot be written: {error}")))
+/// Nothing of the node's own is lost if there is no space for it: it is refused, and sent again.
+async fn save(
+    app: &ExampleApp,
+    payload: &mut web::Payload,
+    first: Bytes,
+    temporary: &TemporaryFile,
+) -> Result<(), ApiError> {
+    let failed = |error: io::Error| {
+        let what = format!("cannot receive a snapshot into `{}`: {error}", temporary.path().display());
+        if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+            tracing::error!("{what}");
+            return ApiError::DiskSpaceLow(Details::not_applied(what));
+        }
+        app.set_disk_failure(what);
+        forward::stopping()
     };
     let mut file = tokio::fs::File::create(temporary.path()).await.map_err(failed)?;
     let mut chunk = first;

@@ -186,11 +186,11 @@ pub async fn call_fails(scene: &mut Scene<'_>, failing: Failing) -> Result<Strin
     let inject = format!("error={error}:when={when}+");
     node.expect_exit(&EXIT_DISK_FAILED);
     let mut strace = node.strace_files(calls, &inject, &files)?;
-    // A snapshot that comes from another node is refused if it cannot be written.
+    // A snapshot that comes from another node is refused if there is no space for it.
     let said_before = node.log().len();
     let refused =
         |node: &Node| node.log().get(said_before..).unwrap_or_default().contains("cannot receive a snapshot into");
-    let is_refused = place == Place::SnapshotReceived && failing != Failing::Sync;
+    let is_refused = place == Place::SnapshotReceived && failing == Failing::NoSpace;
     let mut status = node.wait(if is_refused { REFUSAL_DEADLINE } else { NOTICE_DEADLINE }).await?;
     strace.signal(libc::SIGTERM)?;
     strace.wait(Duration::from_secs(5)).await?;
