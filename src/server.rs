@@ -11,7 +11,7 @@ use actix_web::dev::ServerHandle;
 use actix_web::web;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::Fatal;
-use openraft::metrics::{RaftMetrics, WaitError};
+use openraft::metrics::RaftMetrics;
 use tokio::sync::watch;
 
 use crate::app::{ExampleApp, Role};
@@ -107,12 +107,13 @@ pub async fn serve(
         None => config.http_addr.clone(),
     };
     let store = open_store(&config).await?;
+    let at_start = AtStart::of(&store).map_err(|error| ServeError::Storage(error.to_string()))?;
     let raft = build_raft(&config, &store).await.map_err(|error| state_error(&store).unwrap_or(error))?;
     let app = web::Data::new(ExampleApp::new(advertised, raft.clone(), store.clone(), &config));
     let (stopping, stopping_rx) = watch::channel(false);
     let http = serve_http(listener, app.clone(), stopping_rx).map_err(ServeError::Http)?;
     let http_handle = http.handle();
-    let recovery = tokio::spawn(recover(app.clone()));
+    let recovery = tokio::spawn(recover(app.clone(), at_start));
     let disk_watch = tokio::spawn(watch_disk_space(app.clone()));
     let expiry = tokio::spawn(expire(app.clone()));
     let self_check = tokio::spawn(announce_hashes(app.clone()));
@@ -179,26 +180,38 @@ async fn build_raft(config: &Config, store: &Arc<ExampleStore>) -> Result<Exampl
     Ok(ExampleRaft::build(config.id, Arc::new(raft_config), network, log, state_machine).await?)
 }
 
-/// Waits until the node has all it had acknowledged or shown before it was started.
-async fn recover(app: web::Data<ExampleApp>) {
-    let pristine = app.store.log.is_pristine().unwrap_or(false);
-    if pristine || wait_for_recovery(&app.raft).await.is_ok() {
-        app.set_recovered();
-    }
+/// What was on disk before Raft began.
+#[derive(Clone, Copy)]
+struct AtStart {
+    /// Nothing: neither a vote nor an entry.
+    pristine: bool,
+    /// Where the log ended.
+    last_index: Option<u64>,
 }
 
-/// Waits until all that was in the log at the start is either applied or known
-/// never to have been committed. (openraft's own waits for the end of the log as
-/// it is now, which may never come while writes do.)
-async fn wait_for_recovery(raft: &ExampleRaft) -> Result<(), WaitError> {
-    let at_start = raft.metrics().borrow_watched().last_log_index;
-    let recovered = |metrics: &RaftMetrics<TypeConfig>| {
-        let needed = at_start.min(metrics.last_log_index);
+impl AtStart {
+    fn of(store: &ExampleStore) -> io::Result<Self> {
+        Ok(AtStart { pristine: store.log.is_pristine()?, last_index: store.log.last_index()? })
+    }
+
+    /// Whether all that was there is either applied or known never to have been committed.
+    /// (openraft's own waits for the end of the log as it is now, which may never come while
+    /// writes do. What it reports before it has begun is empty.)
+    fn has_recovered(self, metrics: &RaftMetrics<TypeConfig>) -> bool {
+        let needed = self.last_index.min(metrics.last_log_index);
         let committed = metrics.cluster_committed.map(|log_id| log_id.index);
         let applied = metrics.last_applied.map(|log_id| log_id.index);
         committed.is_some() && committed >= needed && applied >= needed
-    };
-    raft.wait(None).metrics(recovered, "what was there at the start is applied").await.map(drop)
+    }
+}
+
+/// Waits until the node has all it had acknowledged or shown before it was started.
+async fn recover(app: web::Data<ExampleApp>, at_start: AtStart) {
+    let has_recovered = |metrics: &RaftMetrics<TypeConfig>| at_start.has_recovered(metrics);
+    let wait = app.raft.wait(None);
+    if at_start.pristine || wait.metrics(has_recovered, "what was there at the start is applied").await.is_ok() {
+        app.set_recovered();
+    }
 }
 
 /// Says who leads whenever that changes, and is done when Raft has stopped.
@@ -319,4 +332,32 @@ async fn stop(http: &ServerHandle, raft: &ExampleRaft, store: &ExampleStore) -> 
     store.log.flush().await.map_err(|error| ServeError::Storage(error.to_string()))?;
     tracing::info!("stopped");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{LeaderId, LogId};
+
+    /// A node has recovered when it has applied what was in its log, or what of it is still there,
+    /// and not before it knows how far the cluster is.
+    #[test]
+    fn recovery() {
+        let at_start = AtStart { pristine: false, last_index: Some(5) };
+        let mut metrics = RaftMetrics::<TypeConfig>::new_initial(1);
+        assert!(!at_start.has_recovered(&metrics), "before Raft has begun");
+        for (last, committed, applied, has_recovered) in [
+            (5, None, None, false),
+            (5, Some(4), Some(4), false),
+            (5, Some(5), Some(4), false),
+            (9, Some(5), Some(5), true),
+            (4, Some(4), Some(4), true),
+        ] {
+            let log_id = |index| LogId { leader_id: LeaderId { term: 1, node_id: 1 }, index };
+            metrics.last_log_index = Some(last);
+            metrics.cluster_committed = committed.map(log_id);
+            metrics.last_applied = applied.map(log_id);
+            assert_eq!(at_start.has_recovered(&metrics), has_recovered, "{last} {committed:?} {applied:?}");
+        }
+    }
 }

@@ -250,6 +250,12 @@ impl LogStore {
         Ok(state.vote().is_none() && state.last().is_none())
     }
 
+    /// Where the log ends.
+    pub fn last_index(&self) -> io::Result<Option<u64>> {
+        let last = self.read()?.log.log_state().last().map(|record| record.0.index);
+        Ok(last)
+    }
+
     /// About how many bytes of entries were appended and are not on disk yet.
     pub fn unsynced_bytes(&self) -> usize {
         self.owner.unsynced_bytes.load(Ordering::Relaxed)
