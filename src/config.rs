@@ -130,7 +130,7 @@ pub const STALL_MIN: Duration = Duration::from_millis(100);
 /// How much of the body of a request that is refused unseen is read, so that its
 /// connection can be used again, in bytes.
 pub const REFUSED_BODY_BYTES_MAX: usize = 64 << 10;
-/// Connections that one node accepts at once, if the system allows it three times as many
+/// Connections that one node accepts at once, if the system allows it five times as many
 /// open files and [`FILES_RESERVED`] more.
 pub const CONNECTIONS_MAX: usize = 25_000;
 /// Open files that are kept for the node's own: its log, its snapshots, its peers.

@@ -146,10 +146,10 @@ fn connections_max() -> usize {
     connections_of(files)
 }
 
-/// Of so many open files. A request that is passed on, or asks the leader, takes a connection to
-/// it, too; and as many may be left idle that led to another leader.
+/// Of so many open files. Whoever writes and reads over a connection to a follower takes two more, from
+/// that to the leader; and two may be left idle that led to a former leader.
 fn connections_of(files: usize) -> usize {
-    (files.saturating_sub(FILES_RESERVED) / 3).clamp(16, CONNECTIONS_MAX)
+    (files.saturating_sub(FILES_RESERVED) / 5).clamp(16, CONNECTIONS_MAX)
 }
 
 /// Whether what is written to a connection stays as it is from now on: a value
@@ -313,10 +313,10 @@ mod tests {
         }
     }
 
-    /// A connection from a client leaves files for one to the leader, for an idle one, and for the node.
+    /// A connection from a client leaves files for those to the leader, for idle ones, and for the node.
     #[test]
     fn connections_leave_files() {
-        for (files, connections) in [(0, 16), (1024, 298), (4096, 1322), (1 << 20, CONNECTIONS_MAX)] {
+        for (files, connections) in [(0, 16), (1024, 179), (4096, 793), (1 << 20, CONNECTIONS_MAX)] {
             assert_eq!(connections_of(files), connections, "{files}");
         }
     }
