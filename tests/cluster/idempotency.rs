@@ -177,7 +177,7 @@ async fn what_was_refused_stays_refused() {
 #[tokio::test]
 async fn requests_are_done_once_while_leaders_die() {
     const TASKS: usize = 6;
-    const REQUESTS_EACH: usize = 40;
+    const REQUESTS_EACH: usize = 84;
     let mut cluster = TestCluster::form("once-kill", &ALL, &[]).await;
     let addrs: Vec<String> = ALL.into_iter().map(|id| cluster.addr(id).to_owned()).collect();
     let mut tasks = tokio::task::JoinSet::new();
@@ -209,7 +209,7 @@ async fn requests_are_done_once_while_leaders_die() {
     }
     for round in 1..=2 {
         let wanted = round * TASKS * REQUESTS_EACH / 3;
-        eventually("some requests are done", DEADLINE, async || {
+        eventually("some requests are done", 2 * DEADLINE, async || {
             let found = done.load(Ordering::Relaxed);
             if found >= wanted { Ok(()) } else { Err(found) }
         })
