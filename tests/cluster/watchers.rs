@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::future::try_join_all;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 
-use crate::harness::{CALM, TestCluster};
+use crate::harness::{CALM, TestCluster, raise_open_files};
 
 const ALL: [u64; 3] = [1, 2, 3];
 const WATCHES: usize = 1000;
@@ -223,12 +222,4 @@ fn parsed(event: &str) -> (u64, Value) {
         change["value"] = data["value"].clone();
     }
     (revision_of(event), change)
-}
-
-/// Lets this process have as many files open as its connections need.
-fn raise_open_files(wanted: u64) {
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current.is_some_and(|current| current < wanted) {
-        setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
-    }
 }

@@ -150,6 +150,11 @@ impl TestNode {
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
+    /// How many files and connections the process has open.
+    pub fn open_files(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+
     /// Ends the process with SIGKILL, as a crash would.
     pub fn kill(&mut self) {
         let mut child = self.child.take().unwrap_or_else(|| panic!("node {} is not running", self.id));

@@ -5,6 +5,8 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 /// The program under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_raft-key-value");
 
@@ -33,6 +35,14 @@ pub fn command<I: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = I>
     let mut command = Command::new(BINARY);
     command.args(arguments).env_clear().stdin(Stdio::null());
     command
+}
+
+/// Lets this process have as many files open as its connections need.
+pub fn raise_open_files(wanted: u64) {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < wanted) {
+        setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    }
 }
 
 /// Sends a signal, by the name that `kill` knows, such as `TERM`.

@@ -1,0 +1,151 @@
+//! What clients that are slow take from others.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use raft_key_value::NodeId;
+use raft_key_value::config::WRITE_STALL_MAX;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::JoinSet;
+
+use crate::harness::{CALM, DEADLINE, TestCluster, eventually, raise_open_files};
+
+const ALL: [NodeId; 3] = [1, 2, 3];
+
+/// Slow clients of every kind keep nobody from writing and reading, and are cut off in the end.
+///
+/// Method: on each of three nodes a hundred clients whose requests never end (half a head, half a
+/// body), each replaced when the node gives it up, and twenty that read nothing of what comes
+/// (sixteen large values that were asked for at once, a watch of large changes). While they are
+/// there, writes and reads through each node succeed, and no node takes memory for all that is not
+/// read. In the end the nodes have given up all of them.
+#[tokio::test]
+async fn slow_clients_keep_nobody_from_service() {
+    const UNENDING: usize = 100;
+    const UNREAD: usize = 20;
+    const VALUES: usize = 16;
+    const VALUE_BYTES: usize = 1 << 20;
+    const ROUNDS: usize = 20;
+    // What is not read comes to 320 MiB.
+    const MEMORY_KIB_MAX: usize = UNREAD * VALUES * VALUE_BYTES / 2 / 1024;
+    raise_open_files(1500);
+    let cluster = TestCluster::form("slow-clients", &ALL, CALM).await;
+    for number in 0..VALUES {
+        cluster.put(1, "/v1/kv/large", format!("{number} {}", "v".repeat(VALUE_BYTES - 10))).await.done();
+    }
+    let revision = cluster.put(1, "/v1/kv/small", "v").await.revision();
+    let mut before = BTreeMap::new();
+    for id in ALL {
+        cluster.reaches(id, revision).await;
+        before.insert(id, (cluster.node(id).open_files(), cluster.node(id).memory_kib()));
+    }
+
+    let mut unending = JoinSet::new();
+    let given_up = Arc::new(AtomicUsize::new(0));
+    for id in ALL {
+        for number in 0..UNENDING {
+            let addr = cluster.addr(id).to_owned();
+            let half = ["PUT /v1/kv/k HT", "PUT /v1/kv/k HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nhalf"];
+            unending.spawn(never_end(addr, half[number % 2], given_up.clone()));
+        }
+    }
+    for id in ALL {
+        // Not all are there at a moment, since the node gives up some just then.
+        let wanted = before[&id].0 + UNENDING * 9 / 10;
+        eventually(&format!("node {id} has {wanted} files open"), DEADLINE, async || {
+            let found = cluster.node(id).open_files();
+            if found >= wanted { Ok(()) } else { Err(found) }
+        })
+        .await;
+    }
+    let gets = "GET /v1/kv/large?raw&consistency=stale HTTP/1.1\r\nhost: x\r\n\r\n".repeat(VALUES);
+    let watch = "GET /v1/watch?key=large&from=1&consistency=stale HTTP/1.1\r\nhost: x\r\n\r\n";
+    let mut unread = Vec::new();
+    for id in ALL {
+        for number in 0..UNREAD {
+            let request = if number % 2 == 0 { &gets } else { watch };
+            unread.push(ask_and_read_nothing(cluster.addr(id), request).await);
+        }
+    }
+    let mut memory_kib_max = 0;
+    for number in 0..ROUNDS {
+        for id in ALL {
+            let value = format!("{number} through {id}");
+            cluster.write(id, "small", &value).await;
+            let read = eventually("a read", DEADLINE, async || cluster.consistent_read(id, "small").await).await;
+            assert_eq!(read, value, "on node {id}");
+            let memory_kib = cluster.node(id).memory_kib().saturating_sub(before[&id].1);
+            memory_kib_max = memory_kib_max.max(memory_kib);
+        }
+    }
+    let held = held_by_nodes(&unread);
+    eprintln!("slow-clients: a node took {memory_kib_max} KiB for them; {held} are not read still");
+    assert!(memory_kib_max < MEMORY_KIB_MAX, "a node took {memory_kib_max} KiB for them");
+
+    let wanted = ALL.len() * UNENDING;
+    eventually(&format!("the nodes gave up {wanted} clients whose requests did not end"), DEADLINE, async || {
+        let found = given_up.load(Ordering::Relaxed);
+        if found >= wanted { Ok(()) } else { Err(found) }
+    })
+    .await;
+    // They go on for ever, unless one was not answered as it should be.
+    if let Some(ended) = unending.try_join_next() {
+        ended.unwrap();
+    }
+    unending.shutdown().await;
+    eventually("the nodes have closed what nobody reads", WRITE_STALL_MAX + DEADLINE, async || {
+        let held = held_by_nodes(&unread);
+        if held == 0 { Ok(()) } else { Err(held) }
+    })
+    .await;
+}
+
+/// Sends half of a request, waits until the node gives up, and begins again.
+async fn never_end(addr: String, half: &str, given_up: Arc<AtomicUsize>) {
+    loop {
+        let mut stream = TcpStream::connect(&addr).await.unwrap();
+        stream.write_all(half.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        // A reset after the answer is the answer's end too.
+        let _ = stream.read_to_end(&mut answer).await;
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.starts_with("HTTP/1.1 408 "), "{half:?}: {answer:?}");
+        given_up.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Asks, waits until there is a beginning of an answer, and leaves it there. Little room is made for it.
+async fn ask_and_read_nothing(addr: &str, request: &str) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stream = socket.connect(addr.parse().unwrap()).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut beginning = [0; 13];
+    stream.peek(&mut beginning).await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&beginning), "HTTP/1.1 200 ", "{request}");
+    stream
+}
+
+/// How many of these connections the nodes have not closed. Their end of one that is closed cannot be
+/// seen from the other, as what was written before it is not read.
+fn held_by_nodes(streams: &[TcpStream]) -> usize {
+    const ESTABLISHED: &str = "01";
+    let ports = |stream: &TcpStream| (stream.peer_addr().unwrap().port(), stream.local_addr().unwrap().port());
+    let connections = fs::read_to_string("/proc/net/tcp").unwrap();
+    let established: BTreeSet<(u16, u16)> = connections
+        .lines()
+        .skip(1)
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|fields| fields[3] == ESTABLISHED)
+        .map(|fields| (port_of(fields[1]), port_of(fields[2])))
+        .collect();
+    streams.iter().filter(|stream| established.contains(&ports(stream))).count()
+}
+
+/// The port of an address as the system lists it, such as `0100007F:1F90`.
+fn port_of(addr: &str) -> u16 {
+    u16::from_str_radix(addr.rsplit(':').next().unwrap(), 16).unwrap()
+}
