@@ -1,19 +1,23 @@
-//! What clients that are slow take from others.
+//! What clients that are slow, or too many, take from others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use raft_key_value::NodeId;
 use raft_key_value::config::WRITE_STALL_MAX;
+use reqwest::Method;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
-use crate::harness::{CALM, DEADLINE, TestCluster, eventually, raise_open_files};
+use crate::harness::{CALM, DEADLINE, Http, Metrics, TestCluster, eventually, raise_open_files};
 
 const ALL: [NodeId; 3] = [1, 2, 3];
+/// Enough for the connections of all these tests at once.
+const OPEN_FILES: u64 = 3000;
 
 /// Slow clients of every kind keep nobody from writing and reading, and are cut off in the end.
 ///
@@ -31,7 +35,7 @@ async fn slow_clients_keep_nobody_from_service() {
     const ROUNDS: usize = 20;
     // What is not read comes to 320 MiB.
     const MEMORY_KIB_MAX: usize = UNREAD * VALUES * VALUE_BYTES / 2 / 1024;
-    raise_open_files(1500);
+    raise_open_files(OPEN_FILES);
     let cluster = TestCluster::form("slow-clients", &ALL, CALM).await;
     for number in 0..VALUES {
         cluster.put(1, "/v1/kv/large", format!("{number} {}", "v".repeat(VALUE_BYTES - 10))).await.done();
@@ -148,4 +152,131 @@ fn held_by_nodes(streams: &[TcpStream]) -> usize {
 /// The port of an address as the system lists it, such as `0100007F:1F90`.
 fn port_of(addr: &str) -> u16 {
     u16::from_str_radix(addr.rsplit(':').next().unwrap(), 16).unwrap()
+}
+
+/// Clients that put again and again until they are let go.
+struct Crowd {
+    clients: JoinSet<()>,
+    done: Arc<Mutex<BTreeMap<usize, usize>>>,
+    leaving: Arc<AtomicBool>,
+}
+
+impl Crowd {
+    /// Starts this many clients in all, of each of these nodes in turn. Their requests have these headers.
+    fn start(cluster: &TestCluster, ids: &[NodeId], count: usize, headers: Headers) -> Self {
+        let done = Arc::new(Mutex::new(BTreeMap::new()));
+        let leaving = Arc::new(AtomicBool::new(false));
+        let mut clients = JoinSet::new();
+        for client in 0..count {
+            let addr = cluster.addr(ids[client % ids.len()]).to_owned();
+            let (done, leaving) = (done.clone(), leaving.clone());
+            clients.spawn(async move {
+                // A connection of its own.
+                let http = Http::new();
+                loop {
+                    put(&http, &addr, client, headers).await;
+                    *done.lock().unwrap().entry(client).or_default() += 1;
+                    if leaving.load(Ordering::Relaxed) {
+                        return;
+                    }
+                }
+            });
+        }
+        Crowd { clients, done, leaving }
+    }
+
+    /// How many clients have put, and how often they have in all.
+    fn done(&mut self) -> (usize, usize) {
+        // They go on until they leave, unless one was not answered as it should be.
+        if let Some(ended) = self.clients.try_join_next() {
+            ended.unwrap();
+        }
+        let done = self.done.lock().unwrap();
+        (done.len(), done.values().sum())
+    }
+
+    /// Lets each client go once it has put, waits for all, and asserts that a node has what they put.
+    async fn leave(mut self, cluster: &mut TestCluster, id: NodeId) {
+        self.leaving.store(true, Ordering::Relaxed);
+        eventually("all clients have put", CROWD_DEADLINE, async || {
+            cluster.assert_alive();
+            while let Some(ended) = self.clients.try_join_next() {
+                ended.unwrap();
+            }
+            if self.clients.is_empty() { Ok(()) } else { Err(self.clients.len()) }
+        })
+        .await;
+        let (served, _) = self.done();
+        for client in 0..served {
+            let answer = cluster.get(id, &format!("/v1/kv/crowd-{client}?raw")).await;
+            assert!(answer.status == 200 && answer.body == value_of(client).as_bytes(), "of client {client}");
+        }
+    }
+}
+
+type Headers = &'static [(&'static str, &'static str)];
+
+/// How long a crowd may take, on a machine that has other tests to do.
+const CROWD_DEADLINE: Duration = Duration::from_secs(3 * DEADLINE.as_secs());
+
+/// 64 KiB, to fill files of the log soon.
+fn value_of(client: usize) -> String {
+    format!("{client:08}").repeat(8 << 10)
+}
+
+/// Puts, as often as it takes.
+async fn put(http: &Http, addr: &str, client: usize, headers: Headers) {
+    const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(50);
+    loop {
+        match http.request(Method::PUT, addr, &format!("/v1/kv/crowd-{client}"), headers, value_of(client)).await {
+            Ok(answer) if answer.status == 200 => return,
+            Ok(answer) => assert!([503, 504].contains(&answer.status), "{} {}", answer.status, answer.text()),
+            // It may have waited for so long that the system gave its connection up.
+            Err(_) => {}
+        }
+        tokio::time::sleep(PAUSE_AFTER_ERROR).await;
+    }
+}
+
+/// Stops nodes and starts them again so that they may have no more open files than [`FILES_MAX`].
+async fn limit_files(cluster: &mut TestCluster, ids: &[NodeId]) {
+    for id in ids {
+        cluster.kill(*id);
+        cluster.node_mut(*id).limit_files(FILES_MAX);
+        cluster.restart(*id).await;
+    }
+    cluster.leader_of(ids).await;
+}
+
+const FILES_MAX: u64 = 256;
+const OFTEN: &[&str] = &["--snapshot-entries", "50", "--snapshot-keep-entries", "20"];
+/// 19 MiB of values; a file of the log has 8 MiB.
+const WRITES: usize = 300;
+
+/// A node that has more clients than it may have open files serves as many as it has files for,
+/// and the others when those leave; meanwhile it does not end for want of a file of its own.
+///
+/// Method: one node that may have 256 files open, and 400 clients with a connection each. Those
+/// that are let in put until the node has begun new files of the log and has written snapshots;
+/// the others wait all the time. Then each leaves once it was served, and all are.
+#[tokio::test]
+async fn clients_beyond_the_limit_of_open_files_wait() {
+    const CLIENTS: usize = 400;
+    raise_open_files(OPEN_FILES);
+    let mut cluster = TestCluster::form("few-files", &[1], &[CALM, OFTEN].concat()).await;
+    limit_files(&mut cluster, &[1]).await;
+    let mut crowd = Crowd::start(&cluster, &[1], CLIENTS, &[]);
+    let served = eventually(&format!("{WRITES} writes are done"), CROWD_DEADLINE, async || {
+        cluster.assert_alive();
+        let (served, writes) = crowd.done();
+        if writes >= WRITES { Ok(served) } else { Err((served, writes)) }
+    })
+    .await;
+    let open_files = cluster.node(1).open_files();
+    eprintln!("few-files: {served} of {CLIENTS} clients were let in, and the node has {open_files} files open");
+    assert!(served < usize::try_from(FILES_MAX).unwrap(), "{served} clients have a connection each");
+    crowd.leave(&mut cluster, 1).await;
+    let snapshot = |metrics: &Metrics| metrics.snapshot.is_some().then_some(());
+    cluster.metrics_say(1, "it has a snapshot", snapshot).await;
+    cluster.assert_alive();
 }

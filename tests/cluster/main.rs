@@ -10,7 +10,7 @@
 //! | [`partition`] | what does a node do that the others do not reach |
 //! | [`outcomes`] | what is known when a request fails half-way |
 //! | [`overload`] | who is refused when more comes than a node can do |
-//! | [`connections`] | what do clients that are slow take from others |
+//! | [`connections`] | what do clients that are slow, or too many, take from others |
 //! | [`membership`] | who belongs to the cluster, and who is kept out |
 //! | [`replace`] | what becomes of a node that lost its disk |
 //! | [`watchers`] | do a thousand watches see every change once |

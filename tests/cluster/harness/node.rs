@@ -26,6 +26,7 @@ pub struct TestNode {
     data_dir: PathBuf,
     log_path: PathBuf,
     settings: Settings,
+    files_max: Option<u64>,
     child: Option<Child>,
 }
 
@@ -57,6 +58,7 @@ impl TestNode {
             data_dir: directory.join("data"),
             log_path: directory.join(format!("node-{id}.log")),
             settings,
+            files_max: None,
             child: None,
         };
         for _ in 0..STARTS_MAX {
@@ -85,7 +87,10 @@ impl TestNode {
     async fn spawn(&mut self, http: &Http) -> Result<(), Option<i32>> {
         let log = OpenOptions::new().create(true).append(true).open(&self.log_path).unwrap();
         let mut command = match &self.settings {
-            Settings::Flags(_) => process::command(self.arguments()),
+            Settings::Flags(_) => match self.files_max {
+                None => process::command(self.arguments()),
+                Some(files_max) => process::command_with_files(files_max, self.arguments()),
+            },
             Settings::Environment => {
                 let mut command = process::command::<&str>([]);
                 command.env("RKV_ID", self.id.to_string()).env("RKV_HTTP_ADDR", &self.addr);
@@ -123,6 +128,11 @@ impl TestNode {
         let own = ["--id", &id, "--http-addr", &self.addr, "--data-dir", &data_dir];
         let flags: &[String] = if let Settings::Flags(flags) = &self.settings { flags } else { &[] };
         own.into_iter().map(str::to_owned).chain(flags.iter().cloned()).collect()
+    }
+
+    /// Lets the process have no more open files than this, from its next start on.
+    pub fn limit_files(&mut self, files_max: u64) {
+        self.files_max = Some(files_max);
     }
 
     /// Whether there is a process, paused or not.

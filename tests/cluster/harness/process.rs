@@ -37,6 +37,17 @@ pub fn command<I: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = I>
     command
 }
 
+/// The same, and with no more open files than this.
+pub fn command_with_files<I: AsRef<std::ffi::OsStr>>(
+    files_max: u64,
+    arguments: impl IntoIterator<Item = I>,
+) -> Command {
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", r#"ulimit -n "$0" && exec "$@""#, &files_max.to_string(), BINARY]);
+    command.args(arguments).env_clear().stdin(Stdio::null());
+    command
+}
+
 /// Lets this process have as many files open as its connections need.
 pub fn raise_open_files(wanted: u64) {
     let limit = getrlimit(Resource::Nofile);
