@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use raft_key_value::NodeId;
-use raft_key_value::config::WRITE_STALL_MAX;
+use raft_key_value::config::{CONNECTION_IDLE_MAX, WRITE_STALL_MAX};
 use reqwest::Method;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -279,4 +279,41 @@ async fn clients_beyond_the_limit_of_open_files_wait() {
     let snapshot = |metrics: &Metrics| metrics.snapshot.is_some().then_some(());
     cluster.metrics_say(1, "it has a snapshot", snapshot).await;
     cluster.assert_alive();
+}
+
+/// Followers whose clients ask for as much at once as they are let to have files for what they ask
+/// the leader too, and for their own: they do not end, and go on.
+///
+/// Method: three nodes that may have 256 files open, and on each follower more clients than it lets
+/// in at once. Each puts, for which the follower needs a connection to the leader, and comes again
+/// with another connection, until files of the log and snapshots were written. Then each leaves
+/// once it was served, and all nodes take writes and reads.
+#[tokio::test]
+async fn followers_with_few_open_files_go_on() {
+    const CLIENTS: usize = 360;
+    raise_open_files(OPEN_FILES);
+    let mut cluster = TestCluster::form("few-files-passed-on", &ALL, &[CALM, OFTEN].concat()).await;
+    limit_files(&mut cluster, &ALL).await;
+    let leader = cluster.leader_of(&ALL).await;
+    let followers: Vec<NodeId> = ALL.into_iter().filter(|id| *id != leader).collect();
+    let mut crowd = Crowd::start(&cluster, &followers, CLIENTS, &[("connection", "close")]);
+    let mut open_files_max = 0;
+    let what = format!("{WRITES} writes through the nodes {followers:?} are done");
+    eventually(&what, CROWD_DEADLINE, async || {
+        cluster.assert_alive();
+        open_files_max = followers.iter().map(|id| cluster.node(*id).open_files()).fold(open_files_max, usize::max);
+        let (served, writes) = crowd.done();
+        if writes >= WRITES { Ok(()) } else { Err((served, writes, open_files_max)) }
+    })
+    .await;
+    eprintln!("few-files-passed-on: a follower had {open_files_max} files open");
+    crowd.leave(&mut cluster, leader).await;
+    for id in ALL {
+        let value = format!("through {id}");
+        cluster.write(id, "after", &value).await;
+        // What the other follower has left open to the leader may take all that the leader accepts.
+        let deadline = CONNECTION_IDLE_MAX + DEADLINE;
+        let read = eventually("a linearizable read", deadline, async || cluster.consistent_read(id, "after").await);
+        assert_eq!(read.await, value, "on node {id}");
+    }
 }
