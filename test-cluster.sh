@@ -11,6 +11,12 @@ set -u
 
 cd "$(dirname "$0")" || exit 1
 
+if [ "$#" -gt 0 ]; then
+    sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
+    [ "$1" = --help ] || [ "$1" = -h ]
+    exit
+fi
+
 port_base=${RKV_PORT_BASE:-21001}
 host=127.0.0.1
 # How long any condition may take, in seconds.
