@@ -142,7 +142,7 @@ pub const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 pub const FORWARD_DEADLINE: Duration = Duration::from_secs(6);
 /// How long a change of the membership may take: a new node may need all data first.
 pub const MEMBERSHIP_DEADLINE: Duration = Duration::from_secs(60);
-/// How long a client may take to begin its first request, and then to send the head of it.
+/// How long a client may take to send the head of a request, once there is some of it.
 pub const REQUEST_HEAD_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a client may take to send the body of a request.
 pub const REQUEST_BODY_DEADLINE: Duration = Duration::from_secs(10);
@@ -163,7 +163,7 @@ pub const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
 pub const RPC_DEPTH_MAX: usize = 64;
 /// How long a peer may pause while it sends a snapshot.
 pub const SNAPSHOT_PAUSE_MAX: Duration = Duration::from_secs(10);
-/// How long an idle connection is kept. Longer than [`CONNECTION_IDLE_MAX`],
+/// How long an idle connection is kept, one that was not used yet as well. Longer than [`CONNECTION_IDLE_MAX`],
 /// so that it is the caller who closes, and no request meets a closing connection. (It counts
 /// until a request is read: one that then stands in line for so long is cut off.)
 pub const KEEP_ALIVE: Duration = Duration::from_secs(75);

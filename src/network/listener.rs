@@ -99,21 +99,21 @@ pub fn serve_http(
 
 /// Waits for the first request of a connection, and for its turn. So the time that the HTTP
 /// library gives a client for the head of it is not spent in line.
+///
+/// Clients keep connections for later that they opened for nothing. One that has not been used
+/// yet is like any other that is idle: it may be so for as long, and is closed without a word. A
+/// 408 that crosses a request would be taken for its answer.
 async fn begin(connection: Connection, mut stopping: watch::Receiver<bool>) -> Result<Connection, DispatchError> {
     let kind = loop {
         tokio::select! {
             biased;
             _ = stopping.wait_for(|stopping| *stopping) => return Err(DispatchError::DisconnectTimeout),
             kind = future::poll_fn(|context| poll_kind(&connection.stream, context)) => break kind?,
-            () = tokio::time::sleep(REQUEST_HEAD_DEADLINE) => {}
+            () = tokio::time::sleep(KEEP_ALIVE) => {}
         }
         // After the process stood still, a timer may be heard before what has come meanwhile.
         if polled(&connection.stream, PollFlags::IN).is_empty() {
-            let empty = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-            let answer = replace_empty_error(empty).unwrap_or_else(|| empty.to_vec());
-            // There is room for it, as nothing was written before.
-            connection.stream.try_write(&answer)?;
-            return Err(DispatchError::SlowRequestTimeout);
+            return Err(DispatchError::DisconnectTimeout);
         }
     };
     tokio::select! {

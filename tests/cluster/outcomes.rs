@@ -95,20 +95,32 @@ async fn more_writes_than_may_wait_are_refused() {
     cluster.all_applied(&ALL).await;
 }
 
-/// A request that comes while the process stands still is done, for however long that was.
+/// A connection that was opened and not used is as good as any other for longer than the head of a
+/// request may take: no 408 comes unasked, which would be taken for the answer to what is sent next. And
+/// a request that comes while the process stands still is done, for however long that was.
 ///
-/// Method: connect, and stop the process; send a request, and let it go on when the time that a
-/// client has to begin a request is over: 200, and not 408.
+/// Method: connect twice, and stop the process; send a request on one, and let it go on when the time
+/// that the head of a request may take is over: 200, and nothing on the other until it sends one, too.
 #[tokio::test]
-async fn a_request_to_a_stopped_process_is_done() {
+async fn a_connection_that_is_not_used_yet_stays() {
+    const PUT: &[u8] = b"PUT /v1/kv/a HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\n1";
     let cluster = TestCluster::form("stopped", &[1], &[]).await;
     let mut stream = TcpStream::connect(cluster.addr(1)).await.unwrap();
-    // Accepted in order, so this one has been when the next is answered.
+    let mut unused = TcpStream::connect(cluster.addr(1)).await.unwrap();
+    // Accepted in order, so these have been when the next is answered.
     cluster.write(1, "before", "v").await;
     cluster.node(1).pause();
-    stream.write_all(b"PUT /v1/kv/a HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\n1").await.unwrap();
+    stream.write_all(PUT).await.unwrap();
     tokio::time::sleep(REQUEST_HEAD_DEADLINE + Duration::from_millis(200)).await;
     cluster.node(1).resume();
+    assert_done(&mut stream).await;
+    let nothing = unused.try_read(&mut [0]).unwrap_err();
+    assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
+    unused.write_all(PUT).await.unwrap();
+    assert_done(&mut unused).await;
+}
+
+async fn assert_done(stream: &mut TcpStream) {
     let mut answer = [0; 12];
     stream.read_exact(&mut answer).await.unwrap();
     assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 200");
