@@ -221,7 +221,9 @@ impl Cluster {
     /// Who leads, by the word of a majority of the voters.
     pub async fn leader(&self) -> Option<NodeId> {
         let statuses = self.statuses().await;
-        let newest = statuses.iter().max_by_key(|(_, status)| (status.term, status.leader.is_some()))?;
+        // A node that was just taken in may know the leader, and not yet who votes.
+        let newest =
+            statuses.iter().max_by_key(|(_, status)| (status.term, status.leader.is_some(), status.voters.len()))?;
         let leader = newest.1.leader?;
         let followers = statuses
             .iter()
