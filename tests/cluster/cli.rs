@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 
 use serde_json::{Value, json};
 
-use crate::harness::{DEADLINE, TestCluster, command, eventually, free_port};
+use crate::harness::{CALM, DEADLINE, TestCluster, command, eventually, free_port};
 
 const ALL: [u64; 3] = [1, 2, 3];
 
@@ -216,7 +216,7 @@ async fn events_are_lines() {
 /// `status` shows each node and why one does not answer; `members` shows who belongs to the cluster.
 #[tokio::test]
 async fn the_cluster_is_shown() {
-    let mut cluster = TestCluster::form("cli-status", &ALL, &[]).await;
+    let mut cluster = TestCluster::form("cli-status", &ALL, CALM).await;
     cluster.add_node(4).await;
     let leader = cluster.leader_of(&ALL).await;
     cluster.client(leader).add_learner((4, cluster.addr(4).to_owned())).await.unwrap();
@@ -228,6 +228,7 @@ async fn the_cluster_is_shown() {
     for (id, node) in (1..).zip(&nodes) {
         let role = if id == leader { "leader" } else { "follower" };
         assert_eq!((&node["node"], &node["role"], &node["reachable"]), (&json!(id), &json!(role), &json!(true)));
+        assert_eq!((&node["serves"], &node["error"]), (&json!(true), &Value::Null), "{node}");
         assert_eq!((&node["leader"], &node["revision"]), (&json!(leader), &json!(1)), "{node}");
         assert!(node["term"].as_u64() > Some(0) && node["applied"].as_u64() > Some(0), "{node}");
     }
@@ -239,8 +240,12 @@ async fn the_cluster_is_shown() {
     assert_eq!(members[3]["addr"], cluster.addr(4));
 
     cluster.add_node(5).await;
-    let table = Cli::of(&cluster, &[5]).text(&["status"]);
+    let ended = Cli::of(&cluster, &[5]).run_with(&["status"], b"");
+    let table = String::from_utf8(ended.stdout).unwrap();
+    assert_eq!(ended.status.code(), Some(3), "{table}");
     assert!(table.contains("yes, but") && table.contains("belongs to no cluster"), "{table}");
+
+    Cli::of(&cluster, &[5]).fails(&["members"], 3, "node 5 belongs to no cluster");
 
     let gone = 1 + leader % 3;
     cluster.kill(gone);
@@ -251,6 +256,18 @@ async fn the_cluster_is_shown() {
     assert!(row.starts_with(cluster.addr(gone)) && row.contains("no: cannot connect"), "{table}");
     assert_eq!(table.lines().filter(|line| line.ends_with("yes")).count(), 2, "{table}");
     cli.text(&["members"]);
+
+    // The last one of three has no majority: it answers, and can do nothing.
+    let last = 1 + gone % 3;
+    let other = 1 + last % 3;
+    cluster.kill(other);
+    let alone = Cli::of(&cluster, &[last]);
+    eventually("the last node says that it serves nobody", DEADLINE, async || {
+        let ended = alone.run_with(&["status"], b"");
+        let table = String::from_utf8(ended.stdout).unwrap();
+        if ended.status.code() == Some(3) && table.contains("yes, but") { Ok(()) } else { Err(table) }
+    })
+    .await;
 }
 
 /// Exit codes tell wrong requests from clusters that cannot do it, and those from what nobody knows.
@@ -273,6 +290,7 @@ async fn exit_codes_tell_what_happened() {
     cli.fails(&["put", &"k".repeat(1025), "v"], 2, "1024");
     cli.fails(&["put", "k", "v", "--ttl", "soon"], 2, "--ttl");
     cli.fails(&["put", "k", "v", "--if-missing", "--if-revision", "1"], 2, "--if-missing");
+    cli.fails(&["delete", "--prefix", ""], 2, "--prefix");
     cli.fails(&["put", "k", "--file", "/no/such/file"], 2, "/no/such/file");
     cli.fails(&["delete"], 2, "KEY");
     cli.fails(&["get", "k", "--endpoints", "nowhere"], 2, "nowhere");

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand, ValueEnum};
 use raft_key_value::error::ApiError;
 use raft_key_value::network::parameters::ttl_ms;
@@ -207,8 +208,8 @@ pub struct Delete {
     /// The key
     #[arg(required_unless_present = "prefix")]
     pub key: Option<String>,
-    /// Remove all keys that begin with this
-    #[arg(long, conflicts_with_all = ["key", "if_present", "if_revision", "idempotency_key"])]
+    /// Remove all keys that begin with this, which is not empty
+    #[arg(long, value_parser = NonEmptyStringValueParser::new(), conflicts_with_all = ["key", "if_present", "if_revision", "idempotency_key"])]
     pub prefix: Option<String>,
     #[command(flatten)]
     pub options: WriteOptions,

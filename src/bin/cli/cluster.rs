@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use raft_key_value::{ClientError, ExampleClient};
 use serde::Serialize;
 
 use super::failure::Failure;
 use super::output::{Output, printable};
 
-/// How long a node may take to say how it is.
+/// How long a node may take to say how it is, and then whether it serves.
 const STATUS_DEADLINE: Duration = Duration::from_secs(3);
 
 /// What is known of a node; nothing but the error if it does not answer.
@@ -17,6 +17,8 @@ const STATUS_DEADLINE: Duration = Duration::from_secs(3);
 struct NodeStatus {
     endpoint: String,
     reachable: bool,
+    /// Whether it answers linearizable reads.
+    serves: bool,
     node: Option<u64>,
     role: Option<String>,
     leader: Option<u64>,
@@ -47,9 +49,9 @@ pub async fn status(mut output: Output, endpoints: &[String]) -> Result<(), Fail
         output.table(&rows)?;
     }
     output.flush()?;
-    match found.iter().filter(|node| !node.reachable).count() {
+    match found.iter().filter(|node| !node.serves).count() {
         0 => Ok(()),
-        silent => Err(Failure::Unavailable(format!("{silent} of {} endpoints do not answer", found.len()))),
+        useless => Err(Failure::Unavailable(format!("{useless} of {} endpoints do not serve", found.len()))),
     }
 }
 
@@ -59,21 +61,25 @@ async fn status_of(endpoint: &str) -> NodeStatus {
         let client = ExampleClient::connect([endpoint])?;
         let client = client.with_deadline(STATUS_DEADLINE).with_retry_deadline(Duration::ZERO);
         let metrics = client.metrics().await?;
-        // Any listing says at which revision the node is.
-        let listed = client.list("").stale().keys_only().page_size(1).page().await;
-        Ok::<_, ClientError>((metrics, listed))
+        // Any listing says at which revision the node is, and one that needs the leader whether the
+        // node belongs to a cluster that can do something.
+        let listing = || client.list("").keys_only().page_size(1);
+        let (stale, listed) = join(listing().stale().page(), listing().page()).await;
+        let revision = listed.as_ref().or(stale.as_ref()).ok().map(|page| page.revision);
+        Ok::<_, ClientError>((metrics, revision, listed.err()))
     };
     match ask.await {
         Err(error) => NodeStatus { error: Some(error.to_string()), ..unknown },
-        Ok((metrics, listed)) => NodeStatus {
+        Ok((metrics, revision, error)) => NodeStatus {
             reachable: true,
+            serves: error.is_none(),
             node: Some(metrics.id),
             role: Some(format!("{:?}", metrics.state).to_lowercase()),
             leader: metrics.current_leader,
             term: Some(metrics.current_term),
             applied: metrics.last_applied.map(|log_id| log_id.index),
-            revision: listed.as_ref().ok().map(|page| page.revision),
-            error: listed.err().map(|error| error.to_string()),
+            revision,
+            error: error.map(|error| error.to_string()),
             ..unknown
         },
     }
@@ -106,6 +112,9 @@ pub async fn members(client: &ExampleClient, mut output: Output) -> Result<(), F
     let role_of = |id: &u64| if voters.contains(id) { "voter" } else { "learner" };
     let members = membership.nodes().map(|(id, node)| Member { node: *id, role: role_of(id), addr: node.addr.clone() });
     let members: Vec<Member> = members.collect();
+    if members.is_empty() {
+        return Err(Failure::Unavailable(format!("node {} belongs to no cluster, or has lost its data", metrics.id)));
+    }
     if output.is_json() {
         members.iter().try_for_each(|member| output.line(member, ""))?;
     } else {

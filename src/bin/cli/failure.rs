@@ -31,7 +31,7 @@ pub enum Failure {
     /// The cluster did not do it.
     #[error("{}{_0}", prefix(_0))]
     Client(#[from] ClientError),
-    /// Some nodes do not answer, as was written already.
+    /// Some nodes do not serve.
     #[error("unavailable: {0}")]
     Unavailable(String),
 }
