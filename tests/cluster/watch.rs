@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use raft_key_value::NodeId;
+use raft_key_value::config::WRITE_STALL_MAX;
 use serde_json::{Value, json};
 
 use crate::harness::{CALM, CALM_BUT_QUICK, Event, Metrics, TestCluster, Watch, index_of, report};
@@ -340,7 +341,8 @@ async fn what_is_no_longer_kept_is_gone() {
 /// Method: open watches and do not read them; write more than twice what is
 /// kept. The node's memory stays below the data, what is kept, and some more.
 /// Then read: what comes is a beginning of the changes with no gap, and after it
-/// `end`, which says `too_slow`. Others see all the while what they should.
+/// `end`, which says `too_slow`; on a machine that takes longer to write it all than a
+/// node waits for a reader, the connection may be closed before. Others see all the while what they should.
 #[tokio::test]
 async fn a_slow_reader_is_told_and_cut_off() {
     const VALUE_BYTES: usize = 1 << 20;
@@ -352,6 +354,7 @@ async fn a_slow_reader_is_told_and_cut_off() {
     let cluster = TestCluster::form("watch-slow", &[1], CALM).await;
     let first = cluster.put(1, "/v1/kv/k", "first").await.revision();
     let mut slow = Vec::new();
+    let opened_at = Instant::now();
     for _ in 0..READERS {
         slow.push(cluster.watch(1, &format!("from={first}")).await);
     }
@@ -368,9 +371,17 @@ async fn a_slow_reader_is_told_and_cut_off() {
     assert_eq!(quick.take(1).await[0].revision(), seldom, "a watch of a key that seldom changes goes on");
     for watch in &mut slow {
         let events = watch.until_end().await;
-        let (end, before) = events.split_last().unwrap();
-        assert_eq!((end.kind(), &end.data["code"]), ("end", &json!("too_slow")), "{}", end.data["message"]);
-        assert!(end.id.is_none(), "it must not be resumed after");
+        let before = match events.split_last().unwrap() {
+            (end, before) if end.kind() == "end" => {
+                assert_eq!(end.data["code"], "too_slow", "{}", end.data["message"]);
+                assert!(end.id.is_none(), "it must not be resumed after");
+                before
+            }
+            _ => {
+                assert!(opened_at.elapsed() > WRITE_STALL_MAX, "it was closed without a word");
+                &events[..]
+            }
+        };
         let revisions: Vec<u64> = before.iter().map(Event::revision).collect();
         let expected: Vec<u64> = (first..first + before.len() as u64).collect();
         assert_eq!(revisions, expected, "no gap before the end");
