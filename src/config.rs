@@ -118,8 +118,8 @@ pub const LINE_WAIT_MAX: Duration = Duration::from_millis(250);
 /// a crowd that comes at once is served.
 pub const OVERLOAD_AFTER: Duration = Duration::from_millis(500);
 /// Requests that are done for each that is refused then. A refusal costs a third to a half of
-/// what a write costs the leader, so this leaves nine tenths of the time for what is done.
-pub const REQUESTS_A_REFUSAL: usize = 5;
+/// what a write costs the leader, so this leaves more than nine tenths of the time for what is done.
+pub const REQUESTS_A_REFUSAL: usize = 8;
 /// How long it takes at most until one of those who come is refused then, whatever is done.
 pub const REFUSAL_INTERVAL_MAX: Duration = Duration::from_millis(10);
 /// How long a request may have waited at most that is refused: it hears of it within 100 ms.
@@ -133,6 +133,9 @@ pub const REFUSED_BODY_BYTES_MAX: usize = 64 << 10;
 /// Connections that one node accepts at once, if the system allows it five times as many
 /// open files and [`FILES_RESERVED`] more.
 pub const CONNECTIONS_MAX: usize = 25_000;
+/// How often a node looks for connections that only take up room: heads that do not end, and
+/// while it has hardly any room, connections that have done nothing for that long, or up to twice that.
+pub const CROWD_LOOK: Duration = Duration::from_secs(1);
 /// Open files that are kept for the node's own: its log, its snapshots, its peers.
 pub const FILES_RESERVED: usize = 128;
 /// How long a request may take until its outcome is called unknown.
@@ -163,8 +166,8 @@ pub const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
 pub const RPC_DEPTH_MAX: usize = 64;
 /// How long a peer may pause while it sends a snapshot.
 pub const SNAPSHOT_PAUSE_MAX: Duration = Duration::from_secs(10);
-/// How long an idle connection is kept, one that was not used yet as well. Longer than [`CONNECTION_IDLE_MAX`],
-/// so that it is the caller who closes, and no request meets a closing connection. (It counts
+/// How long an idle connection is kept, one that was not used yet as well, while there is room. Longer than
+/// [`CONNECTION_IDLE_MAX`], so that it is the caller who closes, and no request meets a closing connection. (It counts
 /// until a request is read: one that then stands in line for so long is cut off.)
 pub const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// How long this program keeps a connection of its own idle.

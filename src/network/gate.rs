@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use actix_http::body::BoxBody;
+use actix_http::body::{BodySize, BoxBody, MessageBody};
 use actix_http::{Request, Response};
 use actix_service::Service;
 use actix_web::{ResponseError, web};
@@ -34,21 +34,33 @@ where
         let answer = routes.call(request);
         Either::Right(async { answer.await.map(Into::into) })
     };
-    let under_way = UnderWay(place);
+    let under_way = UnderWay { place };
     async move {
         let answer = answer.await;
-        drop(under_way);
+        let is_stream = answer.as_ref().is_ok_and(|answer| answer.body().size() == BodySize::Stream);
+        under_way.end(is_stream);
         answer
     }
 }
 
 /// A request that has not ended. It ends with its answer, or when its client goes before.
-struct UnderWay(Option<Rc<Place>>);
+struct UnderWay {
+    place: Option<Rc<Place>>,
+}
+
+impl UnderWay {
+    /// It has its answer.
+    fn end(mut self, is_stream: bool) {
+        if let Some(place) = self.place.take() {
+            place.end_request(is_stream);
+        }
+    }
+}
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        if let Some(place) = &self.0 {
-            place.end_request();
+        if let Some(place) = &self.place {
+            place.end_request(false);
         }
     }
 }

@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use super::crowd::Presence;
 use crate::app::Room;
 use crate::config::{
     LINE_WAIT_MAX, LOOKS_A_TURN, OVERLOAD_AFTER, PASSED_ON_A_TURN, REFUSAL_INTERVAL_MAX, REFUSED_WAIT_MAX,
@@ -79,6 +80,8 @@ struct Waiting {
 /// A connection's place in the line.
 pub struct Place {
     line: Rc<Line>,
+    /// What the connection is doing, and whether it is to be closed.
+    pub presence: Rc<Presence>,
     state: Cell<State>,
     /// Whether the request that is read next is to be refused.
     is_refused: Cell<bool>,
@@ -283,9 +286,10 @@ impl Waiting {
 
 impl Place {
     /// The place of a new connection.
-    pub fn new(line: Rc<Line>) -> Rc<Self> {
+    pub fn new(line: Rc<Line>, presence: Rc<Presence>) -> Rc<Self> {
         Rc::new(Place {
             line,
+            presence,
             state: Cell::new(State::Idle),
             is_refused: Cell::default(),
             is_late: Cell::default(),
@@ -321,6 +325,7 @@ impl Place {
                 };
                 waiting.borrow_mut().push_back(Waiting { place: Rc::downgrade(self), since: now() });
                 self.state.set(State::InLine);
+                self.presence.wait();
             }
         }
         let mut waker = self.waker.borrow_mut();
@@ -391,7 +396,21 @@ impl Place {
             self.is_refused.set(false);
         } else {
             self.was_rpc.set(is_rpc(bytes));
+            // An empty line may follow the body of the request before.
+            if !bytes.starts_with(b"\r") {
+                self.presence.come(self.was_rpc.get());
+            }
             self.state.set(State::UnderWay);
+        }
+    }
+
+    /// There was nothing to read after all: its turn is over.
+    pub fn note_nothing(&self) {
+        if self.state.get() == State::Called {
+            self.state.set(State::Idle);
+            self.is_refused.set(false);
+            self.is_late.set(false);
+            self.presence.wait_no_more();
         }
     }
 
@@ -399,12 +418,14 @@ impl Place {
     pub fn begin_request(&self) -> bool {
         // The second one of two that were read together begins when the first has ended.
         self.state.set(State::UnderWay);
+        self.presence.begin();
         self.is_refused.take()
     }
 
-    /// A request has its answer.
-    pub fn end_request(&self) {
+    /// A request has its answer; or the beginning of one, to which more is added as it comes.
+    pub fn end_request(&self, is_stream: bool) {
         self.state.set(State::Idle);
+        self.presence.end(is_stream);
         if self.line.left.get() == 0 {
             // There may be room for one who waits.
             self.line.wake.notify_one();
@@ -415,6 +436,7 @@ impl Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::network::crowd::Connections;
 
     /// A line, and the time in it.
     struct Scene {
@@ -437,7 +459,7 @@ mod tests {
         /// So many connections that have something to read.
         fn come(&self, count: usize, kind: Kind) -> Vec<Rc<Place>> {
             let places = (0..count).map(|_| {
-                let place = Place::new(self.line.clone());
+                let place = Place::new(self.line.clone(), Connections::new(1).open());
                 self.read_if_called(&place, kind);
                 place
             });
@@ -566,14 +588,17 @@ mod tests {
     fn a_turn_that_is_not_taken() {
         let mut scene = Scene::new(1000);
         scene.come(REQUESTS_A_TURN, Kind::Own);
-        let crowd = scene.come(2, Kind::Own);
+        let crowd = scene.come(3, Kind::Own);
         crowd[0].begin_request();
-        crowd[0].end_request();
+        crowd[0].end_request(false);
         assert!(!crowd[0].call(true, false));
         assert!(!crowd[0].begin_request());
         assert!(crowd[1].call(true, false));
         crowd[1].note_read(b"");
         assert!(!crowd[1].begin_request());
+        assert!(crowd[2].call(true, true));
+        crowd[2].note_nothing();
+        assert!(!crowd[2].is_called_late() && !crowd[2].begin_request());
         scene.turn_after(Duration::ZERO, &[]);
         assert_eq!(scene.line.left.get(), REQUESTS_A_TURN);
     }
@@ -582,7 +607,7 @@ mod tests {
     #[test]
     fn a_turn_is_taken_once() {
         let scene = Scene::new(1000);
-        let place = Place::new(scene.line.clone());
+        let place = Place::new(scene.line.clone(), Connections::new(1).open());
         let mut context = Context::from_waker(Waker::noop());
         for _ in 0..2 {
             assert!(place.poll_turn(&mut context, |_| unreachable!("there is a turn left")).is_ready());
@@ -595,11 +620,11 @@ mod tests {
     #[test]
     fn rpcs_take_no_turn() {
         let scene = Scene::new(1000);
-        let place = Place::new(scene.line.clone());
+        let place = Place::new(scene.line.clone(), Connections::new(1).open());
         for (first, left) in [("POST /raft-append", 1), ("POST /raft-append", 1), ("PUT /v1/kv/a", 1), ("", 2)] {
             scene.read_if_called_with(&place, Kind::Own, first);
             assert_eq!(scene.line.left.get(), REQUESTS_A_TURN - left, "{first}");
-            place.end_request();
+            place.end_request(false);
         }
     }
 

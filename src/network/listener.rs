@@ -10,7 +10,7 @@ use std::cell::Cell;
 use std::future;
 use std::io;
 use std::net::TcpListener;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::{Arc, Once};
 use std::task::{Context, Poll, ready};
@@ -23,11 +23,12 @@ use actix_web::dev::AppConfig;
 use actix_web::{App, HttpRequest, web};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Sleep;
 
+use super::crowd::Connections;
 use super::gate;
 use super::line::{Kind, Line, Place};
 use super::reply::OUTCOME;
@@ -53,9 +54,10 @@ pub fn serve_http(
     stopping: watch::Receiver<bool>,
 ) -> io::Result<Server> {
     let raft_started = Arc::new(Once::new());
+    let connections_max = connections_max();
     let server = Server::build()
         .workers(1)
-        .max_concurrent_connections(connections_max())
+        .max_concurrent_connections(connections_max)
         .shutdown_timeout(SHUTDOWN_DEADLINE.as_secs())
         .disable_signals()
         .listen("http", listener, move || {
@@ -66,6 +68,8 @@ pub fn serve_http(
                 move || app.room_for_writes()
             });
             tokio::task::spawn_local(line.clone().take_turns());
+            let connections = Connections::new(connections_max);
+            tokio::task::spawn_local(connections.clone().keep_room());
             let (app, stopping, accepted_until) = (app.clone(), stopping.clone(), stopping.clone());
             let routes = App::new().app_data(app.clone()).configure(routes);
             let routes = routes.into_factory().map_err(|error: actix_web::Error| error.error_response());
@@ -89,7 +93,8 @@ pub fn serve_http(
                 // An answer is written at once: waiting for more would only delay it.
                 let _ = stream.set_nodelay(true);
                 let peer = stream.peer_addr().ok();
-                let begun = begin(Connection::new(stream, Place::new(line.clone())), accepted_until.clone());
+                let place = Place::new(line.clone(), connections.open());
+                let begun = begin(Connection::new(stream, place), accepted_until.clone());
                 async move { Ok((begun.await?, Protocol::Http1, peer)) }
             })
             .and_then(http)
@@ -104,18 +109,22 @@ pub fn serve_http(
 /// yet is like any other that is idle: it may be so for as long, and is closed without a word. A
 /// 408 that crosses a request would be taken for its answer.
 async fn begin(connection: Connection, mut stopping: watch::Receiver<bool>) -> Result<Connection, DispatchError> {
+    let presence = &connection.place.presence;
     let kind = loop {
         tokio::select! {
             biased;
             _ = stopping.wait_for(|stopping| *stopping) => return Err(DispatchError::DisconnectTimeout),
-            kind = future::poll_fn(|context| poll_kind(&connection.stream, context)) => break kind?,
+            kind = future::poll_fn(|context| connection.poll_kind(context)) => break kind?,
+            () = future::poll_fn(|context| presence.poll_let_go(context)) => {}
             () = tokio::time::sleep(KEEP_ALIVE) => {}
         }
         // After the process stood still, a timer may be heard before what has come meanwhile.
-        if polled(&connection.stream, PollFlags::IN).is_empty() {
+        if connection.has_nothing_to_do() {
             return Err(DispatchError::DisconnectTimeout);
         }
+        presence.stay();
     };
+    presence.wait();
     tokio::select! {
         biased;
         _ = stopping.wait_for(|stopping| *stopping) => Err(DispatchError::DisconnectTimeout),
@@ -124,14 +133,6 @@ async fn begin(connection: Connection, mut stopping: watch::Receiver<bool>) -> R
             Ok(connection)
         }
     }
-}
-
-/// What the request is that comes next, of which something has come.
-fn poll_kind(stream: &TcpStream, context: &mut Context<'_>) -> Poll<io::Result<Kind>> {
-    let mut first = [0; Kind::BYTES];
-    let mut first = ReadBuf::new(&mut first);
-    ready!(stream.poll_peek(context, &mut first))?;
-    Poll::Ready(Ok(Kind::of(first.filled())))
 }
 
 /// As many connections as the system lets this process have beside its files.
@@ -171,6 +172,8 @@ struct Connection {
     as_it_is: AsItIs,
     place: Rc<Place>,
     stream: TcpStream,
+    /// What the request was that was looked at last, if that is certain.
+    kind: Cell<Option<Kind>>,
     /// What is still to be written in place of an empty error.
     replacement: Vec<u8>,
     /// Set while the other side takes nothing of what is written; done when that
@@ -180,7 +183,37 @@ struct Connection {
 
 impl Connection {
     fn new(stream: TcpStream, place: Rc<Place>) -> Self {
-        Connection { as_it_is: AsItIs::default(), place, stream, replacement: Vec::new(), stalled: None }
+        let (as_it_is, kind, replacement) = (AsItIs::default(), Cell::default(), Vec::new());
+        Connection { as_it_is, place, stream, kind, replacement, stalled: None }
+    }
+
+    /// What the request is that comes next, of which something has come.
+    ///
+    /// A client that has asked for data does so again, or goes: to look each time would cost a
+    /// system call for every request of an overloaded node. So one that asks for `/metrics` on
+    /// the same connection stands in line.
+    fn poll_kind(&self, context: &mut Context<'_>) -> Poll<io::Result<Kind>> {
+        if let Some(kind @ (Kind::Own | Kind::PassedOn)) = self.kind.get()
+            && !self.is_given_up(context)
+        {
+            return Poll::Ready(Ok(kind));
+        }
+        let mut first = [0; Kind::BYTES];
+        let mut first = ReadBuf::new(&mut first);
+        ready!(self.stream.poll_peek(context, &mut first))?;
+        let first = first.filled();
+        let kind = Kind::of(first);
+        let is_certain = kind == Kind::PassedOn || memchr::memmem::find(first, b"\r\n\r\n").is_some();
+        self.kind.set(is_certain.then_some(kind));
+        Poll::Ready(Ok(kind))
+    }
+
+    /// Whether the other side sends no more, as far as the thread has heard when it last asked for
+    /// what is new. A client that closes half of a connection and waits for its answer does not
+    /// get it when its turn comes late; far more have gone, and each would take a turn.
+    fn is_given_up(&self, context: &mut Context<'_>) -> bool {
+        let ready = pin!(self.stream.ready(Interest::READABLE));
+        matches!(ready.poll(context), Poll::Ready(Ok(ready)) if ready.is_read_closed())
     }
 
     /// Writes, and gives up on a reader that has stopped: what waits for it takes memory.
@@ -192,6 +225,28 @@ impl Connection {
         }
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_STALL_MAX)));
         stalled.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Whether nothing has come on it that was not read, and nothing waits to be written.
+    fn has_nothing_to_do(&self) -> bool {
+        self.stalled.is_none() && self.replacement.is_empty() && polled(&self.stream, PollFlags::IN).is_empty()
+    }
+
+    /// Reads, if it is this connection's turn.
+    fn poll_read_in_turn(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        ready!(self.stream.poll_read_ready(context))?;
+        ready!(self.place.poll_turn(context, |context| self.poll_kind(context)))?;
+        if self.place.is_called_late() && self.is_given_up(context) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        let length_before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if read.is_pending() {
+            self.place.note_nothing();
+        }
+        ready!(read)?;
+        self.place.note_read(&buffer.filled()[length_before..]);
+        Poll::Ready(Ok(()))
     }
 
     fn poll_replacement(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -206,18 +261,12 @@ impl Connection {
     }
 }
 
-/// Whether the other side sends no more. A client that closes half of a connection and waits
-/// for its answer does not get it then; far more have gone, and each would take a turn.
-fn is_given_up(stream: &TcpStream) -> bool {
-    polled(stream, PollFlags::RDHUP).intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR)
-}
-
-/// Which of `flags` are set now, and errors; none if the system does not say.
+/// Which of `flags` are set now, and errors; all if the system does not say.
 fn polled(stream: &TcpStream, flags: PollFlags) -> PollFlags {
     let mut poll = [PollFd::new(stream, flags)];
     match rustix::event::poll(&mut poll, Some(&Timespec::default())) {
         Ok(_) => poll[0].revents(),
-        Err(_) => PollFlags::empty(),
+        Err(_) => flags,
     }
 }
 
@@ -227,15 +276,15 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        ready!(self.stream.poll_read_ready(context))?;
-        ready!(self.place.poll_turn(context, |context| poll_kind(&self.stream, context)))?;
-        if self.place.is_called_late() && is_given_up(&self.stream) {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        let read = self.poll_read_in_turn(context, buffer);
+        if read.is_pending() && self.place.presence.poll_let_go(context).is_ready() {
+            if self.has_nothing_to_do() {
+                // As if the client had closed it.
+                return Poll::Ready(Ok(()));
+            }
+            self.place.presence.stay();
         }
-        let length_before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        self.place.note_read(&buffer.filled()[length_before..]);
-        Poll::Ready(Ok(()))
+        read
     }
 }
 
@@ -295,7 +344,12 @@ fn replace_empty_error(bytes: &[u8]) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
+    use crate::app::Room;
 
     /// An empty error gets a body, after whatever was answered before it.
     #[test]
@@ -310,6 +364,43 @@ mod tests {
                 assert!(head.contains(&format!("content-length: {}\r\n", body.len())), "{replaced}");
                 assert!(body.starts_with(&format!("{{\"Err\":{{\"{code}\":{{")), "{replaced}");
             }
+        }
+    }
+
+    /// A connection for data is known by its first request, and so is the end of one; of others
+    /// each request is looked at.
+    ///
+    /// Method: a connection a row, two requests on it, then its end.
+    #[tokio::test]
+    async fn what_comes_on_a_connection() {
+        let own = "PUT /v1/kv/a HTTP/1.1\r\n\r\n";
+        let passed_on = "PUT /v1/kv/a HTTP/1.1\r\nraft-forwarded: x\r\n\r\n";
+        let look = "GET /metrics HTTP/1.1\r\n\r\n";
+        let rpc = "POST /raft-append HTTP/1.1\r\n\r\n";
+        for (requests, kinds) in [
+            ([own, look], [Kind::Own, Kind::Own]),
+            ([passed_on, look], [Kind::PassedOn, Kind::PassedOn]),
+            ([look, own], [Kind::Look, Kind::Own]),
+            ([rpc, own], [Kind::AtOnce, Kind::Own]),
+            (["PUT /v1/kv/a HTTP/1.1\r\n", passed_on], [Kind::Own, Kind::PassedOn]),
+        ] {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (stream, _) = listener.accept().await.unwrap();
+            let line = Line::new(|| Room { free: 1, kept: 0 });
+            let mut connection = Connection::new(stream, Place::new(line, Connections::new(1).open()));
+            for (request, kind) in requests.into_iter().zip(kinds) {
+                client.write_all(request.as_bytes()).await.unwrap();
+                let found = future::poll_fn(|context| connection.poll_kind(context)).await.unwrap();
+                assert_eq!(found, kind, "{request:?} of {requests:?}");
+                connection.stream.read_exact(&mut vec![0; request.len()]).await.unwrap();
+            }
+            client.shutdown().await.unwrap();
+            while !future::poll_fn(|context| Poll::Ready(connection.is_given_up(context))).await {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let found = future::poll_fn(|context| connection.poll_kind(context)).await.unwrap();
+            assert_eq!(found, Kind::AtOnce, "the end, after {requests:?}");
         }
     }
 

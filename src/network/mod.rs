@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod cluster_hash;
+mod crowd;
 pub mod forward;
 mod gate;
 pub mod kv;

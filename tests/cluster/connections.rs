@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use raft_key_value::NodeId;
-use raft_key_value::config::{CONNECTION_IDLE_MAX, WRITE_STALL_MAX};
+use raft_key_value::config::{CONNECTION_IDLE_MAX, KEEP_ALIVE, WRITE_STALL_MAX};
 use reqwest::Method;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -311,9 +311,104 @@ async fn followers_with_few_open_files_go_on() {
     for id in ALL {
         let value = format!("through {id}");
         cluster.write(id, "after", &value).await;
-        // What the other follower has left open to the leader may take all that the leader accepts.
+        // What the other follower has left open to the leader may take all that the leader accepts, for a while.
         let deadline = CONNECTION_IDLE_MAX + DEADLINE;
         let read = eventually("a linearizable read", deadline, async || cluster.consistent_read(id, "after").await);
         assert_eq!(read.await, value, "on node {id}");
+    }
+}
+
+/// Connections that nobody uses make room for clients that come, those that have done nothing for
+/// longest first; a watch, a request that is under way and a client that goes on asking stay.
+///
+/// Method: one node that may have 256 files open, so that it accepts 25 connections. A watch, half
+/// a request and a client that asks all the time are there first, then more connections than there
+/// is room for, half of which were used once. A client that comes after them all puts, long before
+/// an idle connection is closed for its age; the watch hears of it. (The half request has 10 s to
+/// come to its end, of which it needs those until the first connection was closed.)
+#[tokio::test]
+async fn idle_connections_make_room() {
+    const IDLE: usize = 30;
+    const GET: &str = "GET /v1/kv?limit=1 HTTP/1.1\r\nhost: x\r\n\r\n";
+    const HALF: &str = "PUT /v1/kv/half HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nha";
+    raise_open_files(OPEN_FILES);
+    let mut cluster = TestCluster::form("idle-connections", &[1], CALM).await;
+    limit_files(&mut cluster, &[1]).await;
+    let addr = cluster.addr(1).to_owned();
+    let mut watch = connect_and_send(&addr, "GET /v1/watch?key=k HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    read_until(&mut watch, "200 OK").await;
+    let mut half = connect_and_send(&addr, HALF).await;
+    let mut busy = connect_and_send(&addr, "").await;
+    let busy = tokio::spawn(async move {
+        loop {
+            busy.write_all(GET.as_bytes()).await.unwrap();
+            read_until(&mut busy, "\"revision\"").await;
+        }
+    });
+    let mut idle = Vec::new();
+    for number in 0..IDLE {
+        idle.push(connect_and_send(&addr, if number % 2 == 0 { "" } else { GET }).await);
+    }
+    // Whoever was there first goes first, and without a word that could be taken for an answer.
+    assert_eq!(read_to_end(&mut idle[0]).await, "");
+    half.write_all(b"lf").await.unwrap();
+    read_until(&mut half, "200 OK").await;
+    let used = read_to_end(&mut idle[1]).await;
+    assert!(used.starts_with("HTTP/1.1 200 OK") && used.matches("HTTP/1.1").count() == 1, "{used:?}");
+
+    let http = Http::new();
+    let request = http.request(Method::PUT, &addr, "/v1/kv/k", &[], "v".to_owned());
+    let answer = tokio::time::timeout(KEEP_ALIVE / 2, request).await.expect("it is let in").unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    read_until(&mut watch, "\"put\"").await;
+    assert!(!busy.is_finished(), "it was closed while it was used");
+    busy.abort();
+    cluster.assert_alive();
+}
+
+/// A head that does not come to its end is given up on a connection that was used before, too, and without
+/// a word that could be taken for the answer to something else.
+///
+/// Method: one request on a connection, and its answer; then half of another one's head, the rest
+/// of which comes byte by byte.
+#[tokio::test]
+async fn a_second_head_that_does_not_end_is_given_up() {
+    const PAUSE: Duration = Duration::from_millis(500);
+    let cluster = TestCluster::form("second-head", &[1], CALM).await;
+    let mut stream = connect_and_send(cluster.addr(1), "GET /v1/kv?limit=1 HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    read_until(&mut stream, "\"revision\"").await;
+    stream.write_all(b"PUT /v1/kv/k HTTP/1.1\r\nx: ").await.unwrap();
+    let (mut read_half, mut write_half) = stream.into_split();
+    let trickle = tokio::spawn(async move {
+        while write_half.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(PAUSE).await;
+        }
+    });
+    let mut rest = Vec::new();
+    // Bytes that cross the end are answered with a reset.
+    let _ = tokio::time::timeout(DEADLINE, read_half.read_to_end(&mut rest)).await.expect("it is closed");
+    assert_eq!(String::from_utf8_lossy(&rest), "");
+    trickle.abort();
+}
+
+async fn read_to_end(stream: &mut TcpStream) -> String {
+    let mut read = Vec::new();
+    tokio::time::timeout(DEADLINE, stream.read_to_end(&mut read)).await.expect("it is closed").unwrap();
+    String::from_utf8(read).unwrap()
+}
+
+async fn connect_and_send(addr: &str, request: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream
+}
+
+/// Reads until this has come.
+async fn read_until(stream: &mut TcpStream, wanted: &str) {
+    let mut read = Vec::with_capacity(4096);
+    while !String::from_utf8_lossy(&read).contains(wanted) {
+        let came = tokio::time::timeout(DEADLINE, stream.read_buf(&mut read)).await;
+        let came = came.unwrap_or_else(|_| panic!("{wanted} has not come, but {:?}", String::from_utf8_lossy(&read)));
+        assert_ne!(came.unwrap(), 0, "it was closed after {:?}", String::from_utf8_lossy(&read));
     }
 }
