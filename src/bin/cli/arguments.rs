@@ -209,7 +209,8 @@ pub struct Delete {
     #[arg(required_unless_present = "prefix")]
     pub key: Option<String>,
     /// Remove all keys that begin with this, which is not empty
-    #[arg(long, value_parser = NonEmptyStringValueParser::new(), conflicts_with_all = ["key", "if_present", "if_revision", "idempotency_key"])]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
+    #[arg(conflicts_with_all = ["key", "if_present", "if_revision", "idempotency_key"])]
     pub prefix: Option<String>,
     #[command(flatten)]
     pub options: WriteOptions,
