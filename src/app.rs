@@ -45,8 +45,55 @@ pub struct ExampleApp {
     disk_space_low: AtomicBool,
     exclusion: watch::Sender<Option<Exclusion>>,
     stopping: watch::Sender<bool>,
-    /// Why the disk of this node cannot be trusted any more, once that is so.
-    disk_failure: watch::Sender<Option<String>>,
+    /// Why the node must end, once that is so.
+    failure: watch::Sender<Option<Failure>>,
+}
+
+/// Why a node must end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Writing a file failed, so what is on disk is not known.
+    Disk(String),
+    /// This background task ended, and nothing else does its work.
+    Task(&'static str),
+}
+
+/// Held by a background task that must run as long as its node: ends the node if the task ends,
+/// by a panic too.
+#[derive(Debug)]
+pub struct Essential {
+    /// The task's name, until its work is done.
+    task: Option<&'static str>,
+    failure: watch::Sender<Option<Failure>>,
+}
+
+impl Essential {
+    /// Runs a task that must not end.
+    pub async fn run(self, task: impl Future<Output = ()>) {
+        task.await;
+    }
+
+    /// Lets the task end: its work is done.
+    pub fn fulfilled(mut self) {
+        self.task = None;
+    }
+}
+
+impl Drop for Essential {
+    fn drop(&mut self) {
+        if let Some(task) = self.task {
+            fail(&self.failure, Failure::Task(task));
+        }
+    }
+}
+
+/// Keeps the first failure: the others may follow from it.
+fn fail(sender: &watch::Sender<Option<Failure>>, failure: Failure) {
+    sender.send_if_modified(|known| {
+        let is_first = known.is_none();
+        known.get_or_insert(failure);
+        is_first
+    });
 }
 
 /// What a node is at this moment.
@@ -108,7 +155,7 @@ impl ExampleApp {
             disk_space_low: AtomicBool::new(false),
             exclusion: watch::Sender::new(None),
             stopping: watch::Sender::new(false),
-            disk_failure: watch::Sender::new(None),
+            failure: watch::Sender::new(None),
         }
     }
 
@@ -210,14 +257,24 @@ impl ExampleApp {
 
     /// Says that writing a file failed: the node must end.
     pub fn set_disk_failure(&self, why: String) {
-        self.disk_failure.send_replace(Some(why));
+        fail(&self.failure, Failure::Disk(why));
     }
 
-    /// Done when writing a file has failed.
-    pub async fn disk_failed(&self) -> String {
-        let mut failure = self.disk_failure.subscribe();
-        let failed = failure.wait_for(Option::is_some).await;
-        failed.ok().and_then(|why| why.clone()).unwrap_or_default()
+    /// What a background task holds that the node cannot do without; `task` names it.
+    pub fn essential(&self, task: &'static str) -> Essential {
+        Essential { task: Some(task), failure: self.failure.clone() }
+    }
+
+    /// Done when the node must end.
+    pub async fn failed(&self) -> Failure {
+        let mut failure = self.failure.subscribe();
+        loop {
+            if let Some(failure) = failure.borrow_and_update().clone() {
+                return failure;
+            }
+            // An error would mean that the sender is gone, which is here.
+            let _ = failure.changed().await;
+        }
     }
 
     /// Whether the disk is nearly full.
@@ -236,4 +293,23 @@ impl ExampleApp {
 fn is_member_in(metrics: &RaftServerMetrics<TypeConfig>, id: NodeId) -> bool {
     let memberships = [&metrics.membership_config, &metrics.committed_membership_config];
     memberships.into_iter().any(|stored| stored.membership().get_node(&id).is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A task that panics or returns ends the node; one that is done with its work does not.
+    #[tokio::test]
+    async fn essential_tasks() {
+        let failure = watch::Sender::new(None);
+        let essential = |task| Essential { task: Some(task), failure: failure.clone() };
+        essential("recovery").fulfilled();
+        assert_eq!(*failure.borrow(), None);
+        let panicking = async { assert_eq!(1, 2, "a panic that this test wants") };
+        tokio::spawn(essential("expiry").run(panicking)).await.unwrap_err();
+        assert_eq!(*failure.borrow(), Some(Failure::Task("expiry")));
+        tokio::spawn(essential("self-check").run(async {})).await.unwrap();
+        assert_eq!(*failure.borrow(), Some(Failure::Task("expiry")), "the first one counts");
+    }
 }

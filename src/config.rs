@@ -254,6 +254,16 @@ pub const DISK_FREE_BYTES_MIN: u64 = 128 << 20;
 /// How often the free disk space is looked up.
 pub const DISK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
+// ---- log output ----
+
+/// Bytes of log lines that wait to be written; what does not fit is dropped and counted. The
+/// thread that writes them holds as much again.
+pub const LOG_QUEUE_BYTES_MAX: usize = 1 << 20;
+/// How long to wait before writing again to a non-blocking standard error that is full.
+pub const LOG_RETRY_PAUSE: Duration = Duration::from_millis(10);
+/// How long a process that ends waits for its last log lines to be written.
+pub const LOG_FLUSH_DEADLINE: Duration = Duration::from_secs(1);
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -326,10 +336,10 @@ Exit codes of a node:
    2  a wrong flag or environment variable
   65  damaged data: nothing was changed; or other data than the leader's
   69  cannot listen on --http-addr
-  70  Raft stopped after an error; starting again recovers
+  70  Raft or a background task stopped after an error; starting again recovers
   73  another process runs on this data directory
   74  the disk failed or is full
-  78  the data belongs to another node or to a newer version"
+  78  the data belongs to another node, another user or a newer version"
 )]
 pub struct Config {
     /// This node's number; no two nodes of a cluster ever share one

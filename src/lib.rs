@@ -14,6 +14,7 @@
 //! | [`server`] | a node from start to stop |
 //! | [`client`] | [`ExampleClient`], which follows the leader |
 //! | [`connection`] | how nodes are dialled |
+//! | [`telemetry`] | logging |
 //! | [`error`] | error, status and outcome of a request |
 //! | [`seeded_bug`] | bugs that test the tests, never in a release |
 //!
@@ -33,6 +34,7 @@ pub mod operation;
 pub mod seeded_bug;
 pub mod server;
 pub mod store;
+pub mod telemetry;
 pub mod types;
 
 use std::net::TcpListener;

@@ -14,7 +14,7 @@ use openraft::errors::Fatal;
 use openraft::metrics::RaftMetrics;
 use tokio::sync::watch;
 
-use crate::app::{ExampleApp, Role};
+use crate::app::{ExampleApp, Failure, Role};
 use crate::config::{
     Config, ConfigError, DISK_CHECK_INTERVAL, DISK_FREE_BYTES_MIN, EXPIRY_INTERVAL, HAND_OVER_DEADLINE,
     SELF_CHECK_INTERVAL, SHUTDOWN_DEADLINE,
@@ -49,6 +49,9 @@ pub enum ServeError {
     /// The disk failed while the node was running.
     #[error("the disk failed, and the node stopped before it could acknowledge anything more: {0}")]
     Storage(String),
+    /// A background task that the node needs ended.
+    #[error("the task `{0}` ended unexpectedly, see the log; starting the node again recovers it")]
+    Task(&'static str),
     /// Raft stopped by itself.
     #[error("Raft stopped: {0}; starting the node again recovers it")]
     Raft(String),
@@ -68,10 +71,12 @@ impl ServeError {
                 StoreError::Damaged { .. } | StoreError::OtherState { .. } | StoreError::MemoryChanged,
             ) => 65,
             ServeError::Listen { .. } => 69,
-            ServeError::Raft(_) | ServeError::Http(_) => 70,
+            ServeError::Raft(_) | ServeError::Http(_) | ServeError::Task(_) => 70,
             ServeError::Store(StoreError::Locked { .. }) => 73,
             ServeError::Store(StoreError::Io { .. }) | ServeError::Storage(_) => 74,
-            ServeError::Store(StoreError::OtherNode { .. } | StoreError::NewerFormat { .. }) => 78,
+            ServeError::Store(
+                StoreError::OtherNode { .. } | StoreError::NewerFormat { .. } | StoreError::NotPrivate { .. },
+            ) => 78,
         }
     }
 }
@@ -81,6 +86,15 @@ impl From<Fatal<TypeConfig>> for ServeError {
         match fatal {
             Fatal::StorageError(error) => ServeError::Storage(error.to_string()),
             Fatal::Panicked | Fatal::Stopped => ServeError::Raft(fatal.to_string()),
+        }
+    }
+}
+
+impl From<Failure> for ServeError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Disk(why) => ServeError::Storage(why),
+            Failure::Task(task) => ServeError::Task(task),
         }
     }
 }
@@ -114,9 +128,9 @@ pub async fn serve(
     let http = serve_http(listener, app.clone(), stopping_rx).map_err(ServeError::Http)?;
     let http_handle = http.handle();
     let recovery = tokio::spawn(recover(app.clone(), at_start));
-    let disk_watch = tokio::spawn(watch_disk_space(app.clone()));
-    let expiry = tokio::spawn(expire(app.clone()));
-    let self_check = tokio::spawn(announce_hashes(app.clone()));
+    let disk_watch = tokio::spawn(app.essential("disk space").run(watch_disk_space(app.clone())));
+    let expiry = tokio::spawn(app.essential("expiry").run(expire(app.clone())));
+    let self_check = tokio::spawn(app.essential("self-check").run(announce_hashes(app.clone())));
     tracing::info!(
         "node {} listens on {local_addr}, is reached at {}, keeps its data in `{}`",
         config.id,
@@ -128,7 +142,7 @@ pub async fn serve(
     let result = tokio::select! {
         () = shutdown => Ok(()),
         fatal = core_stopped(&raft) => Err(state_error(&store).unwrap_or_else(|| ServeError::from(fatal))),
-        why = app.disk_failed() => Err(ServeError::Storage(why)),
+        failure = app.failed() => Err(ServeError::from(failure)),
         result = http => match result {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(ServeError::Http(error)),
@@ -208,10 +222,13 @@ impl AtStart {
 /// Waits until the node has all it had acknowledged or shown before it was started.
 async fn recover(app: web::Data<ExampleApp>, at_start: AtStart) {
     let has_recovered = |metrics: &RaftMetrics<TypeConfig>| at_start.has_recovered(metrics);
+    let essential = app.essential("recovery");
     let wait = app.raft.wait(None);
     if at_start.pristine || wait.metrics(has_recovered, "what was there at the start is applied").await.is_ok() {
         app.set_recovered();
     }
+    // It has done its work; or Raft has stopped, which is reported as that.
+    essential.fulfilled();
 }
 
 /// Says who leads whenever that changes, and is done when Raft has stopped.

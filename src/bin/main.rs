@@ -8,8 +8,10 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{CommandFactory, FromArgMatches};
-use raft_key_value::config::{Config, LogFormat};
+use raft_key_value::config::{Config, LOG_FLUSH_DEADLINE, LogFormat};
+use raft_key_value::telemetry::logging::{LogWriter, log_panic};
 use raft_key_value::{ServeError, serve};
+use rustix::fs::Mode;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -31,7 +33,7 @@ fn main() -> ExitCode {
     });
     match parsed {
         Ok(code) => code,
-        Err(error) if error.use_stderr() => fail(EXIT_USAGE, &one_line(&error)),
+        Err(error) if error.use_stderr() => fail(EXIT_USAGE, &one_line(&error), io::stderr()),
         Err(error) => {
             // `--help` or `--version`: a closed pipe on the other side is no failure.
             let _ = error.print();
@@ -41,26 +43,47 @@ fn main() -> ExitCode {
 }
 
 fn start(config: Config) -> ExitCode {
-    #[cfg(feature = "seeded-bugs")]
-    if let Err(message) = raft_key_value::seeded_bug::check() {
-        return fail(EXIT_USAGE, &message);
-    }
-    match run(config) {
+    // What the node writes is for its own user alone, whatever umask it was started with.
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
+    let drop_notice = match config.log_format {
+        LogFormat::Text => |dropped| format!("WARN {}\n", dropped_lines(dropped)),
+        LogFormat::Json => |dropped| {
+            let message = dropped_lines(dropped);
+            format!("{}\n", serde_json::json!({"level": "WARN", "fields": {"message": message, "dropped": dropped}}))
+        },
+    };
+    let log = match LogWriter::start(io::stderr(), drop_notice) {
+        Ok(log) => log,
+        Err(error) => return fail(EXIT_SOFTWARE, &format!("cannot start the log's thread: {error}"), io::stderr()),
+    };
+    let code = match run_logged(config, &log) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            match error.downcast_ref::<ServeError>() {
-                // It names its cause itself.
-                Some(error) => fail(error.exit_code(), &error.to_string()),
-                None => fail(EXIT_SOFTWARE, &format!("{error:#}")),
-            }
-        }
-    }
+        // Nobody may be reading standard error, so the last line goes the way of all others.
+        Err((code, message)) => fail(code, &message, log.clone()),
+    };
+    log.flush(LOG_FLUSH_DEADLINE);
+    code
 }
 
-fn run(config: Config) -> anyhow::Result<()> {
+fn dropped_lines(dropped: u64) -> String {
+    format!("{dropped} log lines were dropped because standard error did not accept them in time")
+}
+
+/// Runs a node; an error is the exit code and what to say.
+fn run_logged(config: Config, log: &LogWriter) -> Result<(), (u8, String)> {
+    #[cfg(feature = "seeded-bugs")]
+    raft_key_value::seeded_bug::check().map_err(|message| (EXIT_USAGE, message))?;
+    run(config, log).map_err(|error| match error.downcast_ref::<ServeError>() {
+        // It names its cause itself.
+        Some(error) => (error.exit_code(), error.to_string()),
+        None => (EXIT_SOFTWARE, format!("{error:#}")),
+    })
+}
+
+fn run(config: Config, log: &LogWriter) -> anyhow::Result<()> {
     config.validate().map_err(ServeError::Config)?;
     let addrs = config.socket_addrs().map_err(ServeError::Config)?;
-    if let Err(message) = start_logging(&config) {
+    if let Err(message) = start_logging(&config, log) {
         return Err(ServeError::Config(raft_key_value::config::ConfigError::log_level(&config, &message)).into());
     }
     // Only starts and stops the node; requests and Raft run on a thread of their own.
@@ -86,7 +109,7 @@ fn shutdown_signal() -> anyhow::Result<impl Future<Output = ()>> {
     })
 }
 
-fn start_logging(config: &Config) -> Result<(), String> {
+fn start_logging(config: &Config, log: &LogWriter) -> Result<(), String> {
     let level = config.log_level.to_ascii_lowercase();
     let filter = match level.as_str() {
         // The libraries report every failed attempt to reach a node; this
@@ -98,7 +121,10 @@ fn start_logging(config: &Config) -> Result<(), String> {
         _ => return Err("it is no level".to_owned()),
     };
     let filter = EnvFilter::try_new(filter).map_err(|error| error.to_string())?;
-    let logging = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let logging = tracing_subscriber::fmt().with_env_filter(filter).with_writer(log.clone());
+    // It reports its own failures with `eprintln!`, which panics if standard error cannot be written.
+    let logging = logging.log_internal_errors(false);
+    std::panic::set_hook(Box::new(log_panic));
     match config.log_format {
         LogFormat::Text => logging.with_target(false).with_ansi(false).init(),
         LogFormat::Json => logging.json().init(),
@@ -115,8 +141,8 @@ fn one_line(error: &clap::Error) -> String {
     format!("{}; see --help", line.trim_start_matches("error: "))
 }
 
-fn fail(code: u8, message: &str) -> ExitCode {
-    // Nothing is left to be done if standard error is closed too.
-    let _ = writeln!(io::stderr(), "error: {message}");
+fn fail(code: u8, message: &str, mut to: impl Write) -> ExitCode {
+    // One write, so that no other line comes between; nothing is left to do if it fails.
+    let _ = to.write_all(format!("error: {message}\n").as_bytes());
     ExitCode::from(code)
 }

@@ -67,9 +67,9 @@ pub fn serve_http(
                 let app = app.clone();
                 move || app.room_for_writes()
             });
-            tokio::task::spawn_local(line.clone().take_turns());
+            tokio::task::spawn_local(app.essential("admission").run(line.clone().take_turns()));
             let connections = Connections::new(connections_max);
-            tokio::task::spawn_local(connections.clone().keep_room());
+            tokio::task::spawn_local(app.essential("idle reaping").run(connections.clone().keep_room()));
             let (app, stopping, accepted_until) = (app.clone(), stopping.clone(), stopping.clone());
             let routes = App::new().app_data(app.clone()).configure(routes);
             let routes = routes.into_factory().map_err(|error: actix_web::Error| error.error_response());

@@ -229,7 +229,7 @@ async fn save(
         app.set_disk_failure(what);
         forward::stopping()
     };
-    let mut file = tokio::fs::File::create(temporary.path()).await.map_err(failed)?;
+    let mut file = tokio::fs::File::from_std(temporary.create().map_err(failed)?);
     let mut chunk = first;
     loop {
         file.write_all(&chunk).await.map_err(failed)?;

@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use super::ownership;
 use crate::seeded_bug::{self, SeededBug};
 
 /// The ending of a file that is being written.
@@ -22,7 +23,7 @@ pub fn temporary_path(path: &Path) -> PathBuf {
 /// Replaces `path`; after a crash it holds all the old bytes or all the new.
 pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = temporary_path(path);
-    let mut file = File::create(&temporary)?;
+    let mut file = ownership::create_file(&temporary)?;
     file.write_all(bytes)?;
     publish(file, &temporary, path)
 }
@@ -56,7 +57,7 @@ pub fn create_directory(path: &Path) -> io::Result<()> {
     }
     let parent = parent_of(path);
     create_directory(parent)?;
-    match fs::create_dir(path) {
+    match ownership::create_directory(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
         other => other?,
     }

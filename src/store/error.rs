@@ -80,6 +80,15 @@ pub enum StoreError {
         wanted: NodeId,
     },
 
+    /// Users other than the one that runs the node could change the directory, or a file leads out of it.
+    #[error("`{}` {what}; nothing was changed", path.display())]
+    NotPrivate {
+        /// The directory or file.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        what: String,
+    },
+
     /// A later version of this program wrote the directory.
     #[error(
         "`{}` has format {found}, and this program knows formats up to {known}; start the version that wrote it, or a later one",

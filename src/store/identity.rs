@@ -12,14 +12,14 @@
 //! that no flipped byte goes unseen.
 
 use std::fmt;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::durable;
 use super::error::StoreError;
+use super::{durable, ownership};
 use crate::types::NodeId;
 
 /// The version of the data directory's layout that this program writes: 2 since
@@ -29,6 +29,8 @@ use crate::types::NodeId;
 /// cannot read for damage.
 pub const FORMAT_VERSION: u32 = 3;
 const FIRST_FORMAT_VERSION: u32 = 1;
+/// More than any version writes, in bytes; the rest of a longer file is not read.
+const IDENTITY_BYTES_MAX: u64 = 4096;
 
 /// The random number that all nodes of a cluster share; 16 hexadecimal digits as text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -135,11 +137,18 @@ impl IdentityFile {
 
     /// What the file says; `None` if it is not there.
     pub fn read(&self) -> Result<Option<Identity>, StoreError> {
-        match fs::read(&self.path) {
+        match self.read_bytes() {
             Ok(bytes) => Identity::decode(&self.path, &bytes).map(Some),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(StoreError::io("read", &self.path, error)),
         }
+    }
+
+    fn read_bytes(&self) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let file = ownership::options().read(true).open(&self.path)?;
+        file.take(IDENTITY_BYTES_MAX).read_to_end(&mut bytes)?;
+        Ok(bytes)
     }
 
     /// Writes the identity of a node that has none yet.
@@ -153,7 +162,7 @@ impl IdentityFile {
 
     /// Replaces the file by one of the current format, unless it is one.
     pub fn upgrade(&self, identity: &Identity) -> Result<(), StoreError> {
-        let bytes = fs::read(&self.path).map_err(|error| StoreError::io("read", &self.path, error))?;
+        let bytes = self.read_bytes().map_err(|error| StoreError::io("read", &self.path, error))?;
         if bytes == identity.encode(FORMAT_VERSION) { Ok(()) } else { self.write(identity) }
     }
 
@@ -175,7 +184,7 @@ impl DirectoryLock {
     pub fn acquire(directory: &Path) -> Result<Self, StoreError> {
         let path = directory.join("LOCK");
         let failed = |action, error| StoreError::io(action, &path, error);
-        let mut file = OpenOptions::new()
+        let mut file = ownership::options()
             .read(true)
             .write(true)
             .create(true)

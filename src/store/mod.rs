@@ -19,6 +19,7 @@ pub mod identity;
 pub mod listing;
 pub mod log;
 pub mod log_check;
+pub mod ownership;
 pub mod requests;
 pub mod self_check;
 pub mod snapshot;
@@ -73,6 +74,7 @@ impl ExampleStore {
     #[doc(hidden)]
     pub fn open_with(data_dir: &Path, node_id: NodeId, sizes: LogSizes) -> Result<Self, StoreError> {
         let directory = data_dir.join(format!("node-{node_id}"));
+        ownership::check(data_dir, &directory)?;
         durable::create_directory(&directory).map_err(|error| StoreError::io("create", &directory, error))?;
         let lock = DirectoryLock::acquire(&directory)?;
 
@@ -104,6 +106,7 @@ impl ExampleStore {
         for path in [&log_directory, &snapshot_directory] {
             durable::create_directory(path).map_err(|error| StoreError::io("create", path, error))?;
         }
+        ownership::restrict(&directory)?;
         snapshots.clean()?;
         // A process that was killed may leave names that are seen and not yet durable.
         for path in [durable::parent_of(&directory), &directory, &log_directory, &snapshot_directory] {

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::durable::{self, TEMPORARY_EXTENSION};
 use super::error::StoreError;
 use super::log_check::CheckedLog;
+use super::ownership;
 use super::snapshot_format::{self, meta_of};
 use super::state_machine::ExampleStateMachine;
 use crate::config::{DISK_FREE_BYTES_MIN, SNAPSHOT_FRAME_BYTES, SNAPSHOTS_KEPT};
@@ -52,6 +53,15 @@ impl TemporaryFile {
     /// Where the file is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Creates the file, for writing.
+    ///
+    /// # Errors
+    ///
+    /// As [`File::create_new`].
+    pub fn create(&self) -> io::Result<File> {
+        ownership::create_file(&self.path)
     }
 }
 
@@ -142,7 +152,7 @@ impl SnapshotDirectory {
         let meta = meta_of(machine);
         let temporary = self.temporary_file();
         let failed = |error| StoreError::io("write", &temporary.path, error);
-        let mut file = File::create_new(&temporary.path).map_err(failed)?;
+        let mut file = temporary.create().map_err(failed)?;
         let is_as_applied = snapshot_format::write(machine, &meta, &mut file).map_err(failed)?;
         if !is_as_applied {
             return Err(StoreError::MemoryChanged);
@@ -310,7 +320,7 @@ fn open_for_reading(path: &Path) -> Result<SnapshotFile, StoreError> {
 }
 
 fn copy(snapshot: &SnapshotFile, path: &Path) -> io::Result<()> {
-    let mut file = File::create_new(path)?;
+    let mut file = ownership::create_file(path)?;
     let mut part = vec![0; SNAPSHOT_FRAME_BYTES];
     let mut offset = 0;
     loop {

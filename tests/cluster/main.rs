@@ -6,6 +6,8 @@
 //! | [`test_cluster`] | does the demo work, and who answers what |
 //! | [`restart`] | what is left after kill, stop and pause |
 //! | [`exit_codes`] | how a process ends, and what it says then |
+//! | [`data_directory`] | who else can reach a node's files, and what do planted ones do |
+//! | [`logging`] | does a node depend on who reads its log |
 //! | [`snapshots`] | does a node get what the logs no longer have |
 //! | [`partition`] | what does a node do that the others do not reach |
 //! | [`outcomes`] | what is known when a request fails half-way |
@@ -38,11 +40,13 @@ mod cli;
 mod client;
 mod compat;
 mod connections;
+mod data_directory;
 mod exit_codes;
 mod harness;
 mod idempotency;
 mod kv;
 mod list;
+mod logging;
 mod membership;
 mod openapi;
 mod outcomes;

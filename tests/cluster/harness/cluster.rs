@@ -31,6 +31,7 @@ pub struct TestCluster {
     name: &'static str,
     nodes: BTreeMap<NodeId, TestNode>,
     flags: Vec<&'static str>,
+    umask: Option<&'static str>,
     http: Http,
     directory: TempDir,
     _slot: SemaphorePermit<'static>,
@@ -42,8 +43,15 @@ impl TestCluster {
         let slot = SLOTS.acquire().await.unwrap();
         let directory = tempfile::Builder::new().prefix(&format!("rkv-test-{name}-")).tempdir().unwrap();
         let http = Http::new();
-        let mut cluster =
-            TestCluster { name, nodes: BTreeMap::new(), flags: flags.to_vec(), http, directory, _slot: slot };
+        let mut cluster = TestCluster {
+            name,
+            nodes: BTreeMap::new(),
+            flags: flags.to_vec(),
+            umask: None,
+            http,
+            directory,
+            _slot: slot,
+        };
         for id in ids {
             cluster.add_node(*id).await;
         }
@@ -79,9 +87,21 @@ impl TestCluster {
 
     /// Starts one more node, which belongs to no cluster yet.
     pub async fn add_node(&mut self, id: NodeId) {
-        let node = TestNode::start(id, self.directory.path(), &self.flags, &self.http).await;
+        let directory = self.directory.path();
+        let node = match self.umask {
+            None => TestNode::start(id, directory, &self.flags, &self.http).await,
+            Some(umask) => {
+                let shell = format!("umask {umask}");
+                TestNode::start_after(shell, id, directory, &self.flags, &self.http).await
+            }
+        };
         let replaced = self.nodes.insert(id, node);
         assert!(replaced.is_none(), "node {id} was there already");
+    }
+
+    /// Has nodes that are added from now on start with this umask.
+    pub fn set_umask(&mut self, umask: &'static str) {
+        self.umask = Some(umask);
     }
 
     // ---- processes ----

@@ -1,6 +1,7 @@
 //! One node: its process, its address, its directory and its log.
 
 use std::fs::{self, OpenOptions};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 
@@ -26,7 +27,9 @@ pub struct TestNode {
     data_dir: PathBuf,
     log_path: PathBuf,
     settings: Settings,
-    files_max: Option<u64>,
+    /// Run before the program, for what a process inherits.
+    shell: Option<String>,
+    stderr: Option<OwnedFd>,
     child: Option<Child>,
 }
 
@@ -43,22 +46,29 @@ impl TestNode {
     /// Starts a node on a free port, with its data below `directory`, and waits until it answers.
     pub async fn start(id: NodeId, directory: &Path, flags: &[&str], http: &Http) -> Self {
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        Self::start_with(id, directory, Settings::Flags(flags), http).await
+        Self::start_with(id, directory, Settings::Flags(flags), None, http).await
+    }
+
+    /// The same, after shell commands that set what the process inherits, such as `umask 022`.
+    pub async fn start_after(shell: String, id: NodeId, directory: &Path, flags: &[&str], http: &Http) -> Self {
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        Self::start_with(id, directory, Settings::Flags(flags), Some(shell), http).await
     }
 
     /// The same, with no flags at all.
     pub async fn start_by_environment(id: NodeId, directory: &Path, http: &Http) -> Self {
-        Self::start_with(id, directory, Settings::Environment, http).await
+        Self::start_with(id, directory, Settings::Environment, None, http).await
     }
 
-    async fn start_with(id: NodeId, directory: &Path, settings: Settings, http: &Http) -> Self {
+    async fn start_with(id: NodeId, directory: &Path, settings: Settings, shell: Option<String>, http: &Http) -> Self {
         let mut node = TestNode {
             id,
             addr: String::new(),
             data_dir: directory.join("data"),
             log_path: directory.join(format!("node-{id}.log")),
             settings,
-            files_max: None,
+            shell,
+            stderr: None,
             child: None,
         };
         for _ in 0..STARTS_MAX {
@@ -87,9 +97,9 @@ impl TestNode {
     async fn spawn(&mut self, http: &Http) -> Result<(), Option<i32>> {
         let log = OpenOptions::new().create(true).append(true).open(&self.log_path).unwrap();
         let mut command = match &self.settings {
-            Settings::Flags(_) => match self.files_max {
+            Settings::Flags(_) => match &self.shell {
                 None => process::command(self.arguments()),
-                Some(files_max) => process::command_with_files(files_max, self.arguments()),
+                Some(shell) => process::command_after(shell, self.arguments()),
             },
             Settings::Environment => {
                 let mut command = process::command::<&str>([]);
@@ -98,7 +108,11 @@ impl TestNode {
                 command
             }
         };
-        command.stdout(log.try_clone().unwrap()).stderr(log);
+        command.stdout(log.try_clone().unwrap());
+        match &self.stderr {
+            None => command.stderr(log),
+            Some(stderr) => command.stderr(stderr.try_clone().unwrap()),
+        };
         let child = self.child.insert(command.spawn().unwrap());
         let identity_path = self.data_dir.join(format!("node-{}/IDENTITY", self.id));
         let what = format!("node {} answers at {}", self.id, self.addr);
@@ -132,7 +146,19 @@ impl TestNode {
 
     /// Lets the process have no more open files than this, from its next start on.
     pub fn limit_files(&mut self, files_max: u64) {
-        self.files_max = Some(files_max);
+        self.shell = Some(format!("ulimit -n {files_max}"));
+    }
+
+    /// Has the process write its log there, from its next start on, instead of into a file.
+    pub fn log_to(&mut self, stderr: impl Into<OwnedFd>) {
+        self.stderr = Some(stderr.into());
+    }
+
+    /// Adds flags, from the next start on.
+    pub fn add_flags(&mut self, more: &[&str]) {
+        if let Settings::Flags(flags) = &mut self.settings {
+            flags.extend(more.iter().map(|flag| (*flag).to_owned()));
+        }
     }
 
     /// Whether there is a process, paused or not.

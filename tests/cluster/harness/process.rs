@@ -37,13 +37,10 @@ pub fn command<I: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = I>
     command
 }
 
-/// The same, and with no more open files than this.
-pub fn command_with_files<I: AsRef<std::ffi::OsStr>>(
-    files_max: u64,
-    arguments: impl IntoIterator<Item = I>,
-) -> Command {
+/// The same, after shell commands that set what a process inherits, such as `ulimit -n 100`.
+pub fn command_after<I: AsRef<std::ffi::OsStr>>(shell: &str, arguments: impl IntoIterator<Item = I>) -> Command {
     let mut command = Command::new("/bin/sh");
-    command.args(["-c", r#"ulimit -n "$0" && exec "$@""#, &files_max.to_string(), BINARY]);
+    command.args(["-c", &format!(r#"{shell} && exec "$@""#), "sh", BINARY]);
     command.args(arguments).env_clear().stdin(Stdio::null());
     command
 }

@@ -1,0 +1,164 @@
+//! Who may reach a data directory: nobody but the user that runs the node.
+//!
+//! Whoever can write to the directory can change data, votes and the identity of a node, and
+//! whoever can read it reads every key. So the node creates directories with mode 0700 and
+//! files with mode 0600, sets both on what a former version created, and refuses a directory
+//! that another user owns. It also refuses symbolic links in place of files: opening `LOCK`
+//! through one would overwrite whatever it leads to.
+//!
+//! `log` and `snapshots` may be symbolic links to directories of the same user, so that each
+//! can be on a disk of its own.
+
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+use rustix::process::geteuid;
+
+use super::error::StoreError;
+
+const DIRECTORY_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
+/// The user that every other user has to trust.
+const ROOT: u32 = 0;
+
+/// Refuses a data directory that is not this user's alone to change. Changes nothing; what does not
+/// exist yet is accepted.
+///
+/// `data_dir` may belong to root as well; `node_directory`, below it, must be this user's.
+///
+/// # Errors
+///
+/// [`StoreError::NotPrivate`] if another user owns one of the directories, or if one of their
+/// entries is neither a file nor a directory; [`StoreError::Io`] if that cannot be found out.
+pub fn check(data_dir: &Path, node_directory: &Path) -> Result<(), StoreError> {
+    check_owner(data_dir, true)?;
+    for directory in directories_of(node_directory) {
+        check_owner(&directory, false)?;
+        for entry in entries_of(&directory)? {
+            let is_directory = directory == node_directory && directories_of(node_directory).contains(&entry);
+            check_type(&entry, is_directory)?;
+        }
+    }
+    Ok(())
+}
+
+/// Sets the modes of a node's directories and files to those that this program creates them with.
+///
+/// # Errors
+///
+/// [`StoreError::Io`], for instance on a read-only disk.
+pub fn restrict(node_directory: &Path) -> Result<(), StoreError> {
+    for directory in directories_of(node_directory) {
+        set_mode(&directory, DIRECTORY_MODE)?;
+        for entry in entries_of(&directory)? {
+            if entry.is_file() {
+                set_mode(&entry, FILE_MODE)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Creates a directory that only this user can reach, whatever the process's umask.
+///
+/// # Errors
+///
+/// As [`fs::create_dir`].
+pub fn create_directory(path: &Path) -> io::Result<()> {
+    DirBuilder::new().mode(DIRECTORY_MODE).create(path)?;
+    fs::set_permissions(path, Permissions::from_mode(DIRECTORY_MODE))
+}
+
+/// Creates a file that only this user can reach, for writing. A leftover of the same name is deleted first.
+///
+/// # Errors
+///
+/// As [`File::create_new`].
+pub fn create_file(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path)
+}
+
+/// Options to open a file of the data directory with: not through a symbolic link, without waiting
+/// for the other end of a pipe, and only for this user if it is created.
+pub fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    options.mode(FILE_MODE).custom_flags(flags.bits().cast_signed());
+    options
+}
+
+fn directories_of(node_directory: &Path) -> [PathBuf; 3] {
+    [node_directory.to_owned(), node_directory.join("log"), node_directory.join("snapshots")]
+}
+
+/// The entries of a directory; none if it does not exist, or is a file, which is for others to report.
+fn entries_of(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let listed = fs::read_dir(directory)
+        .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>());
+    match listed {
+        Err(error) if is_missing(&error) => Ok(Vec::new()),
+        listed => listed.map_err(|error| StoreError::io("list", directory, error)),
+    }
+}
+
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+/// The metadata of what exists at a path.
+fn existing(found: io::Result<Metadata>, path: &Path) -> Result<Option<Metadata>, StoreError> {
+    match found {
+        Err(error) if is_missing(&error) => Ok(None),
+        found => found.map(Some).map_err(|error| StoreError::io("inspect", path, error)),
+    }
+}
+
+fn check_owner(directory: &Path, may_be_root: bool) -> Result<(), StoreError> {
+    let Some(found) = existing(fs::metadata(directory), directory)? else { return Ok(()) };
+    let own = geteuid().as_raw();
+    if found.uid() == own || may_be_root && found.uid() == ROOT {
+        return Ok(());
+    }
+    Err(not_private(
+        directory,
+        format!(
+            "belongs to user {}, and this process runs as user {own}; run it as that user, or change the owner \
+             with `chown -R {own}`",
+            found.uid()
+        ),
+    ))
+}
+
+fn check_type(path: &Path, is_directory: bool) -> Result<(), StoreError> {
+    // A file may disappear meanwhile, while another process runs on the directory.
+    let Some(found) = existing(fs::symlink_metadata(path), path)? else { return Ok(()) };
+    let kind = found.file_type();
+    if kind.is_symlink() && !is_directory {
+        return Err(not_private(path, "is a symbolic link where a file must be; remove it".to_owned()));
+    }
+    if kind.is_fifo() || kind.is_socket() || kind.is_block_device() || kind.is_char_device() {
+        return Err(not_private(path, "is not a regular file; remove it".to_owned()));
+    }
+    Ok(())
+}
+
+fn not_private(path: &Path, what: String) -> StoreError {
+    StoreError::NotPrivate { path: path.to_owned(), what }
+}
+
+fn set_mode(path: &Path, mode: u32) -> Result<(), StoreError> {
+    let failed = |error| StoreError::io("restrict access to", path, error);
+    // A file may disappear meanwhile.
+    let Some(found) = existing(fs::metadata(path), path)? else { return Ok(()) };
+    if found.permissions().mode() & 0o7777 == mode {
+        return Ok(());
+    }
+    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed)
+}

@@ -1,0 +1,3 @@
+//! What a node says of itself while it runs.
+
+pub mod logging;

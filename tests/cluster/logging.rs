@@ -1,0 +1,154 @@
+//! A log that cannot be written, or that nobody reads, is no reason for a node to stop or to wait.
+
+use std::fs::{File, OpenOptions};
+use std::io::{PipeReader, PipeWriter, Write, pipe};
+use std::process::Stdio;
+
+use raft_key_value::NodeId;
+
+use crate::harness::{CALM_BUT_QUICK, DEADLINE, Http, TestCluster, TestNode, command, eventually};
+
+const ALL: [NodeId; 3] = [1, 2, 3];
+/// What a pipe holds on Linux before writing to it blocks.
+const PIPE_BYTES: usize = 64 << 10;
+/// Logs with every request and every heartbeat, so that a full pipe is written to all the time.
+const LOG_EVERYTHING: [&str; 2] = ["--log-level", "trace"];
+
+/// A pipe that takes nothing more until it is read.
+fn full_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, mut writer) = pipe().unwrap();
+    writer.write_all(&[b'x'; PIPE_BYTES]).unwrap();
+    (reader, writer)
+}
+
+fn full_device() -> File {
+    OpenOptions::new().write(true).open("/dev/full").unwrap()
+}
+
+/// Stops all nodes and starts them again, with what `log_to` gives as their standard error.
+async fn restart_all(cluster: &mut TestCluster, flags: &[&str], mut log_to: impl FnMut(&mut TestNode)) {
+    for id in ALL {
+        assert_eq!(cluster.stop(id).await, Some(0), "node {id}");
+    }
+    for id in ALL {
+        let node = cluster.node_mut(id);
+        node.add_flags(flags);
+        log_to(node);
+        cluster.restart(id).await;
+    }
+    cluster.leader_of(&ALL).await;
+}
+
+/// Whatever is wrong with their logs, nodes serve, survive the leader, and end with exit code 0.
+///
+/// Method: write through each node; SIGTERM the leader, about whose end the others log; they must
+/// elect another and serve; then the leader comes back, and all are stopped by SIGTERM.
+async fn serves_and_stops(cluster: &mut TestCluster) {
+    for id in ALL {
+        cluster.write(id, "key", &format!("through {id}")).await;
+    }
+    let leader = cluster.leader_of(&ALL).await;
+    assert_eq!(cluster.stop(leader).await, Some(0), "the leader");
+    let rest: Vec<NodeId> = ALL.into_iter().filter(|id| *id != leader).collect();
+    cluster.leader_of(&rest).await;
+    for id in &rest {
+        cluster.write(*id, "key", &format!("after the leader, through {id}")).await;
+    }
+    cluster.assert_alive();
+    cluster.restart(leader).await;
+    cluster.write(leader, "key", "through the former leader").await;
+    cluster.assert_alive();
+    for id in ALL {
+        assert_eq!(cluster.stop(id).await, Some(0), "node {id}");
+    }
+}
+
+/// A log whose reader is gone does no harm.
+///
+/// Method: standard error is a pipe whose other end is closed.
+#[tokio::test]
+async fn a_log_whose_reader_is_gone() {
+    let mut cluster = TestCluster::form("log-closed", &ALL, CALM_BUT_QUICK).await;
+    restart_all(&mut cluster, &LOG_EVERYTHING, |node| node.log_to(pipe().unwrap().1)).await;
+    serves_and_stops(&mut cluster).await;
+}
+
+/// A log that nobody reads does no harm.
+///
+/// Method: standard error is a pipe that is full, and open at the other end.
+#[tokio::test]
+async fn a_log_that_nobody_reads() {
+    let mut cluster = TestCluster::form("log-unread", &ALL, CALM_BUT_QUICK).await;
+    let mut readers = Vec::new();
+    restart_all(&mut cluster, &LOG_EVERYTHING, |node| {
+        let (reader, writer) = full_pipe();
+        node.log_to(writer);
+        readers.push(reader);
+    })
+    .await;
+    serves_and_stops(&mut cluster).await;
+}
+
+/// A log on a full disk does no harm.
+///
+/// Method: standard error is `/dev/full`, which fails each write with ENOSPC.
+#[tokio::test]
+async fn a_log_on_a_full_disk() {
+    let mut cluster = TestCluster::form("log-full", &ALL, CALM_BUT_QUICK).await;
+    restart_all(&mut cluster, &LOG_EVERYTHING, |node| node.log_to(full_device())).await;
+    serves_and_stops(&mut cluster).await;
+}
+
+/// What is dropped is counted, and said once the log can be written again.
+///
+/// Method: fill the pipe and have the node log more than its queue holds; then read the pipe.
+#[tokio::test]
+async fn dropped_lines_are_counted() {
+    use std::io::{BufRead, BufReader};
+    let directory = tempfile::tempdir().unwrap();
+    let http = Http::new();
+    let mut node = TestNode::start(1, directory.path(), &[], &http).await;
+    http.post(&node.addr, "/init", "").await.unwrap().ok().unwrap();
+    assert_eq!(node.stop().await, Some(0));
+    let (reader, writer) = full_pipe();
+    node.add_flags(&LOG_EVERYTHING);
+    node.log_to(writer);
+    node.restart(&http).await;
+    // Enough at `trace`: each request alone logs kilobytes.
+    for _ in 0..2000 {
+        http.get(&node.addr, "/metrics").await.unwrap().ok().unwrap();
+    }
+    let lines = BufReader::new(reader).lines();
+    let said = tokio::task::spawn_blocking(move || lines.map_while(Result::ok).find(|line| line.contains("dropped")));
+    let said = eventually("the node says how many lines were dropped", DEADLINE, async || {
+        http.get(&node.addr, "/metrics").await.unwrap();
+        if said.is_finished() { Ok(()) } else { Err("not yet") }
+    });
+    said.await;
+    assert_eq!(node.stop().await, Some(0));
+}
+
+/// A node that cannot start says so with its exit code, though its error cannot be written.
+///
+/// Method: a data directory of another node (78), an unknown host (2), with each kind of log.
+#[tokio::test]
+async fn exit_codes_do_not_depend_on_the_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut node = TestNode::start(1, directory.path(), &[], &Http::new()).await;
+    node.kill();
+    std::fs::rename(node.directory(), node.data_dir().join("node-2")).unwrap();
+    let data_dir = node.data_dir().to_str().unwrap().to_owned();
+    let rows: [(&[&str], i32); 2] = [
+        (&["--id", "2", "--http-addr", "127.0.0.1:0", "--data-dir", &data_dir], 78),
+        (&["--id", "2", "--http-addr", "no-such-host.invalid:1", "--data-dir", &data_dir], 2),
+    ];
+    for (arguments, code) in rows {
+        let (_reader, unread) = full_pipe();
+        for stderr in [Stdio::from(pipe().unwrap().1), Stdio::from(unread), Stdio::from(full_device())] {
+            let mut child = command(arguments).stdout(Stdio::null()).stderr(stderr).spawn().unwrap();
+            let what = format!("{arguments:?} ends");
+            let ended = eventually(&what, DEADLINE, async || child.try_wait().unwrap().ok_or("it runs")).await;
+            assert_eq!(ended.code(), Some(code), "{arguments:?}");
+        }
+    }
+}
