@@ -11,7 +11,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::clock::Clock;
 use crate::config::{Config, Limits};
-use crate::connection::connections;
+use crate::connection::node_connections;
 use crate::store::{ClusterId, ExampleStore};
 use crate::types::{ExampleNode, ExampleRaft, NodeId, TypeConfig};
 
@@ -141,8 +141,8 @@ impl ExampleApp {
             id: config.id,
             addr,
             store,
-            http: connections(),
-            passing_http: connections(),
+            http: node_connections(),
+            passing_http: node_connections(),
             writes_waiting: Semaphore::new(config.max_writes_waiting),
             writes_waiting_max: config.max_writes_waiting,
             limits: config.limits(),

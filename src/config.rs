@@ -163,6 +163,8 @@ pub const DISCONNECT_DEADLINE: Duration = Duration::from_secs(1);
 /// How long the other side of a connection may take nothing of what is written to
 /// it, until the connection is closed: what waits for it takes memory.
 pub const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
+/// How long a browser may remember what a page of an allowed origin may send, in seconds.
+pub const BROWSER_PREFLIGHT_SECONDS: u32 = 600;
 /// How deep an RPC may be nested; it takes far less, and more could use up the stack.
 pub const RPC_DEPTH_MAX: usize = 64;
 /// How long a peer may pause while it sends a snapshot.
@@ -407,6 +409,15 @@ pub struct Config {
     #[arg(long, env = "RKV_MAX_WRITES_WAITING", value_name = "N", default_value_t = WRITES_WAITING_MAX_DEFAULT)]
     pub max_writes_waiting: usize,
 
+    /// Web pages that may use this node, besides its own: their origins, such as https://console.example
+    #[arg(long, env = "RKV_ALLOWED_ORIGINS", value_name = "LIST", value_delimiter = ',', value_parser = parse_origin)]
+    pub allowed_origins: Vec<String>,
+
+    /// Names in the Host header to accept, besides IP addresses, localhost, the machine's name and those in
+    /// --http-addr and --advertise-addr; needed behind a proxy that passes another name on
+    #[arg(long, env = "RKV_ALLOWED_HOSTS", value_name = "LIST", value_delimiter = ',', value_parser = parse_host)]
+    pub allowed_hosts: Vec<String>,
+
     /// How log lines look
     #[arg(long, env = "RKV_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t)]
     pub log_format: LogFormat,
@@ -453,6 +464,8 @@ impl Config {
             max_page_keys: PAGE_KEYS_MAX_DEFAULT,
             max_page_bytes: PAGE_BYTES_MAX_DEFAULT,
             max_writes_waiting: WRITES_WAITING_MAX_DEFAULT,
+            allowed_origins: Vec::new(),
+            allowed_hosts: Vec::new(),
             log_format: LogFormat::default(),
             log_level: "info".to_owned(),
         }
@@ -563,6 +576,31 @@ impl Config {
             allow_log_reversion: Some(false),
             ..openraft::Config::default()
         }
+    }
+}
+
+/// Checks an entry of `--allowed-origins`.
+fn parse_origin(text: &str) -> Result<String, String> {
+    let origin = text.trim();
+    let authority = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
+    let is_valid = authority.is_some_and(|authority| {
+        !authority.is_empty() && authority.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte))
+    });
+    if is_valid {
+        Ok(origin.to_ascii_lowercase())
+    } else {
+        Err("an origin must be http://HOST[:PORT] or https://HOST[:PORT], without a path".to_owned())
+    }
+}
+
+/// Checks an entry of `--allowed-hosts`.
+fn parse_host(text: &str) -> Result<String, String> {
+    let host = text.trim();
+    let is_valid = !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
+    if is_valid {
+        Ok(host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase())
+    } else {
+        Err("a host must be a name, without port or path".to_owned())
     }
 }
 
@@ -717,6 +755,21 @@ mod tests {
             "a\n:80",
         ] {
             assert!(check_address("it", bad).is_err(), "{bad:?}");
+        }
+    }
+
+    /// Entries of the flags that could never match are rejected.
+    #[test]
+    fn flags() {
+        for (good, parsed) in [("https://A.example", "https://a.example"), (" http://[::1]:80", "http://[::1]:80")] {
+            assert_eq!(parse_origin(good).as_deref(), Ok(parsed));
+        }
+        for bad in ["a.example", "https://", "https://a.example/", "*", "null", "https://a b"] {
+            assert!(parse_origin(bad).is_err(), "{bad:?}");
+        }
+        assert_eq!(parse_host("Proxy.Example.").as_deref(), Ok("proxy.example"));
+        for bad in ["", "a.example:80", "https://a", "*"] {
+            assert!(parse_host(bad).is_err(), "{bad:?}");
         }
     }
 }

@@ -54,6 +54,9 @@ pub enum ApiError {
     /// The body or the parameters are not what the route takes. 400.
     #[error("{}", .0.message)]
     BadRequest(BadRequest),
+    /// The request comes from a web page that may not use this node. 403.
+    #[error("{}", .0.message)]
+    Forbidden(Details),
     /// There is no such route. 404.
     #[error("{}", .0.message)]
     NotFound(Details),
@@ -292,6 +295,7 @@ impl ApiError {
         match self {
             ApiError::DeadlinePassed(details) | ApiError::OutcomeUnknown(details) => details.outcome,
             ApiError::BadRequest(_)
+            | ApiError::Forbidden(_)
             | ApiError::NotFound(_)
             | ApiError::MethodNotAllowed(_)
             | ApiError::RequestTimeout(_)
@@ -321,6 +325,7 @@ impl ApiError {
     pub fn code(&self) -> &str {
         match self {
             ApiError::BadRequest(bad) => &bad.code,
+            ApiError::Forbidden(_) => "forbidden",
             ApiError::NotFound(_) => "no_such_route",
             ApiError::MethodNotAllowed(_) => "method_not_allowed",
             ApiError::RequestTimeout(_) => "request_timeout",
@@ -384,6 +389,7 @@ impl ApiError {
     pub fn status(&self) -> u16 {
         match self {
             ApiError::BadRequest(_) => 400,
+            ApiError::Forbidden(_) => 403,
             ApiError::NotFound(_) | ApiError::KeyNotFound(_) => 404,
             ApiError::MethodNotAllowed(_) => 405,
             ApiError::RequestTimeout(_) => 408,
@@ -421,7 +427,7 @@ impl ApiError {
 }
 
 /// As much of a message as somebody reads: decoders quote what came, however long that is.
-fn shortened(mut message: String) -> String {
+pub(crate) fn shortened(mut message: String) -> String {
     if let Some((end, _)) = message.char_indices().nth(MESSAGE_CHARACTERS_MAX) {
         message.truncate(end);
         message.push('…');

@@ -20,6 +20,7 @@ use crate::config::{
     SELF_CHECK_INTERVAL, SHUTDOWN_DEADLINE,
 };
 use crate::network::api::propose;
+use crate::network::browser::Browsers;
 use crate::network::listener::serve_http;
 use crate::network::raft_network_impl::ExampleNetworkFactory;
 use crate::operation::Operation;
@@ -125,7 +126,7 @@ pub async fn serve(
     let raft = build_raft(&config, &store).await.map_err(|error| state_error(&store).unwrap_or(error))?;
     let app = web::Data::new(ExampleApp::new(advertised, raft.clone(), store.clone(), &config));
     let (stopping, stopping_rx) = watch::channel(false);
-    let http = serve_http(listener, app.clone(), stopping_rx).map_err(ServeError::Http)?;
+    let http = serve_http(listener, app.clone(), Browsers::new(&config), stopping_rx).map_err(ServeError::Http)?;
     let http_handle = http.handle();
     let recovery = tokio::spawn(recover(app.clone(), at_start));
     let disk_watch = tokio::spawn(app.essential("disk space").run(watch_disk_space(app.clone())));

@@ -7,8 +7,9 @@ use actix_http::{Request, Response};
 use actix_service::Service;
 use actix_web::{ResponseError, web};
 use futures_util::StreamExt;
-use futures_util::future::Either;
+use futures_util::future::{Either, ready};
 
+use super::browser::Browsers;
 use super::line::Place;
 use super::reply::keep_for_a_while;
 use super::v1;
@@ -19,6 +20,7 @@ use crate::error::{ApiError, Retry};
 /// Takes a request to its route, or refuses it if the node is overloaded and it is its turn to be.
 pub fn pass<S, R>(
     app: &web::Data<ExampleApp>,
+    browsers: &Browsers,
     request: Request,
     routes: &S,
 ) -> impl Future<Output = Result<Response<BoxBody>, S::Error>> + use<S, R>
@@ -28,15 +30,27 @@ where
 {
     let place: Option<Rc<Place>> = request.conn_data::<Rc<Place>>().cloned();
     let is_refused = place.as_ref().is_some_and(|place| place.begin_request());
-    let answer = if is_refused && may_be_refused(request.path()) {
-        Either::Left(refuse(app.clone(), request))
-    } else {
-        let answer = routes.call(request);
-        Either::Right(async { answer.await.map(Into::into) })
+    let mut origin = None;
+    let answer = match browsers.check(&request) {
+        Err(error) => Either::Left(Either::Left(reject(app.clone(), request, error))),
+        Ok(allowed) => {
+            origin = allowed;
+            if let Some(preflight) = origin.as_ref().and_then(|origin| origin.preflight(&request)) {
+                Either::Left(Either::Right(ready(Ok(preflight))))
+            } else if is_refused && may_be_refused(request.path()) {
+                Either::Right(Either::Left(refuse(app.clone(), request)))
+            } else {
+                let answer = routes.call(request);
+                Either::Right(Either::Right(async { answer.await.map(Into::into) }))
+            }
+        }
     };
     let under_way = UnderWay { place };
     async move {
-        let answer = answer.await;
+        let mut answer = answer.await;
+        if let (Some(origin), Ok(answer)) = (origin, &mut answer) {
+            origin.insert_into(answer.headers_mut());
+        }
         let is_stream = answer.as_ref().is_ok_and(|answer| answer.body().size() == BodySize::Stream);
         under_way.end(is_stream);
         answer
@@ -74,6 +88,17 @@ fn is_v1(path: &str) -> bool {
     path.starts_with("/v1/")
 }
 
+/// Answers a request that comes from a web page which may not use this node. Its body is not read.
+async fn reject<E>(app: web::Data<ExampleApp>, mut request: Request, error: ApiError) -> Result<Response<BoxBody>, E> {
+    keep_for_a_while(request.take_payload());
+    Ok(error_answer(&app, request.path(), error))
+}
+
+fn error_answer(app: &ExampleApp, path: &str, error: ApiError) -> Response<BoxBody> {
+    let answer = if is_v1(path) { v1::answer(app, Err(error)) } else { error.error_response() };
+    answer.into()
+}
+
 async fn refuse<E>(app: web::Data<ExampleApp>, mut request: Request) -> Result<Response<BoxBody>, E> {
     // An answer before the end of the body would close the connection, and a new one costs more.
     let mut payload = request.take_payload();
@@ -91,8 +116,7 @@ async fn refuse<E>(app: web::Data<ExampleApp>, mut request: Request) -> Result<R
         keep_for_a_while(payload);
     }
     let error = ApiError::Overloaded(Retry::soon("more requests come than this node can do"));
-    let answer = if is_v1(request.path()) { v1::answer(&app, Err(error)) } else { error.error_response() };
-    Ok(answer.into())
+    Ok(error_answer(&app, request.path(), error))
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Sleep;
 
+use super::browser::Browsers;
 use super::crowd::Connections;
 use super::gate;
 use super::line::{Kind, Line, Place};
@@ -51,6 +52,7 @@ use crate::error::{ApiError, Details};
 pub fn serve_http(
     listener: TcpListener,
     app: web::Data<ExampleApp>,
+    browsers: Browsers,
     stopping: watch::Receiver<bool>,
 ) -> io::Result<Server> {
     let raft_started = Arc::new(Once::new());
@@ -70,11 +72,13 @@ pub fn serve_http(
             tokio::task::spawn_local(app.essential("admission").run(line.clone().take_turns()));
             let connections = Connections::new(connections_max);
             tokio::task::spawn_local(app.essential("idle reaping").run(connections.clone().keep_room()));
-            let (app, stopping, accepted_until) = (app.clone(), stopping.clone(), stopping.clone());
+            let (app, browsers) = (app.clone(), browsers.clone());
+            let (stopping, accepted_until) = (stopping.clone(), stopping.clone());
             let routes = App::new().app_data(app.clone()).configure(routes);
             let routes = routes.into_factory().map_err(|error: actix_web::Error| error.error_response());
             let routes = map_config(routes, |()| AppConfig::default());
-            let routes = apply_fn_factory(routes, move |request, routes: &_| gate::pass(&app, request, routes));
+            let routes =
+                apply_fn_factory(routes, move |request, routes: &_| gate::pass(&app, &browsers, request, routes));
             let http = HttpService::build()
                 .keep_alive(KEEP_ALIVE)
                 .client_request_timeout(REQUEST_HEAD_DEADLINE)

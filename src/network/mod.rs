@@ -4,6 +4,7 @@
 //! request takes, is decided in [`forward`].
 
 pub mod api;
+pub mod browser;
 pub mod cluster_hash;
 mod crowd;
 pub mod forward;

@@ -22,7 +22,7 @@ use serde::de::DeserializeOwned;
 use super::peer;
 use super::raft::SnapshotHead;
 use crate::config::{APPEND_BYTES_PER_SECOND_MIN, SNAPSHOT_FRAME_BYTES};
-use crate::connection::{connections, reason_of};
+use crate::connection::{node_connections, reason_of};
 use crate::store::ExampleStore;
 use crate::store::codec::PayloadRecord;
 use crate::store::snapshot::SnapshotFile;
@@ -42,7 +42,12 @@ pub struct ExampleNetworkFactory {
 impl ExampleNetworkFactory {
     /// The network of the node whose data this is.
     pub fn new(store: Arc<ExampleStore>) -> Self {
-        ExampleNetworkFactory { store, append: connections(), heartbeat: connections(), snapshot: connections() }
+        ExampleNetworkFactory {
+            store,
+            append: node_connections(),
+            heartbeat: node_connections(),
+            snapshot: node_connections(),
+        }
     }
 
     fn connect(&self, http: &reqwest::Client, target: NodeId, node: &ExampleNode) -> ExampleNetwork {

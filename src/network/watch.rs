@@ -28,7 +28,8 @@ use crate::operation::Key;
 use crate::store::listing::Range;
 use crate::store::{Change, ChangeKind, Data, Filter, Record, Subscription, WatchError};
 
-const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+/// Where a watch goes on: the `id` of the last event that the reader has.
+pub const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// Sends changes as they happen.
 ///

@@ -52,7 +52,8 @@ async fn slow_clients_keep_nobody_from_service() {
     for id in ALL {
         for number in 0..UNENDING {
             let addr = cluster.addr(id).to_owned();
-            let half = ["PUT /v1/kv/k HT", "PUT /v1/kv/k HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nhalf"];
+            let half =
+                ["PUT /v1/kv/k HT", "PUT /v1/kv/k HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\nhalf"];
             unending.spawn(never_end(addr, half[number % 2], given_up.clone()));
         }
     }
@@ -65,8 +66,8 @@ async fn slow_clients_keep_nobody_from_service() {
         })
         .await;
     }
-    let gets = "GET /v1/kv/large?raw&consistency=stale HTTP/1.1\r\nhost: x\r\n\r\n".repeat(VALUES);
-    let watch = "GET /v1/watch?key=large&from=1&consistency=stale HTTP/1.1\r\nhost: x\r\n\r\n";
+    let gets = "GET /v1/kv/large?raw&consistency=stale HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(VALUES);
+    let watch = "GET /v1/watch?key=large&from=1&consistency=stale HTTP/1.1\r\nhost: localhost\r\n\r\n";
     let mut unread = Vec::new();
     for id in ALL {
         for number in 0..UNREAD {
@@ -329,13 +330,13 @@ async fn followers_with_few_open_files_go_on() {
 #[tokio::test]
 async fn idle_connections_make_room() {
     const IDLE: usize = 30;
-    const GET: &str = "GET /v1/kv?limit=1 HTTP/1.1\r\nhost: x\r\n\r\n";
-    const HALF: &str = "PUT /v1/kv/half HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nha";
+    const GET: &str = "GET /v1/kv?limit=1 HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    const HALF: &str = "PUT /v1/kv/half HTTP/1.1\r\nhost: localhost\r\ncontent-length: 4\r\n\r\nha";
     raise_open_files(OPEN_FILES);
     let mut cluster = TestCluster::form("idle-connections", &[1], CALM).await;
     limit_files(&mut cluster, &[1]).await;
     let addr = cluster.addr(1).to_owned();
-    let mut watch = connect_and_send(&addr, "GET /v1/watch?key=k HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    let mut watch = connect_and_send(&addr, "GET /v1/watch?key=k HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
     read_until(&mut watch, "200 OK").await;
     let mut half = connect_and_send(&addr, HALF).await;
     let mut busy = connect_and_send(&addr, "").await;
@@ -375,7 +376,7 @@ async fn idle_connections_make_room() {
 async fn a_second_head_that_does_not_end_is_given_up() {
     const PAUSE: Duration = Duration::from_millis(500);
     let cluster = TestCluster::form("second-head", &[1], CALM).await;
-    let mut stream = connect_and_send(cluster.addr(1), "GET /v1/kv?limit=1 HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    let mut stream = connect_and_send(cluster.addr(1), "GET /v1/kv?limit=1 HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
     read_until(&mut stream, "\"revision\"").await;
     stream.write_all(b"PUT /v1/kv/k HTTP/1.1\r\nx: ").await.unwrap();
     let (mut read_half, mut write_half) = stream.into_split();

@@ -26,6 +26,7 @@
 //! | [`self_check`] | does a cluster notice that a node holds other data than the leader |
 //! | [`idempotency`] | is a request that comes again done once |
 //! | [`watch`] | does a watch see every change, and each once |
+//! | [`browsers`] | what can a web page do with a node |
 //! | [`bad_input`] | does anything that is not a valid request do harm |
 //! | [`openapi`] | does the description of the API say what the server does |
 //!
@@ -36,6 +37,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod bad_input;
+mod browsers;
 mod cli;
 mod client;
 mod compat;

@@ -103,7 +103,7 @@ async fn more_writes_than_may_wait_are_refused() {
 /// that the head of a request may take is over: 200, and nothing on the other until it sends one, too.
 #[tokio::test]
 async fn a_connection_that_is_not_used_yet_stays() {
-    const PUT: &[u8] = b"PUT /v1/kv/a HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\n1";
+    const PUT: &[u8] = b"PUT /v1/kv/a HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\n\r\n1";
     let cluster = TestCluster::form("stopped", &[1], &[]).await;
     let mut stream = TcpStream::connect(cluster.addr(1)).await.unwrap();
     let mut unused = TcpStream::connect(cluster.addr(1)).await.unwrap();

@@ -144,7 +144,8 @@ impl Shape {
 
     fn references(self, statuses: &[u16]) -> BTreeMap<String, RefOr<Response>> {
         let reference = |status: &u16| Ref::from_response_name(self.component(*status)).into();
-        statuses.iter().map(|status| (status.to_string(), reference(status))).collect()
+        // Any route may be asked by a web page.
+        statuses.iter().chain(&[403]).map(|status| (status.to_string(), reference(status))).collect()
     }
 }
 
@@ -233,6 +234,7 @@ fn success_headers(is_write: bool) -> impl Iterator<Item = (String, Header)> {
 
 const ERROR_STATUSES: &[(u16, &str)] = &[
     (400, "The request is not what the route takes."),
+    (403, "The request comes from a web page that may not use this node."),
     (404, "There is no such key."),
     (408, "The body did not arrive in time."),
     (409, "The state of the cluster does not allow it."),
@@ -306,6 +308,7 @@ fn examples() -> Vec<ApiError> {
     let retry = |message| Retry::soon(message);
     vec![
         parameters::invalid("limit", "is a whole number from 1 to 1000"),
+        ApiError::Forbidden(details("pages from the origin \"https://other.example\" may not use this node")),
         v1::key_not_found(4),
         ApiError::RequestTimeout(details("the body did not arrive within 10 seconds")),
         ApiError::Conflict(details("node 2 at 127.0.0.1:21002 belongs to a cluster already")),

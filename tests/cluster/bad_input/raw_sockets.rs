@@ -34,7 +34,7 @@ async fn exchange(addr: &str, bytes: &[u8]) -> (String, Duration) {
 }
 
 fn head(line: &str, headers: &str) -> Vec<u8> {
-    format!("{line} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n").into_bytes()
+    format!("{line} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n").into_bytes()
 }
 
 /// Asserts that an answer has a body like every other error, though the HTTP library gave it.
@@ -148,7 +148,7 @@ async fn paths_that_no_library_sends_do_no_harm() {
             for (method, headers, body) in [("GET", "", ""), ("PUT", "content-length: 1\r\n", "v"), ("DELETE", "", "")]
             {
                 let line = [method.as_bytes(), b" /v1/kv/", key].concat();
-                let rest = format!(" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n{body}");
+                let rest = format!(" HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n{body}");
                 let (answer, _) = exchange(&addr, &[line, rest.into_bytes()].concat()).await;
                 assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{method}, {what}: {answer:?}");
                 assert_json_error(what, &answer);

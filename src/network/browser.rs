@@ -1,0 +1,234 @@
+//! What a web page may do with a node: nothing, unless the operator says so.
+//!
+//! A browser on a machine that reaches a node sends requests for any page that is open in it.
+//! Two headers that pages cannot forge tell such requests apart:
+//!
+//! * `Origin` names the page's own server. A request with an origin that is neither this node nor
+//!   one of `--allowed-origins` is rejected, whatever its method and content type.
+//! * `Host` names the server that the browser believes it is talking to. If a page's server makes
+//!   its own name resolve to a node's address (DNS rebinding), the browser takes the node for that
+//!   server and sends no foreign origin, but the name stays in `Host`. So a host must be an IP
+//!   address, `localhost`, a name of this node, or one of `--allowed-hosts`.
+//!
+//! Answers to an allowed origin carry the CORS headers with which a page may read them.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use actix_http::header::HeaderMap;
+use actix_http::{HttpMessage, Method, Request, StatusCode};
+use actix_web::http::header::{self, HeaderName, HeaderValue};
+
+use super::forward::FORWARD;
+use super::parameters::IDEMPOTENCY_KEY;
+use super::watch::LAST_EVENT_ID;
+use crate::config::{BROWSER_PREFLIGHT_SECONDS, Config};
+use crate::error::{ApiError, Details, shortened};
+
+const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, PUT, POST, DELETE");
+/// Headers of answers that a page may read.
+const EXPOSED: HeaderValue = HeaderValue::from_static(
+    "ETag, Retry-After, Raft-Revision, Raft-Term, Raft-Node, Raft-Cluster, Raft-Outcome, Raft-Replayed",
+);
+const PRIVATE_NETWORK_REQUEST: HeaderName = HeaderName::from_static("access-control-request-private-network");
+const PRIVATE_NETWORK_ALLOW: HeaderName = HeaderName::from_static("access-control-allow-private-network");
+
+/// Which hosts and origins a node accepts.
+#[derive(Clone, Debug)]
+pub struct Browsers {
+    /// Names of this node, in lower case, besides IP addresses and `localhost`.
+    hosts: Vec<String>,
+    /// Origins such as `https://console.example`, in lower case.
+    origins: Vec<String>,
+}
+
+/// The origin of a page that may read the answer.
+#[derive(Debug, PartialEq, Eq)]
+pub struct AllowedOrigin(HeaderValue);
+
+impl Browsers {
+    /// What a node with these settings accepts.
+    pub fn new(config: &Config) -> Self {
+        let own = [config.http_addr.as_str(), config.advertised()].map(|addr| host_of(addr).to_owned());
+        let system = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let hosts = own.into_iter().chain([system]).chain(config.allowed_hosts.iter().cloned());
+        Browsers {
+            hosts: hosts.map(|host| normalized(host.as_str())).filter(|host| !host.is_empty()).collect(),
+            origins: config.allowed_origins.iter().map(|origin| origin.to_ascii_lowercase()).collect(),
+        }
+    }
+
+    /// Checks the headers of a request; returns the page's origin if it is another server's and allowed.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiError::Forbidden`].
+    pub fn check(&self, request: &Request) -> Result<Option<AllowedOrigin>, ApiError> {
+        let headers = request.headers();
+        if request.method() == Method::POST && request.path().starts_with("/raft-") {
+            // Nodes of a former version send RPCs to whatever name the membership has, and no node
+            // ever sends an origin.
+            return match headers.get(header::ORIGIN) {
+                None => Ok(None),
+                Some(_) => Err(forbidden("web pages may not send what nodes send each other".to_owned())),
+            };
+        }
+        self.check_host(headers)?;
+        self.check_origin(headers)
+    }
+
+    fn check_host(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+        // Only HTTP/1.0 has requests without one, and no browser speaks that.
+        let Some(host) = headers.get(header::HOST) else { return Ok(()) };
+        let host = host.to_str().unwrap_or_default();
+        let name = host_of(host);
+        if is_address(name) || name.eq_ignore_ascii_case("localhost") {
+            return Ok(());
+        }
+        let name = normalized(name);
+        if self.hosts.contains(&name) {
+            return Ok(());
+        }
+        Err(forbidden(format!(
+            "the Host header {host:?} does not name this node; use its IP address or its own name, \
+             or start it with --allowed-hosts {name}"
+        )))
+    }
+
+    fn check_origin(&self, headers: &HeaderMap) -> Result<Option<AllowedOrigin>, ApiError> {
+        let mut allowed = None;
+        for origin in headers.get_all(header::ORIGIN) {
+            let text = origin.to_str().unwrap_or_default();
+            if is_own(text, headers) {
+                continue;
+            }
+            if !self.origins.iter().any(|known| known.eq_ignore_ascii_case(text)) {
+                return Err(forbidden(format!(
+                    "pages from the origin {text:?} may not use this node; \
+                     allow it with --allowed-origins on every node if it is meant to"
+                )));
+            }
+            allowed = Some(AllowedOrigin(origin.clone()));
+        }
+        Ok(allowed)
+    }
+}
+
+impl AllowedOrigin {
+    /// Lets the page read an answer.
+    pub fn insert_into(self, headers: &mut HeaderMap) {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, self.0);
+        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
+        headers.append(header::VARY, HeaderValue::from_static("Origin"));
+    }
+
+    /// The answer to the question that a browser asks before a request other than a simple one.
+    pub fn preflight(&self, request: &Request) -> Option<actix_http::Response<actix_http::body::BoxBody>> {
+        let headers = request.headers();
+        if request.method() != Method::OPTIONS || !headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD) {
+            return None;
+        }
+        let mut response = actix_http::Response::with_body(StatusCode::NO_CONTENT, ()).map_into_boxed_body();
+        let sent = response.headers_mut();
+        sent.insert(header::ACCESS_CONTROL_ALLOW_METHODS, METHODS);
+        let allowed = [header::CONTENT_TYPE, header::IF_MATCH, header::IF_NONE_MATCH, IDEMPOTENCY_KEY, LAST_EVENT_ID];
+        for name in allowed.into_iter().chain([FORWARD]) {
+            sent.append(header::ACCESS_CONTROL_ALLOW_HEADERS, name.into());
+        }
+        sent.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from(BROWSER_PREFLIGHT_SECONDS));
+        if headers.contains_key(PRIVATE_NETWORK_REQUEST) {
+            sent.insert(PRIVATE_NETWORK_ALLOW, HeaderValue::from_static("true"));
+        }
+        Some(response)
+    }
+}
+
+fn forbidden(message: String) -> ApiError {
+    ApiError::Forbidden(Details::not_applied(shortened(message)))
+}
+
+/// Whether a page was served by the node that it asks, under the name by which it asks.
+fn is_own(origin: &str, headers: &HeaderMap) -> bool {
+    let authority = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    matches!((authority, host), (Some(authority), Some(host)) if authority.eq_ignore_ascii_case(host))
+}
+
+/// The host in `HOST` or `HOST:PORT`.
+fn host_of(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        // The colons of an IPv6 address stand in brackets.
+        Some((host, port)) if !port.contains(']') => host,
+        _ => authority,
+    }
+}
+
+fn is_address(host: &str) -> bool {
+    match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(host) => host.parse::<Ipv6Addr>().is_ok(),
+        None => host.parse::<IpAddr>().is_ok(),
+    }
+}
+
+/// Lower case, and without the dot that ends an absolute name.
+fn normalized(host: &str) -> String {
+    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn browsers() -> Browsers {
+        let mut config = Config::new(1, "node-1.example:21001");
+        config.advertise_addr = Some("public.example:80".to_owned());
+        config.allowed_hosts = vec!["proxy.example".to_owned()];
+        config.allowed_origins = vec!["https://console.example".to_owned()];
+        Browsers::new(&config)
+    }
+
+    fn headers(host: Option<&str>, origins: &[&str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        if let Some(host) = host {
+            headers.insert(header::HOST, HeaderValue::from_str(host).unwrap());
+        }
+        for origin in origins {
+            headers.append(header::ORIGIN, HeaderValue::from_str(origin).unwrap());
+        }
+        headers
+    }
+
+    /// Names and addresses of the node are accepted with any port, others are not.
+    #[test]
+    fn hosts() {
+        let browsers = browsers();
+        let mut good = vec![None];
+        good.extend(["127.0.0.1", "10.1.2.3:21001", "[::1]:21001", "[::1]", "localhost", "LOCALHOST:1"].map(Some));
+        good.extend(["node-1.example", "Node-1.example.:21001", "public.example:80", "proxy.example:443"].map(Some));
+        for host in good {
+            assert_eq!(browsers.check_host(&headers(host, &[])).map_err(|error| error.to_string()), Ok(()), "{host:?}");
+        }
+        let bad = ["evil.example", "evil.example:21001", "localhost.evil.example", "127.0.0.1.evil.example", "", ":80"];
+        let odd = ["[::1", "::1]", "[evil]", "2130706433", "0x7f.1", "127.1", "localhost..", "proxy.example:x:1"];
+        for host in bad.into_iter().chain(odd) {
+            assert!(browsers.check_host(&headers(Some(host), &[])).is_err(), "{host:?}");
+        }
+    }
+
+    /// A page of this node and one of an allowed origin may ask, others may not.
+    #[test]
+    fn origins() {
+        let browsers = browsers();
+        let host = Some("127.0.0.1:21001");
+        let check = |origins: &[&str]| browsers.check_origin(&headers(host, origins));
+        let allowed = |text| AllowedOrigin(HeaderValue::from_static(text));
+        assert_eq!(check(&[]).unwrap(), None);
+        assert_eq!(check(&["http://127.0.0.1:21001"]).unwrap(), None);
+        assert_eq!(check(&["https://console.example"]).unwrap(), Some(allowed("https://console.example")));
+        let bad = ["http://127.0.0.1", "http://127.0.0.1:21002", "http://localhost:21001", "null", "", "*"];
+        let foreign = ["http://console.example", "https://console.example:8443", "https://console.example/", "file://"];
+        for origin in bad.into_iter().chain(foreign) {
+            assert!(check(&[origin]).is_err(), "{origin:?}");
+            assert!(check(&["http://127.0.0.1:21001", origin]).is_err(), "after one's own: {origin:?}");
+        }
+    }
+}
