@@ -294,7 +294,8 @@ pub struct Removed {
 /// Why a watch ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct WatchEnd {
-    /// A word for programs: `too_slow`, `stopping` or `no_leader`.
+    /// A word for programs: `too_slow`, `stopping`, `no_leader`, or the code with which the request would
+    /// have been rejected if the watch had not waited for a leader.
     pub code: String,
     /// For people.
     pub message: String,

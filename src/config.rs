@@ -74,6 +74,10 @@ pub const WATCH_ENCODED_BYTES_MAX: usize = 64 << 10;
 pub const WATCH_HANDED_OUT_BYTES_MAX: usize = 256 << 10;
 /// How often a watch with nothing to say says that it is there.
 pub const WATCH_HEARTBEAT: Duration = Duration::from_secs(10);
+/// How long a watch that begins waits for a leader, with its connection open.
+pub const WATCH_LEADER_DEADLINE: Duration = Duration::from_secs(30);
+/// How long it waits between two attempts.
+pub const WATCH_LEADER_INTERVAL: Duration = Duration::from_millis(500);
 /// States of the store that are kept for listings of several pages; the one that
 /// was not used for longest goes first.
 pub const LISTINGS_KEPT_MAX: usize = 32;
@@ -131,9 +135,13 @@ pub const STALL_MIN: Duration = Duration::from_millis(100);
 /// How much of the body of a request that is refused unseen is read, so that its
 /// connection can be used again, in bytes.
 pub const REFUSED_BODY_BYTES_MAX: usize = 64 << 10;
-/// Connections that one node accepts at once, if the system allows it five times as many
+/// Clients' connections that one node admits at once, if the system allows it five times as many
 /// open files and [`FILES_RESERVED`] more.
-pub const CONNECTIONS_MAX: usize = 25_000;
+pub const CLIENTS_MAX: usize = 25_000;
+/// Clients' connections for each that is reserved for other nodes and for operators.
+pub const CLIENTS_A_RESERVED_CONNECTION: usize = 4;
+/// How many RPCs are read in a turn ahead of those in line, from connections that are not yet known to be a node's.
+pub const FIRST_RPCS_A_TURN: usize = 16;
 /// How often a node looks for connections that only take up room: heads that do not end, and
 /// while it has hardly any room, connections that have done nothing for that long, or up to twice that.
 pub const CROWD_LOOK: Duration = Duration::from_secs(1);

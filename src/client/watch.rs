@@ -159,6 +159,8 @@ impl Progress<'_> {
         self.initial.clear();
         let (_, addr) = self.client.leader();
         let mut request = self.request.clone();
+        // Another node may know a leader.
+        request.headers.push(("raft-wait", "no".to_owned()));
         request.headers.extend(self.last_id.clone().map(|id| ("last-event-id", id)));
         let begun = timeout(request.deadline, async {
             let response = self.client.begin(&addr, &request).await?;

@@ -1,10 +1,18 @@
-//! What the connections of a node are doing: those that only take up room are closed.
+//! What the connections of a node are doing: which are admitted, and which are closed because they
+//! only take up room.
 //!
-//! Clients keep connections for later, and some open them and never ask for anything. While
-//! there is room they may, for [`KEEP_ALIVE`](crate::config::KEEP_ALIVE). But who comes when there
-//! is none waits in the system's queue. So a node with hardly any room closes those that have been
-//! without a request for longest: not under a request or a watch, and none that another node
-//! sends RPCs on. A client that sends a request just then has to send it again, as with every idle
+//! A connection takes an open file, and there is a limit of those. So that clients cannot take what
+//! a cluster needs to go on, a node admits fewer clients than it accepts connections ([`Shares`]):
+//! the rest is for other nodes, and the last few are for operators. What a connection is used for
+//! is known from its requests. It counts as a node's only after a request that only a node can
+//! make, since it names the receiver's incarnation. A client beyond the clients' share is answered
+//! with 503, and its connection closed. A watch keeps its connection for as long as it likes, so watches
+//! have a share of their own.
+//!
+//! Clients keep connections for later, and some open them and never ask for anything. While there
+//! is room they may, for [`KEEP_ALIVE`](crate::config::KEEP_ALIVE). A node with hardly any room closes
+//! those that have been without a request for longest, except those on which another node sends
+//! Raft's RPCs. A client that sends a request just then has to send it again, as with every idle
 //! connection that is closed.
 //!
 //! A request whose head does not come to its end is given up at any time. (The HTTP library does
@@ -16,16 +24,52 @@ use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 
-use crate::config::{CROWD_LOOK, REQUEST_HEAD_DEADLINE, REQUESTS_A_TURN};
+use crate::config::{CLIENTS_A_RESERVED_CONNECTION, CROWD_LOOK, REQUEST_HEAD_DEADLINE, REQUESTS_A_TURN};
 
 /// How many looks a request may take to come.
 const HEAD_LOOKS: u64 = (REQUEST_HEAD_DEADLINE.as_millis() / CROWD_LOOK.as_millis()) as u64;
 
+/// How many connections there may be, and whose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shares {
+    /// Connections that are accepted.
+    pub total: usize,
+    /// Of those, how many may be clients'.
+    pub clients: usize,
+    /// How many neither clients nor requests passed on by other nodes may take.
+    pub operators: usize,
+    /// How many of the clients' may be watches.
+    pub watches: usize,
+}
+
+impl Shares {
+    /// The shares of a node that admits so many clients.
+    pub fn of_clients(clients: usize) -> Self {
+        let reserved = (clients / CLIENTS_A_RESERVED_CONNECTION).max(2);
+        Shares { total: clients + reserved, clients, operators: (reserved / 4).max(1), watches: clients.div_ceil(2) }
+    }
+}
+
+/// What a connection is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Nothing yet, or what anybody may ask of a node without being admitted.
+    Unknown,
+    /// Data.
+    Client,
+    /// Looking after the cluster.
+    Operator,
+    /// Another node of the cluster.
+    Node,
+}
+
 /// The connections of one thread.
 pub struct Connections {
-    /// How many there may be.
-    max: usize,
+    shares: Shares,
     open: Cell<usize>,
+    clients: Cell<usize>,
+    nodes: Cell<usize>,
+    watches: Cell<usize>,
     /// In the order in which they came; some are gone.
     all: RefCell<Vec<Weak<Presence>>>,
     /// The number of looks so far.
@@ -37,10 +81,22 @@ pub struct Connections {
 pub struct Presence {
     connections: Rc<Connections>,
     doing: Cell<Doing>,
-    /// Whether the last request was an RPC.
-    is_node: Cell<bool>,
+    class: Cell<Class>,
+    /// Whether another node sends Raft's RPCs on it: it is not closed to make room.
+    is_kept: Cell<bool>,
     is_let_go: Cell<bool>,
     waker: RefCell<Option<Waker>>,
+}
+
+/// A place among the watches of a node, held for as long as the watch lasts.
+pub struct WatchPermit {
+    connections: Rc<Connections>,
+}
+
+impl Drop for WatchPermit {
+    fn drop(&mut self) {
+        self.connections.watches.set(self.connections.watches.get() - 1);
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -56,11 +112,14 @@ enum Doing {
 }
 
 impl Connections {
-    /// None yet, of at most `max`.
-    pub fn new(max: usize) -> Rc<Self> {
+    /// None yet.
+    pub fn new(shares: Shares) -> Rc<Self> {
         Rc::new(Connections {
-            max,
+            shares,
             open: Cell::default(),
+            clients: Cell::default(),
+            nodes: Cell::default(),
+            watches: Cell::default(),
             all: RefCell::default(),
             looks: Cell::default(),
             is_crowded: Cell::default(),
@@ -72,7 +131,8 @@ impl Connections {
         let presence = Rc::new(Presence {
             connections: self.clone(),
             doing: Cell::new(Doing::Nothing { since: self.looks.get() }),
-            is_node: Cell::default(),
+            class: Cell::new(Class::Unknown),
+            is_kept: Cell::default(),
             is_let_go: Cell::default(),
             waker: RefCell::default(),
         });
@@ -104,7 +164,7 @@ impl Connections {
     fn look(&self) -> Vec<(Rc<Presence>, Doing)> {
         let looks = self.looks.get() + 1;
         self.looks.set(looks);
-        let (open, max) = (self.open.get(), self.max);
+        let (open, max) = (self.open.get(), self.shares.total);
         let is_short = open + max / 8 > max;
         self.note_crowd(is_short);
         let (mut leaving, mut idle) = (Vec::new(), Vec::new());
@@ -114,7 +174,7 @@ impl Connections {
                 Doing::Coming { since } if since + HEAD_LOOKS < looks => {
                     leaving.push((one, doing));
                 }
-                Doing::Nothing { since } if is_short && since + 1 < looks && !one.is_node.get() => {
+                Doing::Nothing { since } if is_short && since + 1 < looks && !one.is_kept.get() => {
                     idle.push((since, one, doing));
                 }
                 _ => {}
@@ -128,7 +188,7 @@ impl Connections {
     }
 
     fn note_crowd(&self, is_short: bool) {
-        let (open, max) = (self.open.get(), self.max);
+        let (open, max) = (self.open.get(), self.shares.total);
         if is_short && !self.is_crowded.replace(true) {
             tracing::warn!(
                 "{open} of the {max} connections that this node accepts are taken: those that have done nothing for \
@@ -141,10 +201,58 @@ impl Connections {
 }
 
 impl Presence {
-    /// Some of a request has been read: an RPC, or not.
-    pub fn come(&self, is_rpc: bool) {
+    /// Takes a place for what a request is about, unless the connection has one already; false if
+    /// there is none left.
+    pub fn admit(&self, class: Class) -> bool {
+        let held = self.class.get();
+        let (Connections { shares, clients, nodes, .. }, is_new) = (&*self.connections, held != class);
+        // A node's connection stays one whatever else is asked on it, and a client's place is good enough for an operator.
+        if !is_new || held == Class::Node || (held, class) == (Class::Client, Class::Operator) {
+            return true;
+        }
+        let is_full = clients.get() + nodes.get() >= shares.total - shares.operators;
+        match class {
+            Class::Client if is_full || clients.get() >= shares.clients => return false,
+            Class::Node if is_full && held != Class::Client => return false,
+            _ => self.change_class(class),
+        }
+        true
+    }
+
+    /// Another node of the cluster sends Raft's RPCs on it: it is admitted in any case, and kept.
+    pub fn keep_for_node(&self) {
+        if !self.is_kept.replace(true) {
+            self.change_class(Class::Node);
+        }
+    }
+
+    /// Whether another node has shown that it is one on this connection.
+    pub fn is_node(&self) -> bool {
+        self.class.get() == Class::Node
+    }
+
+    fn change_class(&self, class: Class) {
+        let Connections { clients, nodes, .. } = &*self.connections;
+        for (counted, count) in [(Class::Client, clients), (Class::Node, nodes)] {
+            let change = (usize::from(class == counted), usize::from(self.class.get() == counted));
+            count.set(count.get() + change.0 - change.1);
+        }
+        self.class.set(class);
+    }
+
+    /// A place for a watch, if there is one left.
+    pub fn admit_watch(&self) -> Option<WatchPermit> {
+        let watches = &self.connections.watches;
+        if watches.get() >= self.connections.shares.watches {
+            return None;
+        }
+        watches.set(watches.get() + 1);
+        Some(WatchPermit { connections: self.connections.clone() })
+    }
+
+    /// Some of a request has been read.
+    pub fn come(&self) {
         if self.doing.get() != Doing::Stream {
-            self.is_node.set(is_rpc);
             self.set(Doing::Coming { since: self.connections.looks.get() });
         }
     }
@@ -213,6 +321,7 @@ impl Presence {
 
 impl Drop for Presence {
     fn drop(&mut self) {
+        self.change_class(Class::Unknown);
         self.connections.open.set(self.connections.open.get() - 1);
     }
 }
@@ -224,6 +333,42 @@ mod tests {
     use std::task::Wake;
 
     use super::*;
+
+    fn connections(total: usize) -> Rc<Connections> {
+        Connections::new(Shares { total, clients: total, operators: 0, watches: total })
+    }
+
+    /// Clients leave room for nodes, and both leave some for operators; a place is free again when
+    /// its connection is gone.
+    #[test]
+    fn shares() {
+        let shares = Shares::of_clients(40);
+        assert_eq!(shares, Shares { total: 50, clients: 40, operators: 2, watches: 20 });
+        let connections = Connections::new(shares);
+        let admitted = |count: usize, class| {
+            let open = (0..count).map(|_| connections.open());
+            open.filter(|presence| presence.admit(class)).collect::<Vec<_>>()
+        };
+        let mut clients = admitted(45, Class::Client);
+        assert_eq!(clients.len(), 40);
+        assert!(clients[0].admit(Class::Client) && clients[0].admit(Class::Operator), "it has a place");
+        let nodes = admitted(10, Class::Node);
+        assert_eq!(nodes.len(), 8, "the last two are for operators");
+        assert_eq!(admitted(5, Class::Operator).len(), 5);
+        let proven: Vec<_> = (0..3).map(|_| connections.open()).collect();
+        proven.iter().for_each(|presence| presence.keep_for_node());
+        assert!(proven.iter().all(|presence| presence.is_node()), "Raft goes on in any case");
+        assert!(admitted(1, Class::Node).is_empty());
+        clients.truncate(30);
+        assert_eq!(admitted(1, Class::Node).len(), 1, "clients have left");
+        let watches: Vec<_> = (0..25).filter_map(|_| clients[0].admit_watch()).collect();
+        assert_eq!(watches.len(), 20);
+        drop(watches);
+        assert!(clients[0].admit_watch().is_some());
+        drop((clients, nodes, proven));
+        let Connections { open, clients, nodes, watches, .. } = &*connections;
+        assert_eq!([open.get(), clients.get(), nodes.get(), watches.get()], [0; 4]);
+    }
 
     fn look(connections: &Connections) {
         connections.look().iter().for_each(|(one, doing)| one.let_go(*doing));
@@ -239,10 +384,9 @@ mod tests {
     /// longest, until a quarter would be free, and nobody that sends RPCs.
     #[test]
     fn who_has_done_nothing_for_longest_goes_first() {
-        let connections = Connections::new(16);
+        let connections = connections(16);
         let mut presences: Vec<_> = (0..14).map(|_| connections.open()).collect();
-        presences[5].come(true);
-        presences[5].end(false);
+        presences[5].keep_for_node();
         for _ in 0..5 {
             look(&connections);
         }
@@ -267,7 +411,7 @@ mod tests {
     /// Neither is one with a request, nor one that has done nothing for less than a look, however many there are.
     #[test]
     fn who_has_something_to_do_stays() {
-        let connections = Connections::new(8);
+        let connections = connections(8);
         let presences: Vec<_> = (0..8).map(|_| connections.open()).collect();
         presences[..7].iter().for_each(|one| one.begin());
         look(&connections);
@@ -293,14 +437,14 @@ mod tests {
     /// A head that does not end is given up, however much room there is.
     #[test]
     fn a_head_that_does_not_end() {
-        let connections = Connections::new(100);
+        let connections = connections(100);
         let presences: Vec<_> = (0..3).map(|_| connections.open()).collect();
-        presences.iter().for_each(|one| one.come(false));
+        presences.iter().for_each(|one| one.come());
         presences[1].begin();
         for _ in 0..HEAD_LOOKS {
             look(&connections);
             assert!(let_go(&presences).is_empty());
-            presences[2].come(false);
+            presences[2].come();
         }
         look(&connections);
         assert_eq!(let_go(&presences), [0]);
@@ -309,10 +453,10 @@ mod tests {
     /// Those that cannot go do not keep others from it, and a stream is never let go, whatever comes on it.
     #[test]
     fn who_cannot_go_makes_way() {
-        let connections = Connections::new(8);
+        let connections = connections(8);
         let presences: Vec<_> = (0..8).map(|_| connections.open()).collect();
         presences[0].end(true);
-        presences[0].come(false);
+        presences[0].come();
         presences[0].wait();
         look(&connections);
         look(&connections);
@@ -338,7 +482,7 @@ mod tests {
     /// One that is let go in vain, as something came just then, is woken when it is let go again.
     #[test]
     fn who_is_let_go_is_woken_each_time() {
-        let connections = Connections::new(8);
+        let connections = connections(8);
         let presences: Vec<_> = (0..8).map(|_| connections.open()).collect();
         presences[1..].iter().for_each(|one| one.begin());
         let wakes = Arc::new(Wakes(AtomicUsize::new(0)));
@@ -358,7 +502,7 @@ mod tests {
     /// Those that are gone take no memory for long.
     #[test]
     fn gone_connections_are_forgotten() {
-        let connections = Connections::new(100);
+        let connections = connections(100);
         let kept: Vec<_> = (0..10).map(|_| connections.open()).collect();
         for _ in 0..1000 {
             drop(connections.open());

@@ -63,6 +63,13 @@ pub fn destination(app: &ExampleApp, headers: &HeaderMap) -> Result<Destination,
     }
 }
 
+/// Whether another node of the cluster passed a request on to this very node.
+pub fn is_passed_on(app: &ExampleApp, headers: &HeaderMap) -> bool {
+    let Some(receiver) = headers.get(FORWARDED_TO).and_then(|value| value.to_str().ok()) else { return false };
+    let own = app.store.identity();
+    headers.contains_key(FORWARDED) && receiver == receiver_text(own.cluster_id, own.node_id, own.incarnation)
+}
+
 /// Refuses what was passed on to another node that once had this address.
 fn check_passed_on(app: &ExampleApp, headers: &HeaderMap) -> Result<(), ApiError> {
     let Some(receiver) = headers.get(FORWARDED_TO).and_then(|value| value.to_str().ok()) else { return Ok(()) };

@@ -3,16 +3,17 @@
 use std::rc::Rc;
 
 use actix_http::body::{BodySize, BoxBody, MessageBody};
-use actix_http::{Request, Response};
+use actix_http::{ConnectionType, HttpMessage, Request, Response};
 use actix_service::Service;
-use actix_web::{ResponseError, web};
+use actix_web::{HttpRequest, ResponseError, web};
 use futures_util::StreamExt;
 use futures_util::future::{Either, ready};
 
 use super::browser::Browsers;
+use super::crowd::{Class, Presence};
 use super::line::Place;
 use super::reply::keep_for_a_while;
-use super::v1;
+use super::{forward, v1};
 use crate::app::ExampleApp;
 use crate::config::{REFUSED_BODY_BYTES_MAX, REQUEST_BODY_DEADLINE};
 use crate::error::{ApiError, Retry};
@@ -37,6 +38,8 @@ where
             origin = allowed;
             if let Some(preflight) = origin.as_ref().and_then(|origin| origin.preflight(&request)) {
                 Either::Left(Either::Right(ready(Ok(preflight))))
+            } else if !place.as_ref().is_none_or(|place| is_admitted(app, &request, &place.presence)) {
+                Either::Left(Either::Right(ready(Ok(crowded_out(app, request)))))
             } else if is_refused && may_be_refused(request.path()) {
                 Either::Right(Either::Left(refuse(app.clone(), request)))
             } else {
@@ -55,6 +58,38 @@ where
         under_way.end(is_stream);
         answer
     }
+}
+
+/// Whether there is a place for what a connection is used for.
+fn is_admitted(app: &ExampleApp, request: &Request, presence: &Presence) -> bool {
+    if presence.is_node() {
+        return true;
+    }
+    let path = request.path();
+    if path.starts_with("/raft-") {
+        // It is a node's once its envelope is found to be valid.
+        return true;
+    }
+    let class = match () {
+        () if !is_for_data(path) => Class::Operator,
+        () if forward::is_passed_on(app, request.headers()) => Class::Node,
+        () => Class::Client,
+    };
+    presence.admit(class)
+}
+
+/// Answers a request for whose connection there is no place, and has it closed.
+fn crowded_out(app: &ExampleApp, mut request: Request) -> Response<BoxBody> {
+    keep_for_a_while(request.take_payload());
+    let message = "this node has as many clients' connections as it admits; another node may have room";
+    let mut answer = error_answer(app, request.path(), ApiError::Overloaded(Retry::soon(message)));
+    answer.head_mut().set_connection_type(ConnectionType::Close);
+    answer
+}
+
+/// The connection of a request.
+pub fn presence_of(request: &HttpRequest) -> Option<&Presence> {
+    request.conn_data::<Rc<Place>>().map(|place| &*place.presence)
 }
 
 /// A request that has not ended. It ends with its answer, or when its client goes before.
@@ -79,8 +114,13 @@ impl Drop for UnderWay {
     }
 }
 
-/// Only requests for data: what is needed to look after the nodes goes on.
+/// Only requests for data: what is needed to look after the nodes goes on. And not watches: a browser's
+/// `EventSource` takes an error status for the end.
 fn may_be_refused(path: &str) -> bool {
+    is_for_data(path) && path != "/v1/watch"
+}
+
+fn is_for_data(path: &str) -> bool {
     is_v1(path) && !path.starts_with("/v1/cluster/") || matches!(path, "/write" | "/read" | "/consistent_read")
 }
 
@@ -126,10 +166,11 @@ mod tests {
     /// Data is refused; what looks after a cluster is not.
     #[test]
     fn what_may_be_refused() {
-        for path in ["/v1/kv/a", "/v1/kv", "/v1/txn", "/v1/watch", "/write", "/read", "/consistent_read"] {
+        for path in ["/v1/kv/a", "/v1/kv", "/v1/txn", "/write", "/read", "/consistent_read"] {
             assert!(may_be_refused(path), "{path}");
         }
-        for path in ["/v1/cluster/hash", "/metrics", "/add-learner", "/raft-append", "/init", "/docs", "/"] {
+        for path in ["/v1/watch", "/v1/cluster/hash", "/metrics", "/add-learner", "/raft-append", "/init", "/docs", "/"]
+        {
             assert!(!may_be_refused(path), "{path}");
         }
     }

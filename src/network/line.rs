@@ -30,8 +30,8 @@ use tokio::sync::Notify;
 use super::crowd::Presence;
 use crate::app::Room;
 use crate::config::{
-    LINE_WAIT_MAX, LOOKS_A_TURN, OVERLOAD_AFTER, PASSED_ON_A_TURN, REFUSAL_INTERVAL_MAX, REFUSED_WAIT_MAX,
-    REQUESTS_A_REFUSAL, REQUESTS_A_TURN, STALL_MIN,
+    FIRST_RPCS_A_TURN, LINE_WAIT_MAX, LOOKS_A_TURN, OVERLOAD_AFTER, PASSED_ON_A_TURN, REFUSAL_INTERVAL_MAX,
+    REFUSED_WAIT_MAX, REQUESTS_A_REFUSAL, REQUESTS_A_TURN, STALL_MIN,
 };
 
 /// Those who wait to be read, on one thread.
@@ -40,6 +40,9 @@ pub struct Line {
     left: Cell<usize>,
     /// How many may still look how the node is, in this turn, ahead of the line.
     looks_left: Cell<usize>,
+    /// How many RPCs may still be read, in this turn, ahead of the line, from whoever has not yet shown
+    /// to be a node.
+    first_rpcs_left: Cell<usize>,
     /// How many more may be under way. Who is slow to send takes up none of it.
     room: Box<dyn Fn() -> Room>,
     /// What it was when it last changed, and when that was.
@@ -107,9 +110,11 @@ enum State {
 /// What a request is, by how it begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// An RPC, since a leader that is heard too late is none; or the end of a connection. It
-    /// stands in no line. (Whoever reaches the routes of the nodes is trusted, here as elsewhere.)
-    AtOnce,
+    /// The end of a connection. It stands in no line.
+    End,
+    /// An RPC. It stands in no line, since a leader that is heard too late is none; of those that come
+    /// on connections that are not known to be a node's, [`FIRST_RPCS_A_TURN`] do not.
+    Rpc,
     /// What tells how the node is: [`LOOKS_A_TURN`] stand in no line.
     Look,
     /// A client's of this node.
@@ -126,8 +131,10 @@ impl Kind {
 
     /// What a request is that begins so.
     pub fn of(first: &[u8]) -> Self {
-        if first.is_empty() || is_rpc(first) {
-            Kind::AtOnce
+        if first.is_empty() {
+            Kind::End
+        } else if is_rpc(first) {
+            Kind::Rpc
         } else if first.starts_with(b"GET /metrics ") {
             Kind::Look
         } else if memchr::memmem::find(first, b"\r\nraft-forwarded: ").is_some() {
@@ -149,6 +156,7 @@ impl Line {
         Rc::new(Line {
             left: Cell::new(REQUESTS_A_TURN),
             looks_left: Cell::new(LOOKS_A_TURN),
+            first_rpcs_left: Cell::new(FIRST_RPCS_A_TURN),
             last_room: Cell::new((room(), now)),
             room: Box::new(room),
             own: RefCell::default(),
@@ -193,6 +201,7 @@ impl Line {
         self.note_wait(own.front().map_or(Duration::ZERO, |first| first.waited(now)), now);
         let refused = if self.is_overloaded.get() { self.refuse_last(called, &mut own, now) } else { 0 };
         self.looks_left.set(LOOKS_A_TURN);
+        self.first_rpcs_left.set(FIRST_RPCS_A_TURN);
         let is_empty = own.is_empty() && passed_on.is_empty();
         self.left.set(if is_empty { REQUESTS_A_TURN - called } else { 0 });
         match (called + refused, is_empty) {
@@ -344,7 +353,7 @@ impl Place {
         let line = &self.line;
         let left = line.left.get();
         if left > 0 {
-            if self.was_rpc.get() {
+            if self.was_rpc.get() && self.presence.is_node() {
                 return Poll::Ready(Ok(None));
             }
             if left == REQUESTS_A_TURN {
@@ -354,12 +363,17 @@ impl Place {
             return Poll::Ready(Ok(None));
         }
         let waiting = match ready!(kind(context))? {
-            Kind::AtOnce => return Poll::Ready(Ok(None)),
+            Kind::End => return Poll::Ready(Ok(None)),
+            Kind::Rpc if self.presence.is_node() => return Poll::Ready(Ok(None)),
+            Kind::Rpc if line.first_rpcs_left.get() > 0 => {
+                line.first_rpcs_left.set(line.first_rpcs_left.get() - 1);
+                return Poll::Ready(Ok(None));
+            }
             Kind::Look if line.looks_left.get() > 0 => {
                 line.looks_left.set(line.looks_left.get() - 1);
                 return Poll::Ready(Ok(None));
             }
-            Kind::Look | Kind::Own => &line.own,
+            Kind::Rpc | Kind::Look | Kind::Own => &line.own,
             Kind::PassedOn => &line.passed_on,
         };
         line.wake.notify_one();
@@ -398,7 +412,7 @@ impl Place {
             self.was_rpc.set(is_rpc(bytes));
             // An empty line may follow the body of the request before.
             if !bytes.starts_with(b"\r") {
-                self.presence.come(self.was_rpc.get());
+                self.presence.come();
             }
             self.state.set(State::UnderWay);
         }
@@ -436,7 +450,7 @@ impl Place {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::crowd::Connections;
+    use crate::network::crowd::{Connections, Shares};
 
     /// A line, and the time in it.
     struct Scene {
@@ -459,7 +473,7 @@ mod tests {
         /// So many connections that have something to read.
         fn come(&self, count: usize, kind: Kind) -> Vec<Rc<Place>> {
             let places = (0..count).map(|_| {
-                let place = Place::new(self.line.clone(), Connections::new(1).open());
+                let place = Place::new(self.line.clone(), Connections::new(Shares::of_clients(1)).open());
                 self.read_if_called(&place, kind);
                 place
             });
@@ -539,7 +553,12 @@ mod tests {
         scene.come(REQUESTS_A_TURN, Kind::Own);
         let own = scene.come(REQUESTS_A_TURN, Kind::Own);
         let passed_on = scene.come(2 * REQUESTS_A_TURN, Kind::PassedOn);
-        assert_eq!(under_way(&scene.come(1, Kind::AtOnce)), 1);
+        assert_eq!(under_way(&scene.come(1, Kind::End)), 1);
+        assert_eq!(under_way(&scene.come(FIRST_RPCS_A_TURN + 1, Kind::Rpc)), FIRST_RPCS_A_TURN);
+        let node = Place::new(scene.line.clone(), Connections::new(Shares::of_clients(1)).open());
+        node.presence.keep_for_node();
+        scene.read_if_called(&node, Kind::Rpc);
+        assert_eq!(under_way(&[node]), 1);
         assert_eq!(under_way(&scene.come(LOOKS_A_TURN + 1, Kind::Look)), LOOKS_A_TURN);
         scene.turn_after(Duration::ZERO, &[&own, &passed_on]);
         assert_eq!(under_way(&passed_on), PASSED_ON_A_TURN);
@@ -569,9 +588,9 @@ mod tests {
     #[test]
     fn kinds() {
         let rows: [(&str, Kind); 7] = [
-            ("", Kind::AtOnce),
-            ("POST /raft-append HTTP/1.1\r\n", Kind::AtOnce),
-            ("GET /raft-identity HTTP/1.1\r\n", Kind::AtOnce),
+            ("", Kind::End),
+            ("POST /raft-append HTTP/1.1\r\n", Kind::Rpc),
+            ("GET /raft-identity HTTP/1.1\r\n", Kind::Rpc),
             ("GET /metrics HTTP/1.1\r\n", Kind::Look),
             ("GET /v1/kv/metrics HTTP/1.1\r\n", Kind::Own),
             ("PUT /v1/kv/a HTTP/1.1\r\nraft-forwarded: 2\r\n\r\n", Kind::PassedOn),
@@ -607,7 +626,7 @@ mod tests {
     #[test]
     fn a_turn_is_taken_once() {
         let scene = Scene::new(1000);
-        let place = Place::new(scene.line.clone(), Connections::new(1).open());
+        let place = Place::new(scene.line.clone(), Connections::new(Shares::of_clients(1)).open());
         let mut context = Context::from_waker(Waker::noop());
         for _ in 0..2 {
             assert!(place.poll_turn(&mut context, |_| unreachable!("there is a turn left")).is_ready());
@@ -616,12 +635,19 @@ mod tests {
         assert_eq!(scene.line.left.get(), REQUESTS_A_TURN - 1);
     }
 
-    /// An RPC on a connection for RPCs takes up no turn; a client's on the same one does.
+    /// An RPC on a node's connection for RPCs takes up no turn; a client's on the same one does, and
+    /// what looks like an RPC on any other connection.
     #[test]
     fn rpcs_take_no_turn() {
         let scene = Scene::new(1000);
-        let place = Place::new(scene.line.clone(), Connections::new(1).open());
-        for (first, left) in [("POST /raft-append", 1), ("POST /raft-append", 1), ("PUT /v1/kv/a", 1), ("", 2)] {
+        let place = Place::new(scene.line.clone(), Connections::new(Shares::of_clients(1)).open());
+        for (first, left) in [("POST /raft-append", 1), ("POST /raft-append", 2)] {
+            scene.read_if_called_with(&place, Kind::Own, first);
+            assert_eq!(scene.line.left.get(), REQUESTS_A_TURN - left, "{first}");
+            place.end_request(false);
+        }
+        place.presence.keep_for_node();
+        for (first, left) in [("POST /raft-append", 2), ("POST /raft-append", 2), ("PUT /v1/kv/a", 2), ("", 3)] {
             scene.read_if_called_with(&place, Kind::Own, first);
             assert_eq!(scene.line.left.get(), REQUESTS_A_TURN - left, "{first}");
             place.end_request(false);

@@ -29,15 +29,15 @@ use tokio::sync::watch;
 use tokio::time::Sleep;
 
 use super::browser::Browsers;
-use super::crowd::Connections;
+use super::crowd::{Connections, Shares};
 use super::gate;
 use super::line::{Kind, Line, Place};
 use super::reply::OUTCOME;
 use super::routes;
 use crate::app::ExampleApp;
 use crate::config::{
-    CONNECTIONS_MAX, DISCONNECT_DEADLINE, FILES_RESERVED, KEEP_ALIVE, REQUEST_HEAD_DEADLINE, SHUTDOWN_DEADLINE,
-    WRITE_STALL_MAX,
+    CLIENTS_A_RESERVED_CONNECTION, CLIENTS_MAX, DISCONNECT_DEADLINE, FILES_RESERVED, KEEP_ALIVE, REQUEST_HEAD_DEADLINE,
+    SHUTDOWN_DEADLINE, WRITE_STALL_MAX,
 };
 use crate::error::{ApiError, Details};
 
@@ -56,10 +56,10 @@ pub fn serve_http(
     stopping: watch::Receiver<bool>,
 ) -> io::Result<Server> {
     let raft_started = Arc::new(Once::new());
-    let connections_max = connections_max();
+    let shares = Shares::of_clients(clients_max());
     let server = Server::build()
         .workers(1)
-        .max_concurrent_connections(connections_max)
+        .max_concurrent_connections(shares.total)
         .shutdown_timeout(SHUTDOWN_DEADLINE.as_secs())
         .disable_signals()
         .listen("http", listener, move || {
@@ -70,7 +70,7 @@ pub fn serve_http(
                 move || app.room_for_writes()
             });
             tokio::task::spawn_local(app.essential("admission").run(line.clone().take_turns()));
-            let connections = Connections::new(connections_max);
+            let connections = Connections::new(shares);
             tokio::task::spawn_local(app.essential("idle reaping").run(connections.clone().keep_room()));
             let (app, browsers) = (app.clone(), browsers.clone());
             let (stopping, accepted_until) = (stopping.clone(), stopping.clone());
@@ -139,22 +139,25 @@ async fn begin(connection: Connection, mut stopping: watch::Receiver<bool>) -> R
     }
 }
 
-/// As many connections as the system lets this process have beside its files.
+/// As many clients as the system lets this process have connections of besides its files.
 ///
-/// Each takes a file descriptor; without one for its log a node would have to stop.
-fn connections_max() -> usize {
+/// Each connection takes a file descriptor; without one for its log a node would have to stop.
+fn clients_max() -> usize {
     let limit = getrlimit(Resource::Nofile);
     // Commonly 1,024 unless asked for more, which any process may up to the hard limit.
     let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
     let files = if raised.is_ok() { limit.maximum } else { limit.current };
     let files = files.map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX));
-    connections_of(files)
+    clients_of(files)
 }
 
-/// Of so many open files. Whoever writes and reads over a connection to a follower takes two more, from
-/// that to the leader; and two may be left idle that led to a former leader.
-fn connections_of(files: usize) -> usize {
-    (files.saturating_sub(FILES_RESERVED) / 5).clamp(16, CONNECTIONS_MAX)
+/// Of so many open files. A client that writes and reads over a connection to a follower takes two more, from
+/// that to the leader; two may be left idle that led to a former leader; and a part of one is reserved
+/// for each (see [`Shares`]).
+fn clients_of(files: usize) -> usize {
+    let files_a_client = 5 * CLIENTS_A_RESERVED_CONNECTION + 1;
+    let files = files.saturating_sub(FILES_RESERVED).min(CLIENTS_MAX * 6);
+    (files * CLIENTS_A_RESERVED_CONNECTION / files_a_client).clamp(16, CLIENTS_MAX)
 }
 
 /// Whether what is written to a connection stays as it is from now on: a value
@@ -385,14 +388,15 @@ mod tests {
             ([own, look], [Kind::Own, Kind::Own]),
             ([passed_on, look], [Kind::PassedOn, Kind::PassedOn]),
             ([look, own], [Kind::Look, Kind::Own]),
-            ([rpc, own], [Kind::AtOnce, Kind::Own]),
+            ([rpc, own], [Kind::Rpc, Kind::Own]),
             (["PUT /v1/kv/a HTTP/1.1\r\n", passed_on], [Kind::Own, Kind::PassedOn]),
         ] {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
             let (stream, _) = listener.accept().await.unwrap();
             let line = Line::new(|| Room { free: 1, kept: 0 });
-            let mut connection = Connection::new(stream, Place::new(line, Connections::new(1).open()));
+            let mut connection =
+                Connection::new(stream, Place::new(line, Connections::new(Shares::of_clients(1)).open()));
             for (request, kind) in requests.into_iter().zip(kinds) {
                 client.write_all(request.as_bytes()).await.unwrap();
                 let found = future::poll_fn(|context| connection.poll_kind(context)).await.unwrap();
@@ -404,15 +408,18 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
             let found = future::poll_fn(|context| connection.poll_kind(context)).await.unwrap();
-            assert_eq!(found, Kind::AtOnce, "the end, after {requests:?}");
+            assert_eq!(found, Kind::End, "the end, after {requests:?}");
         }
     }
 
-    /// A connection from a client leaves files for those to the leader, for idle ones, and for the node.
+    /// A connection from a client leaves files for those to the leader, for idle ones, for other nodes,
+    /// and for the node itself.
     #[test]
     fn connections_leave_files() {
-        for (files, connections) in [(0, 16), (1024, 179), (4096, 793), (1 << 20, CONNECTIONS_MAX)] {
-            assert_eq!(connections_of(files), connections, "{files}");
+        for (files, clients) in [(0, 16), (256, 24), (1024, 170), (4096, 755), (1 << 20, CLIENTS_MAX)] {
+            assert_eq!(clients_of(files), clients, "{files}");
+            let Shares { total, clients, .. } = Shares::of_clients(clients);
+            assert!(files < 256 || FILES_RESERVED + 4 * clients + total <= files + 2, "{files}");
         }
     }
 

@@ -12,6 +12,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 
+use super::crowd::Class;
+use super::gate::presence_of;
 use super::peer::{self, Envelope, PeerIdentity};
 use super::reply::{keep_for_a_while, ok, read_body};
 use super::{api, forward};
@@ -20,6 +22,8 @@ use crate::config::{RPC_BYTES_MAX, SNAPSHOT_PAUSE_MAX};
 use crate::error::{ApiError, Details};
 use crate::store::snapshot::TemporaryFile;
 use crate::types::{SnapshotMeta, TypeConfig, Vote};
+
+const READ_INDEX: &str = "/raft-read-index";
 
 /// What comes before the bytes of a snapshot.
 #[derive(Serialize, Deserialize)]
@@ -142,7 +146,16 @@ async fn receive<T: DeserializeOwned>(
     check: impl FnOnce(&Envelope<T>) -> Result<(), ApiError>,
 ) -> Result<Envelope<T>, ApiError> {
     let body = read_body(request, payload, RPC_BYTES_MAX).await?;
-    peer::decode(app, &body, check).await
+    let envelope = peer::decode(app, &body, check).await?;
+    if let Some(presence) = presence_of(request) {
+        // Reads are many, and one that is closed just then is asked for again.
+        if request.path() == READ_INDEX {
+            presence.admit(Class::Node);
+        } else {
+            presence.keep_for_node();
+        }
+    }
+    Ok(envelope)
 }
 
 fn answer_with(answer: &impl Serialize) -> Result<HttpResponse, ApiError> {

@@ -2,7 +2,7 @@
 //! of a read, the headers and the errors of an answer.
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::{self, HeaderName, HeaderValue};
+use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 use serde::Serialize;
@@ -129,8 +129,13 @@ pub fn unexpected(result: Option<&WriteResult>) -> ApiError {
 /// Makes sure that what this node holds now may be read: all that was written
 /// before the request came, or, if `stale` is good enough, what it was once.
 pub async fn ready_to_read(app: &ExampleApp, request: &HttpRequest, stale: bool) -> Result<(), ApiError> {
+    may_read(app, request.headers(), stale).await
+}
+
+/// The same for a request with these headers.
+pub async fn may_read(app: &ExampleApp, headers: &HeaderMap, stale: bool) -> Result<(), ApiError> {
     if !stale {
-        return linearize(app, request.headers()).await;
+        return linearize(app, headers).await;
     }
     // It holds nothing, and its nothing is not even an old state of anything.
     if app.store.identity().cluster_id.is_none() {

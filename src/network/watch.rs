@@ -6,6 +6,7 @@
 //! again at the right one, and nothing comes twice or not at all.
 
 use std::io::Write;
+use std::time::Instant;
 
 use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -14,16 +15,19 @@ use futures_util::stream;
 use serde::Serialize;
 
 use super::api::linearize;
+use super::crowd::{Presence, WatchPermit};
+use super::forward;
+use super::gate::presence_of;
 use super::kv::refuse_body;
 use super::list::revision_in_future;
 use super::openapi::answers::{EventStream, WatchErrors};
 use super::openapi::parameters::{WatchHeaders, WatchParameters};
 use super::parameters::{Parameters, check_key, invalid};
-use super::v1::{self, ready_to_read};
+use super::v1::{self, may_read, ready_to_read};
 use crate::app::ExampleApp;
 use crate::body::{EncodedValue, Encoding, WatchEnd, WatchEvent};
-use crate::config::{WATCH_BATCH_BYTES, WATCH_HEARTBEAT};
-use crate::error::{ApiError, Outcome, RevisionGone};
+use crate::config::{WATCH_BATCH_BYTES, WATCH_HEARTBEAT, WATCH_LEADER_DEADLINE, WATCH_LEADER_INTERVAL};
+use crate::error::{ApiError, Outcome, Retry, RevisionGone};
 use crate::operation::Key;
 use crate::store::listing::Range;
 use crate::store::{Change, ChangeKind, Data, Filter, Record, Subscription, WatchError};
@@ -31,11 +35,18 @@ use crate::store::{Change, ChangeKind, Data, Filter, Record, Subscription, Watch
 /// Where a watch goes on: the `id` of the last event that the reader has.
 pub const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
+/// `no`: answer with 503 if there is no leader, instead of waiting for one.
+pub const WAIT: HeaderName = HeaderName::from_static("raft-wait");
+
 /// Sends changes as they happen.
 ///
 /// Server-sent events, one a change, each with a `WatchEvent` as its `data`. Its `id` is the revision (and
 /// `<revision>.<n>` for all but the last, when a request changed several keys), and is where a watch goes on, on any
 /// node, after the connection broke. The last 100,000 changes (or 64 MiB of them) are kept.
+///
+/// While no leader is known, a watch that begins waits for one for up to 30 seconds, with comments meanwhile, and
+/// then ends with an `end` event; so an `EventSource` connects again. An error status says that the request is wrong, or
+/// that the node has as many watches as it admits.
 #[utoipa::path(
     get,
     path = "/v1/watch",
@@ -80,33 +91,69 @@ async fn start_watch(
     if initial && from.is_some() {
         return Err(invalid("from", "and `initial` are not given together: the one begins then, the other now"));
     }
-    let resumed = resumed_after(request)?;
-    ready_to_read(app, request, stale).await?;
-    let (revision, oldest, data) = app
-        .store
-        .state_machine
-        .read(|machine| (machine.revision, machine.history.oldest(), initial.then(|| machine.data.clone())));
-    let cursor = match (resumed, from) {
-        (Some(cursor), _) => cursor,
-        (None, Some(from)) => (from, 0),
-        (None, None) => (revision + 1, 0),
+    let begin = Begin { resumed: resumed_after(request)?, filter, from, initial, stale };
+    let Some(permit) = presence_of(request).map(Presence::admit_watch) else {
+        return Err(forward::stopping()); // Every connection of this server has one.
     };
-    if cursor.0 < oldest {
-        return Err(gone(oldest));
-    }
-    // A node that is behind will get there; one that is not has never been there.
-    if cursor.0 > revision + 1 && !stale {
-        return Err(revision_in_future(cursor.0, revision));
-    }
-    let subscription = app.store.state_machine.watch(filter.clone(), cursor.0, cursor.1);
-    let initial = data.filter(|_| resumed.is_none()).map(|data| Initial { data, filter, revision, after: None });
-    let watch = Watch { app: app.clone(), subscription, initial, stale, ended: false };
+    let Some(permit) = permit else {
+        return Err(ApiError::Overloaded(Retry::soon("this node has as many watches as it admits; ask another node")));
+    };
+    let may_wait = !request.headers().get(WAIT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"no"));
+    let (state, revision) = match ready_to_read(app, request, stale).await {
+        Ok(()) => {
+            let (watching, revision) = begin.now(app)?;
+            (State::Watching(watching), Some(revision))
+        }
+        // A browser's EventSource never tries again after an error status.
+        Err(error) if may_wait && may_pass(&error) => (State::Waiting(Waiting::new(begin)), None),
+        Err(error) => return Err(error),
+    };
+    let watch = Watch { app: app.clone(), state, stale, _permit: permit };
     let mut response = HttpResponse::Ok()
         .insert_header((header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")))
         .insert_header((header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
         .streaming(stream::unfold(watch, |watch| async { watch.next().await }));
-    response.headers_mut().insert(v1::REVISION, HeaderValue::from(revision));
+    if let Some(revision) = revision {
+        response.headers_mut().insert(v1::REVISION, HeaderValue::from(revision));
+    }
     Ok(response)
+}
+
+/// Where a watch begins, as its request says.
+struct Begin {
+    /// What comes after the last event that the reader has.
+    resumed: Option<(u64, u32)>,
+    filter: Filter,
+    from: Option<u64>,
+    initial: bool,
+    stale: bool,
+}
+
+impl Begin {
+    /// Begins with what this node holds now, which is that of the revision returned.
+    fn now(&self, app: &ExampleApp) -> Result<(Watching, u64), ApiError> {
+        let (revision, oldest, data) = app
+            .store
+            .state_machine
+            .read(|machine| (machine.revision, machine.history.oldest(), self.initial.then(|| machine.data.clone())));
+        let cursor = match (self.resumed, self.from) {
+            (Some(cursor), _) => cursor,
+            (None, Some(from)) => (from, 0),
+            (None, None) => (revision + 1, 0),
+        };
+        if cursor.0 < oldest {
+            return Err(gone(oldest));
+        }
+        // A node that is behind will get there; one that is not has never been there.
+        if cursor.0 > revision + 1 && !self.stale {
+            return Err(revision_in_future(cursor.0, revision));
+        }
+        let filter = self.filter.clone();
+        let subscription = app.store.state_machine.watch(filter.clone(), cursor.0, cursor.1);
+        let initial =
+            data.filter(|_| self.resumed.is_none()).map(|data| Initial { data, filter, revision, after: None });
+        Ok((Watching { subscription, initial }, revision))
+    }
 }
 
 /// What comes after the last event that the reader has.
@@ -138,14 +185,41 @@ fn gone(oldest: u64) -> ApiError {
     })
 }
 
-/// A watch that is under way.
+/// A watch, which lasts until its connection ends or it does.
 struct Watch {
     app: web::Data<ExampleApp>,
+    state: State,
+    stale: bool,
+    /// Counts it among the watches of this node.
+    _permit: WatchPermit,
+}
+
+enum State {
+    /// No leader could confirm yet that this node is up to date.
+    Waiting(Waiting),
+    Watching(Watching),
+    Ended,
+}
+
+/// A watch that has not begun.
+struct Waiting {
+    begin: Begin,
+    until: Instant,
+    /// When the reader last heard that it waits.
+    said: Option<Instant>,
+}
+
+impl Waiting {
+    fn new(begin: Begin) -> Self {
+        Waiting { begin, until: Instant::now() + WATCH_LEADER_DEADLINE, said: None }
+    }
+}
+
+/// A watch that has begun.
+struct Watching {
     subscription: Subscription,
     /// What is still to be sent of the state at the beginning.
     initial: Option<Initial>,
-    stale: bool,
-    ended: bool,
 }
 
 /// The state at the beginning of a watch, and how much of it was sent.
@@ -159,22 +233,67 @@ struct Initial {
 impl Watch {
     /// The next piece of the body.
     async fn next(mut self) -> Option<(Result<Bytes, actix_web::Error>, Self)> {
-        if self.ended {
-            return None;
-        }
-        let bytes = match self.initial.take() {
-            Some(initial) => self.send_initial(initial),
-            None => self.send_changes().await,
+        let (bytes, state) = match std::mem::replace(&mut self.state, State::Ended) {
+            State::Ended => return None,
+            State::Waiting(waiting) => self.wait(waiting).await,
+            State::Watching(mut watching) => {
+                let sent = match watching.initial.take() {
+                    Some(initial) => watching.send_initial(&self.app, initial),
+                    None => watching.send_changes(&self.app, self.stale).await,
+                };
+                match sent {
+                    Ok(bytes) => (bytes, State::Watching(watching)),
+                    Err(end) => (end_event(end), State::Ended),
+                }
+            }
         };
+        self.state = state;
         Some((Ok(bytes), self))
     }
 
-    fn send_initial(&mut self, initial: Initial) -> Bytes {
+    /// Waits until the watch can begin, the reader is due a word, or it has waited for too long.
+    async fn wait(&self, mut waiting: Waiting) -> (Bytes, State) {
+        loop {
+            let error = match self.confirm().await {
+                Ok(()) => {
+                    return match waiting.begin.now(&self.app) {
+                        // An id without data is no event, and is where a reader resumes.
+                        Ok((watching, revision)) => {
+                            (format!(": the watch begins\nid: {revision}\n\n").into(), State::Watching(watching))
+                        }
+                        Err(error) => (end_event(end_of(&error)), State::Ended),
+                    };
+                }
+                Err(error) => error,
+            };
+            let now = Instant::now();
+            if now >= waiting.until || self.app.is_stopping() || !may_pass(&error) {
+                return (end_event(end_of(&error)), State::Ended);
+            }
+            if waiting.said.is_none_or(|said| now >= said + WATCH_HEARTBEAT) {
+                waiting.said = Some(now);
+                return (Bytes::from_static(b": waiting for a leader\n\n"), State::Waiting(waiting));
+            }
+            tokio::select! {
+                () = self.app.stopped() => {}
+                () = tokio::time::sleep(WATCH_LEADER_INTERVAL) => {}
+            }
+        }
+    }
+
+    /// Whether this node can serve the watch now.
+    async fn confirm(&self) -> Result<(), ApiError> {
+        may_read(&self.app, &HeaderMap::new(), self.stale).await
+    }
+}
+
+impl Watching {
+    fn send_initial(&mut self, app: &ExampleApp, initial: Initial) -> Result<Bytes, WatchEnd> {
         // Keeping an old state takes memory while the store changes, so who reads
         // it slowly must keep up with the history.
-        let oldest = self.app.store.state_machine.read(|machine| machine.history.oldest());
+        let oldest = app.store.state_machine.read(|machine| machine.history.oldest());
         if oldest > initial.revision + 1 {
-            return self.end(too_slow(oldest));
+            return Err(too_slow(oldest));
         }
         let mut events = Vec::with_capacity(WATCH_BATCH_BYTES);
         let (prefix, end) = match &initial.filter {
@@ -195,51 +314,56 @@ impl Watch {
         }
         if unfinished_after.is_some() {
             self.initial = Some(Initial { after: unfinished_after, ..initial });
-            return events.into();
+            return Ok(events.into());
         }
         let synced = EventRef::Synced { revision: initial.revision };
         write_event(&mut events, Some((initial.revision, None)), &synced);
-        events.into()
+        Ok(events.into())
     }
 
-    async fn send_changes(&mut self) -> Bytes {
-        let app = self.app.clone();
+    async fn send_changes(&mut self, app: &ExampleApp, stale: bool) -> Result<Bytes, WatchEnd> {
         tokio::select! {
             biased;
-            () = app.stopped() => self.end(WatchEnd {
-                code: "stopping".to_owned(),
-                message: "this node is stopping; another one takes up the watch".to_owned(),
-            }),
+            () = app.stopped() => Err(end_of(&forward::stopping())),
             batch = self.subscription.next() => match batch {
-                Ok(batch) => batch.encoded(encode),
-                Err(WatchError::Gone { oldest }) => self.end(too_slow(oldest)),
+                Ok(batch) => Ok(batch.encoded(encode)),
+                Err(WatchError::Gone { oldest }) => Err(too_slow(oldest)),
             },
-            () = tokio::time::sleep(WATCH_HEARTBEAT) => self.heartbeat().await,
+            () = tokio::time::sleep(WATCH_HEARTBEAT) => self.heartbeat(app, stale).await,
         }
     }
 
     /// Says that the watch goes on, and up to where the reader has everything.
-    async fn heartbeat(&mut self) -> Bytes {
+    async fn heartbeat(&mut self, app: &ExampleApp, stale: bool) -> Result<Bytes, WatchEnd> {
         // A node that is cut off believes in its leader for as long as it hears nothing.
-        if !self.stale && linearize(&self.app, &HeaderMap::new()).await.is_err() {
-            return self.end(WatchEnd {
+        if !stale && linearize(app, &HeaderMap::new()).await.is_err() {
+            return Err(WatchEnd {
                 code: "no_leader".to_owned(),
                 message: "this node reaches no leader, so it may miss changes; another one may know".to_owned(),
             });
         }
-        match self.subscription.caught_up() {
+        Ok(match self.subscription.caught_up() {
             // An id without data is no event, and is where a reader resumes.
             Some(revision) => format!(": heartbeat\nid: {revision}\n\n").into(),
             None => Bytes::from_static(b": heartbeat\n\n"),
-        }
+        })
     }
+}
 
-    fn end(&mut self, end: WatchEnd) -> Bytes {
-        self.ended = true;
-        let mut event = Vec::new();
-        write_event(&mut event, None, &WatchEvent::End(end));
-        event.into()
-    }
+/// Whether the node may be able to serve a watch later, without anybody doing anything about it.
+fn may_pass(error: &ApiError) -> bool {
+    matches!(error.status(), 503 | 504) && !matches!(error, ApiError::NotMember(_))
+}
+
+/// How a watch ends that would have been answered with this error if it had not begun.
+fn end_of(error: &ApiError) -> WatchEnd {
+    WatchEnd { code: error.code().to_owned(), message: error.to_string() }
+}
+
+fn end_event(end: WatchEnd) -> Bytes {
+    let mut event = Vec::new();
+    write_event(&mut event, None, &WatchEvent::End(end));
+    event.into()
 }
 
 fn too_slow(oldest: u64) -> WatchEnd {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use raft_key_value::NodeId;
 use raft_key_value::config::{CONNECTION_IDLE_MAX, KEEP_ALIVE, WRITE_STALL_MAX};
@@ -319,17 +319,150 @@ async fn followers_with_few_open_files_go_on() {
     }
 }
 
+/// With [`FILES_MAX`] a node admits 24 clients, 12 of them watches, and accepts 30 connections.
+const CLIENTS_ADMITTED: usize = 24;
+const WATCHES_ADMITTED: usize = 12;
+
+/// Asserts that a leader with few files that somebody took still serves: writes and reads through
+/// the followers, and those who look after it.
+async fn still_leads(cluster: &mut TestCluster, leader: NodeId, round: usize) {
+    for id in ALL.into_iter().filter(|id| *id != leader) {
+        let value = format!("{round} through {id}");
+        cluster.write(id, "shared", &value).await;
+        let read = eventually("a linearizable read", DEADLINE, async || cluster.consistent_read(id, "shared").await);
+        assert_eq!(read.await, value, "on node {id}");
+    }
+    eventually("the leader tells how it is", DEADLINE, async || {
+        // A new connection each time, as a scraper may have.
+        let answer = Http::new().get(cluster.addr(leader), "/metrics").await.map_err(|error| error.to_string())?;
+        if answer.status == 200 { Ok(()) } else { Err(answer.text()) }
+    })
+    .await;
+    assert_eq!(cluster.leader_of(&ALL).await, leader, "it leads still");
+    cluster.assert_alive();
+}
+
+/// Three nodes with few files.
+async fn few_files(name: &'static str) -> (TestCluster, NodeId) {
+    raise_open_files(OPEN_FILES);
+    let mut cluster = TestCluster::form(name, &ALL, CALM).await;
+    limit_files(&mut cluster, &ALL).await;
+    let leader = cluster.leader_of(&ALL).await;
+    (cluster, leader)
+}
+
+/// Watches take their share of a node's connections, and no more.
+///
+/// Method: on a leader with few files, more watches than it accepts connections. Those above their share get
+/// 503, over connections that stay, and the others see what is written through the followers. A
+/// watch that ends makes place for another.
+#[tokio::test]
+async fn watches_leave_room() {
+    const WATCHES: usize = 40;
+    const WATCH: &str = "GET /v1/watch?key=shared HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    let (mut cluster, leader) = few_files("watches-leave-room").await;
+    let addr = cluster.addr(leader).to_owned();
+    let (mut admitted, mut refused) = (Vec::new(), 0);
+    for _ in 0..WATCHES {
+        let mut watch = connect_and_send(&addr, WATCH).await;
+        let status = read_status(&mut watch).await;
+        match status {
+            200 => admitted.push(watch),
+            503 => refused += 1,
+            _ => panic!("a watch is answered with {status}"),
+        }
+    }
+    assert_eq!((admitted.len(), refused), (WATCHES_ADMITTED, WATCHES - WATCHES_ADMITTED));
+    still_leads(&mut cluster, leader, 0).await;
+    for watch in &mut admitted {
+        read_until(watch, "0 through").await;
+    }
+    admitted.pop();
+    eventually("a place for a watch is free", DEADLINE, async || {
+        let status = read_status(&mut connect_and_send(&addr, WATCH).await).await;
+        if status == 200 { Ok(()) } else { Err(status) }
+    })
+    .await;
+}
+
+/// Clients whose requests do not end take their share of a node's connections, and no more.
+///
+/// Method: on a leader with few files, more clients that send half a body, each of which is there again as
+/// soon as it is given up. Those above the clients' share get 503. Meanwhile followers pass requests on.
+#[tokio::test]
+async fn unfinished_requests_leave_room() {
+    const HALF: &str = "PUT /v1/kv/half HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\nhalf";
+    let (mut cluster, leader) = few_files("unfinished-leave-room").await;
+    let addr = cluster.addr(leader).to_owned();
+    let (waited, refused) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let mut clients = JoinSet::new();
+    for _ in 0..2 * CLIENTS_ADMITTED {
+        let (addr, waited, refused) = (addr.clone(), waited.clone(), refused.clone());
+        clients.spawn(async move {
+            loop {
+                // The system may refuse a connection, or the node reset one.
+                let Ok(mut stream) = TcpStream::connect(&addr).await else { continue };
+                let _ = stream.write_all(HALF.as_bytes()).await;
+                let mut answer = Vec::new();
+                let _ = stream.read_to_end(&mut answer).await;
+                let answer = String::from_utf8_lossy(&answer).into_owned();
+                match answer.get(9..12) {
+                    Some("408") => waited.fetch_add(1, Ordering::Relaxed),
+                    Some("503") => refused.fetch_add(1, Ordering::Relaxed),
+                    _ => 0,
+                };
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        });
+    }
+    for round in 0..5 {
+        still_leads(&mut cluster, leader, round).await;
+    }
+    eventually("some are given up, and some are told that there is no place", DEADLINE, async || {
+        let found = (waited.load(Ordering::Relaxed), refused.load(Ordering::Relaxed));
+        if found.0 > 0 && found.1 > 0 { Ok(()) } else { Err(found) }
+    })
+    .await;
+    clients.shutdown().await;
+}
+
+/// Nobody keeps a connection by pretending to be a node.
+///
+/// Method: on a leader with few files, more connections than it accepts, each of which asks for what
+/// anybody may ask of a node, or sends an RPC that is none, and then does nothing. They make room
+/// for the others, long before they are closed for their age.
+#[tokio::test]
+async fn only_nodes_keep_connections() {
+    let requests = [
+        "GET /raft-identity HTTP/1.1\r\nhost: localhost\r\n\r\n",
+        "POST /raft-append HTTP/1.1\r\nhost: localhost\r\ncontent-length: 4\r\n\r\nnone",
+        "GET /raft-no-such-route HTTP/1.1\r\nhost: localhost\r\n\r\n",
+        "GET /v1/kv HTTP/1.1\r\nhost: localhost\r\nraft-forwarded: 2\r\nraft-forwarded-to: 1/2/3\r\n\r\n",
+    ];
+    for request in requests {
+        let (mut cluster, leader) = few_files("pretenders").await;
+        let addr = cluster.addr(leader).to_owned();
+        let mut idle = Vec::new();
+        for _ in 0..2 * CLIENTS_ADMITTED {
+            idle.push(connect_and_send(&addr, request).await);
+        }
+        let started = Instant::now();
+        still_leads(&mut cluster, leader, 0).await;
+        assert!(started.elapsed() < KEEP_ALIVE / 2, "it waited for them: {:?}", started.elapsed());
+    }
+}
+
 /// Connections that nobody uses make room for clients that come, those that have done nothing for
 /// longest first; a watch, a request that is under way and a client that goes on asking stay.
 ///
-/// Method: one node that may have 256 files open, so that it accepts 25 connections. A watch, half
+/// Method: one node that may have 256 files open, so that it accepts 30 connections. A watch, half
 /// a request and a client that asks all the time are there first, then more connections than there
 /// is room for, half of which were used once. A client that comes after them all puts, long before
 /// an idle connection is closed for its age; the watch hears of it. (The half request has 10 s to
 /// come to its end, of which it needs those until the first connection was closed.)
 #[tokio::test]
 async fn idle_connections_make_room() {
-    const IDLE: usize = 30;
+    const IDLE: usize = 36;
     const GET: &str = "GET /v1/kv?limit=1 HTTP/1.1\r\nhost: localhost\r\n\r\n";
     const HALF: &str = "PUT /v1/kv/half HTTP/1.1\r\nhost: localhost\r\ncontent-length: 4\r\n\r\nha";
     raise_open_files(OPEN_FILES);
@@ -402,6 +535,13 @@ async fn connect_and_send(addr: &str, request: &str) -> TcpStream {
     let mut stream = TcpStream::connect(addr).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     stream
+}
+
+/// Reads the beginning of an answer, and returns its status.
+async fn read_status(stream: &mut TcpStream) -> u16 {
+    let mut line = [0; 12];
+    tokio::time::timeout(DEADLINE, stream.read_exact(&mut line)).await.expect("it is answered").unwrap();
+    String::from_utf8_lossy(&line[9..]).parse().unwrap()
 }
 
 /// Reads until this has come.

@@ -3,10 +3,13 @@
 use std::time::{Duration, Instant};
 
 use raft_key_value::NodeId;
-use raft_key_value::config::WRITE_STALL_MAX;
+use raft_key_value::config::{WATCH_LEADER_DEADLINE, WRITE_STALL_MAX};
+use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{CALM, CALM_BUT_QUICK, Event, Metrics, TestCluster, Watch, index_of, report};
+use crate::harness::{
+    CALM, CALM_BUT_QUICK, DEADLINE, Event, Metrics, TestCluster, Watch, eventually, index_of, report,
+};
 
 const ALL: [NodeId; 3] = [1, 2, 3];
 const OFTEN: &[&str] = &["--snapshot-entries", "50", "--snapshot-keep-entries", "10"];
@@ -476,4 +479,75 @@ async fn a_node_that_stops_ends_its_watches() {
         }
     }
     cluster.leader_of(&rest).await;
+}
+
+/// A watch that begins while there is no leader waits for one, with the connection open, and then sees
+/// every change; so a browser's `EventSource`, for which an error status is the end, goes on.
+///
+/// Method: stop two of three nodes, and watch through the third, in each way; start them again, put, and
+/// read the event on the same connection. A client that asks not to wait gets 503, and a wrong request 400.
+#[tokio::test]
+async fn a_watch_waits_for_a_leader() {
+    let mut cluster = TestCluster::form("watch-waits", &ALL, CALM_BUT_QUICK).await;
+    let first = cluster.put(1, "/v1/kv/k", "first").await.revision();
+    cluster.reaches(3, first).await;
+    for id in [1, 2] {
+        cluster.kill(id);
+    }
+    eventually("node 3 knows no leader", DEADLINE, async || {
+        let answer = cluster.get(3, "/v1/kv/k").await;
+        if answer.status == 503 { Ok(()) } else { Err(answer.text()) }
+    })
+    .await;
+    let refused = cluster.http().request(Method::GET, cluster.addr(3), "/v1/watch", &[("raft-wait", "no")], "").await;
+    assert_eq!(refused.unwrap().status, 503);
+    assert_eq!(cluster.get(3, "/v1/watch?from=0").await.status, 400);
+
+    let mut from_now = cluster.watch(3, "key=k").await;
+    let mut from_first = cluster.watch(3, &format!("key=k&from={first}")).await;
+    let mut initial = cluster.watch(3, "initial").await;
+    let mut resumed = cluster.watch_after(3, "", Some(&first.to_string())).await.unwrap();
+    let mut never = cluster.watch(3, "from=1000000").await;
+    for id in [1, 2] {
+        cluster.restart(id).await;
+    }
+    assert_eq!(initial.next().await.unwrap().kind(), "initial");
+    assert_eq!(initial.next().await.unwrap().kind(), "synced");
+    // That `from_now` began is told by nothing but a comment; a put that comes later is seen in any case.
+    let second = cluster.persistently(1, Method::PUT, "/v1/kv/k", &[], "second").await.revision();
+    let third = eventually("the watch from now on has begun", DEADLINE, async || {
+        let put = cluster.put(2, "/v1/kv/k", "third").await;
+        match from_now.next_within(Duration::from_millis(500)).await {
+            Some(event) if event.kind() == "put" => Ok(put.revision()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    for watch in [&mut from_first, &mut initial, &mut resumed] {
+        let events = watch.until_revision(third).await;
+        let revisions: Vec<u64> = events.iter().map(Event::revision).collect();
+        assert!(revisions.contains(&second) && revisions.is_sorted(), "{revisions:?}");
+    }
+    let end = never.next().await.unwrap();
+    assert_eq!((end.kind(), end.data["code"].as_str()), ("end", Some("revision_in_future")), "{end:?}");
+    assert!(never.next().await.is_none(), "an end is the last event");
+}
+
+/// A watch that waits in vain ends with an event, in bounded time, and so does one whose node stops.
+///
+/// Method: watch a node that belongs to no cluster; stop another one while it has such a watch.
+#[tokio::test]
+async fn a_watch_that_waits_ends_with_an_event() {
+    let mut cluster = TestCluster::start("watch-waits-in-vain", &[1, 2], CALM).await;
+    let started = Instant::now();
+    let mut in_vain = cluster.watch(1, "").await;
+    let mut stopped = cluster.watch(2, "consistency=stale").await;
+    assert_eq!(cluster.stop(2).await, Some(0));
+    let end = stopped.next().await.unwrap();
+    assert_eq!((end.kind(), end.id.as_deref()), ("end", None), "{end:?}");
+    assert!(stopped.next().await.is_none());
+    let end = in_vain.next_within(2 * WATCH_LEADER_DEADLINE).await.expect("it ends with an event");
+    assert_eq!((end.kind(), end.data["code"].as_str()), ("end", Some("no_leader")), "{end:?}");
+    assert!(started.elapsed() >= WATCH_LEADER_DEADLINE, "it waited for {:?}", started.elapsed());
+    assert!(in_vain.next().await.is_none());
 }

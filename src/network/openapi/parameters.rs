@@ -198,6 +198,9 @@ pub struct WatchHeaders {
     /// The `id` of the last event that was read; goes before `from` and `initial`. Browsers send it by themselves.
     #[param(rename = "Last-Event-ID", pattern = r"^[0-9]+(\.[0-9]+)?$")]
     pub last_event_id: Option<String>,
+    /// `no`: return 503 if no leader is known, instead of waiting for one with the connection open.
+    #[param(rename = "Raft-Wait")]
+    pub raft_wait: Option<String>,
     /// `no`: answer 421 with the leader's address, instead of asking it.
     #[param(rename = "Raft-Forward")]
     pub raft_forward: Option<String>,
