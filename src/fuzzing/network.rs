@@ -21,9 +21,8 @@ use crate::config::{
     REQUEST_BYTES_MAX_DEFAULT, TTL_MS_MAX, TTL_MS_MIN, TXN_OPERATIONS_MAX_DEFAULT, VALUE_BYTES_MAX_DEFAULT,
 };
 use crate::error::{ApiError, Outcome};
-use crate::network::parameters::{
-    Parameters, check_body_type, condition_of, key_from, key_of, key_with_action, known_revision, request_id, ttl_ms,
-};
+use crate::network::conditions::{Conditions, ReadVerdict, WriteCondition};
+use crate::network::parameters::{Parameters, check_body_type, key_from, key_of, key_with_action, request_id, ttl_ms};
 use crate::network::peer::{self, Envelope, PeerIdentity};
 use crate::network::raft::{SnapshotHead, check_append, check_candidate, check_snapshot};
 use crate::network::reply::{check_lists, parse_json};
@@ -190,18 +189,24 @@ fn path_and_query(request: &HttpRequest) {
 
 fn headers(request: &HttpRequest) {
     taken(check_body_type(request));
-    if let Some(known) = taken(known_revision(request)).flatten() {
-        let same = TestRequest::get().insert_header(("If-None-Match", format!("\"{known}\""))).to_http_request();
-        assert_eq!(known_revision(&same).ok(), Some(Some(known)));
-    }
-    if let Some(Some(condition)) = taken(condition_of(request)) {
-        let header = match condition {
-            Condition::Missing => ("If-None-Match", "*".to_owned()),
-            Condition::Present => ("If-Match", "*".to_owned()),
-            Condition::Revision(revision) => ("If-Match", format!("\"{revision}\"")),
-        };
-        let same = TestRequest::get().insert_header(header).to_http_request();
-        assert_eq!(condition_of(&same).ok(), Some(Some(condition)));
+    if let Some(conditions) = taken(Conditions::of(request)) {
+        // A read and a write judge the same tags.
+        match taken(conditions.clone().of_write(&LIMITS)) {
+            Some(WriteCondition::Single(Some(Condition::Revision(revision @ 1..)))) => {
+                assert!(conditions.judge_read(revision).is_ok());
+                let other = revision.wrapping_add(1);
+                assert!(!matches!(conditions.judge_read(other), Ok(ReadVerdict::Send)));
+            }
+            Some(WriteCondition::AnyOf(revisions)) => {
+                assert!(revisions.len() > 1 && revisions.is_sorted());
+                assert!(revisions.iter().all(|revision| conditions.judge_read(*revision).is_ok()));
+            }
+            Some(WriteCondition::NoneOf { revisions, .. }) => {
+                let known = |revision: &u64| matches!(conditions.judge_read(*revision), Ok(ReadVerdict::NotModified));
+                assert!(revisions.iter().all(known));
+            }
+            _ => {}
+        }
     }
     if let Some((revision, position)) = taken(watch::resumed_after(request)).flatten() {
         let id = match position {

@@ -162,7 +162,8 @@ pub async fn pass_on(
         .header(FORWARDED_TO.as_str(), receiver)
         .timeout(deadline_of(request));
     for name in [header::CONTENT_TYPE, header::IF_MATCH, header::IF_NONE_MATCH, IDEMPOTENCY_KEY] {
-        if let Some(value) = request.headers().get(&name) {
+        // A list may be spread over several lines of a header.
+        for value in request.headers().get_all(&name) {
             passed_on = passed_on.header(name.as_str(), value.as_bytes());
         }
     }

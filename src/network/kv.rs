@@ -5,21 +5,19 @@ use actix_web::http::{Method, StatusCode};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 
+use super::conditions::{Conditions, KeyWrite, ReadVerdict};
 use super::listener::AsItIs;
 use super::openapi::answers::{DeleteErrors, PutErrors, RawValue, ReadErrors, TouchErrors};
 use super::openapi::parameters::{
     ConditionHeaders, KeyInPath, PutParameters, ReadHeaders, ReadParameters, TouchParameters, WriteHeaders,
 };
-use super::parameters::{
-    Parameters, check_body_type, check_no_body, check_value_length, condition_of, key_of, key_with_action,
-    known_revision,
-};
+use super::parameters::{Parameters, check_body_type, check_no_body, check_value_length, key_of, key_with_action};
 use super::reply::{keep_for_a_while, read_body};
 use super::v1::{self, Written, etag_of, json_answer, key_not_found, ready_to_read, unexpected, written};
 use crate::app::ExampleApp;
 use crate::body::{DeleteAnswer, KeyValue, PutAnswer, TouchAnswer};
 use crate::error::ApiError;
-use crate::operation::{Delete, Operation, Put, Touch, WriteResult};
+use crate::operation::{Delete, Put, Touch, WriteResult};
 
 /// Any method on `/v1/kv/{key}`.
 pub async fn any(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
@@ -180,11 +178,11 @@ async fn get_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload)
     let key = key_of(request, &app.limits)?;
     let parameters = Parameters::of(request, &["raw", "consistency"])?;
     let raw = parameters.flag("raw")?;
-    let known = known_revision(request)?;
+    let conditions = Conditions::of(request)?;
     ready_to_read(app, request, parameters.stale()?).await?;
     let (record, revision) = app.store.state_machine.read(|machine| (machine.get(&key), machine.revision));
     let Some(record) = record else { return Err(key_not_found(revision)) };
-    let mut response = if known == Some(record.revision) {
+    let mut response = if conditions.judge_read(record.revision)? == ReadVerdict::NotModified {
         HttpResponse::new(StatusCode::NOT_MODIFIED)
     } else if raw {
         AsItIs::set(request);
@@ -210,12 +208,12 @@ async fn put_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload)
     let key = key_of(request, &app.limits)?;
     let parameters = Parameters::of(request, &["ttl"])?;
     let ttl_ms = parameters.ttl_ms()?;
-    let condition = condition_of(request)?;
+    let condition = Conditions::of(request)?.of_write(&app.limits)?;
     check_body_type(request)?;
     check_value_length(&body, &app.limits)?;
     // Copied: the body is a part of the connection's buffer, which is larger and used again.
-    let put = Put { key: key.into(), value: (&body).into(), ttl_ms, condition };
-    match v1::write(app, request, body, Operation::Put(put)).await? {
+    let put = Put { key: key.into(), value: (&body).into(), ttl_ms, condition: None };
+    match v1::write(app, request, body, condition.guard(KeyWrite::Put(put))).await? {
         Written::Answered(answer) => Ok(answer),
         Written::Here(response) => match &response.result {
             Some(WriteResult::Put(put)) => Ok(written(&response, put, Some(put.revision))),
@@ -228,9 +226,9 @@ async fn delete_key(app: &ExampleApp, request: &HttpRequest, payload: web::Paylo
     refuse_body(app, request, payload)?;
     let key = key_of(request, &app.limits)?;
     Parameters::of(request, &[])?;
-    let condition = condition_of(request)?;
-    let delete = Delete { key: key.into(), condition };
-    match v1::write(app, request, Bytes::new(), Operation::Delete(delete)).await? {
+    let condition = Conditions::of(request)?.of_write(&app.limits)?;
+    let delete = Delete { key: key.into(), condition: None };
+    match v1::write(app, request, Bytes::new(), condition.guard(KeyWrite::Delete(delete))).await? {
         Written::Answered(answer) => Ok(answer),
         Written::Here(response) => match response.result {
             Some(WriteResult::Delete { deleted, revision, .. }) => {
@@ -249,9 +247,9 @@ async fn touch_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payloa
         let message = "a touch takes a time to live, such as ?ttl=30s";
         return Err(ApiError::bad_request("invalid_ttl", message));
     };
-    let condition = condition_of(request)?;
-    let touch = Touch { key: key.into(), ttl_ms: Some(ttl_ms), condition };
-    match v1::write(app, request, Bytes::new(), Operation::Touch(touch)).await? {
+    let condition = Conditions::of(request)?.of_write(&app.limits)?;
+    let touch = Touch { key: key.into(), ttl_ms: Some(ttl_ms), condition: None };
+    match v1::write(app, request, Bytes::new(), condition.guard(KeyWrite::Touch(touch))).await? {
         Written::Answered(answer) => Ok(answer),
         Written::Here(response) => match &response.result {
             Some(WriteResult::Touch(touch)) => Ok(written(&response, touch, Some(touch.revision))),

@@ -5,10 +5,11 @@ use actix_web::http::header::HeaderValue;
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 
+use super::conditions::refuse_conditions;
 use super::kv::refuse_body;
 use super::openapi::answers::{DeletePrefixErrors, ListErrors};
 use super::openapi::parameters::{DeletePrefixParameters, ForwardHeader, ListParameters, WriteHeaders};
-use super::parameters::{IDEMPOTENCY_KEY, Parameters, invalid, refuse_conditions};
+use super::parameters::{IDEMPOTENCY_KEY, Parameters, invalid};
 use super::reply::json;
 use super::v1::{self, Written, ready_to_read, unexpected, written};
 use crate::app::{ExampleApp, Role};

@@ -1,5 +1,5 @@
-//! What a request says outside its body: the key in the path, the parameters
-//! after `?`, and the headers with conditions.
+//! What a request says outside its body: the key in the path, the parameters after `?`, and the headers that all
+//! writes have. Conditions have a module of their own.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use percent_encoding::percent_decode_str;
 use crate::app::ExampleApp;
 use crate::config::{IDEMPOTENCY_KEY_BYTES_MAX, KEY_BYTES_MAX_DEFAULT, Limits, TTL_MS_MAX, TTL_MS_MIN};
 use crate::error::{ApiError, Details};
-use crate::operation::{Condition, Operation, RequestId};
+use crate::operation::{Operation, RequestId};
 
 /// A request with the same value is done once.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -184,7 +184,7 @@ pub fn invalid(name: &str, what: &str) -> ApiError {
 }
 
 /// Digits only: no sign, no point, no exponent.
-fn whole_number(text: &str) -> Option<u64> {
+pub(super) fn whole_number(text: &str) -> Option<u64> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     if digits { text.parse().ok() } else { None }
 }
@@ -209,56 +209,6 @@ pub fn ttl_ms(text: &str) -> Result<u64, ApiError> {
             "a time to live is a whole number and a unit, such as 500ms, 30s, 5m, 12h or 7d, from 100ms to 3650d",
         )
     })
-}
-
-/// The condition in the headers of a write.
-pub fn condition_of(request: &HttpRequest) -> Result<Option<Condition>, ApiError> {
-    let wrong = |message: &str| Err(ApiError::bad_request("invalid_condition", message));
-    match (one_header(request, header::IF_MATCH)?, one_header(request, header::IF_NONE_MATCH)?) {
-        (None, None) => Ok(None),
-        (Some(_), Some(_)) => Err(ApiError::bad_request(
-            "conflicting_conditions",
-            "If-Match and If-None-Match are not given together: a key cannot be there and not be there",
-        )),
-        (Some("*"), None) => Ok(Some(Condition::Present)),
-        (Some(tag), None) => match revision_of(tag) {
-            Some(revision) => Ok(Some(Condition::Revision(revision))),
-            None => wrong("If-Match is a key's revision, such as \"7\", or * for any"),
-        },
-        (None, Some("*")) => Ok(Some(Condition::Missing)),
-        (None, Some(_)) => wrong("If-None-Match on a write is *: the key must not be there"),
-    }
-}
-
-/// Refuses conditions where none is looked at: what is written in spite of one is not what was asked for.
-pub fn refuse_conditions(request: &HttpRequest) -> Result<(), ApiError> {
-    let headers = request.headers();
-    if headers.contains_key(header::IF_MATCH) || headers.contains_key(header::IF_NONE_MATCH) {
-        let message = "If-Match and If-None-Match are for one key; a transaction has its own comparisons";
-        return Err(ApiError::bad_request("invalid_condition", message));
-    }
-    Ok(())
-}
-
-/// The revision of the state that a reader has already.
-pub fn known_revision(request: &HttpRequest) -> Result<Option<u64>, ApiError> {
-    if request.headers().contains_key(header::IF_MATCH) {
-        return Err(ApiError::bad_request("invalid_condition", "a read takes If-None-Match, and no If-Match"));
-    }
-    let Some(tag) = one_header(request, header::IF_NONE_MATCH)? else { return Ok(None) };
-    match revision_of(tag) {
-        Some(revision) => Ok(Some(revision)),
-        None => Err(ApiError::bad_request(
-            "invalid_condition",
-            "If-None-Match on a read is the revision that is known already, such as \"7\"",
-        )),
-    }
-}
-
-/// `"7"`, as an ETag has it, or 7.
-fn revision_of(tag: &str) -> Option<u64> {
-    let unquoted = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
-    whole_number(unquoted.unwrap_or(tag))
 }
 
 /// The `Idempotency-Key` of a request, with a hash of what it asks for.

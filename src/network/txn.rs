@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use actix_web::{HttpRequest, HttpResponse, web};
 
+use super::conditions::refuse_conditions;
 use super::openapi::answers::TxnErrors;
 use super::openapi::parameters::WriteHeaders;
-use super::parameters::{Parameters, check_body_type, check_key, check_value_length, refuse_conditions, ttl_ms};
+use super::parameters::{Parameters, check_body_type, check_key, check_value_length, ttl_ms};
 use super::reply::{check_lists, parse_json, read_body};
 use super::v1::{self, Written, unexpected, written};
 use crate::app::ExampleApp;

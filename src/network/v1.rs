@@ -8,12 +8,13 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::api::{linearize, propose};
+use super::conditions::{Guarded, condition_failed};
 use super::forward::{self, Destination};
 use super::parameters::request_id;
 use super::reply::{self, json};
 use crate::app::ExampleApp;
 use crate::error::{ApiError, ConditionFailed, Details, Outcome, Retry};
-use crate::operation::{Operation, WriteResult};
+use crate::operation::WriteResult;
 use crate::types::ExampleResponse;
 
 /// The store's revision that the answer shows.
@@ -39,15 +40,17 @@ pub async fn write(
     app: &ExampleApp,
     request: &HttpRequest,
     body: Bytes,
-    operation: Operation,
+    write: impl Into<Guarded>,
 ) -> Result<Written, ApiError> {
+    let Guarded { operation, reading } = write.into();
     let request_id = request_id(request, &operation)?;
     let Ok(_permit) = app.writes_waiting.try_acquire() else {
         return Err(ApiError::Overloaded(Retry::soon("as many writes are waiting as this node takes on at once")));
     };
     match forward::destination(app, request.headers())? {
         Destination::Here => {
-            let response = propose(app, request_id, operation).await?.data;
+            let mut response = propose(app, request_id, operation).await?.data;
+            response.result = reading.result_of(response.result);
             match check_result(&response) {
                 Ok(()) => Ok(Written::Here(response)),
                 Err(refused) => {
@@ -70,14 +73,7 @@ pub async fn write(
 /// What the state machine refused, as errors.
 pub fn check_result(response: &ExampleResponse) -> Result<(), ApiError> {
     match response.result.as_ref() {
-        Some(WriteResult::ConditionFailed { revision }) => Err(ApiError::ConditionFailed(ConditionFailed {
-            message: match revision {
-                Some(revision) => format!("the condition does not hold: the key is there, at revision {revision}"),
-                None => "the condition does not hold: the key is not there".to_owned(),
-            },
-            current_revision: *revision,
-            outcome: Outcome::NotApplied,
-        })),
+        Some(WriteResult::ConditionFailed { revision }) => Err(condition_failed(*revision)),
         Some(WriteResult::NoSuchKey) => Err(key_not_found(response.revision.unwrap_or_default())),
         Some(WriteResult::AnswerTooLarge { bytes }) => {
             let bytes = usize::try_from(*bytes).unwrap_or(usize::MAX);

@@ -168,6 +168,80 @@ async fn conditions_are_kept_on_every_node() {
     }
 }
 
+/// Tags are taken as proxies and clients make them: weak, with a suffix, in lists, over several lines.
+///
+/// Method: through the leader and a follower, puts, touches, deletes and reads with each form of a tag that names the
+/// key's revision, which must succeed (304 for a read with If-None-Match), and with several revisions of which one or
+/// none is the key's; a repeated request with such a list is answered from memory.
+#[tokio::test]
+async fn tags_are_taken_as_proxies_make_them() {
+    let cluster = TestCluster::form("kv-tags", &ALL, CALM).await;
+    let leader = cluster.leader_of(&ALL).await;
+    for id in [leader, 1 + leader % 3] {
+        let path = path_of(&format!("through {id}"));
+        let touch_path = format!("{path}/touch?ttl=1h");
+        let send = async |method: Method, path: &str, headers: &[(&str, String)]| {
+            let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            cluster.v1(id, method, path, &headers, "").await
+        };
+        let (mut revision, _) = written(&cluster.put(id, &path, "v").await);
+        let forms: [fn(u64) -> Vec<String>; 8] = [
+            |revision| vec![format!("W/\"{revision}\"")],
+            |revision| vec![format!("\"{revision}-gzip\"")],
+            |revision| vec![format!("W/\"{revision}-br\"")],
+            |revision| vec![format!("\"1-x\", \"{revision}\"")],
+            |revision| vec![format!("\"{revision}\",\"{}\"", revision + 100)],
+            |revision| vec![format!("\"a,b\",, W/\"{}\" , {revision}, \"9-gzip\"", revision + 7)],
+            |revision| vec![format!("\"{}\"", revision + 1), format!("\"{revision}\"")],
+            |revision| vec!["*".to_owned(), format!("\"{}\"", revision + 1)],
+        ];
+        for form in forms {
+            let lines = |name, revision| -> Vec<_> { form(revision).into_iter().map(|line| (name, line)).collect() };
+            let touched = send(Method::POST, &touch_path, &lines("if-match", revision)).await;
+            assert_eq!(touched.done()["revision"], revision, "{:?}", form(revision));
+            assert_eq!(touched.header("etag"), etag(revision));
+            for query in ["", "?raw"] {
+                let read = format!("{path}{query}");
+                assert_eq!(send(Method::GET, &read, &lines("if-match", revision)).await.status, 200);
+                for method in [Method::GET, Method::HEAD] {
+                    let same = send(method, &read, &lines("if-none-match", revision)).await;
+                    assert_eq!((same.status, same.header("etag")), (304, etag(revision).as_str()));
+                }
+                let both = [lines("if-match", revision + 1000), lines("if-none-match", revision)].concat();
+                let expected = if form(1)[0] == "*" { 304 } else { 412 };
+                assert_eq!(send(Method::GET, &read, &both).await.status, expected, "If-Match is judged first");
+            }
+            let refused = send(Method::PUT, &path, &lines("if-none-match", revision)).await;
+            assert_eq!(refused.refused(412, "condition_failed")["current_revision"], revision);
+
+            let request = [lines("if-match", revision), vec![("idempotency-key", format!("{id} {revision}"))]].concat();
+            let put = send(Method::PUT, &path, &request).await;
+            let again = send(Method::PUT, &path, &request).await;
+            assert_eq!((again.header("raft-replayed"), &again.body, again.status), ("true", &put.body, 200));
+            let deleted = send(Method::DELETE, &path, &lines("if-match", written(&put).0)).await;
+            assert_eq!(deleted.done(), json!({"revision": written(&put).0 + 1, "deleted": 1}));
+            if form(1)[0] != "*" {
+                let missing = send(Method::PUT, &path, &lines("if-match", revision)).await;
+                assert!(missing.refused(412, "condition_failed")["current_revision"].is_null());
+                let unless = send(Method::PUT, &path, &lines("if-none-match", revision)).await;
+                assert_eq!(written(&unless).1, 1, "a missing key is at none of these revisions");
+                let touched = send(Method::POST, &touch_path, &lines("if-none-match", revision)).await;
+                assert_eq!(touched.done()["version"], 1);
+                cluster.delete(id, &path).await.done();
+                let touched = send(Method::POST, &touch_path, &lines("if-none-match", revision)).await;
+                touched.refused(404, "key_not_found");
+            }
+            (revision, _) = written(&cluster.put(id, &path, "v").await);
+        }
+        let excluded = [("if-match", "*".to_owned()), ("if-none-match", etag(revision + 1))];
+        let (again, version) = written(&send(Method::PUT, &path, &excluded).await);
+        assert_eq!((again, version), (revision + 1, 2), "it exists, and is not at that revision");
+        let opaque = [("if-none-match", "\"abc\", W/\"x\"".to_owned())];
+        written(&send(Method::PUT, &path, &opaque).await);
+        assert_eq!(send(Method::GET, &path, &opaque).await.status, 200, "a tag that names no revision matches nothing");
+    }
+}
+
 /// A reader that has the newest state is told so, without the value.
 ///
 /// Method: read with `If-None-Match` on each node: 304 with the tag and no body

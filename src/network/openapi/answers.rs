@@ -164,7 +164,7 @@ macro_rules! errors_of {
 
 errors_of! {
     /// Errors of reading a key.
-    ReadErrors: V1 [400, 404, 413, 421, 503, 504];
+    ReadErrors: V1 [400, 404, 412, 413, 421, 503, 504];
     /// Errors of listing keys.
     ListErrors: V1 [400, 410, 413, 421, 503, 504];
     /// Errors of a watch.

@@ -149,23 +149,40 @@ pub struct HashParameters {
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
 pub struct ReadHeaders {
-    /// A revision that is known already, such as `"7"`: while the key is at it, the answer is 304 without a body.
-    #[param(rename = "If-None-Match", pattern = r#"^([0-9]+|"[0-9]+")$"#)]
+    /// `"7"`: only if the key is at revision 7, otherwise 412. A list of entity tags; judged before `If-None-Match`.
+    #[param(
+        rename = "If-Match",
+        pattern = r#"^(\*|[0-9]{1,19}|(W/)?"[!#-~]*")([ \t]*,[ \t]*(\*|[0-9]{1,19}|(W/)?"[!#-~]*"))*$"#
+    )]
+    pub if_match: Option<String>,
+    /// `"7"`: the client has revision 7 already. While the key is at it, the response is 304 without a body. A list of
+    /// entity tags, weak ones too.
+    #[param(
+        rename = "If-None-Match",
+        pattern = r#"^(\*|[0-9]{1,19}|(W/)?"[!#-~]*")([ \t]*,[ \t]*(\*|[0-9]{1,19}|(W/)?"[!#-~]*"))*$"#
+    )]
     pub if_none_match: Option<String>,
     /// `no`: answer 421 with the leader's address, instead of asking it.
     #[param(rename = "Raft-Forward")]
     pub raft_forward: Option<String>,
 }
 
-/// The conditions of a write. At most one is given.
+/// The conditions of a write: lists of entity tags. A tag names a revision, so `W/"7"` and `"7-gzip"`, which is what
+/// proxies make of `"7"`, count as `"7"` in both.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
 pub struct ConditionHeaders {
-    /// `"7"`: only if the key is at revision 7. `*`: only if it is there.
-    #[param(rename = "If-Match", pattern = r#"^(\*|[0-9]+|"[0-9]+")$"#)]
+    /// `"7"`: only if the key is at revision 7. `"7", "9"`: only if it is at one of these. `*`: only if it exists.
+    #[param(
+        rename = "If-Match",
+        pattern = r#"^(\*|[0-9]{1,19}|(W/)?"[!#-~]*")([ \t]*,[ \t]*(\*|[0-9]{1,19}|(W/)?"[!#-~]*"))*$"#
+    )]
     pub if_match: Option<String>,
-    /// `*`: only if the key is not there.
-    #[param(rename = "If-None-Match", pattern = r"^\*$")]
+    /// `*`: only if the key does not exist. `"7"`: only if it is not at revision 7.
+    #[param(
+        rename = "If-None-Match",
+        pattern = r#"^(\*|[0-9]{1,19}|(W/)?"[!#-~]*")([ \t]*,[ \t]*(\*|[0-9]{1,19}|(W/)?"[!#-~]*"))*$"#
+    )]
     pub if_none_match: Option<String>,
 }
 

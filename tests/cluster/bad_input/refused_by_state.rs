@@ -35,18 +35,39 @@ fn rows(known: u64, revision: u64, used: &str) -> Vec<Row> {
         format!("\"{}\"", known - 1),
         format!("\"{}\"", known + 1),
         u64::MAX.to_string(),
+        // What proxies and clients make of tags, and tags that name no revision.
+        format!("W/\"{}\"", known - 1),
+        format!("\"{}-gzip\"", known + 1),
+        format!("\"{}\", \"{}\", W/\"x\"", known - 1, known + 1),
+        "\"abc\"".to_owned(),
+        "\"\"".to_owned(),
+        "\"*\"".to_owned(),
+        "\"-1\", \"99999999999999999999\", \"ü\"".to_owned(),
     ];
-    for tag in wrong {
+    let reads =
+        [format!("{KNOWN}?raw"), KNOWN.to_owned()].map(|path| Row::bare(Method::GET, &path, "another revision"));
+    for (row, tag) in reads.into_iter().zip(&wrong) {
+        rows.push(row.header("if-match", tag).gives_v1(412, "condition_failed").field("current_revision", known));
+    }
+    for tag in &wrong {
         for row in writes(KNOWN, "another revision") {
             let row = row.header("if-match", tag.clone()).gives_v1(412, "condition_failed");
             rows.push(row.field("current_revision", known));
         }
     }
-    for row in writes(KNOWN, "a key that is there") {
-        let row = row.header("if-none-match", "*").gives_v1(412, "condition_failed");
-        rows.push(row.field("current_revision", known));
+    for tag in ["*".to_owned(), format!("\"{known}\""), format!("\"x\", W/\"{known}-gzip\", \"0\"")] {
+        for row in writes(KNOWN, "a key that is there") {
+            let row = row.header("if-none-match", tag.clone()).gives_v1(412, "condition_failed");
+            rows.push(row.field("current_revision", known));
+        }
     }
-    for tag in ["*".to_owned(), "0".to_owned(), format!("\"{known}\"")] {
+    for (if_match, if_none_match) in [("*", known), ("\"1000000\", \"2000000\"", known + 1), ("\"abc\"", known + 1)] {
+        for row in writes(KNOWN, "both conditions") {
+            let row = row.header("if-match", if_match).header("if-none-match", format!("\"{if_none_match}\""));
+            rows.push(row.gives_v1(412, "condition_failed").field("current_revision", known));
+        }
+    }
+    for tag in ["*".to_owned(), "0".to_owned(), format!("\"{known}\""), format!("\"{known}\", \"1\"")] {
         for row in writes(MISSING, "a key that is not there") {
             rows.push(row.header("if-match", tag.clone()).gives_v1(412, "condition_failed"));
         }
