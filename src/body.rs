@@ -5,6 +5,7 @@
 //! base64 with `"encoding":"base64"` beside them.
 
 use std::borrow::Cow;
+use std::io;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -12,6 +13,42 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::operation::Relation;
+
+/// Writes JSON without anything in it that some program takes for the end of a line.
+///
+/// JSON allows U+0085, U+2028 and U+2029 inside strings, but several line splitters, such as Python's
+/// `str.splitlines`, break lines there. In a server-sent event, or in output with one object a line, they would cut the
+/// JSON in two. serde_json itself escapes the control characters below U+0020, so these three are all that is left.
+///
+/// # Errors
+///
+/// See [`serde_json::to_writer`].
+pub fn write_json_line(writer: impl io::Write, value: &(impl Serialize + ?Sized)) -> serde_json::Result<()> {
+    value.serialize(&mut serde_json::Serializer::with_formatter(writer, OneLine))
+}
+
+/// Compact JSON in which the remaining line separators are escaped.
+struct OneLine;
+
+impl serde_json::ser::Formatter for OneLine {
+    fn write_string_fragment<W: io::Write + ?Sized>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        let bytes = fragment.as_bytes();
+        let mut written = 0;
+        // Both are first bytes of characters, so they are never inside one.
+        for position in memchr::memchr2_iter(0xc2, 0xe2, bytes) {
+            let (escaped, length) = match bytes[position..] {
+                [0xc2, 0x85, ..] => (r"\u0085", 2),
+                [0xe2, 0x80, 0xa8, ..] => (r"\u2028", 3),
+                [0xe2, 0x80, 0xa9, ..] => (r"\u2029", 3),
+                _ => continue,
+            };
+            writer.write_all(&bytes[written..position])?;
+            writer.write_all(escaped.as_bytes())?;
+            written = position + length;
+        }
+        writer.write_all(&bytes[written..])
+    }
+}
 
 /// How a value is written as a JSON string.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -385,4 +422,33 @@ pub struct Leader {
     pub id: u64,
     /// Where it is, `HOST:PORT`.
     pub addr: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is written is one line, and the same JSON as before.
+    ///
+    /// Method: each character that splits lines anywhere, and its neighbors, alone and beside others, in a key and in
+    /// a value.
+    #[test]
+    fn json_lines_are_not_split() {
+        const SPLITTERS: &str = "\n\r\u{b}\u{c}\u{1c}\u{1d}\u{1e}\u{85}\u{2028}\u{2029}";
+        let neighbors = "\u{84}\u{86}\u{2027}\u{202a}“ü…\u{c2}\u{e2}\u{10ffff}\u{7f}";
+        let mut texts: Vec<String> =
+            SPLITTERS.chars().flat_map(|it| [format!("{it}"), format!("a{it}{it}ü")]).collect();
+        texts.extend([SPLITTERS.to_owned(), neighbors.to_owned(), format!("{neighbors}{SPLITTERS}{neighbors}")]);
+        for text in &texts {
+            let value = std::collections::BTreeMap::from([(text, text)]);
+            let mut written = Vec::new();
+            write_json_line(&mut written, &value).unwrap();
+            let written = String::from_utf8(written).unwrap();
+            assert!(!written.contains(|character| SPLITTERS.contains(character)), "{written:?}");
+            assert_eq!(serde_json::from_str::<serde_json::Value>(&written).unwrap(), serde_json::json!(value));
+        }
+        let mut unchanged = Vec::new();
+        write_json_line(&mut unchanged, &neighbors).unwrap();
+        assert_eq!(unchanged, serde_json::to_vec(&neighbors).unwrap());
+    }
 }

@@ -25,7 +25,7 @@ use super::openapi::parameters::{WatchHeaders, WatchParameters};
 use super::parameters::{Parameters, check_key, invalid};
 use super::v1::{self, may_read, ready_to_read};
 use crate::app::ExampleApp;
-use crate::body::{EncodedValue, Encoding, WatchEnd, WatchEvent};
+use crate::body::{EncodedValue, Encoding, WatchEnd, WatchEvent, write_json_line};
 use crate::config::{WATCH_BATCH_BYTES, WATCH_HEARTBEAT, WATCH_LEADER_DEADLINE, WATCH_LEADER_INTERVAL};
 use crate::error::{ApiError, Outcome, Retry, RevisionGone};
 use crate::operation::Key;
@@ -438,7 +438,7 @@ fn write_event(events: &mut Vec<u8>, id: Option<(u64, Option<u32>)>, event: &imp
         Some((revision, Some(position))) => writeln!(events, "id: {revision}.{position}"),
     };
     events.extend_from_slice(b"data: ");
-    if let Err(error) = serde_json::to_writer(&mut *events, event) {
+    if let Err(error) = write_json_line(&mut *events, event) {
         tracing::error!("an event cannot be written as JSON: {error}");
     }
     events.extend_from_slice(b"\n\n");

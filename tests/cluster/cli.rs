@@ -117,6 +117,16 @@ async fn keys_are_written_and_read() {
     let listed = cli.json(&["list", "a/"]);
     assert_eq!((listed.len(), &listed[1]["encoding"]), (3, &json!("base64")));
 
+    // One line each, also for who takes more than \n for its end.
+    let split = "l/\u{85}\u{2028}\u{2029}\n";
+    cli.text(&["put", split, split]);
+    for arguments in [&["list", "l/", "--output", "json"][..], &["list", "l/", "--keys-only"], &["list", "l/"]] {
+        let text = cli.text(arguments);
+        assert!(!text.contains(['\u{85}', '\u{2028}', '\u{2029}']), "{text:?}");
+    }
+    assert_eq!(cli.json(&["list", "l/"])[0]["value"], split);
+    assert_eq!(cli.text(&["get", split]), split, "the bytes of the value, and nothing else");
+
     // Deletions.
     cli.fails(&["delete", "a/1", "--if-revision", "1"], 1, "condition");
     assert!(cli.text(&["delete", "a/1", "--if-present"]).starts_with("deleted 1, "));

@@ -2,13 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use raft_key_value::NodeId;
+use futures_util::TryStreamExt;
+use raft_key_value::client::WatchEvent;
 use raft_key_value::config::{WATCH_LEADER_DEADLINE, WRITE_STALL_MAX};
+use raft_key_value::{ExampleClient, NodeId};
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    CALM, CALM_BUT_QUICK, DEADLINE, Event, Metrics, TestCluster, Watch, eventually, index_of, report,
+    CALM, CALM_BUT_QUICK, DEADLINE, Event, Metrics, TestCluster, Watch, eventually, index_of, path_of, report,
 };
 
 const ALL: [NodeId; 3] = [1, 2, 3];
@@ -413,6 +415,59 @@ async fn a_watch_on_a_node_that_is_cut_off_is_told() {
     others.iter().for_each(|id| cluster.node(*id).resume());
     cluster.write(others[0], "after", "v").await;
     assert_eq!(stale.next().await.unwrap().key(), "after");
+}
+
+/// An event is one line of data, whatever a client takes for the end of a line.
+///
+/// Method: keys and values with each character at which some line splitter breaks; the raw bytes of a watch, as
+/// initial state, from the history and live, are split as Python's `str.splitlines` does. Each line of data must be
+/// whole JSON with the key and the value as they were put, through the client as well.
+#[tokio::test]
+async fn no_character_splits_an_event() {
+    const SPLITTERS: [char; 10] =
+        ['\n', '\r', '\u{b}', '\u{c}', '\u{1c}', '\u{1d}', '\u{1e}', '\u{85}', '\u{2028}', '\u{2029}'];
+    let cluster = TestCluster::form("watch-lines", &[1], &[]).await;
+    let texts: Vec<String> = SPLITTERS.iter().map(|splitter| format!("ü{splitter}{splitter}“z")).collect();
+    let raw = async |query: &str| {
+        let path = format!("/v1/watch?{query}");
+        cluster.http().open(Method::GET, cluster.addr(1), &path, &[], "").await.unwrap()
+    };
+    let live = raw("").await;
+    for text in &texts {
+        cluster.put(1, &path_of(text), text.clone()).await.done();
+    }
+    let state = raw("initial").await;
+    for text in &texts {
+        cluster.delete(1, &path_of(text)).await.done();
+    }
+    let history = raw("from=1").await;
+    let count = texts.len();
+    for (what, mut watch, expected) in
+        [("live", live, 2 * count), ("initial", state, 2 * count + 1), ("history", history, 2 * count)]
+    {
+        let mut bytes = Vec::new();
+        while bytes.windows(7).filter(|window| window == b"data: {").count() < expected || !bytes.ends_with(b"\n\n") {
+            let chunk = tokio::time::timeout(DEADLINE, watch.chunk()).await.expect("more comes").unwrap();
+            bytes.extend_from_slice(&chunk.expect("the watch goes on"));
+        }
+        let stream = String::from_utf8(bytes).unwrap();
+        let lines = stream.split(SPLITTERS).filter(|line| !line.is_empty());
+        let (data, other): (Vec<&str>, Vec<&str>) = lines.partition(|line| line.starts_with("data: "));
+        assert!(other.iter().all(|line| line.starts_with("id: ") || line.starts_with(':')), "{what}: {other:?}");
+        let events: Vec<Value> = data.iter().map(|line| serde_json::from_str(&line[6..]).unwrap()).collect();
+        for text in &texts {
+            let of_key: Vec<&Value> = events.iter().filter(|event| event["key"] == **text).collect();
+            assert_eq!(of_key.len(), 2, "{what}: {text:?} in {stream}");
+            assert_eq!((&of_key[0]["value"], &of_key[1]["type"]), (&json!(text), &json!("delete")), "{what}");
+        }
+    }
+    let client = ExampleClient::connect([cluster.addr(1)]).unwrap();
+    let mut events = client.watch("").from(1).stream();
+    for text in &texts {
+        let event = tokio::time::timeout(DEADLINE, events.try_next()).await.expect("an event comes").unwrap();
+        let Some(WatchEvent::Put(put)) = event else { panic!("not a put: {event:?}") };
+        assert_eq!((put.key.as_str(), put.text()), (text.as_str(), Some(text.as_str())));
+    }
 }
 
 /// A node that stops says so to those who watch, and does not wait for them.

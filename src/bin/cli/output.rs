@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::io::{self, BufWriter, Stdout, Write};
 
+use raft_key_value::body::write_json_line;
 use serde::Serialize;
 
 use super::arguments::Format;
@@ -25,7 +26,7 @@ impl Output {
     /// A line for programs, or else one for people.
     pub fn line(&mut self, value: &impl Serialize, text: impl Display) -> io::Result<()> {
         if self.is_json() {
-            serde_json::to_writer(&mut self.stdout, value)?;
+            write_json_line(&mut self.stdout, value)?;
             writeln!(self.stdout)
         } else {
             writeln!(self.stdout, "{text}")
@@ -57,8 +58,10 @@ impl Output {
 
 /// A text in one line that does nothing to a terminal.
 pub fn printable(text: &str) -> String {
+    // These two split lines too, and are no control characters by Unicode.
+    let splits = |character: char| character.is_control() || matches!(character, '\u{2028}' | '\u{2029}');
     let escaped = |character: char| {
-        if character.is_control() { character.escape_default().to_string() } else { character.to_string() }
+        if splits(character) { character.escape_default().to_string() } else { character.to_string() }
     };
     text.chars().map(escaped).collect()
 }
