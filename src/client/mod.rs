@@ -33,7 +33,7 @@ pub use self::list::List;
 use self::request::{Effect, Request};
 use self::retry::Retry;
 pub use self::txn::Txn;
-pub use self::watch::Watch;
+pub use self::watch::{Watch, WatchStream};
 pub use crate::body::{Compare, KeyValue, TxnOperation, TxnResult, WatchEvent};
 use crate::config::{FORWARD_DEADLINE, MEMBERSHIP_DEADLINE, RETRY_DEADLINE_DEFAULT, check_address};
 use crate::connection::connections;
@@ -122,7 +122,7 @@ impl ExampleClient {
     }
 
     /// The same client, with another time after which no further attempt begins
-    /// than 10 s; zero: each request is sent once.
+    /// than 10 s; zero: each request is sent once; [`Duration::MAX`]: without end.
     ///
     /// Reads and writes are tried again, with growing and random pauses and at the
     /// next node, after 503, 504, and where no answer came; nothing else is, and no

@@ -15,7 +15,8 @@ use crate::error::Outcome;
 /// replicated state itself gives the answer.
 #[derive(Debug)]
 pub(super) struct Retry {
-    until: Instant,
+    /// `None`: without end.
+    until: Option<Instant>,
     attempts: u32,
     unknown: Option<Box<ClientError>>,
 }
@@ -23,16 +24,20 @@ pub(super) struct Retry {
 impl Retry {
     /// No attempt begins later than `deadline` from now.
     pub(super) fn new(deadline: Duration) -> Self {
-        Retry { until: Instant::now() + deadline, attempts: 0, unknown: None }
+        // A time that no clock reaches is `Duration::MAX`, or near it.
+        Retry { until: Instant::now().checked_add(deadline), attempts: 0, unknown: None }
+    }
+
+    /// How long to wait before another attempt; `None` if there is to be none.
+    pub(super) fn delay(&mut self, error: &ClientError) -> Option<Duration> {
+        let pause = error.retry_after()? + self.backoff();
+        let is_late = self.until.is_some_and(|until| Instant::now() + pause >= until);
+        (!is_late).then_some(pause)
     }
 
     /// Waits until it is time for another attempt; an error if there is to be none.
     pub(super) async fn pause(&mut self, error: ClientError) -> Result<(), ClientError> {
-        let Some(at_least) = error.retry_after() else { return Err(self.resolve(error)) };
-        let pause = at_least + self.backoff();
-        if Instant::now() + pause >= self.until {
-            return Err(self.resolve(error));
-        }
+        let Some(pause) = self.delay(&error) else { return Err(self.resolve(error)) };
         if error.outcome() == Outcome::Unknown {
             self.unknown.get_or_insert_with(|| Box::new(error));
         }
@@ -118,5 +123,6 @@ mod tests {
         let before = Instant::now();
         Retry::new(3 * RETRY_AFTER).pause(unavailable()).await.unwrap();
         assert!(before.elapsed() >= RETRY_AFTER);
+        assert!(Retry::new(Duration::MAX).delay(&unavailable()).is_some(), "without end");
     }
 }

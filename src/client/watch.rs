@@ -1,10 +1,12 @@
 //! Changes as they happen, over as many connections as it takes.
 
 use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
 
 use futures_util::stream::{self, BoxStream, StreamExt};
 use reqwest::Method;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::ExampleClient;
 use super::error::ClientError;
@@ -15,28 +17,42 @@ use crate::body::WatchEvent;
 use crate::config::WATCH_SILENCE_MAX;
 use crate::connection::reason_of;
 
-/// A watch, which is begun by [`stream`](Self::stream).
-#[derive(Clone, Debug)]
-#[must_use = "nothing is watched until the stream is asked for"]
+/// The events of a watch.
+pub type WatchStream<'a> = BoxStream<'a, Result<WatchEvent, ClientError>>;
+
+/// Is told of each connection: the node that took the watch up, or why an attempt failed and is made again.
+type Listener<'a> = Arc<dyn Fn(Result<&str, &ClientError>) + Send + Sync + 'a>;
+
+/// A watch, which is begun by [`start`](Self::start) or [`stream`](Self::stream).
+#[derive(Clone)]
+#[must_use = "nothing is watched until the watch is started"]
 pub struct Watch<'a> {
     client: &'a ExampleClient,
     parameters: Vec<(&'static str, String)>,
+    listener: Option<Listener<'a>>,
+}
+
+impl fmt::Debug for Watch<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch").field("parameters", &self.parameters).finish_non_exhaustive()
+    }
 }
 
 impl ExampleClient {
     /// Watches the keys that begin with a prefix; all keys if it is empty.
     pub fn watch(&self, prefix: impl Into<String>) -> Watch<'_> {
-        Watch { client: self, parameters: vec![("prefix", prefix.into())] }
+        Watch { client: self, parameters: vec![("prefix", prefix.into())], listener: None }
     }
 
     /// Watches one key.
     pub fn watch_key(&self, key: impl Into<String>) -> Watch<'_> {
-        Watch { client: self, parameters: vec![("key", key.into())] }
+        Watch { client: self, parameters: vec![("key", key.into())], listener: None }
     }
 }
 
 impl<'a> Watch<'a> {
-    /// Begins with the changes of this revision; if it is not said, with those after now.
+    /// Begins with the changes of this revision. Without it the watch begins with the changes after its first
+    /// connection, which [`start`](Self::start) waits for.
     pub fn from(mut self, revision: u64) -> Self {
         self.parameters.push(("from", revision.to_string()));
         self
@@ -52,7 +68,29 @@ impl<'a> Watch<'a> {
         self
     }
 
+    /// Calls `listener` with the address of each node that takes the watch up, and with each error after which the
+    /// watch tries again by itself. Errors that the stream hands out are not reported here.
+    pub fn on_connection(mut self, listener: impl Fn(Result<&str, &ClientError>) + Send + Sync + 'a) -> Self {
+        self.listener = Some(Arc::new(listener));
+        self
+    }
+
+    /// Begins the watch, and returns its events once a node has taken it up: every change after that is among them.
+    ///
+    /// # Errors
+    ///
+    /// The first of those that [`stream`](Self::stream) would hand out, if it comes before the first connection.
+    pub async fn start(self) -> Result<WatchStream<'a>, ClientError> {
+        let mut progress = self.progress();
+        progress.establish().await?;
+        Ok(progress.into_stream())
+    }
+
     /// The events; none is skipped and none comes twice.
+    ///
+    /// **Nothing is sent until the stream is polled for the first time.** A watch without [`from`](Self::from) and
+    /// [`initial`](Self::initial) begins then, and does not show what was written between this call and that poll.
+    /// Use [`start`](Self::start) where that matters.
     ///
     /// A connection that breaks, is silent for 30 s or is ended by its node is
     /// taken up again at the next node, after the last event. Items are errors:
@@ -62,12 +100,17 @@ impl<'a> Watch<'a> {
     /// * if a node refuses it, such as with `revision_gone` because the changes that
     ///   come next are no longer kept (see [`ClientError::oldest_revision`]): the
     ///   stream ends then.
-    pub fn stream(self) -> BoxStream<'a, Result<WatchEvent, ClientError>> {
+    pub fn stream(self) -> WatchStream<'a> {
+        self.progress().into_stream()
+    }
+
+    fn progress(self) -> Progress<'a> {
         let target = target_of("/v1/watch", &self.parameters);
-        let progress = Progress {
+        Progress {
             begins_now: !self.parameters.iter().any(|(name, _)| ["from", "initial"].contains(name)),
             request: Request::new(Method::GET, target, Effect::ReadsOnly, self.client.deadline),
             client: self.client,
+            listener: self.listener,
             last_id: None,
             connection: None,
             initial: Vec::new(),
@@ -75,8 +118,7 @@ impl<'a> Watch<'a> {
             failed: None,
             retry: None,
             ended: false,
-        };
-        stream::unfold(progress, |mut progress| async move { Some((progress.next().await?, progress)) }).boxed()
+        }
     }
 }
 
@@ -87,6 +129,7 @@ impl<'a> Watch<'a> {
 /// continues `ready`.
 struct Progress<'a> {
     client: &'a ExampleClient,
+    listener: Option<Listener<'a>>,
     request: Request,
     /// Whether it begins with the changes after the first connection.
     begins_now: bool,
@@ -109,7 +152,38 @@ struct Connection {
     parser: EventParser,
 }
 
-impl Progress<'_> {
+impl<'a> Progress<'a> {
+    fn into_stream(self) -> WatchStream<'a> {
+        stream::unfold(self, |mut progress| async move { Some((progress.next().await?, progress)) }).boxed()
+    }
+
+    /// Connects for the first time.
+    async fn establish(&mut self) -> Result<(), ClientError> {
+        loop {
+            match self.connect().await {
+                Ok(connection) => {
+                    self.connection = Some(connection);
+                    return Ok(());
+                }
+                Err(error) => self.pause(error).await?,
+            }
+        }
+    }
+
+    /// Waits until it is time to try again; an error if there is to be no other attempt.
+    async fn pause(&mut self, error: ClientError) -> Result<(), ClientError> {
+        let retry = self.retry.get_or_insert_with(|| Retry::new(self.client.retry_deadline));
+        let Some(delay) = retry.delay(&error) else {
+            self.retry = None;
+            return Err(error);
+        };
+        if let Some(listener) = &self.listener {
+            listener(Err(&error));
+        }
+        sleep(delay).await;
+        Ok(())
+    }
+
     async fn next(&mut self) -> Option<Result<WatchEvent, ClientError>> {
         loop {
             if let Some(event) = self.ready.pop_front() {
@@ -122,10 +196,8 @@ impl Progress<'_> {
                 None => self.failed = self.read().await.err(),
                 Some(error) => {
                     let is_final = error.retry_after().is_none();
-                    let retry = self.retry.get_or_insert_with(|| Retry::new(self.client.retry_deadline));
-                    if let Err(error) = retry.pause(error).await {
+                    if let Err(error) = self.pause(error).await {
                         self.ended = is_final;
-                        self.retry = None;
                         return Some(Err(error));
                     }
                 }
@@ -179,6 +251,9 @@ impl Progress<'_> {
             let revision =
                 revision.ok_or_else(|| request.lost(&addr, "it does not say at which revision it begins"))?;
             self.last_id = Some(revision.to_owned());
+        }
+        if let Some(listener) = &self.listener {
+            listener(Ok(&addr));
         }
         Ok(Connection { addr, response, parser: EventParser::default() })
     }

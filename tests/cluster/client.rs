@@ -259,6 +259,50 @@ async fn a_watch_from_now_keeps_its_beginning() {
     assert_eq!(text_of(&next(&mut events).await), ("n", "after"));
 }
 
+/// What is written after a watch was started is among its events, however late it is read; `stream` begins when it is
+/// polled.
+///
+/// Method: start a watch through each node, write through another, and read only then; for a stream that was made and
+/// not polled, the write before the first poll is not seen and the one after it is.
+#[tokio::test]
+async fn a_started_watch_misses_nothing() {
+    let cluster = TestCluster::form("client-start", &ALL, &[]).await;
+    let leader = cluster.leader_of(&ALL).await;
+    for id in ALL {
+        let (watcher, writer) = (client_of(&cluster, &[id]), client_of(&cluster, &[leader]));
+        writer.put("s", "before").await.unwrap();
+        let mut started = watcher.watch_key("s").start().await.unwrap();
+        let mut made = watcher.watch_key("s").stream();
+        writer.put("s", format!("first {id}")).await.unwrap();
+        assert_eq!(text_of(&next(&mut started).await), ("s", format!("first {id}").as_str()));
+        // The first poll begins it; the node has read the request once it shows what is written after that.
+        let seen = eventually("the stream has begun", DEADLINE, async || {
+            writer.put("s", "later").await.unwrap();
+            tokio::time::timeout(Duration::from_millis(200), next(&mut made)).await
+        });
+        assert_eq!(text_of(&seen.await), ("s", "later"), "what was written before the first poll is not shown");
+    }
+}
+
+/// Starting a watch that no node takes up, or that one refuses, is an error.
+#[tokio::test]
+async fn a_watch_that_cannot_start_says_so() {
+    let nobody = ExampleClient::connect([format!("127.0.0.1:{}", crate::harness::free_port())]).unwrap();
+    let nobody = nobody.with_retry_deadline(Duration::from_millis(200));
+    let failures = AtomicUsize::new(0);
+    let watch = nobody.watch("").on_connection(|state| {
+        assert!(state.is_err(), "{state:?}");
+        failures.fetch_add(1, Ordering::Relaxed);
+    });
+    let Err(error) = watch.start().await else { panic!("nobody took it up") };
+    assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
+    assert!(failures.load(Ordering::Relaxed) > 0, "it was tried more than once");
+
+    let cluster = TestCluster::form("client-start-refused", &[1], &[]).await;
+    let Err(error) = client_of(&cluster, &[1]).watch("").from(1000).start().await else { panic!("it was taken") };
+    assert_eq!(error.code(), Some("revision_in_future"), "{error}");
+}
+
 /// A watch that a node refuses gives that error and ends.
 #[tokio::test]
 async fn a_watch_from_the_future_is_refused() {
