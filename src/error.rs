@@ -266,13 +266,11 @@ impl ApiError {
 
     /// A body that is not the JSON that was expected.
     pub fn invalid_json(error: &serde_json::Error, expected: &str) -> Self {
-        // serde_json appends the position, which has fields of its own here.
-        let text = error.to_string();
-        let reason = text.split(" at line ").next().unwrap_or(&text);
+        let reason = explain_json(error);
         let located = error.line() > 0;
         ApiError::BadRequest(BadRequest {
             code: "invalid_json".to_owned(),
-            message: format!("{}; expected {expected}", shortened(reason.to_owned())),
+            message: format!("{}; expected {expected}", shortened(reason)),
             line: located.then_some(error.line()),
             column: located.then_some(error.column()),
             outcome: Outcome::NotApplied,
@@ -426,6 +424,113 @@ impl ApiError {
     }
 }
 
+/// What is wrong with a JSON text, without the position.
+///
+/// serde_json speaks of its grammar and of Rust's types; whoever wrote the text knows neither.
+pub fn explain_json(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    // The position follows the message, and a message may quote what was sent.
+    let reason = text.rsplit_once(" at line ").map_or(text.as_str(), |(reason, _)| reason);
+    let explained = explained_syntax(reason).map(str::to_owned).or_else(|| explained_data(reason));
+    explained.unwrap_or_else(|| reason.to_owned())
+}
+
+/// For a text that is not JSON.
+fn explained_syntax(reason: &str) -> Option<&'static str> {
+    Some(match reason {
+        "EOF while parsing a list" => "the JSON ends inside a list",
+        "EOF while parsing an object" => "the JSON ends inside an object",
+        "EOF while parsing a string" => "the JSON ends inside a string",
+        "EOF while parsing a value" => "the JSON ends where a value must follow",
+        "expected `:`" => "a `:` is missing between a name and its value",
+        "expected `,` or `]`" => "a `,` or the closing `]` of a list is missing",
+        "expected `,` or `}`" => "a `,` or the closing `}` of an object is missing",
+        "expected ident" | "expected value" => {
+            "this is not a JSON value; text must be in double quotes, except true, false and null"
+        }
+        "expected `\"`" | "key must be a string" => "the name of a field must be in double quotes",
+        "invalid escape" => "a string contains a backslash that starts no JSON escape; write `\\\\` for a backslash",
+        "invalid number" => "this is not a JSON number",
+        "number out of range" => "this number is too large",
+        "invalid unicode code point" => "a string must be valid UTF-8",
+        "control character (\\u0000-\\u001F) found while parsing a string" => {
+            "a string contains a control character; escape it, such as `\\n` or `\\u0000`"
+        }
+        "lone leading surrogate in hex escape" | "unexpected end of hex escape" => {
+            "a string contains half of a surrogate pair; the escape of the other half must follow"
+        }
+        "trailing comma" => "the last element of a list or an object must not be followed by a `,`",
+        "trailing characters" => "something follows the value, or a list has too many elements",
+        "recursion limit exceeded" => "the JSON is nested too deeply",
+        _ => return None,
+    })
+}
+
+/// For JSON that is not what it should be. What was sent is quoted first, so the last separator is serde's own.
+fn explained_data(reason: &str) -> Option<String> {
+    if let Some(rest) = reason.strip_prefix("invalid type: ").or_else(|| reason.strip_prefix("invalid value: ")) {
+        let (given, expected) = rest.rsplit_once(", expected ")?;
+        return Some(format!("a value must be {}, got {}", expected_kind(expected), given_kind(given)));
+    }
+    if let Some(rest) = reason.strip_prefix("invalid length ") {
+        let (given, expected) = rest.split_once(", expected ")?;
+        let wanted = expected.split(|character: char| !character.is_ascii_digit()).find(|digits| !digits.is_empty());
+        return Some(match wanted {
+            Some(wanted) => format!("a list must have {wanted} elements, got {given}"),
+            None => format!("a list has the wrong number of elements, {given}"),
+        });
+    }
+    if let Some(field) = reason.strip_prefix("missing field ") {
+        return Some(format!("the field {field} is missing"));
+    }
+    if let Some(field) = reason.strip_prefix("duplicate field ") {
+        return Some(format!("the field {field} is given twice"));
+    }
+    let (kind, rest) = match reason.strip_prefix("unknown field ") {
+        Some(rest) => ("field", rest),
+        None => ("name", reason.strip_prefix("unknown variant ")?),
+    };
+    match rest.rsplit_once(", expected ") {
+        Some((given, expected)) => Some(format!("unknown {kind} {given}; must be {expected}")),
+        None => {
+            Some(format!("unknown {kind} {}", rest.rsplit_once(", there are no ").map_or(rest, |(given, _)| given)))
+        }
+    }
+}
+
+/// A kind of value in JSON's terms, from serde's name for a Rust type.
+fn expected_kind(expected: &str) -> &str {
+    match expected {
+        "u8" | "u16" | "u32" | "u64" | "usize" => "an integer that is not negative",
+        "i8" | "i16" | "i32" | "i64" | "isize" => "an integer",
+        "a boolean" => "true or false",
+        "a sequence" => "a list",
+        "string or map" => "a name, or an object with one field",
+        _ if expected.starts_with("a tuple") => "a list",
+        _ if expected.starts_with("struct") || expected.starts_with("internally tagged") => "an object",
+        _ if expected.contains("variant") || expected.starts_with("enum") => "an object with one field",
+        _ => expected,
+    }
+}
+
+/// What was given, in JSON's terms.
+fn given_kind(given: &str) -> String {
+    let number = given.strip_prefix("integer `").or_else(|| given.strip_prefix("floating point `"));
+    match given {
+        "map" => "an object".to_owned(),
+        "sequence" => "a list".to_owned(),
+        "unit value" => "null".to_owned(),
+        "unit variant" => "a name without a value".to_owned(),
+        "newtype variant" | "tuple variant" | "struct variant" => "a name with a value".to_owned(),
+        _ => match (number, given.strip_prefix("boolean `")) {
+            (Some(number), _) => format!("the number {}", number.trim_end_matches('`')),
+            (None, Some(boolean)) => boolean.trim_end_matches('`').to_owned(),
+            (None, None) if given.starts_with("string ") => format!("the {given}"),
+            (None, None) => given.to_owned(),
+        },
+    }
+}
+
 /// As much of a message as somebody reads: decoders quote what came, however long that is.
 pub(crate) fn shortened(mut message: String) -> String {
     if let Some((end, _)) = message.char_indices().nth(MESSAGE_CHARACTERS_MAX) {
@@ -461,6 +566,86 @@ impl Retry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What is wrong with a JSON text is said in words of JSON, not of Rust.
+    ///
+    /// Method: a text for each message of serde_json and serde that a body can cause; none may leave their words.
+    #[test]
+    fn json_errors_are_explained() {
+        use crate::body::TxnRequest;
+        use crate::types::ExampleRequest;
+
+        fn explained<T: serde::de::DeserializeOwned>(text: &[u8]) -> String {
+            let Err(error) = serde_json::from_slice::<T>(text) else { panic!("{text:?} is valid") };
+            explain_json(&error)
+        }
+        let write = |text: &str| explained::<ExampleRequest>(text.as_bytes());
+        let txn = |text: &str| explained::<TxnRequest>(text.as_bytes());
+        let member = |text: &str| explained::<(u64, String)>(text.as_bytes());
+        let no_value = "this is not a JSON value; text must be in double quotes, except true, false and null";
+        let rows = [
+            (explained::<String>(b"foo"), no_value),
+            (explained::<String>(b"hello"), no_value),
+            (explained::<String>(b"nulx"), no_value),
+            (write(r#"{"Set":tru}"#), no_value),
+            (write(r#"{"Set":{"key":"k""#), "the JSON ends inside an object"),
+            (write(r#"{"Set":{"key":"k"#), "the JSON ends inside a string"),
+            (write(r#"{"Set":"#), "the JSON ends where a value must follow"),
+            (txn(r#"{"success":[{"delete":{"key":"k"}}"#), "the JSON ends inside a list"),
+            (write(r#"{"Set":{"key" "k"}}"#), "a `:` is missing between a name and its value"),
+            (write(r#"{"Set":{"key":"k" "value":"v"}}"#), "a `,` or the closing `}` of an object is missing"),
+            (txn(r#"{"success":[{"delete":{"key":"k"}} 1]}"#), "a `,` or the closing `]` of a list is missing"),
+            (write("{Set:1}"), "the name of a field must be in double quotes"),
+            (write("{'Set':1}"), "the name of a field must be in double quotes"),
+            (
+                write(r#"{"Set":{"key":"k","value":"\d"}}"#),
+                r"a string contains a backslash that starts no JSON escape; write `\\` for a backslash",
+            ),
+            (member("[01,1]"), "this is not a JSON number"),
+            (member("[1e999,1]"), "this number is too large"),
+            (
+                write("{\"Set\":{\"key\":\"a\nb\",\"value\":\"v\"}}"),
+                r"a string contains a control character; escape it, such as `\n` or `\u0000`",
+            ),
+            (
+                explained::<String>(br#""\ud800""#),
+                "a string contains half of a surrogate pair; the escape of the other half must follow",
+            ),
+            (explained::<String>(b"\"\xff\""), "a string must be valid UTF-8"),
+            (txn(r#"{"success":[],}"#), "the last element of a list or an object must not be followed by a `,`"),
+            (write(r#"{"Delete":{"key":"k"}}x"#), "something follows the value, or a list has too many elements"),
+            (member(r#"[1,"a",2]"#), "something follows the value, or a list has too many elements"),
+            (member("[1]"), "a list must have 2 elements, got 1"),
+            (member(r#"["1","a"]"#), "a value must be an integer that is not negative, got the string \"1\""),
+            (member("[-1,\"a\"]"), "a value must be an integer that is not negative, got the number -1"),
+            (member("[1.5,\"a\"]"), "a value must be an integer that is not negative, got the number 1.5"),
+            (member("[1,null]"), "a value must be a string, got null"),
+            (member("{}"), "a value must be a list, got an object"),
+            (explained::<String>(b"{}"), "a value must be a string, got an object"),
+            (explained::<String>(b"[]"), "a value must be a string, got a list"),
+            (write(r#"{"Set":{"key":"k","value":true}}"#), "a value must be a string, got true"),
+            (write(r#"{"Set":5}"#), "a value must be an object, got the number 5"),
+            (txn("5"), "a value must be an object, got the number 5"),
+            (
+                txn(r#"{"compare":[{"key":"k","exists":", expected x"}]}"#),
+                "a value must be true or false, got the string \", expected x\"",
+            ),
+            (write(r#"{"Set":{"key":"k"}}"#), "the field `value` is missing"),
+            (write(r#"{"Set":{"key":"k","key":"k"}}"#), "the field `key` is given twice"),
+            (write(r#"{"Set":{"key":"k","ttl":"1s"}}"#), "unknown field `ttl`; must be `key` or `value`"),
+            (write(r#"{"set":{"key":"k"}}"#), "unknown name `set`; must be one of `Set`, `Delete`, `Txn`"),
+            (
+                write(r#"{"a at line 7, expected b":1}"#),
+                "unknown name `a at line 7, expected b`; must be one of `Set`, `Delete`, `Txn`",
+            ),
+            (write(r#""Set""#), "a value must be an object, got a name without a value"),
+            (write("{}"), no_value),
+        ];
+        let wrong: Vec<_> = rows.into_iter().filter(|(found, expected)| found != expected).collect();
+        assert!(wrong.is_empty(), "{wrong:#?}");
+        let deep = "[".repeat(200);
+        assert_eq!(explained::<serde_json::Value>(deep.as_bytes()), "the JSON is nested too deeply");
+    }
 
     /// An error quotes what came, and not a megabyte of it.
     ///
