@@ -430,7 +430,8 @@ pub struct Config {
     #[arg(long, env = "RKV_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t)]
     pub log_format: LogFormat,
 
-    /// What is logged: error, warn, info, debug, trace, or a filter such as `info,openraft=debug`
+    /// Log level: error, warn, info, debug, trace, or a filter such as `info,openraft=debug`; RUST_LOG counts if
+    /// neither this nor the variable is set
     #[arg(long, env = "RKV_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
     pub log_level: String,
 }
@@ -443,10 +444,7 @@ pub struct ConfigError(String);
 impl ConfigError {
     /// A `--log-level` that cannot be understood.
     pub fn log_level(config: &Config, why: &str) -> Self {
-        ConfigError(format!(
-            "--log-level {:?} is not understood: {why}; give error, warn, info, debug or trace",
-            config.log_level
-        ))
+        ConfigError(format!("--log-level {:?} cannot be used: {why}", config.log_level))
     }
 }
 

@@ -7,6 +7,7 @@ use std::net::TcpListener;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches};
 use raft_key_value::config::{Config, LOG_FLUSH_DEADLINE, LogFormat};
 use raft_key_value::telemetry::logging::{LogWriter, log_panic};
@@ -25,11 +26,13 @@ const EXIT_SOFTWARE: u8 = 70;
 
 fn main() -> ExitCode {
     let mut program = cli::with_commands(Config::command());
+    program = cli::with_environment(program, std::env::args_os().nth(1));
     let parsed = program.try_get_matches_from_mut(std::env::args_os()).and_then(|matches| {
         if matches.subcommand_name().is_some() {
             return cli::run(&matches, &mut program);
         }
-        Config::from_arg_matches(&matches).map(start)
+        let log_level_is_given = matches.value_source("log_level") != Some(ValueSource::DefaultValue);
+        Config::from_arg_matches(&matches).map(|config| start(config, log_level_is_given))
     });
     match parsed {
         Ok(code) => code,
@@ -42,7 +45,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(config: Config) -> ExitCode {
+fn start(config: Config, log_level_is_given: bool) -> ExitCode {
     // What the node writes is for its own user alone, whatever umask it was started with.
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
     let drop_notice = match config.log_format {
@@ -56,7 +59,7 @@ fn start(config: Config) -> ExitCode {
         Ok(log) => log,
         Err(error) => return fail(EXIT_SOFTWARE, &format!("cannot start the log's thread: {error}"), io::stderr()),
     };
-    let code = match run_logged(config, &log) {
+    let code = match run_logged(config, log_level_is_given, &log) {
         Ok(()) => ExitCode::SUCCESS,
         // Nobody may be reading standard error, so the last line goes the way of all others.
         Err((code, message)) => fail(code, &message, log.clone()),
@@ -70,9 +73,12 @@ fn dropped_lines(dropped: u64) -> String {
 }
 
 /// Runs a node; an error is the exit code and what to say.
-fn run_logged(config: Config, log: &LogWriter) -> Result<(), (u8, String)> {
+fn run_logged(mut config: Config, log_level_is_given: bool, log: &LogWriter) -> Result<(), (u8, String)> {
     #[cfg(feature = "seeded-bugs")]
     raft_key_value::seeded_bug::check().map_err(|message| (EXIT_USAGE, message))?;
+    if !log_level_is_given && let Some(filter) = rust_log().map_err(|message| (EXIT_USAGE, message))? {
+        config.log_level = filter;
+    }
     run(config, log).map_err(|error| match error.downcast_ref::<ServeError>() {
         // It names its cause itself.
         Some(error) => (error.exit_code(), error.to_string()),
@@ -110,17 +116,7 @@ fn shutdown_signal() -> anyhow::Result<impl Future<Output = ()>> {
 }
 
 fn start_logging(config: &Config, log: &LogWriter) -> Result<(), String> {
-    let level = config.log_level.to_ascii_lowercase();
-    let filter = match level.as_str() {
-        // The libraries report every failed attempt to reach a node; this
-        // program says once that a node is gone, and once that it is back.
-        "error" | "warn" | "info" => format!("off,raft_key_value={level},raft_log=error,chunked_wal=error"),
-        "debug" | "trace" => level,
-        filter if filter.contains('=') => config.log_level.clone(),
-        // Taken as a filter, a misspelt level would silence the node.
-        _ => return Err("it is no level".to_owned()),
-    };
-    let filter = EnvFilter::try_new(filter).map_err(|error| error.to_string())?;
+    let filter = log_filter(&config.log_level)?;
     let logging = tracing_subscriber::fmt().with_env_filter(filter).with_writer(log.clone());
     // It reports its own failures with `eprintln!`, which panics if standard error cannot be written.
     let logging = logging.log_internal_errors(false);
@@ -130,6 +126,43 @@ fn start_logging(config: &Config, log: &LogWriter) -> Result<(), String> {
         LogFormat::Json => logging.json().init(),
     }
     Ok(())
+}
+
+/// The filter in `RUST_LOG`, as every program with Rust's usual logging reads it; `None` if it is unset or empty.
+fn rust_log() -> Result<Option<String>, String> {
+    let Some(filter) = std::env::var_os("RUST_LOG").filter(|filter| !filter.is_empty()) else { return Ok(None) };
+    let wrong = |why: &str| format!("RUST_LOG {filter:?} cannot be used: {why}; unset it or give --log-level");
+    let text = filter.to_str().ok_or_else(|| wrong("it is not UTF-8"))?;
+    log_filter(text).map_err(|why| wrong(&why))?;
+    Ok(Some(text.to_owned()))
+}
+
+/// What is logged: a level, or a list of levels for parts of the program.
+fn log_filter(text: &str) -> Result<EnvFilter, String> {
+    let level = text.trim().to_ascii_lowercase();
+    let level_is_empty = level.is_empty();
+    let filter = match level.as_str() {
+        // The libraries report every failed attempt to reach a node; this
+        // program says once that a node is gone, and once that it is back.
+        "error" | "warn" | "info" => format!("off,raft_key_value={level},raft_log=error,chunked_wal=error"),
+        "debug" | "trace" => level,
+        _ => text.to_owned(),
+    };
+    // Taken as the name of a module, a misspelt level would silence the node.
+    let unknown = filter.split(',').map(str::trim).find(|part| !part.is_empty() && !is_directive(part));
+    if let Some(word) = unknown.or(level_is_empty.then_some("")) {
+        return Err(format!("unknown log level `{word}`; expected error, warn, info, debug, trace or a filter"));
+    }
+    EnvFilter::try_new(filter).map_err(|error| error.to_string())
+}
+
+/// Whether a part of a filter is more than a word that could be a misspelt level.
+fn is_directive(part: &str) -> bool {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    const CRATES: [&str; 2] = ["raft_key_value", "openraft"];
+    part.contains(['=', '[', ']'])
+        || LEVELS.iter().any(|level| part.eq_ignore_ascii_case(level))
+        || CRATES.contains(&part.split("::").next().unwrap_or(part))
 }
 
 /// What is wrong and how to put it right, without the usage that follows it.

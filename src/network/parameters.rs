@@ -191,24 +191,27 @@ pub(super) fn whole_number(text: &str) -> Option<u64> {
 
 /// A time to live such as `500ms`, `30s`, `5m`, `12h` or `7d`, in milliseconds.
 pub fn ttl_ms(text: &str) -> Result<u64, ApiError> {
-    let number_end = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(number_end);
-    let unit_ms = match unit {
-        "ms" => Some(1),
-        "s" => Some(1000),
-        "m" => Some(60 * 1000),
-        "h" => Some(3600 * 1000),
-        "d" => Some(24 * 3600 * 1000),
-        _ => None,
-    };
-    let ttl_ms =
-        whole_number(number).zip(unit_ms).and_then(|(number, unit_ms): (u64, u64)| number.checked_mul(unit_ms));
-    ttl_ms.filter(|ttl_ms| (TTL_MS_MIN..=TTL_MS_MAX).contains(ttl_ms)).ok_or_else(|| {
+    milliseconds(text).filter(|ttl_ms| (TTL_MS_MIN..=TTL_MS_MAX).contains(ttl_ms)).ok_or_else(|| {
         ApiError::bad_request(
             "invalid_ttl",
             "a time to live is a whole number and a unit, such as 500ms, 30s, 5m, 12h or 7d, from 100ms to 3650d",
         )
     })
+}
+
+/// A duration such as `0s`, `500ms` or `7d`, in milliseconds; `None` if the text is none.
+pub fn milliseconds(text: &str) -> Option<u64> {
+    let number_end = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(number_end);
+    let unit_ms: u64 = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60 * 1000,
+        "h" => 3600 * 1000,
+        "d" => 24 * 3600 * 1000,
+        _ => return None,
+    };
+    whole_number(number)?.checked_mul(unit_ms)
 }
 
 /// The `Idempotency-Key` of a request, with a hash of what it asks for.

@@ -1,9 +1,15 @@
 //! The commands beside the server's: what they print, and how they end.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{ChildStdout, Command, Output, Stdio};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use raft_key_value::config::{LISTINGS_KEPT_MAX, RETRY_DEADLINE_DEFAULT};
 use serde_json::{Value, json};
 
 use crate::harness::{CALM, DEADLINE, TestCluster, command, eventually, free_port};
@@ -87,10 +93,8 @@ async fn keys_are_written_and_read() {
     assert_eq!(cli.json(&["get", "a/1"]), [found]);
     cli.text(&["put", "a/2", "--file", file.to_str().unwrap()]);
     assert_eq!(cli.bytes(&["get", "a/2", "--stale"]), binary);
-    for arguments in [&["put", "a/3", "-"][..], &["put", "a/3"]] {
-        assert!(cli.run_with(arguments, &binary[128..]).status.success());
-        assert_eq!(cli.bytes(&["get", "a/3"]), &binary[128..]);
-    }
+    assert!(cli.run_with(&["put", "a/3", "-"], &binary[128..]).status.success());
+    assert_eq!(cli.bytes(&["get", "a/3"]), &binary[128..]);
     cli.text(&["put", "negative", "--", "-5"]);
     assert_eq!(cli.text(&["get", "negative"]), "-5");
 
@@ -150,9 +154,7 @@ async fn a_transaction_has_a_verdict() {
     std::fs::write(&file, &txn).unwrap();
 
     assert_eq!(cli.text(&["txn", &txn]), "success, revision 1\nput: revision 1, version 1\ndelete: 0\n");
-    for (arguments, stdin) in
-        [(&["txn", "--file", file.to_str().unwrap()][..], ""), (&["txn", "-"], &txn), (&["txn"], &txn)]
-    {
+    for (arguments, stdin) in [(&["txn", "--file", file.to_str().unwrap()][..], ""), (&["txn", "-"], &txn)] {
         let ended = cli.run_with(arguments, stdin.as_bytes());
         assert_eq!(ended.status.code(), Some(1), "{ended:?}");
         let expected =
@@ -163,11 +165,11 @@ async fn a_transaction_has_a_verdict() {
     let answer: Value = serde_json::from_slice(&ended.stdout).unwrap();
     assert_eq!((ended.status.code(), &answer["succeeded"]), (Some(1), &json!(false)));
     cli.fails(&["txn", "{}"], 2, "an operation at least");
-    cli.fails(&["txn", "{"], 2, "not what one looks like");
+    cli.fails(&["txn", "{"], 2, "the JSON ends inside an object (line 1, column 1)");
 }
 
 /// The lines of a pipe, read until nobody wants them any more.
-fn lines_of(pipe: ChildStdout) -> Receiver<String> {
+fn lines_of(pipe: impl Read + Send + 'static) -> Receiver<String> {
     let (line_tx, line_rx) = channel();
     std::thread::spawn(move || BufReader::new(pipe).lines().try_for_each(|line| line_tx.send(line.unwrap())));
     line_rx
@@ -308,15 +310,244 @@ async fn exit_codes_tell_what_happened() {
     cli.fails(&["--id", "1", "get", "k"], 2, "get");
 }
 
+/// Standard input is read only if asked for: a command without a value stores nothing by accident.
+///
+/// Method: `put` and `txn` with neither an argument, a file nor `-`, with empty and with full standard input; the key
+/// and the revision stay. An empty value that is asked for is stored.
+#[tokio::test]
+async fn nothing_is_read_unasked() {
+    let cluster = TestCluster::form("cli-unasked", &[1], &[]).await;
+    let cli = Cli::of(&cluster, &[1]);
+    cli.text(&["put", "k", "v"]);
+    for stdin in ["", "value", r#"{"success":[{"delete":{"key":"k"}}]}"#] {
+        for (arguments, missing) in
+            [(&["put", "k"][..], "no value"), (&["put", "k", "--ttl", "1h"], "no value"), (&["txn"], "no transaction")]
+        {
+            let ended = cli.run_with(arguments, stdin.as_bytes());
+            let stderr = String::from_utf8(ended.stderr).unwrap();
+            assert_eq!((ended.status.code(), ended.stdout.len()), (Some(2), 0), "{arguments:?}: {stderr}");
+            let expected = format!("error: {missing}: pass VALUE, --file FILE, or `-` to read standard input\n");
+            assert_eq!(stderr, expected, "{arguments:?}");
+        }
+    }
+    assert_eq!(cli.json(&["get", "k"])[0]["revision"], 1);
+    cli.text(&["put", "k", ""]);
+    assert_eq!(cli.text(&["get", "k"]), "");
+    assert!(cli.run_with(&["put", "k", "-"], b"").status.success());
+    assert_eq!(cli.json(&["get", "k"])[0]["version"], 3);
+}
+
 /// Commands need nothing of a node's settings, and are not confused by them.
+///
+/// Method: each command with the environment of a node, of which every value is unusable or empty.
 #[tokio::test]
 async fn a_nodes_environment_does_not_matter() {
     let cluster = TestCluster::form("cli-env", &[1], &[]).await;
     let cli = Cli::of(&cluster, &[1]);
-    let mut put = cli.command(&["put", "k", "v"]);
-    put.env("RKV_ID", "1").env("RKV_HTTP_ADDR", "127.0.0.1:1").env("RKV_LOG_FORMAT", "json");
-    let ended = put.output().unwrap();
-    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    let good = [("RKV_ID", "1"), ("RKV_HTTP_ADDR", "127.0.0.1:1"), ("RKV_LOG_FORMAT", "json")];
+    let bad = [
+        ("RKV_ID", "rkv-0"),
+        ("RKV_HTTP_ADDR", "nowhere"),
+        ("RKV_MAX_KEY_BYTES", ""),
+        ("RKV_MAX_VALUE_BYTES", "many"),
+        ("RKV_LOG_FORMAT", "xml"),
+        ("RKV_LOG_LEVEL", "loud"),
+        ("RUST_LOG", "==="),
+    ];
+    let commands: &[&[&str]] = &[
+        &["put", "k", "v"],
+        &["get", "k"],
+        &["list"],
+        &["touch", "k", "--ttl", "1h"],
+        &["txn", r#"{"success":[{"get":{"key":"k"}}]}"#],
+        &["delete", "k"],
+        &["status"],
+        &["members"],
+        &["completions", "bash"],
+        &["get", "--help"],
+        &["help", "get"],
+        &["help"],
+        &["--help"],
+        &["--version"],
+    ];
+    for environment in [&good[..], &bad] {
+        for arguments in commands {
+            let mut command = cli.command(arguments);
+            let ended = command.envs(environment.iter().copied()).output().unwrap();
+            let stderr = String::from_utf8_lossy(&ended.stderr);
+            assert_eq!((ended.status.code(), &*stderr), (Some(0), ""), "{arguments:?} with {environment:?}");
+        }
+        let ended = cli.command(&["get"]).envs(environment.iter().copied()).output().unwrap();
+        let stderr = String::from_utf8_lossy(&ended.stderr);
+        assert!(ended.status.code() == Some(2) && stderr.contains("KEY"), "its own mistakes are named: {stderr}");
+    }
+}
+
+/// `--retry-for 0s` sends a request once, and anything else until its time is over.
+///
+/// Method: a server that closes each connection as it comes, and counts them.
+#[test]
+fn retries_can_be_turned_off() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let cli = Cli { endpoints: server.local_addr().unwrap().to_string() };
+    let attempts = Arc::new(AtomicUsize::new(0));
+    std::thread::spawn({
+        let attempts = attempts.clone();
+        move || server.incoming().for_each(|_| _ = attempts.fetch_add(1, Ordering::SeqCst))
+    });
+    for arguments in [&["get", "k"][..], &["put", "k", "v"], &["list"], &["watch"], &["members"]] {
+        for (time, is_retried) in [("0s", false), ("0ms", false), ("500ms", true)] {
+            attempts.store(0, Ordering::SeqCst);
+            let ended = cli.run_with(&[arguments, &["--retry-for", time]].concat(), b"");
+            assert_eq!(ended.status.code(), Some(3), "{arguments:?}: {ended:?}");
+            let attempts = attempts.load(Ordering::SeqCst);
+            assert_eq!(attempts > 1, is_retried, "{arguments:?} --retry-for {time}: {attempts} attempts");
+            assert!(attempts >= 1);
+        }
+    }
+    for bad in ["soon", "", "10", "-1s", "1.5s", "s", "99999999999999999999s"] {
+        cli.fails(&["get", "k", &format!("--retry-for={bad}")], 2, "--retry-for");
+    }
+}
+
+/// A watch retries without end, and says once that no endpoint serves it and once that one does again.
+///
+/// Method: a watch of two endpoints, of which one never answers; the node is killed until attempts were made for longer
+/// than any other command would make them, twice; what is written afterwards is printed.
+#[tokio::test]
+async fn a_watch_outlasts_the_cluster() {
+    let mut cluster = TestCluster::form("cli-outlast", &[1], &[]).await;
+    let writer = Cli::of(&cluster, &[1]);
+    // Accepts nothing, but its backlog notices attempts.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let watcher = Cli { endpoints: format!("{},{}", cluster.addr(1), silent.local_addr().unwrap()) };
+    let last_attempt = Arc::new(Mutex::new(Instant::now()));
+    std::thread::spawn({
+        let last_attempt = last_attempt.clone();
+        move || silent.incoming().for_each(|_| *last_attempt.lock().unwrap() = Instant::now())
+    });
+    cluster.kill(1);
+    let mut child = watcher.command(&["watch", "--from", "1"]).spawn().unwrap();
+    let lines = lines_of(child.stdout.take().unwrap());
+    let said = lines_of(child.stderr.take().unwrap());
+    for round in 1..=2 {
+        let killed = Instant::now();
+        let line = said.recv_timeout(DEADLINE).expect("the loss is told");
+        assert!(line.starts_with("no endpoint serves the watch, retrying: "), "{line}");
+        if round == 1 {
+            eventually("attempts go on after 11 s", DEADLINE, async || {
+                let tried_for = last_attempt.lock().unwrap().saturating_duration_since(killed);
+                if tried_for > RETRY_DEADLINE_DEFAULT + Duration::from_secs(1) { Ok(()) } else { Err(tried_for) }
+            })
+            .await;
+        }
+        cluster.restart(1).await;
+        assert_eq!(said.recv_timeout(DEADLINE).unwrap(), format!("the watch continues at {}", cluster.addr(1)));
+        writer.text(&["put", "k", &format!("round {round}")]);
+        assert_eq!(lines.recv_timeout(DEADLINE).unwrap(), format!("{round} put k = round {round}"));
+        assert!(said.try_recv().is_err(), "each is told once");
+        cluster.kill(1);
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// A watch ends when nobody reads it any more, without waiting for an event or for a cluster; a file is always read.
+///
+/// Method: a watch of a quiet store and one of no cluster, whose output is closed; the third writes to a file.
+#[tokio::test]
+async fn a_watch_ends_with_its_output() {
+    let cluster = TestCluster::form("cli-closed", &[1], &[]).await;
+    let cli = Cli::of(&cluster, &[1]);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("events");
+    let mut to_file = cli.command(&["watch", "--from", "1"]).stdout(File::create(&path).unwrap()).spawn().unwrap();
+    let mut quiet = cli.command(&["watch", "--from", "1"]).spawn().unwrap();
+    cli.text(&["put", "k", "v"]);
+    let mut line = String::new();
+    let mut output = BufReader::new(quiet.stdout.take().unwrap());
+    output.read_line(&mut line).unwrap();
+    assert_eq!(line, "1 put k = v\n");
+    drop(output);
+    let nobody = Cli { endpoints: format!("127.0.0.1:{}", free_port()) };
+    let mut lost = nobody.command(&["watch"]).spawn().unwrap();
+    drop(lost.stdout.take());
+    for child in [&mut quiet, &mut lost] {
+        let ended = eventually("the watch ends", DEADLINE, async || child.try_wait().unwrap().ok_or("it runs")).await;
+        assert_eq!(ended.code(), Some(0));
+    }
+    cli.text(&["delete", "k"]);
+    eventually("the file has all events", DEADLINE, async || {
+        let events = std::fs::read_to_string(&path).unwrap();
+        if events == "1 put k = v\n2 delete k\n" { Ok(()) } else { Err(events) }
+    })
+    .await;
+    to_file.kill().unwrap();
+    to_file.wait().unwrap();
+}
+
+/// A listing shows one revision however slowly it is read.
+///
+/// Method: a listing of several pages whose output is not read, through a proxy that sees the last key go by; then the
+/// node is made to forget the listing's state, by writes and as many other listings as it keeps; then the output is
+/// read, and has every key as it was.
+#[tokio::test]
+async fn a_slow_reader_gets_the_whole_listing() {
+    const KEYS: usize = 5000;
+    let cluster = TestCluster::form("cli-slow-list", &[1], &[]).await;
+    let revision = cluster.put_many(1, "k", KEYS).await;
+    for format in ["text", "json"] {
+        let (addr, seen) = proxy_that_sees(cluster.addr(1), format!("k{:06}", KEYS - 1));
+        let arguments = ["list", "k", "--keys-only", "--output", format];
+        let mut child = Cli { endpoints: addr }.command(&arguments).spawn().unwrap();
+        let what = "the last key is read ahead";
+        eventually(what, DEADLINE, async || seen.load(Ordering::SeqCst).then_some(()).ok_or("it is not")).await;
+        for number in 0..=LISTINGS_KEPT_MAX {
+            cluster.put(1, "/v1/kv/other", number.to_string()).await.done();
+            cluster.get(1, "/v1/kv?limit=1").await.done();
+        }
+        let forgotten = cluster.get(1, &format!("/v1/kv?limit=1&revision={revision}")).await;
+        forgotten.refused(410, "revision_gone");
+        let lines: Vec<String> = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap).collect();
+        let ended = child.wait_with_output().unwrap();
+        assert_eq!((ended.status.code(), ended.stderr.len()), (Some(0), 0), "{ended:?}");
+        assert_eq!(lines.len(), KEYS);
+        assert!((0..KEYS).all(|number| lines[number].contains(&format!("k{number:06}"))));
+        let mut head = Cli::of(&cluster, &[1]).command(&arguments).spawn().unwrap();
+        drop(head.stdout.take());
+        let ended = head.wait_with_output().unwrap();
+        assert_eq!((ended.status.code(), ended.stderr.len()), (Some(0), 0), "who reads has seen enough: {ended:?}");
+    }
+}
+
+/// Passes connections on to a node, and notices when a text comes back.
+fn proxy_that_sees(addr: &str, text: String) -> (String, Arc<AtomicBool>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let own = listener.local_addr().unwrap().to_string();
+    let (addr, seen) = (addr.to_owned(), Arc::new(AtomicBool::new(false)));
+    let noticed = seen.clone();
+    std::thread::spawn(move || {
+        for caller in listener.incoming() {
+            let (mut from_caller, mut from_node) = (caller.unwrap(), TcpStream::connect(&addr).unwrap());
+            let (mut to_caller, mut to_node) = (from_caller.try_clone().unwrap(), from_node.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut from_caller, &mut to_node));
+            let (text, noticed) = (text.clone(), noticed.clone());
+            std::thread::spawn(move || {
+                let (mut piece, mut tail) = (vec![0; 64 << 10], Vec::new());
+                while let Ok(length @ 1..) = from_node.read(&mut piece) {
+                    tail.extend_from_slice(&piece[..length]);
+                    if to_caller.write_all(&piece[..length]).is_err() {
+                        return;
+                    }
+                    if tail.windows(text.len()).any(|window| window == text.as_bytes()) {
+                        noticed.store(true, Ordering::SeqCst);
+                    }
+                    tail.drain(..tail.len().saturating_sub(text.len()));
+                }
+            });
+        }
+    });
+    (own, seen)
 }
 
 /// Every command teaches itself, and every shell gets its completions, also into a closed pipe.

@@ -2,10 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
-use crate::harness::{CALM, Ended, Http, TestCluster, TestNode, files_below, free_port, run};
+use crate::harness::{
+    CALM, DEADLINE, Ended, Http, TestCluster, TestNode, command, files_below, free_port, run, send_signal,
+};
 
 /// One line on standard error, and no more.
 fn one_line(ended: &Ended) -> &str {
@@ -120,6 +124,84 @@ async fn the_environment_configures_a_node() {
         &[("RKV_ID", "5"), ("RKV_HTTP_ADDR", &taken_addr), ("RKV_DATA_DIR", data_dir)],
     );
     assert_eq!(ended.code, Some(73), "the flag's address is free, so the lock is next: {ended:?}");
+}
+
+/// What a node logs while it starts and stops with these settings.
+fn logged(arguments: &[&str], environment: &[(&str, &str)]) -> String {
+    let directory = tempfile::tempdir().unwrap();
+    let addr = format!("127.0.0.1:{}", free_port());
+    let mut command = command(["--id", "1", "--http-addr", &addr, "--data-dir", directory.path().to_str().unwrap()]);
+    command.args(arguments).envs(environment.iter().copied()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let started = Instant::now();
+    // It listens once it has opened its directory, and takes SIGTERM from before that.
+    while TcpStream::connect(&addr).is_err() {
+        let ended = child.try_wait().unwrap();
+        if ended.is_some() || started.elapsed() > DEADLINE {
+            let _ = child.kill();
+            panic!("{arguments:?} {environment:?}: {ended:?}: {:?}", child.wait_with_output());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    send_signal(child.id(), "TERM");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+/// `RUST_LOG` says what is logged if nothing else does, and is refused if it cannot.
+///
+/// Method: a node that starts and stops, with the level in the flag, the node's own variable and `RUST_LOG`; its log has
+/// lines of the levels that it should, and no others.
+#[test]
+fn rust_log_counts_if_nothing_else_is_given() {
+    let rows: &[(&[&str], &[(&str, &str)], bool, bool)] = &[
+        (&[], &[], true, false),
+        (&[], &[("RUST_LOG", "")], true, false),
+        (&[], &[("RUST_LOG", "error")], false, false),
+        (&[], &[("RUST_LOG", "off")], false, false),
+        (&[], &[("RUST_LOG", "INFO")], true, false),
+        (&[], &[("RUST_LOG", "debug")], true, true),
+        (&[], &[("RUST_LOG", "raft_key_value=info")], true, false),
+        (&[], &[("RUST_LOG", "warn,raft_key_value::server=info")], true, false),
+        (&[], &[("RUST_LOG", "raft_key_value,openraft=off,")], true, false),
+        (&["--log-level", "info"], &[("RUST_LOG", "error")], true, false),
+        (&["--log-level", "info"], &[("RUST_LOG", "===")], true, false),
+        (&["--log-level", "warn"], &[("RUST_LOG", "debug")], false, false),
+        (&[], &[("RUST_LOG", "debug"), ("RKV_LOG_LEVEL", "warn")], false, false),
+        (&[], &[("RUST_LOG", "warn"), ("RKV_LOG_LEVEL", "")], false, false),
+    ];
+    for (arguments, environment, has_info, has_debug) in rows {
+        let log = logged(arguments, environment);
+        assert_eq!(log.contains(" INFO "), *has_info, "{arguments:?} {environment:?}: {log}");
+        assert_eq!(log.contains(" DEBUG "), *has_debug, "{arguments:?} {environment:?}: {log}");
+    }
+    for bad in ["loud", "===", " ", "info,loud", "raft_key_value=loud", "inof,openraft=debug"] {
+        let ended = run(&["--id", "1", "--http-addr", "127.0.0.1:1"], &[("RUST_LOG", bad)]);
+        assert_eq!(ended.code, Some(2), "{bad:?}: {ended:?}");
+        let line = one_line(&ended);
+        assert!(line.contains("RUST_LOG") && line.contains("--log-level"), "{bad:?}: {line}");
+    }
+}
+
+/// An empty variable counts as unset, for a node and for commands.
+///
+/// Method: every variable of the node but those that it cannot do without is empty, and it starts; with those empty too
+/// it says which flags are missing, not that a value is wrong.
+#[test]
+fn empty_variables_are_unset() {
+    let help = run(&["--help"], &[]).stdout;
+    let names: Vec<&str> = help.split("[env: ").skip(1).map(|rest| rest.split(['=', ']']).next().unwrap()).collect();
+    assert!(names.len() >= 15 && names.contains(&"RKV_MAX_KEY_BYTES"), "{names:?}");
+    let empty: Vec<(&str, &str)> = names.iter().map(|name| (*name, "")).collect();
+    assert!(logged(&[], &empty).contains(" INFO "), "it runs with all defaults");
+    let ended = run(&[], &empty);
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    let line = one_line(&ended);
+    assert!(line.contains("--id") && line.contains("--http-addr"), "{line}");
+    let ended = run(&["get", "k", "--retry-for", "100ms"], &[("RKV_ENDPOINTS", ""), ("RKV_ID", "")]);
+    // Whether somebody serves the default endpoints on this machine is not known.
+    assert_ne!(ended.code, Some(2), "the default endpoints were asked: {ended:?}");
 }
 
 /// A second process on a data directory leaves it alone, says who holds it, and exits 73.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand, ValueEnum};
 use raft_key_value::error::ApiError;
-use raft_key_value::network::parameters::ttl_ms;
+use raft_key_value::network::parameters::{milliseconds, ttl_ms};
 
 // What can be asked for, beside running a node. No documentation: clap would take it for that of the program.
 #[derive(Debug, Subcommand)]
@@ -28,7 +28,7 @@ The exit code is 1 if there is no such key.")]
 Examples:
   raft-key-value put config/color green
   raft-key-value put photo --file photo.jpg
-  date | raft-key-value put now                      the value is what comes in, as it is
+  date | raft-key-value put now -                    store standard input as it is
   raft-key-value put lock me --if-missing --ttl 30s
   raft-key-value put config/color blue --if-revision 7
   raft-key-value put temperature -- -5               a value that begins with a dash
@@ -54,7 +54,8 @@ Examples:
   raft-key-value list log/ --reverse --limit 10      the last ten
   raft-key-value list --output json | jq -r .key     one object a line, values in full
 
-All of it is as it was at one revision, however long it takes.")]
+All keys are shown as they were at one revision, however slowly the output is read: pages are read ahead,
+into memory and then into a temporary file.")]
     List(List),
 
     /// Compare keys, and do one thing or another, all or nothing
@@ -63,7 +64,7 @@ All of it is as it was at one revision, however long it takes.")]
                        "success":[{"put":{"key":"color","value":"blue"}}],
                        "failure":[{"get":{"key":"color"}}]}'
   raft-key-value txn --file change.json
-  generate-changes | raft-key-value txn -
+  generate-changes | raft-key-value txn -            read the transaction from standard input
 
 The exit code is 1 if a comparison does not hold; what is in "failure" was done then."#)]
     Txn(Txn),
@@ -76,7 +77,9 @@ Examples:
   raft-key-value watch --key config/color --from 7   what happened since revision 7, and goes on
   raft-key-value watch --output json | while read -r event; do …; done
 
-Nothing is skipped and nothing comes twice, also when nodes go and come.")]
+Nothing is skipped and nothing is printed twice, even while nodes fail and return. While no endpoint can
+serve the watch, the command says so on standard error and retries until --retry-for is over. It ends when
+its output is closed.")]
     Watch(Watch),
 
     /// Renew the time that a key has left
@@ -130,9 +133,10 @@ pub struct Common {
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     pub output: Format,
 
-    /// How long to try again while no node can do it, such as 500ms, 10s or 5m
-    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10s")]
-    pub retry_for: Duration,
+    /// Retry for this long while no node can serve the request (500ms, 10s, 5m); 0s sends it once
+    /// [default: 10s; watch: without end]
+    #[arg(long, value_name = "DURATION", value_parser = retry_time)]
+    pub retry_for: Option<Duration>,
 }
 
 /// How what is found is written.
@@ -195,9 +199,9 @@ pub struct Put {
 /// A value, or another body.
 #[derive(Debug, Args)]
 pub struct Input {
-    /// What is to be sent; `-`, or nothing while the input is no terminal: what comes in
+    /// Value to send; `-` reads it from standard input
     pub value: Option<OsString>,
-    /// Send what is in this file
+    /// Read the value from this file
     #[arg(long, value_name = "FILE", conflicts_with = "value")]
     pub file: Option<PathBuf>,
 }
@@ -322,14 +326,18 @@ impl Command {
             Command::Watch(watch) => watch.common.clone(),
             Command::Touch(touch) => touch.common.clone(),
             Command::Status(common) | Command::Members(common) => common.clone(),
-            Command::Completions(_) => {
-                Common { endpoints: Vec::new(), output: Format::default(), retry_for: Duration::ZERO }
-            }
+            Command::Completions(_) => Common { endpoints: Vec::new(), output: Format::default(), retry_for: None },
         }
     }
 }
 
-/// A time as the API has it.
+/// A time to retry for, which may be none at all.
+fn retry_time(text: &str) -> Result<Duration, String> {
+    let expected = "must be an integer and a unit, such as 0s, 500ms, 10s or 5m";
+    milliseconds(text).map(Duration::from_millis).ok_or_else(|| expected.to_owned())
+}
+
+/// A time to live as the API has it.
 fn duration(text: &str) -> Result<Duration, ApiError> {
     ttl_ms(text).map(Duration::from_millis)
 }

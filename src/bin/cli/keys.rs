@@ -1,25 +1,31 @@
 //! How keys and values are read and changed.
 
 use std::fs;
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::time::Duration;
+use std::pin::pin;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use futures_util::TryStreamExt;
 use futures_util::stream::StreamExt;
-use raft_key_value::ExampleClient;
+use futures_util::{Stream, TryStreamExt};
 use raft_key_value::body::TxnRequest;
 use raft_key_value::client::{KeyValue, KeyWrite, TxnResult, WatchEvent};
 use raft_key_value::config::REQUEST_BYTES_MAX_LIMIT;
+use raft_key_value::error::explain_json;
+use raft_key_value::{ClientError, ExampleClient};
 
 use super::arguments::{Completions, Delete, Get, Input, List, Put, Shell, Touch, Txn, Watch, WriteOptions};
 use super::failure::Failure;
-use super::output::{Output, printable};
+use super::output::{Output, output_is_closed, printable};
 
 /// How much of a value a table shows, in characters.
 const VALUE_CHARS_SHOWN: usize = 60;
 /// Listings shorter than this are read in one page of just that length.
 const SHORT_LISTING_KEYS: usize = 100;
+
+/// How long no endpoint serves a watch before that is told: an election is over by then.
+const LOSS_TOLD_AFTER: Duration = Duration::from_secs(1);
 
 /// `get`
 pub async fn get(client: &ExampleClient, mut output: Output, get: Get) -> Result<(), Failure> {
@@ -35,7 +41,7 @@ pub async fn get(client: &ExampleClient, mut output: Output, get: Get) -> Result
 
 /// `put`
 pub async fn put(client: &ExampleClient, mut output: Output, put: Put) -> Result<(), Failure> {
-    let mut write = with_options(client.put(put.key, bytes_of(put.value)?), put.options);
+    let mut write = with_options(client.put(put.key, bytes_of(put.value, "value")?), put.options);
     if put.if_missing {
         write = write.if_missing();
     }
@@ -102,28 +108,44 @@ pub async fn list(client: &ExampleClient, mut output: Output, list: List) -> Res
     }
     let mut items = listing.stream().take(limit);
     if output.is_json() || list.keys_only {
-        while let Some(item) = items.try_next().await? {
-            output.line(&item, printable(&item.key))?;
+        return print_lines(&mut output.spooled()?, items).await;
+    }
+    let mut rows = vec![["KEY", "REVISION", "VERSION", "EXPIRES IN", "VALUE"].map(str::to_owned).to_vec()];
+    while let Some(item) = items.try_next().await? {
+        let numbers = [item.revision.to_string(), item.version.to_string(), time_left(item.expires_in_ms)];
+        let mut row = vec![printable(&item.key)];
+        row.extend(numbers);
+        row.push(shown(&item));
+        rows.push(row);
+    }
+    output.table(&rows)?;
+    Ok(output.flush()?)
+}
+
+/// Prints items as they arrive, and those before an error too: the error says that they are not all.
+async fn print_lines<W: Write>(
+    output: &mut Output<W>,
+    mut items: impl Stream<Item = Result<KeyValue, ClientError>> + Unpin,
+) -> Result<(), Failure> {
+    while let Some(item) = items.next().await {
+        match item {
+            Ok(item) => output.line(&item, printable(&item.key))?,
+            Err(error) => {
+                output.flush()?;
+                return Err(error.into());
+            }
         }
-    } else {
-        let mut rows = vec![["KEY", "REVISION", "VERSION", "EXPIRES IN", "VALUE"].map(str::to_owned).to_vec()];
-        while let Some(item) = items.try_next().await? {
-            let numbers = [item.revision.to_string(), item.version.to_string(), time_left(item.expires_in_ms)];
-            let mut row = vec![printable(&item.key)];
-            row.extend(numbers);
-            row.push(shown(&item));
-            rows.push(row);
-        }
-        output.table(&rows)?;
     }
     Ok(output.flush()?)
 }
 
 /// `txn`
 pub async fn txn(client: &ExampleClient, mut output: Output, txn: Txn) -> Result<(), Failure> {
-    let body = bytes_of(txn.body)?;
-    let request: TxnRequest = serde_json::from_slice(&body)
-        .map_err(|error| Failure::Usage(format!("the transaction is not what one looks like: {error}; see --help")))?;
+    let body = bytes_of(txn.body, "transaction")?;
+    let request: TxnRequest = serde_json::from_slice(&body).map_err(|error| {
+        let place = format!("line {}, column {}", error.line(), error.column());
+        Failure::Usage(format!("the transaction is not valid: {} ({place}); see txn --help", explain_json(&error)))
+    })?;
     let mut write = client.txn_of(request);
     if let Some(key) = txn.idempotency_key {
         write = write.idempotency_key(key);
@@ -161,12 +183,61 @@ pub async fn watch(client: &ExampleClient, mut output: Output, watch: Watch) -> 
     if watch.initial {
         watching = watching.initial();
     }
-    let mut events = watching.stream();
-    while let Some(event) = events.try_next().await? {
+    let endpoints = watch.common.endpoints.len();
+    let report = ConnectionReport::default();
+    let mut events = watching.on_connection(|state| report.tell(state, endpoints)).stream();
+    let mut closed = pin!(output_is_closed());
+    loop {
+        let event = tokio::select! {
+            biased;
+            () = &mut closed => return Ok(()),
+            event = events.try_next() => event?,
+        };
+        let Some(event) = event else { return Ok(()) };
         output.line(&event, text_of_event(&event))?;
         output.flush()?;
     }
-    Ok(())
+}
+
+/// Says on standard error, once each, that no endpoint serves a watch and that one does again.
+#[derive(Default)]
+struct ConnectionReport(Mutex<Connectivity>);
+
+#[derive(Default)]
+struct Connectivity {
+    /// When the connection broke, or the first attempt failed.
+    failing_since: Option<Instant>,
+    /// Failures since then.
+    failures: usize,
+    /// Whether the watch was ever connected.
+    was_connected: bool,
+    loss_is_told: bool,
+}
+
+impl ConnectionReport {
+    fn tell(&self, state: Result<&str, &ClientError>, endpoints: usize) {
+        let mut now = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nothing is left to be done if standard error is closed.
+        match state {
+            Ok(addr) => {
+                if now.loss_is_told {
+                    let _ = writeln!(io::stderr(), "the watch continues at {addr}");
+                }
+                *now = Connectivity { was_connected: true, ..Connectivity::default() };
+            }
+            Err(error) => {
+                now.failures += 1;
+                let lasts = now.failing_since.get_or_insert_with(Instant::now).elapsed() >= LOSS_TOLD_AFTER;
+                // The first failure of a watch that was connected is the loss of that connection.
+                let all_were_tried = now.failures >= endpoints + usize::from(now.was_connected);
+                if lasts && all_were_tried && !now.loss_is_told {
+                    now.loss_is_told = true;
+                    let error = printable(&error.to_string());
+                    let _ = writeln!(io::stderr(), "no endpoint serves the watch, retrying: {error}");
+                }
+            }
+        }
+    }
 }
 
 fn text_of_event(event: &WatchEvent) -> String {
@@ -199,22 +270,21 @@ fn time_left(expires_in_ms: Option<u64>) -> String {
 }
 
 /// What is to be sent: from the argument, a file, or standard input.
-fn bytes_of(input: Input) -> Result<Vec<u8>, Failure> {
-    let from_stdin = match (&input.value, &input.file) {
+fn bytes_of(input: Input, what: &str) -> Result<Vec<u8>, Failure> {
+    match (input.value, input.file) {
         (_, Some(path)) => {
-            let read = fs::File::open(path).and_then(read_all);
-            return read.map_err(|error| Failure::Input(format!("cannot read `{}`: {error}", path.display())));
+            let read = fs::File::open(&path).and_then(read_all);
+            read.map_err(|error| Failure::Input(format!("cannot read `{}`: {error}", path.display())))
         }
-        (Some(value), None) => value == "-",
-        (None, None) if io::stdin().is_terminal() => {
-            return Err(Failure::Usage("what is to be sent? Give it, --file, or - for what comes in".to_owned()));
+        (Some(value), None) if value == "-" => {
+            read_all(io::stdin()).map_err(|error| Failure::Input(format!("cannot read standard input: {error}")))
         }
-        (None, None) => true,
-    };
-    if from_stdin {
-        return read_all(io::stdin()).map_err(|error| Failure::Input(format!("cannot read standard input: {error}")));
+        (Some(value), None) => Ok(value.as_bytes().to_vec()),
+        // Standard input is not read unasked: without a terminal it is often empty, and nothing would be stored.
+        (None, None) => {
+            Err(Failure::Usage(format!("no {what}: pass VALUE, --file FILE, or `-` to read standard input")))
+        }
     }
-    Ok(input.value.unwrap_or_default().as_bytes().to_vec())
 }
 
 fn read_all(source: impl Read) -> io::Result<Vec<u8>> {
@@ -239,7 +309,7 @@ impl Completions {
         // To memory first: writing to a closed pipe must not panic.
         let mut script = Vec::new();
         clap_complete::generate(shell, program, "raft-key-value", &mut script);
-        io::Write::write_all(&mut io::stdout(), &script)?;
+        io::stdout().write_all(&script)?;
         Ok(())
     }
 }

@@ -6,6 +6,7 @@
 //! | `keys` | how keys and values are read and changed |
 //! | `cluster` | how the nodes are |
 //! | `output` | how it is written |
+//! | `spool` | how a slow reader holds up no listing |
 //! | `failure` | how it ends if it fails |
 
 mod arguments;
@@ -13,11 +14,15 @@ mod cluster;
 mod failure;
 mod keys;
 mod output;
+mod spool;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::{Command as Clap, FromArgMatches, Subcommand};
+use clap::{Arg, Command as Clap, FromArgMatches, Subcommand};
 use raft_key_value::ExampleClient;
+use raft_key_value::config::RETRY_DEADLINE_DEFAULT;
 
 use self::arguments::{Command, Common};
 use self::failure::Failure;
@@ -26,6 +31,27 @@ use self::output::Output;
 /// The command line of a node, with the commands beside it.
 pub fn with_commands(node: Clap) -> Clap {
     Command::augment_subcommands(node).args_conflicts_with_subcommands(true).subcommand_negates_reqs(true)
+}
+
+/// The same, reading only the environment variables that count.
+///
+/// An empty variable counts as unset. If the first argument is a command, the variables of a node are not read at all:
+/// a command that runs beside a node, with the same environment, must not fail because of them.
+pub fn with_environment(program: Clap, first_argument: Option<OsString>) -> Clap {
+    let is_command = first_argument.is_some_and(|name| program.find_subcommand(name).is_some());
+    let is_empty = |arg: &Arg| arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+    let unset = |arg: Arg, ignored: bool| if ignored { arg.env(None::<&'static str>) } else { arg };
+    program
+        .mut_args(|arg| {
+            let ignored = is_command || is_empty(&arg);
+            unset(arg, ignored)
+        })
+        .mut_subcommands(|command| {
+            command.mut_args(|arg| {
+                let ignored = is_empty(&arg);
+                unset(arg, ignored)
+            })
+        })
 }
 
 /// Runs the command that was asked for; an error that does not fit a command is for the usage.
@@ -43,7 +69,11 @@ pub fn run(matches: &clap::ArgMatches, program: &mut Clap) -> Result<ExitCode, c
 
 async fn execute(command: Command) -> Result<(), Failure> {
     let common = command.common();
-    let (client, output) = (common.client()?, common.output());
+    let default = match &command {
+        Command::Watch(_) => Duration::MAX,
+        _ => RETRY_DEADLINE_DEFAULT,
+    };
+    let (client, output) = (common.client(default)?, common.output());
     match command {
         Command::Get(get) => keys::get(&client, output, get).await,
         Command::Put(put) => keys::put(&client, output, put).await,
@@ -59,9 +89,9 @@ async fn execute(command: Command) -> Result<(), Failure> {
 }
 
 impl Common {
-    fn client(&self) -> Result<ExampleClient, Failure> {
+    fn client(&self, retry_for: Duration) -> Result<ExampleClient, Failure> {
         let client = ExampleClient::connect(&self.endpoints).map_err(|error| Failure::Usage(error.to_string()))?;
-        Ok(client.with_retry_deadline(self.retry_for))
+        Ok(client.with_retry_deadline(self.retry_for.unwrap_or(retry_for)))
     }
 
     fn output(&self) -> Output {

@@ -1,24 +1,36 @@
 //! How what is found is written.
 
 use std::fmt::Display;
+use std::future;
 use std::io::{self, BufWriter, Stdout, Write};
 
 use raft_key_value::body::write_json_line;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use serde::Serialize;
+use tokio::sync::oneshot;
 
 use super::arguments::Format;
+use super::spool::Spool;
 
-/// Standard output.
-pub struct Output {
+/// Standard output, or what keeps it from holding up a listing.
+pub struct Output<W: Write = BufWriter<Stdout>> {
     format: Format,
-    stdout: BufWriter<Stdout>,
+    to: W,
 }
 
 impl Output {
     pub fn new(format: Format) -> Self {
-        Output { format, stdout: BufWriter::new(io::stdout()) }
+        Output { format, to: BufWriter::new(io::stdout()) }
     }
 
+    /// The same, for more than a reader may take at once.
+    pub fn spooled(self) -> io::Result<Output<BufWriter<Spool>>> {
+        Ok(Output { format: self.format, to: BufWriter::new(Spool::start(io::stdout())?) })
+    }
+}
+
+impl<W: Write> Output<W> {
     pub fn is_json(&self) -> bool {
         self.format == Format::Json
     }
@@ -26,16 +38,16 @@ impl Output {
     /// A line for programs, or else one for people.
     pub fn line(&mut self, value: &impl Serialize, text: impl Display) -> io::Result<()> {
         if self.is_json() {
-            write_json_line(&mut self.stdout, value)?;
-            writeln!(self.stdout)
+            write_json_line(&mut self.to, value)?;
+            writeln!(self.to)
         } else {
-            writeln!(self.stdout, "{text}")
+            writeln!(self.to, "{text}")
         }
     }
 
     /// Bytes, as they are.
     pub fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.stdout.write_all(bytes)
+        self.to.write_all(bytes)
     }
 
     /// Columns, as wide as what is in them; the first row is their names.
@@ -45,14 +57,38 @@ impl Output {
         let widths: Vec<usize> = (0..columns).map(width).collect();
         for row in rows {
             let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-            writeln!(self.stdout, "{}", cells.join("  ").trim_end())?;
+            writeln!(self.to, "{}", cells.join("  ").trim_end())?;
         }
         Ok(())
     }
 
     /// Lets out what was written; a command ends with it.
     pub fn flush(&mut self) -> io::Result<()> {
-        self.stdout.flush()
+        self.to.flush()
+    }
+}
+
+/// Resolves once nobody can read standard output any more; never for a file or a terminal that stays.
+pub async fn output_is_closed() {
+    let (closed_tx, closed_rx) = oneshot::channel();
+    let wait = move || {
+        let stdout = io::stdout();
+        let mut fds = [PollFd::new(&stdout, PollFlags::empty())];
+        // Nothing is asked for, so only what is always reported ends the wait: an error or a hang-up.
+        let result = loop {
+            match poll(&mut fds, None) {
+                Err(Errno::INTR) => {}
+                result => break result,
+            }
+        };
+        if result.is_ok() {
+            let _ = closed_tx.send(());
+        }
+    };
+    // The thread waits for as long as the process lives.
+    let started = std::thread::Builder::new().name("stdout".to_owned()).spawn(wait);
+    if started.is_err() || closed_rx.await.is_err() {
+        future::pending::<()>().await;
     }
 }
 
