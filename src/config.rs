@@ -189,6 +189,8 @@ pub const CONNECT_DEADLINE: Duration = Duration::from_millis(1000);
 pub const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a leader that stops waits for another to take over.
 pub const HAND_OVER_DEADLINE: Duration = Duration::from_secs(1);
+/// How many ports are tried if the system is to choose one for several addresses, and one is taken on one of them.
+pub const PORT_ATTEMPTS_MAX: usize = 16;
 /// When to come back after a 503.
 pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -356,7 +358,7 @@ pub struct Config {
     #[arg(long, env = "RKV_ID", value_name = "N")]
     pub id: NodeId,
 
-    /// Where to listen, HOST:PORT
+    /// Address to listen on, HOST:PORT; a name with several addresses listens on all of them
     #[arg(long, env = "RKV_HTTP_ADDR", value_name = "HOST:PORT")]
     pub http_addr: String,
 
@@ -494,14 +496,38 @@ impl Config {
         self.advertise_addr.as_deref().unwrap_or(&self.http_addr)
     }
 
-    /// Where to listen, with the host name looked up.
+    /// Where to listen: every address of the host in `--http-addr`, each once.
+    ///
+    /// # Errors
+    ///
+    /// If the host has no address, or one that other nodes cannot dial while no other is advertised.
     pub fn socket_addrs(&self) -> Result<Vec<SocketAddr>, ConfigError> {
         let wrong = |why: String| {
             ConfigError(format!("--http-addr `{}` {why}; give HOST:PORT, such as 127.0.0.1:21001", self.http_addr))
         };
-        let addrs: Vec<SocketAddr> =
-            self.http_addr.to_socket_addrs().map_err(|error| wrong(format!("cannot be used: {error}")))?.collect();
-        if addrs.is_empty() { Err(wrong("has no address".into())) } else { Ok(addrs) }
+        let found = self.http_addr.to_socket_addrs().map_err(|error| wrong(format!("cannot be used: {error}")))?;
+        let mut addrs: Vec<SocketAddr> = Vec::new();
+        for addr in found {
+            if !addrs.contains(&addr) {
+                addrs.push(addr);
+            }
+        }
+        if addrs.is_empty() {
+            return Err(wrong("has no address".into()));
+        }
+        // `0` and names may stand for all addresses too, which only the lookup tells.
+        if self.advertise_addr.is_none() && addrs.iter().any(|addr| addr.ip().to_canonical().is_unspecified()) {
+            return Err(self.not_dialable());
+        }
+        Ok(addrs)
+    }
+
+    fn not_dialable(&self) -> ConfigError {
+        ConfigError(format!(
+            "--http-addr {} is every address of this machine, which other nodes cannot dial; \
+             say which one they can with --advertise-addr",
+            self.http_addr
+        ))
     }
 
     /// Checks what a single flag's parser cannot: how the settings fit together.
@@ -513,14 +539,9 @@ impl Config {
         if self.advertise_addr.is_some() {
             check_dialable("--advertise-addr", self.advertised())?;
         }
-        check(
-            self.advertise_addr.is_some() || !is_unspecified(&self.http_addr),
-            format!(
-                "--http-addr {} is every address of this machine, which other nodes cannot dial; \
-                 say which one they can with --advertise-addr",
-                self.http_addr
-            ),
-        )?;
+        if self.advertise_addr.is_none() && is_unspecified(&self.http_addr) {
+            return Err(self.not_dialable());
+        }
         check(self.heartbeat_interval_ms >= 10, "--heartbeat-interval-ms must be at least 10".into())?;
         check(
             self.election_timeout_min_ms >= 2 * self.heartbeat_interval_ms,

@@ -37,12 +37,10 @@ pub mod store;
 pub mod telemetry;
 pub mod types;
 
-use std::net::TcpListener;
-
 pub use app::ExampleApp;
 pub use client::{ClientError, ExampleClient};
 pub use config::Config;
-pub use server::{ServeError, serve};
+pub use server::{ServeError, listen, serve, serve_on};
 pub use store::{ExampleStateMachine, ExampleStore};
 pub use types::{ExampleNode, ExampleRequest, ExampleResponse, NodeId, TypeConfig};
 
@@ -54,9 +52,5 @@ pub use types::{ExampleNode, ExampleRequest, ExampleResponse, NodeId, TypeConfig
 /// See [`ServeError`].
 pub async fn start_example_raft_node(node_id: NodeId, http_addr: impl Into<String>) -> Result<(), ServeError> {
     let config = Config::new(node_id, http_addr);
-    let listener = config
-        .socket_addrs()
-        .map_err(ServeError::Config)
-        .and_then(|addrs| TcpListener::bind(addrs.as_slice()).map_err(|source| ServeError::listen(&config, source)))?;
-    serve(listener, config, std::future::pending()).await
+    serve_on(listen(&config)?, config, std::future::pending()).await
 }

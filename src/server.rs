@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -12,12 +12,13 @@ use actix_web::web;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::Fatal;
 use openraft::metrics::RaftMetrics;
+use rustix::io::Errno;
 use tokio::sync::watch;
 
 use crate::app::{ExampleApp, Failure, Role};
 use crate::config::{
     Config, ConfigError, DISK_CHECK_INTERVAL, DISK_FREE_BYTES_MIN, EXPIRY_INTERVAL, HAND_OVER_DEADLINE,
-    SELF_CHECK_INTERVAL, SHUTDOWN_DEADLINE,
+    PORT_ATTEMPTS_MAX, SELF_CHECK_INTERVAL, SHUTDOWN_DEADLINE,
 };
 use crate::network::api::propose;
 use crate::network::browser::Browsers;
@@ -64,6 +65,14 @@ impl ServeError {
         ServeError::Listen { addr: config.http_addr.clone(), source }
     }
 
+    fn listen_on(config: &Config, addr: SocketAddr, source: io::Error) -> Self {
+        let named = match addr.to_string() {
+            addr if addr == config.http_addr => addr,
+            addr => format!("{} ({addr})", config.http_addr),
+        };
+        ServeError::Listen { addr: named, source }
+    }
+
     /// The exit code of a process that ends with this error, after `sysexits.h`.
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -100,6 +109,61 @@ impl From<Failure> for ServeError {
     }
 }
 
+/// Listens on every address of `--http-addr`.
+///
+/// An address that this machine does not have, such as that of IPv6 where it is off, is left out with a warning as long
+/// as there is another. With port 0 all have the port that the system chooses for the first.
+///
+/// # Errors
+///
+/// [`ServeError::Config`] if there is no address, [`ServeError::Listen`] if one is in use or none can be listened on.
+pub fn listen(config: &Config) -> Result<Vec<TcpListener>, ServeError> {
+    let addrs = config.socket_addrs()?;
+    let mut attempts = 1..=PORT_ATTEMPTS_MAX;
+    loop {
+        let _ = attempts.next();
+        match listen_on(&addrs) {
+            Ok(listeners) => return Ok(listeners),
+            // The port that the system chose for the first address may be taken on another.
+            Err((addr, source))
+                if source.kind() == io::ErrorKind::AddrInUse && addr.port() == 0 && !attempts.is_empty() => {}
+            Err((addr, source)) => return Err(ServeError::listen_on(config, addr, source)),
+        }
+    }
+}
+
+/// Listens on these addresses, but for those that this machine does not have; the error names one as it was given.
+fn listen_on(addrs: &[SocketAddr]) -> Result<Vec<TcpListener>, (SocketAddr, io::Error)> {
+    let mut listeners: Vec<TcpListener> = Vec::new();
+    let mut left_out = Vec::new();
+    for addr in addrs {
+        let mut wanted = *addr;
+        if let (0, Some(first)) = (addr.port(), listeners.first()) {
+            wanted.set_port(first.local_addr().map_err(|error| (*addr, error))?.port());
+        }
+        match TcpListener::bind(wanted) {
+            Ok(listener) => listeners.push(listener),
+            Err(error) if is_not_here(&error) => left_out.push((*addr, error)),
+            Err(error) => return Err((*addr, error)),
+        }
+    }
+    if listeners.is_empty()
+        && let Some(left_out) = left_out.pop()
+    {
+        return Err(left_out);
+    }
+    for (addr, error) in left_out {
+        tracing::warn!("not listening on {addr}: {error}");
+    }
+    Ok(listeners)
+}
+
+/// Whether this machine does not have the address, or its kind.
+fn is_not_here(error: &io::Error) -> bool {
+    let unsupported = Errno::AFNOSUPPORT.raw_os_error();
+    error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(unsupported)
+}
+
 /// Runs a node on `listener` until `shutdown` is done or the node fails.
 ///
 /// On shutdown it stops accepting, finishes the requests that are under way (for
@@ -113,8 +177,26 @@ pub async fn serve(
     config: Config,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
+    serve_on(vec![listener], config, shutdown).await
+}
+
+/// Runs a node on several listeners, such as those of [`listen`]; otherwise as [`serve`].
+///
+/// # Errors
+///
+/// See [`ServeError`]. After an error nothing of the node goes on.
+pub async fn serve_on(
+    listeners: Vec<TcpListener>,
+    config: Config,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
     config.validate()?;
-    let local_addr = listener.local_addr().map_err(|source| ServeError::listen(&config, source))?;
+    let local_addrs: Result<Vec<SocketAddr>, io::Error> = listeners.iter().map(TcpListener::local_addr).collect();
+    let local_addrs = local_addrs.map_err(|source| ServeError::listen(&config, source))?;
+    let Some(local_addr) = local_addrs.first() else {
+        let source = io::Error::new(io::ErrorKind::InvalidInput, "no listener is given");
+        return Err(ServeError::listen(&config, source));
+    };
     let advertised = match &config.advertise_addr {
         Some(addr) => addr.clone(),
         // With port 0 the system chose one, and others must be told which.
@@ -126,14 +208,15 @@ pub async fn serve(
     let raft = build_raft(&config, &store).await.map_err(|error| state_error(&store).unwrap_or(error))?;
     let app = web::Data::new(ExampleApp::new(advertised, raft.clone(), store.clone(), &config));
     let (stopping, stopping_rx) = watch::channel(false);
-    let http = serve_http(listener, app.clone(), Browsers::new(&config), stopping_rx).map_err(ServeError::Http)?;
+    let http = serve_http(listeners, app.clone(), Browsers::new(&config), stopping_rx).map_err(ServeError::Http)?;
     let http_handle = http.handle();
     let recovery = tokio::spawn(recover(app.clone(), at_start));
     let disk_watch = tokio::spawn(app.essential("disk space").run(watch_disk_space(app.clone())));
     let expiry = tokio::spawn(app.essential("expiry").run(expire(app.clone())));
     let self_check = tokio::spawn(app.essential("self-check").run(announce_hashes(app.clone())));
+    let listens_on = local_addrs.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(" and ");
     tracing::info!(
-        "node {} listens on {local_addr}, is reached at {}, keeps its data in `{}`",
+        "node {} listens on {listens_on}, is reached at {}, keeps its data in `{}`",
         config.id,
         app.addr,
         store.directory().display()
@@ -356,6 +439,29 @@ async fn stop(http: &ServerHandle, raft: &ExampleRaft, store: &ExampleStore) -> 
 mod tests {
     use super::*;
     use crate::types::{LeaderId, LogId};
+
+    /// All addresses that this machine has are listened on, with one port; the first that is in use is named.
+    ///
+    /// Method: two loopback addresses and one that is reserved for documents, in every order, with port 0; then with a
+    /// port that is in use on one of them.
+    #[test]
+    fn all_addresses_are_listened_on() {
+        let addr = |text: &str, port| SocketAddr::new(text.parse().unwrap(), port);
+        let (one, two, foreign) = (addr("127.0.0.1", 0), addr("127.0.0.2", 0), addr("192.0.2.1", 0));
+        for addrs in [[one, two, foreign], [foreign, two, one], [two, foreign, one]] {
+            let listeners = listen_on(&addrs).unwrap();
+            let local: Vec<SocketAddr> = listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
+            let expected: Vec<_> = addrs.iter().filter(|addr| **addr != foreign).map(SocketAddr::ip).collect();
+            assert_eq!(local.iter().map(SocketAddr::ip).collect::<Vec<_>>(), expected);
+            assert!(local.iter().all(|addr| addr.port() == local[0].port() && addr.port() > 0), "{local:?}");
+        }
+        let (named, error) = listen_on(&[foreign]).unwrap_err();
+        assert_eq!((named, error.kind()), (foreign, io::ErrorKind::AddrNotAvailable));
+        let taken = TcpListener::bind(two).unwrap().local_addr().unwrap();
+        let holder = TcpListener::bind(taken).unwrap();
+        let (named, error) = listen_on(&[addr("127.0.0.1", taken.port()), taken]).unwrap_err();
+        assert_eq!((named, error.kind()), (taken, io::ErrorKind::AddrInUse), "{holder:?}");
+    }
 
     /// A node has recovered when it has applied what was in its log, or what of it is still there,
     /// and not before it knows how far the cluster is.

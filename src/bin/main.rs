@@ -3,7 +3,6 @@
 mod cli;
 
 use std::io::{self, Write};
-use std::net::TcpListener;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -11,7 +10,7 @@ use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches};
 use raft_key_value::config::{Config, LOG_FLUSH_DEADLINE, LogFormat};
 use raft_key_value::telemetry::logging::{LogWriter, log_panic};
-use raft_key_value::{ServeError, serve};
+use raft_key_value::{ServeError, listen, serve_on};
 use rustix::fs::Mode;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -88,7 +87,8 @@ fn run_logged(mut config: Config, log_level_is_given: bool, log: &LogWriter) -> 
 
 fn run(config: Config, log: &LogWriter) -> anyhow::Result<()> {
     config.validate().map_err(ServeError::Config)?;
-    let addrs = config.socket_addrs().map_err(ServeError::Config)?;
+    // Before anything is logged: what is wrong with the command line is said in one line.
+    config.socket_addrs().map_err(ServeError::Config)?;
     if let Err(message) = start_logging(&config, log) {
         return Err(ServeError::Config(raft_key_value::config::ConfigError::log_level(&config, &message)).into());
     }
@@ -97,8 +97,7 @@ fn run(config: Config, log: &LogWriter) -> anyhow::Result<()> {
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
     runtime.block_on(async {
         let shutdown = shutdown_signal()?;
-        let listener = TcpListener::bind(addrs.as_slice()).map_err(|source| ServeError::listen(&config, source))?;
-        serve(listener, config, shutdown).await?;
+        serve_on(listen(&config)?, config, shutdown).await?;
         Ok(())
     })
 }

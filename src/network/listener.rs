@@ -1,4 +1,4 @@
-//! The HTTP server on a listener, with JSON for what it answers by itself.
+//! The HTTP server on its listeners, with JSON for what it answers by itself.
 //!
 //! A request that is not HTTP, whose head is too long or too slow, never reaches
 //! a handler: the HTTP library answers it with an empty body, and has no hook to
@@ -6,7 +6,7 @@
 //! about to be written is replaced by one that says what is wrong. It costs the
 //! others a look at the last four bytes of what is written.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::future;
 use std::io;
 use std::net::TcpListener;
@@ -50,28 +50,25 @@ use crate::error::{ApiError, Details};
 ///
 /// Once `stopping` is true, connections are closed as they become idle.
 pub fn serve_http(
-    listener: TcpListener,
+    listeners: Vec<TcpListener>,
     app: web::Data<ExampleApp>,
     browsers: Browsers,
     stopping: watch::Receiver<bool>,
 ) -> io::Result<Server> {
     let raft_started = Arc::new(Once::new());
     let shares = Shares::of_clients(clients_max());
-    let server = Server::build()
+    let mut server = Server::build()
         .workers(1)
         .max_concurrent_connections(shares.total)
         .shutdown_timeout(SHUTDOWN_DEADLINE.as_secs())
-        .disable_signals()
-        .listen("http", listener, move || {
+        .disable_signals();
+    for listener in listeners {
+        let (app, browsers) = (app.clone(), browsers.clone());
+        let (stopping, raft_started) = (stopping.clone(), raft_started.clone());
+        server = server.listen("http", listener, move || {
             // The server's thread calls this when it starts, so Raft's tasks live on it.
             raft_started.call_once(|| app.raft.run());
-            let line = Line::new({
-                let app = app.clone();
-                move || app.room_for_writes()
-            });
-            tokio::task::spawn_local(app.essential("admission").run(line.clone().take_turns()));
-            let connections = Connections::new(shares);
-            tokio::task::spawn_local(app.essential("idle reaping").run(connections.clone().keep_room()));
+            let Shared { line, connections } = Shared::of_this_thread(&app, shares);
             let (app, browsers) = (app.clone(), browsers.clone());
             let (stopping, accepted_until) = (stopping.clone(), stopping.clone());
             let routes = App::new().app_data(app.clone()).configure(routes);
@@ -103,7 +100,34 @@ pub fn serve_http(
             })
             .and_then(http)
         })?;
+    }
     Ok(server.run())
+}
+
+/// What all listeners of a server share: they are served by one thread.
+#[derive(Clone)]
+struct Shared {
+    line: Rc<Line>,
+    connections: Rc<Connections>,
+}
+
+impl Shared {
+    fn of_this_thread(app: &web::Data<ExampleApp>, shares: Shares) -> Self {
+        thread_local! {
+            static SHARED: OnceCell<Shared> = const { OnceCell::new() };
+        }
+        let start = || {
+            let line = Line::new({
+                let app = app.clone();
+                move || app.room_for_writes()
+            });
+            tokio::task::spawn_local(app.essential("admission").run(line.clone().take_turns()));
+            let connections = Connections::new(shares);
+            tokio::task::spawn_local(app.essential("idle reaping").run(connections.clone().keep_room()));
+            Shared { line, connections }
+        };
+        SHARED.with(|shared| shared.get_or_init(start).clone())
+    }
 }
 
 /// Waits for the first request of a connection, and for its turn. So the time that the HTTP

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::harness::{
-    CALM, DEADLINE, Ended, Http, TestCluster, TestNode, command, files_below, free_port, run, send_signal,
+    BINARY, CALM, DEADLINE, Ended, Http, TestCluster, TestNode, command, files_below, free_port, run, send_signal,
 };
 
 /// One line on standard error, and no more.
@@ -76,6 +77,13 @@ fn usage_errors_are_one_line() {
         let ended = run(arguments, &[]);
         assert_eq!(ended.code, Some(2), "{arguments:?}: {ended:?}");
         assert!(one_line(&ended).contains(named), "{arguments:?}: {ended:?}");
+    }
+    let unspecified = ["0", "0.0", "0x0", "0.0.0.0", "000.0.0.0", "[::]", "[0:0::0]", "[::ffff:0.0.0.0]"];
+    for host in unspecified {
+        let ended = run(&["--id", "1", "--http-addr", &format!("{host}:1")], &[]);
+        assert_eq!(ended.code, Some(2), "{host}: {ended:?}");
+        let line = one_line(&ended);
+        assert!(line.contains("every address of this machine") && line.contains("--advertise-addr"), "{host}: {line}");
     }
     for (variable, value) in [("RKV_ID", "one"), ("RKV_LOG_FORMAT", "xml"), ("RKV_SNAPSHOT_ENTRIES", "-1")] {
         let ended = run(&["--http-addr", "127.0.0.1:1"], &[("RKV_ID", "1"), (variable, value)]);
@@ -231,6 +239,75 @@ fn a_taken_port_is_named() {
     assert_eq!(ended.code, Some(69), "{ended:?}");
     assert!(last_line(&ended).contains(&addr), "{ended:?}");
     assert!(!data_dir.exists(), "nothing was made");
+}
+
+/// A name is listened on at all its addresses, and one that is in use is named with exit code 69.
+///
+/// Method: a file of hosts of its own, in a mount namespace where that can be made, gives a name two or more addresses,
+/// of which this machine has not the last; otherwise `localhost` with what it has. Each that can be bound must answer.
+#[test]
+fn a_name_is_listened_on_at_all_its_addresses() {
+    const NAME: &str = "several.test";
+    let directory = tempfile::tempdir().unwrap();
+    let hosts = directory.path().join("hosts");
+    fs::write(&hosts, format!("127.0.0.1 {NAME}\n127.0.0.2 {NAME}\n::1 {NAME}\n192.0.2.1 {NAME}\n")).unwrap();
+    let in_namespace = |program: &str, arguments: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount", "sh", "-c"]);
+        command.args([r#"mount --bind "$0" /etc/hosts && exec "$@""#, hosts.to_str().unwrap(), program]);
+        command.args(arguments).stdin(Stdio::null());
+        command
+    };
+    let has_namespaces = in_namespace("true", &[]).output().is_ok_and(|output| output.status.success());
+    let (name, hosts): (&str, Vec<IpAddr>) = if has_namespaces {
+        (NAME, ["127.0.0.1", "127.0.0.2", "::1"].map(|host| host.parse().unwrap()).to_vec())
+    } else {
+        ("localhost", ("localhost", 0).to_socket_addrs().unwrap().map(|addr| addr.ip()).collect())
+    };
+    let hosts: Vec<IpAddr> = hosts.into_iter().filter(|host| TcpListener::bind((*host, 0)).is_ok()).collect();
+    assert!(!hosts.is_empty());
+    let port = free_port();
+    let addr = format!("{name}:{port}");
+    let data_dir = directory.path().join("data");
+    let arguments = ["--id", "1", "--http-addr", &addr, "--data-dir", data_dir.to_str().unwrap()];
+    let program = || if has_namespaces { in_namespace(BINARY, &arguments) } else { command(arguments) };
+
+    let taken = TcpListener::bind((hosts[hosts.len() - 1], port)).unwrap();
+    let ended = program().output().unwrap();
+    let stderr = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(69), "{stderr}");
+    let taken_addr = taken.local_addr().unwrap().to_string();
+    assert!(stderr.contains(&addr) && stderr.contains(&taken_addr), "{stderr}");
+    assert!(!data_dir.exists(), "nothing was made");
+    drop(taken);
+
+    let mut child = program().stderr(Stdio::piped()).spawn().unwrap();
+    let started = Instant::now();
+    let mut missing = hosts.clone();
+    while !missing.is_empty() && started.elapsed() < DEADLINE && child.try_wait().unwrap().is_none() {
+        missing.retain(|host| !answers((*host, port).into()));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    send_signal(child.id(), "TERM");
+    let output = child.wait_with_output().unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(missing.is_empty(), "{missing:?} do not answer: {log}");
+    assert_eq!(output.status.code(), Some(0), "{log}");
+    assert!(hosts.iter().all(|host| log.contains(&SocketAddr::new(*host, port).to_string())), "{log}");
+    assert_eq!(log.contains(&format!("not listening on 192.0.2.1:{port}")), has_namespaces, "{log}");
+}
+
+/// Whether a node answers at an address.
+fn answers(addr: SocketAddr) -> bool {
+    let ask = || {
+        let mut stream = TcpStream::connect(addr)?;
+        stream.set_read_timeout(Some(DEADLINE))?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        io::Result::Ok(answer)
+    };
+    ask().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200 ") && answer.contains("\"id\":1"))
 }
 
 type Damage = fn(&Path);

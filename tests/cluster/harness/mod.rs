@@ -18,6 +18,6 @@ pub use http::{Answer, Http, Metrics};
 pub use links::Links;
 pub use node::{TestNode, files_below};
 pub use peer::{envelope, identity_of};
-pub use process::{Ended, command, free_port, raise_open_files, run, send_signal};
+pub use process::{BINARY, Ended, command, free_port, raise_open_files, run, send_signal};
 pub use v1::{Random, path_of};
 pub use writers::Writers;
