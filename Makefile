@@ -17,6 +17,7 @@ help:
 	@echo '              what it costs that nodes hash and compare what they hold (2)'
 	@echo 'make faults   machines, disks and networks that fail under a cluster, and every answer checked'
 	@echo '              (as root, about 10 minutes; make faults-quick: 2, make soak HOURS=n: as long as you like)'
+	@echo '              (Error 1: a violation; Error 3: incomplete, no violation; Error 4: it could not run)'
 	@echo 'make faults-control'
 	@echo '              the same load, faults and checker on etcd (6 minutes; as root)'
 	@echo 'make faults-outage'
@@ -63,7 +64,8 @@ bench-tools:
 	cargo build --release --locked
 	sh bench/fetch-etcd.sh
 
-# What breaks is drawn from a seed, which is printed. FAULTS_ARGUMENTS is passed on.
+# What breaks is drawn from a seed, which is printed. FAULTS_ARGUMENTS is passed on. The last line says whether a
+# run found a violation (Error 1), or only did not show everything it has to (Error 3): see faults/README.md.
 FAULTS = cargo run --locked --manifest-path faults/Cargo.toml --
 
 faults: faults-tools faults-model

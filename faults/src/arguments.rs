@@ -9,11 +9,23 @@ const BINARY: &str = "target/release/raft-key-value";
 const SECONDS: u64 = 900;
 const SCALE: f64 = 1.0;
 
+/// The codes are those of `verdict.rs`.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  passed
+  1  violation: the system did what a correct one never does; `selftest`: a bug was not caught, or
+     a server without bugs was found guilty; `outage`: writes failed for longer than with etcd
+  2  the command line is invalid
+  3  incomplete: no violation, but not everything was shown: a fault found nothing to break too
+     often, there was too little load, the checker could not decide, or a tool or the machine failed
+  4  error: there is no verdict: not root, a missing tool or binary, an interruption";
+
 /// Breaks machines and networks under a cluster, and checks every answer it gave.
 ///
 /// Needs root, and Debian's iproute2, nftables, strace, xfsprogs, e2fsprogs and libfaketime. All hosts, disks and
 /// processes are its own, in a sandbox that the kernel takes away with it.
 #[derive(Debug, Parser)]
+#[command(after_help = EXIT_CODES)]
 pub struct Arguments {
     #[command(subcommand)]
     pub command: Command,
@@ -23,7 +35,7 @@ pub struct Arguments {
 pub enum Command {
     /// All lanes at the same time, each with its faults.
     Run(RunArguments),
-    /// One run after another, each with a seed of its own, for hours.
+    /// One run after another, each with a seed of its own, for hours; all of them are judged together.
     Soak(SoakArguments),
     /// Checks the history that a run has left.
     Check {
@@ -217,6 +229,25 @@ impl ScheduleArguments {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::verdict::{EXIT_ERROR, Verdict};
+
+    /// The help lists the exit codes that the harness uses.
+    #[test]
+    fn help_lists_the_exit_codes() {
+        let help = <Arguments as clap::CommandFactory>::command().render_help().to_string();
+        let clap = clap::error::ErrorKind::UnknownArgument;
+        let invalid = Arguments::try_parse_from(["faults", "--no-such-flag"]).unwrap_err();
+        assert_eq!((invalid.kind(), invalid.exit_code()), (clap, 2));
+        for (code, word) in [
+            (Verdict::Passed.exit_code(), "passed"),
+            (Verdict::Violation.exit_code(), "violation: "),
+            (2, "the command line is invalid"),
+            (Verdict::Incomplete.exit_code(), "incomplete: "),
+            (EXIT_ERROR, "error: "),
+        ] {
+            assert!(help.contains(&format!("\n  {code}  {word}")), "{help}");
+        }
+    }
 
     fn command_again(line: &str) -> String {
         let words = line.split_whitespace().map(|word| word.replace('_', " "));

@@ -20,15 +20,15 @@ use crate::network::Host;
 use crate::node::Node;
 use crate::renames;
 use crate::report::{Found, LaneReport, Window};
+use crate::stall::{StallMeter, finding_of_error};
 use crate::store::{CLIENT_DEADLINE, System};
 use crate::watcher::Watcher;
 
-/// How often the nodes are asked for their state after the same entry.
-const FINAL_ATTEMPTS: usize = 5;
 /// Watches of the whole store, each over its own nodes.
 const WATCHERS: usize = 3;
-/// How often a kind of fault is tried again that found nothing to break, or nobody at work.
-const REPEATS_MAX: usize = 5;
+/// How often a fault is made again that found nothing to break, or during which no operation was done:
+/// for each time that its kind is planned.
+const REPEATS_PER_FAULT_MAX: usize = 10;
 /// How long a healed cluster may take until all nodes have what was there then.
 const CALM_DEADLINE: Duration = CONVERGENCE_DEADLINE;
 /// How long after a call at the end that failed it is made again.
@@ -63,11 +63,7 @@ pub async fn run(plan: LanePlan) -> Result<LaneReport> {
 
 async fn run_in(plan: LanePlan) -> Result<LaneReport> {
     let mut random = Rng::with_seed(plan.load.seed);
-    let mut schedule: Vec<Fault> =
-        plan.faults.iter().flat_map(|(fault, count)| std::iter::repeat_n(*fault, *count)).collect();
-    random.shuffle(&mut schedule);
-    let mut schedule = VecDeque::from(schedule);
-    let mut repeats: HashMap<Fault, usize> = HashMap::new();
+    let mut schedule = Schedule::new(&plan.faults, &mut random);
     let system = plan.cluster.system;
     let mut cluster = Cluster::start(plan.cluster.clone(), random.fork()).await?;
     let recorder = Recorder::new();
@@ -83,12 +79,12 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
     let mut bad_inputs = 0;
     let mut sights = Vec::new();
     let mut kills_at_calls = BTreeMap::new();
+    let stalls = StallMeter::start();
     let began = Instant::now();
     let planned = schedule.len();
-    while let Some(fault) = schedule.pop_front() {
-        if began.elapsed() > plan.time_max {
-            break;
-        }
+    while began.elapsed() <= plan.time_max
+        && let Some(fault) = schedule.next()
+    {
         let found_before = findings.len();
         let mut scene = Scene {
             cluster: &mut cluster,
@@ -98,30 +94,30 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
             bad_inputs: &mut bad_inputs,
             sights: &mut sights,
             kills_at_calls: &mut kills_at_calls,
+            repeats: schedule.repeats(fault),
             did_nothing: false,
         };
+        stalls.take();
         let struck = strike(fault, &mut scene).await;
         match cluster.take_findings() {
             Ok(found) => findings.extend(found),
-            Err(error) => findings.push(Finding::other(format!("{error:#}"))),
+            Err(error) => findings.push(Finding::of_error(&error)),
         }
-        let failed = struck.as_ref().err().map(|error| Finding::other(format!("{error:#}")));
+        let failed = struck.as_ref().err().map(|error| finding_of_error(error, stalls.take()));
         findings.extend(failed);
         for finding in &mut findings[found_before..] {
             finding.fault = Some(fault);
         }
         let Ok(window) = struck else { break };
         progress(plan.name, windows.len() + 1, planned, &window, recorder.count());
-        let repeats = repeats.entry(fault).or_default();
-        if window.shows_nothing() && *repeats < REPEATS_MAX {
-            *repeats += 1;
-            schedule.push_back(fault);
+        if window.shows_nothing() {
+            schedule.make_again(fault);
         }
         windows.push(window);
         tokio::time::sleep(Duration::from_millis(random.u64(REST_MS))).await;
     }
     if let Err(error) = load.stop().await {
-        findings.push(Finding::other(format!("a client ended before its time: {error:#}")));
+        findings.push(Finding::harness(format!("a client ended before its time: {error:#}")));
     }
     if plan.load.expiring {
         // Then nothing changes any more by itself.
@@ -132,15 +128,15 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
         .context("cannot write the history")?;
     match cluster.take_findings().and_then(|found| Ok((found, cluster.panics()?))) {
         Ok((found, panics)) => findings.extend(found.into_iter().chain(panics.into_iter().map(Finding::other))),
-        Err(error) => findings.push(Finding::other(format!("it is not known how the nodes ended: {error:#}"))),
+        Err(error) => findings.push(Finding::harness(format!("it is not known how the nodes ended: {error:#}"))),
     }
     findings.extend(cluster.client.wrong_answers().into_iter().map(Finding::other));
     let monitored = cluster.monitor.answers();
     if monitored == 0 && system == System::Ours {
-        findings.push(Finding::other("no node was ever heard to say what its vote is".to_owned()));
+        findings.push(Finding::harness("no node ever reported its vote to the monitor".to_owned()));
     }
     if let Err(error) = cluster.close() {
-        findings.push(Finding::other(format!("the cluster cannot be taken away: {error:#}")));
+        findings.push(Finding::harness(format!("cannot remove the cluster: {error:#}")));
     }
     let checked = if plan.load.expiring {
         hold_against_each_other(&history, &mut findings);
@@ -148,12 +144,55 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
     } else {
         checker::check(&history)
     };
-    let found = Found { windows, planned, findings, bad_inputs, sights, monitored, kills_at_calls, checked };
+    let not_begun = schedule.len();
+    let found = Found { windows, planned, not_begun, findings, bad_inputs, sights, monitored, kills_at_calls, checked };
     let mut report = LaneReport::new(plan.name, &history, found, &recorder);
     if plan.is_complete {
-        report.check_completeness(&plan.faults);
+        report.require(&plan.faults);
     }
     Ok(report)
+}
+
+/// The faults that a lane has yet to make.
+#[derive(Debug)]
+struct Schedule {
+    upcoming: VecDeque<Fault>,
+    /// By kind: how often a fault was made again, and how often it may be.
+    repeats: HashMap<Fault, (usize, usize)>,
+}
+
+impl Schedule {
+    /// The planned faults in a random order.
+    fn new(faults: &[(Fault, usize)], random: &mut Rng) -> Self {
+        let mut upcoming: Vec<Fault> =
+            faults.iter().flat_map(|(fault, count)| std::iter::repeat_n(*fault, *count)).collect();
+        random.shuffle(&mut upcoming);
+        let repeats = faults.iter().map(|(fault, count)| (*fault, (0, count * REPEATS_PER_FAULT_MAX))).collect();
+        Schedule { upcoming: VecDeque::from(upcoming), repeats }
+    }
+
+    fn next(&mut self) -> Option<Fault> {
+        self.upcoming.pop_front()
+    }
+
+    fn len(&self) -> usize {
+        self.upcoming.len()
+    }
+
+    /// How often a fault of this kind was made again so far.
+    fn repeats(&self, fault: Fault) -> usize {
+        self.repeats.get(&fault).map_or(0, |(count, _)| *count)
+    }
+
+    /// Schedules a fault once more that showed nothing, unless that has happened too often.
+    fn make_again(&mut self, fault: Fault) {
+        if let Some((count, max)) = self.repeats.get_mut(&fault)
+            && count < max
+        {
+            *count += 1;
+            self.upcoming.push_back(fault);
+        }
+    }
 }
 
 /// Breaks something, mends it, and waits until the cluster is whole again.
@@ -225,7 +264,7 @@ async fn finish(
     for node in cluster.nodes.iter().filter(|node| node.traces_renames) {
         match renames::check(&node.renames_path()) {
             Ok(unsynced) => findings.extend(unsynced.into_iter().map(|text| Finding::new(Symptom::SystemCall, text))),
-            Err(error) => findings.push(Finding::other(format!("node {}: {error:#}", node.id()))),
+            Err(error) => findings.push(Finding::harness(format!("node {}: {error:#}", node.id()))),
         }
     }
     history.finals = final_states(cluster, findings).await;
@@ -243,7 +282,8 @@ async fn finish(
 /// What all nodes hold after the same entry. Entries come without any client, such as
 /// those by which nodes compare themselves: then all are asked again.
 async fn final_states(cluster: &Cluster, findings: &mut Vec<Finding>) -> Vec<FinalState> {
-    for attempt in 1..=FINAL_ATTEMPTS {
+    let deadline = Instant::now() + CONVERGENCE_DEADLINE;
+    loop {
         let statuses = cluster.statuses().await;
         let applied = statuses.iter().map(|(_, status)| status.applied).max().unwrap_or_default();
         let asked = cluster.nodes.iter().map(async |node| {
@@ -251,13 +291,13 @@ async fn final_states(cluster: &Cluster, findings: &mut Vec<Finding>) -> Vec<Fin
             state.map_err(|error| format!("node {} does not say what it holds: {error:#}", node.id()))
         });
         let states = join_all(asked).await;
-        if attempt == FINAL_ATTEMPTS || states.iter().all(Result::is_ok) {
+        if Instant::now() > deadline || states.iter().all(Result::is_ok) {
             let (held, failed): (Vec<_>, Vec<_>) = states.into_iter().partition(Result::is_ok);
             findings.extend(failed.into_iter().filter_map(Result::err).map(Finding::other));
             return held.into_iter().filter_map(Result::ok).collect();
         }
+        tokio::time::sleep(LAST_PAUSE).await;
     }
-    Vec::new()
 }
 
 /// What can be said without a model: the nodes have applied the same, so they hold the same.
@@ -325,4 +365,39 @@ fn progress(lane: &str, number: usize, planned: usize, window: &Window, operatio
         window.operations,
         window.detail
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A fault that finds nothing to break is made again until it did, but not without end.
+    ///
+    /// Method: of two kinds of faults one succeeds always, and the other only at each fifth attempt, or never.
+    #[test]
+    fn faults_that_show_nothing_are_made_again() {
+        let made = |succeeds_at_each: usize| {
+            let planned = [(Fault::LagKillSender, 7), (Fault::Lag, 3)];
+            let mut schedule = Schedule::new(&planned, &mut Rng::with_seed(1));
+            let (mut attempts, mut lag_kills, mut lags) = (0, 0, 0);
+            while let Some(fault) = schedule.next() {
+                if fault == Fault::Lag {
+                    lags += 1;
+                    continue;
+                }
+                attempts += 1;
+                if attempts % succeeds_at_each == 0 {
+                    lag_kills += 1;
+                } else {
+                    schedule.make_again(fault);
+                }
+            }
+            assert_eq!((lags, schedule.len(), schedule.repeats(Fault::Lag)), (3, 0, 0));
+            assert_eq!(schedule.repeats(Fault::LagKillSender), attempts - 7);
+            (attempts, lag_kills)
+        };
+        assert_eq!(made(1), (7, 7));
+        assert_eq!(made(5), (35, 7));
+        assert_eq!(made(1000), (7 + 7 * REPEATS_PER_FAULT_MAX, 0));
+    }
 }

@@ -26,8 +26,10 @@ mod renames;
 mod report;
 mod sandbox;
 mod selftest;
+mod stall;
 mod store;
 mod total;
+mod verdict;
 mod watcher;
 
 use std::path::Path;
@@ -37,22 +39,24 @@ use anyhow::{Context, Result};
 use clap::Parser;
 
 use arguments::{Arguments, Command};
-use checker::report::Verdict;
 use history::History;
+use verdict::{EXIT_ERROR, Verdict};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(&arguments.command) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(verdict) => {
+            println!("{}", verdict.conclusion());
+            ExitCode::from(verdict.exit_code())
+        }
         Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            eprintln!("ERROR (exit code {EXIT_ERROR}): no verdict: {error:#}");
+            ExitCode::from(EXIT_ERROR)
         }
     }
 }
 
-fn run(command: &Command) -> Result<bool> {
+fn run(command: &Command) -> Result<Verdict> {
     if let Command::Check { history } = command {
         return check(history);
     }
@@ -61,26 +65,26 @@ fn run(command: &Command) -> Result<bool> {
         .enable_all()
         .build()
         .context("cannot start the harness's threads")?;
-    let passed = runtime.block_on(async {
+    let verdict = runtime.block_on(async {
         tokio::select! {
-            passed = dispatch(command) => passed,
+            verdict = dispatch(command) => verdict,
             // The first process of a sandbox hears of no signal that it did not ask for.
             _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
         }
     });
     runtime.shutdown_background();
-    passed
+    verdict
 }
 
-fn check(path: &Path) -> Result<bool> {
+fn check(path: &Path) -> Result<Verdict> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
     let history: History = serde_json::from_slice(&bytes).context("this is not the history of a run")?;
     let report = checker::check(&history);
     println!("{report}");
-    Ok(report.verdict() == Verdict::Linearizable)
+    Ok(report.verdict().into())
 }
 
-async fn dispatch(command: &Command) -> Result<bool> {
+async fn dispatch(command: &Command) -> Result<Verdict> {
     match command {
         Command::Run(arguments) => plans::run(arguments).await,
         Command::Check { history } => check(history),

@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use crate::finding::HarnessError;
 use crate::history::NodeId;
 use crate::sandbox::run;
 
@@ -170,7 +171,8 @@ impl Host {
         drop(input);
         let output = nft.wait_with_output().context("cannot wait for `nft`")?;
         if !output.status.success() {
-            bail!("`nft` refused {script:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+            let said = String::from_utf8_lossy(&output.stderr);
+            bail!(HarnessError(format!("`nft` refused {script:?}: {}", said.trim())));
         }
         Ok(())
     }

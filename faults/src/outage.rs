@@ -13,18 +13,21 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Error, Result, bail};
 use fastrand::Rng;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::arguments::OutageArguments;
 use crate::cluster::{CONVERGENCE_DEADLINE, Cluster, Plan};
+use crate::finding::{Finding, HarnessError};
 use crate::history::{Call, NodeId, Outcome, Text};
 use crate::network::Host;
 use crate::plans::{empty_folder, etcd_binary, our_binary};
 use crate::record;
 use crate::store::{Client, System};
+use crate::total::verdict_of_end;
+use crate::verdict::Verdict;
 
 const SYSTEMS: [System; 2] = [System::Ours, System::Etcd];
 const NODES: u64 = 3;
@@ -42,35 +45,58 @@ const OUTAGE_MAX: Duration = Duration::from_secs(30);
 const AFTERWARDS: Duration = Duration::from_secs(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Whether the longest time without a write is at most etcd's, in the median.
-pub async fn run(arguments: &OutageArguments) -> Result<bool> {
+/// Compares the longest times without a write: ours must be at most etcd's in the median.
+pub async fn run(arguments: &OutageArguments) -> Result<Verdict> {
     let binaries = [our_binary(&arguments.binary)?, etcd_binary(&arguments.etcd)?];
     let folder = empty_folder(&arguments.folder.join(RUN_FOLDER))?;
     println!("{} kills of each leader, everything below {}", arguments.repetitions, folder.display());
-    let mut clusters = Vec::new();
-    for ((number, system), binary) in (1..).zip(SYSTEMS).zip(binaries) {
-        // Nothing is left to chance but when a leader is killed: there are no proxies.
-        clusters.push(Cluster::start(plan(system, number, binary, &folder), Rng::new()).await?);
-    }
-    let mut outages = [Vec::new(), Vec::new()];
-    for repetition in 1..=arguments.repetitions {
-        for (cluster, outages) in clusters.iter_mut().zip(&mut outages) {
-            let (leader, outage) = measure(cluster).await?;
-            println!("{repetition:>4}  {:<15} node {leader} killed: {:>6} ms", cluster.plan.system, outage.as_millis());
-            outages.push(outage);
+    let outages = match measure_all(arguments.repetitions, binaries, &folder).await {
+        Ok(outages) => outages,
+        Err(error) => {
+            let finding = Finding::of_error(&error);
+            let verdict = verdict_of_end(&finding);
+            println!("{}: {finding}", verdict.to_string().to_uppercase());
+            return Ok(verdict);
         }
-    }
+    };
     let figures = summary(&outages);
     println!("\n{figures}");
     let [ours, etcd] = outages.each_ref().map(|outages| median(outages));
     if ours > etcd {
-        println!("FAILED: nobody can write for longer than with etcd");
-        return Ok(false);
+        println!("VIOLATION: without a leader, writes fail for longer than with etcd");
+        return Ok(Verdict::Violation);
     }
     if let Some(document) = &arguments.record {
         record::record(document, "outage", &figures)?;
     }
-    Ok(true)
+    Ok(Verdict::Passed)
+}
+
+async fn measure_all(repetitions: u32, binaries: [PathBuf; 2], folder: &Path) -> Result<[Vec<Duration>; 2]> {
+    let mut clusters = Vec::new();
+    for ((number, system), binary) in (1..).zip(SYSTEMS).zip(binaries) {
+        // Nothing is left to chance but when a leader is killed: there are no proxies.
+        let started = Cluster::start(plan(system, number, binary, folder), Rng::new()).await;
+        clusters.push(started.map_err(|error| blame(system, error))?);
+    }
+    let mut outages = [Vec::new(), Vec::new()];
+    for repetition in 1..=repetitions {
+        for (cluster, outages) in clusters.iter_mut().zip(&mut outages) {
+            let system = cluster.plan.system;
+            let (leader, outage) = measure(cluster).await.map_err(|error| blame(system, error))?;
+            println!("{repetition:>4}  {system:<15} node {leader} killed: {:>6} ms", outage.as_millis());
+            outages.push(outage);
+        }
+    }
+    Ok(outages)
+}
+
+/// What fails of etcd says nothing about raft-key-value: the comparison is incomplete.
+fn blame(system: System, error: Error) -> Error {
+    match system {
+        System::Ours => error.context(system),
+        System::Etcd => HarnessError(format!("{system}: {error:#}")).into(),
+    }
 }
 
 fn plan(system: System, number: u8, binary: PathBuf, folder: &Path) -> Plan {
@@ -97,7 +123,7 @@ async fn measure(cluster: &mut Cluster) -> Result<(NodeId, Duration)> {
     tokio::time::sleep(CALM.mul_f64(1.0 + fastrand::f64())).await;
     let leader = cluster.wait_for_leader(CONVERGENCE_DEADLINE).await?;
     if !probes.has_write_begun_after(began) {
-        bail!("{}: no write succeeds within {CALM:?} although nothing is broken", cluster.plan.system);
+        bail!(HarnessError(format!("no write succeeds within {CALM:?} before the kill: the machine is too slow")));
     }
     let killed = Instant::now();
     cluster.node(leader)?.kill()?;
@@ -105,7 +131,7 @@ async fn measure(cluster: &mut Cluster) -> Result<(NodeId, Duration)> {
     // What was begun before may have been done before, and be answered late by another node.
     while !probes.has_write_begun_after(gone) {
         if gone.elapsed() > OUTAGE_MAX {
-            bail!("{}: no write succeeds within {OUTAGE_MAX:?} after the leader was killed", cluster.plan.system);
+            bail!("no write succeeds within {OUTAGE_MAX:?} after the leader was killed");
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
@@ -115,7 +141,7 @@ async fn measure(cluster: &mut Cluster) -> Result<(NodeId, Duration)> {
     cluster.heal()?;
     cluster.converge(CONVERGENCE_DEADLINE).await?;
     match cluster.take_findings()?.first() {
-        Some(finding) => bail!("{}: {finding}", cluster.plan.system),
+        Some(finding) => bail!("{finding}"),
         None => Ok((leader, outage)),
     }
 }
@@ -209,6 +235,16 @@ fn longest(outages: &[Duration]) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A failure of etcd, or of the machine, makes the comparison incomplete; one of ours is a violation.
+    #[test]
+    fn failures_are_blamed_on_the_right_system() {
+        let verdict = |system, error| verdict_of_end(&Finding::of_error(&blame(system, error)));
+        let failed = || anyhow::anyhow!("no leader");
+        assert_eq!(verdict(System::Ours, failed()), Verdict::Violation);
+        assert_eq!(verdict(System::Etcd, failed()), Verdict::Incomplete);
+        assert_eq!(verdict(System::Ours, HarnessError("too slow".to_owned()).into()), Verdict::Incomplete);
+    }
 
     /// The figures are each system's own, and ours over etcd's.
     #[test]

@@ -11,12 +11,13 @@ use crate::arguments::{ControlArguments, EtcdArguments, RunArguments, ScheduleAr
 use crate::cluster::Plan;
 use crate::disk::FileSystem;
 use crate::fault::{Fault, Who};
+use crate::finding::Finding;
 use crate::lane::{self, LanePlan};
 use crate::load::LoadPlan;
 use crate::record;
-use crate::report::LaneReport;
 use crate::store::System;
-use crate::total::Total;
+use crate::total::{LaneResult, Total, verdict_of_end};
+use crate::verdict::Verdict;
 
 /// The faults of processes and networks, on five nodes.
 const NETWORK: [(Fault, usize); 28] = [
@@ -122,24 +123,26 @@ const CONTROL: [(Fault, usize); 17] = [
 ];
 
 const SEED_MAX: u64 = 1_000_000;
+/// After so many rounds one after another in which the harness itself failed, a soak ends.
+const BROKEN_ROUNDS_MAX: usize = 3;
 /// Snapshots all the time, and a log that is short.
 const SNAPSHOT_FLAGS: [&str; 4] = ["--snapshot-entries", "100", "--snapshot-keep-entries", "20"];
 
-/// All lanes once; whether nothing was found.
-pub async fn run(arguments: &RunArguments) -> Result<bool> {
+/// All lanes once.
+pub async fn run(arguments: &RunArguments) -> Result<Verdict> {
     let seed = seed(&arguments.schedule);
     let began = Instant::now();
     let reports = round(arguments, seed).await?;
     let mut total = Total::default();
     total.add(reports);
-    if is_whole(arguments) && arguments.schedule.is_complete() && total.passed() {
+    if is_whole(arguments) && arguments.schedule.is_complete() && total.verdict() != Verdict::Violation {
         total.check_faults(all_faults());
         total.check_sights();
         total.check_amounts();
     }
     let figures = format!("{total}\n{} s, seed {seed}", began.elapsed().as_secs());
     finish(&arguments.schedule, &total, "run", &figures)?;
-    Ok(passed_or_again(&total, &arguments.command_again(seed)))
+    Ok(verdict_and_command(&total, &arguments.command_again(seed)))
 }
 
 /// Whether there are all lanes with all faults: only then they can be asked for what they show together.
@@ -151,47 +154,54 @@ fn all_faults() -> impl Iterator<Item = Fault> {
     LANES.iter().flat_map(|(_, faults)| faults.iter().map(|(fault, _)| *fault))
 }
 
-/// One run after another until the time is up, or one fails.
-pub async fn soak(arguments: &SoakArguments) -> Result<bool> {
+/// One run after another until the time is up, or a violation is found.
+///
+/// A round that is only incomplete does not end it: the rounds are judged together.
+pub async fn soak(arguments: &SoakArguments) -> Result<Verdict> {
     let first = seed(&arguments.run.schedule);
     let began = Instant::now();
     let hours = || began.elapsed().as_secs_f64() / 3600.0;
     let mut total = Total::default();
+    let mut broken_rounds = 0;
     for seed in first.. {
-        if hours() > arguments.hours {
+        if hours() > arguments.hours || broken_rounds == BROKEN_ROUNDS_MAX {
             break;
         }
-        total.add(round(&arguments.run, seed).await?);
-        if !passed_or_again(&total, &arguments.run.command_again(seed)) {
+        let results = round(&arguments.run, seed).await?;
+        let is_broken = |result: &LaneResult| result.as_ref().map_or(true, |report| report.found.is_broken());
+        broken_rounds = if results.iter().any(is_broken) { broken_rounds + 1 } else { 0 };
+        total.add(results);
+        if verdict_and_command(&total, &arguments.run.command_again(seed)) == Verdict::Violation {
             break;
         }
         println!("\nso far, {:.2} h:\n{total}", hours());
     }
     // A round may have less of each fault than shows it; the rounds of an hour have not.
-    if is_whole(&arguments.run) && arguments.hours >= 1.0 && total.passed() {
+    if is_whole(&arguments.run) && arguments.hours >= 1.0 && total.verdict() != Verdict::Violation {
         total.check_faults(all_faults());
         total.check_sights();
     }
     let figures = format!("{total}\n{:.2} h, seeds from {first}", hours());
     let nodes = arguments.run.nodes.map_or_else(|| "soak".to_owned(), |nodes| format!("soak-{nodes}"));
     finish(&arguments.run.schedule, &total, &nodes, &figures)?;
-    Ok(total.passed())
+    Ok(total.verdict())
 }
 
 fn finish(arguments: &ScheduleArguments, total: &Total, name: &str, figures: &str) -> Result<()> {
     println!("\n{figures}");
     match &arguments.record {
-        Some(document) if total.passed() => record::record(document, name, figures),
+        Some(document) if total.verdict().passed() => record::record(document, name, figures),
         _ => Ok(()),
     }
 }
 
-/// Whether all passed; if not, it says how to make the same faults again.
-fn passed_or_again(total: &Total, command: &str) -> bool {
-    if !total.passed() {
-        println!("FAILED; the same faults again:\n  {command}");
+/// The verdict; unless all passed, it prints the command that makes the same faults again.
+fn verdict_and_command(total: &Total, command: &str) -> Verdict {
+    let verdict = total.verdict();
+    if !verdict.passed() {
+        println!("{}; to make the same faults again:\n  {command}", verdict.to_string().to_uppercase());
     }
-    total.passed()
+    verdict
 }
 
 fn seed(schedule: &ScheduleArguments) -> u64 {
@@ -222,7 +232,7 @@ pub fn empty_folder(path: &Path) -> Result<PathBuf> {
 }
 
 /// One lane, on etcd.
-pub async fn control(arguments: &ControlArguments) -> Result<bool> {
+pub async fn control(arguments: &ControlArguments) -> Result<Verdict> {
     let seed = seed(&arguments.schedule);
     let began = Instant::now();
     let binary = etcd_binary(&arguments.etcd)?;
@@ -242,16 +252,17 @@ pub async fn control(arguments: &ControlArguments) -> Result<bool> {
     let lane = lane("control", cluster, &CONTROL, &arguments.schedule, seed);
     let mut total = Total::default();
     total.add(run_lanes(lane.into_iter().collect(), &arguments.schedule, seed, &folder).await?);
-    if arguments.schedule.is_complete() && arguments.schedule.only.is_empty() && total.passed() {
+    let is_whole = arguments.schedule.is_complete() && arguments.schedule.only.is_empty();
+    if is_whole && total.verdict() != Verdict::Violation {
         total.check_faults(CONTROL.map(|(fault, _)| fault));
     }
     let figures = format!("{total}\n{} s, seed {seed}", began.elapsed().as_secs());
     finish(&arguments.schedule, &total, "control", &figures)?;
-    Ok(passed_or_again(&total, &arguments.command_again(seed)))
+    Ok(verdict_and_command(&total, &arguments.command_again(seed)))
 }
 
-/// The lanes of one seed; `None` for one that did not come to its end.
-async fn round(arguments: &RunArguments, seed: u64) -> Result<Vec<Option<LaneReport>>> {
+/// The lanes of one seed.
+async fn round(arguments: &RunArguments, seed: u64) -> Result<Vec<LaneResult>> {
     let binary = our_binary(&arguments.binary)?;
     let folder = empty_folder(&arguments.schedule.folder.join(seed.to_string()))?;
     run_lanes(lanes(arguments, seed, &binary, &folder), &arguments.schedule, seed, &folder).await
@@ -262,7 +273,7 @@ async fn run_lanes(
     schedule: &ScheduleArguments,
     seed: u64,
     folder: &Path,
-) -> Result<Vec<Option<LaneReport>>> {
+) -> Result<Vec<LaneResult>> {
     println!("seed {seed}, everything below {}", folder.display());
     if lanes.is_empty() {
         bail!("there is no such lane or fault");
@@ -271,24 +282,26 @@ async fn run_lanes(
     for plan in lanes {
         running.spawn(lane::run(plan));
     }
-    let mut reports = Vec::new();
-    while let Some(report) = running.join_next().await {
-        match report.context("a lane panicked")? {
-            Ok(report) => reports.push(Some(report)),
-            Err(error) => {
-                println!("\nFAILED: {error:#}");
-                reports.push(None);
-            }
+    let mut results: Vec<LaneResult> = Vec::new();
+    while let Some(joined) = running.join_next().await {
+        let result = match joined {
+            Ok(result) => result.map_err(|error| Finding::of_error(&error)),
+            Err(panic) => Err(Finding::harness(format!("the harness panicked in a lane: {panic}"))),
+        };
+        if let Err(finding) = &result {
+            println!("\n{}: {finding}", verdict_of_end(finding).to_string().to_uppercase());
         }
+        results.push(result);
     }
-    if reports.iter().all(|report| report.as_ref().is_some_and(LaneReport::passed)) {
-        if !schedule.keep {
-            fs::remove_dir_all(folder).context("cannot remove the files of a run")?;
-        }
-    } else {
-        println!("FAILED; histories, logs and data: {}", folder.display());
+    if !results.iter().all(|result| result.as_ref().is_ok_and(|report| report.verdict().passed())) {
+        println!("Histories, logs and data are kept in {}", folder.display());
+    } else if !schedule.keep
+        && let Err(error) = fs::remove_dir_all(folder)
+    {
+        // This has no part in what the run has shown.
+        eprintln!("warning: cannot remove `{}`: {error}", folder.display());
     }
-    Ok(reports)
+    Ok(results)
 }
 
 fn lanes(arguments: &RunArguments, seed: u64, binary: &Path, folder: &Path) -> Vec<LanePlan> {

@@ -5,8 +5,10 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use tokio::time::Instant;
+
+use crate::finding::HarnessError;
 
 /// How long a process may take to stand still.
 const FREEZE_DEADLINE: Duration = Duration::from_secs(5);
@@ -66,7 +68,9 @@ impl Process {
         self.signal(libc::SIGSTOP)?;
         let deadline = Instant::now() + FREEZE_DEADLINE;
         while self.status()?.is_none() && self.threads()?.chars().any(|state| !"TtDZX".contains(state)) {
-            ensure!(Instant::now() < deadline, "process {} does not stand still", self.id());
+            if Instant::now() > deadline {
+                bail!(HarnessError(format!("process {} does not stand still", self.id())));
+            }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         Ok(())

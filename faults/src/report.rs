@@ -10,6 +10,7 @@ use crate::fault::{Fault, Sight};
 use crate::finding::{Finding, Symptom};
 use crate::history::{Call, Consistency, History, Outcome};
 use crate::load::{Recorder, is_done_write};
+use crate::verdict::Verdict;
 
 /// How soon writes should succeed once a fault is healed.
 const RECOVERY_WANTED: Duration = Duration::from_secs(2);
@@ -45,7 +46,9 @@ pub struct Found {
     pub windows: Vec<Window>,
     /// How many faults there were to be.
     pub planned: usize,
-    /// What no correct cluster does.
+    /// Faults that were not begun before the lane's time limit.
+    pub not_begun: usize,
+    /// Violations, and what the harness itself could not do.
     pub findings: Vec<Finding>,
     /// Requests that were sent to be refused.
     pub bad_inputs: usize,
@@ -62,6 +65,7 @@ impl Found {
     fn add(&mut self, other: Found) {
         self.windows.extend(other.windows);
         self.planned += other.planned;
+        self.not_begun += other.not_begun;
         self.findings.extend(other.findings);
         self.bad_inputs += other.bad_inputs;
         self.sights.extend(other.sights);
@@ -84,10 +88,25 @@ impl Found {
         self.all().find(|finding| symptoms.contains(&finding.symptom))
     }
 
-    /// Why it does not count as passed, if it does not: something was found, or not all could be checked.
-    pub fn failure(&self) -> Option<Finding> {
-        let doubt = || self.checked.doubts.first().map(|doubt| Finding::other(format!("undecided: {doubt}")));
-        self.all().next().or_else(doubt)
+    /// The first violation.
+    pub fn violation(&self) -> Option<Finding> {
+        self.all().find(Finding::is_violation)
+    }
+
+    /// What the harness could not do, and what the checker could not decide.
+    pub fn gaps(&self) -> impl Iterator<Item = Finding> {
+        let doubts = self.checked.doubts.iter().map(|doubt| Finding::harness(format!("undecided: {doubt}")));
+        self.findings.iter().filter(|finding| !finding.is_violation()).cloned().chain(doubts)
+    }
+
+    /// Whether the harness could not do its part.
+    pub fn is_broken(&self) -> bool {
+        self.findings.iter().any(|finding| !finding.is_violation())
+    }
+
+    /// How often a fault found nothing to break.
+    fn attempts_in_vain(&self, fault: Fault) -> usize {
+        self.windows.iter().filter(|window| window.fault == fault && window.did_nothing).count()
     }
 }
 
@@ -103,6 +122,8 @@ pub struct LaneReport {
     longest_outage: Duration,
     /// What there was of each kind of fault.
     kinds: BTreeMap<Fault, Kind>,
+    /// How often each kind of fault has to come; empty if the lane need not be complete.
+    required: BTreeMap<Fault, usize>,
     /// By kind of call, what calls came to.
     outcomes: BTreeMap<&'static str, Outcomes>,
     pub found: Found,
@@ -151,18 +172,43 @@ impl LaneReport {
             answers_dropped: recorder.answers_dropped.load(Ordering::Relaxed),
             longest_outage: longest_outage(history),
             kinds,
+            required: BTreeMap::new(),
             found,
         }
     }
 
-    /// A run shows something of a fault only if it came as often as it was to.
-    pub fn check_completeness(&mut self, planned: &[(Fault, usize)]) {
-        for (fault, wanted) in planned {
-            let count = self.count(*fault);
-            if count < *wanted {
-                let text = format!("not all faults were made: {fault} {count} times of {wanted}");
-                self.found.findings.push(Finding::other(text));
-            }
+    /// The lane is complete only if each of these faults came as often as it says here.
+    pub fn require(&mut self, planned: &[(Fault, usize)]) {
+        self.required = planned.iter().copied().collect();
+    }
+
+    /// The faults that did not come as often as they have to.
+    fn shortfalls(&self) -> Vec<String> {
+        let short = self.required.iter().filter(|(fault, wanted)| self.count(**fault) < **wanted);
+        let mut texts: Vec<String> = short
+            .map(|(fault, wanted)| {
+                let (count, in_vain) = (self.count(*fault), self.found.attempts_in_vain(*fault));
+                format!("{fault} came {count} of {wanted} times; {in_vain} attempts found nothing to break")
+            })
+            .collect();
+        if !texts.is_empty() && self.found.not_begun > 0 {
+            texts.push(format!("{} faults were not begun within the time limit", self.found.not_begun));
+        }
+        texts
+    }
+
+    /// Why the lane is not complete.
+    pub fn gaps(&self) -> Vec<String> {
+        self.found.gaps().map(|gap| gap.to_string()).chain(self.shortfalls()).collect()
+    }
+
+    pub fn verdict(&self) -> Verdict {
+        if self.found.violation().is_some() {
+            Verdict::Violation
+        } else if self.gaps().is_empty() {
+            Verdict::Passed
+        } else {
+            Verdict::Incomplete
         }
     }
 
@@ -189,6 +235,9 @@ impl LaneReport {
             total.operations += kind.operations;
             total.recoveries.extend(kind.recoveries);
         }
+        for (fault, wanted) in other.required {
+            *self.required.entry(fault).or_default() += wanted;
+        }
         for (kind, counts) in other.outcomes {
             let total = self.outcomes.entry(kind).or_default();
             total.done += counts.done;
@@ -214,10 +263,6 @@ impl LaneReport {
     /// How often it was seen.
     pub fn sights(&self, sight: Sight) -> usize {
         self.found.sights.iter().filter(|seen| **seen == sight).count()
-    }
-
-    pub fn passed(&self) -> bool {
-        self.found.failure().is_none()
     }
 }
 
@@ -259,7 +304,9 @@ fn longest_outage(history: &History) -> Duration {
 
 impl fmt::Display for LaneReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "Lane {}: {}", self.name, if self.passed() { "passed" } else { "FAILED" })?;
+        let verdict = self.verdict();
+        let word = if verdict.passed() { verdict.to_string() } else { verdict.to_string().to_uppercase() };
+        writeln!(f, "Lane {}: {word}", self.name)?;
         writeln!(
             f,
             "  answers thrown away: {}; repeats told the first answer: {}",
@@ -308,8 +355,11 @@ impl fmt::Display for LaneReport {
                 writeln!(f, "  {line}")?;
             }
         }
-        for finding in &self.found.findings {
+        for finding in self.found.findings.iter().filter(|finding| finding.is_violation()) {
             writeln!(f, "  FOUND: {finding}")?;
+        }
+        for gap in self.gaps() {
+            writeln!(f, "  INCOMPLETE: {gap}")?;
         }
         Ok(())
     }

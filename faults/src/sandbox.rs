@@ -13,6 +13,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::finding::HarnessError;
 use crate::node::LIBFAKETIME;
 
 const INSIDE: &str = "RKV_FAULTS_SANDBOX";
@@ -75,7 +76,7 @@ pub fn run(program: &str, arguments: &[&str]) -> Result<()> {
         .with_context(|| format!("cannot start `{program}`"))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        bail!("`{program} {}` failed ({}): {}", arguments.join(" "), output.status, said.trim());
+        bail!(HarnessError(format!("`{program} {}` failed ({}): {}", arguments.join(" "), output.status, said.trim())));
     }
     Ok(())
 }

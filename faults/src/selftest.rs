@@ -4,6 +4,7 @@
 //! it. It is run again and again, with other seeds, until it shows as it should or its
 //! time is over: a bug that only keeps a cluster from writing, say, is not caught. The
 //! same lanes without any bug must pass: what fails there would be found whatever the bug.
+//! A lane that could not run, or whose faults found nothing to break, says neither.
 
 use std::fmt;
 use std::fs;
@@ -18,17 +19,20 @@ use crate::arguments::SelftestArguments;
 use crate::cluster::{Bug, Plan};
 use crate::disk::FileSystem;
 use crate::fault::{Fault, Who};
-use crate::finding::{Finding, Symptom};
+use crate::finding::{Finding, Symptom, is_of_harness};
 use crate::lane::{self, LanePlan};
 use crate::load::LoadPlan;
 use crate::node::BUG_VARIABLE;
-use crate::report::Found;
+use crate::report::LaneReport;
 use crate::store::System;
+use crate::verdict::Verdict;
 
 /// Nodes of each cluster.
 const NODES: u64 = 3;
 /// The node that has a bug that only one is to have.
 const ONE_NODE: u64 = 2;
+/// After so many incomplete rounds one after another, a bug is not looked for any more.
+const INCOMPLETE_ROUNDS_MAX: usize = 5;
 /// The words of a violation that the table has room for.
 const WORDS_MAX: usize = 160;
 /// Snapshots all the time, and a log that is short.
@@ -133,24 +137,40 @@ enum Outcome {
     Nothing,
     /// The bug shows, and so that it is known for what it is.
     Caught(Finding),
-    /// Something is wrong that need not be the bug, or not all could be checked.
+    /// Something is wrong that need not be the bug.
     Unexpected(Finding),
+    /// The lane could not run as it has to, or not all could be checked.
+    Incomplete(String),
 }
 
 impl Outcome {
-    fn of(found: &Found, symptoms: &[Symptom]) -> Self {
-        match (found.first_of(symptoms), found.failure()) {
-            (Some(finding), _) => Outcome::Caught(finding),
-            (None, Some(finding)) => Outcome::Unexpected(finding),
-            (None, None) => Outcome::Nothing,
+    fn of(report: &LaneReport, symptoms: &[Symptom]) -> Self {
+        let (found, gaps) = (&report.found, report.gaps());
+        match (found.first_of(symptoms), found.violation(), gaps.into_iter().next()) {
+            (Some(finding), _, _) => Outcome::Caught(finding),
+            (None, Some(finding), _) => Outcome::Unexpected(finding),
+            (None, None, Some(gap)) => Outcome::Incomplete(gap),
+            (None, None, None) => Outcome::Nothing,
         }
+    }
+
+    /// Of a lane that came to no report.
+    fn of_error(error: &anyhow::Error) -> Self {
+        if is_of_harness(error) {
+            return Outcome::Incomplete(format!("{error:#}"));
+        }
+        Outcome::Unexpected(Finding::of_error(error))
     }
 
     fn finding(&self) -> Option<&Finding> {
         match self {
-            Outcome::Nothing => None,
+            Outcome::Nothing | Outcome::Incomplete(_) => None,
             Outcome::Caught(finding) | Outcome::Unexpected(finding) => Some(finding),
         }
+    }
+
+    fn is_incomplete(&self) -> bool {
+        matches!(self, Outcome::Incomplete(_))
     }
 }
 
@@ -160,6 +180,7 @@ impl fmt::Display for Outcome {
             Outcome::Nothing => f.write_str("nothing"),
             Outcome::Caught(finding) => f.write_str(&first_words(&finding.text)),
             Outcome::Unexpected(finding) => write!(f, "unexpected: {}", first_words(&finding.text)),
+            Outcome::Incomplete(gap) => write!(f, "could not run: {}", first_words(gap)),
         }
     }
 }
@@ -171,17 +192,18 @@ struct Row {
     faults: String,
     seconds: f64,
     rounds: usize,
-    /// Of the last round.
+    /// Of the last round that says something.
     outcome: Outcome,
     is_control: bool,
 }
 
 impl Row {
-    fn passed(&self) -> bool {
+    fn verdict(&self) -> Verdict {
         match self.outcome {
-            Outcome::Nothing => self.is_control,
-            Outcome::Caught(_) => !self.is_control,
-            Outcome::Unexpected(_) => false,
+            Outcome::Incomplete(_) => Verdict::Incomplete,
+            Outcome::Nothing if self.is_control => Verdict::Passed,
+            Outcome::Caught(_) if !self.is_control => Verdict::Passed,
+            Outcome::Nothing | Outcome::Caught(_) | Outcome::Unexpected(_) => Verdict::Violation,
         }
     }
 }
@@ -189,12 +211,17 @@ impl Row {
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Row { bug, faults, seconds, rounds, outcome, .. } = self;
-        let mark = if self.passed() { "" } else { "  WRONG" };
+        let mark = match self.verdict() {
+            Verdict::Passed => "",
+            Verdict::Incomplete => "  INCOMPLETE",
+            Verdict::Violation if self.is_control => "  WRONG",
+            Verdict::Violation => "  NOT CAUGHT",
+        };
         write!(f, "{bug:<32} {faults:<36} {seconds:>4.0} s {rounds:>2}  {outcome}{mark}")
     }
 }
 
-pub async fn run(arguments: &SelftestArguments) -> Result<bool> {
+pub async fn run(arguments: &SelftestArguments) -> Result<Verdict> {
     let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
     let binary = fs::canonicalize(&arguments.binary)
         .with_context(|| format!("there is no `{}`: run `make faults-selftest`", arguments.binary.display()))?;
@@ -222,10 +249,26 @@ pub async fn run(arguments: &SelftestArguments) -> Result<bool> {
     for row in &rows {
         println!("{row}");
     }
-    let wrong = rows.iter().filter(|row| !row.passed()).count();
-    let controls = rows.iter().filter(|row| row.is_control).count();
-    println!("\n{} bugs, {controls} controls, {wrong} wrong", rows.len() - controls);
-    Ok(wrong == 0)
+    println!("\n{}", summary(&rows));
+    Ok(rows.iter().map(Row::verdict).max().unwrap_or_default())
+}
+
+fn summary(rows: &[Row]) -> String {
+    let count = |is_control: bool, verdict: Option<Verdict>| {
+        let wanted =
+            |row: &&Row| row.is_control == is_control && verdict.is_none_or(|verdict| row.verdict() == verdict);
+        rows.iter().filter(wanted).count()
+    };
+    let [bugs, controls] = [false, true].map(|is_control| {
+        let [passed, wrong, incomplete] =
+            [Verdict::Passed, Verdict::Violation, Verdict::Incomplete].map(|verdict| count(is_control, Some(verdict)));
+        (count(is_control, None), passed, wrong, incomplete)
+    });
+    format!(
+        "{} bugs: {} caught, {} not caught, {} could not be looked for\n\
+         {} controls: {} passed, {} with a finding, {} could not run",
+        bugs.0, bugs.1, bugs.2, bugs.3, controls.0, controls.1, controls.2, controls.3
+    )
 }
 
 /// What bugs a server can have, by its own word.
@@ -269,13 +312,21 @@ impl Bench {
     async fn look_for(&mut self, trial: &Trial, time_max: Duration) -> Result<Row> {
         let began = Instant::now();
         let bug = Bug { name: trial.bug, only: trial.only };
-        let mut rounds = 0;
-        let mut outcome = Outcome::Nothing;
-        while !matches!(outcome, Outcome::Caught(_)) && began.elapsed() < time_max {
+        let (mut rounds, mut incomplete_rounds) = (0, 0);
+        let mut best = Outcome::Incomplete("there was no time for a round".to_owned());
+        while !matches!(best, Outcome::Caught(_))
+            && began.elapsed() < time_max
+            && incomplete_rounds < INCOMPLETE_ROUNDS_MAX
+        {
             rounds += 1;
-            outcome = self.round(trial, Some(bug)).await?;
+            let outcome = self.round(trial, Some(bug)).await?;
+            incomplete_rounds = if outcome.is_incomplete() { incomplete_rounds + 1 } else { 0 };
+            // A round that could not run takes nothing back of what one before it has shown.
+            if best.is_incomplete() || !outcome.is_incomplete() {
+                best = outcome;
+            }
         }
-        Ok(row(trial, trial.bug, began, rounds, outcome, false))
+        Ok(row(trial, trial.bug, began, rounds, best, false))
     }
 
     /// One lane with a cluster of its own. Without a bug there is nothing to catch.
@@ -283,10 +334,15 @@ impl Bench {
         self.networks = self.networks.checked_add(1).context("too many rounds")?;
         let folder = self.folder.join(format!("{}-{}", self.networks, bug.map_or("none", |bug| bug.name)));
         let plan = lane_of(trial, bug, &self.binary, &folder, self.networks, self.seed);
-        // What keeps a cluster from coming to be would count as any bug: it ends all.
-        let report = lane::run(plan).await?;
         let symptoms = if bug.is_some() { trial.symptoms } else { &[] };
-        let mut outcome = Outcome::of(&report.found, symptoms);
+        let mut outcome = match lane::run(plan).await {
+            Ok(mut report) => {
+                // A fault that never found anything to break shows nothing of a bug.
+                report.require(&trial.faults.iter().map(|(fault, _)| (*fault, 1)).collect::<Vec<_>>());
+                Outcome::of(&report, symptoms)
+            }
+            Err(error) => Outcome::of_error(&error),
+        };
         if let Outcome::Caught(finding) | Outcome::Unexpected(finding) = &mut outcome {
             // Names of files are long enough without it.
             finding.text = finding.text.replace(&format!("{}/", folder.display()), "");
@@ -353,26 +409,33 @@ mod tests {
     use super::*;
     use crate::checker;
     use crate::checker::report::Kind;
+    use crate::finding::HarnessError;
+    use crate::history::History;
+    use crate::load::Recorder;
+    use crate::report::Found;
 
-    fn found(findings: Vec<Finding>, checked: checker::Report) -> Found {
-        Found {
+    fn report(findings: Vec<Finding>, checked: checker::Report) -> LaneReport {
+        let found = Found {
             windows: Vec::new(),
             planned: 0,
+            not_begun: 0,
             findings,
             bad_inputs: 0,
             sights: Vec::new(),
             monitored: 0,
             kills_at_calls: Default::default(),
             checked,
-        }
+        };
+        LaneReport::new("lane", &History::default(), found, &Recorder::new())
     }
 
-    fn row_of(found: &Found, symptoms: &[Symptom], is_control: bool) -> Row {
-        row(&TRIALS[1], "bug", Instant::now(), 1, Outcome::of(found, symptoms), is_control)
+    fn row_of(report: &LaneReport, symptoms: &[Symptom], is_control: bool) -> Row {
+        row(&TRIALS[1], "bug", Instant::now(), 1, Outcome::of(report, symptoms), is_control)
     }
 
     /// Only what a bug is to show by counts as caught, also where something else was found
-    /// before it; and a control passes only if nothing was found and all was checked.
+    /// before it; a control passes only if nothing was found. What could not be checked, a tool that
+    /// failed, and faults that never were in force make both incomplete, unless something was found.
     #[tokio::test]
     async fn only_what_is_expected_counts() {
         let other = Finding::other("no write succeeds".to_owned());
@@ -385,20 +448,38 @@ mod tests {
         undecided.doubt(|| "a window".to_owned());
         let history: &[Symptom] = &[Symptom::History];
         let right = checker::Report::default;
-        let rows: [(Found, &[Symptom], bool); 8] = [
-            (found(vec![], right()), history, false),
-            (found(vec![other.clone()], right()), history, false),
-            (found(vec![other.clone(), start.clone()], right()), history, false),
-            (found(vec![other.clone(), start.clone()], right()), &[Symptom::Start], true),
-            (found(vec![other.clone()], violated), history, true),
-            (found(vec![], differing.clone()), history, false),
-            (found(vec![], differing), &[Symptom::History, Symptom::States], true),
-            (found(vec![], undecided), history, false),
+        let tool = || Finding::harness("`nft` failed".to_owned());
+        let mut idle = report(vec![], right());
+        idle.require(&[(Fault::Flip, 1)]);
+        let (passed, violation, incomplete) = (Verdict::Passed, Verdict::Violation, Verdict::Incomplete);
+        let rows: [(LaneReport, &[Symptom], Verdict, Verdict); 11] = [
+            (report(vec![], right()), history, violation, passed),
+            (report(vec![other.clone()], right()), history, violation, violation),
+            (report(vec![other.clone(), start.clone()], right()), history, violation, violation),
+            (report(vec![other.clone(), start.clone()], right()), &[Symptom::Start], passed, violation),
+            (report(vec![other.clone()], violated.clone()), history, passed, violation),
+            (report(vec![], differing.clone()), history, violation, violation),
+            (report(vec![], differing), &[Symptom::History, Symptom::States], passed, violation),
+            (report(vec![], undecided), history, incomplete, incomplete),
+            (report(vec![tool()], right()), history, incomplete, incomplete),
+            (report(vec![tool()], violated), history, passed, violation),
+            (idle, history, incomplete, incomplete),
         ];
-        for (place, (found, symptoms, is_caught)) in rows.iter().enumerate() {
-            assert_eq!(row_of(found, symptoms, false).passed(), *is_caught, "bug {place}");
-            assert_eq!(row_of(found, &[], true).passed(), place == 0, "control {place}");
+        for (place, (report, symptoms, of_bug, of_control)) in rows.iter().enumerate() {
+            assert_eq!(row_of(report, symptoms, false).verdict(), *of_bug, "bug {place}");
+            assert_eq!(row_of(report, &[], true).verdict(), *of_control, "control {place}");
         }
+        let no_cluster = Outcome::of_error(&anyhow::anyhow!("no leader within 30s"));
+        assert!(matches!(no_cluster, Outcome::Unexpected(_)), "{no_cluster}");
+        let no_host = Outcome::of_error(&HarnessError("`ip` failed".to_owned()).into());
+        assert!(no_host.is_incomplete(), "{no_host}");
+        let all: Vec<Row> = rows
+            .iter()
+            .flat_map(|(report, symptoms, ..)| [row_of(report, symptoms, false), row_of(report, &[], true)])
+            .collect();
+        let words = "11 bugs: 4 caught, 4 not caught, 3 could not be looked for\n\
+                     11 controls: 1 passed, 7 with a finding, 3 could not run";
+        assert_eq!(summary(&all), words);
     }
 
     /// A finding is shown with its own fault, if it has one, and else with all of its trial.
@@ -406,7 +487,7 @@ mod tests {
     async fn the_fault_in_force_is_shown() {
         let mut finding = Finding::new(Symptom::WentBack, "back".to_owned());
         let shown = |finding: &Finding| {
-            row_of(&found(vec![finding.clone()], checker::Report::default()), &[Symptom::WentBack], false).faults
+            row_of(&report(vec![finding.clone()], checker::Report::default()), &[Symptom::WentBack], false).faults
         };
         assert_eq!(shown(&finding), "power-cut-in-sync all, power-cut-in-sync majority");
         finding.fault = Some(Fault::Lag);

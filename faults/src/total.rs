@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::fault::{Fault, Sight};
+use crate::finding::Finding;
 use crate::report::LaneReport;
+use crate::verdict::Verdict;
 
 /// How often each kind of fault must come, and be in force while operations are done.
 const WINDOWS_MIN: usize = 5;
@@ -22,20 +24,25 @@ pub struct Total {
     runs: usize,
     /// By lane, over all runs.
     lanes: BTreeMap<&'static str, LaneReport>,
-    failed: usize,
+    /// Why lanes did not come to a report.
+    ended: Vec<Finding>,
     /// What the lanes did not show, all together.
     missing: Vec<String>,
 }
 
+/// A lane's report, or why it has none.
+pub type LaneResult = Result<LaneReport, Finding>;
+
 impl Total {
-    pub fn add(&mut self, reports: Vec<Option<LaneReport>>) {
+    pub fn add(&mut self, results: Vec<LaneResult>) {
         self.runs += 1;
-        for report in reports {
-            self.failed += usize::from(!report.as_ref().is_some_and(LaneReport::passed));
-            let Some(report) = report else { continue };
-            match self.lanes.get_mut(report.name) {
-                Some(total) => total.add(report),
-                None => _ = self.lanes.insert(report.name, report),
+        for result in results {
+            match result {
+                Ok(report) => match self.lanes.get_mut(report.name) {
+                    Some(total) => total.add(report),
+                    None => _ = self.lanes.insert(report.name, report),
+                },
+                Err(finding) => self.ended.push(finding),
             }
         }
     }
@@ -81,9 +88,17 @@ impl Total {
         self.lanes.values().map(of).sum()
     }
 
-    pub fn passed(&self) -> bool {
-        self.failed == 0 && self.missing.is_empty()
+    pub fn verdict(&self) -> Verdict {
+        let of_lanes = self.lanes.values().map(LaneReport::verdict);
+        let of_ended = self.ended.iter().map(verdict_of_end);
+        let of_amounts = if self.missing.is_empty() { Verdict::Passed } else { Verdict::Incomplete };
+        of_lanes.chain(of_ended).max().unwrap_or_default().max(of_amounts)
     }
+}
+
+/// What it means that a lane came to no report.
+pub fn verdict_of_end(finding: &Finding) -> Verdict {
+    if finding.is_violation() { Verdict::Violation } else { Verdict::Incomplete }
 }
 
 impl fmt::Display for Total {
@@ -91,17 +106,22 @@ impl fmt::Display for Total {
         for report in self.lanes.values() {
             writeln!(f, "{report}")?;
         }
+        for finding in &self.ended {
+            writeln!(f, "{}: {finding}", verdict_of_end(finding).to_string().to_uppercase())?;
+        }
         for missing in &self.missing {
-            writeln!(f, "MISSING: {missing}")?;
+            writeln!(f, "INCOMPLETE: {missing}")?;
         }
         let (operations, faults) = (self.sum(|report| report.operations), self.sum(LaneReport::faults));
         let (kinds, inputs) = (self.kinds(), self.sum(LaneReport::bad_inputs));
         write!(f, "In all {operations} operations, {faults} faults of {kinds} kinds, {inputs} bad inputs, ")?;
-        match (self.failed, self.runs) {
-            (0, _) if !self.missing.is_empty() => f.write_str("too little: FAILED."),
-            (0, 1) => f.write_str("no violation."),
-            (0, runs) => write!(f, "{runs} runs, no violation."),
-            (failed, _) => write!(f, "{failed} lanes FAILED."),
+        if self.runs > 1 {
+            write!(f, "{} runs, ", self.runs)?;
+        }
+        match self.verdict() {
+            Verdict::Passed => f.write_str("no violation."),
+            Verdict::Incomplete => f.write_str("no violation, but INCOMPLETE."),
+            Verdict::Violation => f.write_str("VIOLATION."),
         }
     }
 }
@@ -132,6 +152,7 @@ mod tests {
         let (sights, checked) = (sights.to_vec(), checker::check(&History::default()));
         let found = Found {
             planned: windows.len(),
+            not_begun: 0,
             windows,
             findings: Vec::new(),
             bad_inputs,
@@ -150,9 +171,10 @@ mod tests {
     fn wants_each_fault_often_and_under_load() {
         let missing = |windows: &[(Fault, usize)], fault: Fault| {
             let mut total = Total::default();
-            windows.iter().for_each(|window| total.add(vec![Some(lane(&[*window], 0, &[]))]));
+            windows.iter().for_each(|window| total.add(vec![Ok(lane(&[*window], 0, &[]))]));
             total.check_faults([fault]);
-            assert_eq!(total.passed(), total.missing.is_empty());
+            let is_missing = !total.missing.is_empty();
+            assert_eq!(total.verdict(), if is_missing { Verdict::Incomplete } else { Verdict::Passed });
             total.missing
         };
         for fault in [Fault::Ring, Fault::Kill(Who::Leader), Fault::Kill(Who::All)] {
@@ -183,7 +205,7 @@ mod tests {
         };
         let missing = |second: LaneReport| {
             let mut total = Total::default();
-            total.add(vec![Some(enough()), Some(second)]);
+            total.add(vec![Ok(enough()), Ok(second)]);
             total.check_amounts();
             total.missing
         };
@@ -201,7 +223,7 @@ mod tests {
     fn wants_to_have_seen_what_faults_are_for() {
         let missing = |sights: &[&[Sight]]| {
             let mut total = Total::default();
-            sights.iter().for_each(|sights| total.add(vec![Some(lane(&[], 0, sights))]));
+            sights.iter().for_each(|sights| total.add(vec![Ok(lane(&[], 0, sights))]));
             total.check_sights();
             total.missing
         };
@@ -209,5 +231,65 @@ mod tests {
         assert_eq!(missing(&[&[write], &[start, start]]), [] as [String; 0]);
         assert_eq!(missing(&[&[start]]), [format!("no {write}")]);
         assert_eq!(missing(&[&[]]), [format!("no {write}"), format!("no {start}")]);
+    }
+
+    /// What is no violation makes a run incomplete, and says why: a fault that came too seldom, a lane that
+    /// the harness could not run, a tool that failed in it, and what the checker could not decide. A
+    /// violation beside it makes the run a violation.
+    #[test]
+    fn an_incomplete_run_is_no_violation() {
+        let planned = [(Fault::LagKillSender, 2), (Fault::Lag, 1)];
+        let mut windows = lane(&[(Fault::Lag, 1), (Fault::LagKillSender, 1), (Fault::LagKillSender, 1)], 0, &[]);
+        windows.require(&planned);
+        assert_eq!((windows.verdict(), windows.gaps()), (Verdict::Passed, vec![]));
+
+        let mut short = lane(&[(Fault::Lag, 1), (Fault::LagKillSender, 1)], 0, &[]);
+        let vain = Window { did_nothing: true, ..short.found.windows[1].clone() };
+        (short.found.windows, short.found.not_begun) = (vec![vain; 21], 3);
+        short.require(&planned);
+        let gaps = [
+            "lag-kill-sender came 1 of 2 times; 21 attempts found nothing to break",
+            "3 faults were not begun within the time limit",
+        ];
+        assert_eq!((short.verdict(), short.gaps()), (Verdict::Incomplete, gaps.map(str::to_owned).to_vec()));
+        assert!(short.to_string().starts_with("Lane lane: INCOMPLETE\n"));
+
+        let mut broken = lane(&[], 0, &[]);
+        broken.found.findings.push(Finding::harness("`nft` failed".to_owned()));
+        let mut undecided = lane(&[], 0, &[]);
+        undecided.found.checked.doubt(|| "a window".to_owned());
+        for (report, gap) in [(broken, "`nft` failed"), (undecided, "undecided: a window")] {
+            assert_eq!((report.verdict(), report.gaps()), (Verdict::Incomplete, vec![gap.to_owned()]));
+        }
+
+        let verdict = |results: Vec<LaneResult>| {
+            let mut total = Total::default();
+            total.add(results);
+            (total.verdict(), total.to_string().ends_with("no violation, but INCOMPLETE."))
+        };
+        let ended = |is_violation: bool| {
+            let text = "no cluster".to_owned();
+            Err(if is_violation { Finding::other(text) } else { Finding::harness(text) })
+        };
+        let passed = || lane(&[], 0, &[]);
+        let mut violated = passed();
+        violated.found.findings.push(Finding::other("a node ended".to_owned()));
+        assert_eq!(verdict(vec![Ok(passed())]), (Verdict::Passed, false));
+        assert_eq!(verdict(vec![Ok(passed()), ended(false)]), (Verdict::Incomplete, true));
+        assert_eq!(verdict(vec![ended(false), ended(true)]), (Verdict::Violation, false));
+        assert_eq!(verdict(vec![Ok(short), Ok(passed())]), (Verdict::Incomplete, true));
+        assert_eq!(verdict(vec![ended(false), Ok(violated)]), (Verdict::Violation, false));
+    }
+
+    /// Over several runs it is the sum that counts: what came too seldom in one may have come more often in another.
+    #[test]
+    fn several_runs_make_up_for_each_other() {
+        let mut total = Total::default();
+        for count in [1, 3] {
+            let mut report = lane(&vec![(Fault::Lag, 1); count], 0, &[]);
+            report.require(&[(Fault::Lag, 2)]);
+            total.add(vec![Ok(report)]);
+            assert_eq!(total.verdict(), if count == 1 { Verdict::Incomplete } else { Verdict::Passed });
+        }
     }
 }

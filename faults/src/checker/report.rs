@@ -130,7 +130,7 @@ pub enum Verdict {
     Linearizable,
     /// A rule is broken.
     Violated,
-    /// No rule is seen to be broken, but not all could be checked. It counts as failed.
+    /// No rule is seen to be broken, but not all could be checked: the run is incomplete.
     Undecided,
 }
 

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use tokio::time::Instant;
 
 use super::{Scene, Who};
+use crate::finding::HarnessError;
 use crate::history::NodeId;
 
 /// An hour, in seconds.
@@ -71,7 +72,9 @@ async fn wait_until_told(scene: &mut Scene<'_>, targets: &[NodeId], jumps: &[i64
                 break;
             }
             if Instant::now() > deadline {
-                bail!("node {id} was given a clock that is {ahead} s ahead, and tells the time {date:?}");
+                let Some(date) = date else { bail!("node {id} does not respond after its clock was set") };
+                let text = format!("node {id} was given a clock that is {ahead} s ahead, and it responds at {date}");
+                bail!(HarnessError(text));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::snapshot::fall_behind;
 use super::{CLIENT_OF_FAULTS, Scene, Sight, Who};
 use crate::disk::FileSystem;
-use crate::finding::Symptom;
+use crate::finding::{HarnessError, Symptom};
 use crate::history::{Call, NodeId, Outcome};
 use crate::network::Rule;
 use crate::node::Node;
@@ -385,7 +385,10 @@ fn fill_up(directory: &Path, filler: &Path) -> Result<()> {
             Err(_) => size /= 2,
         }
     }
-    if length == 0 { bail!("`{}` was full before", directory.display()) } else { Ok(()) }
+    if length == 0 {
+        bail!(HarnessError(format!("`{}` was full before", directory.display())));
+    }
+    Ok(())
 }
 
 /// Nodes are killed as they enter some system call, at whatever they are doing.

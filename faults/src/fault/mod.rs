@@ -197,6 +197,8 @@ pub struct Scene<'a> {
     pub sights: &'a mut Vec<Sight>,
     /// By system call, how often a node was killed at it.
     pub kills_at_calls: &'a mut BTreeMap<&'static str, usize>,
+    /// How often faults of this kind were made again because they had shown nothing.
+    pub repeats: usize,
     /// The fault found nothing to break: it does not count.
     pub did_nothing: bool,
 }

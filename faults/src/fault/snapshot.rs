@@ -18,8 +18,9 @@ const BURST_WRITES: u64 = 1500;
 const ELECTION_DEADLINE: Duration = Duration::from_secs(15);
 /// How long it may take until a node that lags behind gets a snapshot.
 const TRANSFER_DEADLINE: Duration = Duration::from_secs(10);
-/// How long after the snapshot is on its way somebody is killed, in milliseconds: less than it takes.
-const KILL_MS: std::ops::Range<u64> = 0..10;
+/// How long after the snapshot is on its way somebody is killed at most, in milliseconds. The transfer may
+/// be faster than that: each time that this comes too late, it is halved for the next time.
+const KILL_MS_MAX: u64 = 10;
 
 /// Who is killed while the snapshot is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,10 +40,9 @@ pub async fn lag(scene: &mut Scene<'_>, killed: Killed) -> Result<String> {
         Killed::Sender | Killed::Receiver => match transfer.wait_until_under_way(scene).await? {
             None => false,
             Some(sender) => {
-                scene.hold(KILL_MS).await;
-                scene.cluster.node(if killed == Killed::Sender { sender } else { target })?.kill()?;
-                // Else it came too late.
-                !transfer.is_installed(scene)?
+                scene.hold(0..(KILL_MS_MAX >> scene.repeats.min(8)).max(1)).await;
+                let victim = if killed == Killed::Sender { sender } else { target };
+                kill_in_transfer(scene, &transfer, victim).await?
             }
         },
     };
@@ -53,6 +53,24 @@ pub async fn lag(scene: &mut Scene<'_>, killed: Killed) -> Result<String> {
     }
     let sent = transfer.attempts(scene)?;
     Ok(format!("node {target} by {written} writes, snapshots sent: {sent:?}"))
+}
+
+/// Kills a node, unless the snapshot is installed already; returns whether it killed it.
+///
+/// The receiver does nothing meanwhile: otherwise it could install what its sockets hold between the
+/// look at its files and the kill, and the kill would be too late without a sign of it.
+async fn kill_in_transfer(scene: &mut Scene<'_>, transfer: &Transfer, victim: NodeId) -> Result<bool> {
+    let target = transfer.target;
+    scene.cluster.node(target)?.pause()?;
+    scene.cluster.node(target)?.freeze().await?;
+    let is_under_way = !transfer.is_installed(scene)?;
+    if is_under_way {
+        scene.cluster.node(victim)?.kill()?;
+    }
+    if victim != target || !is_under_way {
+        scene.cluster.node(target)?.resume()?;
+    }
+    Ok(is_under_way)
 }
 
 /// Kills a node, and writes until only a snapshot helps it; returns how much.
@@ -104,7 +122,7 @@ impl Transfer {
             {
                 return Ok(Some(*sender));
             }
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
         Ok(None)
     }
