@@ -53,7 +53,7 @@ api-check:
 demo:
 	./test-cluster.sh
 
-# Figures go to docs/BENCHMARKS.md. BENCH_ARGUMENTS is passed on.
+# Figures go to docs/benchmarks.md. BENCH_ARGUMENTS is passed on.
 bench: bench-tools
 	cargo run --release --locked --manifest-path bench/Cargo.toml -- compare $(BENCH_ARGUMENTS)
 

@@ -72,7 +72,7 @@ pub struct CommonArguments {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub load_threads: u16,
 
-    /// The Markdown file to update, between its markers [default: the parent's docs/BENCHMARKS.md]
+    /// The Markdown file to update, between its markers [default: the parent's docs/benchmarks.md]
     #[arg(long, value_name = "FILE", conflicts_with = "print_only")]
     pub output: Option<PathBuf>,
 
@@ -101,7 +101,7 @@ impl CommonArguments {
     }
 
     pub fn output(&self) -> PathBuf {
-        let in_parent = || PathBuf::from(BENCH).join("../docs/BENCHMARKS.md");
+        let in_parent = || PathBuf::from(BENCH).join("../docs/benchmarks.md");
         self.output.clone().unwrap_or_else(in_parent)
     }
 }
