@@ -20,6 +20,8 @@ pub enum Symptom {
     SystemCall,
     /// A node started, and should have refused.
     Start,
+    /// A key expired too early or too late.
+    Expiry,
     /// Anything else, such as a node that ends or does not serve: it may come of many things.
     Other,
     /// The harness, or the machine that it runs on, could not do its part. It is no violation: it says

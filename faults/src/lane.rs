@@ -15,7 +15,8 @@ use crate::cluster::{CONVERGENCE_DEADLINE, Cluster, Plan};
 use crate::fault::{Fault, Scene};
 use crate::finding::{Finding, Symptom};
 use crate::history::{Call, Consistency, FinalState, History, Outcome};
-use crate::load::{self, Load, LoadPlan, Recorder, TTL_MAX};
+use crate::lease::{self, Judge};
+use crate::load::{self, Load, LoadPlan, Recorder};
 use crate::network::Host;
 use crate::node::Node;
 use crate::renames;
@@ -29,6 +30,8 @@ const WATCHERS: usize = 3;
 /// How often a fault is made again that found nothing to break, or during which no operation was done:
 /// for each time that its kind is planned.
 const REPEATS_PER_FAULT_MAX: usize = 10;
+/// How many leases a complete lane must have seen whose keys expire.
+const LEASES_MIN: usize = 100;
 /// How long a healed cluster may take until all nodes have what was there then.
 const CALM_DEADLINE: Duration = CONVERGENCE_DEADLINE;
 /// How long after a call at the end that failed it is made again.
@@ -121,7 +124,7 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
     }
     if plan.load.expiring {
         // Then nothing changes any more by itself.
-        tokio::time::sleep(TTL_MAX + Duration::from_secs(1)).await;
+        tokio::time::sleep(lease::TTL_MAX + lease::TOLERANCE).await;
     }
     let history = finish(&mut cluster, watchers, &recorder, &mut findings).await;
     fs::write(plan.cluster.folder.join("history.json"), serde_json::to_vec(&history)?)
@@ -138,14 +141,30 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
     if let Err(error) = cluster.close() {
         findings.push(Finding::harness(format!("cannot remove the cluster: {error:#}")));
     }
+    let leases = recorder.take_leases();
     let checked = if plan.load.expiring {
         hold_against_each_other(&history, &mut findings);
+        findings.extend(Judge::new(&history.operations, &windows).findings(&leases));
+        if plan.is_complete && leases.len() < LEASES_MIN {
+            findings.push(Finding::harness(format!("{} of {LEASES_MIN} leases were seen", leases.len())));
+        }
         checker::Report::default()
     } else {
         checker::check(&history)
     };
     let not_begun = schedule.len();
-    let found = Found { windows, planned, not_begun, findings, bad_inputs, sights, monitored, kills_at_calls, checked };
+    let found = Found {
+        windows,
+        planned,
+        not_begun,
+        findings,
+        bad_inputs,
+        sights,
+        monitored,
+        kills_at_calls,
+        leases: leases.len(),
+        checked,
+    };
     let mut report = LaneReport::new(plan.name, &history, found, &recorder);
     if plan.is_complete {
         report.require(&plan.faults);
@@ -221,7 +240,7 @@ async fn wait_for_write(scene: &Scene<'_>, healed_ns: u64) -> Result<u64> {
 }
 
 /// Waits until every node has a leader, the same one, and all that the log had at the beginning.
-async fn calm(cluster: &mut Cluster) -> Result<()> {
+pub async fn calm(cluster: &mut Cluster) -> Result<()> {
     let deadline = Instant::now() + CALM_DEADLINE;
     let mut target = None;
     loop {

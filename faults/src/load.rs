@@ -16,6 +16,7 @@ use crate::history::{
     Answer, Call, CallResult, ClientId, Comparison, Condition, Consistency, NodeId, Operand, Operation, Outcome, Step,
     Text,
 };
+use crate::lease::Lease;
 use crate::network::Host;
 use crate::store::{Attempt, CLIENT_DEADLINE, Client, System};
 
@@ -23,16 +24,21 @@ use crate::store::{Attempt, CLIENT_DEADLINE, Client, System};
 const KEYS: u64 = 40;
 /// How long one list of elements is used; then comes the next, so that none grows for ever.
 const LIST_SECONDS: u64 = 10;
+/// Clients that write one small thing after another.
+const PROBES: usize = 3;
+/// Clients that keep leases, one at a time.
+const LEASE_CLIENTS: u32 = 8;
 /// How long a request is repeated until its client gives up.
 const RETRY_DEADLINE: Duration = Duration::from_secs(12);
 /// Longest time that keys have which expire.
-pub const TTL_MAX: Duration = Duration::from_millis(1500);
+const TTL_MAX: Duration = Duration::from_millis(1500);
 
 /// What the clients write down, on one clock.
 #[derive(Debug)]
 pub struct Recorder {
     began: Instant,
     operations: Mutex<Vec<Operation>>,
+    leases: Mutex<Vec<Lease>>,
     pub replayed: AtomicU64,
     pub answers_dropped: AtomicU64,
 }
@@ -42,6 +48,7 @@ impl Recorder {
         Arc::new(Recorder {
             began: Instant::now(),
             operations: Mutex::default(),
+            leases: Mutex::default(),
             replayed: AtomicU64::default(),
             answers_dropped: AtomicU64::default(),
         })
@@ -66,6 +73,14 @@ impl Recorder {
         let mut operations = std::mem::take(&mut *self.operations.lock().expect("no thread panics with it"));
         operations.sort_by_key(|operation| operation.called_ns);
         operations
+    }
+
+    pub fn add_lease(&self, lease: Lease) {
+        self.leases.lock().expect("no thread panics with it").push(lease);
+    }
+
+    pub fn take_leases(&self) -> Vec<Lease> {
+        std::mem::take(&mut *self.leases.lock().expect("no thread panics with it"))
     }
 
     pub fn count(&self) -> usize {
@@ -116,7 +131,7 @@ pub struct LoadPlan {
     /// Longest pause before a request is sent again that may have been done.
     pub retry_pause_max: Duration,
     /// Whether all there is are keys that expire, which are no part of the history, and
-    /// puts beside them.
+    /// puts beside them. Some of the keys are leases, whose expiry is compared with true time.
     pub expiring: bool,
 }
 
@@ -146,8 +161,12 @@ impl Load {
             tasks.push(tokio::spawn(worker(id).work(plan.pause_max)));
         }
         // One probe for each place in the list of nodes, so that a node that hangs holds up its own only.
-        for place in 0..3 {
+        for place in 0..PROBES {
             tasks.push(tokio::spawn(worker(plan.clients + place as u32).probe(place, plan.probe_interval)));
+        }
+        if plan.expiring {
+            let first = plan.clients + PROBES as u32;
+            tasks.extend((first..first + LEASE_CLIENTS).map(|id| tokio::spawn(worker(id).keep_leases())));
         }
         Load { stopped, tasks }
     }
@@ -162,17 +181,18 @@ impl Load {
     }
 }
 
-struct Worker {
-    id: ClientId,
+/// A client at work.
+pub struct Worker {
+    pub id: ClientId,
     system: System,
-    random: Rng,
+    pub random: Rng,
     sequence: u64,
     retry_pause_max: Duration,
     expiring: bool,
-    client: Client,
+    pub client: Client,
     endpoints: Endpoints,
-    recorder: Arc<Recorder>,
-    stopped: Arc<AtomicBool>,
+    pub recorder: Arc<Recorder>,
+    pub stopped: Arc<AtomicBool>,
 }
 
 impl Worker {
@@ -210,7 +230,7 @@ impl Worker {
         }
     }
 
-    fn value(&mut self) -> Text {
+    pub fn value(&mut self) -> Text {
         self.sequence += 1;
         format!("{}-{}", self.id, self.sequence).into()
     }
@@ -219,7 +239,7 @@ impl Worker {
         format!("key/{}", self.random.u64(..KEYS)).into()
     }
 
-    fn any_host(&mut self) -> Host {
+    pub fn any_host(&mut self) -> Host {
         let endpoints = self.endpoints.read().expect("no thread panics with it");
         endpoints[self.random.usize(..endpoints.len())].clone()
     }

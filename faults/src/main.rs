@@ -13,6 +13,7 @@ mod fault;
 mod finding;
 mod history;
 mod lane;
+mod lease;
 mod load;
 mod monitor;
 mod network;

@@ -73,7 +73,7 @@ const DISK: [(Fault, usize); 17] = [
 ];
 
 /// The faults of members, snapshots and clocks, on three nodes and those that come.
-const MEMBERS: [(Fault, usize); 11] = [
+const MEMBERS: [(Fault, usize); 12] = [
     (Fault::Replace, 5),
     (Fault::ReplaceUnderKill, 5),
     (Fault::ReplaceUnderPartition, 5),
@@ -84,14 +84,16 @@ const MEMBERS: [(Fault, usize); 11] = [
     (Fault::LagLeader, 5),
     (Fault::Clock(Who::Leader), 5),
     (Fault::Clock(Who::All), 5),
+    (Fault::ClockRestart, 5),
     (Fault::Pause(Who::Leader), 5),
 ];
 
 /// What may confuse the time at which keys expire, on three nodes.
-const EXPIRY: [(Fault, usize); 5] = [
+const EXPIRY: [(Fault, usize); 6] = [
     (Fault::Clock(Who::Leader), 5),
     (Fault::Clock(Who::Follower), 5),
     (Fault::Clock(Who::All), 5),
+    (Fault::ClockRestart, 5),
     (Fault::Kill(Who::Leader), 5),
     (Fault::Pause(Who::Leader), 5),
 ];

@@ -58,6 +58,8 @@ pub struct Found {
     pub monitored: usize,
     /// By system call, how often a node was killed at it.
     pub kills_at_calls: BTreeMap<&'static str, usize>,
+    /// Keys whose expiry was compared with true time.
+    pub leases: usize,
     pub checked: checker::Report,
 }
 
@@ -70,6 +72,7 @@ impl Found {
         self.bad_inputs += other.bad_inputs;
         self.sights.extend(other.sights);
         self.monitored += other.monitored;
+        self.leases += other.leases;
         for (call, count) in other.kills_at_calls {
             *self.kills_at_calls.entry(call).or_default() += count;
         }
@@ -350,6 +353,7 @@ impl fmt::Display for LaneReport {
         }
         if self.operations == 0 {
             writeln!(f, "  no history was checked here: the nodes were held against each other")?;
+            writeln!(f, "  leases held against true time: {}", self.found.leases)?;
         } else {
             for line in self.found.checked.to_string().lines() {
                 writeln!(f, "  {line}")?;

@@ -424,6 +424,7 @@ mod tests {
             sights: Vec::new(),
             monitored: 0,
             kills_at_calls: Default::default(),
+            leases: 0,
             checked,
         };
         LaneReport::new("lane", &History::default(), found, &Recorder::new())

@@ -159,6 +159,7 @@ mod tests {
             sights,
             monitored: 0,
             kills_at_calls: BTreeMap::new(),
+            leases: 0,
             checked,
         };
         LaneReport::new("lane", &History::default(), found, &Recorder::new())

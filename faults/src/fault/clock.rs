@@ -9,19 +9,30 @@ use tokio::time::Instant;
 use super::{Scene, Who};
 use crate::finding::HarnessError;
 use crate::history::NodeId;
+use crate::lane::calm;
 
 /// An hour, in seconds.
 const JUMP_SECONDS_MAX: i64 = 3600;
+/// How many leaders are killed until a node with a wrong clock leads.
+const ELECTIONS_MAX: usize = 3;
+/// How long it may take until there is another leader.
+const ELECTION_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a node may take until it tells the time that it was given.
 const TELL_DEADLINE: Duration = Duration::from_secs(15);
 /// How far off what it tells may be: it tells whole seconds, and rarely looks.
 const TELL_SECONDS_MAX: u64 = 5;
 
-/// The nodes are started again with a clock that is wrong; it jumps while they
-/// run; and they are started again with the right one. What measures how long
-/// something takes goes on as it should: that is another clock.
+/// Nodes are started again with clocks that are wrong; the clocks jump while they run; and they are
+/// started again with the right ones. Their monotonic clocks stay right.
+///
+/// One node is restarted at a time, so that a majority runs all the time.
 pub async fn jump(scene: &mut Scene<'_>, who: Who) -> Result<String> {
-    let targets = scene.choose(who).await?;
+    let mut targets = scene.choose(who).await?;
+    if who == Who::Leader {
+        // Those that take over from the leader.
+        let leader = targets[0];
+        targets = scene.cluster.ids().into_iter().filter(|id| *id != leader).collect();
+    }
     let mut jumps = Vec::new();
     for id in &targets {
         let ahead = ahead(scene);
@@ -30,8 +41,19 @@ pub async fn jump(scene: &mut Scene<'_>, who: Who) -> Result<String> {
         node.kill()?;
         node.start()?;
         jumps.push(ahead);
+        calm(scene.cluster).await?;
     }
     wait_until_told(scene, &targets, &jumps).await?;
+    if who == Who::Leader {
+        let new = let_one_lead(scene, &targets).await?;
+        scene.hold(500..2000).await;
+        // The killed nodes start again; their clocks are right.
+        scene.cluster.heal()?;
+        calm(scene.cluster).await?;
+        if new.is_none() {
+            scene.did_nothing();
+        }
+    }
     scene.hold(500..2000).await;
     let first_jumps = std::mem::take(&mut jumps);
     for id in &targets {
@@ -46,8 +68,51 @@ pub async fn jump(scene: &mut Scene<'_>, who: Who) -> Result<String> {
         node.true_clock();
         node.kill()?;
         node.start()?;
+        calm(scene.cluster).await?;
     }
     Ok(format!("nodes {targets:?} by {first_jumps:?} s, then {jumps:?} s"))
+}
+
+/// Kills the leader until one of some nodes leads; none if that does not come.
+async fn let_one_lead(scene: &mut Scene<'_>, targets: &[NodeId]) -> Result<Option<NodeId>> {
+    for _ in 0..ELECTIONS_MAX {
+        let leader = scene.cluster.wait_for_leader(ELECTION_DEADLINE).await?;
+        if targets.contains(&leader) {
+            return Ok(Some(leader));
+        }
+        scene.cluster.heal()?;
+        scene.cluster.node(leader)?.kill()?;
+        let deadline = Instant::now() + ELECTION_DEADLINE;
+        while Instant::now() < deadline && scene.cluster.leader().await.is_none_or(|now| now == leader) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    let leader = scene.cluster.wait_for_leader(ELECTION_DEADLINE).await?;
+    Ok(targets.contains(&leader).then_some(leader))
+}
+
+/// All nodes are killed, and started at once with wrong clocks, and later again with the right ones.
+/// Until they have the right ones no node knows how long it was down.
+pub async fn restart(scene: &mut Scene<'_>) -> Result<String> {
+    let targets = scene.choose(Who::All).await?;
+    let jumps: Vec<i64> = targets.iter().map(|_| ahead(scene)).collect();
+    for (id, ahead) in targets.iter().zip(&jumps) {
+        let node = scene.cluster.node(*id)?;
+        node.set_clock(*ahead)?;
+        node.kill()?;
+    }
+    scene.hold(0..500).await;
+    scene.cluster.heal()?;
+    wait_until_told(scene, &targets, &jumps).await?;
+    calm(scene.cluster).await?;
+    scene.hold(500..2000).await;
+    for id in &targets {
+        let node = scene.cluster.node(*id)?;
+        node.true_clock();
+        node.kill()?;
+    }
+    scene.cluster.heal()?;
+    Ok(format!("nodes {targets:?} by {jumps:?} s"))
 }
 
 /// Far enough from the true time to be told from it.

@@ -102,8 +102,11 @@ pub enum Fault {
     LagKillReceiver,
     /// A leader that has not heard of its last writes stands still, until only a snapshot helps.
     LagLeader,
-    /// The clock on the wall of nodes is wrong by up to an hour, and jumps.
+    /// Nodes are started one after another with clocks on the wall that are wrong by up to an hour, and
+    /// jump. `Leader`: until one of them leads.
     Clock(Who),
+    /// All nodes are started at once with such clocks.
+    ClockRestart,
     /// Requests that are no HTTP, or not of the API.
     Malformed,
     /// Requests in the name of other nodes.
@@ -150,6 +153,7 @@ impl fmt::Display for Fault {
             Fault::LagKillReceiver => ("lag-kill-receiver", None),
             Fault::LagLeader => ("lag-leader", None),
             Fault::Clock(who) => ("clock", Some(who)),
+            Fault::ClockRestart => ("clock-restart", None),
             Fault::Malformed => ("malformed", None),
             Fault::Forged => ("forged", None),
             Fault::SlowClients => ("slow-clients", None),
@@ -221,9 +225,19 @@ impl Fault {
             | Fault::ClientsCut(who)
             | Fault::PowerCut(who)
             | Fault::PowerCutInSync(who) => !matches!(who, Who::Majority | Who::All),
-            Fault::PowerCutInElection => false,
+            Fault::PowerCutInElection | Fault::ClockRestart => false,
             // Other faults break a minority, or not so much that no answer comes; a clock only misleads.
             _ => true,
+        }
+    }
+
+    /// Whether a majority of the processes ends, so that no node may have measured how long it took.
+    pub fn stops_a_majority(self) -> bool {
+        let majority = |who| matches!(who, Who::Majority | Who::All);
+        match self {
+            Fault::Kill(who) | Fault::Stop(who) | Fault::PowerCut(who) | Fault::PowerCutInSync(who) => majority(who),
+            Fault::PowerCutInElection | Fault::ClockRestart => true,
+            _ => false,
         }
     }
 
@@ -262,6 +276,7 @@ impl Fault {
             Fault::LagKillReceiver => snapshot::lag(scene, snapshot::Killed::Receiver).await,
             Fault::LagLeader => snapshot::lag_leader(scene).await,
             Fault::Clock(who) => clock::jump(scene, who).await,
+            Fault::ClockRestart => clock::restart(scene).await,
             Fault::Malformed => input::malformed(scene).await,
             Fault::Forged => input::forged(scene).await,
             Fault::SlowClients => input::slow(scene).await,
