@@ -1,6 +1,6 @@
 //! Every setting, default and limit, with its unit and the reason for it.
 
-use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -658,14 +658,32 @@ pub fn check_dialable(name: &str, addr: &str) -> Result<(), ConfigError> {
     check_address(name, addr)?;
     let port = addr.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
     if port == Some(0) || is_unspecified(addr) {
-        return Err(ConfigError(format!("{name} {addr} is none that other nodes can dial")));
+        return Err(ConfigError(format!("{name} {addr} is not an address that other nodes can dial")));
     }
     Ok(())
 }
 
-/// Whether an address stands for all addresses of a machine.
-fn is_unspecified(addr: &str) -> bool {
-    addr.parse::<SocketAddr>().is_ok_and(|addr| addr.ip().is_unspecified())
+/// Whether `HOST:PORT` stands for all addresses of a machine, in any spelling that a resolver takes for it.
+///
+/// Besides `0.0.0.0` and `[::]` these are the old forms of IPv4 addresses, of one to four numbers, each decimal, octal
+/// or hexadecimal (`0`, `0x0`, `000.0`), and an IPv4 address within an IPv6 one. Names are not resolved.
+pub fn is_unspecified(addr: &str) -> bool {
+    let host = addr.rsplit_once(':').map_or(addr, |(host, _)| host);
+    if let Some(host) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        return host.parse::<Ipv6Addr>().is_ok_and(|ip| is_unspecified_ip(ip.into()));
+    }
+    let is_zero = |number: &str| {
+        let digits = number.strip_prefix("0x").or_else(|| number.strip_prefix("0X")).unwrap_or(number);
+        digits.bytes().all(|digit| digit == b'0') && !number.is_empty()
+    };
+    // A name may end with a dot, and some resolvers take an address with one.
+    let numbers = host.strip_suffix('.').unwrap_or(host).split('.');
+    numbers.clone().count() <= 4 && numbers.into_iter().all(is_zero)
+}
+
+/// Whether an IP address stands for all addresses of a machine, that of IPv4 within IPv6 too.
+pub fn is_unspecified_ip(ip: IpAddr) -> bool {
+    ip.to_canonical().is_unspecified()
 }
 
 #[cfg(test)]
@@ -746,11 +764,67 @@ mod tests {
             (&["--advertise-addr", "host:0"], "--advertise-addr"),
             (&["--advertise-addr", "host:00"], "--advertise-addr"),
             (&["--advertise-addr", "0.0.0.0:21001"], "--advertise-addr"),
+            (&["--advertise-addr", "0:21001"], "--advertise-addr"),
         ];
         for (arguments, flag) in rows {
             let message = parse(arguments).validate().unwrap_err().to_string();
             assert!(message.contains(flag), "{arguments:?}: {message}");
             assert!(!message.contains('\n'), "{arguments:?}: {message}");
+        }
+    }
+
+    /// Every spelling of the unspecified address is known as such, and no other address is.
+    #[test]
+    fn unspecified_addresses() {
+        for host in [
+            "0",
+            "00",
+            "0x0",
+            "0X00",
+            "0x",
+            "0.0",
+            "0.0.0",
+            "0.0.0.0",
+            "0.0.0.0.",
+            "000.0.0.0",
+            "0x0.0.00.0",
+            "[::]",
+            "[0:0:0:0:0:0:0:0]",
+            "[0::0]",
+            "[::0.0.0.0]",
+            "[::ffff:0.0.0.0]",
+            "[::ffff:0:0]",
+        ] {
+            let addr = format!("{host}:21001");
+            assert!(is_unspecified(&addr), "{addr}");
+            assert!(check_address("it", &addr).is_ok(), "{addr}");
+            assert!(check_dialable("it", &addr).is_err(), "{addr}");
+            let mut config = Config::new(1, addr.clone());
+            let message = config.validate().unwrap_err().to_string();
+            assert!(message.contains("--advertise-addr"), "{addr}: {message}");
+            config.advertise_addr = Some("127.0.0.1:21001".to_owned());
+            assert_eq!(config.validate(), Ok(()), "{addr}");
+        }
+        for host in [
+            "1",
+            "0x1",
+            "0.1",
+            "127.0.0.1",
+            "0.0.0.1",
+            "10.0.0.0",
+            "[::1]",
+            "[::ffff:127.0.0.1]",
+            "zero",
+            "0.example",
+            "x0",
+            "0-0",
+            "0x0x0",
+            "0.0.0.0.0",
+            "o",
+        ] {
+            let addr = format!("{host}:21001");
+            assert!(!is_unspecified(&addr), "{addr}");
+            assert_eq!(check_dialable("it", &addr), Ok(()), "{addr}");
         }
     }
 
