@@ -185,6 +185,12 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(75);
 pub const CONNECTION_IDLE_MAX: Duration = Duration::from_secs(30);
 /// How long connecting to another node may take.
 pub const CONNECT_DEADLINE: Duration = Duration::from_millis(1000);
+/// Longest response to an RPC or to `GET /raft-identity` that is read, in bytes: those of nodes have some hundred bytes,
+/// and their errors quote [`MESSAGE_CHARACTERS_MAX`].
+pub const PEER_RESPONSE_BYTES_MAX: usize = 64 << 10;
+/// Longest response to a request that was passed on, in bytes: all that a transaction may read, with every byte
+/// escaped.
+pub const PASSED_ON_RESPONSE_BYTES_MAX: usize = 32 << 20;
 /// How long requests that are under way are waited for when the node stops.
 pub const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a leader that stops waits for another to take over.
@@ -206,6 +212,9 @@ pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How long a watch may be silent until its connection is given up: three
 /// heartbeats, so that a late one does no harm.
 pub const WATCH_SILENCE_MAX: Duration = Duration::from_secs(3 * WATCH_HEARTBEAT.as_secs());
+/// Longest response that the client reads, in bytes: the largest page of a listing and one more of the largest values,
+/// with every byte escaped, and half as much again for the names of fields.
+pub const RESPONSE_BYTES_MAX: usize = 192 << 20;
 /// Longest event of a watch that the client reads: the largest value with every
 /// byte escaped, and as much again.
 pub const WATCH_EVENT_BYTES_MAX: usize = 40 << 20;
@@ -734,6 +743,12 @@ mod tests {
             assert!(REFUSED_WAIT_MAX.as_millis() < LINE_WAIT_MAX.as_millis());
             assert!(STALL_MIN.as_millis() < LINE_WAIT_MAX.as_millis());
             assert!(FORWARD_DEADLINE.as_millis() > REQUEST_DEADLINE.as_millis());
+            assert!(PEER_RESPONSE_BYTES_MAX > 16 * MESSAGE_CHARACTERS_MAX);
+            assert!(6 * (PAGE_BYTES_MAX_LIMIT + VALUE_BYTES_MAX_LIMIT) / 2 * 3 < RESPONSE_BYTES_MAX);
+            assert!(6 * TXN_ANSWER_BYTES_MAX + 256 * TXN_OPERATIONS_MAX_LIMIT < PASSED_ON_RESPONSE_BYTES_MAX);
+            // `/write` returns the value.
+            assert!(6 * VALUE_BYTES_MAX_LIMIT < PASSED_ON_RESPONSE_BYTES_MAX);
+            assert!(PASSED_ON_RESPONSE_BYTES_MAX < RESPONSE_BYTES_MAX);
         }
     }
 

@@ -12,7 +12,8 @@ use super::error::ClientError;
 use super::retry::idempotency_key;
 use super::{ExampleClient, Written};
 use crate::body::ErrorAnswer;
-use crate::connection::reason_of;
+use crate::config::RESPONSE_BYTES_MAX;
+use crate::connection::{read_response, reason_of};
 use crate::error::Outcome;
 
 /// What stands as itself in a parameter.
@@ -112,7 +113,8 @@ impl ExampleClient {
             let answer = self.begin(addr, request).await?;
             let status = answer.status().as_u16();
             let replayed = answer.headers().contains_key("raft-replayed");
-            let body = answer.bytes().await.map_err(|error| request.lost(addr, reason_of(&error)))?;
+            let body = read_response(answer, RESPONSE_BYTES_MAX).await;
+            let body = body.map_err(|error| request.lost(addr, error.to_string()))?;
             Ok(Answer { addr: addr.to_owned(), status, replayed, body })
         };
         let answer = tokio::time::timeout(request.deadline, exchange).await;

@@ -14,8 +14,8 @@ use super::events::{Event, EventParser};
 use super::request::{Effect, Request, refusal, target_of};
 use super::retry::Retry;
 use crate::body::WatchEvent;
-use crate::config::WATCH_SILENCE_MAX;
-use crate::connection::reason_of;
+use crate::config::{RESPONSE_BYTES_MAX, WATCH_SILENCE_MAX};
+use crate::connection::{read_response, reason_of};
 
 /// The events of a watch.
 pub type WatchStream<'a> = BoxStream<'a, Result<WatchEvent, ClientError>>;
@@ -240,7 +240,8 @@ impl<'a> Progress<'a> {
             if status == 200 {
                 return Ok(response);
             }
-            let body = response.bytes().await.map_err(|error| request.lost(&addr, reason_of(&error)))?;
+            let body = read_response(response, RESPONSE_BYTES_MAX).await;
+            let body = body.map_err(|error| request.lost(&addr, error.to_string()))?;
             Err(refusal(&addr, status, &body).unwrap_or_else(|error| request.lost(&addr, error.to_string())))
         });
         let begun = begun.await.unwrap_or_else(|_| Err(request.lost(&addr, "it did not answer in time")));

@@ -13,7 +13,8 @@ use bytes::Bytes;
 use super::parameters::IDEMPOTENCY_KEY;
 use super::{reply, v1};
 use crate::app::{ExampleApp, Exclusion, Role};
-use crate::config::FORWARD_DEADLINE;
+use crate::config::{FORWARD_DEADLINE, PASSED_ON_RESPONSE_BYTES_MAX};
+use crate::connection::{BodyError, read_response};
 use crate::error::{ApiError, Details, LeaderHint, Retry};
 use crate::store::ClusterId;
 use crate::types::{ExampleNode, NodeId};
@@ -196,9 +197,10 @@ pub async fn pass_on(
             response.insert_header((name, value));
         }
     }
-    match answer.bytes().await {
+    match read_response(answer, PASSED_ON_RESPONSE_BYTES_MAX).await {
         Ok(body) => Ok(response.body(body)),
-        Err(error) => Err(lost_answer(leader_id, reason_of_loss(&error))),
+        Err(BodyError::Broken(error)) => Err(lost_answer(leader_id, reason_of_loss(&error))),
+        Err(BodyError::TooLong { .. }) => Err(lost_answer(leader_id, "sent a longer response than any node sends")),
     }
 }
 

@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use super::forward;
 use super::management::unreachable;
 use crate::app::{ExampleApp, Exclusion};
-use crate::config::{CONNECT_DEADLINE, REQUEST_DEADLINE, RPC_DEPTH_MAX};
+use crate::config::{CONNECT_DEADLINE, PEER_RESPONSE_BYTES_MAX, REQUEST_DEADLINE, RPC_DEPTH_MAX};
+use crate::connection::{BodyError, read_response, resolves_to_every_address};
 use crate::error::{ApiError, Details, Retry};
 use crate::store::{ClusterId, ExampleStore};
 use crate::types::{ExampleNode, LogId, NodeId};
@@ -175,9 +176,17 @@ pub async fn identify(app: &ExampleApp, id: NodeId, addr: &str) -> Result<PeerId
         }
         return Ok(PeerIdentity::of(app));
     }
+    if resolves_to_every_address(addr).await {
+        let message = format!("the address {addr} resolves to every address of a machine, which is not one to dial");
+        return Err(ApiError::bad_request("invalid_address", message));
+    }
     let sent = app.http.get(format!("http://{addr}/raft-identity")).timeout(CONNECT_DEADLINE).send();
     let answer = sent.await.map_err(|error| unreachable(id, addr, &error))?;
-    let body = answer.bytes().await.map_err(|error| unreachable(id, addr, &error))?;
+    let body = match read_response(answer, PEER_RESPONSE_BYTES_MAX).await {
+        Ok(body) => body,
+        Err(BodyError::Broken(error)) => return Err(unreachable(id, addr, &error)),
+        Err(BodyError::TooLong { .. }) => return Err(not_a_node(addr)),
+    };
     let found: Result<Result<PeerIdentity, ApiError>, _> = serde_json::from_slice(&body);
     match found {
         Ok(Ok(identity)) if identity.node_id == id => Ok(identity),
@@ -185,10 +194,13 @@ pub async fn identify(app: &ExampleApp, id: NodeId, addr: &str) -> Result<PeerId
             let message = format!("the node at {addr} is node {}, not node {id}", identity.node_id);
             Err(ApiError::Conflict(Details::not_applied(message)))
         }
-        _ => Err(ApiError::Conflict(Details::not_applied(format!(
-            "what answers at {addr} is not a node of this program"
-        )))),
+        _ => Err(not_a_node(addr)),
     }
+}
+
+/// What is reached at an address speaks another protocol.
+pub(super) fn not_a_node(addr: &str) -> ApiError {
+    ApiError::Conflict(Details::not_applied(format!("what answers at {addr} is not a node of this program")))
 }
 
 /// Asks the leader for the log id up to which a linearizable read must have applied.
@@ -199,7 +211,11 @@ pub async fn ask_read_index(app: &ExampleApp, leader_id: NodeId, leader: &Exampl
     let lost = |error: reqwest::Error| unreachable(leader_id, &leader.addr, &error);
     let answer = app.http.post(url).timeout(REQUEST_DEADLINE).body(body).send().await.map_err(lost)?;
     let succeeded = answer.status().is_success();
-    let body: Bytes = answer.bytes().await.map_err(lost)?;
+    let body: Bytes = match read_response(answer, PEER_RESPONSE_BYTES_MAX).await {
+        Ok(body) => body,
+        Err(BodyError::Broken(error)) => return Err(lost(error)),
+        Err(error) => return Err(failed(format!("the leader, node {leader_id}, cannot be asked: {error}"))),
+    };
     if !succeeded {
         return Err(match serde_json::from_slice::<Result<(), ApiError>>(&body) {
             // It led a moment ago.

@@ -21,8 +21,8 @@ use serde::de::DeserializeOwned;
 
 use super::peer;
 use super::raft::SnapshotHead;
-use crate::config::{APPEND_BYTES_PER_SECOND_MIN, SNAPSHOT_FRAME_BYTES};
-use crate::connection::{node_connections, reason_of};
+use crate::config::{APPEND_BYTES_PER_SECOND_MIN, PEER_RESPONSE_BYTES_MAX, SNAPSHOT_FRAME_BYTES};
+use crate::connection::{node_connections, read_response, reason_of};
 use crate::store::ExampleStore;
 use crate::store::codec::PayloadRecord;
 use crate::store::snapshot::SnapshotFile;
@@ -111,7 +111,14 @@ impl ExampleNetwork {
             }
         };
         let status = answer.status();
-        let body = answer.bytes().await.map_err(|error| network_error(reason_of(&error)))?;
+        let body = match read_response(answer, PEER_RESPONSE_BYTES_MAX).await {
+            Ok(body) => body,
+            Err(error) => {
+                let reason = error.to_string();
+                self.note_unreached(path, &reason);
+                return Err(network_error(reason));
+            }
+        };
         if !status.is_success() {
             let reason = refusal_of(status.as_u16(), &body);
             self.note_unreached(path, &reason);
