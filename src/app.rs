@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use openraft::ServerState;
 use openraft::alias::WatchReceiverOf;
@@ -10,7 +11,7 @@ use openraft::metrics::{RaftMetrics, RaftServerMetrics};
 use tokio::sync::{Semaphore, watch};
 
 use crate::clock::Clock;
-use crate::config::{Config, Limits};
+use crate::config::{Config, Limits, MEMBERS_ANSWER_MAX, MEMBERS_ANSWER_MIN};
 use crate::connection::node_connections;
 use crate::store::{ClusterId, ExampleStore};
 use crate::types::{ExampleNode, ExampleRaft, NodeId, TypeConfig};
@@ -36,6 +37,8 @@ pub struct ExampleApp {
     pub limits: Limits,
     /// What a leader stamps its entries with.
     pub clock: Clock,
+    /// How long voters have to answer before a membership change that needs them is rejected.
+    pub members_answer_deadline: Duration,
     // The part of the metrics that only changes with the leader or the membership.
     metrics: WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>,
     all_metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
@@ -147,6 +150,8 @@ impl ExampleApp {
             writes_waiting_max: config.max_writes_waiting,
             limits: config.limits(),
             clock: Clock::new(),
+            members_answer_deadline: Duration::from_millis(config.election_timeout_max_ms)
+                .clamp(MEMBERS_ANSWER_MIN, MEMBERS_ANSWER_MAX),
             all_metrics: raft.metrics(),
             leader_lease_ms: config.election_timeout_max_ms,
             raft,

@@ -338,6 +338,38 @@ pub struct WatchEnd {
     pub message: String,
 }
 
+/// The members of the cluster after one was removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MemberRemoved {
+    /// The number of the node that was removed.
+    pub removed: u64,
+    /// The members that are left, by their number.
+    pub members: Vec<Member>,
+}
+
+/// A member of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Member {
+    /// The node's number.
+    pub id: u64,
+    /// Whether it votes.
+    pub role: MemberRole,
+    /// Where the other nodes reach it, `host:port`.
+    pub address: String,
+}
+
+/// What a member does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MemberRole {
+    /// The voter that leads.
+    Leader,
+    /// It has a vote, and counts towards a majority.
+    Voter,
+    /// It has all data, and no vote.
+    Learner,
+}
+
 /// What the data of one node is, as a hash.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HashAnswer {

@@ -154,6 +154,16 @@ pub const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 pub const FORWARD_DEADLINE: Duration = Duration::from_secs(6);
 /// How long a change of the membership may take: a new node may need all data first.
 pub const MEMBERSHIP_DEADLINE: Duration = Duration::from_secs(60);
+/// Shortest time that voters have to answer before a membership change that needs them is rejected; otherwise it is
+/// the largest election timeout.
+pub const MEMBERS_ANSWER_MIN: Duration = Duration::from_secs(1);
+/// Longest time that voters have to answer before a membership change that needs them is rejected.
+pub const MEMBERS_ANSWER_MAX: Duration = Duration::from_secs(5);
+/// Interval between the heartbeats that ask them.
+pub const MEMBERS_PROBE_INTERVAL: Duration = Duration::from_millis(100);
+/// How many entries a voter may lack of those that were in the leader's log when a membership change was asked for.
+/// Voters that take part in commits pass while they are under load: they only need to come so far in time.
+pub const MEMBER_LAG_ENTRIES_MAX: u64 = 100;
 /// How long a client may take to send the head of a request, once there is some of it.
 pub const REQUEST_HEAD_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a client may take to send the body of a request.
@@ -743,6 +753,9 @@ mod tests {
             assert!(REFUSED_WAIT_MAX.as_millis() < LINE_WAIT_MAX.as_millis());
             assert!(STALL_MIN.as_millis() < LINE_WAIT_MAX.as_millis());
             assert!(FORWARD_DEADLINE.as_millis() > REQUEST_DEADLINE.as_millis());
+            assert!(MEMBERS_PROBE_INTERVAL.as_millis() < MEMBERS_ANSWER_MIN.as_millis());
+            assert!(MEMBERS_ANSWER_MIN.as_millis() < MEMBERS_ANSWER_MAX.as_millis());
+            assert!(MEMBERS_ANSWER_MAX.as_secs() < MEMBERSHIP_DEADLINE.as_secs());
             assert!(PEER_RESPONSE_BYTES_MAX > 16 * MESSAGE_CHARACTERS_MAX);
             assert!(6 * (PAGE_BYTES_MAX_LIMIT + VALUE_BYTES_MAX_LIMIT) / 2 * 3 < RESPONSE_BYTES_MAX);
             assert!(6 * TXN_ANSWER_BYTES_MAX + 256 * TXN_OPERATIONS_MAX_LIMIT < PASSED_ON_RESPONSE_BYTES_MAX);

@@ -69,6 +69,9 @@ pub enum ApiError {
     /// There is no such key. 404.
     #[error("{}", .0.message)]
     KeyNotFound(KeyNotFound),
+    /// There is no such member of the cluster. 404.
+    #[error("{}", .0.message)]
+    MemberNotFound(Details),
     /// The cluster's state does not allow it. 409.
     #[error("{}", .0.message)]
     Conflict(Details),
@@ -298,6 +301,7 @@ impl ApiError {
             | ApiError::MethodNotAllowed(_)
             | ApiError::RequestTimeout(_)
             | ApiError::KeyNotFound(_)
+            | ApiError::MemberNotFound(_)
             | ApiError::Conflict(_)
             | ApiError::NotAllowed(_)
             | ApiError::RevisionGone(_)
@@ -328,6 +332,7 @@ impl ApiError {
             ApiError::MethodNotAllowed(_) => "method_not_allowed",
             ApiError::RequestTimeout(_) => "request_timeout",
             ApiError::KeyNotFound(_) => "key_not_found",
+            ApiError::MemberNotFound(_) => "member_not_found",
             ApiError::Conflict(_) => "conflict",
             ApiError::NotAllowed(_) => "not_allowed",
             ApiError::RevisionGone(_) => "revision_gone",
@@ -388,7 +393,7 @@ impl ApiError {
         match self {
             ApiError::BadRequest(_) => 400,
             ApiError::Forbidden(_) => 403,
-            ApiError::NotFound(_) | ApiError::KeyNotFound(_) => 404,
+            ApiError::NotFound(_) | ApiError::KeyNotFound(_) | ApiError::MemberNotFound(_) => 404,
             ApiError::MethodNotAllowed(_) => 405,
             ApiError::RequestTimeout(_) => 408,
             ApiError::Conflict(_) | ApiError::NotAllowed(_) => 409,

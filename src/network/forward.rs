@@ -13,7 +13,7 @@ use bytes::Bytes;
 use super::parameters::IDEMPOTENCY_KEY;
 use super::{reply, v1};
 use crate::app::{ExampleApp, Exclusion, Role};
-use crate::config::{FORWARD_DEADLINE, PASSED_ON_RESPONSE_BYTES_MAX};
+use crate::config::{FORWARD_DEADLINE, MEMBERSHIP_DEADLINE, PASSED_ON_RESPONSE_BYTES_MAX};
 use crate::connection::{BodyError, read_response};
 use crate::error::{ApiError, Details, LeaderHint, Retry};
 use crate::store::ClusterId;
@@ -206,7 +206,8 @@ pub async fn pass_on(
 
 fn deadline_of(request: &HttpRequest) -> std::time::Duration {
     match request.path() {
-        "/add-learner" | "/change-membership" => crate::config::MEMBERSHIP_DEADLINE + FORWARD_DEADLINE,
+        "/add-learner" | "/change-membership" => MEMBERSHIP_DEADLINE + FORWARD_DEADLINE,
+        path if path.starts_with("/v1/cluster/members/") => MEMBERSHIP_DEADLINE + FORWARD_DEADLINE,
         _ => FORWARD_DEADLINE,
     }
 }

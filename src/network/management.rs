@@ -11,6 +11,7 @@ use openraft::raft::ClientWriteResponse;
 
 use super::api::write_error;
 use super::forward::{self, Destination};
+use super::members::{self, Wanted};
 use super::openapi::answers::{EntryAnswer, InitAnswer, InitErrors, MembershipErrors, MetricsBody, OkAnswer};
 use super::openapi::parameters::ForwardHeader;
 use super::peer;
@@ -150,7 +151,7 @@ pub async fn add_learner(
         wait_for_data(&app, id, response.log_id).await?;
         Ok(response)
     };
-    on_leader(&app, &request, body, change).await
+    on_leader(&app, &request, body, change, ok).await
 }
 
 /// Waits until a learner has all that was in the log when it was taken in.
@@ -164,9 +165,17 @@ async fn wait_for_data(app: &ExampleApp, id: NodeId, log_id: LogId) -> Result<()
     };
     let own = app.id;
     let wait = app.raft.wait(Some(MEMBERSHIP_DEADLINE));
-    let done = |metrics: &RaftMetrics<TypeConfig>| matched(metrics) || metrics.current_leader != Some(own);
+    let removed = |metrics: &RaftMetrics<TypeConfig>| {
+        metrics.membership_config.membership().get_node(&id).is_none()
+            && *metrics.membership_config.log_id() > Some(log_id)
+    };
+    let done =
+        |metrics: &RaftMetrics<TypeConfig>| matched(metrics) || removed(metrics) || metrics.current_leader != Some(own);
     match wait.metrics(done, "the learner has the data").await {
         Ok(metrics) if matched(&metrics) => Ok(()),
+        Ok(metrics) if removed(&metrics) => Err(ApiError::OutcomeUnknown(Details::unknown(
+            "the node was added, and removed again before it had all data",
+        ))),
         Ok(_) => Err(ApiError::OutcomeUnknown(Details::unknown(
             "the leader changed meanwhile: the node is a learner, or is not; look at /metrics",
         ))),
@@ -178,7 +187,8 @@ async fn wait_for_data(app: &ExampleApp, id: NodeId, log_id: LogId) -> Result<()
 
 /// Makes these nodes the voters.
 ///
-/// Voters that are not listed leave the cluster.
+/// Voters that are not listed leave the cluster. Rejected with 409 unless a majority of these voters, and of the current
+/// ones, answers and is caught up.
 #[utoipa::path(
     post,
     path = "/change-membership",
@@ -225,9 +235,9 @@ pub async fn change_membership(
             format!("a cluster needs a voter; expected {CHANGE_MEMBERSHIP_BODY}"),
         ));
     }
-    let raft = app.raft.clone();
-    let change = async move { raft.change_membership(ids, false).await.map_err(|error| write_error(&error)) };
-    on_leader(&app, &request, body, change).await
+    let leader = app.clone();
+    let change = async move { members::change(&leader, &Wanted::Voters(ids)).await };
+    on_leader(&app, &request, body, change, ok).await
 }
 
 /// Says what this node knows of itself and of the cluster.
@@ -246,11 +256,12 @@ pub async fn metrics(app: web::Data<ExampleApp>) -> HttpResponse {
 }
 
 /// Changes the membership here if this node leads, else has the leader do it.
-async fn on_leader(
+pub(super) async fn on_leader(
     app: &ExampleApp,
     request: &HttpRequest,
     body: Bytes,
     change: impl Future<Output = Result<ClientWriteResponse<TypeConfig>, ApiError>> + Send + 'static,
+    answer: impl FnOnce(&ClientWriteResponse<TypeConfig>) -> HttpResponse,
 ) -> Result<HttpResponse, ApiError> {
     match forward::destination(app, request.headers())? {
         Destination::Here => {
@@ -258,7 +269,7 @@ async fn on_leader(
             // between them when the caller goes or the deadline passes.
             let change = tokio::spawn(change);
             match tokio::time::timeout(MEMBERSHIP_DEADLINE, change).await {
-                Ok(Ok(result)) => result.map(|response| ok(&response)),
+                Ok(Ok(result)) => result.map(|response| answer(&response)),
                 Ok(Err(_)) | Err(_) => Err(membership_unknown()),
             }
         }
@@ -319,11 +330,12 @@ fn check_same_node(app: &ExampleApp, id: NodeId, node: &ExampleNode) -> Result<(
         Some(member) if member.incarnation != node.incarnation => format!(
             "node {id} is a member, and what is at {node} has another data directory: \
              give this one a new number, add it under that, and put it in the place of node {id} with \
-             POST /change-membership"
+             POST /change-membership; or remove node {id} first, with DELETE /v1/cluster/members/{id}"
         ),
         Some(member) if member.addr != node.addr => format!(
             "node {id} is a member at {member}: to move it to {node}, add a node there with a new number \
-             and an empty data directory, and put it in the place of node {id} with POST /change-membership"
+             and an empty data directory, and put it in the place of node {id} with POST /change-membership; \
+             or remove it first, with DELETE /v1/cluster/members/{id}"
         ),
         _ => return Ok(()),
     };

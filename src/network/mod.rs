@@ -15,6 +15,7 @@ mod line;
 pub mod list;
 pub mod listener;
 pub mod management;
+pub mod members;
 pub mod openapi;
 pub mod parameters;
 pub mod peer;
@@ -111,6 +112,14 @@ pub fn table() -> Vec<Entry> {
                 web::resource("/v1/cluster/hash")
                     .route(web::get().to(cluster_hash::cluster_hash))
                     .default_service(web::to(v1::only_get)),
+            ),
+        },
+        Entry {
+            operations: vec![("delete", "/v1/cluster/members/{id}")],
+            service: Service::Resource(
+                web::resource("/v1/cluster/members/{id}")
+                    .route(web::delete().to(members::remove_member))
+                    .default_service(web::to(v1::only_delete)),
             ),
         },
         // For the other nodes.

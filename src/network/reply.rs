@@ -163,13 +163,14 @@ pub async fn unknown_route(app: web::Data<ExampleApp>, request: HttpRequest) -> 
     let path = request.path();
     if path == "/v1" || path.starts_with("/v1/") {
         let message = format!(
-            "there is no route {path}; there are /v1/kv, /v1/kv/<key>, /v1/txn, /v1/watch and /v1/cluster/hash"
+            "there is no route {path}; there are /v1/kv, /v1/kv/<key>, /v1/txn, /v1/watch, /v1/cluster/hash and \
+             /v1/cluster/members/<id>"
         );
         return v1::answer(&app, Err(ApiError::NotFound(Details::not_applied(message))));
     }
     let message = format!(
-        "there is no route {path}; there are /v1/kv, /v1/kv/<key>, /v1/txn, /v1/watch, /v1/cluster/hash, POST /write, \
-         /read, /consistent_read, /init, /add-learner, /change-membership, and GET /metrics; GET /docs describes them"
+        "there is no route {path}; there are /v1/kv, /v1/kv/<key>, /v1/txn, /v1/watch, /v1/cluster/hash, \
+         /v1/cluster/members/<id>, POST /write, /read, /consistent_read, /init, /add-learner, /change-membership, and GET /metrics; GET /docs describes them"
     );
     ApiError::NotFound(Details::not_applied(message)).error_response()
 }

@@ -199,6 +199,11 @@ pub async fn only_get(app: web::Data<ExampleApp>, request: HttpRequest) -> HttpR
     wrong_method(&app, &request, "GET")
 }
 
+/// For a method that a `DELETE` route does not take.
+pub async fn only_delete(app: web::Data<ExampleApp>, request: HttpRequest) -> HttpResponse {
+    wrong_method(&app, &request, "DELETE")
+}
+
 /// For a method that a `POST` route does not take.
 pub async fn only_post(app: web::Data<ExampleApp>, request: HttpRequest) -> HttpResponse {
     wrong_method(&app, &request, "POST")

@@ -13,6 +13,7 @@
 //! | [`outcomes`] | what is known when a request fails half-way |
 //! | [`overload`] | who is refused when more comes than a node can do |
 //! | [`connections`] | what do clients that are slow, or too many, take from others |
+//! | [`members`] | which membership changes are rejected before they do harm, and who is removed |
 //! | [`membership`] | who belongs to the cluster, and who is kept out |
 //! | [`replace`] | what becomes of a node that lost its disk |
 //! | [`watchers`] | do a thousand watches see every change once |
@@ -49,6 +50,7 @@ mod idempotency;
 mod kv;
 mod list;
 mod logging;
+mod members;
 mod membership;
 mod openapi;
 mod outcomes;

@@ -191,6 +191,8 @@ errors_of! {
     InitErrors: Original [400, 408, 409, 413, 503, 504];
     /// Errors of changing who belongs to the cluster.
     MembershipErrors: Original [400, 408, 409, 413, 421, 503, 504];
+    /// Errors of changing one member.
+    MemberErrors: V1 [400, 404, 409, 421, 503, 504];
 }
 
 /// Adds what all routes share: the errors, and the headers of every answer.
@@ -235,7 +237,7 @@ fn success_headers(is_write: bool) -> impl Iterator<Item = (String, Header)> {
 const ERROR_STATUSES: &[(u16, &str)] = &[
     (400, "The request is not what the route takes."),
     (403, "The request comes from a web page that may not use this node."),
-    (404, "There is no such key."),
+    (404, "There is no such key, or no such member."),
     (408, "The body did not arrive in time."),
     (409, "The state of the cluster does not allow it."),
     (410, "The revision is no longer kept, or the node has gone on from the index."),
@@ -310,6 +312,7 @@ fn examples() -> Vec<ApiError> {
         parameters::invalid("limit", "is a whole number from 1 to 1000"),
         ApiError::Forbidden(details("pages from the origin \"https://other.example\" may not use this node")),
         v1::key_not_found(4),
+        ApiError::MemberNotFound(details("node 9 is not a member of the cluster")),
         ApiError::RequestTimeout(details("the body did not arrive within 10 seconds")),
         ApiError::Conflict(details("node 2 at 127.0.0.1:21002 belongs to a cluster already")),
         ApiError::NotAllowed(NotAllowed {

@@ -18,6 +18,15 @@ pub struct KeyInPath {
     pub key: String,
 }
 
+/// The member in the path.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+pub struct MemberInPath {
+    /// The node's number.
+    #[param(pattern = "^[1-9][0-9]{0,18}$", example = "3")]
+    pub id: String,
+}
+
 /// Something that is given alone, as `?raw`, or said to be `true` or `false`.
 pub struct Flag;
 

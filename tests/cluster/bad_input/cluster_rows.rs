@@ -1,4 +1,4 @@
-//! `/v1/cluster/hash`.
+//! `/v1/cluster/hash` and `/v1/cluster/members`.
 
 use reqwest::Method;
 
@@ -26,5 +26,58 @@ pub fn rows() -> Vec<Row> {
         rows.push(hash(&format!("applied={index}"), "an index that is over").gives_v1(410, "applied_passed"));
     }
     rows.push(hash("", "a body where none is taken").body(MARKER).gives_v1(400, "unexpected_body"));
+    rows.extend(member_rows());
+    rows
+}
+
+fn member_rows() -> Vec<Row> {
+    let member = |id: &str, what: &str| Row::bare(Method::DELETE, &format!("/v1/cluster/members/{id}"), what);
+    let mut rows = Vec::new();
+    for id in [
+        "0",
+        "00",
+        "01",
+        "-1",
+        "+1",
+        "%2B1",
+        "1e0",
+        "1.0",
+        "0x1",
+        "one",
+        "1,2",
+        "%5B1%5D",
+        "%221%22",
+        "%20",
+        "1%20",
+        "1%00",
+        "18446744073709551616",
+        "99999999999999999999999999",
+        MARKER,
+        "%ff",
+        "%zz",
+        "%F0%9F%98%80",
+        "1%2F2",
+        "..%2f1",
+    ] {
+        rows.push(member(id, "a bad number of a node").gives_v1(400, "invalid_node_id").naming(&["number"]));
+    }
+    for id in ["77", "18446744073709551615"] {
+        rows.push(member(id, "a node that is not a member").gives_v1(404, "member_not_found"));
+    }
+    for query in ["force", "dry_run", "id=1", "Force=true"] {
+        rows.push(member(&format!("77?{query}"), "an unknown parameter").gives_v1(400, "unknown_parameter"));
+    }
+    rows.push(member("77", "a body where none is taken").body(MARKER).gives_v1(400, "unexpected_body"));
+    for path in ["/v1/cluster/members", "/v1/cluster/members/", "/v1/cluster/members/77/", "/v1/cluster/members/77/x"] {
+        for method in [Method::DELETE, Method::GET, Method::POST] {
+            rows.push(Row::bare(method, path, "no such route").gives_v1(404, "no_such_route"));
+        }
+    }
+    for method in [Method::GET, Method::PUT, Method::POST, Method::PATCH, Method::OPTIONS] {
+        rows.push(
+            Row { allow: Some("DELETE"), ..Row::bare(method, "/v1/cluster/members/77", "the wrong method") }
+                .gives_v1(405, "method_not_allowed"),
+        );
+    }
     rows
 }

@@ -8,6 +8,7 @@ mod links;
 mod node;
 mod peer;
 mod process;
+mod stand_in;
 mod v1;
 mod writers;
 
@@ -19,5 +20,6 @@ pub use links::Links;
 pub use node::{TestNode, files_below};
 pub use peer::{envelope, identity_of};
 pub use process::{BINARY, Ended, command, free_port, raise_open_files, run, send_signal};
+pub use stand_in::{StandIn, respond};
 pub use v1::{Random, path_of};
 pub use writers::Writers;

@@ -181,8 +181,17 @@ impl TestNode {
 
     /// How much memory the process has now, in KiB.
     pub fn memory_kib(&self) -> usize {
+        self.memory("VmRSS:")
+    }
+
+    /// How much memory the process had at most, in KiB.
+    pub fn memory_peak_kib(&self) -> usize {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, name: &str) -> usize {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 

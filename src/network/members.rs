@@ -1,0 +1,291 @@
+//! Whether a membership change may be proposed, and `DELETE /v1/cluster/members/{id}`.
+//!
+//! openraft proposes every change that it is given. One to voters that are down cannot be committed, and takes the old
+//! majority with it: from the moment when a leader appends the joint configuration it needs both. So the leader judges
+//! first, by heartbeats that it sends for this purpose: of each set of voters that the change needs, a majority must
+//! answer and must have the log. A node that dies between the judgement and the commit is not noticed by it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use actix_web::http::StatusCode;
+use actix_web::{HttpRequest, HttpResponse, web};
+use bytes::Bytes;
+use openraft::alias::InstantOf;
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{ClientWriteError, PreconditionFailed, RaftError};
+use openraft::metrics::RaftMetrics;
+use openraft::raft::{ClientWriteResponse, Precondition};
+use openraft::{ChangeMembers, Instant, ServerState};
+
+use super::api::write_error;
+use super::forward::{no_leader, stopping};
+use super::kv::refuse_body;
+use super::management::on_leader;
+use super::openapi::answers::MemberErrors;
+use super::openapi::parameters::{ForwardHeader, MemberInPath};
+use super::parameters::Parameters;
+use super::v1::{self, json_answer};
+use crate::app::ExampleApp;
+use crate::body::{Member, MemberRemoved, MemberRole};
+use crate::config::{MEMBER_LAG_ENTRIES_MAX, MEMBERS_PROBE_INTERVAL};
+use crate::error::{ApiError, Details, Retry};
+use crate::types::{ExampleNode, LogId, NodeId, TypeConfig};
+
+type Metrics = RaftMetrics<TypeConfig>;
+
+/// The membership that is asked for.
+#[derive(Clone, Debug)]
+pub enum Wanted {
+    /// These voters; voters that are not among them leave.
+    Voters(BTreeSet<NodeId>),
+    /// The current members without this one.
+    Without(NodeId),
+}
+
+/// A change as it is proposed.
+struct Plan {
+    change: ChangeMembers<NodeId, ExampleNode>,
+    voters: BTreeSet<NodeId>,
+    /// Where the membership stands that it was judged on.
+    based_on: Option<LogId>,
+}
+
+/// Changes the membership, as leader, unless that would leave no majority that answers and has the log.
+pub async fn change(app: &ExampleApp, wanted: &Wanted) -> Result<ClientWriteResponse<TypeConfig>, ApiError> {
+    let Plan { change, based_on, .. } = judge(app, wanted).await?;
+    let unchanged = Precondition::LastMembershipLogId { last_membership_log_id: based_on };
+    app.raft.change_membership_if(change, false, [unchanged]).await.map_err(|error| match &error {
+        RaftError::APIError(ClientWriteError::PreconditionFailed(
+            PreconditionFailed::LastMembershipLogIdMismatch { expected, .. },
+        )) if *expected == based_on => ApiError::Conflict(Details::not_applied(
+            "another membership change was made meanwhile: look at /metrics, and ask again if need be",
+        )),
+        _ => write_error(&error),
+    })
+}
+
+/// Waits until the voters that a change needs have answered, for [`ExampleApp::members_answer_deadline`] at most.
+async fn judge(app: &ExampleApp, wanted: &Wanted) -> Result<Plan, ApiError> {
+    let asked_at = InstantOf::<TypeConfig>::now();
+    let log_end = app.raft.metrics().borrow_watched().last_log_index.unwrap_or_default();
+    let judge = |metrics: &Metrics| Judgement { app, metrics, asked_at, log_end }.of(wanted);
+    loop {
+        app.raft.trigger().heartbeat().await.map_err(|_| stopping())?;
+        let wait = app.raft.wait(Some(MEMBERS_PROBE_INTERVAL));
+        let decided = |metrics: &Metrics| !matches!(judge(metrics), Verdict::NotYet(_));
+        let metrics = match wait.metrics(decided, "the voters answer").await {
+            Ok(metrics) => metrics,
+            Err(_) => app.raft.metrics().borrow_watched().clone(),
+        };
+        match judge(&metrics) {
+            Verdict::Ready(plan) => return Ok(plan),
+            Verdict::Rejected(error) => return Err(error),
+            Verdict::NotYet(error) if asked_at.elapsed() >= app.members_answer_deadline => return Err(error),
+            Verdict::NotYet(_) => {}
+        }
+    }
+}
+
+enum Verdict {
+    Ready(Plan),
+    Rejected(ApiError),
+    /// The error if nothing more comes.
+    NotYet(ApiError),
+}
+
+/// What a leader knows of the members, and since when that counts.
+struct Judgement<'a> {
+    app: &'a ExampleApp,
+    metrics: &'a Metrics,
+    /// Answers to what was sent before do not count.
+    asked_at: InstantOf<TypeConfig>,
+    /// The last index of the log at that time.
+    log_end: u64,
+}
+
+impl Judgement<'_> {
+    fn of(&self, wanted: &Wanted) -> Verdict {
+        if self.metrics.state != ServerState::Leader {
+            return Verdict::Rejected(no_leader(self.app));
+        }
+        let membership = self.metrics.membership_config.membership();
+        let current = membership.get_joint_config();
+        // Only a leader that a majority confirms knows who is a member.
+        if !current.iter().all(|voters| is_majority(voters, |id| self.answers(id))) {
+            let message = "too few nodes can be reached to confirm that this one still leads";
+            return Verdict::NotYet(ApiError::Unreachable(Retry::soon(message)));
+        }
+        let plan = match self.plan(wanted) {
+            Ok(plan) => plan,
+            Err(error) => return Verdict::Rejected(error),
+        };
+        let named = current.iter().map(|voters| ("current", voters)).chain([("new", &plan.voters)]);
+        for (which, voters) in named {
+            if !is_majority(voters, |id| self.answers(id) && self.lag(id).is_some_and(is_small)) {
+                let message = self.refusal(which, voters);
+                return Verdict::NotYet(ApiError::Conflict(Details::not_applied(message)));
+            }
+        }
+        Verdict::Ready(plan)
+    }
+
+    fn plan(&self, wanted: &Wanted) -> Result<Plan, ApiError> {
+        let membership = self.metrics.membership_config.membership();
+        let based_on = *self.metrics.membership_config.log_id();
+        let refused = |message: String| Err(ApiError::Conflict(Details::not_applied(message)));
+        match wanted {
+            Wanted::Voters(voters) => {
+                if let Some(id) = voters.iter().find(|id| membership.get_node(id).is_none()) {
+                    return refused(format!("node {id} is not a member: add it with POST /add-learner first"));
+                }
+                let change = ChangeMembers::ReplaceAllVoters(voters.clone());
+                Ok(Plan { change, voters: voters.clone(), based_on })
+            }
+            Wanted::Without(id) => {
+                if membership.get_node(id).is_none() {
+                    let message = format!("node {id} is not a member of the cluster");
+                    return Err(ApiError::MemberNotFound(Details::not_applied(message)));
+                }
+                let voters = membership.get_joint_config().last().cloned().unwrap_or_default();
+                let left: BTreeSet<NodeId> = voters.into_iter().filter(|voter| voter != id).collect();
+                if left.is_empty() {
+                    return refused(format!("node {id} is the only voter, and a cluster needs one"));
+                }
+                let one = BTreeSet::from([*id]);
+                let votes = membership.voter_ids().any(|voter| voter == *id);
+                let change = if votes { ChangeMembers::RemoveVoters(one) } else { ChangeMembers::RemoveNodes(one) };
+                Ok(Plan { change, voters: left, based_on })
+            }
+        }
+    }
+
+    /// Whether a node has answered since the change was asked for.
+    fn answers(&self, id: NodeId) -> bool {
+        id == self.app.id || self.last_answer(id).is_some_and(|answered_at| answered_at >= self.asked_at)
+    }
+
+    /// When the last request was sent that a node has answered.
+    fn last_answer(&self, id: NodeId) -> Option<InstantOf<TypeConfig>> {
+        let heartbeats = self.metrics.heartbeat.as_ref()?;
+        heartbeats.get(&id).copied().flatten().map(|answered| answered.into_inner())
+    }
+
+    /// How many entries a node lacks of those that were in the log; `None` if nothing is known of its log.
+    fn lag(&self, id: NodeId) -> Option<u64> {
+        if id == self.app.id {
+            return Some(0);
+        }
+        let matched = self.metrics.replication.as_ref()?.get(&id).copied().flatten()?;
+        Some(self.log_end.saturating_sub(matched.index))
+    }
+
+    /// Who is missing from a majority of these voters, and why.
+    fn refusal(&self, which: &str, voters: &BTreeSet<NodeId>) -> String {
+        let faults: Vec<String> = voters.iter().filter_map(|id| self.fault_of(*id)).collect();
+        let (needed, ready) = (voters.len() / 2 + 1, voters.len() - faults.len());
+        let listed: Vec<String> = voters.iter().map(NodeId::to_string).collect();
+        format!(
+            "the change was not proposed: {needed} of the {which} voters [{}] must answer and be caught up, and {ready} \
+             {}: {}",
+            listed.join(", "),
+            if ready == 1 { "does" } else { "do" },
+            faults.join("; "),
+        )
+    }
+
+    fn fault_of(&self, id: NodeId) -> Option<String> {
+        if !self.answers(id) {
+            return Some(match self.last_answer(id) {
+                Some(answered_at) => format!("node {id} has not answered for {}", seconds(answered_at.elapsed())),
+                None => format!("node {id} has not answered this leader yet"),
+            });
+        }
+        match self.lag(id) {
+            Some(lag) if is_small(lag) => None,
+            Some(lag) => Some(format!("node {id} answers, and is {lag} entries behind")),
+            None => {
+                Some(format!("node {id} answers, and has not received any of the {} entries yet", self.log_end + 1))
+            }
+        }
+    }
+}
+
+fn is_small(lag: u64) -> bool {
+    lag <= MEMBER_LAG_ENTRIES_MAX
+}
+
+fn is_majority(voters: &BTreeSet<NodeId>, counts: impl Fn(NodeId) -> bool) -> bool {
+    2 * voters.iter().filter(|id| counts(**id)).count() > voters.len()
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{:.1} s", duration.as_secs_f64())
+}
+
+/// Removes a member, also one that is down.
+///
+/// A learner or a voter, also the leader. Rejected with 409 if too few of the voters that are left answer and are caught
+/// up. The removed number may be used again, with another data directory.
+#[utoipa::path(
+    delete,
+    path = "/v1/cluster/members/{id}",
+    operation_id = "remove_member",
+    tag = "The cluster",
+    params(MemberInPath, ForwardHeader),
+    responses(
+        (
+            status = 200,
+            description = "The node is no longer a member.",
+            body = MemberRemoved,
+            example = json!({
+                "removed": 3,
+                "members": [
+                    {"id": 1, "role": "leader", "address": "127.0.0.1:21001"},
+                    {"id": 2, "role": "voter", "address": "127.0.0.1:21002"}
+                ]
+            }),
+        ),
+        MemberErrors,
+    ),
+)]
+pub async fn remove_member(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
+    v1::answer(&app, remove(&app, &request, payload).await)
+}
+
+async fn remove(
+    app: &web::Data<ExampleApp>,
+    request: &HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, ApiError> {
+    refuse_body(app, request, payload)?;
+    Parameters::of(request, &[])?;
+    let id = node_id_from(request.match_info().query("id"))?;
+    let leader = app.clone();
+    let change = async move { change(&leader, &Wanted::Without(id)).await };
+    let leader_id = app.id;
+    on_leader(app, request, Bytes::new(), change, |response| {
+        let members = members_after(response, leader_id);
+        json_answer(StatusCode::OK, &MemberRemoved { removed: id, members })
+    })
+    .await
+}
+
+/// Digits as they are written: one number has one path.
+pub(crate) fn node_id_from(text: &str) -> Result<NodeId, ApiError> {
+    let id = text.parse().ok().filter(|id: &NodeId| *id > 0 && id.to_string() == text);
+    let message = format!("a node's number is an integer from 1 to {}, without sign or leading zeros", NodeId::MAX);
+    id.ok_or_else(|| ApiError::bad_request("invalid_node_id", message))
+}
+
+fn members_after(response: &ClientWriteResponse<TypeConfig>, leader_id: NodeId) -> Vec<Member> {
+    let Some(membership) = &response.membership else { return Vec::new() };
+    let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
+    let role_of = |id| match voters.contains(&id) {
+        true if id == leader_id => MemberRole::Leader,
+        true => MemberRole::Voter,
+        false => MemberRole::Learner,
+    };
+    let members = membership.nodes();
+    members.map(|(id, node)| Member { id: *id, role: role_of(*id), address: node.addr.clone() }).collect()
+}

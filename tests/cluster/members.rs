@@ -1,0 +1,388 @@
+//! Membership changes that would do harm are rejected, and members are removed, also dead ones.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write;
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join;
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
+use raft_key_value::network::peer::Envelope;
+use raft_key_value::{NodeId, TypeConfig};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::harness::{Answer, CALM, CALM_BUT_QUICK, DEADLINE, StandIn, TestCluster, eventually, respond};
+
+const ALL: [NodeId; 3] = [1, 2, 3];
+
+fn others(id: NodeId) -> Vec<NodeId> {
+    ALL.into_iter().filter(|other| *other != id).collect()
+}
+
+async fn add_learner(cluster: &mut TestCluster, asked: NodeId, id: NodeId) {
+    cluster.add_node(id).await;
+    cluster.post(asked, "/add-learner", json!([id, cluster.addr(id)]).to_string()).await.ok().unwrap();
+}
+
+async fn change(cluster: &TestCluster, asked: NodeId, voters: &[NodeId]) -> Answer {
+    cluster.post(asked, "/change-membership", json!(voters).to_string()).await
+}
+
+/// Asks for a change that must be rejected before it is proposed, and for what it names.
+async fn assert_rejected(cluster: &TestCluster, asked: NodeId, voters: &[NodeId], named: &[&str]) {
+    let before = cluster.metrics(asked).await;
+    let answer = change(cluster, asked, voters).await;
+    let fields = answer.assert_error(409, "Conflict", "not_applied");
+    let message = fields["message"].as_str().unwrap();
+    for name in named {
+        assert!(message.contains(name), "{name:?} is not in {message:?}");
+    }
+    let after = cluster.metrics(asked).await;
+    assert_eq!(after.membership_config, before.membership_config, "{voters:?}: {message}");
+    cluster.write(asked, "k", &format!("after {voters:?}")).await;
+}
+
+async fn remove(cluster: &TestCluster, asked: NodeId, id: NodeId) -> Answer {
+    cluster.v1(asked, Method::DELETE, &format!("/v1/cluster/members/{id}"), &[], "").await
+}
+
+/// The numbers and roles in the answer to a removal.
+fn roles(answer: &Value) -> Vec<(u64, &str)> {
+    let members = answer["members"].as_array().unwrap();
+    members.iter().map(|member| (member["id"].as_u64().unwrap(), member["role"].as_str().unwrap())).collect()
+}
+
+/// Voters that are down are not made a majority: the change is rejected before it is proposed, and names them.
+///
+/// Method: three voters and two learners that were killed; changes to every kind of majority that cannot be, through
+/// the leader and a follower; after each the membership is what it was and writes go on. What needs none of the dead
+/// is done.
+#[tokio::test]
+async fn a_change_to_dead_voters_is_rejected() {
+    let mut cluster = TestCluster::form("dead-learners", &ALL, CALM_BUT_QUICK).await;
+    let leader = cluster.leader_of(&ALL).await;
+    for id in [4, 5] {
+        add_learner(&mut cluster, leader, id).await;
+    }
+    for id in [4, 5] {
+        cluster.kill(id);
+    }
+    for asked in [leader, others(leader)[0]] {
+        assert_rejected(&cluster, asked, &[1, 4, 5], &["new voters [1, 4, 5]", "node 4", "node 5", "not answered"])
+            .await;
+    }
+    for voters in [&[4_u64] as &[u64], &[4, 5], &[2, 4], &[1, 2, 4, 5]] {
+        assert_rejected(&cluster, leader, voters, &["node 4", "not answered"]).await;
+    }
+    let fields = change(&cluster, leader, &[1, 2, 3, 77]).await.assert_error(409, "Conflict", "not_applied");
+    assert!(fields["message"].as_str().unwrap().contains("node 77 is not a member"), "{fields}");
+    // A majority of these is alive.
+    change(&cluster, leader, &[1, 2, 3, 4]).await.ok().unwrap();
+    change(&cluster, leader, &ALL).await.ok().unwrap();
+    cluster.membership_is(&ALL, &ALL, &[5]).await;
+    cluster.write(leader, "k", "v").await;
+}
+
+/// A node alone does not take a dead learner as a voter, also right after it was started again.
+#[tokio::test]
+async fn a_single_node_takes_no_dead_voter() {
+    let mut cluster = TestCluster::form("single-dead", &[1], &[]).await;
+    add_learner(&mut cluster, 1, 2).await;
+    cluster.kill(2);
+    assert_rejected(&cluster, 1, &[1, 2], &["node 2"]).await;
+    assert_rejected(&cluster, 1, &[2], &["node 2"]).await;
+    cluster.kill(1);
+    cluster.restart(1).await;
+    cluster.leader_of(&[1]).await;
+    cluster.write(1, "k", "v").await;
+    assert_rejected(&cluster, 1, &[1, 2], &["node 2"]).await;
+    cluster.restart(2).await;
+    // It answers as soon as it is there.
+    eventually("node 2 is a voter", DEADLINE, async || change(&cluster, 1, &[1, 2]).await.ok()).await;
+    cluster.membership_is(&[1, 2], &[1, 2], &[]).await;
+}
+
+/// A change that leaves a dead or a paused voter in a majority is rejected; one that only removes it is done.
+///
+/// Method: stop a follower by SIGSTOP and by SIGKILL; ask for the two voters of which it is one, for the two others,
+/// and for the leader to leave it alone with a third.
+#[tokio::test]
+async fn a_change_that_only_removes_the_dead_is_done() {
+    for paused in [true, false] {
+        let mut cluster = TestCluster::form("removes-dead", &ALL, CALM_BUT_QUICK).await;
+        let leader = cluster.leader_of(&ALL).await;
+        let (alive, dead) = (others(leader)[0], others(leader)[1]);
+        if paused {
+            cluster.node(dead).pause();
+        } else {
+            cluster.kill(dead);
+        }
+        let named = format!("node {dead} has not answered");
+        assert_rejected(&cluster, leader, &[leader, dead], &[&named]).await;
+        assert_rejected(&cluster, alive, &[alive, dead], &[&named]).await;
+        let answer = remove(&cluster, alive, alive).await;
+        let message = answer.refused(409, "conflict")["message"].take();
+        assert!(message.as_str().unwrap().contains(&named), "{message}");
+        change(&cluster, leader, &[leader, alive]).await.ok().unwrap();
+        cluster.membership_is(&[leader, alive], &[leader, alive], &[]).await;
+        if paused {
+            cluster.node(dead).resume();
+        }
+        cluster.write(alive, "k", "v").await;
+    }
+}
+
+/// However seldom heartbeats are sent, the voters are asked at once.
+///
+/// Method: a heartbeat each 20 s; a change that needs a paused follower is rejected within 10 s, and done after the
+/// follower goes on.
+#[tokio::test]
+async fn slow_heartbeats_do_not_delay_the_judgement() {
+    const SLOW: &[&str] = &[
+        "--heartbeat-interval-ms",
+        "20000",
+        "--election-timeout-min-ms",
+        "45000",
+        "--election-timeout-max-ms",
+        "60000",
+    ];
+    let cluster = TestCluster::form("slow-heartbeats", &ALL, SLOW).await;
+    let leader = cluster.leader_of(&ALL).await;
+    let paused = others(leader)[0];
+    change(&cluster, leader, &ALL).await.ok().unwrap();
+    cluster.node(paused).pause();
+    let asked_at = Instant::now();
+    assert_rejected(&cluster, leader, &[leader, paused], &[&format!("node {paused} has not answered")]).await;
+    assert!(asked_at.elapsed() < Duration::from_secs(10), "{:?}", asked_at.elapsed());
+    cluster.node(paused).resume();
+    change(&cluster, leader, &[leader, paused]).await.ok().unwrap();
+}
+
+/// A leader that was just elected knows nothing of the others yet, and asks them before it judges.
+///
+/// Method: kill the leader; the first answer of the new one that is no 503 is a success.
+#[tokio::test]
+async fn a_new_leader_asks_before_it_judges() {
+    let mut cluster = TestCluster::form("new-leader", &ALL, &[]).await;
+    let leader = cluster.leader_of(&ALL).await;
+    cluster.kill(leader);
+    let rest = others(leader);
+    let answer = eventually("a new leader answers", DEADLINE, async || {
+        let answer = change(&cluster, rest[0], &rest).await;
+        if answer.status == 503 || answer.status == 504 { Err(answer.text()) } else { Ok(answer) }
+    })
+    .await;
+    answer.ok().unwrap();
+    cluster.membership_is(&rest, &rest, &[]).await;
+}
+
+/// A learner that answers heartbeats and lacks the log is no voter that counts; the message says how far it is behind.
+///
+/// Method: a stand-in for node 9 that answers heartbeats and leaves every append with entries unanswered.
+#[tokio::test]
+async fn a_learner_that_lags_is_not_made_a_voter() {
+    let cluster = TestCluster::form("lagging", &[1], CALM).await;
+    cluster.write_many(1, "k", 300).await;
+    let stand_in = StandIn::start(|path, body, stream| match path {
+        "/raft-identity" => respond(stream, "200 OK", br#"{"Ok":{"node_id":9,"cluster_id":null,"incarnation":5}}"#),
+        "/raft-append" => {
+            let sent: Envelope<AppendEntriesRequest<TypeConfig>> = rmp_serde::from_slice(body).unwrap();
+            if sent.rpc.entries.is_empty() {
+                let success = AppendEntriesResponse::<TypeConfig>::Success;
+                respond(stream, "200 OK", &rmp_serde::to_vec_named(&success).unwrap());
+            }
+        }
+        _ => respond(stream, "503 Service Unavailable", b""),
+    });
+    let (http, addr) = (cluster.http().clone(), cluster.addr(1).to_owned());
+    let body = json!([9, stand_in.addr]).to_string();
+    let adding = tokio::spawn(async move { http.post(&addr, "/add-learner", body).await.unwrap() });
+    cluster.membership_is(&[1], &[1], &[9]).await;
+    assert_rejected(&cluster, 1, &[1, 9], &["node 9 answers", "entries"]).await;
+    assert_rejected(&cluster, 1, &[9], &["node 9 answers", "entries"]).await;
+    remove(&cluster, 1, 9).await.done();
+    // Nobody waits any more for what does not come.
+    let answer = adding.await.unwrap();
+    answer.assert_error(504, "OutcomeUnknown", "unknown");
+}
+
+/// A member is removed whether it is alive or not, learner, voter or leader, through any node.
+///
+/// Method: five voters and two learners; remove a learner that is dead, one that is alive, a voter that is dead, a
+/// voter that is alive, each through another node, and the leader through itself; remove each again.
+#[tokio::test]
+async fn members_are_removed() {
+    let mut cluster = TestCluster::form("remove", &[1, 2, 3, 4, 5], CALM_BUT_QUICK).await;
+    let leader = cluster.leader_of(&[1, 2, 3, 4, 5]).await;
+    for id in [6, 7] {
+        add_learner(&mut cluster, leader, id).await;
+    }
+    let rest: Vec<NodeId> = (1..=5).filter(|id| *id != leader).collect();
+    cluster.kill(6);
+    cluster.kill(rest[0]);
+    let removals = [(6, leader), (7, rest[1]), (rest[0], rest[2]), (rest[1], rest[1])];
+    let mut left: BTreeSet<NodeId> = (1..=7).collect();
+    for (removed, asked) in removals {
+        let answer = remove(&cluster, asked, removed).await.done();
+        left.remove(&removed);
+        assert_eq!(answer["removed"], removed);
+        let expected: Vec<(u64, &str)> = left
+            .iter()
+            .map(|id| {
+                (
+                    *id,
+                    if *id > 5 {
+                        "learner"
+                    } else if *id == leader {
+                        "leader"
+                    } else {
+                        "voter"
+                    },
+                )
+            })
+            .collect();
+        assert_eq!(roles(&answer), expected, "{answer}");
+        let leader_member = answer["members"].as_array().unwrap().iter().find(|member| member["id"] == leader);
+        assert_eq!(leader_member.unwrap()["address"], cluster.addr(leader));
+        let fields = remove(&cluster, leader, removed).await.refused(404, "member_not_found");
+        assert!(fields["message"].as_str().unwrap().contains(&format!("node {removed} ")), "{fields}");
+    }
+    let answer = remove(&cluster, leader, leader).await.done();
+    assert_eq!(roles(&answer), [(rest[2], "voter"), (rest[3], "voter")], "{answer}");
+    cluster.leader_of(&rest[2..]).await;
+    cluster.membership_is(&rest[2..], &rest[2..], &[]).await;
+    cluster.write(rest[2], "k", "v").await;
+    for id in [0_u64, 77] {
+        let answer = cluster.delete(rest[2], &format!("/v1/cluster/members/{id}")).await;
+        let (status, code) = if id == 0 { (400, "invalid_node_id") } else { (404, "member_not_found") };
+        answer.refused(status, code);
+    }
+    remove(&cluster, rest[3], rest[3]).await.done();
+    cluster.leader_of(&rest[2..3]).await;
+    let fields = remove(&cluster, rest[2], rest[2]).await.refused(409, "conflict");
+    assert!(fields["message"].as_str().unwrap().contains("only voter"), "{fields}");
+    cluster.write(rest[2], "k", "alone").await;
+}
+
+/// The number of a learner whose disk is lost is free once it was removed; the learner itself, if it comes back with
+/// its disk, knows that it was removed.
+///
+/// Method: kill a learner, start it with an empty directory: its number is refused. Remove it, and add it again: it has
+/// the data, and becomes a voter. The same with another one on its old directory, which says that it was removed.
+#[tokio::test]
+async fn a_removed_learner_leaves_its_number() {
+    let mut cluster = TestCluster::form("remove-number", &[1], CALM).await;
+    cluster.write(1, "k", "v").await;
+    for id in [2, 3] {
+        add_learner(&mut cluster, 1, id).await;
+        cluster.kill(id);
+    }
+    fs::remove_dir_all(cluster.node(2).directory()).unwrap();
+    cluster.restart(2).await;
+    let learner = json!([2, cluster.addr(2)]).to_string();
+    let fields = cluster.post(1, "/add-learner", learner.clone()).await.assert_error(409, "Conflict", "not_applied");
+    assert!(fields["message"].as_str().unwrap().contains("DELETE /v1/cluster/members/2"), "{fields}");
+    for id in [2, 3] {
+        remove(&cluster, 1, id).await.done();
+    }
+    cluster.membership_is(&[1], &[1], &[]).await;
+    cluster.post(1, "/add-learner", learner).await.ok().unwrap();
+    change(&cluster, 1, &[1, 2]).await.ok().unwrap();
+    cluster.membership_is(&[1, 2], &[1, 2], &[]).await;
+    assert_eq!(cluster.consistent_read(2, "k").await.as_deref(), Ok("v"));
+
+    cluster.restart(3).await;
+    eventually("node 3 knows that it was removed", DEADLINE, async || {
+        let answer = cluster.post(3, "/consistent_read", r#""k""#).await;
+        if answer.status == 503 && answer.error().0 == "NotMember" { Ok(()) } else { Err(answer.text()) }
+    })
+    .await;
+}
+
+/// Two removals that are each harmless, and together are not, are judged one after the other.
+///
+/// Method: with one of four voters dead, have two others removed at once, five times over: whatever is answered is what
+/// the membership is, and the cluster takes writes.
+#[tokio::test]
+async fn removals_at_once_are_judged_one_after_the_other() {
+    let mut cluster = TestCluster::form("remove-at-once", &[1, 2, 3], CALM_BUT_QUICK).await;
+    let leader = cluster.leader_of(&ALL).await;
+    let (first, second) = (others(leader)[0], others(leader)[1]);
+    cluster.kill(second);
+    // Without `first` only the dead would be left beside the leader.
+    let (removed, refused) = join(remove(&cluster, leader, second), remove(&cluster, leader, first)).await;
+    let mut left = BTreeSet::from(ALL);
+    for (answer, id) in [(removed, second), (refused, first)] {
+        match answer.status {
+            200 => drop(left.remove(&id)),
+            _ => drop(answer.refused(409, "conflict")),
+        }
+    }
+    let left: Vec<NodeId> = left.into_iter().collect();
+    let alive: Vec<NodeId> = left.iter().copied().filter(|id| *id != second).collect();
+    cluster.membership_is(&alive, &left, &[]).await;
+    cluster.write(leader, "k", "v").await;
+}
+
+/// A response without end takes neither memory nor time of the node that reads it, and gives a clear error.
+///
+/// Method: what listens at the address of a learner sends without end: quickly, slowly,
+/// with a length of 4 GiB, in a head. Then one that says who it is and sends without end in response to each RPC.
+#[tokio::test]
+async fn a_response_without_end_is_not_read() {
+    let cluster = TestCluster::form("endless", &[1], CALM).await;
+    cluster.post(1, "/add-learner", r#"[9,"127.0.0.1:1"]"#).await.assert_error(503, "Unreachable", "not_applied");
+    let before = cluster.node(1).memory_peak_kib();
+    const GROWTH_KIB_MAX: usize = 24 << 10;
+    const HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n";
+    let begin_chunked = format!("{HEAD}transfer-encoding: chunked\r\n\r\n");
+    let chunk = [b"10000\r\n".as_slice(), &[b' '; 0x10000], b"\r\n"].concat();
+    let slow = [b"1\r\n ".as_slice(), b"\r\n"].concat();
+    let rows: Vec<(&str, String, Vec<u8>, u64)> = vec![
+        ("chunks without end", begin_chunked.clone(), chunk.clone(), 0),
+        ("a chunk now and then", begin_chunked.clone(), slow, 50),
+        ("a length of 4 GiB", format!("{HEAD}content-length: 4294967296\r\n\r\n"), chunk.clone(), 0),
+        ("no length", format!("{HEAD}connection: close\r\n\r\n"), chunk.clone(), 0),
+        ("a head without end", HEAD.to_owned(), b"x-filler: abcdefghijklmnopqrstuvwxyz\r\n".to_vec(), 0),
+    ];
+    for (what, begin, piece, pause_ms) in rows {
+        eprintln!("{what}");
+        let endless = StandIn::start(move |_, _, stream| send_without_end(stream, begin.as_bytes(), &piece, pause_ms));
+        let asked_at = Instant::now();
+        let answer = cluster.post(1, "/add-learner", json!([9, endless.addr]).to_string()).await;
+        assert!(matches!(answer.status, 409 | 503), "{what}: {} {}", answer.status, answer.text());
+        assert_eq!(answer.header("raft-outcome"), "not_applied", "{what}");
+        assert!(asked_at.elapsed() < Duration::from_secs(10), "{what} took {:?}", asked_at.elapsed());
+        let grown = cluster.node(1).memory_peak_kib().saturating_sub(before);
+        assert!(grown < GROWTH_KIB_MAX, "{what}: the node grew by {grown} KiB");
+    }
+
+    let addr_of_member = StandIn::start(move |path, _, stream| match path {
+        "/raft-identity" => respond(stream, "200 OK", br#"{"Ok":{"node_id":9,"cluster_id":null,"incarnation":5}}"#),
+        _ => send_without_end(stream, begin_chunked.as_bytes(), &chunk, 0),
+    });
+    let (http, addr) = (cluster.http().clone(), cluster.addr(1).to_owned());
+    let body = json!([9, addr_of_member.addr]).to_string();
+    let adding = tokio::spawn(async move { http.post(&addr, "/add-learner", body).await.unwrap() });
+    eventually("the node says what is wrong", DEADLINE, async || {
+        let log = cluster.node(1).log();
+        if log.matches("longer than").count() > 0 { Ok(()) } else { Err("not yet") }
+    })
+    .await;
+    cluster.write(1, "k", "v").await;
+    remove(&cluster, 1, 9).await.done();
+    assert_eq!(adding.await.unwrap().status, 504);
+    let grown = cluster.node(1).memory_peak_kib().saturating_sub(before);
+    assert!(grown < GROWTH_KIB_MAX, "the node grew by {grown} KiB");
+}
+
+fn send_without_end(stream: &mut TcpStream, begin: &[u8], piece: &[u8], pause_ms: u64) {
+    let mut result = stream.write_all(begin);
+    while result.is_ok() {
+        // The pace of the stand-in, not a wait of the test.
+        std::thread::sleep(Duration::from_millis(pause_ms));
+        result = stream.write_all(piece);
+    }
+}
