@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use openraft::ServerState;
 use openraft::alias::WatchReceiverOf;
@@ -37,6 +37,10 @@ pub struct ExampleApp {
     pub limits: Limits,
     /// What a leader stamps its entries with.
     pub clock: Clock,
+    /// The cluster that this node is reserved for while it is being founded. Locked while the node joins a cluster.
+    pub founding: tokio::sync::Mutex<Option<FoundingHold>>,
+    /// Held while this node founds a cluster.
+    pub founding_turn: tokio::sync::Mutex<()>,
     /// How long voters have to answer before a membership change that needs them is rejected.
     pub members_answer_deadline: Duration,
     // The part of the metrics that only changes with the leader or the membership.
@@ -127,6 +131,17 @@ pub enum Exclusion {
     Removed,
 }
 
+/// What a node that belongs to no cluster is reserved for.
+#[derive(Clone, Copy, Debug)]
+pub struct FoundingHold {
+    /// The cluster that is being founded.
+    pub cluster_id: ClusterId,
+    /// The node that founds it.
+    pub founder: NodeId,
+    /// When the reservation ends if the cluster has not come to be.
+    pub until: Instant,
+}
+
 /// How many more requests may be under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
@@ -150,6 +165,8 @@ impl ExampleApp {
             writes_waiting_max: config.max_writes_waiting,
             limits: config.limits(),
             clock: Clock::new(),
+            founding: tokio::sync::Mutex::new(None),
+            founding_turn: tokio::sync::Mutex::new(()),
             members_answer_deadline: Duration::from_millis(config.election_timeout_max_ms)
                 .clamp(MEMBERS_ANSWER_MIN, MEMBERS_ANSWER_MAX),
             all_metrics: raft.metrics(),

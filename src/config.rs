@@ -164,6 +164,10 @@ pub const MEMBERS_PROBE_INTERVAL: Duration = Duration::from_millis(100);
 /// How many entries a voter may lack of those that were in the leader's log when a membership change was asked for.
 /// Voters that take part in commits pass while they are under load: they only need to come so far in time.
 pub const MEMBER_LAG_ENTRIES_MAX: u64 = 100;
+/// Nodes that a list for `/init` may name: each is asked several times.
+pub const INIT_MEMBERS_MAX: usize = 64;
+/// How long a node is reserved for a cluster that is being founded with it.
+pub const FOUNDING_HOLD: Duration = Duration::from_secs(5);
 /// How long a client may take to send the head of a request, once there is some of it.
 pub const REQUEST_HEAD_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a client may take to send the body of a request.

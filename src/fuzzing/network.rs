@@ -22,6 +22,7 @@ use crate::config::{
 };
 use crate::error::{ApiError, Outcome};
 use crate::network::conditions::{Conditions, ReadVerdict, WriteCondition};
+use crate::network::founding::Step;
 use crate::network::parameters::{Parameters, check_body_type, key_from, key_of, key_with_action, request_id, ttl_ms};
 use crate::network::peer::{self, Envelope, PeerIdentity};
 use crate::network::raft::{SnapshotHead, check_append, check_candidate, check_snapshot};
@@ -57,6 +58,7 @@ pub fn rpc(bytes: &[u8]) {
         b's' => drop(enveloped::<SnapshotHead>(body).as_ref().map(check_snapshot)),
         b't' => drop(enveloped::<TransferLeaderRequest<TypeConfig>>(body)),
         b'r' => drop(enveloped::<()>(body)),
+        b'f' => drop(enveloped::<Step>(body)),
         b'A' => answered::<AppendEntriesResponse<TypeConfig>>(body),
         b'V' => answered::<VoteResponse<TypeConfig>>(body),
         b'S' => answered::<SnapshotResponse<TypeConfig>>(body),

@@ -5,21 +5,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{InitializeError, RaftError};
 use openraft::metrics::RaftMetrics;
 use openraft::raft::ClientWriteResponse;
 
 use super::api::write_error;
 use super::forward::{self, Destination};
+use super::founding;
 use super::members::{self, Wanted};
 use super::openapi::answers::{EntryAnswer, InitAnswer, InitErrors, MembershipErrors, MetricsBody, OkAnswer};
 use super::openapi::parameters::ForwardHeader;
 use super::peer;
 use super::reply::{ok, parse_json, read_body};
 use crate::app::ExampleApp;
-use crate::config::{MEMBERSHIP_DEADLINE, REQUEST_DEADLINE, check_dialable};
-use crate::error::{ApiError, Details, NotAllowed, Outcome, Retry};
-use crate::store::ClusterId;
+use crate::config::{INIT_MEMBERS_MAX, MEMBERSHIP_DEADLINE, check_dialable};
+use crate::error::{ApiError, Details};
 use crate::types::{ExampleNode, LogId, NodeId, TypeConfig};
 
 const INIT_BODY: &str = r#"nothing, or a list of members, such as [[1,"127.0.0.1:21001"]]"#;
@@ -28,7 +27,8 @@ const CHANGE_MEMBERSHIP_BODY: &str = "the numbers of the voters, such as [1,2,3]
 
 /// Makes this node, or the nodes given, a new cluster.
 ///
-/// Nothing, `{}` or `[]` is this node alone. Nodes that are given must be started, and this one be among them.
+/// Nothing, `{}` or `[]` is this node alone. Nodes that are given must be started, and this one be among them. The same
+/// list may be sent to all of them, at once and again: it makes one cluster.
 #[utoipa::path(
     post,
     path = "/init",
@@ -57,43 +57,9 @@ pub async fn init(
 ) -> Result<HttpResponse, ApiError> {
     let body = read_body(&request, payload, app.limits.request_bytes).await?;
     let members = parse_members(app.id, &app.addr, &body)?;
-    if app.raft.is_initialized().await.map_err(|_| forward::stopping())? {
-        return Err(already_initialized(&app));
-    }
-    if app.store.identity().cluster_id.is_some() {
-        return Err(belongs_to_a_cluster(app.id));
-    }
-    let mut nodes = BTreeMap::new();
-    for (id, addr) in members {
-        let identity = peer::identify(&app, id, &addr).await?;
-        if id != app.id && identity.cluster_id.is_some() {
-            let message = format!("node {id} at {addr} belongs to a cluster already");
-            return Err(ApiError::Conflict(Details::not_applied(message)));
-        }
-        if let Some(former) = identity.former_cluster_id {
-            // Clients would take the new cluster for the one that has their data.
-            return Err(ApiError::Conflict(Details::not_applied(forward::other_directory(id, former))));
-        }
-        nodes.insert(id, ExampleNode { addr, incarnation: identity.incarnation });
-    }
-    let cluster_id = ClusterId::random()
-        .map_err(|error| ApiError::Conflict(Details::not_applied(format!("cannot draw a cluster id: {error}"))))?;
-    if peer::join_cluster(&app, cluster_id).await? != cluster_id {
-        return Err(belongs_to_a_cluster(app.id));
-    }
-    match app.raft.initialize(nodes).await {
-        Ok(()) => {
-            wait_for_leader(&app).await;
-            Ok(ok(&()))
-        }
-        Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Err(already_initialized(&app)),
-        Err(RaftError::APIError(InitializeError::NotInMembers(error))) => {
-            Err(ApiError::bad_request("not_in_members", error.to_string()))
-        }
-        Err(RaftError::Fatal(_)) => Err(ApiError::OutcomeUnknown(Details::unknown(
-            "this node stopped meanwhile: the cluster may or may not be initialized; start it again and look at /metrics",
-        ))),
-    }
+    // A task of its own: a cluster that is half founded must not be left so when the caller goes.
+    let founding = tokio::spawn(async move { founding::found(&app, members).await });
+    founding.await.unwrap_or_else(|_| Err(membership_unknown())).map(|()| ok(&()))
 }
 
 /// Takes a node in, and waits until it has all data.
@@ -296,9 +262,20 @@ pub(crate) fn parse_members(own_id: NodeId, own_addr: &str, body: &[u8]) -> Resu
     if list.is_empty() {
         return Ok(BTreeMap::from([(own_id, own_addr.to_owned())]));
     }
+    if list.len() > INIT_MEMBERS_MAX {
+        let message = format!("the list must have at most {INIT_MEMBERS_MAX} nodes, got {}", list.len());
+        return Err(ApiError::bad_request("too_many_nodes", message));
+    }
     let mut members = BTreeMap::new();
+    let mut addresses = BTreeSet::new();
     for (id, addr) in list {
         check_member(id, &addr)?;
+        if !addresses.insert(addr.to_ascii_lowercase()) && !members.contains_key(&id) {
+            return Err(ApiError::bad_request(
+                "address_twice",
+                format!("two nodes of the list have the address {addr}"),
+            ));
+        }
         if members.insert(id, addr).is_some() {
             return Err(listed_twice(id));
         }
@@ -346,42 +323,4 @@ fn membership_unknown() -> ApiError {
     ApiError::DeadlinePassed(Details::unknown(
         "the change takes long and may still be made: look at /metrics, and ask for it again if it is not",
     ))
-}
-
-fn belongs_to_a_cluster(id: NodeId) -> ApiError {
-    ApiError::Conflict(Details::not_applied(format!(
-        "node {id} was taken in by a cluster, or was stopped in the middle of /init: \
-         add it to that cluster, or start it with an empty --data-dir"
-    )))
-}
-
-fn already_initialized(app: &ExampleApp) -> ApiError {
-    let metrics = app.raft.metrics();
-    let metrics = metrics.borrow_watched();
-    ApiError::NotAllowed(NotAllowed {
-        last_log_id: metrics.last_applied, // What is known for certain of the log.
-        vote: metrics.vote,
-        message: "this node belongs to an initialized cluster already".to_owned(),
-        outcome: Outcome::NotApplied,
-    })
-}
-
-/// The answer to `/init` should be followed by a cluster that takes requests.
-async fn wait_for_leader(app: &ExampleApp) {
-    let wait = app.raft.wait(Some(REQUEST_DEADLINE));
-    let ready = |metrics: &RaftMetrics<TypeConfig>| {
-        // Until its first entry is committed, a leader takes no change of the membership.
-        let led = metrics.current_leader.map(|leader| (metrics.current_term, leader));
-        let committed = metrics.cluster_committed.map(|log_id| (log_id.leader_id.term, log_id.leader_id.node_id));
-        led.is_some() && committed == led
-    };
-    if wait.metrics(ready, "a leader with a committed entry").await.is_err() {
-        tracing::warn!("the cluster is initialized, and has no leader yet");
-    }
-}
-
-/// A peer that is needed does not answer.
-pub(super) fn unreachable(id: NodeId, addr: &str, error: &reqwest::Error) -> ApiError {
-    let reason = if error.is_timeout() { "it does not answer" } else { "nothing answers there" };
-    ApiError::Unreachable(Retry::soon(format!("node {id} cannot be reached at {addr}: {reason}; is it started?")))
 }

@@ -9,6 +9,7 @@ pub mod cluster_hash;
 pub mod conditions;
 mod crowd;
 pub mod forward;
+pub mod founding;
 mod gate;
 pub mod kv;
 mod line;
@@ -129,6 +130,7 @@ pub fn table() -> Vec<Entry> {
         node("post", "/raft-snapshot", web::post().to(raft::snapshot)),
         node("post", "/raft-transfer-leader", web::post().to(raft::transfer_leader)),
         node("post", "/raft-read-index", web::post().to(raft::read_index)),
+        node("post", "/raft-found", web::post().to(founding::receive)),
         node("get", "/raft-identity", web::get().to(raft::identity)),
     ]
 }

@@ -6,12 +6,13 @@
 //! address, for another cluster, or for a life of its own that it has
 //! forgotten, together with the votes it then gave.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::forward;
-use super::management::unreachable;
 use crate::app::{ExampleApp, Exclusion};
 use crate::config::{CONNECT_DEADLINE, PEER_RESPONSE_BYTES_MAX, REQUEST_DEADLINE, RPC_DEPTH_MAX};
 use crate::connection::{BodyError, read_response, resolves_to_every_address};
@@ -126,6 +127,14 @@ fn wrong_cluster(own: ClusterId, found: ClusterId) -> ApiError {
 
 /// Makes this node a member of a cluster, durably; returns the one it belongs to afterwards.
 pub async fn join_cluster(app: &ExampleApp, cluster_id: ClusterId) -> Result<ClusterId, ApiError> {
+    // Held until it is on disk, so that it cannot be reserved for another cluster meanwhile.
+    let founding = app.founding.lock().await;
+    let reserved = founding.filter(|hold| hold.cluster_id != cluster_id && hold.until > Instant::now());
+    if let Some(hold) = reserved.filter(|_| app.store.identity().cluster_id.is_none()) {
+        let message =
+            format!("node {} is just being made a member of another new cluster, by node {}", app.id, hold.founder);
+        return Err(ApiError::WrongNode(Details::not_applied(message)));
+    }
     let store = app.store.clone();
     let joined = tokio::task::spawn_blocking(move || store.join_cluster(cluster_id)).await;
     let failed = |error: String| {
@@ -231,4 +240,10 @@ pub async fn ask_read_index(app: &ExampleApp, leader_id: NodeId, leader: &Exampl
         });
     }
     rmp_serde::from_slice(&body).map_err(|error| failed(format!("the leader's answer cannot be read: {error}")))
+}
+
+/// A peer that is needed does not answer.
+pub(super) fn unreachable(id: NodeId, addr: &str, error: &reqwest::Error) -> ApiError {
+    let reason = if error.is_timeout() { "it does not answer" } else { "nothing answers there" };
+    ApiError::Unreachable(Retry::soon(format!("node {id} cannot be reached at {addr}: {reason}; is it started?")))
 }

@@ -32,16 +32,9 @@ const FIRST_FORMAT_VERSION: u32 = 1;
 /// More than any version writes, in bytes; the rest of a longer file is not read.
 const IDENTITY_BYTES_MAX: u64 = 4096;
 
-/// The random number that all nodes of a cluster share; 16 hexadecimal digits as text.
+/// The number that all nodes of a cluster share, never 0; 16 hexadecimal digits as text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ClusterId(pub u64);
-
-impl ClusterId {
-    /// Draws the id of a new cluster.
-    pub fn random() -> io::Result<Self> {
-        random_nonzero().map(ClusterId)
-    }
-}
 
 impl fmt::Display for ClusterId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

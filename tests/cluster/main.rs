@@ -13,6 +13,7 @@
 //! | [`outcomes`] | what is known when a request fails half-way |
 //! | [`overload`] | who is refused when more comes than a node can do |
 //! | [`connections`] | what do clients that are slow, or too many, take from others |
+//! | [`founding`] | does a list make one cluster, however often and to whichever nodes it is sent |
 //! | [`members`] | which membership changes are rejected before they do harm, and who is removed |
 //! | [`membership`] | who belongs to the cluster, and who is kept out |
 //! | [`replace`] | what becomes of a node that lost its disk |
@@ -45,6 +46,7 @@ mod compat;
 mod connections;
 mod data_directory;
 mod exit_codes;
+mod founding;
 mod harness;
 mod idempotency;
 mod kv;

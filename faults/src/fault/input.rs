@@ -206,8 +206,15 @@ fn malformed_request(scene: &mut Scene<'_>) -> Vec<u8> {
 }
 
 fn forged_request(scene: &mut Scene<'_>, kept: &[(String, bytes::Bytes)]) -> Vec<u8> {
-    const ROUTES: [&str; 6] =
-        ["/raft-append", "/raft-vote", "/raft-pre-vote", "/raft-snapshot", "/raft-transfer-leader", "/raft-read-index"];
+    const ROUTES: [&str; 7] = [
+        "/raft-append",
+        "/raft-vote",
+        "/raft-pre-vote",
+        "/raft-snapshot",
+        "/raft-transfer-leader",
+        "/raft-read-index",
+        "/raft-found",
+    ];
     let random = &mut *scene.random;
     let route = ROUTES[random.usize(..ROUTES.len())];
     let noise: Vec<u8> = (0..random.usize(0..600)).map(|_| random.u8(..)).collect();

@@ -99,7 +99,11 @@ fn init_rows(id: u64, addr: &str) -> Vec<Row> {
         rows.push(Row::post("/init", what, members).gives_bad_request("invalid_address"));
     }
     let twice = json!([[id, addr], [77, "127.0.0.1:1"], [77, "127.0.0.1:2"]]).to_string();
+    let same_address = json!([[id, addr], [77, "node:1"], [78, "NODE:1"]]).to_string();
+    let many: Vec<_> = (1..=65).map(|id| json!([id, format!("127.0.0.1:{id}")])).collect();
     rows.extend([
+        Row::post("/init", "an address twice", same_address).gives_bad_request("address_twice"),
+        Row::post("/init", "65 nodes", json!(many).to_string()).gives_bad_request("too_many_nodes"),
         Row::post("/init", "node 0", json!([[0, "127.0.0.1:1"]]).to_string()).gives_bad_request("invalid_node_id"),
         Row::post("/init", "a node twice", twice).gives_bad_request("node_twice"),
         Row::post("/init", "without the node that is asked", r#"[[77,"127.0.0.1:1"]]"#)

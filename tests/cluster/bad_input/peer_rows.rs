@@ -5,6 +5,7 @@ use std::fs;
 use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
 use openraft::vote::RaftLeaderId;
 use raft_key_value::TypeConfig;
+use raft_key_value::network::founding::Step;
 use raft_key_value::network::peer::PeerIdentity;
 use raft_key_value::network::raft::SnapshotHead;
 use raft_key_value::store::ClusterId;
@@ -17,8 +18,17 @@ use crate::harness::{TestCluster, envelope, identity_of};
 
 type Append = AppendEntriesRequest<TypeConfig>;
 
-const ROUTES: &[&str] =
-    &["/raft-append", "/raft-vote", "/raft-pre-vote", "/raft-snapshot", "/raft-transfer-leader", "/raft-read-index"];
+const ROUTES: &[&str] = &[
+    "/raft-append",
+    "/raft-vote",
+    "/raft-pre-vote",
+    "/raft-snapshot",
+    "/raft-transfer-leader",
+    "/raft-read-index",
+    "/raft-found",
+];
+/// Longest body that `/raft-found` takes.
+const FOUND_BYTES_MAX: usize = 64 << 10;
 
 /// What a forger knows: all of it can be asked for.
 struct Forger {
@@ -105,6 +115,10 @@ fn unreadable(forger: &Forger) -> Vec<Row> {
             if *path == "/raft-read-index" && *what == "a body of another kind" {
                 continue;
             }
+            if *path == "/raft-found" && body.len() > FOUND_BYTES_MAX {
+                rows.push(Row::post(path, what, body.clone()).gives_too_large("request_too_large"));
+                continue;
+            }
             rows.push(Row::post(path, what, Forger::framed(path, body.clone())).gives_bad_request("invalid_rpc"));
         }
     }
@@ -145,6 +159,8 @@ fn misdirected(forger: &Forger) -> Vec<Row> {
             ("/raft-pre-vote", envelope(from, &to, cluster_id, &vote)),
             ("/raft-transfer-leader", envelope(from, &to, cluster_id, &transfer)),
             ("/raft-read-index", envelope(from, &to, cluster_id, ())),
+            ("/raft-found", envelope(from, &to, cluster_id, Step::Reserve)),
+            ("/raft-found", envelope(from, &to, cluster_id, Step::Release)),
             ("/raft-snapshot", envelope(from, &to, cluster_id, &head)),
         ];
         for (path, message) in messages {

@@ -17,6 +17,7 @@ const POST_ROUTES: &[&str] = &[
     "/raft-snapshot",
     "/raft-transfer-leader",
     "/raft-read-index",
+    "/raft-found",
 ];
 
 const GET_ROUTES: &[&str] = &["/metrics", "/raft-identity", "/openapi.json", "/docs"];

@@ -1,0 +1,341 @@
+//! How nodes that belong to no cluster become one: `POST /init`.
+//!
+//! The same list may be sent to any or all of its nodes, at once and repeatedly, and makes one cluster:
+//!
+//! * The cluster's id follows from the list and the incarnations of its nodes, so all nodes compute the same one. A node
+//!   that stopped after it had joined goes on when the list is sent again.
+//! * Before anything is written, each listed node is reserved for that id, in the order of their numbers. Of two lists
+//!   that share a node only one gets it; the other is rejected. Of several nodes that were sent the same list, the one
+//!   that first reserves the lowest number founds the cluster; the others wait until it has a leader.
+//!
+//! A founder that is rejected ends its reservations. They are kept in memory and end by themselves, so one that dies
+//! blocks nobody.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use actix_web::{HttpRequest, HttpResponse, web};
+use futures_util::future::join_all;
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{InitializeError, RaftError};
+use openraft::metrics::RaftMetrics;
+use serde::{Deserialize, Serialize};
+
+use super::forward;
+use super::peer::{self, Envelope, PeerIdentity};
+use super::reply::{ok, read_body};
+use crate::app::{ExampleApp, FoundingHold};
+use crate::config::{CONNECT_DEADLINE, FOUNDING_HOLD, PEER_RESPONSE_BYTES_MAX, REQUEST_DEADLINE};
+use crate::connection::{BodyError, read_response};
+use crate::error::{ApiError, Details, NotAllowed, Outcome, Retry};
+use crate::store::ClusterId;
+use crate::types::{ExampleNode, NodeId, TypeConfig};
+
+/// Makes the listed nodes a cluster; returns once it has a leader that has committed an entry.
+pub async fn found(app: &ExampleApp, members: BTreeMap<NodeId, String>) -> Result<(), ApiError> {
+    if is_founded(app).await? {
+        return Err(already_initialized(app));
+    }
+    let mut nodes = BTreeMap::new();
+    let mut found = Vec::new();
+    for (id, addr) in members {
+        let identity = peer::identify(app, id, &addr).await?;
+        nodes.insert(id, ExampleNode { addr, incarnation: identity.incarnation });
+        found.push(identity);
+    }
+    let cluster_id = cluster_id_of(&nodes);
+    for identity in &found {
+        check_free(app, identity, &nodes, cluster_id)?;
+    }
+    found_unless_reserved(app, nodes, cluster_id).await?;
+    wait_for_leader(app).await
+}
+
+/// Makes this node the first of a cluster, unless another node does so.
+async fn found_unless_reserved(
+    app: &ExampleApp,
+    nodes: BTreeMap<NodeId, ExampleNode>,
+    cluster_id: ClusterId,
+) -> Result<(), ApiError> {
+    // One at a time: otherwise one request would end the reservations that another counts on.
+    let _turn = app.founding_turn.lock().await;
+    match reserve_all(app, &nodes, cluster_id).await {
+        Ok(true) => {}
+        Ok(false) => return Ok(()),
+        Err(error) => {
+            join_all(nodes.iter().map(|(id, node)| release(app, *id, node, cluster_id))).await;
+            return Err(error);
+        }
+    }
+    if peer::join_cluster(app, cluster_id).await? != cluster_id {
+        return Err(belongs_to_a_cluster(app.id));
+    }
+    match app.raft.initialize(nodes).await {
+        // In the latter case another node has founded this very cluster, and asked for a vote.
+        Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+        Err(RaftError::APIError(InitializeError::NotInMembers(error))) => {
+            Err(ApiError::bad_request("not_in_members", error.to_string()))
+        }
+        Err(RaftError::Fatal(_)) => Err(ApiError::OutcomeUnknown(Details::unknown(
+            "this node stopped meanwhile: the cluster may or may not be initialized; start the node again and look at \
+             /metrics",
+        ))),
+    }
+}
+
+/// Whether this node belongs to a cluster that has come to be, rather than to one that is being founded.
+async fn is_founded(app: &ExampleApp) -> Result<bool, ApiError> {
+    if !app.raft.is_initialized().await.map_err(|_| forward::stopping())? {
+        return Ok(false);
+    }
+    let metrics = app.raft.metrics();
+    let metrics = metrics.borrow_watched();
+    // The membership is at index 0, and the first leader's own entry at index 1.
+    Ok(is_led(&metrics) || metrics.last_log_index > Some(1))
+}
+
+/// Whether there is a leader that has committed an entry: before that it takes no membership change.
+fn is_led(metrics: &RaftMetrics<TypeConfig>) -> bool {
+    let led = metrics.current_leader.map(|leader| (metrics.current_term, leader));
+    let committed = metrics.cluster_committed.map(|log_id| (log_id.leader_id.term, log_id.leader_id.node_id));
+    led.is_some() && committed == led
+}
+
+/// A node can be a member if it belongs to no cluster, or to this one already.
+fn check_free(
+    app: &ExampleApp,
+    identity: &PeerIdentity,
+    nodes: &BTreeMap<NodeId, ExampleNode>,
+    cluster_id: ClusterId,
+) -> Result<(), ApiError> {
+    let id = identity.node_id;
+    if identity.cluster_id.is_some_and(|other| other != cluster_id) {
+        if id == app.id {
+            return Err(belongs_to_a_cluster(id));
+        }
+        let addr = nodes.get(&id).map_or("", |node| &node.addr);
+        let message = format!("node {id} at {addr} belongs to another cluster already");
+        return Err(ApiError::Conflict(Details::not_applied(message)));
+    }
+    match identity.former_cluster_id {
+        // Clients would take the new cluster for the one that has their data.
+        Some(former) => Err(ApiError::Conflict(Details::not_applied(forward::other_directory(id, former)))),
+        None => Ok(()),
+    }
+}
+
+/// The id of the cluster that a list founds: the same on all nodes, and another for another list or directory.
+fn cluster_id_of(nodes: &BTreeMap<NodeId, ExampleNode>) -> ClusterId {
+    let mut hashed = b"raft-key-value cluster".to_vec();
+    for (id, node) in nodes {
+        hashed.extend_from_slice(&id.to_le_bytes());
+        hashed.extend_from_slice(&node.incarnation.to_le_bytes());
+        hashed.extend_from_slice(&(node.addr.len() as u64).to_le_bytes());
+        hashed.extend_from_slice(node.addr.as_bytes());
+    }
+    ClusterId(xxhash_rust::xxh3::xxh3_64(&hashed).max(1))
+}
+
+/// Reserves all nodes for a cluster; returns whether this node is to found it.
+async fn reserve_all(
+    app: &ExampleApp,
+    nodes: &BTreeMap<NodeId, ExampleNode>,
+    cluster_id: ClusterId,
+) -> Result<bool, ApiError> {
+    let begun = Instant::now();
+    for (position, (id, node)) in nodes.iter().enumerate() {
+        let reserved = match *id == app.id {
+            true => reserve(app, cluster_id, app.id).await,
+            false => ask_for(app, *id, node, cluster_id, Step::Reserve).await,
+        };
+        let Reserved { founder } = reserved.map_err(|error| match error {
+            // It joined another cluster, or its directory was replaced, since it said who it is.
+            ApiError::WrongNode(details) => ApiError::Conflict(details),
+            other => other,
+        })?;
+        // Whoever has the lowest number has the others, or is about to.
+        if position == 0 && founder != app.id {
+            return Ok(false);
+        }
+    }
+    if begun.elapsed() > FOUNDING_HOLD / 2 {
+        // The first reservations may end before the nodes hear of their cluster.
+        let message = "the listed nodes took too long to answer; nothing was changed";
+        return Err(ApiError::Unreachable(Retry::soon(message)));
+    }
+    Ok(true)
+}
+
+/// What a founder asks of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Step {
+    /// To be reserved.
+    Reserve,
+    /// To be so no longer.
+    Release,
+}
+
+/// What a node answers: who founds the cluster.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Reserved {
+    /// The first node that asked.
+    pub founder: NodeId,
+}
+
+/// Reserves this node for a cluster.
+async fn reserve(app: &ExampleApp, cluster_id: ClusterId, founder: NodeId) -> Result<Reserved, ApiError> {
+    let mut founding = app.founding.lock().await;
+    if app.store.identity().cluster_id.is_some_and(|other| other != cluster_id) {
+        return Err(belongs_elsewhere(app.id));
+    }
+    let held = founding.filter(|hold| hold.until > Instant::now());
+    match held {
+        Some(hold) if hold.cluster_id != cluster_id => Err(ApiError::Conflict(Details::not_applied(format!(
+            "node {} is just being made a member of another new cluster, by node {}",
+            app.id, hold.founder
+        )))),
+        Some(hold) if hold.founder != founder => Ok(Reserved { founder: hold.founder }),
+        _ => {
+            *founding = Some(FoundingHold { cluster_id, founder, until: Instant::now() + FOUNDING_HOLD });
+            Ok(Reserved { founder })
+        }
+    }
+}
+
+/// Ends a reservation of this node.
+async fn end(app: &ExampleApp, cluster_id: ClusterId, founder: NodeId) {
+    let mut founding = app.founding.lock().await;
+    founding.take_if(|hold| (hold.cluster_id, hold.founder) == (cluster_id, founder));
+}
+
+/// Ends the reservation of a node for a cluster that this one does not found after all.
+async fn release(app: &ExampleApp, id: NodeId, node: &ExampleNode, cluster_id: ClusterId) {
+    if id == app.id {
+        return end(app, cluster_id, app.id).await;
+    }
+    // Otherwise it ends by itself.
+    let _ = ask_for(app, id, node, cluster_id, Step::Release).await;
+}
+
+/// Has another node reserve itself for a cluster that this one founds, or end that.
+async fn ask_for(
+    app: &ExampleApp,
+    id: NodeId,
+    node: &ExampleNode,
+    cluster_id: ClusterId,
+    step: Step,
+) -> Result<Reserved, ApiError> {
+    let envelope = Envelope { cluster_id, from: app.id, to: id, to_incarnation: node.incarnation, rpc: step };
+    let body = rmp_serde::to_vec_named(&envelope)
+        .map_err(|error| ApiError::Unreachable(Retry::soon(format!("the request cannot be encoded: {error}"))))?;
+    let url = format!("http://{}/raft-found", node.addr);
+    let lost = |error: reqwest::Error| peer::unreachable(id, &node.addr, &error);
+    let response = app.http.post(url).timeout(CONNECT_DEADLINE).body(body).send().await.map_err(lost)?;
+    if response.status().as_u16() == 404 {
+        // A node of a former version knows no reservations, and does without.
+        return Ok(Reserved { founder: app.id });
+    }
+    let body = match read_response(response, PEER_RESPONSE_BYTES_MAX).await {
+        Ok(body) => body,
+        Err(BodyError::Broken(error)) => return Err(lost(error)),
+        Err(BodyError::TooLong { .. }) => return Err(peer::not_a_node(&node.addr)),
+    };
+    let answered: Result<Result<Reserved, ApiError>, _> = serde_json::from_slice(&body);
+    match answered {
+        Ok(Ok(reserved)) => Ok(reserved),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(peer::not_a_node(&node.addr)),
+    }
+}
+
+/// `POST /raft-found`: reserves this node for the cluster of the envelope, which the sender founds, or ends that.
+pub async fn receive(
+    app: web::Data<ExampleApp>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, ApiError> {
+    let body = read_body(&request, payload, PEER_RESPONSE_BYTES_MAX).await?;
+    let envelope: Envelope<Step> = peer::parse(&body)?;
+    let own = app.store.identity();
+    if (envelope.to, envelope.to_incarnation) != (own.node_id, own.incarnation) || envelope.from == own.node_id {
+        let message = format!("this is node {} with another data directory than the one meant", own.node_id);
+        return Err(ApiError::WrongNode(Details::not_applied(message)));
+    }
+    if own.cluster_id.is_some_and(|other| other != envelope.cluster_id) {
+        return Err(belongs_elsewhere(own.node_id));
+    }
+    if envelope.cluster_id.0 == 0 || envelope.from == 0 {
+        return Err(ApiError::bad_request("invalid_rpc", "a cluster's id and a node's number are not 0"));
+    }
+    if app.is_stopping() {
+        return Err(forward::stopping());
+    }
+    let reserved = match envelope.rpc {
+        Step::Reserve => reserve(&app, envelope.cluster_id, envelope.from).await?,
+        Step::Release => {
+            end(&app, envelope.cluster_id, envelope.from).await;
+            Reserved { founder: envelope.from }
+        }
+    };
+    Ok(ok(&reserved))
+}
+
+fn belongs_elsewhere(id: NodeId) -> ApiError {
+    ApiError::WrongNode(Details::not_applied(format!("node {id} belongs to another cluster already")))
+}
+
+fn belongs_to_a_cluster(id: NodeId) -> ApiError {
+    ApiError::Conflict(Details::not_applied(format!(
+        "node {id} was added to a cluster, or was stopped in the middle of /init: add it to that cluster, \
+         send the same list to /init again, or start the node with an empty --data-dir"
+    )))
+}
+
+fn already_initialized(app: &ExampleApp) -> ApiError {
+    let metrics = app.raft.metrics();
+    let metrics = metrics.borrow_watched();
+    ApiError::NotAllowed(NotAllowed {
+        last_log_id: metrics.last_applied, // What is known for certain of the log.
+        vote: metrics.vote,
+        message: "this node belongs to an initialized cluster already".to_owned(),
+        outcome: Outcome::NotApplied,
+    })
+}
+
+/// The answer to `/init` is followed by a cluster that takes requests.
+async fn wait_for_leader(app: &ExampleApp) -> Result<(), ApiError> {
+    let wait = app.raft.wait(Some(REQUEST_DEADLINE));
+    match wait.metrics(is_led, "a leader with a committed entry").await {
+        Ok(_) => Ok(()),
+        Err(_) => Err(ApiError::DeadlinePassed(Details::unknown(
+            "the cluster has no leader yet: start a majority of the listed nodes, look at /metrics, and send the same \
+             list again if there is none",
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The id of a cluster differs with each part of the list, and with nothing else.
+    #[test]
+    fn cluster_ids() {
+        let list = |nodes: &[(NodeId, &str, u64)]| {
+            let node = |addr: &str, incarnation| ExampleNode { addr: addr.to_owned(), incarnation };
+            cluster_id_of(&nodes.iter().map(|(id, addr, incarnation)| (*id, node(addr, *incarnation))).collect())
+        };
+        let ids = [
+            list(&[(1, "a:1", 7), (2, "b:1", 8)]),
+            list(&[(1, "a:1", 7), (2, "b:1", 9)]),
+            list(&[(1, "a:1", 7), (2, "b:2", 8)]),
+            list(&[(1, "a:1", 7), (3, "b:1", 8)]),
+            list(&[(1, "a:1", 7)]),
+            list(&[(1, "a:1", 7), (2, "b:1", 8), (3, "c:1", 9)]),
+        ];
+        for (position, id) in ids.iter().enumerate() {
+            assert!(!ids[..position].contains(id), "the lists up to {position} have {ids:?}");
+        }
+        assert_eq!(ids[0], list(&[(2, "b:1", 8), (1, "a:1", 7)]), "the order does not matter");
+    }
+}

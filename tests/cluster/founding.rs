@@ -1,0 +1,222 @@
+//! `/init` with a list: one cluster, however often and to whichever nodes the list is sent.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use raft_key_value::NodeId;
+use raft_key_value::network::founding::Step;
+use raft_key_value::store::ClusterId;
+use serde_json::json;
+
+use crate::harness::{Answer, CALM, StandIn, TestCluster, envelope, eventually, files_below, identity_of, respond};
+
+const ALL: [NodeId; 3] = [1, 2, 3];
+
+/// The body of `/init` that names these nodes, in this order.
+fn list(cluster: &TestCluster, ids: &[NodeId]) -> String {
+    json!(ids.iter().map(|id| json!([id, cluster.addr(*id)])).collect::<Vec<_>>()).to_string()
+}
+
+async fn cluster_ids(cluster: &TestCluster, ids: &[NodeId]) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for id in ids {
+        found.insert(format!("{:?}", identity_of(cluster, *id).await.cluster_id));
+    }
+    found
+}
+
+/// Asserts that a request to found a cluster that was founded meanwhile was answered truly.
+fn assert_founded_or_late(answer: &Answer) {
+    match answer.status {
+        200 => assert_eq!(answer.text(), r#"{"Ok":null}"#),
+        _ => drop(answer.assert_error(409, "NotAllowed", "not_applied")),
+    }
+}
+
+/// The same list sent to all its nodes at once makes one cluster, which has a leader when the first answer is there.
+///
+/// Method: twelve rounds with three new nodes each. The list goes to each of them at the same time, twice, and in
+/// another order. Afterwards all have the same cluster id and the same leader, take a write, and reject the list.
+#[tokio::test]
+async fn a_list_sent_to_all_nodes_at_once_makes_one_cluster() {
+    for round in 0..12 {
+        let cluster = TestCluster::start("init-at-once", &ALL, &[]).await;
+        let mut order = ALL;
+        let bodies: Vec<_> = (0..6)
+            .map(|number| {
+                order.rotate_left(1);
+                (ALL[number % 3], list(&cluster, &order))
+            })
+            .collect();
+        let answers = join_all(bodies.iter().map(|(id, body)| cluster.post(*id, "/init", body.clone()))).await;
+        assert_eq!(cluster_ids(&cluster, &ALL).await.len(), 1, "round {round}: {answers:?}");
+        cluster.leader_of(&ALL).await;
+        answers.iter().for_each(assert_founded_or_late);
+        assert!(answers.iter().any(|answer| answer.status == 200), "round {round}: {answers:?}");
+        cluster.membership_is(&ALL, &ALL, &[]).await;
+        for id in ALL {
+            cluster.write(id, "k", &format!("from {id}")).await;
+            cluster.post(id, "/init", list(&cluster, &ALL)).await.assert_error(409, "NotAllowed", "not_applied");
+        }
+    }
+}
+
+/// The same list sent to one node after the other makes one cluster; only the first answer is 200.
+#[tokio::test]
+async fn a_list_sent_to_one_node_after_the_other_makes_one_cluster() {
+    let cluster = TestCluster::start("init-in-turn", &ALL, &[]).await;
+    for id in [3, 1, 2, 3] {
+        let answer = cluster.post(id, "/init", list(&cluster, &ALL)).await;
+        assert_founded_or_late(&answer);
+        // Whoever was asked knows a leader, and serves.
+        cluster.write(id, "k", &format!("from {id}")).await;
+    }
+    assert_eq!(cluster_ids(&cluster, &ALL).await.len(), 1);
+    cluster.membership_is(&ALL, &ALL, &[]).await;
+}
+
+/// Of lists that share nodes and are sent at once, one founds a cluster; the others are rejected and change nothing.
+///
+/// Method: eight rounds, with other members, another address of the same node, and a node for itself. Exactly one
+/// answer is 200; whoever is not in that list belongs to no cluster, and founds one of its own afterwards.
+#[tokio::test]
+async fn of_conflicting_lists_one_founds_a_cluster() {
+    for round in 0..8 {
+        let cluster = TestCluster::start("init-conflict", &ALL, &[]).await;
+        let other_name = cluster.addr(1).replace("127.0.0.1", "localhost");
+        let renamed = json!([[1, other_name], [2, cluster.addr(2)]]).to_string();
+        let requests: Vec<(NodeId, Vec<NodeId>, String)> = match round % 4 {
+            0 => [(1, vec![1, 2, 3]), (2, vec![1, 2]), (3, vec![2, 3])].to_vec(),
+            1 => [(3, vec![1, 2, 3]), (1, vec![1, 2])].to_vec(),
+            2 => [(1, vec![1]), (2, vec![1, 2, 3])].to_vec(),
+            _ => [(1, vec![1, 2])].to_vec(),
+        }
+        .into_iter()
+        .map(|(asked, ids)| (asked, ids.clone(), list(&cluster, &ids)))
+        .chain((round % 4 == 3).then(|| (2, vec![1, 2], renamed)))
+        .collect();
+        let answers = join_all(requests.iter().map(|(id, _, body)| cluster.post(*id, "/init", body.clone()))).await;
+        let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
+        let founded: Vec<usize> = (0..statuses.len()).filter(|number| statuses[*number] == 200).collect();
+        assert_eq!(founded.len(), 1, "round {round}: {answers:?}");
+        for answer in answers.iter().filter(|answer| answer.status != 200) {
+            assert_eq!((answer.status, answer.header("raft-outcome")), (409, "not_applied"), "{}", answer.text());
+        }
+        let members = &requests[founded[0]].1;
+        cluster.leader_of(members).await;
+        cluster.membership_is(members, members, &[]).await;
+        assert_eq!(cluster_ids(&cluster, members).await.len(), 1, "round {round}");
+        for id in ALL.iter().filter(|id| !members.contains(id)) {
+            assert_eq!(identity_of(&cluster, *id).await.cluster_id, None, "round {round}, node {id}");
+            cluster.post(*id, "/init", "").await.ok().unwrap();
+        }
+    }
+}
+
+/// A list whose cluster gets no leader in time is answered with 504, and the same list goes on with it.
+///
+/// Method: a stand-in for node 2 that lets itself be reserved, and never votes.
+#[tokio::test]
+async fn a_cluster_without_a_leader_is_not_called_founded() {
+    let cluster = TestCluster::start("init-no-leader", &[1], &[]).await;
+    let stand_in = StandIn::start(|path, _, stream| match path {
+        "/raft-identity" => respond(stream, "200 OK", br#"{"Ok":{"node_id":2,"cluster_id":null,"incarnation":5}}"#),
+        "/raft-found" => respond(stream, "200 OK", br#"{"Ok":{"founder":1}}"#),
+        _ => respond(stream, "503 Service Unavailable", b""),
+    });
+    let body = json!([[1, cluster.addr(1)], [2, stand_in.addr]]).to_string();
+    let (first, second) = tokio::join!(cluster.post(1, "/init", body.clone()), cluster.post(1, "/init", body.clone()));
+    for answer in [first, second] {
+        answer.assert_error(504, "DeadlinePassed", "unknown");
+    }
+    cluster.post(1, "/init", "").await.assert_error(409, "Conflict", "not_applied");
+    cluster.post(1, "/init", body).await.assert_error(504, "DeadlinePassed", "unknown");
+}
+
+/// Nodes that stopped after they had joined, before anything was in their logs, go on when the list is sent again.
+///
+/// Method: found a cluster, kill its nodes, and put the empty logs from before in the place of theirs on one node and
+/// on two; a node without even the cluster's id is as good. Another list is rejected, the same one founds the cluster.
+#[tokio::test]
+async fn a_founding_that_was_interrupted_is_completed() {
+    for joined in [vec![1], vec![2], vec![1, 2]] {
+        let mut cluster = TestCluster::start("init-interrupted", &[1, 2], &[]).await;
+        let body = list(&cluster, &[1, 2]);
+        let before = tempfile::tempdir().unwrap();
+        for id in [1, 2] {
+            cluster.kill(id);
+            copy(&cluster.node(id).directory(), &before.path().join(id.to_string()));
+            cluster.restart(id).await;
+        }
+        cluster.post(1, "/init", body.clone()).await.ok().unwrap();
+        let founded = cluster_ids(&cluster, &[1]).await;
+        for id in [1, 2] {
+            let directory = cluster.node(id).directory();
+            cluster.kill(id);
+            let identity = fs::read(directory.join("IDENTITY")).unwrap();
+            fs::remove_dir_all(&directory).unwrap();
+            copy(&before.path().join(id.to_string()), &directory);
+            if joined.contains(&id) {
+                fs::write(directory.join("IDENTITY"), identity).unwrap();
+            }
+        }
+        for id in [1, 2] {
+            cluster.restart(id).await;
+        }
+        assert_eq!(cluster.metrics(joined[0]).await.last_log_index, None);
+        cluster.post(joined[0], "/init", "").await.assert_error(409, "Conflict", "not_applied");
+        cluster.post(2, "/init", body.clone()).await.ok().unwrap();
+        cluster.leader_of(&[1, 2]).await;
+        assert_eq!(cluster_ids(&cluster, &[1, 2]).await, founded, "it is the same cluster");
+        cluster.write(1, "k", "v").await;
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    for file in files_below(from).into_iter().filter(|file| !file.ends_with("LOCK")) {
+        let target = to.join(file.strip_prefix(from).unwrap());
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        fs::copy(&file, target).unwrap();
+    }
+    fs::create_dir_all(to.join("snapshots")).unwrap();
+}
+
+/// A reservation ends by itself: a founder that died keeps no node from being in another cluster.
+///
+/// Method: reserve a node as a founder does that goes no further; another list is rejected at first, and founds its
+/// cluster once the time is over.
+#[tokio::test]
+async fn a_reservation_ends_by_itself() {
+    let cluster = TestCluster::start("init-reserved", &[1, 2], CALM).await;
+    let identity = identity_of(&cluster, 2).await;
+    let reserve = envelope(7, &identity, ClusterId(99), Step::Reserve);
+    let answer = cluster.post(2, "/raft-found", reserve).await.ok().unwrap();
+    assert_eq!(answer, json!({"founder": 7}));
+    for body in [list(&cluster, &[1, 2]), list(&cluster, &[2])] {
+        let asked = if body.contains("[1,") { 1 } else { 2 };
+        let fields = cluster.post(asked, "/init", body).await.assert_error(409, "Conflict", "not_applied");
+        assert!(fields["message"].as_str().unwrap().contains("by node 7"), "{fields}");
+    }
+    let body = list(&cluster, &[1, 2]);
+    eventually("the reservation ends", Duration::from_secs(20), async || {
+        cluster.post(1, "/init", body.clone()).await.ok()
+    })
+    .await;
+    cluster.membership_is(&[1, 2], &[1, 2], &[]).await;
+}
+
+/// A list that gives two nodes one address, or names a node of another cluster, is rejected.
+#[tokio::test]
+async fn a_list_that_contradicts_itself_is_rejected() {
+    let cluster = TestCluster::start("init-bad-list", &[1, 2], CALM).await;
+    let twice = json!([[1, cluster.addr(1)], [2, cluster.addr(1)]]).to_string();
+    let fields = cluster.post(1, "/init", twice).await.assert_error(400, "BadRequest", "not_applied");
+    assert_eq!(fields["code"], "address_twice");
+    cluster.post(2, "/init", "").await.ok().unwrap();
+    cluster.post(1, "/init", list(&cluster, &[1, 2])).await.assert_error(409, "Conflict", "not_applied");
+    cluster.post(1, "/init", "").await.ok().unwrap();
+    assert_eq!(cluster_ids(&cluster, &[1, 2]).await.len(), 2, "each is a cluster of its own, as asked");
+}
