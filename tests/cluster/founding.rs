@@ -11,7 +11,9 @@ use raft_key_value::network::founding::Step;
 use raft_key_value::store::ClusterId;
 use serde_json::json;
 
-use crate::harness::{Answer, CALM, StandIn, TestCluster, envelope, eventually, files_below, identity_of, respond};
+use crate::harness::{
+    Answer, CALM, DEADLINE, StandIn, TestCluster, envelope, eventually, files_below, identity_of, respond,
+};
 
 const ALL: [NodeId; 3] = [1, 2, 3];
 
@@ -113,6 +115,56 @@ async fn of_conflicting_lists_one_founds_a_cluster() {
             assert_eq!(identity_of(&cluster, *id).await.cluster_id, None, "round {round}, node {id}");
             cluster.post(*id, "/init", "").await.ok().unwrap();
         }
+    }
+}
+
+/// A node that is killed while the list is being used does not split the cluster: sent again, the list makes one.
+///
+/// Method: nine rounds. The list goes to all three nodes at once; one of them is killed at once, or when the first or
+/// the last node says that it belongs to a cluster. It is started again, and the list goes to all nodes until each
+/// says that the cluster is there.
+#[tokio::test]
+async fn a_node_that_is_killed_meanwhile_does_not_split_the_cluster() {
+    for round in 0..9 {
+        let mut cluster = TestCluster::start("init-killed", &ALL, &[]).await;
+        let killed = 1 + round % 3;
+        let body = list(&cluster, &ALL);
+        let sent: Vec<_> = ALL
+            .into_iter()
+            .map(|id| {
+                let (http, addr, body) = (cluster.http().clone(), cluster.addr(id).to_owned(), body.clone());
+                tokio::spawn(async move { http.post(&addr, "/init", body).await.map(|answer| answer.status) })
+            })
+            .collect();
+        let awaited = match round / 3 {
+            0 => None,
+            1 => Some(killed),
+            _ => Some(1 + killed % 3),
+        };
+        if let Some(id) = awaited {
+            eventually(&format!("node {id} belongs to a cluster"), DEADLINE, async || {
+                identity_of(&cluster, id).await.cluster_id.ok_or("not yet")
+            })
+            .await;
+        }
+        cluster.kill(killed);
+        let statuses: Vec<_> = join_all(sent).await.into_iter().map(|status| status.unwrap().ok()).collect();
+        cluster.restart(killed).await;
+        for id in ALL {
+            eventually(&format!("node {id} says that the cluster is there"), DEADLINE, async || {
+                let answer = cluster.post(id, "/init", body.clone()).await;
+                match answer.status {
+                    200 => Ok(()),
+                    409 if answer.error().0 == "NotAllowed" => Ok(()),
+                    _ => Err(answer.text()),
+                }
+            })
+            .await;
+        }
+        assert_eq!(cluster_ids(&cluster, &ALL).await.len(), 1, "round {round}: {statuses:?}");
+        cluster.leader_of(&ALL).await;
+        cluster.membership_is(&ALL, &ALL, &[]).await;
+        cluster.write(killed, "k", "v").await;
     }
 }
 
