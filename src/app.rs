@@ -10,7 +10,6 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::metrics::{RaftMetrics, RaftServerMetrics};
 use tokio::sync::{Semaphore, watch};
 
-use crate::clock::Clock;
 use crate::config::{Config, Limits, MEMBERS_ANSWER_MAX, MEMBERS_ANSWER_MIN};
 use crate::connection::node_connections;
 use crate::store::{ClusterId, ExampleStore};
@@ -35,8 +34,6 @@ pub struct ExampleApp {
     pub writes_waiting: Semaphore,
     /// What a request may hold.
     pub limits: Limits,
-    /// What a leader stamps its entries with.
-    pub clock: Clock,
     /// The cluster that this node is reserved for while it is being founded. Locked while the node joins a cluster.
     pub founding: tokio::sync::Mutex<Option<FoundingHold>>,
     /// Held while this node founds a cluster.
@@ -164,7 +161,6 @@ impl ExampleApp {
             writes_waiting: Semaphore::new(config.max_writes_waiting),
             writes_waiting_max: config.max_writes_waiting,
             limits: config.limits(),
-            clock: Clock::new(),
             founding: tokio::sync::Mutex::new(None),
             founding_turn: tokio::sync::Mutex::new(()),
             members_answer_deadline: Duration::from_millis(config.election_timeout_max_ms)

@@ -88,6 +88,17 @@ pub const LISTING_KEPT: Duration = Duration::from_secs(60);
 pub const PAGE_KEYS_HERE_MAX: usize = 32;
 /// How often a leader looks for keys whose time is over.
 pub const EXPIRY_INTERVAL: Duration = Duration::from_millis(100);
+/// For how long a follower keeps the best of the log times that the leader sent, and as long again: two clocks that
+/// differ by 100 parts in a million drift apart by 1 ms in that time.
+pub const LEADER_TIME_WINDOW: Duration = Duration::from_secs(10);
+/// The highest log time that is taken from another node or from a wall clock: the end of the year 9999.
+pub const LOG_TIME_MS_MAX: u64 = 253_402_300_799_999;
+/// How often a node compares its wall clock with log time.
+pub const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Difference between the two, against what is recorded, at which the node records them again at once.
+pub const CLOCK_STEP_MIN: Duration = Duration::from_millis(100);
+/// How old the record may become.
+pub const CLOCK_RECORD_INTERVAL_MAX: Duration = Duration::from_secs(60);
 /// How often a leader looks whether there is a hash of its state to be compared.
 pub const SELF_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Hashes of its state that a node keeps to compare them: those of the

@@ -8,7 +8,7 @@
 //! | [`body`] | the bodies of the key-value API |
 //! | [`operation`] | writes as the log holds them |
 //! | [`store`] | the data directory: log, vote, snapshots, identity |
-//! | [`clock`] | the time that a leader stamps entries with |
+//! | [`clock`] | log time: what leaders stamp entries with, and TTLs are counted in |
 //! | [`app`] | the handles that all HTTP handlers share |
 //! | [`network`] | the routes, and the RPCs between nodes |
 //! | [`server`] | a node from start to stop |

@@ -74,7 +74,7 @@ impl<'de> Deserialize<'de> for Value {
 /// A write as it stands in the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Write {
-    /// The leader's clock when it proposed this, in milliseconds since 1970.
+    /// Log time when the leader proposed this, in milliseconds since 1970.
     pub at_ms: u64,
     /// Set if the same request may come again.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -17,15 +17,15 @@ use tokio::sync::watch;
 
 use crate::app::{ExampleApp, Failure, Role};
 use crate::config::{
-    Config, ConfigError, DISK_CHECK_INTERVAL, DISK_FREE_BYTES_MIN, EXPIRY_INTERVAL, HAND_OVER_DEADLINE,
-    PORT_ATTEMPTS_MAX, SELF_CHECK_INTERVAL, SHUTDOWN_DEADLINE,
+    CLOCK_CHECK_INTERVAL, Config, ConfigError, DISK_CHECK_INTERVAL, DISK_FREE_BYTES_MIN, EXPIRY_INTERVAL,
+    HAND_OVER_DEADLINE, PORT_ATTEMPTS_MAX, SELF_CHECK_INTERVAL, SHUTDOWN_DEADLINE,
 };
 use crate::network::api::propose;
 use crate::network::browser::Browsers;
 use crate::network::listener::serve_http;
 use crate::network::raft_network_impl::ExampleNetworkFactory;
 use crate::operation::Operation;
-use crate::store::{ExampleStore, StoreError, durable};
+use crate::store::{ExampleStateMachine, ExampleStore, StoreError, durable};
 use crate::types::{ExampleRaft, NodeId, TypeConfig};
 
 /// Why a node did not start or did not go on.
@@ -213,6 +213,7 @@ pub async fn serve_on(
     let recovery = tokio::spawn(recover(app.clone(), at_start));
     let disk_watch = tokio::spawn(app.essential("disk space").run(watch_disk_space(app.clone())));
     let expiry = tokio::spawn(app.essential("expiry").run(expire(app.clone())));
+    let clock_record = tokio::spawn(app.essential("clock record").run(record_clock(app.clone())));
     let self_check = tokio::spawn(app.essential("self-check").run(announce_hashes(app.clone())));
     let listens_on = local_addrs.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(" and ");
     tracing::info!(
@@ -236,6 +237,7 @@ pub async fn serve_on(
     recovery.abort();
     disk_watch.abort();
     expiry.abort();
+    clock_record.abort();
     self_check.abort();
     match result {
         Ok(()) => {
@@ -350,10 +352,9 @@ async fn expire(app: web::Data<ExampleApp>) {
         }
         // As many entries as it takes: each removes a limited number.
         while app.role() == Role::Leader {
-            let (next_ms, clock_ms) =
-                app.store.state_machine.read(|machine| (machine.next_expiry_ms(), machine.clock_ms));
-            // A leader before this one may have had a clock that is ahead.
-            if next_ms.is_none_or(|next_ms| next_ms > app.clock.now_ms().max(clock_ms)) {
+            let now_ms = app.store.clock().leader_now_ms();
+            let next_ms = app.store.state_machine.read(ExampleStateMachine::next_expiry_ms);
+            if next_ms.is_none_or(|next_ms| next_ms > now_ms) {
                 break;
             }
             // If it fails, another leader or the next attempt does it.
@@ -378,6 +379,29 @@ async fn announce_hashes(app: web::Data<ExampleApp>) {
         let operation = Operation::SelfCheck { index: own.index, hash: own.hash };
         if let Err(error) = propose(&app, None, operation).await {
             tracing::debug!("the hash of the state at index {} was not proposed: {error}", own.index);
+        }
+    }
+}
+
+/// Records log time and the wall clock for the next start: when the wall clock was set, and every minute.
+async fn record_clock(app: web::Data<ExampleApp>) {
+    let mut interval = tokio::time::interval(CLOCK_CHECK_INTERVAL);
+    let mut has_failed = false;
+    loop {
+        interval.tick().await;
+        let Some(reading) = app.store.clock().reading() else { continue };
+        if app.store.recorded_clock().is_some_and(|recorded| !reading.is_due_after(recorded)) {
+            continue;
+        }
+        let store = app.store.clone();
+        match tokio::task::spawn_blocking(move || store.record_clock(reading)).await {
+            // No acknowledged write depends on it.
+            Ok(Err(error)) if !has_failed => {
+                tracing::warn!("{error}: if all nodes stop now, TTLs may not count the time until they run again");
+                has_failed = true;
+            }
+            Ok(result) => has_failed = result.is_err(),
+            Err(_) => {}
         }
     }
 }
@@ -431,6 +455,11 @@ async fn stop(http: &ServerHandle, raft: &ExampleRaft, store: &ExampleStore) -> 
     // log below is flushed, and says if that fails.
     let _ = tokio::time::timeout(SHUTDOWN_DEADLINE, raft.shutdown()).await;
     store.log.flush().await.map_err(|error| ServeError::Storage(error.to_string()))?;
+    if let Some(reading) = store.clock().reading()
+        && let Err(error) = store.record_clock(reading)
+    {
+        tracing::warn!("{error}");
+    }
     tracing::info!("stopped");
     Ok(())
 }

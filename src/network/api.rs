@@ -222,7 +222,7 @@ pub async fn propose(
     }
     let judged_now = seeded_bug::is_on(SeededBug::ConditionJudgedWhenProposed);
     let operation = if judged_now { judge_now(app, operation)? } else { operation };
-    let command = Command::Write(Write { at_ms: app.clock.now_ms(), request, operation });
+    let command = Command::Write(Write { at_ms: app.store.clock().leader_now_ms(), request, operation });
     match tokio::time::timeout(REQUEST_DEADLINE, app.raft.client_write(command)).await {
         Ok(Ok(response)) => Ok(response),
         Ok(Err(error)) => Err(write_error(&error)),

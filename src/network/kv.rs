@@ -195,7 +195,7 @@ async fn get_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload)
             .insert_header((header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; sandbox")))
             .body(value)
     } else {
-        json_answer(StatusCode::OK, &record.to_key_value(&key, app.clock.now_ms()))
+        json_answer(StatusCode::OK, &record.to_key_value(&key, app.store.clock().now_ms()))
     };
     let headers = response.headers_mut();
     headers.insert(header::ETAG, etag_of(record.revision));

@@ -95,16 +95,13 @@ async fn list_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payloa
         reverse: parameters.flag("reverse")?,
     };
     let keys_max = parameters.number("limit", 1, limits.page_keys as u64)?.unwrap_or(limits.page_keys as u64);
-    let page = Page {
-        range,
-        keys_max: keys_max as usize,
-        bytes_max: limits.page_bytes,
-        keys_only: parameters.flag("keys_only")?,
-        now_ms: app.clock.now_ms(),
-    };
+    let keys_only = parameters.flag("keys_only")?;
     let wanted = parameters.number("revision", 0, u64::MAX)?;
     ready_to_read(app, request, parameters.stale()?).await?;
     let (revision, data) = state_of(app, wanted)?;
+    // Not before the state: a key put meanwhile would have longer to live than its TTL.
+    let now_ms = app.store.clock().now_ms();
+    let page = Page { range, keys_max: keys_max as usize, bytes_max: limits.page_bytes, keys_only, now_ms };
     let (body, more) = if page.keys_max <= PAGE_KEYS_HERE_MAX {
         page_of(&page, revision, &data)?
     } else {

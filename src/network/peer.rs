@@ -8,17 +8,36 @@
 
 use std::time::Instant;
 
+use actix_web::http::header::{HeaderMap, HeaderName};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::forward;
 use crate::app::{ExampleApp, Exclusion};
-use crate::config::{CONNECT_DEADLINE, PEER_RESPONSE_BYTES_MAX, REQUEST_DEADLINE, RPC_DEPTH_MAX};
+use crate::config::{CONNECT_DEADLINE, LOG_TIME_MS_MAX, PEER_RESPONSE_BYTES_MAX, REQUEST_DEADLINE, RPC_DEPTH_MAX};
 use crate::connection::{BodyError, read_response, resolves_to_every_address};
 use crate::error::{ApiError, Details, Retry};
 use crate::store::{ClusterId, ExampleStore};
 use crate::types::{ExampleNode, LogId, NodeId};
+
+/// The sender's log time, in milliseconds since 1970: a leader sends it with appends, and a voter
+/// that knows it with its vote. Nodes of former versions neither send it nor read it.
+pub const LOG_TIME: HeaderName = HeaderName::from_static("raft-log-time");
+
+/// The same from a voter that does not know log time, by its wall clock.
+pub const LOG_TIME_BY_WALL: HeaderName = HeaderName::from_static("raft-log-time-by-wall");
+
+/// The log time that a leader sent.
+pub fn log_ms_in(headers: &HeaderMap) -> Option<u64> {
+    parse_log_ms(headers.get(LOG_TIME)?.as_bytes())
+}
+
+/// The value of [`LOG_TIME`] or [`LOG_TIME_BY_WALL`], if it is a possible time.
+pub fn parse_log_ms(value: &[u8]) -> Option<u64> {
+    let log_ms = std::str::from_utf8(value).ok()?.parse().ok()?;
+    (log_ms <= LOG_TIME_MS_MAX).then_some(log_ms)
+}
 
 /// An RPC and whom it is for, as MessagePack with field names.
 #[derive(Serialize, Deserialize)]

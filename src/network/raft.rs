@@ -2,11 +2,12 @@
 
 use std::io;
 
+use actix_web::http::header::HeaderValue;
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::StreamExt;
 use openraft::ReadPolicy;
-use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest, VoteResponse};
 use openraft::storage::Snapshot;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -40,8 +41,16 @@ pub async fn append(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
+    let clock = app.store.clock();
+    let (leader_ms, arrived_ms) = (peer::log_ms_in(request.headers()), clock.elapsed_ms());
     let envelope: Envelope<AppendEntriesRequest<TypeConfig>> = receive(&app, &request, payload, check_append).await?;
     let answer = app.raft.append_entries(envelope.rpc).await.map_err(|_| forward::stopping())?;
+    // Not from a former leader.
+    if let Some(leader_ms) = leader_ms
+        && !matches!(answer, AppendEntriesResponse::HigherVote(_))
+    {
+        clock.told_by_leader(leader_ms, arrived_ms);
+    }
     answer_with(&answer)
 }
 
@@ -53,7 +62,7 @@ pub async fn vote(
 ) -> Result<HttpResponse, ApiError> {
     let envelope: Envelope<VoteRequest<TypeConfig>> = receive(&app, &request, payload, check_candidate).await?;
     let answer = app.raft.vote(envelope.rpc).await.map_err(|_| forward::stopping())?;
-    answer_with(&answer)
+    answer_candidate(&app, &answer)
 }
 
 /// `POST /raft-pre-vote`
@@ -64,7 +73,7 @@ pub async fn pre_vote(
 ) -> Result<HttpResponse, ApiError> {
     let envelope: Envelope<VoteRequest<TypeConfig>> = receive(&app, &request, payload, check_candidate).await?;
     let answer = app.raft.pre_vote(envelope.rpc).await.map_err(|_| forward::stopping())?;
-    answer_with(&answer)
+    answer_candidate(&app, &answer)
 }
 
 /// `POST /raft-transfer-leader`
@@ -156,6 +165,18 @@ async fn receive<T: DeserializeOwned>(
         }
     }
     Ok(envelope)
+}
+
+/// A candidate that wins must know log time before it stamps an entry.
+fn answer_candidate(app: &ExampleApp, answer: &VoteResponse<TypeConfig>) -> Result<HttpResponse, ApiError> {
+    let mut response = answer_with(answer)?;
+    let clock = app.store.clock();
+    let (name, log_ms) = match clock.known_ms() {
+        Some(log_ms) => (peer::LOG_TIME, log_ms),
+        None => (peer::LOG_TIME_BY_WALL, clock.by_wall_ms()),
+    };
+    response.headers_mut().insert(name, HeaderValue::from(log_ms));
+    Ok(response)
 }
 
 fn answer_with(answer: &impl Serialize) -> Result<HttpResponse, ApiError> {

@@ -7,6 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use actix_web::http::header::HeaderName;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
@@ -86,11 +87,10 @@ impl ExampleNetwork {
         &mut self,
         path: &str,
         rpc: &Request,
-        bytes: usize,
         deadline: Duration,
     ) -> Result<Response, RpcError> {
-        let body = peer::encode(&self.store, self.target, self.node.incarnation, rpc, bytes).map_err(network_error)?;
-        self.send(path, body.into(), deadline).await
+        let body = peer::encode(&self.store, self.target, self.node.incarnation, rpc, 0).map_err(network_error)?;
+        self.send(path, body.into(), deadline, None).await
     }
 
     async fn send<Response: DeserializeOwned>(
@@ -98,10 +98,14 @@ impl ExampleNetwork {
         path: &str,
         body: reqwest::Body,
         deadline: Duration,
+        log_ms: Option<u64>,
     ) -> Result<Response, RpcError> {
         let url = format!("http://{}{path}", self.node.addr);
-        let answer = self.http.post(url).timeout(deadline).body(body).send().await;
-        let answer = match answer {
+        let mut request = self.http.post(url).timeout(deadline).body(body);
+        if let Some(log_ms) = log_ms {
+            request = request.header(peer::LOG_TIME.as_str(), log_ms);
+        }
+        let answer = match request.send().await {
             Ok(answer) => answer,
             Err(error) => {
                 let reason = reason_of(&error);
@@ -111,6 +115,9 @@ impl ExampleNetwork {
             }
         };
         let status = answer.status();
+        if status.is_success() {
+            self.note_log_time(answer.headers());
+        }
         let body = match read_response(answer, PEER_RESPONSE_BYTES_MAX).await {
             Ok(body) => body,
             Err(error) => {
@@ -128,6 +135,16 @@ impl ExampleNetwork {
             tracing::info!("node {} at {} answers {path} again", self.target, self.node);
         }
         rmp_serde::from_slice(&body).map_err(|error| network_error(format!("its answer cannot be read: {error}")))
+    }
+
+    /// Notes what a voter knows of log time, before openraft counts its vote.
+    fn note_log_time(&self, headers: &reqwest::header::HeaderMap) {
+        let log_ms = |name: HeaderName| peer::parse_log_ms(headers.get(name.as_str())?.as_bytes());
+        if let Some(log_ms) = log_ms(peer::LOG_TIME) {
+            self.store.clock().told_by_voter(log_ms);
+        } else if let Some(log_ms) = log_ms(peer::LOG_TIME_BY_WALL) {
+            self.store.clock().told_by_wall(log_ms);
+        }
     }
 
     fn note_unreached(&mut self, path: &str, reason: &str) {
@@ -156,7 +173,10 @@ impl RaftNetworkV2<TypeConfig> for ExampleNetwork {
         } else {
             option.hard_ttl() * 5 + Duration::from_secs_f64(bytes as f64 / APPEND_BYTES_PER_SECOND_MIN)
         };
-        self.call("/raft-append", &rpc, bytes, deadline).await
+        let body = peer::encode(&self.store, self.target, self.node.incarnation, &rpc, bytes).map_err(network_error)?;
+        // Only a leader appends.
+        let log_ms = self.store.clock().leader_now_ms();
+        self.send("/raft-append", body.into(), deadline, Some(log_ms)).await
     }
 
     async fn vote(
@@ -164,7 +184,7 @@ impl RaftNetworkV2<TypeConfig> for ExampleNetwork {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
-        self.call("/raft-vote", &rpc, 0, option.soft_ttl()).await
+        self.call("/raft-vote", &rpc, option.soft_ttl()).await
     }
 
     async fn pre_vote(
@@ -172,7 +192,7 @@ impl RaftNetworkV2<TypeConfig> for ExampleNetwork {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
-        self.call("/raft-pre-vote", &rpc, 0, option.soft_ttl()).await
+        self.call("/raft-pre-vote", &rpc, option.soft_ttl()).await
     }
 
     async fn transfer_leader(
@@ -180,7 +200,7 @@ impl RaftNetworkV2<TypeConfig> for ExampleNetwork {
         rpc: TransferLeaderRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RpcError> {
-        self.call("/raft-transfer-leader", &rpc, 0, option.soft_ttl()).await
+        self.call("/raft-transfer-leader", &rpc, option.soft_ttl()).await
     }
 
     async fn full_snapshot(
@@ -197,7 +217,7 @@ impl RaftNetworkV2<TypeConfig> for ExampleNetwork {
         start.extend_from_slice(&head);
         let start = stream::iter([Ok(Bytes::from(start))]);
         let body = reqwest::Body::wrap_stream(start.chain(file_stream(snapshot.snapshot)));
-        let sent = self.send("/raft-snapshot", body, option.hard_ttl());
+        let sent = self.send("/raft-snapshot", body, option.hard_ttl(), None);
         tokio::select! {
             closed = cancel => Err(StreamingError::Closed(closed)),
             result = sent => Ok(result?),

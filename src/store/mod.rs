@@ -4,6 +4,7 @@
 //! <data-dir>/node-<id>/
 //!   LOCK                     held while running
 //!   IDENTITY                 whose directory it is
+//!   CLOCK                    log time beside the wall clock, at one moment
 //!   log/                     entries, vote, committed, purged
 //!   snapshots/<index>.snap   the state machine at that log index
 //! ```
@@ -11,6 +12,7 @@
 //! Opening it either gives a node that has all it ever acknowledged, or an
 //! error that says what is wrong; it never drops data to get going.
 
+pub mod clock_file;
 pub mod codec;
 pub mod durable;
 pub mod error;
@@ -30,7 +32,7 @@ pub mod state_machine_store;
 pub mod watch;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::error::StoreError;
 pub use self::history::{Change, ChangeKind};
@@ -42,9 +44,11 @@ pub use self::state_machine::{Data, ExampleStateMachine, Record};
 pub use self::state_machine_store::StateMachineStore;
 pub use self::watch::{Filter, Subscription, WatchError};
 
+use self::clock_file::ClockFile;
 use self::identity::{DirectoryLock, IdentityFile};
 use self::log_check::CheckedLog;
 use self::snapshot::SnapshotDirectory;
+use crate::clock::{LogClock, Reading};
 use crate::types::NodeId;
 
 /// An open data directory.
@@ -56,6 +60,7 @@ pub struct ExampleStore {
     pub state_machine: StateMachineStore,
     identity: Mutex<Identity>,
     identity_file: IdentityFile,
+    clock_file: ClockFile,
     directory: PathBuf,
     _lock: DirectoryLock,
 }
@@ -83,6 +88,7 @@ impl ExampleStore {
         let log_directory = directory.join("log");
         let snapshot_directory = directory.join("snapshots");
         let found = identity_file.read()?;
+        let clock_file = ClockFile::open(&directory)?;
         check_owner(&identity_file, found.as_ref(), node_id)?;
         check_directories(&identity_file, found.as_ref(), [&log_directory, &snapshot_directory])?;
         let joined = found.is_some_and(|identity| identity.cluster_id.is_some());
@@ -113,9 +119,11 @@ impl ExampleStore {
             durable::sync_directory(path).map_err(|error| StoreError::io("sync", path, error))?;
         }
         let log = LogStore::open(&log_directory, &checked, sizes)?;
-        let state_machine = StateMachineStore::new(machine, snapshots);
+        let clock = Arc::new(LogClock::new(clock_file.recorded()));
+        let state_machine = StateMachineStore::new(machine, snapshots, clock);
         state_machine.self_checks().start_after(checked.last.map_or(0, |last| last.index));
-        Ok(ExampleStore { log, state_machine, identity: Mutex::new(identity), identity_file, directory, _lock: lock })
+        let identity = Mutex::new(identity);
+        Ok(ExampleStore { log, state_machine, identity, identity_file, clock_file, directory, _lock: lock })
     }
 
     /// Who this node is.
@@ -136,6 +144,21 @@ impl ExampleStore {
         self.identity_file.write(&joined)?;
         *identity = joined;
         Ok(cluster_id)
+    }
+
+    /// The node's clock of log time.
+    pub fn clock(&self) -> &LogClock {
+        self.state_machine.clock()
+    }
+
+    /// Log time and wall clock as `CLOCK` has them for the next start, if the file exists.
+    pub fn recorded_clock(&self) -> Option<Reading> {
+        self.clock_file.recorded()
+    }
+
+    /// Replaces `CLOCK`, durably. Blocks on the disk.
+    pub fn record_clock(&self, reading: Reading) -> Result<(), StoreError> {
+        self.clock_file.record(reading)
     }
 
     /// The node's directory.

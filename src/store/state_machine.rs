@@ -64,7 +64,7 @@ pub struct ExampleStateMachine {
     pub data: Data,
     /// One more for each request that changed something.
     pub revision: u64,
-    /// The largest time any leader wrote into an entry, in milliseconds since 1970.
+    /// Log time as of the last write: the largest time any leader stamped an entry with, in milliseconds since 1970.
     pub clock_ms: u64,
     /// The last changes.
     pub history: History,
@@ -102,7 +102,7 @@ impl ExampleStateMachine {
     fn apply_write(&mut self, write: Write) -> ExampleResponse {
         self.clock_ms = self.clock_ms.max(write.at_ms);
         if seeded_bug::is_on(SeededBug::ClockReadInApply) {
-            self.clock_ms = self.clock_ms.max(crate::clock::Clock::new().now_ms());
+            self.clock_ms = self.clock_ms.max(crate::clock::wall_ms());
         }
         self.expire();
         let Write { request, operation, .. } = write;

@@ -16,6 +16,7 @@ use super::self_check::{self, Announced, SelfChecks};
 use super::snapshot::{SnapshotDirectory, SnapshotFile};
 use super::state_machine::ExampleStateMachine;
 use super::watch::{Filter, Hub, Subscription};
+use crate::clock::LogClock;
 use crate::config::{APPLY_ENTRIES_MAX, SNAPSHOT_NICENESS};
 use crate::seeded_bug::{self, SeededBug};
 use crate::types::{Entry, LogId, Payload, SnapshotMeta, StoredMembership, TypeConfig};
@@ -32,16 +33,20 @@ pub struct StateMachineStore {
     listings: Arc<Mutex<Listings>>,
     // Taken after the state's own lock, if both are.
     self_checks: Arc<Mutex<SelfChecks>>,
+    // Told of the state's clock while the state is locked, so that no reader sees it behind.
+    clock: Arc<LogClock>,
 }
 
 impl StateMachineStore {
-    pub(super) fn new(machine: ExampleStateMachine, snapshots: SnapshotDirectory) -> Self {
+    pub(super) fn new(machine: ExampleStateMachine, snapshots: SnapshotDirectory, clock: Arc<LogClock>) -> Self {
+        clock.applied(machine.clock_ms);
         StateMachineStore {
             machine: Arc::new(RwLock::new(machine)),
             snapshots: Arc::new(snapshots),
             hub: Arc::default(),
             listings: Arc::default(),
             self_checks: Arc::default(),
+            clock,
         }
     }
 
@@ -89,6 +94,11 @@ impl StateMachineStore {
         Ok(())
     }
 
+    /// The node's clock of log time.
+    pub fn clock(&self) -> &LogClock {
+        &self.clock
+    }
+
     /// Where snapshots are kept and received.
     pub fn snapshots(&self) -> &Arc<SnapshotDirectory> {
         &self.snapshots
@@ -127,6 +137,7 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
                     self.check(machine, index, announced)?;
                     answers.extend(responder.map(|responder| (responder, response)));
                 }
+                self.clock.applied(machine.clock_ms);
                 self.hub.publish(machine, revision_before);
                 io::Result::Ok(())
             })?;
@@ -162,6 +173,7 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
         let old = self.write(|current| {
             self.hub.reset(current.revision + 1);
             self.self_checks().forget();
+            self.clock.applied(machine.clock_ms);
             std::mem::replace(current, machine)
         });
         // A large map takes long to free; nobody should wait for that.

@@ -336,6 +336,10 @@ async fn unusable_directories_are_refused() {
         ("a flipped byte in IDENTITY", 1, 65, "IDENTITY", |directory| flip(&directory.join("IDENTITY"), 20)),
         ("an empty IDENTITY", 1, 65, "IDENTITY", |directory| fs::write(directory.join("IDENTITY"), "").unwrap()),
         ("no IDENTITY", 1, 65, "IDENTITY", |directory| fs::remove_file(directory.join("IDENTITY")).unwrap()),
+        ("a flipped byte in CLOCK", 1, 65, "CLOCK", |directory| flip(&directory.join("CLOCK"), 25)),
+        ("a newer CLOCK", 1, 78, "CLOCK", |directory| {
+            fs::write(directory.join("CLOCK"), "{\"format\":2,\"more\":true}\n").unwrap();
+        }),
         ("no log", 1, 65, "log", |directory| fs::remove_dir_all(directory.join("log")).unwrap()),
         ("a flipped byte in the log", 1, 65, "log", |directory| flip_in_log(&directory.join("log"), b"value 110 of k")),
         ("no snapshots, and a purged log", 1, 65, "snapshots", |directory| {

@@ -25,6 +25,7 @@
 //! | [`list`] | pages of keys, and deletion by prefix |
 //! | [`txn`] | transactions: comparisons, all or nothing, one revision |
 //! | [`time_to_live`] | when keys expire, whatever dies meanwhile |
+//! | [`log_time`] | do TTLs follow true time, whatever the wall clocks say |
 //! | [`self_check`] | does a cluster notice that a node holds other data than the leader |
 //! | [`idempotency`] | is a request that comes again done once |
 //! | [`watch`] | does a watch see every change, and each once |
@@ -53,6 +54,7 @@ mod kv;
 mod list;
 mod logging;
 mod members;
+mod log_time;
 mod membership;
 mod openapi;
 mod outcomes;

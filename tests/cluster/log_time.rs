@@ -1,0 +1,248 @@
+//! Do TTLs follow true time, whatever the nodes' wall clocks say?
+
+use std::fs::File;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use raft_key_value::NodeId;
+use raft_key_value::operation::{Operation, Write};
+use raft_key_value::store::clock_file::ClockFile;
+use raft_key_value::store::snapshot_format::{load, meta_of, write as write_snapshot};
+use raft_key_value::types::{Command, Entry, Payload};
+
+use crate::harness::{CALM_BUT_QUICK, DEADLINE, TestCluster, eventually, report};
+
+const ALL: [NodeId; 3] = [1, 2, 3];
+const HOUR_MS: u64 = 3_600_000;
+
+/// How late a key may expire: the expiry interval, a commit, and what a busy machine needs.
+const LATE_MAX: Duration = Duration::from_secs(3);
+
+fn wall_ms() -> u64 {
+    u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
+}
+
+/// Advances the clock in a stopped node's newest snapshot, as an entry of a leader with that wall clock did.
+async fn set_state_clock(cluster: &TestCluster, id: NodeId, at_ms: u64) {
+    let snapshots = cluster.node(id).directory().join("snapshots");
+    let path = std::fs::read_dir(snapshots).unwrap().map(|entry| entry.unwrap().path()).max().unwrap();
+    let (meta, mut machine) = load(&path).unwrap();
+    let write = Write { at_ms, request: None, operation: Operation::Expire };
+    machine.apply(Entry { log_id: meta.last_log_id.unwrap(), payload: Payload::Normal(Command::Write(write)) });
+    assert_eq!(machine.clock_ms, at_ms);
+    write_snapshot(&machine, &meta_of(&machine), &mut File::create(&path).unwrap()).unwrap();
+}
+
+/// Puts a key through a node, and asserts that all nodes lose it after its TTL, and little later.
+async fn assert_lives(cluster: &TestCluster, id: NodeId, key: &str, ttl: Duration) {
+    let sent = Instant::now();
+    let path = format!("/v1/kv/{key}");
+    cluster.put(id, &format!("{path}?ttl={}ms", ttl.as_millis()), "v").await.done();
+    assert_gone(cluster, &ALL, key, sent, ttl).await;
+}
+
+/// Asserts that these nodes lose a key that was put at `sent` after its TTL, and little later.
+async fn assert_gone(cluster: &TestCluster, ids: &[NodeId], key: &str, sent: Instant, ttl: Duration) {
+    for id in ids {
+        eventually(&format!("{key:?} is gone on node {id}"), DEADLINE, async || {
+            let sent = cluster.http().get(cluster.addr(*id), &format!("/v1/kv/{key}")).await;
+            let answer = sent.map_err(|error| error.to_string())?;
+            if answer.status == 404 { Ok(()) } else { Err(answer.text()) }
+        })
+        .await;
+        let took = sent.elapsed();
+        report("log-time", &format!("{key:?} of {} ms on node {id}", ttl.as_millis()), took);
+        assert!(took >= ttl && took < ttl + LATE_MAX, "{key:?} of {ttl:?} was gone on node {id} after {took:?}");
+    }
+}
+
+/// A state whose clock a former leader advanced an hour too far does not stop time.
+///
+/// Method: stop all nodes; set the clock in their snapshots an hour ahead, as a leader
+/// with such a wall clock did before; start all nodes; a key lives as long as its TTL
+/// says, before and after another restart.
+#[tokio::test]
+async fn a_state_ahead_of_all_wall_clocks() {
+    let flags = [CALM_BUT_QUICK, &["--snapshot-entries", "20", "--snapshot-keep-entries", "5"]].concat();
+    let mut cluster = TestCluster::form("log-time-ahead", &ALL, &flags).await;
+    cluster.write_many(1, "k", 60).await;
+    for id in ALL {
+        cluster.metrics_say(id, "it has a snapshot", |metrics| metrics.snapshot).await;
+    }
+    for id in ALL {
+        cluster.stop(id).await;
+        set_state_clock(&cluster, id, wall_ms() + HOUR_MS).await;
+    }
+    for round in 0..2 {
+        for id in ALL {
+            cluster.restart(id).await;
+        }
+        let leader = cluster.leader_of(&ALL).await;
+        assert_lives(&cluster, leader, &format!("short-{round}"), Duration::from_secs(2)).await;
+        for id in ALL {
+            cluster.kill(id);
+        }
+    }
+}
+
+/// Makes it look to a stopped node as if its wall clock had been set, by some hours, while it was down.
+fn set_wall_clock(cluster: &TestCluster, id: NodeId, hours: i64) {
+    let file = ClockFile::open(&cluster.node(id).directory()).unwrap();
+    let mut reading = file.recorded().unwrap();
+    reading.wall_ms = reading.wall_ms.checked_add_signed(-hours * HOUR_MS as i64).unwrap();
+    file.record(reading).unwrap();
+}
+
+/// Waits until all nodes have written down the time.
+async fn all_have_recorded(cluster: &TestCluster) {
+    for id in ALL {
+        eventually(&format!("node {id} has recorded its clock"), DEADLINE, async || {
+            ClockFile::open(&cluster.node(id).directory()).unwrap().recorded().ok_or("no file")
+        })
+        .await;
+    }
+}
+
+/// How long a key has left on each node; `None` if it does not exist there.
+async fn left_ms(cluster: &TestCluster, key: &str) -> Vec<Option<u64>> {
+    let mut left = Vec::new();
+    for id in ALL {
+        let answer = cluster.persistently(id, reqwest::Method::GET, &format!("/v1/kv/{key}"), &[], "").await;
+        left.push((answer.status == 200).then(|| answer.json()["expires_in_ms"].as_u64().unwrap()));
+    }
+    left
+}
+
+/// Asserts that a key has this many hours left on all nodes, less the few minutes that a test may take.
+async fn assert_left(cluster: &TestCluster, key: &str, hours: u64) {
+    let left = left_ms(cluster, key).await;
+    let expected = hours * HOUR_MS - 300_000..=hours * HOUR_MS;
+    let all_are = left.iter().all(|left| left.is_some_and(|left| expected.contains(&left)));
+    assert!(all_are, "{key:?} must have {hours} hours left, and has {left:?} ms");
+}
+
+/// Kills all nodes, sets their wall clocks, and starts them; returns the leader.
+async fn restart_all(cluster: &mut TestCluster, hours: impl Fn(NodeId) -> i64) -> NodeId {
+    for id in ALL {
+        cluster.kill(id);
+    }
+    for id in ALL {
+        set_wall_clock(cluster, id, hours(id));
+        cluster.restart(id).await;
+    }
+    cluster.leader_of(&ALL).await
+}
+
+/// While no node runs, the wall clock counts, once, and never backwards.
+///
+/// Method: keys of 1, 4 and 9 hours. Kill all nodes, set one wall clock three hours ahead, and start them:
+/// nothing passes. The same with all clocks two hours ahead: the first key expires, and the others have
+/// two hours less. Twice more, without touching the clocks, and with clocks five hours back: nothing
+/// more passes, and TTLs are as long as they say.
+#[tokio::test]
+async fn time_when_no_node_ran() {
+    let mut cluster = TestCluster::form("log-time-down", &ALL, CALM_BUT_QUICK).await;
+    for hours in [1, 4, 9] {
+        cluster.put(1, &format!("/v1/kv/{hours}h?ttl={hours}h"), "v").await.done();
+    }
+    all_have_recorded(&cluster).await;
+    let leader = cluster.leader_of(&ALL).await;
+    let only_leaders = |id| if id == leader { 3 } else { 0 };
+    restart_all(&mut cluster, only_leaders).await;
+    for hours in [1, 4, 9] {
+        assert_left(&cluster, &format!("{hours}h"), hours).await;
+    }
+    for hours in [2, 0, -5] {
+        let leader = restart_all(&mut cluster, |_| hours).await;
+        eventually("the key of an hour has expired", DEADLINE, async || {
+            let left = left_ms(&cluster, "1h").await;
+            if left == [None; 3] { Ok(()) } else { Err(left) }
+        })
+        .await;
+        assert_left(&cluster, "4h", 2).await;
+        assert_left(&cluster, "9h", 7).await;
+        assert_lives(&cluster, leader, "short", Duration::from_secs(1)).await;
+    }
+}
+
+/// The wall clock of a node that was restarted does not count while a majority ran, though it leads.
+///
+/// Method: kill the leader, set its wall clock two hours ahead, and start it, until each node has led
+/// after that. All keys stay, and have the time left that they had.
+#[tokio::test]
+async fn restarted_leaders_with_wall_clocks_ahead() {
+    let mut cluster = TestCluster::form("log-time-restarts", &ALL, &[]).await;
+    let leader = cluster.leader_of(&ALL).await;
+    cluster.persistently(leader, reqwest::Method::PUT, "/v1/kv/1h?ttl=1h", &[], "v").await.done();
+    all_have_recorded(&cluster).await;
+    let (mut restarted, mut have_led) = (Vec::new(), Vec::new());
+    while have_led.len() < ALL.len() {
+        let leader = cluster.leader_of(&ALL).await;
+        if restarted.contains(&leader) && !have_led.contains(&leader) {
+            have_led.push(leader);
+        }
+        assert_left(&cluster, "1h", 1).await;
+        cluster.kill(leader);
+        set_wall_clock(&cluster, leader, 2);
+        let rest: Vec<NodeId> = ALL.into_iter().filter(|id| *id != leader).collect();
+        cluster.leader_of(&rest).await;
+        cluster.restart(leader).await;
+        restarted.push(leader);
+        assert!(restarted.len() < 60, "of {restarted:?} only {have_led:?} have led again");
+    }
+}
+
+/// A node that is elected before it has heard from any leader has the time from its voter.
+///
+/// Method: kill a follower and set its wall clock two hours ahead; kill the leader; start the
+/// follower, which can be elected only with the vote of the third node; until it is. The key stays.
+#[tokio::test]
+async fn elected_at_once_with_a_wall_clock_ahead() {
+    let mut cluster = TestCluster::form("log-time-elected", &ALL, &[]).await;
+    let leader = cluster.leader_of(&ALL).await;
+    cluster.persistently(leader, reqwest::Method::PUT, "/v1/kv/1h?ttl=1h", &[], "v").await.done();
+    all_have_recorded(&cluster).await;
+    for attempt in 0.. {
+        assert!(attempt < 30, "the node that was restarted was never elected");
+        let leader = cluster.leader_of(&ALL).await;
+        cluster.all_applied(&ALL).await;
+        let (follower, voter) = (1 + leader % 3, 1 + (leader + 1) % 3);
+        cluster.kill(follower);
+        set_wall_clock(&cluster, follower, 2);
+        cluster.kill(leader);
+        cluster.restart(follower).await;
+        let elected = cluster.leader_of(&[follower, voter]).await;
+        cluster.restart(leader).await;
+        cluster.leader_of(&ALL).await;
+        assert_left(&cluster, "1h", 1).await;
+        if elected == follower {
+            break;
+        }
+    }
+}
+
+/// The time in which no entry is written is not lost when a node that was restarted then leads.
+///
+/// Method: put a key, and write nothing for half of its TTL; kill and restart the followers, one after
+/// the other, with wall clocks that are two hours back; kill the leader. The key expires in time.
+#[tokio::test]
+async fn idle_time_outlives_the_leader() {
+    const TTL: Duration = Duration::from_secs(10);
+    let mut cluster = TestCluster::form("log-time-idle", &ALL, &[]).await;
+    all_have_recorded(&cluster).await;
+    let leader = cluster.leader_of(&ALL).await;
+    let sent = Instant::now();
+    let path = format!("/v1/kv/idle?ttl={}s", TTL.as_secs());
+    cluster.persistently(leader, reqwest::Method::PUT, &path, &[], "v").await.done();
+    tokio::time::sleep_until((sent + TTL / 2).into()).await;
+    let rest: Vec<NodeId> = ALL.into_iter().filter(|id| *id != leader).collect();
+    for id in &rest {
+        cluster.kill(*id);
+        set_wall_clock(&cluster, *id, -2);
+        cluster.restart(*id).await;
+        cluster.leader_of(&ALL).await;
+    }
+    let leader = cluster.leader_of(&ALL).await;
+    let rest: Vec<NodeId> = ALL.into_iter().filter(|id| *id != leader).collect();
+    cluster.kill(leader);
+    assert_gone(&cluster, &rest, "idle", sent, TTL).await;
+}
