@@ -1,7 +1,7 @@
 //! The handles that every HTTP handler shares.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use openraft::ServerState;
@@ -10,7 +10,7 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::metrics::{RaftMetrics, RaftServerMetrics};
 use tokio::sync::{Semaphore, watch};
 
-use crate::config::{Config, Limits, MEMBERS_ANSWER_MAX, MEMBERS_ANSWER_MIN};
+use crate::config::{Config, DISK_FREE_BYTES_LEAST, Limits, MEMBERS_ANSWER_MAX, MEMBERS_ANSWER_MIN};
 use crate::connection::node_connections;
 use crate::store::{ClusterId, ExampleStore};
 use crate::types::{ExampleNode, ExampleRaft, NodeId, TypeConfig};
@@ -46,7 +46,8 @@ pub struct ExampleApp {
     leader_lease_ms: u64,
     writes_waiting_max: usize,
     recovered: AtomicBool,
-    disk_space_low: AtomicBool,
+    disk_free_bytes: AtomicU64,
+    disk_free_bytes_min: u64,
     exclusion: watch::Sender<Option<Exclusion>>,
     stopping: watch::Sender<bool>,
     /// Why the node must end, once that is so.
@@ -139,6 +140,29 @@ pub struct FoundingHold {
     pub until: Instant,
 }
 
+/// What this node's disk has room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskSpace {
+    /// Any write.
+    Enough,
+    /// Writes that store nothing.
+    Low,
+    /// No write.
+    Exhausted,
+}
+
+impl DiskSpace {
+    fn of(free_bytes: u64, free_bytes_min: u64) -> Self {
+        if free_bytes < DISK_FREE_BYTES_LEAST {
+            DiskSpace::Exhausted
+        } else if free_bytes < free_bytes_min {
+            DiskSpace::Low
+        } else {
+            DiskSpace::Enough
+        }
+    }
+}
+
 /// How many more requests may be under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
@@ -170,7 +194,8 @@ impl ExampleApp {
             raft,
             metrics,
             recovered: AtomicBool::new(false),
-            disk_space_low: AtomicBool::new(false),
+            disk_free_bytes: AtomicU64::new(u64::MAX),
+            disk_free_bytes_min: config.min_disk_free_bytes,
             exclusion: watch::Sender::new(None),
             stopping: watch::Sender::new(false),
             failure: watch::Sender::new(None),
@@ -295,14 +320,21 @@ impl ExampleApp {
         }
     }
 
-    /// Whether the disk is nearly full.
-    pub fn disk_space_low(&self) -> bool {
-        self.disk_space_low.load(Ordering::Relaxed)
+    /// What the disk has room for.
+    pub fn disk_space(&self) -> DiskSpace {
+        DiskSpace::of(self.disk_free_bytes.load(Ordering::Relaxed), self.disk_free_bytes_min)
     }
 
-    /// Says whether the disk is nearly full; returns what was said before.
-    pub fn set_disk_space_low(&self, low: bool) -> bool {
-        self.disk_space_low.swap(low, Ordering::Relaxed)
+    /// Notes the free space of the disk.
+    pub fn set_disk_free_bytes(&self, free_bytes: u64) {
+        self.disk_free_bytes.store(free_bytes, Ordering::Relaxed);
+    }
+
+    /// Notes that an entry takes space, until the free space is looked up again.
+    pub fn use_disk(&self, bytes: u64) {
+        let less = |free_bytes: u64| Some(free_bytes.saturating_sub(bytes));
+        // It never fails, since there always is a new value.
+        let _ = self.disk_free_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 }
 
@@ -316,6 +348,7 @@ fn is_member_in(metrics: &RaftServerMetrics<TypeConfig>, id: NodeId) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::DISK_FREE_BYTES_MIN;
 
     /// A task that panics or returns ends the node; one that is done with its work does not.
     #[tokio::test]
@@ -329,5 +362,20 @@ mod tests {
         assert_eq!(*failure.borrow(), Some(Failure::Task("expiry")));
         tokio::spawn(essential("self-check").run(async {})).await.unwrap();
         assert_eq!(*failure.borrow(), Some(Failure::Task("expiry")), "the first one counts");
+    }
+
+    /// What a disk has room for depends on the two limits, each inclusive.
+    #[test]
+    fn disk_space() {
+        for (free_bytes, expected) in [
+            (0, DiskSpace::Exhausted),
+            (DISK_FREE_BYTES_LEAST - 1, DiskSpace::Exhausted),
+            (DISK_FREE_BYTES_LEAST, DiskSpace::Low),
+            (DISK_FREE_BYTES_MIN - 1, DiskSpace::Low),
+            (DISK_FREE_BYTES_MIN, DiskSpace::Enough),
+            (u64::MAX, DiskSpace::Enough),
+        ] {
+            assert_eq!(DiskSpace::of(free_bytes, DISK_FREE_BYTES_MIN), expected, "{free_bytes} bytes");
+        }
     }
 }

@@ -294,9 +294,12 @@ pub const SNAPSHOT_NICENESS: i32 = 10;
 pub const SNAPSHOT_FRAME_BYTES_MAX: usize = 8 << 20;
 /// Snapshots that are kept.
 pub const SNAPSHOTS_KEPT: usize = 2;
-/// Free disk space below which writes are refused with 507: room for what is
-/// under way, the next log file, and for an operator to act.
+/// Free disk space below which a leader rejects what stores data, with 507: room for what is
+/// under way, the next log file, deletes and expiry, and for an operator to act.
 pub const DISK_FREE_BYTES_MIN: u64 = 128 << 20;
+/// Free disk space below which a leader rejects every write: a disk that is full ends the node. Entries are
+/// subtracted until the free space is looked up again, so this is only for what is under way.
+pub const DISK_FREE_BYTES_LEAST: u64 = 1 << 20;
 /// How often the free disk space is looked up.
 pub const DISK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -453,6 +456,11 @@ pub struct Config {
     #[arg(long, env = "RKV_MAX_WRITES_WAITING", value_name = "N", default_value_t = WRITES_WAITING_MAX_DEFAULT)]
     pub max_writes_waiting: usize,
 
+    /// Free disk space below which a leader rejects what stores data, in bytes; not in the help, since
+    /// other values than the default are for tests
+    #[arg(long, hide = true, value_name = "BYTES", default_value_t = DISK_FREE_BYTES_MIN)]
+    pub min_disk_free_bytes: u64,
+
     /// Web pages that may use this node, besides its own: their origins, such as https://console.example
     #[arg(long, env = "RKV_ALLOWED_ORIGINS", value_name = "LIST", value_delimiter = ',', value_parser = parse_origin)]
     pub allowed_origins: Vec<String>,
@@ -506,6 +514,7 @@ impl Config {
             max_page_keys: PAGE_KEYS_MAX_DEFAULT,
             max_page_bytes: PAGE_BYTES_MAX_DEFAULT,
             max_writes_waiting: WRITES_WAITING_MAX_DEFAULT,
+            min_disk_free_bytes: DISK_FREE_BYTES_MIN,
             allowed_origins: Vec::new(),
             allowed_hosts: Vec::new(),
             log_format: LogFormat::default(),
@@ -777,6 +786,7 @@ mod tests {
             // `/write` returns the value.
             assert!(6 * VALUE_BYTES_MAX_LIMIT < PASSED_ON_RESPONSE_BYTES_MAX);
             assert!(PASSED_ON_RESPONSE_BYTES_MAX < RESPONSE_BYTES_MAX);
+            assert!(DISK_FREE_BYTES_LEAST < DISK_FREE_BYTES_MIN / 8);
         }
     }
 

@@ -290,6 +290,16 @@ pub enum WriteResult {
 }
 
 impl Operation {
+    /// Whether the operation leaves no more data than before, so that it can pass while the disk is nearly full.
+    pub fn stores_nothing(&self) -> bool {
+        match self {
+            Operation::Delete(_) | Operation::DeletePrefix { .. } | Operation::Touch(_) | Operation::Expire => true,
+            Operation::Txn(txn) => !txn.success.iter().chain(&txn.failure).any(|step| matches!(step, TxnStep::Put(_))),
+            // A self-check can wait.
+            Operation::Put(_) | Operation::SelfCheck { .. } => false,
+        }
+    }
+
     /// About how many bytes of memory the keys and values take.
     pub fn payload_bytes(&self) -> usize {
         match self {

@@ -15,10 +15,10 @@ use openraft::metrics::RaftMetrics;
 use rustix::io::Errno;
 use tokio::sync::watch;
 
-use crate::app::{ExampleApp, Failure, Role};
+use crate::app::{DiskSpace, ExampleApp, Failure, Role};
 use crate::config::{
-    CLOCK_CHECK_INTERVAL, Config, ConfigError, DISK_CHECK_INTERVAL, DISK_FREE_BYTES_MIN, EXPIRY_INTERVAL,
-    HAND_OVER_DEADLINE, PORT_ATTEMPTS_MAX, SELF_CHECK_INTERVAL, SHUTDOWN_DEADLINE,
+    CLOCK_CHECK_INTERVAL, Config, ConfigError, DISK_CHECK_INTERVAL, EXPIRY_INTERVAL, HAND_OVER_DEADLINE,
+    PORT_ATTEMPTS_MAX, SELF_CHECK_INTERVAL, SHUTDOWN_DEADLINE,
 };
 use crate::network::api::propose;
 use crate::network::browser::Browsers;
@@ -408,20 +408,25 @@ async fn record_clock(app: web::Data<ExampleApp>) {
 
 async fn watch_disk_space(app: web::Data<ExampleApp>) {
     let mut interval = tokio::time::interval(DISK_CHECK_INTERVAL);
+    let mut said = DiskSpace::Enough;
     loop {
         interval.tick().await;
         let directory: PathBuf = app.store.directory().to_owned();
         let free = tokio::task::spawn_blocking(move || durable::free_bytes(&directory));
         let Ok(Ok(free_bytes)) = free.await else { continue };
-        let low = free_bytes < DISK_FREE_BYTES_MIN;
-        if app.set_disk_space_low(low) != low {
-            if low {
-                tracing::warn!(
-                    "the disk has {free_bytes} bytes left: as leader this node refuses writes until there is more space"
-                );
-            } else {
-                tracing::info!("the disk has {free_bytes} bytes left: writes are taken again");
-            }
+        app.set_disk_free_bytes(free_bytes);
+        let found = app.disk_space();
+        if std::mem::replace(&mut said, found) == found {
+            continue;
+        }
+        match found {
+            DiskSpace::Enough => tracing::info!("the disk has {free_bytes} bytes left: writes are accepted again"),
+            DiskSpace::Low => tracing::warn!(
+                "the disk has {free_bytes} bytes left: as leader this node rejects puts until there is more space"
+            ),
+            DiskSpace::Exhausted => tracing::error!(
+                "the disk has {free_bytes} bytes left: as leader this node rejects writes until there is more space"
+            ),
         }
     }
 }

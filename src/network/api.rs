@@ -19,7 +19,7 @@ use super::peer;
 use super::reply::{check_lists, ok, parse_json, read_body};
 use super::txn::txn_operation;
 use super::v1::{check_result, replay_marked};
-use crate::app::ExampleApp;
+use crate::app::{DiskSpace, ExampleApp};
 use crate::config::{LOG_UNSYNCED_BYTES_MAX, Limits, REQUEST_DEADLINE};
 use crate::error::{ApiError, Details, Retry};
 use crate::operation::{Delete, Operation, Put, RequestId, Value, Write};
@@ -211,10 +211,8 @@ pub async fn propose(
     request: Option<Arc<RequestId>>,
     operation: Operation,
 ) -> Result<ClientWriteResponse<TypeConfig>, ApiError> {
-    if app.disk_space_low() {
-        return Err(ApiError::DiskSpaceLow(Details::not_applied(
-            "the leader's disk is nearly full: free some space, or move the leader",
-        )));
+    if let Err(rejected) = check_disk_space(app, &operation) {
+        return request.and_then(|request| replay(app, &request)).ok_or(rejected);
     }
     // A majority goes on without this node's disk, so nothing else holds back what waits for it.
     if app.store.log.unsynced_bytes() > LOG_UNSYNCED_BYTES_MAX {
@@ -228,6 +226,35 @@ pub async fn propose(
         Ok(Err(error)) => Err(write_error(&error)),
         Err(_) => Err(deadline_passed()),
     }
+}
+
+/// Rejects what the leader's disk has no room for. What only deletes, touches or reads passes, so that
+/// clients can make space and keys expire.
+fn check_disk_space(app: &ExampleApp, operation: &Operation) -> Result<(), ApiError> {
+    const ENTRY_BYTES: usize = 512; // The names of the fields, and the request's id.
+    let why = match app.disk_space() {
+        DiskSpace::Enough => return Ok(()),
+        DiskSpace::Low if operation.stores_nothing() => {
+            app.use_disk((ENTRY_BYTES + operation.payload_bytes()) as u64);
+            return Ok(());
+        }
+        DiskSpace::Low => {
+            "the leader's disk is nearly full, and only takes deletes, touches and transactions without a put: \
+             free some space, or move the leader"
+        }
+        DiskSpace::Exhausted => "the leader's disk is full: free some space, or move the leader",
+    };
+    Err(ApiError::DiskSpaceLow(Details::not_applied(why)))
+}
+
+/// The first response to a request that was applied before, without an entry for it.
+fn replay(app: &ExampleApp, request: &RequestId) -> Option<ClientWriteResponse<TypeConfig>> {
+    app.store.state_machine.read(|machine| {
+        let (result, replayed) = machine.replay(request)?;
+        let data =
+            ExampleResponse { revision: Some(machine.revision), result: Some(result), replayed, ..Default::default() };
+        Some(ClientWriteResponse { log_id: machine.last_applied?, data, membership: None })
+    })
 }
 
 /// The operation without its condition, which holds now: [`SeededBug::ConditionJudgedWhenProposed`].

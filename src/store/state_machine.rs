@@ -74,6 +74,16 @@ pub struct ExampleStateMachine {
     pub(super) keys_hash: StateHash,
 }
 
+/// Whether a request was executed before.
+enum Executed {
+    /// It was not, as far as is remembered.
+    Never,
+    /// A deletion in steps: how many keys it has deleted so far, and up to which revision it deletes.
+    Partly { deleted: u64, revision_max: u64 },
+    /// It was, or its key is that of another request.
+    Done { result: WriteResult, replayed: bool },
+}
+
 impl ExampleStateMachine {
     /// Applies one entry, and returns what its proposer is told.
     pub fn apply(&mut self, entry: Entry) -> ExampleResponse {
@@ -114,20 +124,37 @@ impl ExampleStateMachine {
         ExampleResponse { revision: Some(self.revision), result: Some(result), replayed, ..Default::default() }
     }
 
-    /// Executes a request unless that was done before; also says whether it was.
-    fn execute_once(&mut self, request: &RequestId, operation: Operation) -> (WriteResult, bool) {
+    /// What a request that was executed before returned then, and whether this is a replay of it:
+    /// not if another request had the same `Idempotency-Key`. `None` if it is to be executed.
+    pub fn replay(&self, request: &RequestId) -> Option<(WriteResult, bool)> {
+        match self.executed_before(request) {
+            Executed::Done { result, replayed } => Some((result, replayed)),
+            Executed::Partly { .. } | Executed::Never => None,
+        }
+    }
+
+    fn executed_before(&self, request: &RequestId) -> Executed {
         let before = self.requests.get(&request.key).map(|remembered| remembered.as_ref());
-        let before = before.filter(|_| !seeded_bug::is_on(SeededBug::NoDeduplication));
-        let done = match before {
+        match before.filter(|_| !seeded_bug::is_on(SeededBug::NoDeduplication)) {
+            None => Executed::Never,
             Some(remembered) if remembered.fingerprint != request.fingerprint => {
-                return (WriteResult::RequestIdReused, false);
+                Executed::Done { result: WriteResult::RequestIdReused, replayed: false }
             }
             Some(remembered) => match &remembered.result {
-                // What it has deleted so far, and up to which revision it deletes.
-                WriteResult::Delete { deleted, unfinished: Some(revision_max), .. } => Some((*deleted, *revision_max)),
-                result => return (result.clone(), true),
+                &WriteResult::Delete { deleted, unfinished: Some(revision_max), .. } => {
+                    Executed::Partly { deleted, revision_max }
+                }
+                result => Executed::Done { result: result.clone(), replayed: true },
             },
-            None => None,
+        }
+    }
+
+    /// Executes a request unless that was done before; also says whether it was.
+    fn execute_once(&mut self, request: &RequestId, operation: Operation) -> (WriteResult, bool) {
+        let done = match self.executed_before(request) {
+            Executed::Done { result, replayed } => return (result, replayed),
+            Executed::Partly { deleted, revision_max } => Some((deleted, revision_max)),
+            Executed::Never => None,
         };
         let result = self.execute(operation, done);
         self.requests.remember(request, result.clone());

@@ -11,6 +11,7 @@
 //! | [`snapshots`] | does a node get what the logs no longer have |
 //! | [`partition`] | what does a node do that the others do not reach |
 //! | [`outcomes`] | what is known when a request fails half-way |
+//! | [`disk_low`] | what a cluster still does when its disks are nearly full |
 //! | [`overload`] | who is refused when more comes than a node can do |
 //! | [`connections`] | what do clients that are slow, or too many, take from others |
 //! | [`founding`] | does a list make one cluster, however often and to whichever nodes it is sent |
@@ -46,15 +47,16 @@ mod client;
 mod compat;
 mod connections;
 mod data_directory;
+mod disk_low;
 mod exit_codes;
 mod founding;
 mod harness;
 mod idempotency;
 mod kv;
 mod list;
+mod log_time;
 mod logging;
 mod members;
-mod log_time;
 mod membership;
 mod openapi;
 mod outcomes;

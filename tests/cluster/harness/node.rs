@@ -161,6 +161,18 @@ impl TestNode {
         }
     }
 
+    /// Gives the process one more flag, from its next start on.
+    pub fn add_flag(&mut self, flag: &str) {
+        let Settings::Flags(flags) = &mut self.settings else { panic!("node {} takes no flags", self.id) };
+        flags.push(flag.to_owned());
+    }
+
+    /// Takes that flag away again.
+    pub fn remove_flag(&mut self, flag: &str) {
+        let Settings::Flags(flags) = &mut self.settings else { panic!("node {} takes no flags", self.id) };
+        flags.retain(|other| other != flag);
+    }
+
     /// Whether there is a process, paused or not.
     pub fn is_running(&self) -> bool {
         self.child.is_some()

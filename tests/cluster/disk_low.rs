@@ -1,0 +1,155 @@
+//! What does a cluster still do when its disks are nearly full?
+//!
+//! Disks are made so by a flag that sets what counts as nearly full: any user can do that.
+
+use raft_key_value::NodeId;
+use reqwest::Method;
+use serde_json::json;
+
+use crate::harness::{Answer, CALM_BUT_QUICK, DEADLINE, TestCluster, eventually};
+
+const ALL: [NodeId; 3] = [1, 2, 3];
+
+/// More bytes than any disk has.
+const LOW: &str = "--min-disk-free-bytes=1000000000000000000";
+
+/// Restarts all nodes, and waits until a put is answered as `status` says on each.
+async fn restart_all(cluster: &mut TestCluster, change: impl Fn(&mut TestCluster, NodeId), status: u16) {
+    for id in ALL {
+        assert_eq!(cluster.stop(id).await, Some(0));
+        change(cluster, id);
+    }
+    for id in ALL {
+        cluster.restart(id).await;
+    }
+    cluster.leader_of(&ALL).await;
+    for id in ALL {
+        puts_are_answered(cluster, id, status).await;
+    }
+}
+
+/// Waits until a put on a node is answered so: the free space is looked up after the start.
+async fn puts_are_answered(cluster: &TestCluster, id: NodeId, status: u16) {
+    eventually(&format!("a put on node {id} is answered with {status}"), DEADLINE, async || {
+        let answer = cluster.persistently(id, Method::PUT, "/v1/kv/probe", &[], "v").await;
+        if answer.status == status { Ok(()) } else { Err(answer.text()) }
+    })
+    .await;
+}
+
+async fn write(cluster: &TestCluster, id: NodeId, body: &str) -> Answer {
+    cluster.post(id, "/write", body.to_owned()).await
+}
+
+/// With low disks nothing is stored, on the leader or through followers, and all says that it was not applied.
+async fn assert_puts_are_rejected(cluster: &TestCluster, id: NodeId) {
+    let rejected = cluster.put(id, "/v1/kv/new", "v").await;
+    rejected.refused(507, "disk_space_low");
+    cluster.put(id, "/v1/kv/kept", "other").await.refused(507, "disk_space_low");
+    for branches in [
+        json!({"success": [{"put": {"key": "new", "value": "v"}}]}),
+        json!({"compare": [{"key": "kept", "exists": true}], "success": [{"delete": {"key": "kept"}}],
+               "failure": [{"put": {"key": "new", "value": "v"}}]}),
+    ] {
+        cluster.txn(id, &branches).await.refused(507, "disk_space_low");
+    }
+    for body in [
+        r#"{"Set":{"key":"new","value":"v"}}"#,
+        r#"{"Txn":{"success":[{"delete":{"key":"kept"}},{"put":{"key":"new","value":"v"}}]}}"#,
+    ] {
+        write(cluster, id, body).await.assert_error(507, "DiskSpaceLow", "not_applied");
+    }
+    assert_eq!(cluster.get(id, "/v1/kv/kept").await.done()["value"], "v");
+    cluster.get(id, "/v1/kv/new").await.refused(404, "key_not_found");
+}
+
+/// What deletes, touches and reads passes.
+async fn assert_the_rest_passes(cluster: &TestCluster, id: NodeId) {
+    let deleted = |count: u64, answer: Answer| assert_eq!(answer.done()["deleted"], count, "{}", answer.text());
+    deleted(1, cluster.delete(id, &format!("/v1/kv/one-{id}")).await);
+    deleted(2, cluster.delete(id, &format!("/v1/kv?prefix=many-{id}/")).await);
+    let touched = cluster.v1(id, Method::POST, "/v1/kv/kept/touch?ttl=2h", &[], "").await.done();
+    assert_eq!(touched["expires_in_ms"], 7_200_000);
+    let txn = json!({
+        "compare": [{"key": "kept", "exists": true}],
+        "success": [{"delete": {"key": format!("txn-{id}")}}, {"touch": {"key": "kept", "ttl": "1h"}},
+                    {"get": {"key": "kept"}}],
+        "failure": [{"delete": {"key": "kept"}}],
+    });
+    let done = cluster.txn(id, &txn).await.done();
+    assert_eq!((&done["succeeded"], &done["results"][0]["delete"]["deleted"]), (&json!(true), &json!(1)), "{done}");
+    for body in [
+        format!(r#"{{"Delete":{{"key":"write-{id}"}}}}"#),
+        format!(r#"{{"Txn":{{"success":[{{"delete":{{"key":"write-txn-{id}"}}}}]}}}}"#),
+    ] {
+        write(cluster, id, &body).await.ok().unwrap();
+    }
+    for name in ["one", "many", "txn", "write", "write-txn"] {
+        assert_eq!(cluster.list_all(id, &format!("prefix={name}-{id}")).await, Vec::<serde_json::Value>::new());
+    }
+}
+
+/// A request that was done before is answered as it was first, and another with its key as ever.
+async fn assert_replays(cluster: &TestCluster, id: NodeId, first: &Answer, original: &Answer) {
+    let key = [("idempotency-key", "first")];
+    let again = cluster.v1(id, Method::PUT, "/v1/kv/kept?ttl=1h", &key, "v").await;
+    assert_eq!((again.done(), again.header("raft-replayed")), (first.done(), "true"));
+    let other = cluster.v1(id, Method::PUT, "/v1/kv/kept?ttl=1h", &key, "w").await;
+    other.refused(422, "idempotency_key_reused");
+    let key = [("idempotency-key", "original")];
+    let body = r#"{"Set":{"key":"set","value":"v"}}"#;
+    let again = cluster.http().request(Method::POST, cluster.addr(id), "/write", &key, body).await.unwrap();
+    assert_eq!(again.header("raft-replayed"), "true");
+    assert_eq!(again.ok().unwrap()["data"]["value"], original.ok().unwrap()["data"]["value"]);
+    let key = [("idempotency-key", "never-seen")];
+    cluster.v1(id, Method::PUT, "/v1/kv/new", &key, "v").await.refused(507, "disk_space_low");
+}
+
+/// While disks are nearly full, what stores data is rejected with 507, and what deletes, touches,
+/// expires or reads goes on, on every node; so do membership changes and a change of leaders.
+///
+/// Method: data for each kind of request, and two requests with an `Idempotency-Key`; restart all nodes
+/// with disks that count as nearly full; each request on each node; a touch, to expire a key in a second;
+/// a learner; the leader stops; restart all nodes with enough space.
+#[tokio::test]
+async fn space_can_be_made() {
+    let mut cluster = TestCluster::form("disk-low", &ALL, CALM_BUT_QUICK).await;
+    let key = [("idempotency-key", "first")];
+    let first = cluster.v1(1, Method::PUT, "/v1/kv/kept?ttl=1h", &key, "v").await;
+    let key = [("idempotency-key", "original")];
+    let body = r#"{"Set":{"key":"set","value":"v"}}"#;
+    let original = cluster.http().request(Method::POST, cluster.addr(1), "/write", &key, body).await.unwrap();
+    cluster.put(1, "/v1/kv/lock?ttl=1h", "v").await.done();
+    for id in ALL {
+        for name in ["one-{}", "many-{}/1", "many-{}/2", "txn-{}", "write-{}", "write-txn-{}"] {
+            cluster.put(1, &format!("/v1/kv/{}", name.replace("{}", &id.to_string())), "v").await.done();
+        }
+    }
+    restart_all(&mut cluster, |cluster, id| cluster.node_mut(id).add_flag(LOW), 507).await;
+    let mut watch = cluster.watch(2, "prefix=lock").await;
+    for id in ALL {
+        assert_puts_are_rejected(&cluster, id).await;
+        assert_the_rest_passes(&cluster, id).await;
+        assert_replays(&cluster, id, &first, &original).await;
+    }
+    cluster.v1(3, Method::POST, "/v1/kv/lock/touch?ttl=1s", &[], "").await.done();
+    assert_eq!(watch.take(1).await[0].kind(), "expire");
+    for id in ALL {
+        cluster.get(id, "/v1/kv/lock").await.refused(404, "key_not_found");
+    }
+
+    cluster.add_node(4).await;
+    let learner = json!([4, cluster.addr(4)]).to_string();
+    cluster.post(1, "/add-learner", learner).await.ok().unwrap();
+    cluster.post(2, "/change-membership", "[1,2,3]").await.ok().unwrap();
+    let leader = cluster.leader_of(&ALL).await;
+    assert_eq!(cluster.stop(leader).await, Some(0));
+    let rest: Vec<NodeId> = ALL.into_iter().filter(|id| *id != leader).collect();
+    cluster.leader_of(&rest).await;
+    for id in rest {
+        puts_are_answered(&cluster, id, 507).await;
+        cluster.delete(id, "/v1/kv/set").await.done();
+    }
+    cluster.restart(leader).await;
+    restart_all(&mut cluster, |cluster, id| cluster.node_mut(id).remove_flag(LOW), 200).await;
+}
