@@ -185,6 +185,18 @@ pub const REQUEST_HEAD_DEADLINE: Duration = Duration::from_secs(5);
 pub const REQUEST_BODY_DEADLINE: Duration = Duration::from_secs(10);
 /// Room that is made for a body of several pieces before it has come, in bytes.
 pub const BODY_BYTES_RESERVED_MAX: usize = 256 << 10;
+/// Longest head of a request, as much as the HTTP library takes, in bytes.
+pub const HEAD_BYTES_MAX: usize = 128 << 10;
+/// Longest target of a request, as much as the HTTP library takes, in bytes.
+pub const TARGET_BYTES_MAX: usize = u16::MAX as usize - 1;
+/// Most header fields of a request, as many as the HTTP library takes.
+pub const HEADERS_MAX: usize = 96;
+/// Longest name of a header field, in bytes. Names over 65,535 bytes make the HTTP library panic.
+pub const HEADER_NAME_BYTES_MAX: usize = 1024;
+/// Longest extensions and trailers of a chunked body together, in bytes; they are ignored.
+pub const CHUNK_EXTRAS_BYTES_MAX: usize = 16 << 10;
+/// Bytes of a rejected request that are read and dropped before its connection closes.
+pub const REJECTED_BYTES_READ_MAX: usize = 8 << 20;
 /// How much of what is wrong with a request its error quotes, in characters.
 pub const MESSAGE_CHARACTERS_MAX: usize = 500;
 /// How long a body that is not read to its end is kept, so that the answer goes

@@ -3,14 +3,15 @@
 use std::rc::Rc;
 
 use actix_http::body::{BodySize, BoxBody, MessageBody};
-use actix_http::{ConnectionType, HttpMessage, Request, Response};
+use actix_http::{ConnectionType, HttpMessage, Request, Response, Version};
 use actix_service::Service;
 use actix_web::{HttpRequest, ResponseError, web};
 use futures_util::StreamExt;
 use futures_util::future::{Either, ready};
 
-use super::browser::Browsers;
+use super::browser::{AllowedOrigin, Browsers};
 use super::crowd::{Class, Presence};
+use super::intake::Exchange;
 use super::line::Place;
 use super::reply::keep_for_a_while;
 use super::{forward, v1};
@@ -30,23 +31,23 @@ where
     R: Into<Response<BoxBody>>,
 {
     let place: Option<Rc<Place>> = request.conn_data::<Rc<Place>>().cloned();
+    let exchange: Option<Rc<Exchange>> = request.conn_data::<Rc<Exchange>>().cloned();
     let is_refused = place.as_ref().is_some_and(|place| place.begin_request());
+    let is_http_1_0 = request.version() < Version::HTTP_11;
+    let mut request = request;
     let mut origin = None;
-    let answer = match browsers.check(&request) {
-        Err(error) => Either::Left(Either::Left(reject(app.clone(), request, error))),
-        Ok(allowed) => {
-            origin = allowed;
-            if let Some(preflight) = origin.as_ref().and_then(|origin| origin.preflight(&request)) {
-                Either::Left(Either::Right(ready(Ok(preflight))))
-            } else if !place.as_ref().is_none_or(|place| is_admitted(app, &request, &place.presence)) {
-                Either::Left(Either::Right(ready(Ok(crowded_out(app, request)))))
-            } else if is_refused && may_be_refused(request.path()) {
-                Either::Right(Either::Left(refuse(app.clone(), request)))
-            } else {
-                let answer = routes.call(request);
-                Either::Right(Either::Right(async { answer.await.map(Into::into) }))
-            }
-        }
+    let rejected = match exchange.as_ref().and_then(|exchange| exchange.take_rejection()) {
+        // Not the request that came, but one in its place.
+        Some(error) => Some(error.error_response().into()),
+        None => answer_at_once(app, browsers, place.as_deref(), &mut request, &mut origin),
+    };
+    let answer = if let Some(answer) = rejected {
+        Either::Left(Either::Left(ready(Ok(answer))))
+    } else if is_refused && may_be_refused(request.path()) {
+        Either::Left(Either::Right(refuse(app.clone(), request)))
+    } else {
+        let answer = routes.call(request);
+        Either::Right(async { answer.await.map(Into::into) })
     };
     let under_way = UnderWay { place };
     async move {
@@ -55,9 +56,41 @@ where
             origin.insert_into(answer.headers_mut());
         }
         let is_stream = answer.as_ref().is_ok_and(|answer| answer.body().size() == BodySize::Stream);
+        if let Ok(answer) = &mut answer
+            && let Some(exchange) = &exchange
+        {
+            exchange.end(is_stream);
+            if exchange.closes() {
+                answer.head_mut().set_connection_type(ConnectionType::Close);
+            }
+            // HTTP/1.0 has no chunks: the body ends with the connection.
+            answer.head_mut().no_chunking(is_stream && is_http_1_0);
+        }
         under_way.end(is_stream);
         answer
     }
+}
+
+/// The answer to a request that no route needs to see; none if one does.
+fn answer_at_once(
+    app: &web::Data<ExampleApp>,
+    browsers: &Browsers,
+    place: Option<&Place>,
+    request: &mut Request,
+    origin: &mut Option<AllowedOrigin>,
+) -> Option<Response<BoxBody>> {
+    match browsers.check(request) {
+        Ok(allowed) => *origin = allowed,
+        Err(error) => {
+            keep_for_a_while(request.take_payload());
+            return Some(error_answer(app, request.path(), error));
+        }
+    }
+    if let Some(preflight) = origin.as_ref().and_then(|origin| origin.preflight(request)) {
+        return Some(preflight);
+    }
+    let is_admitted = place.is_none_or(|place| is_admitted(app, request, &place.presence));
+    (!is_admitted).then(|| crowded_out(app, request))
 }
 
 /// Whether there is a place for what a connection is used for.
@@ -79,7 +112,7 @@ fn is_admitted(app: &ExampleApp, request: &Request, presence: &Presence) -> bool
 }
 
 /// Answers a request for whose connection there is no place, and has it closed.
-fn crowded_out(app: &ExampleApp, mut request: Request) -> Response<BoxBody> {
+fn crowded_out(app: &ExampleApp, request: &mut Request) -> Response<BoxBody> {
     keep_for_a_while(request.take_payload());
     let message = "this node has as many clients' connections as it admits; another node may have room";
     let mut answer = error_answer(app, request.path(), ApiError::Overloaded(Retry::soon(message)));
@@ -126,12 +159,6 @@ fn is_for_data(path: &str) -> bool {
 
 fn is_v1(path: &str) -> bool {
     path.starts_with("/v1/")
-}
-
-/// Answers a request that comes from a web page which may not use this node. Its body is not read.
-async fn reject<E>(app: web::Data<ExampleApp>, mut request: Request, error: ApiError) -> Result<Response<BoxBody>, E> {
-    keep_for_a_while(request.take_payload());
-    Ok(error_answer(&app, request.path(), error))
 }
 
 fn error_answer(app: &ExampleApp, path: &str, error: ApiError) -> Response<BoxBody> {

@@ -11,7 +11,9 @@ use super::openapi::answers::{DeleteErrors, PutErrors, RawValue, ReadErrors, Tou
 use super::openapi::parameters::{
     ConditionHeaders, KeyInPath, PutParameters, ReadHeaders, ReadParameters, TouchParameters, WriteHeaders,
 };
-use super::parameters::{Parameters, check_body_type, check_no_body, check_value_length, key_of, key_with_action};
+use super::parameters::{
+    Parameters, check_body_type, check_no_body, check_value_length, encoded_key, key_of, key_with_action,
+};
 use super::reply::{keep_for_a_while, read_body};
 use super::v1::{self, Written, etag_of, json_answer, key_not_found, ready_to_read, unexpected, written};
 use crate::app::ExampleApp;
@@ -22,8 +24,7 @@ use crate::operation::{Delete, Put, Touch, WriteResult};
 /// Any method on `/v1/kv/{key}`.
 pub async fn any(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     // A key may end with `/touch` itself; the method tells which is meant.
-    let key = request.path().strip_prefix("/v1/kv/");
-    let is_touch = key.is_some_and(|key| key.ends_with("/touch"));
+    let is_touch = encoded_key(&request).ends_with("/touch");
     match *request.method() {
         Method::GET => get(app, request, payload).await,
         Method::HEAD => head(app, request, payload).await,

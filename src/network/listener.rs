@@ -31,13 +31,14 @@ use tokio::time::Sleep;
 use super::browser::Browsers;
 use super::crowd::{Connections, Shares};
 use super::gate;
+use super::intake::{Exchange, Intake, Next};
 use super::line::{Kind, Line, Place};
 use super::reply::OUTCOME;
 use super::routes;
 use crate::app::ExampleApp;
 use crate::config::{
-    CLIENTS_A_RESERVED_CONNECTION, CLIENTS_MAX, DISCONNECT_DEADLINE, FILES_RESERVED, KEEP_ALIVE, REQUEST_HEAD_DEADLINE,
-    SHUTDOWN_DEADLINE, WRITE_STALL_MAX,
+    CLIENTS_A_RESERVED_CONNECTION, CLIENTS_MAX, DISCONNECT_DEADLINE, FILES_RESERVED, KEEP_ALIVE,
+    REJECTED_BYTES_READ_MAX, REQUEST_HEAD_DEADLINE, SHUTDOWN_DEADLINE, WRITE_STALL_MAX,
 };
 use crate::error::{ApiError, Details};
 
@@ -83,6 +84,7 @@ pub fn serve_http(
                 .on_connect_ext(|connection: &Connection, extensions: &mut Extensions| {
                     extensions.insert(connection.as_it_is.clone());
                     extensions.insert(connection.place.clone());
+                    extensions.insert(connection.intake.exchange().clone());
                 })
                 .graceful_shutdown_signal(move || {
                     let mut stopping = stopping.clone();
@@ -203,6 +205,8 @@ struct Connection {
     as_it_is: AsItIs,
     place: Rc<Place>,
     stream: TcpStream,
+    /// Decides which bytes the HTTP library gets, and when.
+    intake: Intake,
     /// What the request was that was looked at last, if that is certain.
     kind: Cell<Option<Kind>>,
     /// What is still to be written in place of an empty error.
@@ -210,12 +214,15 @@ struct Connection {
     /// Set while the other side takes nothing of what is written; done when that
     /// has lasted too long.
     stalled: Option<Pin<Box<Sleep>>>,
+    /// Set while a rejected client may still be sending: until when its bytes are dropped, and how many more.
+    lingering: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
 impl Connection {
     fn new(stream: TcpStream, place: Rc<Place>) -> Self {
         let (as_it_is, kind, replacement) = (AsItIs::default(), Cell::default(), Vec::new());
-        Connection { as_it_is, place, stream, kind, replacement, stalled: None }
+        let intake = Intake::new(Rc::new(Exchange::default()));
+        Connection { as_it_is, place, stream, intake, kind, replacement, stalled: None, lingering: None }
     }
 
     /// What the request is that comes next, of which something has come.
@@ -228,6 +235,10 @@ impl Connection {
             && !self.is_given_up(context)
         {
             return Poll::Ready(Ok(kind));
+        }
+        let held = self.intake.held();
+        if !held.is_empty() {
+            return Poll::Ready(Ok(Kind::of(&held[..held.len().min(Kind::BYTES)])));
         }
         let mut first = [0; Kind::BYTES];
         let mut first = ReadBuf::new(&mut first);
@@ -263,21 +274,60 @@ impl Connection {
         self.stalled.is_none() && self.replacement.is_empty() && polled(&self.stream, PollFlags::IN).is_empty()
     }
 
-    /// Reads, if it is this connection's turn.
+    /// Reads if it is this connection's turn, and hands on the bytes that the HTTP library may get.
     fn poll_read_in_turn(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        ready!(self.stream.poll_read_ready(context))?;
-        ready!(self.place.poll_turn(context, |context| self.poll_kind(context)))?;
-        if self.place.is_called_late() && self.is_given_up(context) {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
-        }
         let length_before = buffer.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        if read.is_pending() {
-            self.place.note_nothing();
+        loop {
+            let next = self.intake.next(context);
+            match next {
+                Next::Wait => return Poll::Pending,
+                Next::End => return Poll::Ready(Ok(())),
+                Next::HandOn => {
+                    self.intake.hand_on(buffer);
+                    return Poll::Ready(Ok(()));
+                }
+                Next::Read => ready!(self.stream.poll_read_ready(context))?,
+                Next::Begin => {}
+            }
+            ready!(self.place.poll_turn(context, |context| self.poll_kind(context)))?;
+            if self.place.is_called_late() && self.is_given_up(context) {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+            }
+            if next == Next::Begin {
+                self.place.note_read(self.intake.held());
+                self.intake.hand_on(buffer);
+            } else {
+                let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+                if read.is_pending() {
+                    self.place.note_nothing();
+                }
+                ready!(read)?;
+                let read = &buffer.filled()[length_before..];
+                self.place.note_read(read);
+                if read.is_empty() {
+                    return Poll::Ready(Ok(()));
+                }
+                self.intake.take(buffer, length_before);
+            }
+            if buffer.filled().len() > length_before {
+                return Poll::Ready(Ok(()));
+            }
         }
-        ready!(read)?;
-        self.place.note_read(&buffer.filled()[length_before..]);
-        Poll::Ready(Ok(()))
+    }
+
+    /// Drops the bytes that a rejected client still sends. Closing a socket with unread bytes resets the
+    /// connection, and the client might not get the response.
+    fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Some((deadline, left)) = &mut self.lingering else { return Poll::Ready(()) };
+        let mut dropped = [0; 4096];
+        while *left > 0 && deadline.as_mut().poll(context).is_pending() {
+            let mut dropped = ReadBuf::new(&mut dropped);
+            match ready!(Pin::new(&mut self.stream).poll_read(context, &mut dropped)) {
+                Ok(()) if !dropped.filled().is_empty() => *left = left.saturating_sub(dropped.filled().len()),
+                _ => return Poll::Ready(()),
+            }
+        }
+        Poll::Ready(())
     }
 
     fn poll_replacement(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -322,7 +372,8 @@ impl AsyncRead for Connection {
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_replacement(context))?;
-        let replacement = if self.as_it_is.0.get() { None } else { replace_empty_error(bytes) };
+        let replacement =
+            if self.as_it_is.0.get() { None } else { replace_empty_error(bytes, self.intake.is_at_head_request()) };
         match replacement {
             None => self.poll_stream(context, bytes),
             Some(replacement) => {
@@ -339,7 +390,14 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_replacement(context))?;
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        if self.lingering.is_none() {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
+            if self.intake.exchange().has_unread() {
+                let deadline = Box::pin(tokio::time::sleep(DISCONNECT_DEADLINE));
+                self.lingering = Some((deadline, REJECTED_BYTES_READ_MAX));
+            }
+        }
+        self.poll_linger(context).map(Ok)
     }
 }
 
@@ -347,7 +405,7 @@ impl AsyncWrite for Connection {
 ///
 /// Only those end with an empty line: whatever a handler answers has a body, and
 /// one that a client chose byte by byte is announced by [`AsItIs`].
-fn replace_empty_error(bytes: &[u8]) -> Option<Vec<u8>> {
+fn replace_empty_error(bytes: &[u8], is_head_request: bool) -> Option<Vec<u8>> {
     if !bytes.ends_with(b"\r\n\r\n") {
         return None;
     }
@@ -370,6 +428,7 @@ fn replace_empty_error(bytes: &[u8]) -> Option<Vec<u8>> {
     let body = serde_json::to_string(&Err::<(), _>(&error)).ok()?;
     let outcome = format!("content-type: application/json\r\n{OUTCOME}: {}\r\n", error.outcome());
     let head = head.replace("content-length: 0\r\n", &format!("content-length: {}\r\n{outcome}", body.len()));
+    let body = if is_head_request { "" } else { body.as_str() };
     Some([before, head.as_bytes(), body.as_bytes()].concat())
 }
 
@@ -389,7 +448,7 @@ mod tests {
         for (status, code) in [("400 Bad Request", "BadRequest"), ("408 Request Timeout", "RequestTimeout")] {
             for before in ["", before] {
                 let written = format!("{before}HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
-                let replaced = String::from_utf8(replace_empty_error(written.as_bytes()).unwrap()).unwrap();
+                let replaced = String::from_utf8(replace_empty_error(written.as_bytes(), false).unwrap()).unwrap();
                 assert!(replaced.starts_with(&format!("{before}HTTP/1.1 {status}\r\n")), "{replaced}");
                 let (head, body) = replaced.rsplit_once("\r\n\r\n").unwrap();
                 assert!(head.contains(&format!("content-length: {}\r\n", body.len())), "{replaced}");
@@ -458,7 +517,7 @@ mod tests {
             b"a value that ends with an empty line\r\n\r\n",
         ];
         for row in rows {
-            assert_eq!(replace_empty_error(row), None, "{}", String::from_utf8_lossy(row));
+            assert_eq!(replace_empty_error(row, false), None, "{}", String::from_utf8_lossy(row));
         }
     }
 }

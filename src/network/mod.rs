@@ -11,6 +11,8 @@ mod crowd;
 pub mod forward;
 pub mod founding;
 mod gate;
+mod head;
+mod intake;
 pub mod kv;
 mod line;
 pub mod list;

@@ -20,15 +20,18 @@ const KEY_PREFIX: &str = "/v1/kv/";
 
 /// The key in the path of a request.
 pub fn key_of(request: &HttpRequest, limits: &Limits) -> Result<String, ApiError> {
+    key_from(encoded_key(request), limits)
+}
+
+/// The key in the path, still percent-encoded. The router decodes paths, so this may be `/%761/kv/a`.
+pub fn encoded_key(request: &HttpRequest) -> &str {
     let path = request.uri().path();
-    key_from(path.strip_prefix(KEY_PREFIX).unwrap_or_default(), limits)
+    path.strip_prefix(KEY_PREFIX).or_else(|| path.splitn(4, '/').nth(3)).unwrap_or_default()
 }
 
 /// The key in the path of a request that ends with `/<action>`.
 pub fn key_with_action(request: &HttpRequest, action: &str, limits: &Limits) -> Result<String, ApiError> {
-    let path = request.uri().path();
-    let key = path.strip_prefix(KEY_PREFIX).and_then(|rest| rest.strip_suffix(action)?.strip_suffix('/'));
-    match key {
+    match encoded_key(request).strip_suffix(action).and_then(|rest| rest.strip_suffix('/')) {
         Some(key) => key_from(key, limits),
         None => {
             let message = format!("POST on a key takes an action after it: POST {KEY_PREFIX}<key>/{action}");

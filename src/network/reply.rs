@@ -9,6 +9,7 @@ use memchr::memchr2;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::intake::Exchange;
 use super::v1;
 use crate::app::ExampleApp;
 use crate::config::{BODY_BYTES_RESERVED_MAX, REFUSED_BODY_KEPT, REQUEST_BODY_DEADLINE};
@@ -29,7 +30,8 @@ pub async fn read_body(request: &HttpRequest, payload: web::Payload, bytes_max: 
     let mut payload = payload;
     // More is made room for as it comes: a length is quickly announced.
     let announced = announced.unwrap_or_default().min(BODY_BYTES_RESERVED_MAX);
-    let result = tokio::time::timeout(REQUEST_BODY_DEADLINE, collect(&mut payload, bytes_max, announced)).await;
+    let collected = collect(request, &mut payload, bytes_max, announced);
+    let result = tokio::time::timeout(REQUEST_BODY_DEADLINE, collected).await;
     if !matches!(result, Ok(Ok(_))) {
         keep_for_a_while(payload);
     }
@@ -42,11 +44,19 @@ pub async fn read_body(request: &HttpRequest, payload: web::Payload, bytes_max: 
     }
 }
 
-async fn collect(payload: &mut web::Payload, bytes_max: usize, announced: usize) -> Result<Bytes, ApiError> {
+async fn collect(
+    request: &HttpRequest,
+    payload: &mut web::Payload,
+    bytes_max: usize,
+    announced: usize,
+) -> Result<Bytes, ApiError> {
     let mut next = async || match payload.next().await {
         None => Ok(None),
         Some(Ok(chunk)) => Ok(Some(chunk)),
-        Some(Err(error)) => Err(ApiError::bad_request("broken_body", format!("the body is broken: {error}"))),
+        Some(Err(error)) => {
+            let why = Exchange::broken_body(request).map_or_else(|| error.to_string(), str::to_owned);
+            Err(ApiError::bad_request("broken_body", format!("the body is broken: {why}")))
+        }
     };
     // Nearly every body comes in one piece, and is not copied.
     let Some(first) = next().await? else { return Ok(Bytes::new()) };

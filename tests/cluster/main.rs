@@ -31,6 +31,7 @@
 //! | [`idempotency`] | is a request that comes again done once |
 //! | [`watch`] | does a watch see every change, and each once |
 //! | [`browsers`] | what can a web page do with a node |
+//! | [`protocol`] | does a node speak HTTP/1.1 and 1.0 as clients and proxies expect |
 //! | [`bad_input`] | does anything that is not a valid request do harm |
 //! | [`openapi`] | does the description of the API say what the server does |
 //!
@@ -62,6 +63,7 @@ mod openapi;
 mod outcomes;
 mod overload;
 mod partition;
+mod protocol;
 mod replace;
 mod restart;
 mod self_check;

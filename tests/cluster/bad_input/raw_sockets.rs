@@ -53,6 +53,19 @@ fn assert_json_error(what: &str, answer: &str) {
     assert!(errors.values().all(|fields| fields["outcome"] == "not_applied"), "{what}: {answer:?}");
 }
 
+/// Asserts that an answer is an `invalid_http` whose message has all these words, after which the connection closes.
+fn assert_invalid_http(what: &str, answer: &str, words: &[&str]) {
+    assert_json_error(what, answer);
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let is_old = head.starts_with("HTTP/1.0 ");
+    assert!(is_old || head.to_ascii_lowercase().contains("\r\nconnection: close"), "{what}: {answer:?}");
+    let json: serde_json::Value = serde_json::from_str(body).unwrap();
+    let error = &json["Err"]["BadRequest"];
+    assert_eq!(error["code"], "invalid_http", "{what}: {answer:?}");
+    let message = error["message"].as_str().unwrap();
+    assert!(words.iter().all(|word| message.contains(word)), "{what}: {message:?} lacks one of {words:?}");
+}
+
 /// Bytes that are no request are refused or cut off at once, and change nothing.
 ///
 /// Method: one connection a row; the answer must be a 4xx, and come quickly.
@@ -159,6 +172,284 @@ async fn paths_that_no_library_sends_do_no_harm() {
         }
         unharmed(&mut cluster, &ids, before).await;
     }
+}
+
+/// A target that the HTTP library would cut short or read as another one is rejected, and the message says why.
+///
+/// Method: reads, writes and deletions with each target, to a single node and to a follower of
+/// three; each must be a 400 whose message has the words of its row, and change nothing.
+#[tokio::test]
+async fn targets_that_would_be_cut_do_no_harm() {
+    let rows: &[(&str, &[u8], &[&str])] = &[
+        ("a fragment after a key", b"/v1/kv/known#tag", &["#", "%23"]),
+        ("a fragment after a prefix", b"/v1/kv?prefix=known#tag", &["#", "%23"]),
+        ("a fragment after a prefix that is cut to all", b"/v1/kv?all#tag", &["#", "%23"]),
+        ("an empty fragment", b"/v1/kv/known#", &["#", "%23"]),
+        ("a fragment with a query", b"/v1/kv/known#?raw", &["#", "%23"]),
+        ("a fragment between slashes", b"/v1/kv/known#/touch", &["#", "%23"]),
+        ("only a fragment", b"#", &["#"]),
+        ("a fragment after the root", b"/#/v1/kv/known", &["#"]),
+        ("a fragment of an absolute target", b"http://x/v1/kv/known#tag", &["#", "%23"]),
+        ("a fragment after an authority", b"http://x#/v1/kv/known", &["#"]),
+        ("another scheme", b"https://x/v1/kv/known", &["http://"]),
+        ("no scheme", b"//x\\..#/v1/kv/known", &["#"]),
+        ("a user in the authority", b"http://user@x/v1/kv/known", &["authority"]),
+        ("no authority", b"http:///v1/kv/known", &["authority"]),
+        ("an authority", b"x:80", &["begin with /"]),
+        ("a path without a slash", b"v1/kv/known", &["begin with /"]),
+        ("a star", b"*", &["begin with /"]),
+        ("a query", b"?prefix=known", &["begin with /"]),
+        ("a backslash", b"\\v1\\kv\\known", &["begin with /"]),
+        ("UTF-8", "/v1/kv/kn\u{f6}wn".as_bytes(), &["0xC3", "percent-encode"]),
+        ("UTF-8 in a query", "/v1/kv?prefix=\u{e9}".as_bytes(), &["0xC3", "percent-encode"]),
+        ("bytes that are not UTF-8", b"/v1/kv/known\xff", &["0xFF", "percent-encode"]),
+        ("a space", b"/v1/kv/known known", &["space", "%20"]),
+        ("a space at the end", b"/v1/kv/known ", &["space"]),
+        ("a space at the beginning", b" /v1/kv/known", &["space"]),
+        ("a tab", b"/v1/kv/known\tknown", &["0x09", "percent-encode"]),
+        ("a NUL", b"/v1/kv/known\0", &["0x00", "percent-encode"]),
+        ("a carriage return", b"/v1/kv/known\rknown", &["CR"]),
+        ("an angle bracket", b"/v1/kv/<known>", &["`<`", "%3C"]),
+        ("a backquote", b"/v1/kv/`known`", &["%60"]),
+        ("a quote in a query", b"/v1/kv?prefix=\"known\"", &["%22"]),
+    ];
+    for ids in [vec![1], vec![1, 2, 3]] {
+        let mut cluster = TestCluster::form("raw-targets", &ids, CALM).await;
+        let target = 1 + cluster.leader_of(&ids).await % ids.len() as u64;
+        cluster.write(target, "known", "value").await;
+        let before = states(&cluster, &ids).await;
+        let addr = cluster.addr(target).to_owned();
+        for (what, path, words) in rows {
+            for (method, body) in [("GET", ""), ("PUT", "v"), ("DELETE", ""), ("POST", "v")] {
+                let rest =
+                    format!(" HTTP/1.1\r\nhost: x\r\nraft-forward: no\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+                let request = [method.as_bytes(), b" ", path, rest.as_bytes()].concat();
+                let (answer, took) = exchange(&addr, &request).await;
+                assert!(answer.starts_with("HTTP/1.1 400 "), "{method}, {what}: {answer:?}");
+                assert_invalid_http(&format!("{method}, {what}"), &answer, words);
+                assert!(took < Duration::from_secs(4), "{method}, {what} took {took:?}");
+                cluster.assert_alive();
+            }
+            let head = [b"HEAD ".as_slice(), path, b" HTTP/1.1\r\nhost: x\r\n\r\n"].concat();
+            let (answer, _) = exchange(&addr, &head).await;
+            let is_bare = answer.starts_with("HTTP/1.1 400 ") && answer.ends_with("\r\n\r\n");
+            assert!(is_bare, "HEAD, {what}: {answer:?}");
+        }
+        unharmed(&mut cluster, &ids, before).await;
+    }
+}
+
+/// The message of an `invalid_http` names the fault.
+///
+/// Method: one connection a row; the message must have the words of its row.
+#[tokio::test]
+async fn invalid_http_says_what_is_wrong() {
+    let mut cluster = TestCluster::form("raw-messages", &[1], CALM).await;
+    cluster.write(1, "known", "value").await;
+    let before = states(&cluster, &[1]).await;
+    let put = |headers: &str| format!("PUT /v1/kv/known HTTP/1.1\r\n{headers}\r\nv").into_bytes();
+    let with_host = |headers: &str| put(&format!("Host: x\r\n{headers}"));
+    let tls = [b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03".as_slice(), &[7; 506]].concat();
+    let rows: Vec<(&str, Vec<u8>, &[&str])> = vec![
+        ("TLS", tls, &["TLS", "plain HTTP"]),
+        ("the preface of HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04".to_vec(), &["HTTP/2", "HTTP/1.1"]),
+        ("HTTP/2 in the line", b"PUT /v1/kv/known HTTP/2.0\r\nHost: x\r\n\r\n".to_vec(), &["HTTP/2.0", "HTTP/1.1"]),
+        ("HTTP/1.2", b"PUT /v1/kv/known HTTP/1.2\r\nHost: x\r\n\r\n".to_vec(), &["HTTP/1.2", "HTTP/1.1"]),
+        ("HTTP/0.9", b"GET /v1/kv/known\r\n".to_vec(), &["version"]),
+        ("a version in lower case", b"GET /v1/kv/known http/1.1\r\nHost: x\r\n\r\n".to_vec(), &["version"]),
+        ("no Host", put("content-length: 1\r\n"), &["Host"]),
+        ("two Hosts", put("Host: x\r\nHost: x\r\ncontent-length: 1\r\n"), &["Host"]),
+        ("two Hosts in HTTP/1.0", b"GET /metrics HTTP/1.0\r\nHost: x\r\nhost: y\r\n\r\n".to_vec(), &["Host"]),
+        ("a Host that is a URL", put("Host: http://x/\r\ncontent-length: 1\r\n"), &["Host"]),
+        ("a Host with a space", put("Host: a b\r\ncontent-length: 1\r\n"), &["Host"]),
+        ("a length that is a word", with_host("Content-Length: one\r\n"), &["Content-Length"]),
+        ("a negative length", with_host("Content-Length: -1\r\n"), &["Content-Length"]),
+        ("a length with a sign", with_host("Content-Length: +1\r\n"), &["Content-Length"]),
+        ("a length in hexadecimal", with_host("Content-Length: 0x1\r\n"), &["Content-Length"]),
+        ("an empty length", with_host("Content-Length:\r\n"), &["Content-Length"]),
+        ("a list of lengths", with_host("Content-Length: 1, 1\r\n"), &["Content-Length"]),
+        ("a length beyond all numbers", with_host("Content-Length: 18446744073709551616\r\n"), &["Content-Length"]),
+        ("two lengths", with_host("Content-Length: 1\r\nContent-Length: 2\r\n"), &["Content-Length"]),
+        ("the same length twice", with_host("Content-Length: 1\r\nContent-Length: 1\r\n"), &["Content-Length"]),
+        (
+            "a length and chunks",
+            with_host("Content-Length: 1\r\nTransfer-Encoding: chunked\r\n"),
+            &["Content-Length", "Transfer-Encoding"],
+        ),
+        ("an unknown coding", with_host("Transfer-Encoding: gzip, chunked\r\n"), &["Transfer-Encoding", "chunked"]),
+        ("no coding", with_host("Transfer-Encoding: identity\r\n"), &["Transfer-Encoding", "chunked"]),
+        (
+            "two codings",
+            with_host("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n"),
+            &["Transfer-Encoding"],
+        ),
+        (
+            "chunks in HTTP/1.0",
+            b"PUT /v1/kv/known HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_vec(),
+            &["Transfer-Encoding", "HTTP/1.0"],
+        ),
+        ("a header without a colon", with_host("what is this\r\n"), &["header", "0x20"]),
+        ("a space before the colon", with_host("If-Match : *\r\n"), &["header", "space"]),
+        ("a header without a name", with_host(": x\r\n"), &["header", "name"]),
+        ("a name that is no token", with_host("If(Match): *\r\n"), &["header", "`(`"]),
+        ("a folded header", with_host("X: a\r\n b\r\n"), &["header", "fold"]),
+        ("a space before the first header", put(" Host: x\r\n"), &["header", "fold"]),
+        ("a NUL in a value", with_host("X: a\0b\r\n"), &["header", "0x00"]),
+        ("an escape in a value", with_host("X: a\x1bb\r\n"), &["header", "0x1B"]),
+        ("a bare CR in a value", with_host("X: a\rIf-Match: *\r\n"), &["CR"]),
+        ("a bare LF after a value", with_host("X: a\nIf-Match: *\r\n"), &["CR LF"]),
+        ("lines that end with LF", b"GET /metrics HTTP/1.1\nHost: x\n\n".to_vec(), &["CR LF"]),
+        ("a tunnel", b"CONNECT 127.0.0.1:1 HTTP/1.1\r\nHost: 127.0.0.1:1\r\n\r\n".to_vec(), &["CONNECT"]),
+        ("a tunnel to a key", b"CONNECT /v1/kv/known HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(), &["CONNECT"]),
+        ("a method that is no token", b"P{}T /v1/kv/known HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(), &["method"]),
+        ("a method that begins with #", b"#GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(), &["method"]),
+        ("a method in quotes", b"\"PUT\" /v1/kv/known HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(), &["method"]),
+        ("no method", b" /v1/kv/known HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(), &["method"]),
+        ("no target", b"PUT  HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(), &["space"]),
+        ("two spaces", b"PUT /v1/kv/known  HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(), &["space"]),
+    ];
+    let addr = cluster.addr(1).to_owned();
+    for (what, bytes, words) in rows {
+        // Alone, in pieces, and after a request that must be answered first.
+        let (answer, took) = exchange(&addr, &bytes).await;
+        assert!(answer.starts_with("HTTP/1."), "{what}: {answer:?}");
+        assert_invalid_http(what, &answer, words);
+        assert!(took < Duration::from_secs(4), "{what} took {took:?}");
+        let first = b"GET /v1/kv/known?raw HTTP/1.1\r\nhost: x\r\n\r\n";
+        let (answer, _) = exchange(&addr, &[first.as_slice(), &bytes].concat()).await;
+        let second = answer.strip_prefix("HTTP/1.1 200 OK\r\n").and_then(|answer| answer.split_once("\r\n\r\nvalue"));
+        let (_, second) = second.unwrap_or_else(|| panic!("{what}, pipelined: {answer:?}"));
+        assert_invalid_http(&format!("{what}, pipelined"), second, words);
+        cluster.assert_alive();
+    }
+    unharmed(&mut cluster, &[1], before).await;
+}
+
+/// A head that is too long, as a whole or in a part, is rejected with 431, and the message says what is too long.
+///
+/// Method: one connection a row; a name of a header that is longer than the HTTP library can keep would make it panic.
+#[tokio::test]
+async fn a_head_that_is_too_long_is_rejected() {
+    let mut cluster = TestCluster::form("raw-long", &[1], CALM).await;
+    cluster.write(1, "known", "value").await;
+    let before = states(&cluster, &[1]).await;
+    let headers = |count: usize| (0..count).map(|number| format!("x-{number}: y\r\n")).collect::<String>();
+    let rows: Vec<(&str, Vec<u8>, &str)> = vec![
+        ("a target of 65,535 bytes", head(&format!("GET /{}", "a".repeat(65_534)), ""), "target"),
+        ("a target of 100,000 bytes", head(&format!("GET /{}", "a".repeat(99_999)), ""), "target"),
+        ("a target of 1 MiB", head(&format!("GET /{}", "a".repeat(1 << 20)), ""), "target"),
+        ("a target without end", format!("GET /{}", "a".repeat(200_000)).into_bytes(), "target"),
+        ("95 more headers", head("GET /metrics", &headers(95)), "96 header"),
+        ("2,000 headers", head("GET /metrics", &headers(2000)), "96 header"),
+        ("a name of 70,000 bytes", head("GET /metrics", &format!("{}: y\r\n", "n".repeat(70_000))), "name"),
+        ("a value of 1 MiB", head("GET /metrics", &format!("x: {}\r\n", "v".repeat(1 << 20))), "131072 bytes"),
+        ("empty lines", b"\r\n".repeat(100_000), "131072 bytes"),
+    ];
+    let addr = cluster.addr(1).to_owned();
+    for (what, bytes, word) in rows {
+        let (answer, took) = exchange(&addr, &bytes).await;
+        assert!(answer.starts_with("HTTP/1.1 431 "), "{what}: {answer:?}");
+        assert_json_error(what, &answer);
+        assert!(answer.contains("HeadTooLarge") && answer.contains(word), "{what}: {answer:?}");
+        assert!(took < Duration::from_secs(4), "{what} took {took:?}");
+        cluster.assert_alive();
+    }
+    for (what, bytes, status) in [
+        ("a target of 65,534 bytes", head(&format!("GET /{}", "a".repeat(65_533)), ""), 404),
+        ("94 more headers", head("GET /metrics", &headers(94)), 200),
+        ("a value of 120,000 bytes", head("GET /metrics", &format!("x: {}\r\n", "v".repeat(120_000))), 200),
+    ] {
+        let (answer, _) = exchange(&addr, &bytes).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{what}: {answer:?}");
+    }
+    unharmed(&mut cluster, &[1], before).await;
+}
+
+/// Unusual requests that RFC 9110 and RFC 9112 allow are served.
+///
+/// Method: read the same key with each.
+#[tokio::test]
+async fn what_is_unusual_and_valid_is_taken() {
+    let cluster = TestCluster::form("raw-unusual", &[1], CALM).await;
+    cluster.write(1, "known", "value").await;
+    let line = |line: &str| format!("{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").into_bytes();
+    let rows: Vec<(&str, Vec<u8>)> = vec![
+        ("an absolute target", line("GET http://x/v1/kv/known?raw")),
+        ("an absolute target in capitals", line("GET HTTP://X:80/v1/kv/known?raw")),
+        ("an absolute target of an IPv6 address", line("GET http://[::1]:21001/v1/kv/known?raw")),
+        ("a key that is encoded", line("GET /v1/kv/%6b%6E%6Fwn?raw")),
+        ("a path that is encoded", line("GET /%761/kv/known?raw")),
+        ("an empty Host", b"GET /v1/kv/known?raw HTTP/1.1\r\nHost:\r\nConnection: close\r\n\r\n".to_vec()),
+        ("no space after the colon", b"GET /v1/kv/known?raw HTTP/1.1\r\nHost:x\r\nConnection:close\r\n\r\n".to_vec()),
+        ("tabs", b"GET /v1/kv/known?raw HTTP/1.1\r\nHost:\tx\t\r\nConnection:\t close \r\n\r\n".to_vec()),
+        ("an empty line before", [b"\r\n".to_vec(), line("GET /v1/kv/known?raw")].concat()),
+        ("a value of Latin-1", head("GET /v1/kv/known?raw", "x: \u{e9}\r\n")),
+        ("a length of zero", head("GET /v1/kv/known?raw", "content-length: 0\r\n")),
+    ];
+    for (what, bytes) in rows {
+        let (answer, _) = exchange(cluster.addr(1), &bytes).await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\nvalue"), "{what}: {answer:?}");
+    }
+}
+
+/// A client that is still sending when its request is rejected reads why.
+///
+/// Method: a long body behind a head that is rejected, sent as a whole before anything is read.
+#[tokio::test]
+async fn a_client_that_is_still_sending_reads_why() {
+    let cluster = TestCluster::form("raw-linger", &[1], CALM).await;
+    for (headers, words) in [("", ["#", "%23"]), ("expect: 100-continue\r\n", ["#", "%23"])] {
+        let body = vec![b'v'; 1 << 20];
+        let request =
+            [head("PUT /v1/kv/known#tag", &format!("{headers}content-length: {}\r\n", body.len())), body].concat();
+        let mut stream = TcpStream::connect(cluster.addr(1)).await.unwrap();
+        stream.write_all(&request).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert_invalid_http("a long body", &answer, &words);
+    }
+}
+
+/// A request with broken chunks gets one response, and the connection closes.
+///
+/// Method: chunks that are broken in each way, to routes that read a body and routes that do not; the
+/// request behind them must not be served.
+#[tokio::test]
+async fn broken_chunks_end_the_connection() {
+    let mut cluster = TestCluster::form("raw-chunks", &[1], CALM).await;
+    cluster.write(1, "known", "value").await;
+    let before = states(&cluster, &[1]).await;
+    let long = format!("1;{}\r\nx\r\n", "e".repeat(20_000));
+    let trailer = format!("1\r\nx\r\n0\r\nx: {}\r\n\r\n", "t".repeat(20_000));
+    let rows = [
+        ("no size", "\r\n"),
+        ("a size with a letter", "g\r\n"),
+        ("a size with a sign", "+1\r\nx\r\n"),
+        ("a size with 0x", "0x1\r\nx\r\n"),
+        ("a size beyond all numbers", "10000000000000000\r\nx\r\n"),
+        ("a size that ends with LF", "1\nx\r\n"),
+        ("a chunk that is longer than its size", "1\r\nxx\r\n"),
+        ("a chunk that is not ended", "1\r\nx0\r\n\r\n"),
+        ("a control character in an extension", "1;a\x01\r\nx\r\n"),
+        ("a LF in an extension", "1;a\nb\r\nx\r\n"),
+        ("a CR in an extension", "1;a\rb\r\nx\r\n"),
+        ("a CR in a trailer", "1\r\nx\r\n0\r\nx: a\rb\r\n\r\n"),
+        ("a LF in a trailer", "1\r\nx\r\n0\r\nx: a\nb\r\n\r\n"),
+        ("an extension of 20,000 bytes", &long),
+        ("a trailer of 20,000 bytes", &trailer),
+    ];
+    let addr = cluster.addr(1).to_owned();
+    for (what, chunks) in rows {
+        for line in ["POST /write", "PUT /v1/kv/known", "GET /v1/kv/known", "POST /nowhere"] {
+            let follows = "PUT /v1/kv/known HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nv";
+            let request = format!("{line} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n{chunks}{follows}");
+            let (answer, _) = exchange(&addr, request.as_bytes()).await;
+            assert!(answer.starts_with("HTTP/1.1 4"), "{what}, {line}: {answer:?}");
+            assert_json_error(&format!("{what}, {line}"), &answer);
+        }
+        cluster.assert_alive();
+    }
+    unharmed(&mut cluster, &[1], before).await;
 }
 
 /// A path means the same key on a follower as on the leader, whatever characters it has.

@@ -10,6 +10,7 @@ mod peer;
 mod process;
 mod stand_in;
 mod v1;
+mod wire;
 mod writers;
 
 pub use cluster::{CALM, CALM_BUT_QUICK, TestCluster, index_of, report};
@@ -22,4 +23,5 @@ pub use peer::{envelope, identity_of};
 pub use process::{BINARY, Ended, command, free_port, raise_open_files, run, send_signal};
 pub use stand_in::{StandIn, respond};
 pub use v1::{Random, path_of};
+pub use wire::{Wire, WireResponse};
 pub use writers::Writers;
