@@ -2,8 +2,8 @@
 
 use std::rc::Rc;
 
-use actix_http::body::{BodySize, BoxBody, MessageBody};
-use actix_http::{ConnectionType, HttpMessage, Request, Response, Version};
+use actix_http::body::{self, BodySize, BoxBody, MessageBody};
+use actix_http::{ConnectionType, HttpMessage, Method, Request, Response, Version};
 use actix_service::Service;
 use actix_web::{HttpRequest, ResponseError, web};
 use futures_util::StreamExt;
@@ -20,10 +20,12 @@ use crate::config::{REFUSED_BODY_BYTES_MAX, REQUEST_BODY_DEADLINE};
 use crate::error::{ApiError, Retry};
 
 /// Takes a request to its route, or refuses it if the node is overloaded and it is its turn to be.
+///
+/// HEAD goes where GET does: the HTTP library leaves the body out.
 pub fn pass<S, R>(
     app: &web::Data<ExampleApp>,
     browsers: &Browsers,
-    request: Request,
+    mut request: Request,
     routes: &S,
 ) -> impl Future<Output = Result<Response<BoxBody>, S::Error>> + use<S, R>
 where
@@ -34,7 +36,10 @@ where
     let exchange: Option<Rc<Exchange>> = request.conn_data::<Rc<Exchange>>().cloned();
     let is_refused = place.as_ref().is_some_and(|place| place.begin_request());
     let is_http_1_0 = request.version() < Version::HTTP_11;
-    let mut request = request;
+    let is_head = request.method() == Method::HEAD;
+    if is_head {
+        request.head_mut().method = Method::GET;
+    }
     let mut origin = None;
     let rejected = match exchange.as_ref().and_then(|exchange| exchange.take_rejection()) {
         // Not the request that came, but one in its place.
@@ -52,6 +57,9 @@ where
     let under_way = UnderWay { place };
     async move {
         let mut answer = answer.await;
+        if is_head {
+            answer = answer.map(without_stream);
+        }
         if let (Some(origin), Ok(answer)) = (origin, &mut answer) {
             origin.insert_into(answer.headers_mut());
         }
@@ -123,6 +131,14 @@ fn crowded_out(app: &ExampleApp, request: &mut Request) -> Response<BoxBody> {
 /// The connection of a request.
 pub fn presence_of(request: &HttpRequest) -> Option<&Presence> {
     request.conn_data::<Rc<Place>>().map(|place| &*place.presence)
+}
+
+/// Drops a body without a known length, which the HTTP library would read to its end.
+fn without_stream(answer: Response<BoxBody>) -> Response<BoxBody> {
+    if answer.body().size() != BodySize::Stream {
+        return answer;
+    }
+    answer.set_body(BoxBody::new(body::None::new()))
 }
 
 /// A request that has not ended. It ends with its answer, or when its client goes before.

@@ -27,7 +27,6 @@ pub async fn any(app: web::Data<ExampleApp>, request: HttpRequest, payload: web:
     let is_touch = encoded_key(&request).ends_with("/touch");
     match *request.method() {
         Method::GET => get(app, request, payload).await,
-        Method::HEAD => head(app, request, payload).await,
         Method::PUT => put(app, request, payload).await,
         Method::DELETE => delete(app, request, payload).await,
         Method::POST if is_touch => touch(app, request, payload).await,
@@ -67,33 +66,6 @@ pub async fn any(app: web::Data<ExampleApp>, request: HttpRequest, payload: web:
 )]
 pub async fn get(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     v1::answer(&app, get_key(&app, &request, payload).await)
-}
-
-/// Asks for the headers alone.
-///
-/// Whether a key is there, and at which revision, without its value.
-#[utoipa::path(
-    head,
-    path = "/v1/kv/{key}",
-    operation_id = "head_key",
-    tag = "Keys",
-    params(KeyInPath, ReadParameters, ReadHeaders),
-    responses(
-        (
-            status = 200,
-            description = "The key is there.",
-            headers(("ETag" = String, description = "The key's revision in quotes.")),
-        ),
-        (
-            status = 304,
-            description = "The key is at the revision that is known already.",
-            headers(("ETag" = String, description = "The key's revision in quotes.")),
-        ),
-        ReadErrors,
-    ),
-)]
-pub async fn head(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
-    get(app, request, payload).await
 }
 
 /// Sets a key.

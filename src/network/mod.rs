@@ -51,7 +51,13 @@ fn original(method: &'static str, path: &'static str, route: Route) -> Entry {
         "get" => resource.default_service(web::to(reply::only_get)),
         _ => resource.default_service(web::to(reply::only_post)),
     };
-    Entry { operations: vec![(method, path)], service: Service::Resource(resource) }
+    let operations = if method == "get" { get_and_head(path).to_vec() } else { vec![(method, path)] };
+    Entry { operations, service: Service::Resource(resource) }
+}
+
+/// HEAD is taken wherever GET is: the gate turns it into GET.
+const fn get_and_head(path: &'static str) -> [(&'static str, &'static str); 2] {
+    [("get", path), ("head", path)]
 }
 
 /// For the other nodes, so in no document.
@@ -67,6 +73,7 @@ pub fn table() -> Vec<Entry> {
         Entry {
             operations: vec![
                 ("get", "/v1/kv"),
+                ("head", "/v1/kv"),
                 ("delete", "/v1/kv"),
                 ("get", key),
                 ("head", key),
@@ -94,7 +101,7 @@ pub fn table() -> Vec<Entry> {
             ),
         },
         Entry {
-            operations: vec![("get", "/v1/watch")],
+            operations: get_and_head("/v1/watch").to_vec(),
             service: Service::Resource(
                 web::resource("/v1/watch").route(web::get().to(watch::watch)).default_service(web::to(v1::only_get)),
             ),
@@ -110,7 +117,7 @@ pub fn table() -> Vec<Entry> {
         original("post", "/change-membership", web::post().to(management::change_membership)),
         original("get", "/metrics", web::get().to(management::metrics)),
         Entry {
-            operations: vec![("get", "/v1/cluster/hash")],
+            operations: get_and_head("/v1/cluster/hash").to_vec(),
             service: Service::Resource(
                 web::resource("/v1/cluster/hash")
                     .route(web::get().to(cluster_hash::cluster_hash))

@@ -187,7 +187,7 @@ pub async fn unknown_route(app: web::Data<ExampleApp>, request: HttpRequest) -> 
 
 /// For a method that a `GET` route does not take.
 pub async fn only_get(request: HttpRequest) -> HttpResponse {
-    wrong_method(&request, "GET")
+    wrong_method(&request, "GET, HEAD")
 }
 
 /// For a method that a `POST` route does not take.

@@ -191,12 +191,12 @@ pub fn etag_of(revision: u64) -> HeaderValue {
 
 /// For a method that the keys as a whole do not take.
 pub async fn only_list_methods(app: web::Data<ExampleApp>, request: HttpRequest) -> HttpResponse {
-    wrong_method(&app, &request, "GET, DELETE")
+    wrong_method(&app, &request, "GET, HEAD, DELETE")
 }
 
 /// For a method that a `GET` route does not take.
 pub async fn only_get(app: web::Data<ExampleApp>, request: HttpRequest) -> HttpResponse {
-    wrong_method(&app, &request, "GET")
+    wrong_method(&app, &request, "GET, HEAD")
 }
 
 /// For a method that a `DELETE` route does not take.

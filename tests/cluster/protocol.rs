@@ -179,6 +179,106 @@ async fn a_half_that_is_closed_after_requests() {
     wire.assert_closed("after three writes").await;
 }
 
+/// Every route that takes GET takes HEAD, with the same status and headers and without a body.
+///
+/// Method: both, on one connection, for every such route and for errors of each kind.
+#[tokio::test]
+async fn head_is_taken_wherever_get_is() {
+    let cluster = TestCluster::form("protocol-head", &[1], CALM).await;
+    cluster.put(1, "/v1/kv/a%20b", "value").await.done();
+    let not_utf8: &[u8] = b"\xff\0";
+    cluster.put(1, "/v1/kv/bytes", not_utf8).await.done();
+    let rows = [
+        ("/v1/kv", "", 200),
+        ("/v1/kv?prefix=a&keys_only", "", 200),
+        ("/v1/kv/a%20b", "", 200),
+        ("/v1/kv/a%20b?raw", "", 200),
+        ("/v1/kv/a%20b?consistency=stale", "", 200),
+        ("/v1/kv/bytes", "", 200),
+        ("/v1/kv/a%20b", "If-None-Match: \"1\"\r\n", 304),
+        ("/v1/cluster/hash", "", 200),
+        ("/metrics", "", 200),
+        ("/docs", "", 200),
+        ("/openapi.json", "", 200),
+        ("/raft-identity", "", 200),
+        // Errors.
+        ("/v1/kv/missing", "", 404),
+        ("/v1/kv?limit=0", "", 400),
+        ("/v1/kv/%", "", 400),
+        ("/v1/watch?from=x", "", 400),
+        ("/v1/watch?from=999", "", 400),
+        ("/v1/cluster/hash?applied=0", "", 410),
+        ("/v1/kv?revision=0", "", 410),
+        ("/v1/nothing", "", 404),
+        ("/nothing", "", 404),
+        ("/write", "", 405),
+        ("/v1/txn", "", 405),
+    ];
+    let mut wire = Wire::open(cluster.addr(1)).await;
+    for (path, headers, status) in rows {
+        for _ in 0..2 {
+            wire.send(request(&format!("HEAD {path} HTTP/1.1"), headers, "")).await;
+            let head = wire.response_to("HEAD").await;
+            wire.send(request(&format!("GET {path} HTTP/1.1"), headers, "")).await;
+            let get = wire.response_to("GET").await;
+            assert_eq!((head.status, get.status), (status, status), "{path}: {head:?} {get:?}");
+            let comparable = |response: &WireResponse| {
+                let mut headers = response.headers.clone();
+                headers.retain(|header| !header.starts_with("date:"));
+                // The metrics change from one request to the next.
+                headers.retain(|header| path != "/metrics" || !header.starts_with("content-length:"));
+                headers
+            };
+            assert_eq!(comparable(&head), comparable(&get), "{path}");
+        }
+    }
+}
+
+/// HEAD of a watch returns the headers of a watch and opens none.
+///
+/// Method: HEAD of watches and writes in turn on one connection; the responses to the writes must be the
+/// only ones that follow.
+#[tokio::test]
+async fn head_of_a_watch_opens_none() {
+    let cluster = TestCluster::form("protocol-head-watch", &[1], CALM).await;
+    let mut wire = Wire::open(cluster.addr(1)).await;
+    for path in ["/v1/watch", "/v1/watch?prefix=a&initial", "/v1/watch?from=1"] {
+        wire.send(request(&format!("HEAD {path} HTTP/1.1"), "", "")).await;
+        let head = wire.response_to("HEAD").await;
+        assert_eq!((head.status, head.header("content-type")), (200, Some("text/event-stream")), "{head:?}");
+        assert_eq!((head.header("content-length"), head.header("connection")), (None, None), "{head:?}");
+        wire.send(request("PUT /v1/kv/a HTTP/1.1", "", "value")).await;
+        assert_eq!(wire.response_to("PUT").await.status, 200);
+    }
+}
+
+/// The `Allow` header of a route that takes GET lists HEAD.
+///
+/// Method: a method that no route takes, everywhere.
+#[tokio::test]
+async fn allow_names_head() {
+    let cluster = TestCluster::form("protocol-allow", &[1], CALM).await;
+    let rows = [
+        ("/v1/kv", "GET, HEAD, DELETE"),
+        ("/v1/kv/a", "GET, HEAD, PUT, DELETE"),
+        ("/v1/kv/a/touch", "GET, HEAD, PUT, DELETE, POST"),
+        ("/v1/watch", "GET, HEAD"),
+        ("/v1/cluster/hash", "GET, HEAD"),
+        ("/metrics", "GET, HEAD"),
+        ("/docs", "GET, HEAD"),
+        ("/openapi.json", "GET, HEAD"),
+        ("/raft-identity", "GET, HEAD"),
+        ("/write", "POST"),
+        ("/v1/txn", "POST"),
+    ];
+    let mut wire = Wire::open(cluster.addr(1)).await;
+    for (path, allow) in rows {
+        wire.send(request(&format!("PATCH {path} HTTP/1.1"), "", "")).await;
+        let response = wire.response_to("PATCH").await;
+        assert_eq!((response.status, response.header("allow")), (405, Some(&*allow.to_lowercase())), "{path}");
+    }
+}
+
 /// A client of HTTP/1.0 is served as one: no length is no body, the connection closes unless it
 /// asks to keep it, and no response is chunked.
 ///

@@ -10,6 +10,7 @@ use std::sync::LazyLock;
 use actix_web::HttpResponse;
 use actix_web::http::header::{self, HeaderValue};
 use bytes::Bytes;
+use utoipa::openapi::path::Operation;
 use utoipa::openapi::schema::{AdditionalProperties, Schema, SchemaType, Type};
 use utoipa::openapi::{RefOr, Required};
 use utoipa::{Modify, OpenApi};
@@ -46,7 +47,7 @@ static PAGE: LazyLock<Bytes> = LazyLock::new(|| {
         (name = "This reference", description = "The API as a document, for programs and for people."),
     ),
     paths(
-        kv::get, kv::head, kv::put, kv::delete, kv::touch, list::list, list::delete_prefix, txn::txn, watch::watch,
+        kv::get, kv::put, kv::delete, kv::touch, list::list, list::delete_prefix, txn::txn, watch::watch,
         api::write, api::read, api::consistent_read,
         management::init, management::add_learner, management::change_membership, management::metrics,
         cluster_hash::cluster_hash, members::remove_member,
@@ -66,6 +67,9 @@ struct Corrections;
 
 impl Modify for Corrections {
     fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        for item in openapi.paths.paths.values_mut() {
+            item.head = item.get.as_ref().map(head_of);
+        }
         for operation in openapi.paths.paths.values_mut().flat_map(answers::operations_of) {
             for parameter in operation.parameters.iter_mut().flatten() {
                 // A parameter may be left out, and is never null.
@@ -91,6 +95,21 @@ impl Modify for Corrections {
             }
         }
     }
+}
+
+/// HEAD on a path that takes GET.
+fn head_of(get: &Operation) -> Operation {
+    let mut head = get.clone();
+    let id = get.operation_id.as_deref().unwrap_or_default();
+    head.operation_id = Some(format!("head_{}", id.strip_prefix("get_").unwrap_or(id)));
+    head.summary = Some("Returns the headers alone.".to_owned());
+    head.description = Some("The status and the headers of a `GET`, without the body.".to_owned());
+    for response in head.responses.responses.values_mut() {
+        if let RefOr::T(response) = response {
+            response.content.clear();
+        }
+    }
+    head
 }
 
 /// Of structs the macro sees that they deny unknown fields, of the variants of an enum it does not.

@@ -292,20 +292,20 @@ fn routes() -> Vec<Row> {
             (KNOWN, "GET, HEAD, PUT, DELETE"),
             ("/v1/kv/known/touch", "GET, HEAD, PUT, DELETE, POST"),
             ("/v1/kv/", "GET, HEAD, PUT, DELETE"),
-            ("/v1/kv", "GET, DELETE"),
+            ("/v1/kv", "GET, HEAD, DELETE"),
             ("/v1/txn", "POST"),
-            ("/v1/watch", "GET"),
-            ("/v1/cluster/hash", "GET"),
+            ("/v1/watch", "GET, HEAD"),
+            ("/v1/cluster/hash", "GET, HEAD"),
         ] {
             let row = Row::bare(method.clone(), path, "the wrong method").gives_v1(405, "method_not_allowed");
             rows.push(Row { allow: Some(allow), ..row });
         }
     }
     let others = [
-        ("/v1/kv", "GET, DELETE", vec![Method::POST, Method::PUT, Method::HEAD]),
+        ("/v1/kv", "GET, HEAD, DELETE", vec![Method::POST, Method::PUT]),
         ("/v1/txn", "POST", vec![Method::GET, Method::HEAD, Method::PUT, Method::DELETE]),
-        ("/v1/watch", "GET", vec![Method::POST, Method::HEAD, Method::PUT, Method::DELETE]),
-        ("/v1/cluster/hash", "GET", vec![Method::POST, Method::HEAD, Method::PUT, Method::DELETE]),
+        ("/v1/watch", "GET, HEAD", vec![Method::POST, Method::PUT, Method::DELETE]),
+        ("/v1/cluster/hash", "GET, HEAD", vec![Method::POST, Method::PUT, Method::DELETE]),
     ];
     for (path, allow, methods) in others {
         for method in methods {

@@ -32,7 +32,7 @@ pub fn rows() -> Vec<Row> {
     }
     for path in GET_ROUTES {
         for method in [Method::POST, Method::PUT, Method::DELETE, Method::PATCH, Method::OPTIONS] {
-            rows.push(Row::new(method, path, "the wrong method", empty()).gives_wrong_method("GET"));
+            rows.push(Row::new(method, path, "the wrong method", empty()).gives_wrong_method("GET, HEAD"));
         }
     }
     let brew = Method::from_bytes(b"BREW").unwrap();
