@@ -607,7 +607,9 @@ mod tests {
             "PUT /a HTTP/1.1\r\nhost: x\r\n",
             "POST / HTTP/1.0\r\nconnection: keep-alive\r\n",
         ]);
-        prop::collection::vec(parts, 1..20).prop_map(|parts| parts.concat().into_bytes())
+        let random = prop::collection::vec(any::<u8>(), 1..3);
+        let part = prop_oneof![20 => parts.prop_map(|part| part.as_bytes().to_vec()), 1 => random];
+        prop::collection::vec(part, 1..20).prop_map(|parts| parts.concat())
     }
 
     /// What is handed on as a request is one to the HTTP library too, and ends where it ends there.

@@ -234,6 +234,29 @@ async fn head_is_taken_wherever_get_is() {
     }
 }
 
+/// An error in response to HEAD has no body, whatever part of the node finds it.
+///
+/// Method: on a connection each, a body where none is taken, a target that is rejected, and a head without end.
+#[tokio::test]
+async fn errors_to_head_have_no_body() {
+    let cluster = TestCluster::form("protocol-head-errors", &[1], CALM).await;
+    let rows = [
+        ("a body", request("HEAD /v1/kv/a HTTP/1.1", "Connection: close\r\n", "abc"), 400),
+        ("a long body", "HEAD /v1/kv/a HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n".to_owned(), 400),
+        ("a fragment", request("HEAD /v1/kv/a#b HTTP/1.1", "", ""), 400),
+        ("a header that is too long", format!("HEAD / HTTP/1.1\r\nx: {}", "y".repeat(140_000)), 431),
+        ("half a head", "HEAD /v1/kv/a HTTP/1.1\r\nHost:".to_owned(), 408),
+    ];
+    for (what, request, status) in rows {
+        let mut wire = Wire::open(cluster.addr(1)).await;
+        wire.send(request).await;
+        let response = wire.response_to("HEAD").await;
+        assert_eq!((response.status, response.header("connection")), (status, Some("close")), "{what}: {response:?}");
+        assert_eq!(response.header("raft-outcome"), Some("not_applied"), "{what}");
+        wire.assert_closed(what).await;
+    }
+}
+
 /// HEAD of a watch returns the headers of a watch and opens none.
 ///
 /// Method: HEAD of watches and writes in turn on one connection; the responses to the writes must be the
@@ -277,6 +300,29 @@ async fn allow_names_head() {
         let response = wire.response_to("PATCH").await;
         assert_eq!((response.status, response.header("allow")), (405, Some(&*allow.to_lowercase())), "{path}");
     }
+}
+
+/// A client that waits for `100 Continue` gets it with each request, and then sends the body.
+///
+/// Method: three writes on one connection, the second with its body at once and the third in chunks.
+#[tokio::test]
+async fn expect_is_answered_before_the_body() {
+    let cluster = TestCluster::form("protocol-expect", &[1], CALM).await;
+    let mut wire = Wire::open(cluster.addr(1)).await;
+    let head = |body: &str| format!("PUT /v1/kv/a HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n{body}\r\n");
+    wire.send(head("Content-Length: 3\r\n")).await;
+    assert_eq!(wire.read_head().await.status, 100);
+    wire.send("one").await;
+    assert_eq!(wire.response_to("PUT").await.status, 200);
+    wire.send(head("Content-Length: 3\r\n") + "two").await;
+    assert_eq!(wire.read_head().await.status, 100);
+    assert_eq!(wire.response_to("PUT").await.status, 200);
+    wire.send(head("Transfer-Encoding: chunked\r\n")).await;
+    assert_eq!(wire.read_head().await.status, 100);
+    wire.send("5\r\nthree\r\n0\r\n\r\n").await;
+    assert_eq!(wire.response_to("PUT").await.status, 200);
+    wire.send(request("GET /v1/kv/a?raw HTTP/1.1", "", "")).await;
+    assert_eq!(wire.response_to("GET").await.text(), "three");
 }
 
 /// A client of HTTP/1.0 is served as one: no length is no body, the connection closes unless it
