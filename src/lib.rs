@@ -42,7 +42,9 @@ pub use client::{ClientError, ExampleClient};
 pub use config::Config;
 pub use server::{ServeError, listen, serve, serve_on};
 pub use store::{ExampleStateMachine, ExampleStore};
-pub use types::{ExampleNode, ExampleRequest, ExampleResponse, NodeId, TypeConfig};
+pub use types::{ExampleNode, ExampleRaft, ExampleRequest, ExampleResponse, NodeId, TypeConfig};
+/// The original's names for these two.
+pub use types::{NodeId as ExampleNodeId, TypeConfig as ExampleTypeConfig};
 
 /// Starts node `node_id` on `http_addr` (`HOST:PORT`) with all defaults, and
 /// runs it until it fails; data goes to `./raft-key-value-data/node-<id>`.

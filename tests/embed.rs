@@ -117,3 +117,45 @@ async fn a_lone_node_says_what_to_do() {
     assert_eq!(error.outcome(), Outcome::NotApplied);
     node.stop().await;
 }
+
+/// Programs written for the original find its names where it has them, and mean the same by them.
+///
+/// Method: the imports and calls of the original's own test, with its client on a node that is served here.
+#[tokio::test]
+async fn the_originals_names_are_there() {
+    use std::collections::BTreeSet;
+
+    use raft_key_value::app::ExampleApp;
+    use raft_key_value::client::ExampleClient;
+    use raft_key_value::network::raft_network_impl::ExampleNetwork;
+    use raft_key_value::store::{ExampleRequest, ExampleResponse, ExampleStateMachine, ExampleStore};
+    use raft_key_value::{ExampleNodeId, ExampleRaft, ExampleTypeConfig, start_example_raft_node};
+
+    fn is_raft_config<C: openraft::RaftTypeConfig<NodeId = ExampleNodeId, R = ExampleResponse>>() {}
+    fn raft_of(app: &ExampleApp) -> &ExampleRaft {
+        &app.raft
+    }
+    is_raft_config::<ExampleTypeConfig>();
+    // Not run here: its data would go to the directory that the test runs in.
+    let _ = |id: ExampleNodeId, addr: String| start_example_raft_node(id, addr);
+    let _ = raft_of;
+    let _ = size_of::<(ExampleNetwork, ExampleStateMachine, ExampleStore)>();
+
+    let directory = tempfile::tempdir().unwrap();
+    let node = start(directory.path());
+    let (id, addr): (ExampleNodeId, String) = node.client.leader();
+    let client = ExampleClient::new(id, addr.clone());
+    eventually("init", async || client.init().await).await;
+    let x = client.metrics().await.unwrap();
+    assert_eq!(x.membership_config.nodes().map(|(id, node)| (*id, node.addr.clone())).collect::<Vec<_>>(), [(1, addr)]);
+    let _x = client.change_membership(&BTreeSet::from([1])).await.unwrap();
+    let written =
+        client.write(&ExampleRequest::Set { key: "foo".to_string(), value: "bar".to_string() }).await.unwrap();
+    let data: ExampleResponse = written.data;
+    assert_eq!(data.value, Some("bar".to_string()));
+    let x = client.read(&("foo".to_string())).await.unwrap();
+    assert_eq!("bar", x);
+    let x = client.consistent_read(&("foo".to_string())).await.unwrap();
+    assert_eq!("bar", x);
+    node.stop().await;
+}

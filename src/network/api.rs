@@ -8,6 +8,8 @@ use openraft::ReadPolicy;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
 use openraft::raft::ClientWriteResponse;
 use openraft::raft::linearizable_read::{Linearizer, ReadLogId};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::forward::{self, Destination};
 use super::openapi::answers::{
@@ -179,7 +181,7 @@ fn value_of(app: &ExampleApp, key: &str) -> HttpResponse {
 
 /// What is to be done, and the value that the answer repeats.
 pub(crate) fn parse_write(body: &[u8], limits: &Limits) -> Result<(Operation, Option<String>), ApiError> {
-    let write = parse_json(body, WRITE_BODY)?;
+    let write = parse_json(body, WRITE_BODY).map_err(|error| order_book_error(body).unwrap_or(error))?;
     // Most bodies have none at all.
     if body.contains(&b'[') {
         check_lists(body, 2, WRITE_BODY)?;
@@ -197,6 +199,23 @@ pub(crate) fn parse_write(body: &[u8], limits: &Limits) -> Result<(Operation, Op
         }
         ExampleRequest::Txn(txn) => (txn_operation(txn, limits)?, None),
     })
+}
+
+/// The error for a request of the order-book example, if that is what the body is.
+fn order_book_error(body: &[u8]) -> Option<ApiError> {
+    #[derive(Deserialize)]
+    enum OrderBookRequest {
+        Place(IgnoredAny),
+        Cancel(IgnoredAny),
+    }
+    let name = match serde_json::from_slice(body).ok()? {
+        OrderBookRequest::Place(_) => "Place",
+        OrderBookRequest::Cancel(_) => "Cancel",
+    };
+    let message = format!(
+        "`{name}` is a request of the order-book example, which is not part of this store; expected {WRITE_BODY}"
+    );
+    Some(ApiError::bad_request("order_book_request", message))
 }
 
 pub(crate) fn parse_key(body: &[u8], limits: &Limits) -> Result<String, ApiError> {

@@ -43,6 +43,8 @@ pub use self::state_hash::StateHash;
 pub use self::state_machine::{Data, ExampleStateMachine, Record};
 pub use self::state_machine_store::StateMachineStore;
 pub use self::watch::{Filter, Subscription, WatchError};
+/// Where the original has them.
+pub use crate::types::{ExampleRequest, ExampleResponse};
 
 use self::clock_file::ClockFile;
 use self::identity::{DirectoryLock, IdentityFile};

@@ -23,6 +23,28 @@ pub fn rows() -> Vec<Row> {
         );
     }
     rows.extend(sizes());
+    rows.extend(order_book());
+    rows
+}
+
+/// Requests of the order-book example, as its programs send them and with anything else in them.
+fn order_book() -> Vec<Row> {
+    let order = json!({"live": "Limit", "side": "Buy", "price": 4000.0, "volume": 4.4, "id": 1, "sequance": 0});
+    let mut rows = Vec::new();
+    for name in ["Place", "Cancel"] {
+        for content in [json!({"order": order}), json!({}), json!(null), json!([MARKER])] {
+            let row = Row::post("/write", "a request of the order-book example", json!({name: content}).to_string());
+            rows.push(row.gives_bad_request("order_book_request").naming(&["order-book example", name, "Set"]));
+        }
+        let both = json!({name: {"order": order}, "Set": {"key": "known", "value": MARKER}}).to_string();
+        rows.push(Row::post("/write", "two requests in one", both).gives_bad_json());
+        let cut = format!(r#"{{"{name}":{{"order":"#);
+        rows.push(Row::post("/write", "half a request of the order-book example", cut).gives_bad_json());
+        rows.push(
+            Row::post("/v1/txn", "a request of the order-book example", json!({name: {"order": order}}).to_string())
+                .gives_v1(400, "invalid_json"),
+        );
+    }
     rows
 }
 
