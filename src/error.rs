@@ -429,18 +429,18 @@ impl ApiError {
     }
 }
 
-/// What is wrong with a JSON text, without the position.
+/// Explains why a JSON text is not valid, without the position.
 ///
-/// serde_json speaks of its grammar and of Rust's types; whoever wrote the text knows neither.
+/// serde_json's messages name its grammar and Rust's types, which a client does not know.
 pub fn explain_json(error: &serde_json::Error) -> String {
     let text = error.to_string();
-    // The position follows the message, and a message may quote what was sent.
+    // The position comes last; the message before it may quote the input.
     let reason = text.rsplit_once(" at line ").map_or(text.as_str(), |(reason, _)| reason);
     let explained = explained_syntax(reason).map(str::to_owned).or_else(|| explained_data(reason));
     explained.unwrap_or_else(|| reason.to_owned())
 }
 
-/// For a text that is not JSON.
+/// Explains a text that is not JSON.
 fn explained_syntax(reason: &str) -> Option<&'static str> {
     Some(match reason {
         "EOF while parsing a list" => "the JSON ends inside a list",
@@ -471,7 +471,7 @@ fn explained_syntax(reason: &str) -> Option<&'static str> {
     })
 }
 
-/// For JSON that is not what it should be. What was sent is quoted first, so the last separator is serde's own.
+/// Explains JSON of the wrong shape. serde quotes the input first, so the last separator is serde's own.
 fn explained_data(reason: &str) -> Option<String> {
     if let Some(rest) = reason.strip_prefix("invalid type: ").or_else(|| reason.strip_prefix("invalid value: ")) {
         let (given, expected) = rest.rsplit_once(", expected ")?;
@@ -572,9 +572,9 @@ impl Retry {
 mod tests {
     use super::*;
 
-    /// What is wrong with a JSON text is said in words of JSON, not of Rust.
+    /// Errors in JSON are explained in JSON's terms, not in Rust's.
     ///
-    /// Method: a text for each message of serde_json and serde that a body can cause; none may leave their words.
+    /// Method: one text for each message of serde_json and serde that a body can cause, with its explanation.
     #[test]
     fn json_errors_are_explained() {
         use crate::body::TxnRequest;

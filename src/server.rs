@@ -111,8 +111,8 @@ impl From<Failure> for ServeError {
 
 /// Listens on every address of `--http-addr`.
 ///
-/// An address that this machine does not have, such as that of IPv6 where it is off, is left out with a warning as long
-/// as there is another. With port 0 all have the port that the system chooses for the first.
+/// An address that this machine does not have, such as `::1` without IPv6, is left out with a warning unless it is the
+/// only one. With port 0, all listeners have the port that the system chooses for the first.
 ///
 /// # Errors
 ///
@@ -132,7 +132,7 @@ pub fn listen(config: &Config) -> Result<Vec<TcpListener>, ServeError> {
     }
 }
 
-/// Listens on these addresses, but for those that this machine does not have; the error names one as it was given.
+/// Listens on those of the addresses that this machine has. An error names the address as it was given.
 fn listen_on(addrs: &[SocketAddr]) -> Result<Vec<TcpListener>, (SocketAddr, io::Error)> {
     let mut listeners: Vec<TcpListener> = Vec::new();
     let mut left_out = Vec::new();
@@ -180,11 +180,11 @@ pub async fn serve(
     serve_on(vec![listener], config, shutdown).await
 }
 
-/// Runs a node on several listeners, such as those of [`listen`]; otherwise as [`serve`].
+/// Like [`serve`], on several listeners, such as those of [`listen`].
 ///
 /// # Errors
 ///
-/// See [`ServeError`]. After an error nothing of the node goes on.
+/// See [`ServeError`]. After an error no part of the node is left running.
 pub async fn serve_on(
     listeners: Vec<TcpListener>,
     config: Config,
@@ -474,10 +474,10 @@ mod tests {
     use super::*;
     use crate::types::{LeaderId, LogId};
 
-    /// All addresses that this machine has are listened on, with one port; the first that is in use is named.
+    /// A node listens on all addresses that the machine has, with one port. An address in use is an error that names it.
     ///
-    /// Method: two loopback addresses and one that is reserved for documents, in every order, with port 0; then with a
-    /// port that is in use on one of them.
+    /// Method: two loopback addresses and one reserved for documentation, in several orders, with port 0; then a port
+    /// that is in use on one of them.
     #[test]
     fn all_addresses_are_listened_on() {
         let addr = |text: &str, port| SocketAddr::new(text.parse().unwrap(), port);

@@ -87,7 +87,7 @@ fn run_logged(mut config: Config, log_level_is_given: bool, log: &LogWriter) -> 
 
 fn run(config: Config, log: &LogWriter) -> anyhow::Result<()> {
     config.validate().map_err(ServeError::Config)?;
-    // Before anything is logged: what is wrong with the command line is said in one line.
+    // Check before logging starts: a usage error is one line without log lines around it.
     config.socket_addrs().map_err(ServeError::Config)?;
     if let Err(message) = start_logging(&config, log) {
         return Err(ServeError::Config(raft_key_value::config::ConfigError::log_level(&config, &message)).into());
@@ -147,7 +147,7 @@ fn log_filter(text: &str) -> Result<EnvFilter, String> {
         "debug" | "trace" => level,
         _ => text.to_owned(),
     };
-    // Taken as the name of a module, a misspelt level would silence the node.
+    // A filter would take a misspelt level for the name of a module, which silences the node.
     let unknown = filter.split(',').map(str::trim).find(|part| !part.is_empty() && !is_directive(part));
     if let Some(word) = unknown.or(level_is_empty.then_some("")) {
         return Err(format!("unknown log level `{word}`; expected error, warn, info, debug, trace or a filter"));

@@ -20,7 +20,7 @@ use crate::connection::{read_response, reason_of};
 /// The events of a watch.
 pub type WatchStream<'a> = BoxStream<'a, Result<WatchEvent, ClientError>>;
 
-/// Is told of each connection: the node that took the watch up, or why an attempt failed and is made again.
+/// Called for each connection, with the address of the node, and for each failure after which the watch retries.
 type Listener<'a> = Arc<dyn Fn(Result<&str, &ClientError>) + Send + Sync + 'a>;
 
 /// A watch, which is begun by [`start`](Self::start) or [`stream`](Self::stream).
@@ -68,18 +68,18 @@ impl<'a> Watch<'a> {
         self
     }
 
-    /// Calls `listener` with the address of each node that takes the watch up, and with each error after which the
-    /// watch tries again by itself. Errors that the stream hands out are not reported here.
+    /// Calls `listener` with the address of each node that serves the watch, and with each error after which the watch
+    /// retries by itself. Errors that the stream returns are not reported here.
     pub fn on_connection(mut self, listener: impl Fn(Result<&str, &ClientError>) + Send + Sync + 'a) -> Self {
         self.listener = Some(Arc::new(listener));
         self
     }
 
-    /// Begins the watch, and returns its events once a node has taken it up: every change after that is among them.
+    /// Begins the watch, and returns its events once a node serves it: they include every later change.
     ///
     /// # Errors
     ///
-    /// The first of those that [`stream`](Self::stream) would hand out, if it comes before the first connection.
+    /// The first error that [`stream`](Self::stream) would return, if no node served the watch before it.
     pub async fn start(self) -> Result<WatchStream<'a>, ClientError> {
         let mut progress = self.progress();
         progress.establish().await?;
@@ -89,7 +89,7 @@ impl<'a> Watch<'a> {
     /// The events; none is skipped and none comes twice.
     ///
     /// **Nothing is sent until the stream is polled for the first time.** A watch without [`from`](Self::from) and
-    /// [`initial`](Self::initial) begins then, and does not show what was written between this call and that poll.
+    /// [`initial`](Self::initial) begins then, and does not show changes between this call and that poll.
     /// Use [`start`](Self::start) where that matters.
     ///
     /// A connection that breaks, is silent for 30 s or is ended by its node is

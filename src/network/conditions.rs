@@ -29,17 +29,17 @@ enum Tags {
     Revisions(Vec<u64>),
 }
 
-/// The conditions in the headers of a request.
+/// The conditional headers of a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Conditions {
     if_match: Option<Tags>,
     if_none_match: Option<Tags>,
 }
 
-/// What the conditions of a read say of a key that exists.
+/// How the conditions of a read apply to a key that exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadVerdict {
-    /// The value is wanted.
+    /// Send the value.
     Send,
     /// The client has this revision already: 304.
     NotModified,
@@ -71,7 +71,7 @@ impl Conditions {
         Ok(if is_known { ReadVerdict::NotModified } else { ReadVerdict::Send })
     }
 
-    /// What a write must check when it is applied.
+    /// The condition that the state machine checks when it applies the write.
     ///
     /// # Errors
     ///
@@ -125,7 +125,7 @@ impl Tags {
     }
 }
 
-/// What a write must check when it is applied.
+/// The condition that the state machine checks when it applies a write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WriteCondition {
     /// At most one condition, which the operation carries itself.
@@ -273,7 +273,7 @@ pub fn condition_failed(revision: Option<u64>) -> ApiError {
     })
 }
 
-/// Rejects conditions on a route that has none: a write that ignored them would not be what was asked for.
+/// Rejects conditions on a route that has none: ignoring them would write what the client wanted to protect.
 pub fn refuse_conditions(request: &HttpRequest) -> Result<(), ApiError> {
     let headers = request.headers();
     if headers.contains_key(header::IF_MATCH) || headers.contains_key(header::IF_NONE_MATCH) {
@@ -300,7 +300,7 @@ fn tags_of(request: &HttpRequest, name: &HeaderName) -> Result<Option<Tags>, Api
             match tag {
                 Tag::Any => is_any = true,
                 Tag::Opaque(opaque) => revisions.extend(revision_of(opaque)),
-                // Not an entity tag, but what a shell makes of `"7"`; it must be a revision then.
+                // Not an entity tag, but a shell removes the quotes of `"7"`. It must be a revision then.
                 Tag::Bare(text) => {
                     let revision = std::str::from_utf8(text).ok().and_then(whole_number);
                     revisions.push(revision.ok_or_else(|| malformed(name, text))?);
@@ -324,7 +324,6 @@ enum Tag<'a> {
 }
 
 /// The next element of a list and what follows it, or the element that is malformed. Empty elements are skipped.
-#[allow(clippy::type_complexity)]
 fn next_tag(list: &[u8]) -> Result<Option<(Tag<'_>, &[u8])>, &[u8]> {
     let is_separator = |byte: &u8| matches!(byte, b' ' | b'\t' | b',');
     let Some(start) = list.iter().position(|byte| !is_separator(byte)) else { return Ok(None) };

@@ -313,7 +313,7 @@ async fn exit_codes_tell_what_happened() {
 /// Standard input is read only if asked for: a command without a value stores nothing by accident.
 ///
 /// Method: `put` and `txn` with neither an argument, a file nor `-`, with empty and with full standard input; the key
-/// and the revision stay. An empty value that is asked for is stored.
+/// and the revision stay. An explicit empty value is stored.
 #[tokio::test]
 async fn nothing_is_read_unasked() {
     let cluster = TestCluster::form("cli-unasked", &[1], &[]).await;
@@ -383,7 +383,7 @@ async fn a_nodes_environment_does_not_matter() {
     }
 }
 
-/// `--retry-for 0s` sends a request once, and anything else until its time is over.
+/// `--retry-for 0s` sends a request once; a longer time allows retries.
 ///
 /// Method: a server that closes each connection as it comes, and counts them.
 #[test]
@@ -410,7 +410,7 @@ fn retries_can_be_turned_off() {
     }
 }
 
-/// A watch retries without end, and says once that no endpoint serves it and once that one does again.
+/// A watch retries without end, and reports once that no endpoint serves it and once that one does again.
 ///
 /// Method: a watch of two endpoints, of which one never answers; the node is killed until attempts were made for longer
 /// than any other command would make them, twice; what is written afterwards is printed.
@@ -432,7 +432,7 @@ async fn a_watch_outlasts_the_cluster() {
     let said = lines_of(child.stderr.take().unwrap());
     for round in 1..=2 {
         let killed = Instant::now();
-        let line = said.recv_timeout(DEADLINE).expect("the loss is told");
+        let line = said.recv_timeout(DEADLINE).expect("the loss is reported");
         assert!(line.starts_with("no endpoint serves the watch, retrying: "), "{line}");
         if round == 1 {
             eventually("attempts go on after 11 s", DEADLINE, async || {
@@ -445,14 +445,14 @@ async fn a_watch_outlasts_the_cluster() {
         assert_eq!(said.recv_timeout(DEADLINE).unwrap(), format!("the watch continues at {}", cluster.addr(1)));
         writer.text(&["put", "k", &format!("round {round}")]);
         assert_eq!(lines.recv_timeout(DEADLINE).unwrap(), format!("{round} put k = round {round}"));
-        assert!(said.try_recv().is_err(), "each is told once");
+        assert!(said.try_recv().is_err(), "each is reported once");
         cluster.kill(1);
     }
     child.kill().unwrap();
     child.wait().unwrap();
 }
 
-/// A watch ends when nobody reads it any more, without waiting for an event or for a cluster; a file is always read.
+/// A watch ends when its reader closes the pipe, without waiting for an event or a cluster. Output to a file goes on.
 ///
 /// Method: a watch of a quiet store and one of no cluster, whose output is closed; the third writes to a file.
 #[tokio::test]

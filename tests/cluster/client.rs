@@ -294,7 +294,7 @@ async fn a_watch_that_cannot_start_says_so() {
         assert!(state.is_err(), "{state:?}");
         failures.fetch_add(1, Ordering::Relaxed);
     });
-    let Err(error) = watch.start().await else { panic!("nobody took it up") };
+    let Err(error) = watch.start().await else { panic!("no node serves it") };
     assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
     assert!(failures.load(Ordering::Relaxed) > 0, "it was tried more than once");
 

@@ -134,6 +134,9 @@ async fn the_environment_configures_a_node() {
     assert_eq!(ended.code, Some(73), "the flag's address is free, so the lock is next: {ended:?}");
 }
 
+/// The environment of a process.
+type Variables = &'static [(&'static str, &'static str)];
+
 /// What a node logs while it starts and stops with these settings.
 fn logged(arguments: &[&str], environment: &[(&str, &str)]) -> String {
     let directory = tempfile::tempdir().unwrap();
@@ -163,7 +166,7 @@ fn logged(arguments: &[&str], environment: &[(&str, &str)]) -> String {
 /// lines of the levels that it should, and no others.
 #[test]
 fn rust_log_counts_if_nothing_else_is_given() {
-    let rows: &[(&[&str], &[(&str, &str)], bool, bool)] = &[
+    let rows: &[(&[&str], Variables, bool, bool)] = &[
         (&[], &[], true, false),
         (&[], &[("RUST_LOG", "")], true, false),
         (&[], &[("RUST_LOG", "error")], false, false),
@@ -243,8 +246,8 @@ fn a_taken_port_is_named() {
 
 /// A name is listened on at all its addresses, and one that is in use is named with exit code 69.
 ///
-/// Method: a file of hosts of its own, in a mount namespace where that can be made, gives a name two or more addresses,
-/// of which this machine has not the last; otherwise `localhost` with what it has. Each that can be bound must answer.
+/// Method: a mount namespace, where the system allows one, with a hosts file that gives a name four addresses, the last
+/// of which this machine does not have; otherwise `localhost`. Each address that can be bound must answer.
 #[test]
 fn a_name_is_listened_on_at_all_its_addresses() {
     const NAME: &str = "several.test";

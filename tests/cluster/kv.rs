@@ -172,7 +172,7 @@ async fn conditions_are_kept_on_every_node() {
 ///
 /// Method: through the leader and a follower, puts, touches, deletes and reads with each form of a tag that names the
 /// key's revision, which must succeed (304 for a read with If-None-Match), and with several revisions of which one or
-/// none is the key's; a repeated request with such a list is answered from memory.
+/// none is the key's; a repeated request with such a list gets the first response again.
 #[tokio::test]
 async fn tags_are_taken_as_proxies_make_them() {
     let cluster = TestCluster::form("kv-tags", &ALL, CALM).await;

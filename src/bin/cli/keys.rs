@@ -24,8 +24,8 @@ const VALUE_CHARS_SHOWN: usize = 60;
 /// Listings shorter than this are read in one page of just that length.
 const SHORT_LISTING_KEYS: usize = 100;
 
-/// How long no endpoint serves a watch before that is told: an election is over by then.
-const LOSS_TOLD_AFTER: Duration = Duration::from_secs(1);
+/// How long a watch must be without a node before the command reports it: elections are over by then.
+const LOSS_REPORTED_AFTER: Duration = Duration::from_secs(1);
 
 /// `get`
 pub async fn get(client: &ExampleClient, mut output: Output, get: Get) -> Result<(), Failure> {
@@ -199,7 +199,7 @@ pub async fn watch(client: &ExampleClient, mut output: Output, watch: Watch) -> 
     }
 }
 
-/// Says on standard error, once each, that no endpoint serves a watch and that one does again.
+/// Reports on standard error, once each, that no endpoint serves a watch and that one does again.
 #[derive(Default)]
 struct ConnectionReport(Mutex<Connectivity>);
 
@@ -209,29 +209,29 @@ struct Connectivity {
     failing_since: Option<Instant>,
     /// Failures since then.
     failures: usize,
-    /// Whether the watch was ever connected.
+    /// Whether a node has served the watch before.
     was_connected: bool,
-    loss_is_told: bool,
+    loss_is_reported: bool,
 }
 
 impl ConnectionReport {
     fn tell(&self, state: Result<&str, &ClientError>, endpoints: usize) {
         let mut now = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Nothing is left to be done if standard error is closed.
+        // If standard error is closed, there is no other place to report to.
         match state {
             Ok(addr) => {
-                if now.loss_is_told {
+                if now.loss_is_reported {
                     let _ = writeln!(io::stderr(), "the watch continues at {addr}");
                 }
                 *now = Connectivity { was_connected: true, ..Connectivity::default() };
             }
             Err(error) => {
                 now.failures += 1;
-                let lasts = now.failing_since.get_or_insert_with(Instant::now).elapsed() >= LOSS_TOLD_AFTER;
+                let lasts = now.failing_since.get_or_insert_with(Instant::now).elapsed() >= LOSS_REPORTED_AFTER;
                 // The first failure of a watch that was connected is the loss of that connection.
                 let all_were_tried = now.failures >= endpoints + usize::from(now.was_connected);
-                if lasts && all_were_tried && !now.loss_is_told {
-                    now.loss_is_told = true;
+                if lasts && all_were_tried && !now.loss_is_reported {
+                    now.loss_is_reported = true;
                     let error = printable(&error.to_string());
                     let _ = writeln!(io::stderr(), "no endpoint serves the watch, retrying: {error}");
                 }

@@ -33,7 +33,7 @@ pub fn with_commands(node: Clap) -> Clap {
     Command::augment_subcommands(node).args_conflicts_with_subcommands(true).subcommand_negates_reqs(true)
 }
 
-/// The same, reading only the environment variables that count.
+/// The same command line, reading only the environment variables that apply.
 ///
 /// An empty variable counts as unset. If the first argument is a command, the variables of a node are not read at all:
 /// a command that runs beside a node, with the same environment, must not fail because of them.

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use super::arguments::Format;
 use super::spool::Spool;
 
-/// Standard output, or what keeps it from holding up a listing.
+/// Where a command writes: standard output, or a spool in front of it.
 pub struct Output<W: Write = BufWriter<Stdout>> {
     format: Format,
     to: W,
@@ -24,7 +24,7 @@ impl Output {
         Output { format, to: BufWriter::new(io::stdout()) }
     }
 
-    /// The same, for more than a reader may take at once.
+    /// The same through a [`Spool`], which accepts output faster than the reader takes it.
     pub fn spooled(self) -> io::Result<Output<BufWriter<Spool>>> {
         Ok(Output { format: self.format, to: BufWriter::new(Spool::start(io::stdout())?) })
     }
@@ -68,13 +68,13 @@ impl<W: Write> Output<W> {
     }
 }
 
-/// Resolves once nobody can read standard output any more; never for a file or a terminal that stays.
+/// Resolves once the reader of standard output has closed it. A file or a terminal never resolves it.
 pub async fn output_is_closed() {
     let (closed_tx, closed_rx) = oneshot::channel();
     let wait = move || {
         let stdout = io::stdout();
         let mut fds = [PollFd::new(&stdout, PollFlags::empty())];
-        // Nothing is asked for, so only what is always reported ends the wait: an error or a hang-up.
+        // Without requested events, poll returns only for an error or a hang-up.
         let result = loop {
             match poll(&mut fds, None) {
                 Err(Errno::INTR) => {}
@@ -94,7 +94,7 @@ pub async fn output_is_closed() {
 
 /// A text in one line that does nothing to a terminal.
 pub fn printable(text: &str) -> String {
-    // These two split lines too, and are no control characters by Unicode.
+    // Some programs split lines at these two as well, but Unicode does not class them as control characters.
     let splits = |character: char| character.is_control() || matches!(character, '\u{2028}' | '\u{2029}');
     let escaped = |character: char| {
         if splits(character) { character.escape_default().to_string() } else { character.to_string() }

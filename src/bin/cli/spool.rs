@@ -1,8 +1,8 @@
-//! Output that is taken at once, however slowly it is read.
+//! Output that is accepted at once, however slowly it is read.
 //!
 //! The pages of a listing show one revision, which a node keeps for a minute after each page. A reader that takes
-//! longer than that for a page, such as a pager, must not hold up the next one. So what is written here goes to memory
-//! and, beyond a bound, to a temporary file; a thread of its own passes it on.
+//! longer than that for a page, such as a pager, must not delay the next request. So the spool keeps output in memory
+//! and, beyond a bound, in a temporary file. A thread of its own passes it on.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -15,7 +15,7 @@ const MEMORY_BYTES_MAX: usize = 8 << 20;
 /// How many bytes are passed on at once.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// Takes all that is written, and passes it on in order.
+/// Accepts all output, and passes it on in order.
 pub struct Spool {
     shared: Arc<Shared>,
     reader: Option<JoinHandle<()>>,
@@ -143,7 +143,7 @@ impl Waiting {
         file.read_exact_at(&mut piece, self.read_at)?;
         self.read_at += piece.len() as u64;
         if self.read_at == self.written_at && self.read_at > 0 {
-            // So that it stays no longer than what waits.
+            // Otherwise the file would grow by everything that ever passed through it.
             file.set_len(0)?;
             (self.read_at, self.written_at) = (0, 0);
         }
@@ -151,7 +151,7 @@ impl Waiting {
     }
 }
 
-/// A file that is gone as soon as it is closed, and that nobody else can open.
+/// A file without a name: the system deletes it when it is closed, and other processes cannot open it.
 fn unnamed_file() -> io::Result<File> {
     let directory = std::env::temp_dir();
     let path = directory.join(format!("raft-key-value-{}-{:08x}", std::process::id(), getrandom::u32().unwrap_or(0)));
@@ -170,7 +170,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes a piece only when it is told to.
+    /// Accepts one piece for each message in `go_on`.
     struct Slow {
         go_on: mpsc::Receiver<()>,
         taken: Arc<Mutex<Vec<u8>>>,
@@ -188,10 +188,10 @@ mod tests {
         }
     }
 
-    /// All that is written is taken at once, and passed on in order, from memory and file in turn.
+    /// The spool accepts all output at once and passes it on in order, from memory and file in turn.
     ///
-    /// Method: lines of three times what memory takes, while the reader takes nothing; then it takes some, more is
-    /// written, and it takes the rest.
+    /// Method: write three times what fits into memory; after each third the reader takes some pieces, and at the end
+    /// the rest.
     #[test]
     fn a_slow_reader_holds_nothing_up() {
         let (go_on_tx, go_on) = mpsc::channel();
@@ -216,7 +216,7 @@ mod tests {
         assert!(*taken.lock().unwrap() == written, "{} of {} bytes", taken.lock().unwrap().len(), written.len());
     }
 
-    /// A reader that is gone is an error of the next write, or of the end.
+    /// If the reader is gone, the next write or the flush fails.
     #[test]
     fn a_reader_that_is_gone_is_noticed() {
         let (go_on_tx, go_on) = mpsc::channel();
