@@ -520,6 +520,36 @@ async fn a_slow_reader_gets_the_whole_listing() {
     }
 }
 
+/// A listing that cannot be continued prints what it has, and says that it is incomplete.
+///
+/// Method: a server that sends one page of two keys and then 410, as a node that no longer keeps the state.
+#[test]
+fn an_incomplete_listing_says_so() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let cli = Cli { endpoints: server.local_addr().unwrap().to_string() };
+    std::thread::spawn(move || {
+        let item = |key: &str| json!({"key": key, "value": "v", "revision": 2, "create_revision": 2, "version": 1});
+        let page = json!({"revision": 5, "items": [item("a"), item("b")], "next": "b"});
+        let gone =
+            json!({"error": {"code": "revision_gone", "message": "revision 5 is not kept", "outcome": "not_applied"}});
+        for stream in server.incoming() {
+            let mut stream = stream.unwrap();
+            let mut head = String::new();
+            BufReader::new(stream.try_clone().unwrap()).read_line(&mut head).unwrap();
+            let (status, body) = if head.contains("start_after") { ("410 Gone", &gone) } else { ("200 OK", &page) };
+            let body = body.to_string();
+            let length = body.len();
+            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}");
+            stream.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    let ended = cli.run_with(&["list", "--keys-only"], b"");
+    let stderr = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!((ended.status.code(), ended.stdout.as_slice()), (Some(3), &b"a\nb\n"[..]), "{stderr}");
+    assert!(stderr.starts_with("error: the listing is incomplete, 2 keys were printed: "), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+}
+
 /// Passes connections on to a node, and notices when a text comes back.
 fn proxy_that_sees(addr: &str, text: String) -> (String, Arc<AtomicBool>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -31,6 +31,14 @@ pub enum Failure {
     /// The cluster did not do it.
     #[error("{}{_0}", prefix(_0))]
     Client(#[from] ClientError),
+    /// A listing ended before its last key.
+    #[error("the listing is incomplete, {printed} keys were printed: {error}")]
+    Incomplete {
+        /// How many keys were printed.
+        printed: usize,
+        /// Why there are no more.
+        error: ClientError,
+    },
     /// Some nodes do not serve.
     #[error("unavailable: {0}")]
     Unavailable(String),
@@ -68,7 +76,7 @@ pub fn exit_code(ended: Result<(), Failure>) -> ExitCode {
         Failure::No(_) => EXIT_NO,
         Failure::Usage(_) | Failure::Input(_) => EXIT_USAGE,
         Failure::Client(error) => exit_code_of(error),
-        Failure::Output(_) | Failure::Unavailable(_) => EXIT_UNAVAILABLE,
+        Failure::Output(_) | Failure::Incomplete { .. } | Failure::Unavailable(_) => EXIT_UNAVAILABLE,
     };
     // Nothing is left to be done if standard error is closed too.
     let _ = writeln!(io::stderr(), "error: {failure}");

@@ -122,19 +122,22 @@ pub async fn list(client: &ExampleClient, mut output: Output, list: List) -> Res
     Ok(output.flush()?)
 }
 
-/// Prints items as they arrive, and those before an error too: the error says that they are not all.
+/// Prints items as they arrive, and those before an error too: the error says how many.
 async fn print_lines<W: Write>(
     output: &mut Output<W>,
     mut items: impl Stream<Item = Result<KeyValue, ClientError>> + Unpin,
 ) -> Result<(), Failure> {
+    let mut printed = 0;
     while let Some(item) = items.next().await {
         match item {
             Ok(item) => output.line(&item, printable(&item.key))?,
+            Err(error) if printed == 0 => return Err(error.into()),
             Err(error) => {
                 output.flush()?;
-                return Err(error.into());
+                return Err(Failure::Incomplete { printed, error });
             }
         }
+        printed += 1;
     }
     Ok(output.flush()?)
 }
