@@ -1,7 +1,9 @@
 //! One node of a cluster: its host, its files, its process.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{PipeReader, PipeWriter, Write};
 use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -45,6 +47,17 @@ pub struct Life {
     pub process: u64,
 }
 
+/// Where a node's log is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LostLog {
+    /// In a pipe that is full and unread.
+    FullPipe,
+    /// In a pipe whose reader is gone.
+    ClosedPipe,
+    /// On a full disk.
+    FullDisk,
+}
+
 /// A node, running or not.
 #[derive(Debug)]
 pub struct Node {
@@ -65,6 +78,8 @@ pub struct Node {
     paused: bool,
     false_clock: bool,
     expected: Expected,
+    /// Keeps a pipe open that the node's log goes to and that is not read.
+    unread_log: Option<PipeReader>,
     /// Shared with who must know whether two answers are of one process.
     life: Arc<Mutex<Life>>,
     /// The ends of its process that nobody wanted.
@@ -87,6 +102,7 @@ impl Node {
             paused: false,
             false_clock: false,
             expected: Expected::None,
+            unread_log: None,
             life: Arc::default(),
             findings: Vec::new(),
         }
@@ -164,6 +180,31 @@ impl Node {
 
     /// Starts it as a child of another program, such as `strace`.
     pub fn start_under(&mut self, wrapper: &[String]) -> Result<()> {
+        let command = self.prepare(wrapper)?;
+        self.process = Some(Process::start(command, &self.log_path())?);
+        Ok(())
+    }
+
+    /// Starts it with a log that is lost, until it is started again.
+    pub fn start_with_lost_log(&mut self, lost: LostLog) -> Result<()> {
+        let command = self.prepare(&[])?;
+        let log: OwnedFd = match lost {
+            LostLog::FullDisk => File::options().write(true).open("/dev/full").context("cannot open /dev/full")?.into(),
+            LostLog::FullPipe | LostLog::ClosedPipe => {
+                let (reader, mut writer) = std::io::pipe().context("cannot make a pipe")?;
+                if lost == LostLog::FullPipe {
+                    fill(&mut writer)?;
+                    self.unread_log = Some(reader);
+                }
+                writer.into()
+            }
+        };
+        self.process = Some(Process::start_with_output(command, log)?);
+        Ok(())
+    }
+
+    /// The command of a new process, which is to be started next.
+    fn prepare(&mut self, wrapper: &[String]) -> Result<Command> {
         if self.is_running()? {
             bail!("node {} runs already", self.id());
         }
@@ -184,10 +225,10 @@ impl Node {
         command.args(&self.flags);
         // Before it can answer.
         self.life.lock().expect("no thread panics with it").process += 1;
-        self.process = Some(Process::start(command, &self.log_path())?);
         self.paused = false;
         self.expected = Expected::None;
-        Ok(())
+        self.unread_log = None;
+        Ok(command)
     }
 
     /// SIGKILL; nothing if it does not run.
@@ -340,5 +381,47 @@ impl Node {
         let log = self.log();
         let all: Vec<&str> = log.lines().collect();
         all[all.len().saturating_sub(lines)..].join("\n")
+    }
+}
+
+/// Writes to a pipe until nothing more fits in.
+fn fill(writer: &mut PipeWriter) -> Result<()> {
+    set_flags(writer, libc::O_NONBLOCK)?;
+    for size in [4096, 1] {
+        let piece = vec![b'.'; size];
+        while writer.write(&piece).is_ok() {}
+    }
+    // The node must find a pipe that blocks, as any shell makes it.
+    set_flags(writer, 0)
+}
+
+fn set_flags(pipe: &PipeWriter, flags: libc::c_int) -> Result<()> {
+    // SAFETY: it only changes how the open pipe behaves.
+    match unsafe { libc::fcntl(pipe.as_raw_fd(), libc::F_SETFL, flags) } {
+        -1 => Err(std::io::Error::last_os_error()).context("cannot prepare a pipe"),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    /// A full pipe has no room for a single byte, until it is read.
+    #[test]
+    fn a_full_pipe_is_full() {
+        let (mut reader, mut writer) = std::io::pipe().unwrap();
+        fill(&mut writer).unwrap();
+        let is_writable = |writer: &PipeWriter| {
+            let mut polled = libc::pollfd { fd: writer.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+            // SAFETY: there is one file to look at, and it does not wait.
+            unsafe { libc::poll(&mut polled, 1, 0) == 1 && polled.revents & libc::POLLOUT != 0 }
+        };
+        assert!(!is_writable(&writer));
+        let mut read = vec![0; 1 << 16];
+        reader.read_exact(&mut read).unwrap();
+        assert!(is_writable(&writer));
     }
 }

@@ -20,7 +20,7 @@ use crate::total::{LaneResult, Total, verdict_of_end};
 use crate::verdict::Verdict;
 
 /// The faults of processes and networks, on five nodes.
-const NETWORK: [(Fault, usize); 28] = [
+const NETWORK: [(Fault, usize); 29] = [
     (Fault::Kill(Who::Leader), 12),
     (Fault::Kill(Who::Follower), 5),
     (Fault::Kill(Who::Majority), 5),
@@ -30,6 +30,7 @@ const NETWORK: [(Fault, usize); 28] = [
     (Fault::Pause(Who::Leader), 15),
     (Fault::Pause(Who::Follower), 5),
     (Fault::Pause(Who::Majority), 5),
+    (Fault::LogLost, 5),
     (Fault::Isolate(Who::Leader), 6),
     (Fault::Isolate(Who::Follower), 5),
     (Fault::Isolate(Who::Majority), 5),

@@ -1,6 +1,7 @@
 //! A process of a node, and what is done to it.
 
 use std::fs::{self, File};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -22,8 +23,13 @@ pub struct Process {
 
 impl Process {
     /// Starts a command with its output appended to a file.
-    pub fn start(mut command: Command, log: &Path) -> Result<Self> {
+    pub fn start(command: Command, log: &Path) -> Result<Self> {
         let log = File::options().create(true).append(true).open(log).context("cannot open a node's log")?;
+        Process::start_with_output(command, log.into())
+    }
+
+    /// Starts a command with its standard output and standard error into a file or pipe.
+    pub fn start_with_output(mut command: Command, log: OwnedFd) -> Result<Self> {
         let errors = log.try_clone().context("cannot share a node's log")?;
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
         let child = command.spawn().with_context(|| format!("cannot start `{}`", command.get_program().display()))?;

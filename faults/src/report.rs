@@ -46,7 +46,7 @@ pub struct Found {
     pub windows: Vec<Window>,
     /// How many faults there were to be.
     pub planned: usize,
-    /// Faults that were not begun before the lane's time limit.
+    /// Faults that were not begun before the lane ended: by its time limit, or because a fault failed.
     pub not_begun: usize,
     /// Violations, and what the harness itself could not do.
     pub findings: Vec<Finding>,
@@ -195,7 +195,7 @@ impl LaneReport {
             })
             .collect();
         if !texts.is_empty() && self.found.not_begun > 0 {
-            texts.push(format!("{} faults were not begun within the time limit", self.found.not_begun));
+            texts.push(format!("{} faults were not begun before the lane ended", self.found.not_begun));
         }
         texts
     }

@@ -250,7 +250,7 @@ mod tests {
         short.require(&planned);
         let gaps = [
             "lag-kill-sender came 1 of 2 times; 21 attempts found nothing to break",
-            "3 faults were not begun within the time limit",
+            "3 faults were not begun before the lane ended",
         ];
         assert_eq!((short.verdict(), short.gaps()), (Verdict::Incomplete, gaps.map(str::to_owned).to_vec()));
         assert!(short.to_string().starts_with("Lane lane: INCOMPLETE\n"));

@@ -40,6 +40,8 @@ pub enum Fault {
     Stop(Who),
     /// SIGSTOP, and SIGCONT after a while.
     Pause(Who),
+    /// The logs of all nodes but the leader go to pipes that are full or closed, and to a full disk.
+    LogLost,
     /// No packets between a node and the others; clients reach it.
     Isolate(Who),
     /// The same, but the senders are told at once that nothing gets through.
@@ -121,6 +123,7 @@ impl fmt::Display for Fault {
             Fault::Kill(who) => ("kill", Some(who)),
             Fault::Stop(who) => ("stop", Some(who)),
             Fault::Pause(who) => ("pause", Some(who)),
+            Fault::LogLost => ("log-lost", None),
             Fault::Isolate(who) => ("isolate", Some(who)),
             Fault::Reject(who) => ("reject", Some(who)),
             Fault::Halves => ("halves", None),
@@ -236,7 +239,7 @@ impl Fault {
         let majority = |who| matches!(who, Who::Majority | Who::All);
         match self {
             Fault::Kill(who) | Fault::Stop(who) | Fault::PowerCut(who) | Fault::PowerCutInSync(who) => majority(who),
-            Fault::PowerCutInElection | Fault::ClockRestart => true,
+            Fault::PowerCutInElection | Fault::ClockRestart | Fault::LogLost => true,
             _ => false,
         }
     }
@@ -247,6 +250,7 @@ impl Fault {
             Fault::Kill(who) => process::kill(scene, who).await,
             Fault::Stop(who) => process::stop(scene, who).await,
             Fault::Pause(who) => process::pause(scene, who).await,
+            Fault::LogLost => process::lose_log(scene).await,
             Fault::Isolate(who) => network::isolate(scene, who, network::Cut::Drop).await,
             Fault::Reject(who) => network::isolate(scene, who, network::Cut::Reject).await,
             Fault::Halves => network::halves(scene).await,

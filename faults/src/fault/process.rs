@@ -1,13 +1,20 @@
-//! Processes that are killed, or stand still.
+//! Processes that are killed, stand still, or cannot write their log.
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
+use tokio::time::Instant;
 
-use super::{Scene, Who};
+use super::{CLIENT_OF_FAULTS, Scene, Who};
+use crate::history::{Call, NodeId, Outcome};
+use crate::lane::calm;
+use crate::node::LostLog;
+use crate::store::CLIENT_DEADLINE;
 
 /// How long a node may take to finish what is under way.
 const STOP_DEADLINE: Duration = Duration::from_secs(15);
+/// How long a node without a log may take until a write through it is done.
+const SERVE_DEADLINE: Duration = Duration::from_secs(15);
 
 pub async fn kill(scene: &mut Scene<'_>, who: Who) -> Result<String> {
     let targets = scene.choose(who).await?;
@@ -22,22 +29,28 @@ pub async fn kill(scene: &mut Scene<'_>, who: Who) -> Result<String> {
 /// All of them together, as an operator in a hurry would.
 pub async fn stop(scene: &mut Scene<'_>, who: Who) -> Result<String> {
     let targets = scene.choose(who).await?;
-    for id in &targets {
+    stop_in_time(scene, &targets).await?;
+    scene.hold(0..1500).await;
+    scene.cluster.heal()?;
+    Ok(format!("nodes {targets:?}"))
+}
+
+/// SIGTERM to some nodes at once; they are gone afterwards, at the latest by a kill.
+async fn stop_in_time(scene: &mut Scene<'_>, targets: &[NodeId]) -> Result<()> {
+    for id in targets {
         scene.cluster.node(*id)?.terminate()?;
     }
-    for id in &targets {
+    for id in targets {
         let node = scene.cluster.node(*id)?;
         match node.wait(STOP_DEADLINE).await? {
             Some(_) => {} // With another status than 0 it is found when it is started again.
             None => scene.finding(format!("node {id} does not stop within {STOP_DEADLINE:?}")),
         }
     }
-    scene.hold(0..1500).await;
-    for id in &targets {
+    for id in targets {
         scene.cluster.node(*id)?.kill()?; // One that did not stop.
     }
-    scene.cluster.heal()?;
-    Ok(format!("nodes {targets:?}"))
+    Ok(())
 }
 
 /// Mostly about as long as an election takes, sometimes much shorter or longer.
@@ -54,4 +67,53 @@ pub async fn pause(scene: &mut Scene<'_>, who: Who) -> Result<String> {
     scene.hold(milliseconds).await;
     scene.cluster.heal()?;
     Ok(format!("nodes {targets:?}"))
+}
+
+/// All nodes but the leader are started with logs that are lost. They must join again, elect a leader of
+/// theirs, in which they have something to log, serve, and stop when they are told to.
+pub async fn lose_log(scene: &mut Scene<'_>) -> Result<String> {
+    let all = scene.choose(Who::All).await?;
+    let (leader, others) = all.split_first().context("a cluster without nodes")?;
+    let kinds = [LostLog::FullPipe, LostLog::ClosedPipe, LostLog::FullDisk];
+    let first = scene.random.usize(..kinds.len());
+    let mut done = Vec::new();
+    for (number, id) in others.iter().enumerate() {
+        let lost = kinds[(first + number) % kinds.len()];
+        done.push(format!("node {id} {lost:?}"));
+        let node = scene.cluster.node(*id)?;
+        node.kill()?;
+        node.start_with_lost_log(lost)?;
+        calm(scene.cluster).await?;
+    }
+    scene.cluster.node(*leader)?.kill()?;
+    scene.hold(500..2500).await;
+    scene.cluster.node(*leader)?.start()?;
+    calm(scene.cluster).await?;
+    for id in others {
+        wait_until_it_writes(scene, *id).await?;
+    }
+    stop_in_time(scene, others).await?;
+    scene.cluster.heal()?;
+    Ok(done.join(", "))
+}
+
+async fn wait_until_it_writes(scene: &mut Scene<'_>, id: NodeId) -> Result<()> {
+    let host = scene.cluster.node(id)?.host.clone();
+    let deadline = Instant::now() + SERVE_DEADLINE;
+    for number in 0_u32.. {
+        let value = format!("log-lost-{}-{number}", scene.recorder.now_ns());
+        let call = Call::Put { key: format!("log-lost/{id}").into(), value: value.into(), condition: None };
+        let called_ns = scene.recorder.now_ns();
+        let attempt = scene.cluster.client.call(host.http(), &call, None, CLIENT_DEADLINE).await;
+        let is_done = matches!(attempt.outcome, Outcome::Done(_));
+        scene.recorder.add(CLIENT_OF_FAULTS, host.id, called_ns, call, attempt.outcome);
+        if is_done {
+            break;
+        }
+        if Instant::now() > deadline {
+            bail!("no write through node {id} is done while its log is lost; at last: {}", attempt.reason);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
 }
