@@ -1,9 +1,16 @@
 //! What comes over the network: from other nodes, from clients, and, at a client, from nodes.
 
+use std::mem;
+use std::rc::Rc;
+use std::task::{Context, Waker};
+
+use actix_codec::Decoder;
+use actix_http::h1;
 use actix_web::HttpRequest;
 use actix_web::http::header::{HeaderName, HeaderValue};
 use actix_web::http::{Method, Uri};
 use actix_web::test::TestRequest;
+use bytes::BytesMut;
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
     VoteRequest, VoteResponse,
@@ -13,6 +20,8 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use raft_log::codeq::{Decode, Encode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::io::ReadBuf;
+use tokio::task::LocalSet;
 
 use crate::body::{ErrorAnswer, TxnRequest, WatchEvent};
 use crate::client::events::{Event, EventParser};
@@ -23,6 +32,7 @@ use crate::config::{
 use crate::error::{ApiError, Outcome};
 use crate::network::conditions::{Conditions, ReadVerdict, WriteCondition};
 use crate::network::founding::Step;
+use crate::network::intake::{Intake, Next};
 use crate::network::parameters::{Parameters, check_body_type, key_from, key_of, key_with_action, request_id, ttl_ms};
 use crate::network::peer::{self, Envelope, PeerIdentity};
 use crate::network::raft::{SnapshotHead, check_append, check_candidate, check_snapshot};
@@ -308,5 +318,77 @@ pub fn events(bytes: &[u8]) {
     assert_eq!(read(usize::from(*piece_bytes).max(1)), events);
     for event in events {
         same_as_json::<WatchEvent>(event.data.unwrap_or_default().as_bytes());
+    }
+}
+
+/// The HTTP library finds the same requests on a connection as the node, in whatever pieces they arrive.
+///
+/// The first byte says how long the pieces are.
+pub fn connection(bytes: &[u8]) {
+    let Some((piece_bytes, stream)) = bytes.split_first() else { return };
+    // The library's decoder starts a task, which keeps the date.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime starts");
+    LocalSet::new().block_on(&runtime, async {
+        // A fault in a head may be found before the head is complete, or only then.
+        let found = |piece_bytes| {
+            let mut found = requests_on(stream, piece_bytes);
+            found.retain(|request| request != REJECTED);
+            found
+        };
+        assert_eq!(found(usize::from(*piece_bytes).max(1)), found(READ_BYTES));
+    });
+}
+
+/// Stands for a request that is rejected; it is the last one.
+const REJECTED: &str = "rejected";
+/// As many bytes as a connection reads at once.
+const READ_BYTES: usize = 8192;
+
+/// What the library decodes of the bytes that an intake hands on: heads, whole bodies, rejections.
+fn requests_on(stream: &[u8], piece_bytes: usize) -> Vec<String> {
+    let mut intake = Intake::new(Rc::default());
+    let mut pieces = stream.chunks(piece_bytes);
+    let (mut library, mut undecoded) = (h1::Codec::default(), BytesMut::new());
+    let (mut found, mut body) = (Vec::new(), Vec::new());
+    let mut space = vec![0; READ_BYTES];
+    loop {
+        let mut buffer = ReadBuf::new(&mut space);
+        match intake.next(&Context::from_waker(Waker::noop())) {
+            Next::Read => {
+                let Some(piece) = pieces.next() else { return found };
+                buffer.put_slice(piece);
+                intake.take(&mut buffer, 0);
+            }
+            Next::HandOn | Next::Begin => intake.hand_on(&mut buffer),
+            Next::Wait | Next::End => return found,
+        }
+        undecoded.extend_from_slice(buffer.filled());
+        while let Some(message) = library.decode(&mut undecoded).expect("the library takes what is handed on") {
+            let is_whole = match message {
+                h1::Message::Item(request) => {
+                    assert!(!library.upgrade() && !matches!(library.message_type(), h1::MessageType::Stream));
+                    found.push(match intake.exchange().take_rejection() {
+                        None => format!("{} {} {:?}", request.method(), request.uri(), request.version()),
+                        Some(error) => {
+                            assert_readable(&error);
+                            REJECTED.to_owned()
+                        }
+                    });
+                    matches!(library.message_type(), h1::MessageType::None)
+                }
+                h1::Message::Chunk(Some(chunk)) => {
+                    body.extend_from_slice(&chunk);
+                    false
+                }
+                h1::Message::Chunk(None) => {
+                    found.push(format!("{:?}", mem::take(&mut body)));
+                    true
+                }
+            };
+            if is_whole {
+                assert!(undecoded.is_empty(), "the library gets more than one request");
+                intake.exchange().end(false);
+            }
+        }
     }
 }

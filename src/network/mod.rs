@@ -12,7 +12,7 @@ pub mod forward;
 pub mod founding;
 mod gate;
 mod head;
-mod intake;
+pub(crate) mod intake;
 pub mod kv;
 mod line;
 pub mod list;
