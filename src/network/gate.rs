@@ -64,11 +64,9 @@ where
             origin.insert_into(answer.headers_mut());
         }
         let is_stream = answer.as_ref().is_ok_and(|answer| answer.body().size() == BodySize::Stream);
-        if let Ok(answer) = &mut answer
-            && let Some(exchange) = &exchange
-        {
-            exchange.end(is_stream);
-            if exchange.closes() {
+        let closes = exchange.is_some_and(|exchange| exchange.end(is_stream));
+        if let Ok(answer) = &mut answer {
+            if closes {
                 answer.head_mut().set_connection_type(ConnectionType::Close);
             }
             // HTTP/1.0 has no chunks: the body ends with the connection.

@@ -95,22 +95,21 @@ impl Exchange {
         self.rejection.take()
     }
 
-    /// Whether the connection closes after the response.
-    pub fn closes(&self) -> bool {
-        self.closes.get()
-    }
-
-    /// Notes that the request has its response. The connection closes after a response without a known length.
-    pub fn end(&self, is_stream: bool) {
+    /// Notes that the request has its response; returns whether the connection closes after it.
+    ///
+    /// It closes after a response without a known length, too: such a response is the last one.
+    pub fn end(&self, is_stream: bool) -> bool {
         if is_stream {
             self.closes.set(true);
         }
-        if !self.closes.get() {
+        let closes = self.closes.get();
+        if !closes {
             self.is_open.set(false);
             if let Some(waker) = self.waker.take() {
                 waker.wake();
             }
         }
+        closes
     }
 
     /// Why the chunks of a request's body are broken, if they are.
@@ -464,8 +463,7 @@ mod tests {
                 }
                 Next::HandOn | Next::Begin => intake.hand_on(&mut buffer),
                 Next::Wait => {
-                    intake.exchange.end(false);
-                    if intake.exchange.closes() {
+                    if intake.exchange.end(false) {
                         return parts;
                     }
                     parts.push(Vec::new());
@@ -474,11 +472,8 @@ mod tests {
             }
             parts.last_mut().unwrap().extend_from_slice(buffer.filled());
             let is_whole = matches!(intake.at, At::End) && intake.released == 0 && intake.held.is_empty();
-            if is_whole && !parts.last().unwrap().is_empty() {
-                intake.exchange.end(false);
-                if !intake.exchange.closes() {
-                    parts.push(Vec::new());
-                }
+            if is_whole && !parts.last().unwrap().is_empty() && !intake.exchange.end(false) {
+                parts.push(Vec::new());
             }
         }
     }

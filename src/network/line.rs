@@ -135,7 +135,7 @@ impl Kind {
             Kind::End
         } else if is_rpc(first) {
             Kind::Rpc
-        } else if first.starts_with(b"GET /metrics ") {
+        } else if first.starts_with(b"GET /metrics ") || first.starts_with(b"HEAD /metrics ") {
             Kind::Look
         } else if memchr::memmem::find(first, b"\r\nraft-forwarded: ").is_some() {
             Kind::PassedOn
@@ -587,11 +587,12 @@ mod tests {
     /// What a request is, by its first bytes.
     #[test]
     fn kinds() {
-        let rows: [(&str, Kind); 7] = [
+        let rows: [(&str, Kind); 8] = [
             ("", Kind::End),
             ("POST /raft-append HTTP/1.1\r\n", Kind::Rpc),
             ("GET /raft-identity HTTP/1.1\r\n", Kind::Rpc),
             ("GET /metrics HTTP/1.1\r\n", Kind::Look),
+            ("HEAD /metrics HTTP/1.1\r\n", Kind::Look),
             ("GET /v1/kv/metrics HTTP/1.1\r\n", Kind::Own),
             ("PUT /v1/kv/a HTTP/1.1\r\nraft-forwarded: 2\r\n\r\n", Kind::PassedOn),
             ("PUT /v1/kv/a HTTP/1.1\r\nhost: raft-forwarded: 2\r\n\r\n", Kind::Own),
