@@ -17,8 +17,8 @@
 //!
 //! A request whose head does not come to its end is given up at any time. (The HTTP library does
 //! so for the first one of a connection, and answers it with 408; whoever has used a connection
-//! before could take that for the answer to another request, and gets none. A head that began to come
-//! under the request before it is not seen: it counts as nothing.)
+//! before could take that for the answer to another request, and gets none. The time of a head that
+//! arrives during the request before it begins when that request ends.)
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};

@@ -157,7 +157,8 @@ impl Fields {
             return Err(invalid("the header Host must be given once, got it twice"));
         }
         self.has_host = true;
-        match value.iter().find(|byte| !is_in_authority(**byte)) {
+        // A name or the zone of an IPv6 address may be percent-encoded.
+        match value.iter().find(|byte| !is_in_authority(**byte) && **byte != b'%') {
             None => Ok(()),
             Some(byte) => {
                 Err(invalid(format!("the header Host must be HOST or HOST:PORT; it contains {}", named(*byte))))

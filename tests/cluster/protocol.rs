@@ -302,6 +302,18 @@ async fn allow_names_head() {
     }
 }
 
+/// A head that begins behind another request, and does not end, does not keep its connection open.
+///
+/// Method: a request and half of the next at once; the response to the first must come, and the connection close.
+#[tokio::test]
+async fn half_a_head_behind_a_request_is_given_up() {
+    let cluster = TestCluster::form("protocol-half-head", &[1], CALM).await;
+    let mut wire = Wire::open(cluster.addr(1)).await;
+    wire.send(request("PUT /v1/kv/a HTTP/1.1", "", "value") + "GET /v1/kv/a HTTP/1.1\r\nHost: ").await;
+    assert_eq!(wire.response_to("PUT").await.status, 200);
+    wire.assert_closed("half a head").await;
+}
+
 /// A client that waits for `100 Continue` gets it with each request, and then sends the body.
 ///
 /// Method: three writes on one connection, the second with its body at once and the third in chunks.

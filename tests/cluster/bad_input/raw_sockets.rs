@@ -379,6 +379,10 @@ async fn what_is_unusual_and_valid_is_taken() {
         ("an absolute target of an IPv6 address", line("GET http://[::1]:21001/v1/kv/known?raw")),
         ("a key that is encoded", line("GET /v1/kv/%6b%6E%6Fwn?raw")),
         ("a path that is encoded", line("GET /%761/kv/known?raw")),
+        (
+            "a Host with a zone",
+            b"GET /v1/kv/known?raw HTTP/1.1\r\nHost: [fe80::1%25eth0]:80\r\nConnection: close\r\n\r\n".to_vec(),
+        ),
         ("an empty Host", b"GET /v1/kv/known?raw HTTP/1.1\r\nHost:\r\nConnection: close\r\n\r\n".to_vec()),
         ("no space after the colon", b"GET /v1/kv/known?raw HTTP/1.1\r\nHost:x\r\nConnection:close\r\n\r\n".to_vec()),
         ("tabs", b"GET /v1/kv/known?raw HTTP/1.1\r\nHost:\tx\t\r\nConnection:\t close \r\n\r\n".to_vec()),
