@@ -646,6 +646,8 @@ impl Config {
             snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(self.snapshot_entries),
             max_in_snapshot_log_to_keep: self.snapshot_keep_entries,
             purge_batch_size: PURGE_ENTRIES.min(self.snapshot_keep_entries.max(1)),
+            // Until the membership names this node with its own data directory: see `server`.
+            enable_elect: false,
             // A node that was cut off must not force an election when it comes back.
             enable_pre_vote: Some(true),
             // A leader that lost its followers finds out by itself (openraft #2080).

@@ -11,7 +11,7 @@ use actix_web::dev::ServerHandle;
 use actix_web::web;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::Fatal;
-use openraft::metrics::RaftMetrics;
+use openraft::metrics::{RaftMetrics, RaftServerMetrics};
 use rustix::io::Errno;
 use tokio::sync::watch;
 
@@ -25,7 +25,7 @@ use crate::network::browser::Browsers;
 use crate::network::listener::serve_http;
 use crate::network::raft_network_impl::ExampleNetworkFactory;
 use crate::operation::Operation;
-use crate::store::{ExampleStateMachine, ExampleStore, StoreError, durable};
+use crate::store::{ExampleStateMachine, ExampleStore, Identity, StoreError, durable};
 use crate::types::{ExampleRaft, NodeId, TypeConfig};
 
 /// Why a node did not start or did not go on.
@@ -226,7 +226,7 @@ pub async fn serve_on(
     let http = tokio::spawn(http);
     let result = tokio::select! {
         () = shutdown => Ok(()),
-        fatal = core_stopped(&raft) => Err(state_error(&store).unwrap_or_else(|| ServeError::from(fatal))),
+        fatal = core_stopped(&raft, &store) => Err(state_error(&store).unwrap_or_else(|| ServeError::from(fatal))),
         failure = app.failed() => Err(ServeError::from(failure)),
         result = http => match result {
             Ok(Ok(())) => Ok(()),
@@ -317,15 +317,29 @@ async fn recover(app: web::Data<ExampleApp>, at_start: AtStart) {
     essential.fulfilled();
 }
 
-/// Says who leads whenever that changes, and is done when Raft has stopped.
-async fn core_stopped(raft: &ExampleRaft) -> Fatal<TypeConfig> {
+/// Whether a node may stand for election: the membership must name it with its own data directory.
+///
+/// A removed number may be used again. Its new node receives the log from the beginning, and may find a membership there
+/// in which the former node was the only voter: openraft has such a voter elect itself at once, with a log that ends
+/// there, while the cluster has another leader.
+fn may_stand(metrics: &RaftServerMetrics<TypeConfig>, own: &Identity) -> bool {
+    [&metrics.membership_config, &metrics.committed_membership_config].into_iter().any(|stored| {
+        let member = stored.membership().get_node(&own.node_id);
+        // 0 stands for not known.
+        member.is_some_and(|member| member.incarnation == own.incarnation || member.incarnation == 0)
+    })
+}
+
+/// Logs who leads whenever that changes, keeps elections to members, and is done when Raft has stopped.
+async fn core_stopped(raft: &ExampleRaft, store: &ExampleStore) -> Fatal<TypeConfig> {
     let mut metrics = raft.server_metrics();
     let mut said = (0, None);
     loop {
-        let (term, leader) = {
+        let (term, leader, may_stand) = {
             let metrics = metrics.borrow_watched();
-            (metrics.vote.leader_id.term, metrics.current_leader)
+            (metrics.vote.leader_id.term, metrics.current_leader, may_stand(&metrics, &store.identity()))
         };
+        raft.runtime_config().elect(may_stand);
         if (term, leader) != said {
             said = (term, leader);
             match leader {
