@@ -6,6 +6,7 @@
 //! answer and must have the log. A node that dies between the judgement and the commit is not noticed by it.
 
 use std::collections::BTreeSet;
+use std::pin::Pin;
 use std::time::Duration;
 
 use actix_web::http::StatusCode;
@@ -25,14 +26,16 @@ use super::management::on_leader;
 use super::openapi::answers::MemberErrors;
 use super::openapi::parameters::{ForwardHeader, MemberInPath};
 use super::parameters::Parameters;
+use super::peer;
 use super::v1::{self, json_answer};
 use crate::app::ExampleApp;
 use crate::body::{Member, MemberRemoved, MemberRole};
-use crate::config::{MEMBER_LAG_ENTRIES_MAX, MEMBERS_PROBE_INTERVAL};
+use crate::config::{MEMBER_LAG_ENTRIES_MAX, MEMBERS_PROBE_INTERVAL, REQUEST_DEADLINE};
 use crate::error::{ApiError, Details, Retry};
-use crate::types::{ExampleNode, LogId, NodeId, TypeConfig};
+use crate::types::{ExampleNode, ExampleResponse, LogId, NodeId, TypeConfig};
 
 type Metrics = RaftMetrics<TypeConfig>;
+type Response = ClientWriteResponse<TypeConfig>;
 
 /// The membership that is asked for.
 #[derive(Clone, Debug)]
@@ -52,17 +55,65 @@ struct Plan {
 }
 
 /// Changes the membership, as leader, unless that would leave no majority that answers and has the log.
-pub async fn change(app: &ExampleApp, wanted: &Wanted) -> Result<ClientWriteResponse<TypeConfig>, ApiError> {
-    let Plan { change, based_on, .. } = judge(app, wanted).await?;
-    let unchanged = Precondition::LastMembershipLogId { last_membership_log_id: based_on };
-    app.raft.change_membership_if(change, false, [unchanged]).await.map_err(|error| match &error {
+pub async fn change(app: &ExampleApp, wanted: &Wanted) -> Result<Response, ApiError> {
+    let plan = judge(app, wanted).await?;
+    let change = std::pin::pin!(propose(app, &plan));
+    if plan.voters.contains(&app.id) {
+        return change.await;
+    }
+    finish_without_leading(app, &plan, change).await
+}
+
+async fn propose(app: &ExampleApp, plan: &Plan) -> Result<Response, ApiError> {
+    let unchanged = Precondition::LastMembershipLogId { last_membership_log_id: plan.based_on };
+    let changed = app.raft.change_membership_if(plan.change.clone(), false, [unchanged]).await;
+    changed.map_err(|error| match &error {
         RaftError::APIError(ClientWriteError::PreconditionFailed(
             PreconditionFailed::LastMembershipLogIdMismatch { expected, .. },
-        )) if *expected == based_on => ApiError::Conflict(Details::not_applied(
+        )) if *expected == plan.based_on => ApiError::Conflict(Details::not_applied(
             "another membership change was made meanwhile: look at /metrics, and ask again if need be",
         )),
         _ => write_error(&error),
     })
+}
+
+/// Waits for a change that removes this leader.
+///
+/// The others may elect a leader before this one has heard that the change is committed; a voter that is left alone does
+/// so at once. This node then gets no more entries, and asks the new voters whether they still have it as a member.
+async fn finish_without_leading(
+    app: &ExampleApp,
+    plan: &Plan,
+    mut change: Pin<&mut impl Future<Output = Result<Response, ApiError>>>,
+) -> Result<Response, ApiError> {
+    let wait = app.raft.wait(None);
+    tokio::select! {
+        biased;
+        result = &mut change => return result,
+        _ = wait.metrics(|metrics| metrics.state != ServerState::Leader, "this node leads no more") => {}
+    }
+    let deposed_at = InstantOf::<TypeConfig>::now();
+    while deposed_at.elapsed() < REQUEST_DEADLINE {
+        if let Ok(result) = tokio::time::timeout(MEMBERS_PROBE_INTERVAL, &mut change).await {
+            return result;
+        }
+        let last = app.raft.metrics().borrow_watched().membership_config.clone();
+        let membership = last.membership();
+        // Until the second of its two entries this node is a member, and hears what becomes of the change.
+        if membership.get_joint_config().as_slice() != [plan.voters.clone()] {
+            continue;
+        }
+        for (id, node) in membership.nodes().filter(|(id, _)| plan.voters.contains(id)) {
+            let answered = peer::ask_read_index(app, *id, node).await;
+            if let (Err(ApiError::NotMember(_)), Some(log_id)) = (answered, *last.log_id()) {
+                let membership = Some(membership.clone());
+                return Ok(ClientWriteResponse { log_id, data: ExampleResponse::default(), membership });
+            }
+        }
+    }
+    Err(ApiError::OutcomeUnknown(Details::unknown(
+        "the leader changed meanwhile: the change may or may not have been made; look at /metrics on another node",
+    )))
 }
 
 /// Waits until the voters that a change needs have answered, for [`ExampleApp::members_answer_deadline`] at most.
@@ -278,7 +329,7 @@ pub(crate) fn node_id_from(text: &str) -> Result<NodeId, ApiError> {
     id.ok_or_else(|| ApiError::bad_request("invalid_node_id", message))
 }
 
-fn members_after(response: &ClientWriteResponse<TypeConfig>, leader_id: NodeId) -> Vec<Member> {
+fn members_after(response: &Response, leader_id: NodeId) -> Vec<Member> {
     let Some(membership) = &response.membership else { return Vec::new() };
     let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
     let role_of = |id| match voters.contains(&id) {

@@ -266,6 +266,40 @@ async fn members_are_removed() {
     cluster.write(rest[2], "k", "alone").await;
 }
 
+/// A leader that leaves answers, also when the only voter that is left leads before it has heard of the commit.
+///
+/// Method: ten rounds in a cluster of two, with ticks as short as they may be: the leader is removed through itself,
+/// by either route. Each answer is a success, within 10 s. Then it is added again with an empty directory: what the log
+/// says of the node that had its number before, the only voter once, does not make it lead.
+#[tokio::test]
+async fn a_leader_that_leaves_answers() {
+    const QUICK: &[&str] = &["--heartbeat-interval-ms", "10"];
+    let mut cluster = TestCluster::form("leader-leaves", &[1, 2], QUICK).await;
+    for round in 0..10 {
+        let leader = cluster.leader_of(&[1, 2]).await;
+        let other = 3 - leader;
+        let asked_at = Instant::now();
+        if round % 2 == 0 {
+            let answer = remove(&cluster, leader, leader).await.done();
+            assert_eq!(roles(&answer), [(other, "voter")], "{answer}");
+        } else {
+            let answer = change(&cluster, leader, &[other]).await.ok().unwrap();
+            assert_eq!(answer["membership"]["configs"], json!([[other]]), "{answer}");
+            assert!(answer["log_id"]["index"].as_u64() > Some(0), "{answer}");
+        }
+        assert!(asked_at.elapsed() < Duration::from_secs(10), "round {round} took {:?}", asked_at.elapsed());
+        cluster.leader_of(&[other]).await;
+        cluster.membership_is(&[other], &[other], &[]).await;
+        cluster.kill(leader);
+        fs::remove_dir_all(cluster.node(leader).directory()).unwrap();
+        cluster.restart(leader).await;
+        let learner = json!([leader, cluster.addr(leader)]).to_string();
+        cluster.post(other, "/add-learner", learner).await.ok().unwrap();
+        change(&cluster, other, &[1, 2]).await.ok().unwrap();
+        cluster.membership_is(&[1, 2], &[1, 2], &[]).await;
+    }
+}
+
 /// The number of a learner whose disk is lost is free once it was removed; the learner itself, if it comes back with
 /// its disk, knows that it was removed.
 ///
