@@ -13,13 +13,27 @@ use serde::de::IgnoredAny;
 use tempfile::TempDir;
 
 use crate::ExampleStateMachine;
+use crate::config::LOG_TIME_MS_MAX;
 use crate::operation::{Key, Operation, Put, Write};
+use crate::store::clock_file;
 use crate::store::codec::{LogIdRecord, PayloadRecord, UserDataRecord, VoteRecord};
 use crate::store::identity::{self, Identity};
 use crate::store::log_check::CheckedLog;
 use crate::store::snapshot_format::{self, meta_of};
 use crate::store::{LogSizes, LogStore, StoreError};
 use crate::types::{Command, Entry, LogId, Payload};
+
+/// A `CLOCK` that is accepted is encoded as the same bytes, and has a possible log time.
+pub fn clock(bytes: &[u8]) {
+    let path = Path::new("CLOCK");
+    match clock_file::decode(path, bytes) {
+        Ok(reading) => {
+            assert_eq!(clock_file::encode(reading), bytes, "{reading:?} is encoded otherwise");
+            assert!(reading.log_ms <= LOG_TIME_MS_MAX, "{reading:?}");
+        }
+        Err(error) => assert_refused(&error),
+    }
+}
 
 /// An `IDENTITY` that is taken is one that this program or a former version wrote, to the byte.
 pub fn identity(bytes: &[u8]) {

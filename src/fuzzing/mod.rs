@@ -7,7 +7,7 @@
 mod files;
 mod network;
 
-pub use self::files::{identity, log_entries, log_file, snapshot};
+pub use self::files::{clock, identity, log_entries, log_file, snapshot};
 pub use self::network::{connection, events, request, rpc};
 
 #[cfg(test)]
@@ -21,7 +21,8 @@ mod tests {
     type Target = fn(&[u8]);
 
     /// The targets, by the names of their directories below `fuzz/seeds`.
-    const TARGETS: [(&str, Target); 8] = [
+    const TARGETS: [(&str, Target); 9] = [
+        ("clock", clock),
         ("connection", connection),
         ("events", events),
         ("identity", identity),

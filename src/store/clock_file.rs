@@ -13,19 +13,20 @@
 //! ([`crate::clock`]). An old file is as good as a new one unless the wall clock was
 //! set since. The directory of a new node, or of a former version, has none.
 
-use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Deserialize;
 
-use super::durable;
 use super::error::StoreError;
+use super::{durable, ownership};
 use crate::clock::Reading;
 use crate::config::LOG_TIME_MS_MAX;
 
 const FORMAT_VERSION: u32 = 1;
+/// More than any version of the file has.
+const CLOCK_BYTES_MAX: u64 = 4096;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -38,7 +39,7 @@ struct ClockLine {
     _checksum: String,
 }
 
-/// What every version of the file has, so that a newer one is told from a damaged one.
+/// What every version of the file has, so that a newer one can be distinguished from a damaged one.
 #[derive(Deserialize)]
 struct FormatOnly {
     format: u32,
@@ -55,7 +56,7 @@ impl ClockFile {
     /// Opens the file in the directory of a node, which may have none. Changes nothing.
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
         let path = directory.join("CLOCK");
-        let recorded = match fs::read(&path) {
+        let recorded = match read_bytes(&path) {
             Ok(bytes) => Some(decode(&path, &bytes)?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(StoreError::io("read", &path, error)),
@@ -82,7 +83,13 @@ impl ClockFile {
     }
 }
 
-fn encode(reading: Reading) -> Vec<u8> {
+fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    ownership::options().read(true).open(path)?.take(CLOCK_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+pub(crate) fn encode(reading: Reading) -> Vec<u8> {
     let Reading { log_ms, wall_ms } = reading;
     let mut checksum = crc32fast::Hasher::new();
     checksum.update(&log_ms.to_le_bytes());
@@ -94,7 +101,7 @@ fn encode(reading: Reading) -> Vec<u8> {
     .into_bytes()
 }
 
-fn decode(path: &Path, bytes: &[u8]) -> Result<Reading, StoreError> {
+pub(crate) fn decode(path: &Path, bytes: &[u8]) -> Result<Reading, StoreError> {
     let damaged = || {
         let what = "its fields and its checksum do not match (it holds no data: if only this file is damaged, \
                     delete it and start the node again)";
@@ -126,7 +133,7 @@ mod tests {
             assert_eq!(file.recorded(), Some(reading));
             assert_eq!(ClockFile::open(directory.path()).unwrap().recorded(), Some(reading));
         }
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 
     /// No damage of one byte and no cut goes unseen.
@@ -152,7 +159,7 @@ mod tests {
         }
     }
 
-    /// A file of a later version is told from a damaged one.
+    /// A file of a later version is distinguished from a damaged one.
     #[test]
     fn newer_format_is_named() {
         let result = decode(Path::new("CLOCK"), b"{\"format\":2,\"something\":\"else\"}\n");

@@ -85,7 +85,8 @@ async fn files_that_lead_elsewhere_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let victim = directory.path().join("victim");
     fs::write(&victim, "precious").unwrap();
-    let names = ["LOCK", "IDENTITY", "IDENTITY.tmp", "log/LOCK", "log/r-00_000_000_000_000_000_000.wal"];
+    let names =
+        ["LOCK", "IDENTITY", "IDENTITY.tmp", "CLOCK", "CLOCK.tmp", "log/LOCK", "log/r-00_000_000_000_000_000_000.wal"];
     let names = names.into_iter().chain(["snapshots/5.snap", "snapshots/new-0.tmp"]);
     for name in names {
         for plant in ["link", "dangling", "pipe"] {

@@ -1,6 +1,6 @@
 //! What does a cluster still do when its disks are nearly full?
 //!
-//! Disks are made so by a flag that sets what counts as nearly full: any user can do that.
+//! A flag sets what counts as nearly full, so any user can run these tests.
 
 use raft_key_value::NodeId;
 use reqwest::Method;
@@ -10,10 +10,10 @@ use crate::harness::{Answer, CALM_BUT_QUICK, DEADLINE, TestCluster, eventually};
 
 const ALL: [NodeId; 3] = [1, 2, 3];
 
-/// More bytes than any disk has.
+/// More free space than any disk has.
 const LOW: &str = "--min-disk-free-bytes=1000000000000000000";
 
-/// Restarts all nodes, and waits until a put is answered as `status` says on each.
+/// Restarts all nodes, and waits until each responds with this status to a put.
 async fn restart_all(cluster: &mut TestCluster, change: impl Fn(&mut TestCluster, NodeId), status: u16) {
     for id in ALL {
         assert_eq!(cluster.stop(id).await, Some(0));
@@ -28,9 +28,9 @@ async fn restart_all(cluster: &mut TestCluster, change: impl Fn(&mut TestCluster
     }
 }
 
-/// Waits until a put on a node is answered so: the free space is looked up after the start.
+/// Waits until a node responds with this status to a put. It looks up the free space after it starts.
 async fn puts_are_answered(cluster: &TestCluster, id: NodeId, status: u16) {
-    eventually(&format!("a put on node {id} is answered with {status}"), DEADLINE, async || {
+    eventually(&format!("node {id} responds with {status} to a put"), DEADLINE, async || {
         let answer = cluster.persistently(id, Method::PUT, "/v1/kv/probe", &[], "v").await;
         if answer.status == status { Ok(()) } else { Err(answer.text()) }
     })
@@ -41,7 +41,7 @@ async fn write(cluster: &TestCluster, id: NodeId, body: &str) -> Answer {
     cluster.post(id, "/write", body.to_owned()).await
 }
 
-/// With low disks nothing is stored, on the leader or through followers, and all says that it was not applied.
+/// Nothing is stored, on the leader or through followers, and each response says `not_applied`.
 async fn assert_puts_are_rejected(cluster: &TestCluster, id: NodeId) {
     let rejected = cluster.put(id, "/v1/kv/new", "v").await;
     rejected.refused(507, "disk_space_low");
@@ -63,7 +63,7 @@ async fn assert_puts_are_rejected(cluster: &TestCluster, id: NodeId) {
     cluster.get(id, "/v1/kv/new").await.refused(404, "key_not_found");
 }
 
-/// What deletes, touches and reads passes.
+/// Requests that delete, touch and read pass.
 async fn assert_the_rest_passes(cluster: &TestCluster, id: NodeId) {
     let deleted = |count: u64, answer: Answer| assert_eq!(answer.done()["deleted"], count, "{}", answer.text());
     deleted(1, cluster.delete(id, &format!("/v1/kv/one-{id}")).await);
@@ -89,7 +89,7 @@ async fn assert_the_rest_passes(cluster: &TestCluster, id: NodeId) {
     }
 }
 
-/// A request that was done before is answered as it was first, and another with its key as ever.
+/// A repeated request gets its first response; another request with its key is rejected.
 async fn assert_replays(cluster: &TestCluster, id: NodeId, first: &Answer, original: &Answer) {
     let key = [("idempotency-key", "first")];
     let again = cluster.v1(id, Method::PUT, "/v1/kv/kept?ttl=1h", &key, "v").await;
@@ -105,8 +105,8 @@ async fn assert_replays(cluster: &TestCluster, id: NodeId, first: &Answer, origi
     cluster.v1(id, Method::PUT, "/v1/kv/new", &key, "v").await.refused(507, "disk_space_low");
 }
 
-/// While disks are nearly full, what stores data is rejected with 507, and what deletes, touches,
-/// expires or reads goes on, on every node; so do membership changes and a change of leaders.
+/// While disks are nearly full, every node rejects what stores data with 507. Deletes, touches, expiry,
+/// reads, membership changes and a change of leaders still work.
 ///
 /// Method: data for each kind of request, and two requests with an `Idempotency-Key`; restart all nodes
 /// with disks that count as nearly full; each request on each node; a touch, to expire a key in a second;

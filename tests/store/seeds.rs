@@ -9,10 +9,12 @@ use openraft::raft::{
     VoteRequest, VoteResponse,
 };
 use openraft::storage::RaftLogStorage;
+use raft_key_value::clock::Reading;
 use raft_key_value::error::{ApiError, Details};
 use raft_key_value::network::peer::{Envelope, PeerIdentity};
 use raft_key_value::network::raft::SnapshotHead;
 use raft_key_value::store::Identity;
+use raft_key_value::store::clock_file::ClockFile;
 use raft_key_value::store::identity::IdentityFile;
 use raft_key_value::types::{Command, Entry, Payload};
 use raft_key_value::{ExampleStateMachine, TypeConfig};
@@ -35,6 +37,7 @@ type Seeds = BTreeMap<String, Vec<u8>>;
 fn seeds_are_what_is_written() {
     let mut seeds = Seeds::new();
     former_format(&mut seeds);
+    clock(&mut seeds);
     identities(&mut seeds);
     entries(&mut seeds);
     logs(&mut seeds);
@@ -60,6 +63,13 @@ fn former_format(seeds: &mut Seeds) {
     seeds.insert("snapshot/format-1".to_owned(), fs::read(node.join("snapshots/59.snap")).unwrap());
     let log = fs::read(node.join("log/r-00_000_000_000_000_000_000.wal")).unwrap();
     seeds.insert("log_file/format-1".to_owned(), log);
+}
+
+fn clock(seeds: &mut Seeds) {
+    let directory = scratch();
+    let reading = Reading { log_ms: 1_764_230_000_000, wall_ms: 1_764_230_000_012 };
+    ClockFile::open(directory.path()).unwrap().record(reading).unwrap();
+    seeds.insert("clock/recorded".to_owned(), fs::read(directory.path().join("CLOCK")).unwrap());
 }
 
 fn identities(seeds: &mut Seeds) {
