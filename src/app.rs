@@ -11,7 +11,7 @@ use openraft::metrics::{RaftMetrics, RaftServerMetrics};
 use tokio::sync::{Semaphore, watch};
 
 use crate::config::{Config, DISK_FREE_BYTES_LEAST, Limits, MEMBERS_ANSWER_MAX, MEMBERS_ANSWER_MIN};
-use crate::connection::node_connections;
+use crate::connection::connections;
 use crate::store::{ClusterId, ExampleStore};
 use crate::types::{ExampleNode, ExampleRaft, NodeId, TypeConfig};
 
@@ -180,8 +180,8 @@ impl ExampleApp {
             id: config.id,
             addr,
             store,
-            http: node_connections(),
-            passing_http: node_connections(),
+            http: connections(),
+            passing_http: connections(),
             writes_waiting: Semaphore::new(config.max_writes_waiting),
             writes_waiting_max: config.max_writes_waiting,
             limits: config.limits(),
@@ -239,6 +239,12 @@ impl ExampleApp {
         #[allow(deprecated)]
         let silent_ms = metrics.millis_since_quorum_ack;
         silent_ms.is_none_or(|silent_ms| silent_ms < self.leader_lease_ms)
+    }
+
+    /// The address by which the membership has this node.
+    pub fn own_address(&self) -> Option<String> {
+        let metrics = self.metrics.borrow_watched();
+        metrics.membership_config.membership().get_node(&self.id).map(|node| node.addr.clone())
     }
 
     /// Whether a node is a member, as far as this one knows.

@@ -151,6 +151,11 @@ pub const REFUSED_BODY_BYTES_MAX: usize = 64 << 10;
 pub const CLIENTS_MAX: usize = 25_000;
 /// Clients' connections for each that is reserved for other nodes and for operators.
 pub const CLIENTS_A_RESERVED_CONNECTION: usize = 4;
+/// Connections that operators may have at once at least; one more closes the oldest of them.
+pub const OPERATORS_MIN: usize = 8;
+/// Connections of one member with Raft's RPCs that are never closed to make room. A node uses three: appends,
+/// heartbeats and snapshots have each their own.
+pub const CONNECTIONS_KEPT_A_MEMBER: usize = 8;
 /// How many RPCs are read in a turn ahead of those in line, from connections that are not yet known to be a node's.
 pub const FIRST_RPCS_A_TURN: usize = 16;
 /// How often a node looks for connections that only take up room: heads that do not end, and
@@ -663,18 +668,30 @@ impl Config {
     }
 }
 
-/// Checks an entry of `--allowed-origins`.
+/// Checks an entry of `--allowed-origins`; returns it as browsers send it.
 fn parse_origin(text: &str) -> Result<String, String> {
-    let origin = text.trim();
-    let authority = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
-    let is_valid = authority.is_some_and(|authority| {
-        !authority.is_empty() && authority.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte))
-    });
-    if is_valid {
-        Ok(origin.to_ascii_lowercase())
-    } else {
-        Err("an origin must be http://HOST[:PORT] or https://HOST[:PORT], without a path".to_owned())
+    let wrong = || "an origin must be http://HOST[:PORT] or https://HOST[:PORT], without a path".to_owned();
+    let origin = text.trim().to_ascii_lowercase();
+    let (scheme, authority) = origin.split_once("://").ok_or_else(wrong)?;
+    let default_port = match scheme {
+        "http" => "80",
+        "https" => "443",
+        _ => return Err(wrong()),
+    };
+    let (host, port) = match authority.rsplit_once(':') {
+        // The colons of an IPv6 address stand in brackets.
+        Some((host, port)) if !port.contains(']') => (host, Some(port)),
+        _ => (authority, None),
+    };
+    let is_host =
+        !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte));
+    if !is_host || port.is_some_and(|port| port.parse::<u16>().is_err()) {
+        return Err(wrong());
     }
+    Ok(match port {
+        Some(port) if port != default_port => format!("{scheme}://{host}:{port}"),
+        _ => format!("{scheme}://{host}"),
+    })
 }
 
 /// Checks an entry of `--allowed-hosts`.
@@ -929,10 +946,25 @@ mod tests {
     /// Entries of the flags that could never match are rejected.
     #[test]
     fn flags() {
-        for (good, parsed) in [("https://A.example", "https://a.example"), (" http://[::1]:80", "http://[::1]:80")] {
+        for (good, parsed) in [
+            ("https://A.example", "https://a.example"),
+            ("https://a.example:443", "https://a.example"),
+            ("https://a.example:8443", "https://a.example:8443"),
+            (" http://[::1]:80", "http://[::1]"),
+        ] {
             assert_eq!(parse_origin(good).as_deref(), Ok(parsed));
         }
-        for bad in ["a.example", "https://", "https://a.example/", "*", "null", "https://a b"] {
+        for bad in [
+            "a.example",
+            "https://",
+            "http://:80",
+            "http://a:x",
+            "ftp://a",
+            "https://a.example/",
+            "*",
+            "null",
+            "https://a b",
+        ] {
             assert!(parse_origin(bad).is_err(), "{bad:?}");
         }
         assert_eq!(parse_host("Proxy.Example.").as_deref(), Ok("proxy.example"));

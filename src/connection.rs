@@ -1,26 +1,12 @@
 //! Outgoing HTTP: how this program connects to nodes, and how it reads their responses.
 
 use bytes::{Bytes, BytesMut};
-use reqwest::header::{HOST, HeaderMap, HeaderValue};
 
 use crate::config::{CONNECT_DEADLINE, CONNECTION_IDLE_MAX, is_unspecified_ip};
 
-/// Connections of a client to nodes, which are kept and used again.
+/// Connections to nodes, which are kept and used again.
 pub fn connections() -> reqwest::Client {
-    build(HeaderMap::new())
-}
-
-/// Connections of a node to others.
-///
-/// Nodes know each other by whatever address the membership has, which need not be a name that the
-/// other node knows for its own (`network::browser`).
-pub fn node_connections() -> reqwest::Client {
-    build(HeaderMap::from_iter([(HOST, HeaderValue::from_static("localhost"))]))
-}
-
-fn build(headers: HeaderMap) -> reqwest::Client {
     reqwest::Client::builder()
-        .default_headers(headers)
         .no_proxy() // Nodes are dialled directly, whatever the environment says.
         .redirect(reqwest::redirect::Policy::none())
         .tcp_nodelay(true)

@@ -2,14 +2,14 @@
 
 mod cli;
 
-use std::io::{self, Write};
+use std::io;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches};
 use raft_key_value::config::{Config, LOG_FLUSH_DEADLINE, LogFormat};
-use raft_key_value::telemetry::logging::{LogWriter, log_panic};
+use raft_key_value::telemetry::logging::{LogWriter, log_panic, say};
 use raft_key_value::{ServeError, listen, serve_on};
 use rustix::fs::Mode;
 use tokio::signal::unix::{SignalKind, signal};
@@ -35,7 +35,7 @@ fn main() -> ExitCode {
     });
     match parsed {
         Ok(code) => code,
-        Err(error) if error.use_stderr() => fail(EXIT_USAGE, &one_line(&error), io::stderr()),
+        Err(error) if error.use_stderr() => fail(EXIT_USAGE, &one_line(&error)),
         Err(error) => {
             // `--help` or `--version`: a closed pipe on the other side is no failure.
             let _ = error.print();
@@ -56,15 +56,15 @@ fn start(config: Config, log_level_is_given: bool) -> ExitCode {
     };
     let log = match LogWriter::start(io::stderr(), drop_notice) {
         Ok(log) => log,
-        Err(error) => return fail(EXIT_SOFTWARE, &format!("cannot start the log's thread: {error}"), io::stderr()),
+        Err(error) => return fail(EXIT_SOFTWARE, &format!("cannot start the log's thread: {error}")),
     };
-    let code = match run_logged(config, log_level_is_given, &log) {
-        Ok(()) => ExitCode::SUCCESS,
-        // Nobody may be reading standard error, so the last line goes the way of all others.
-        Err((code, message)) => fail(code, &message, log.clone()),
-    };
+    let ended = run_logged(config, log_level_is_given, &log);
+    // The lines before the last one.
     log.flush(LOG_FLUSH_DEADLINE);
-    code
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err((code, message)) => fail(code, &message),
+    }
 }
 
 fn dropped_lines(dropped: u64) -> String {
@@ -173,8 +173,7 @@ fn one_line(error: &clap::Error) -> String {
     format!("{}; see --help", line.trim_start_matches("error: "))
 }
 
-fn fail(code: u8, message: &str, mut to: impl Write) -> ExitCode {
-    // One write, so that no other line comes between; nothing is left to do if it fails.
-    let _ = to.write_all(format!("error: {message}\n").as_bytes());
+fn fail(code: u8, message: &str) -> ExitCode {
+    say(&format!("error: {message}\n"));
     ExitCode::from(code)
 }

@@ -18,9 +18,10 @@ use actix_http::header::HeaderMap;
 use actix_http::{HttpMessage, Method, Request, StatusCode};
 use actix_web::http::header::{self, HeaderName, HeaderValue};
 
-use super::forward::FORWARD;
+use super::forward::{self, FORWARD};
 use super::parameters::IDEMPOTENCY_KEY;
-use super::watch::LAST_EVENT_ID;
+use super::watch::{LAST_EVENT_ID, WAIT};
+use crate::app::ExampleApp;
 use crate::config::{BROWSER_PREFLIGHT_SECONDS, Config};
 use crate::error::{ApiError, Details, shortened};
 
@@ -29,6 +30,8 @@ const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, PUT, POST, DEL
 const EXPOSED: HeaderValue = HeaderValue::from_static(
     "ETag, Retry-After, Raft-Revision, Raft-Term, Raft-Node, Raft-Cluster, Raft-Outcome, Raft-Replayed",
 );
+const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 const PRIVATE_NETWORK_REQUEST: HeaderName = HeaderName::from_static("access-control-request-private-network");
 const PRIVATE_NETWORK_ALLOW: HeaderName = HeaderName::from_static("access-control-allow-private-network");
 
@@ -62,36 +65,43 @@ impl Browsers {
     /// # Errors
     ///
     /// [`ApiError::Forbidden`].
-    pub fn check(&self, request: &Request) -> Result<Option<AllowedOrigin>, ApiError> {
+    pub fn check(&self, app: &ExampleApp, request: &Request) -> Result<Option<AllowedOrigin>, ApiError> {
         let headers = request.headers();
         if request.method() == Method::POST && request.path().starts_with("/raft-") {
             // Nodes of a former version send RPCs to whatever name the membership has, and no node
             // ever sends an origin.
             return match headers.get(header::ORIGIN) {
                 None => Ok(None),
-                Some(_) => Err(forbidden("web pages may not send what nodes send each other".to_owned())),
+                Some(_) => Err(forbidden("web pages must not call `/raft-` routes".to_owned())),
             };
         }
-        self.check_host(headers)?;
+        // A target with an authority takes the place of the Host header.
+        let authority = request.uri().authority().map(|authority| authority.as_str());
+        let host = authority.or_else(|| headers.get(header::HOST).map(|host| host.to_str().unwrap_or_default()));
+        // Only HTTP/1.0 has requests without one, and no browser speaks that.
+        if let Some(host) = host
+            && !self.accepts_host(host)
+            && !is_advertised(app, host)
+            && !forward::is_passed_on(app, headers)
+        {
+            let name = normalized(host_of(host));
+            return Err(forbidden(format!(
+                "the host {host:?} does not name this node; use its IP address or its own name, \
+                 or start it with --allowed-hosts {name}"
+            )));
+        }
+        check_fetch(headers)?;
         self.check_origin(headers)
     }
 
-    fn check_host(&self, headers: &HeaderMap) -> Result<(), ApiError> {
-        // Only HTTP/1.0 has requests without one, and no browser speaks that.
-        let Some(host) = headers.get(header::HOST) else { return Ok(()) };
-        let host = host.to_str().unwrap_or_default();
-        let name = host_of(host);
-        if is_address(name) || name.eq_ignore_ascii_case("localhost") {
-            return Ok(());
-        }
-        let name = normalized(name);
-        if self.hosts.contains(&name) {
-            return Ok(());
-        }
-        Err(forbidden(format!(
-            "the Host header {host:?} does not name this node; use its IP address or its own name, \
-             or start it with --allowed-hosts {name}"
-        )))
+    fn accepts_host(&self, host: &str) -> bool {
+        let name = normalized(host_of(host));
+        is_address(&name) || name == "localhost" || self.hosts.contains(&name)
+    }
+
+    /// Whether answers differ by the page that asks.
+    pub fn vary(&self) -> bool {
+        !self.origins.is_empty()
     }
 
     fn check_origin(&self, headers: &HeaderMap) -> Result<Option<AllowedOrigin>, ApiError> {
@@ -104,7 +114,7 @@ impl Browsers {
             if !self.origins.iter().any(|known| known.eq_ignore_ascii_case(text)) {
                 return Err(forbidden(format!(
                     "pages from the origin {text:?} may not use this node; \
-                     allow it with --allowed-origins on every node if it is meant to"
+                     to allow it, start every node with --allowed-origins {text}"
                 )));
             }
             allowed = Some(AllowedOrigin(origin.clone()));
@@ -118,7 +128,6 @@ impl AllowedOrigin {
     pub fn insert_into(self, headers: &mut HeaderMap) {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, self.0);
         headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
-        headers.append(header::VARY, HeaderValue::from_static("Origin"));
     }
 
     /// The answer to the question that a browser asks before a request other than a simple one.
@@ -131,7 +140,7 @@ impl AllowedOrigin {
         let sent = response.headers_mut();
         sent.insert(header::ACCESS_CONTROL_ALLOW_METHODS, METHODS);
         let allowed = [header::CONTENT_TYPE, header::IF_MATCH, header::IF_NONE_MATCH, IDEMPOTENCY_KEY, LAST_EVENT_ID];
-        for name in allowed.into_iter().chain([FORWARD]) {
+        for name in allowed.into_iter().chain([FORWARD, WAIT]) {
             sent.append(header::ACCESS_CONTROL_ALLOW_HEADERS, name.into());
         }
         sent.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from(BROWSER_PREFLIGHT_SECONDS));
@@ -140,6 +149,24 @@ impl AllowedOrigin {
         }
         Some(response)
     }
+}
+
+/// Rejects what a page of another server embeds, such as an image: such requests have no origin.
+///
+/// A link to a page of the node may be followed from anywhere.
+fn check_fetch(headers: &HeaderMap) -> Result<(), ApiError> {
+    let says =
+        |name: HeaderName, value: &str| headers.get(name).is_some_and(|found| found.as_bytes() == value.as_bytes());
+    let is_foreign = says(FETCH_SITE, "cross-site") && !headers.contains_key(header::ORIGIN);
+    if is_foreign && !says(FETCH_MODE, "navigate") {
+        return Err(forbidden("pages of another server must not embed what this node serves".to_owned()));
+    }
+    Ok(())
+}
+
+/// Whether a host is that of this node's address in the membership.
+fn is_advertised(app: &ExampleApp, host: &str) -> bool {
+    app.own_address().is_some_and(|addr| normalized(host_of(&addr)) == normalized(host_of(host)))
 }
 
 fn forbidden(message: String) -> ApiError {
@@ -201,16 +228,15 @@ mod tests {
     #[test]
     fn hosts() {
         let browsers = browsers();
-        let mut good = vec![None];
-        good.extend(["127.0.0.1", "10.1.2.3:21001", "[::1]:21001", "[::1]", "localhost", "LOCALHOST:1"].map(Some));
-        good.extend(["node-1.example", "Node-1.example.:21001", "public.example:80", "proxy.example:443"].map(Some));
+        let mut good = vec!["127.0.0.1", "10.1.2.3:21001", "[::1]:21001", "[::1]", "localhost", "LOCALHOST.:1"];
+        good.extend(["node-1.example", "Node-1.example.:21001", "public.example:80", "proxy.example:443"]);
         for host in good {
-            assert_eq!(browsers.check_host(&headers(host, &[])).map_err(|error| error.to_string()), Ok(()), "{host:?}");
+            assert!(browsers.accepts_host(host), "{host:?}");
         }
         let bad = ["evil.example", "evil.example:21001", "localhost.evil.example", "127.0.0.1.evil.example", "", ":80"];
         let odd = ["[::1", "::1]", "[evil]", "2130706433", "0x7f.1", "127.1", "localhost..", "proxy.example:x:1"];
         for host in bad.into_iter().chain(odd) {
-            assert!(browsers.check_host(&headers(Some(host), &[])).is_err(), "{host:?}");
+            assert!(!browsers.accepts_host(host), "{host:?}");
         }
     }
 

@@ -21,10 +21,15 @@
 //! arrives during the request before it begins when that request ends.)
 
 use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 
-use crate::config::{CLIENTS_A_RESERVED_CONNECTION, CROWD_LOOK, REQUEST_HEAD_DEADLINE, REQUESTS_A_TURN};
+use crate::config::{
+    CLIENTS_A_RESERVED_CONNECTION, CONNECTIONS_KEPT_A_MEMBER, CROWD_LOOK, OPERATORS_MIN, REQUEST_HEAD_DEADLINE,
+    REQUESTS_A_TURN,
+};
+use crate::types::NodeId;
 
 /// How many looks a request may take to come.
 const HEAD_LOOKS: u64 = (REQUEST_HEAD_DEADLINE.as_millis() / CROWD_LOOK.as_millis()) as u64;
@@ -69,12 +74,19 @@ pub struct Connections {
     open: Cell<usize>,
     clients: Cell<usize>,
     nodes: Cell<usize>,
+    operators: Cell<usize>,
     watches: Cell<usize>,
+    /// The connections that each member sends Raft's RPCs on, oldest first.
+    kept: RefCell<BTreeMap<NodeId, VecDeque<Weak<Presence>>>>,
     /// In the order in which they came; some are gone.
     all: RefCell<Vec<Weak<Presence>>>,
     /// The number of looks so far.
     looks: Cell<u64>,
     is_crowded: Cell<bool>,
+    /// How often a connection came to do nothing.
+    order: Cell<u64>,
+    /// The look since which no client was found idle.
+    busy_at: Cell<Option<u64>>,
 }
 
 /// What one connection is doing.
@@ -84,11 +96,22 @@ pub struct Presence {
     class: Cell<Class>,
     /// Whether another node sends Raft's RPCs on it: it is not closed to make room.
     is_kept: Cell<bool>,
-    is_let_go: Cell<bool>,
+    leave: Cell<Leave>,
     waker: RefCell<Option<Waker>>,
 }
 
-/// A place among the watches of a node, held for as long as the watch lasts.
+/// Whether a connection is to be closed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Leave {
+    #[default]
+    No,
+    /// Unless there is something to do on it after all.
+    IfIdle,
+    /// Whatever it is doing.
+    Now,
+}
+
+/// A permit from the watch limit, held until the watch ends.
 pub struct WatchPermit {
     connections: Rc<Connections>,
 }
@@ -101,11 +124,13 @@ impl Drop for WatchPermit {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Doing {
-    /// Nothing, since there had been so many looks.
-    Nothing { since: u64 },
+    /// Nothing, since there had been so many looks; `order` is larger for those that came to it later.
+    Nothing { since: u64, order: u64 },
     /// A request has begun to come, when there had been so many looks.
     Coming { since: u64 },
-    /// A request is under way, or stands in line.
+    /// A request is to be read when its turn comes.
+    Line,
+    /// A request is under way.
     Request,
     /// An answer that goes on, such as a watch; whatever comes meanwhile waits for its end.
     Stream,
@@ -119,10 +144,14 @@ impl Connections {
             open: Cell::default(),
             clients: Cell::default(),
             nodes: Cell::default(),
+            operators: Cell::default(),
             watches: Cell::default(),
+            kept: RefCell::default(),
             all: RefCell::default(),
             looks: Cell::default(),
             is_crowded: Cell::default(),
+            order: Cell::default(),
+            busy_at: Cell::default(),
         })
     }
 
@@ -130,10 +159,10 @@ impl Connections {
     pub fn open(self: &Rc<Self>) -> Rc<Presence> {
         let presence = Rc::new(Presence {
             connections: self.clone(),
-            doing: Cell::new(Doing::Nothing { since: self.looks.get() }),
+            doing: Cell::new(self.nothing()),
             class: Cell::new(Class::Unknown),
             is_kept: Cell::default(),
-            is_let_go: Cell::default(),
+            leave: Cell::default(),
             waker: RefCell::default(),
         });
         self.open.set(self.open.get() + 1);
@@ -144,6 +173,51 @@ impl Connections {
         }
         all.push(Rc::downgrade(&presence));
         presence
+    }
+
+    /// The connection that was just accepted. One place is kept free, so that the next one is accepted.
+    pub fn accept(self: &Rc<Self>) -> Rc<Presence> {
+        let accepted = self.open();
+        if self.open.get() >= self.shares.total {
+            let may_leave = |one: &Presence| !std::ptr::eq(one, &*accepted) && one.doing.get() != Doing::Line;
+            let is_unknown = |one: &Presence| may_leave(one) && one.class.get() == Class::Unknown;
+            let is_idle = |one: &Presence| may_leave(one) && !one.is_kept.get() && one.is_idle();
+            let _ = self.close_oldest(is_unknown) || self.close_oldest(is_idle);
+        }
+        accepted
+    }
+
+    fn nothing(&self) -> Doing {
+        let order = self.order.get() + 1;
+        self.order.set(order);
+        Doing::Nothing { since: self.looks.get(), order }
+    }
+
+    /// Closes the oldest connection for which `may_leave` holds and that is not being closed yet;
+    /// returns whether there was one.
+    fn close_oldest(&self, may_leave: impl Fn(&Presence) -> bool) -> bool {
+        let all = self.all.borrow();
+        let mut open = all.iter().filter_map(Weak::upgrade);
+        let oldest = open.find(|one| one.leave.get() != Leave::Now && may_leave(one));
+        oldest.inspect(|one| one.leave_now()).is_some()
+    }
+
+    /// Closes the client that has been idle for longest; returns whether there was one.
+    fn close_idle_client(&self) -> bool {
+        // A crowd of clients that are all busy must not be looked through again for each that comes.
+        if self.busy_at.get() == Some(self.looks.get()) {
+            return false;
+        }
+        let idle_since = |one: &Presence| match one.doing.get() {
+            Doing::Nothing { order, .. } if one.class.get() == Class::Client && !one.is_leaving() => Some(order),
+            _ => None,
+        };
+        let all = self.all.borrow();
+        let idle = all.iter().filter_map(Weak::upgrade).filter_map(|one| Some((idle_since(&one)?, one)));
+        let longest = idle.min_by_key(|(order, _)| *order);
+        let has_closed = longest.inspect(|(_, one)| one.leave_now()).is_some();
+        self.busy_at.set((!has_closed).then(|| self.looks.get()));
+        has_closed
     }
 
     /// Lets go of those that only take up room, for as long as the thread runs.
@@ -165,7 +239,8 @@ impl Connections {
         let looks = self.looks.get() + 1;
         self.looks.set(looks);
         let (open, max) = (self.open.get(), self.shares.total);
-        let is_short = open + max / 8 > max;
+        let clients_max = self.shares.clients;
+        let is_short = open + max / 8 > max || self.clients.get() + clients_max / 8 > clients_max;
         self.note_crowd(is_short);
         let (mut leaving, mut idle) = (Vec::new(), Vec::new());
         for one in self.all.borrow().iter().filter_map(Weak::upgrade) {
@@ -174,7 +249,7 @@ impl Connections {
                 Doing::Coming { since } if since + HEAD_LOOKS < looks => {
                     leaving.push((one, doing));
                 }
-                Doing::Nothing { since } if is_short && since + 1 < looks && !one.is_kept.get() => {
+                Doing::Nothing { since, .. } if is_short && since + 1 < looks && !one.is_kept.get() => {
                     idle.push((since, one, doing));
                 }
                 _ => {}
@@ -182,7 +257,8 @@ impl Connections {
         }
         // Of those that have done nothing for as long, those that came first.
         idle.sort_by_key(|(since, ..)| *since);
-        let wanted = open.saturating_sub(max - max / 4);
+        let wanted =
+            open.saturating_sub(max - max / 4).max(self.clients.get().saturating_sub(clients_max - clients_max / 4));
         leaving.extend(idle.into_iter().take(wanted).map(|(_, one, doing)| (one, doing)));
         leaving
     }
@@ -201,29 +277,54 @@ impl Connections {
 }
 
 impl Presence {
-    /// Takes a place for what a request is about, unless the connection has one already; false if
-    /// there is none left.
+    /// Admits the connection to a class, unless it is in it already; returns false if the class is full.
+    ///
+    /// An idle client makes room for another, and the oldest operator for another. A node's connection
+    /// stays one, and a client's is good enough for what an operator asks.
     pub fn admit(&self, class: Class) -> bool {
         let held = self.class.get();
-        let (Connections { shares, clients, nodes, .. }, is_new) = (&*self.connections, held != class);
-        // A node's connection stays one whatever else is asked on it, and a client's place is good enough for an operator.
-        if !is_new || held == Class::Node || (held, class) == (Class::Client, Class::Operator) {
+        if held == class || held == Class::Node || (held, class) == (Class::Client, Class::Operator) {
             return true;
         }
+        let Connections { shares, clients, nodes, operators, .. } = &*self.connections;
         let is_full = clients.get() + nodes.get() >= shares.total - shares.operators;
-        match class {
-            Class::Client if is_full || clients.get() >= shares.clients => return false,
-            Class::Node if is_full && held != Class::Client => return false,
-            _ => self.change_class(class),
+        let has_room = match class {
+            Class::Client => !is_full && clients.get() < shares.clients || self.connections.close_idle_client(),
+            Class::Node => !is_full || held == Class::Client,
+            Class::Operator => {
+                operators.get() < shares.operators.max(OPERATORS_MIN) || {
+                    self.connections.close_oldest(|one| one.class.get() == Class::Operator)
+                }
+            }
+            Class::Unknown => true,
+        };
+        if has_room {
+            self.change_class(class);
         }
-        true
+        has_room
     }
 
-    /// Another node of the cluster sends Raft's RPCs on it: it is admitted in any case, and kept.
-    pub fn keep_for_node(&self) {
-        if !self.is_kept.replace(true) {
-            self.change_class(Class::Node);
+    /// A member sends Raft's RPCs on it: it is admitted in any case, and never closed to make room,
+    /// unless the member has begun to send them on others.
+    pub fn keep_for(self: &Rc<Self>, member: NodeId) {
+        if self.is_kept.replace(true) {
+            return;
         }
+        self.change_class(Class::Node);
+        let mut kept = self.connections.kept.borrow_mut();
+        let kept = kept.entry(member).or_default();
+        kept.retain(|one| one.strong_count() > 0);
+        kept.push_back(Rc::downgrade(self));
+        if kept.len() > CONNECTIONS_KEPT_A_MEMBER
+            && let Some(oldest) = kept.pop_front().and_then(|oldest| oldest.upgrade())
+        {
+            oldest.is_kept.set(false);
+            oldest.change_class(Class::Unknown);
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        matches!(self.doing.get(), Doing::Nothing { .. })
     }
 
     /// Whether another node has shown that it is one on this connection.
@@ -232,15 +333,15 @@ impl Presence {
     }
 
     fn change_class(&self, class: Class) {
-        let Connections { clients, nodes, .. } = &*self.connections;
-        for (counted, count) in [(Class::Client, clients), (Class::Node, nodes)] {
+        let Connections { clients, nodes, operators, .. } = &*self.connections;
+        for (counted, count) in [(Class::Client, clients), (Class::Node, nodes), (Class::Operator, operators)] {
             let change = (usize::from(class == counted), usize::from(self.class.get() == counted));
             count.set(count.get() + change.0 - change.1);
         }
         self.class.set(class);
     }
 
-    /// A place for a watch, if there is one left.
+    /// A permit for a watch; `None` if the watch limit is reached.
     pub fn admit_watch(&self) -> Option<WatchPermit> {
         let watches = &self.connections.watches;
         if watches.get() >= self.connections.shares.watches {
@@ -260,13 +361,13 @@ impl Presence {
     /// There is something to be read, and others were there before.
     pub fn wait(&self) {
         if self.doing.get() != Doing::Stream {
-            self.begin();
+            self.set(Doing::Line);
         }
     }
 
     /// There was nothing to be read after all.
     pub fn wait_no_more(&self) {
-        if self.doing.get() == Doing::Request {
+        if self.doing.get() == Doing::Line {
             self.end(false);
         }
     }
@@ -278,35 +379,51 @@ impl Presence {
 
     /// It has its answer, or the beginning of one that goes on.
     pub fn end(&self, is_stream: bool) {
-        self.set(if is_stream { Doing::Stream } else { self.nothing() });
-    }
-
-    fn nothing(&self) -> Doing {
-        Doing::Nothing { since: self.connections.looks.get() }
+        self.set(if is_stream { Doing::Stream } else { self.connections.nothing() });
     }
 
     fn set(&self, doing: Doing) {
         self.doing.set(doing);
-        self.is_let_go.set(false);
+        self.may_stay();
+    }
+
+    fn may_stay(&self) {
+        if self.leave.get() == Leave::IfIdle {
+            self.leave.set(Leave::No);
+        }
     }
 
     /// There is something to do on it after all, if only an answer that is still being written: it
     /// is none of those that have done nothing for longest.
     pub fn stay(&self) {
         match self.doing.get() {
-            Doing::Nothing { .. } => self.set(self.nothing()),
-            _ => self.is_let_go.set(false),
+            Doing::Nothing { .. } => self.set(self.connections.nothing()),
+            _ => self.may_stay(),
         }
     }
 
     /// Has the connection closed, unless it is doing something else by now.
     fn let_go(&self, doing: Doing) {
-        if self.doing.get() == doing {
-            self.is_let_go.set(true);
-            if let Some(waker) = &*self.waker.borrow() {
-                waker.wake_by_ref();
-            }
+        if self.doing.get() == doing && !self.is_leaving() {
+            self.leave_for(Leave::IfIdle);
         }
+    }
+
+    /// Has the connection closed, whatever it is doing.
+    fn leave_now(&self) {
+        self.leave_for(Leave::Now);
+    }
+
+    fn leave_for(&self, leave: Leave) {
+        self.leave.set(leave);
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Whether the connection is to be closed, whatever it is doing.
+    pub fn is_leaving(&self) -> bool {
+        self.leave.get() == Leave::Now
     }
 
     /// Ready once the connection is to be closed, if there is nothing to be read from it.
@@ -315,7 +432,7 @@ impl Presence {
         if !waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
             *waker = Some(context.waker().clone());
         }
-        if self.is_let_go.get() { Poll::Ready(()) } else { Poll::Pending }
+        if self.leave.get() == Leave::No { Poll::Pending } else { Poll::Ready(()) }
     }
 }
 
@@ -347,7 +464,8 @@ mod tests {
         let connections = Connections::new(shares);
         let admitted = |count: usize, class| {
             let open = (0..count).map(|_| connections.open());
-            open.filter(|presence| presence.admit(class)).collect::<Vec<_>>()
+            let admitted = open.filter(|presence| presence.admit(class));
+            admitted.inspect(|presence| presence.begin()).collect::<Vec<_>>()
         };
         let mut clients = admitted(45, Class::Client);
         assert_eq!(clients.len(), 40);
@@ -355,19 +473,45 @@ mod tests {
         let nodes = admitted(10, Class::Node);
         assert_eq!(nodes.len(), 8, "the last two are for operators");
         assert_eq!(admitted(5, Class::Operator).len(), 5);
+        clients[3].end(false);
+        look(&connections);
+        assert_eq!(admitted(2, Class::Client).len(), 1, "one that is idle makes room");
+        assert!(clients[3].is_leaving());
+        let mut operators = admitted(OPERATORS_MIN, Class::Operator);
+        operators.extend(admitted(1, Class::Operator));
+        assert!(operators[0].is_leaving() && !operators[1].is_leaving(), "the oldest makes room for another");
         let proven: Vec<_> = (0..3).map(|_| connections.open()).collect();
-        proven.iter().for_each(|presence| presence.keep_for_node());
+        proven.iter().for_each(|presence| presence.keep_for(1));
         assert!(proven.iter().all(|presence| presence.is_node()), "Raft goes on in any case");
         assert!(admitted(1, Class::Node).is_empty());
-        clients.truncate(30);
+        clients.truncate(25);
         assert_eq!(admitted(1, Class::Node).len(), 1, "clients have left");
         let watches: Vec<_> = (0..25).filter_map(|_| clients[0].admit_watch()).collect();
         assert_eq!(watches.len(), 20);
         drop(watches);
         assert!(clients[0].admit_watch().is_some());
-        drop((clients, nodes, proven));
+        let more: Vec<_> = (0..CONNECTIONS_KEPT_A_MEMBER).map(|_| connections.open()).collect();
+        more.iter().for_each(|presence| presence.keep_for(1));
+        assert!(!proven[0].is_kept.get() && more.iter().all(|presence| presence.is_kept.get()), "a member's last ones");
+        drop((clients, nodes, proven, operators, more));
         let Connections { open, clients, nodes, watches, .. } = &*connections;
         assert_eq!([open.get(), clients.get(), nodes.get(), watches.get()], [0; 4]);
+    }
+
+    /// While a connection is accepted that takes the last place, the oldest that has not shown what it is
+    /// for is closed, whatever it is doing; or else one that is idle.
+    #[test]
+    fn the_last_place_is_kept_free() {
+        let connections = Connections::new(Shares::of_clients(4));
+        let presences: Vec<_> = (0..5).map(|_| connections.accept()).collect();
+        presences[0].begin();
+        assert!(presences[0].admit(Class::Client));
+        presences[1].wait();
+        presences[2].begin();
+        let last = connections.accept();
+        let leaving = |presences: &[Rc<Presence>]| presences.iter().map(|one| one.is_leaving()).collect::<Vec<_>>();
+        assert_eq!(leaving(&presences), [false, false, true, false, false]);
+        assert!(!last.is_leaving());
     }
 
     fn look(connections: &Connections) {
@@ -386,7 +530,7 @@ mod tests {
     fn who_has_done_nothing_for_longest_goes_first() {
         let connections = connections(16);
         let mut presences: Vec<_> = (0..14).map(|_| connections.open()).collect();
-        presences[5].keep_for_node();
+        presences[5].keep_for(1);
         for _ in 0..5 {
             look(&connections);
         }

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use actix_http::body::{self, BodySize, BoxBody, MessageBody};
 use actix_http::{ConnectionType, HttpMessage, Method, Request, Response, Version};
 use actix_service::Service;
+use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpRequest, ResponseError, web};
 use futures_util::StreamExt;
 use futures_util::future::{Either, ready};
@@ -18,6 +19,8 @@ use super::{forward, v1};
 use crate::app::ExampleApp;
 use crate::config::{REFUSED_BODY_BYTES_MAX, REQUEST_BODY_DEADLINE};
 use crate::error::{ApiError, Retry};
+
+const WATCH: &str = "/v1/watch";
 
 /// Takes a request to its route, or refuses it if the node is overloaded and it is its turn to be.
 ///
@@ -55,6 +58,7 @@ where
         Either::Right(async { answer.await.map(Into::into) })
     };
     let under_way = UnderWay { place };
+    let varies = browsers.vary();
     async move {
         let mut answer = answer.await;
         if is_head {
@@ -62,6 +66,9 @@ where
         }
         if let (Some(origin), Ok(answer)) = (origin, &mut answer) {
             origin.insert_into(answer.headers_mut());
+        }
+        if let (true, Ok(answer)) = (varies, &mut answer) {
+            answer.headers_mut().append(header::VARY, HeaderValue::from_static("Origin"));
         }
         let is_stream = answer.as_ref().is_ok_and(|answer| answer.body().size() == BodySize::Stream);
         let closes = exchange.is_some_and(|exchange| exchange.end(is_stream));
@@ -85,7 +92,7 @@ fn answer_at_once(
     request: &mut Request,
     origin: &mut Option<AllowedOrigin>,
 ) -> Option<Response<BoxBody>> {
-    match browsers.check(request) {
+    match browsers.check(app, request) {
         Ok(allowed) => *origin = allowed,
         Err(error) => {
             keep_for_a_while(request.take_payload());
@@ -110,8 +117,9 @@ fn is_admitted(app: &ExampleApp, request: &Request, presence: &Presence) -> bool
         return true;
     }
     let class = match () {
-        () if !is_for_data(path) => Class::Operator,
-        () if forward::is_passed_on(app, request.headers()) => Class::Node,
+        () if is_for_operators(path) => Class::Operator,
+        // A watch is served where it is asked for, so no node passes one on.
+        () if path != WATCH && forward::is_passed_on(app, request.headers()) => Class::Node,
         () => Class::Client,
     };
     presence.admit(class)
@@ -120,15 +128,15 @@ fn is_admitted(app: &ExampleApp, request: &Request, presence: &Presence) -> bool
 /// Answers a request for whose connection there is no place, and has it closed.
 fn crowded_out(app: &ExampleApp, request: &mut Request) -> Response<BoxBody> {
     keep_for_a_while(request.take_payload());
-    let message = "this node has as many clients' connections as it admits; another node may have room";
+    let message = "the limit of client connections of this node is reached; retry, or use another node";
     let mut answer = error_answer(app, request.path(), ApiError::Overloaded(Retry::soon(message)));
     answer.head_mut().set_connection_type(ConnectionType::Close);
     answer
 }
 
 /// The connection of a request.
-pub fn presence_of(request: &HttpRequest) -> Option<&Presence> {
-    request.conn_data::<Rc<Place>>().map(|place| &*place.presence)
+pub fn presence_of(request: &HttpRequest) -> Option<&Rc<Presence>> {
+    request.conn_data::<Rc<Place>>().map(|place| &place.presence)
 }
 
 /// Drops a body without a known length, which the HTTP library would read to its end.
@@ -164,7 +172,13 @@ impl Drop for UnderWay {
 /// Only requests for data: what is needed to look after the nodes goes on. And not watches: a browser's
 /// `EventSource` takes an error status for the end.
 fn may_be_refused(path: &str) -> bool {
-    is_for_data(path) && path != "/v1/watch"
+    is_for_data(path) && path != WATCH
+}
+
+/// What tells how a node or its cluster is, or changes that.
+fn is_for_operators(path: &str) -> bool {
+    path.starts_with("/v1/cluster/")
+        || matches!(path, "/metrics" | "/v1/metrics" | "/init" | "/add-learner" | "/change-membership")
 }
 
 fn is_for_data(path: &str) -> bool {

@@ -556,7 +556,7 @@ mod tests {
         assert_eq!(under_way(&scene.come(1, Kind::End)), 1);
         assert_eq!(under_way(&scene.come(FIRST_RPCS_A_TURN + 1, Kind::Rpc)), FIRST_RPCS_A_TURN);
         let node = Place::new(scene.line.clone(), Connections::new(Shares::of_clients(1)).open());
-        node.presence.keep_for_node();
+        node.presence.keep_for(1);
         scene.read_if_called(&node, Kind::Rpc);
         assert_eq!(under_way(&[node]), 1);
         assert_eq!(under_way(&scene.come(LOOKS_A_TURN + 1, Kind::Look)), LOOKS_A_TURN);
@@ -647,7 +647,7 @@ mod tests {
             assert_eq!(scene.line.left.get(), REQUESTS_A_TURN - left, "{first}");
             place.end_request(false);
         }
-        place.presence.keep_for_node();
+        place.presence.keep_for(1);
         for (first, left) in [("POST /raft-append", 2), ("POST /raft-append", 2), ("PUT /v1/kv/a", 2), ("", 3)] {
             scene.read_if_called_with(&place, Kind::Own, first);
             assert_eq!(scene.line.left.get(), REQUESTS_A_TURN - left, "{first}");

@@ -96,7 +96,7 @@ pub fn serve_http(
                 // An answer is written at once: waiting for more would only delay it.
                 let _ = stream.set_nodelay(true);
                 let peer = stream.peer_addr().ok();
-                let place = Place::new(line.clone(), connections.open());
+                let place = Place::new(line.clone(), connections.accept());
                 let begun = begin(Connection::new(stream, place), accepted_until.clone());
                 async move { Ok((begun.await?, Protocol::Http1, peer)) }
             })
@@ -149,7 +149,7 @@ async fn begin(connection: Connection, mut stopping: watch::Receiver<bool>) -> R
             () = tokio::time::sleep(KEEP_ALIVE) => {}
         }
         // After the process stood still, a timer may be heard before what has come meanwhile.
-        if connection.has_nothing_to_do() {
+        if presence.is_leaving() || connection.has_nothing_to_do() {
             return Err(DispatchError::DisconnectTimeout);
         }
         presence.stay();
@@ -265,6 +265,9 @@ impl Connection {
             self.stalled = None;
             return written;
         }
+        if self.place.presence.poll_let_go(context).is_ready() && self.place.presence.is_leaving() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_STALL_MAX)));
         stalled.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
@@ -362,6 +365,9 @@ impl AsyncRead for Connection {
             if self.has_nothing_to_do() {
                 // As if the client had closed it.
                 return Poll::Ready(Ok(()));
+            }
+            if self.place.presence.is_leaving() {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
             }
             self.place.presence.stay();
         }

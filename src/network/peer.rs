@@ -208,7 +208,9 @@ pub async fn identify(app: &ExampleApp, id: NodeId, addr: &str) -> Result<PeerId
         let message = format!("the address {addr} resolves to every address of a machine, which is not one to dial");
         return Err(ApiError::bad_request("invalid_address", message));
     }
-    let sent = app.http.get(format!("http://{addr}/raft-identity")).timeout(CONNECT_DEADLINE).send();
+    let request = app.http.get(format!("http://{addr}/raft-identity"));
+    // The address may be a name that the other node does not know for its own (`network::browser`).
+    let sent = request.header("host", "localhost").timeout(CONNECT_DEADLINE).send();
     let answer = sent.await.map_err(|error| unreachable(id, addr, &error))?;
     let body = match read_response(answer, PEER_RESPONSE_BYTES_MAX).await {
         Ok(body) => body,

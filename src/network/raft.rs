@@ -161,7 +161,7 @@ async fn receive<T: DeserializeOwned>(
         if request.path() == READ_INDEX {
             presence.admit(Class::Node);
         } else {
-            presence.keep_for_node();
+            presence.keep_for(envelope.from);
         }
     }
     Ok(envelope)

@@ -23,7 +23,7 @@ use serde::de::DeserializeOwned;
 use super::peer;
 use super::raft::SnapshotHead;
 use crate::config::{APPEND_BYTES_PER_SECOND_MIN, PEER_RESPONSE_BYTES_MAX, SNAPSHOT_FRAME_BYTES};
-use crate::connection::{node_connections, read_response, reason_of};
+use crate::connection::{connections, read_response, reason_of};
 use crate::store::ExampleStore;
 use crate::store::codec::PayloadRecord;
 use crate::store::snapshot::SnapshotFile;
@@ -43,12 +43,7 @@ pub struct ExampleNetworkFactory {
 impl ExampleNetworkFactory {
     /// The network of the node whose data this is.
     pub fn new(store: Arc<ExampleStore>) -> Self {
-        ExampleNetworkFactory {
-            store,
-            append: node_connections(),
-            heartbeat: node_connections(),
-            snapshot: node_connections(),
-        }
+        ExampleNetworkFactory { store, append: connections(), heartbeat: connections(), snapshot: connections() }
     }
 
     fn connect(&self, http: &reqwest::Client, target: NodeId, node: &ExampleNode) -> ExampleNetwork {

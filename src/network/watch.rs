@@ -8,6 +8,7 @@
 use std::io::Write;
 use std::time::Instant;
 
+use actix_web::http::ConnectionType;
 use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use futures_util::stream;
 use serde::Serialize;
 
 use super::api::linearize;
-use super::crowd::{Presence, WatchPermit};
+use super::crowd::WatchPermit;
 use super::forward;
 use super::gate::presence_of;
 use super::kv::refuse_body;
@@ -24,7 +25,7 @@ use super::openapi::answers::{EventStream, WatchErrors};
 use super::openapi::parameters::{WatchHeaders, WatchParameters};
 use super::parameters::{Parameters, check_key, invalid};
 use super::v1::{self, may_read, ready_to_read};
-use crate::app::ExampleApp;
+use crate::app::{ExampleApp, Exclusion, Role};
 use crate::body::{EncodedValue, Encoding, WatchEnd, WatchEvent, write_json_line};
 use crate::config::{WATCH_BATCH_BYTES, WATCH_HEARTBEAT, WATCH_LEADER_DEADLINE, WATCH_LEADER_INTERVAL};
 use crate::error::{ApiError, Outcome, Retry, RevisionGone};
@@ -67,7 +68,13 @@ pub const WAIT: HeaderName = HeaderName::from_static("raft-wait");
 )]
 pub async fn watch(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     let started = start_watch(&app, &request, payload).await;
-    v1::answer(&app, started)
+    let is_crowded = matches!(started, Err(ApiError::Overloaded(_)));
+    let mut response = v1::answer(&app, started);
+    if is_crowded {
+        // Its connection would take the place of another client's.
+        response.head_mut().set_connection_type(ConnectionType::Close);
+    }
+    response
 }
 
 async fn start_watch(
@@ -92,20 +99,27 @@ async fn start_watch(
         return Err(invalid("from", "and `initial` are not given together: the one begins then, the other now"));
     }
     let begin = Begin { resumed: resumed_after(request)?, filter, from, initial, stale };
-    let Some(permit) = presence_of(request).map(Presence::admit_watch) else {
+    let Some(permit) = presence_of(request).map(|presence| presence.admit_watch()) else {
         return Err(forward::stopping()); // Every connection of this server has one.
     };
     let Some(permit) = permit else {
-        return Err(ApiError::Overloaded(Retry::soon("this node has as many watches as it admits; ask another node")));
+        return Err(ApiError::Overloaded(Retry::soon("the watch limit of this node is reached; use another node")));
     };
     let may_wait = !request.headers().get(WAIT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"no"));
-    let (state, revision) = match ready_to_read(app, request, stale).await {
+    let ready = ready_to_read(app, request, stale);
+    let ready = if may_wait {
+        // The headers are not held back while a leader is asked that does not answer.
+        tokio::time::timeout(WATCH_LEADER_INTERVAL, ready).await.unwrap_or_else(|_| Err(forward::no_leader(app)))
+    } else {
+        ready.await
+    };
+    let (state, revision) = match ready {
         Ok(()) => {
             let (watching, revision) = begin.now(app)?;
             (State::Watching(watching), Some(revision))
         }
         // A browser's EventSource never tries again after an error status.
-        Err(error) if may_wait && may_pass(&error) => (State::Waiting(Waiting::new(begin)), None),
+        Err(error) if may_wait && may_pass(app, &error) => (State::Waiting(Waiting::new(app, begin)), None),
         Err(error) => return Err(error),
     };
     let watch = Watch { app: app.clone(), state, stale, _permit: permit };
@@ -204,14 +218,31 @@ enum State {
 /// A watch that has not begun.
 struct Waiting {
     begin: Begin,
+    /// The revision after which it begins if the request does not say where.
+    revision: u64,
     until: Instant,
-    /// When the reader last heard that it waits.
+    /// When the last comment was sent.
     said: Option<Instant>,
 }
 
 impl Waiting {
-    fn new(begin: Begin) -> Self {
-        Waiting { begin, until: Instant::now() + WATCH_LEADER_DEADLINE, said: None }
+    /// A watch from now on must miss nothing that is written while it waits. What this node holds now
+    /// may be old, so it may also see changes from shortly before its request.
+    fn new(app: &ExampleApp, mut begin: Begin) -> Self {
+        let revision = app.store.state_machine.read(|machine| machine.revision);
+        if !begin.initial {
+            begin.from.get_or_insert(revision + 1);
+        }
+        Waiting { begin, revision, until: Instant::now() + WATCH_LEADER_DEADLINE, said: None }
+    }
+
+    /// Says that the watch waits; and where a watch from now on is resumed if it is cut off meanwhile.
+    fn comment(&mut self, now: Instant) -> Bytes {
+        self.said = Some(now);
+        if self.begin.resumed.is_none() && self.begin.from == Some(self.revision + 1) {
+            return format!(": waiting for a leader\nid: {}\n\n", self.revision).into();
+        }
+        Bytes::from_static(b": waiting for a leader\n\n")
     }
 }
 
@@ -267,12 +298,11 @@ impl Watch {
                 Err(error) => error,
             };
             let now = Instant::now();
-            if now >= waiting.until || self.app.is_stopping() || !may_pass(&error) {
+            if now >= waiting.until || self.app.is_stopping() || !may_pass(&self.app, &error) {
                 return (end_event(end_of(&error)), State::Ended);
             }
             if waiting.said.is_none_or(|said| now >= said + WATCH_HEARTBEAT) {
-                waiting.said = Some(now);
-                return (Bytes::from_static(b": waiting for a leader\n\n"), State::Waiting(waiting));
+                return (waiting.comment(now), State::Waiting(waiting));
             }
             tokio::select! {
                 () = self.app.stopped() => {}
@@ -283,6 +313,10 @@ impl Watch {
 
     /// Whether this node can serve the watch now.
     async fn confirm(&self) -> Result<(), ApiError> {
+        // Many watches may wait, and without a leader there is nobody to be asked.
+        if !self.stale && self.app.role() == Role::NoLeader {
+            return Err(forward::no_leader(&self.app));
+        }
         may_read(&self.app, &HeaderMap::new(), self.stale).await
     }
 }
@@ -350,9 +384,9 @@ impl Watching {
     }
 }
 
-/// Whether the node may be able to serve a watch later, without anybody doing anything about it.
-fn may_pass(error: &ApiError) -> bool {
-    matches!(error.status(), 503 | 504) && !matches!(error, ApiError::NotMember(_))
+/// Whether the error is temporary. A node that was removed may be taken in again; one that lost its data is never.
+fn may_pass(app: &ExampleApp, error: &ApiError) -> bool {
+    matches!(error.status(), 503 | 504) && !matches!(app.exclusion(), Some(Exclusion::OtherDirectory { .. }))
 }
 
 /// How a watch ends that would have been answered with this error if it had not begun.

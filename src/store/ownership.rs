@@ -1,22 +1,24 @@
-//! Who may reach a data directory: nobody but the user that runs the node.
+//! Restricts a data directory to the user that runs the node.
 //!
-//! Whoever can write to the directory can change data, votes and the identity of a node, and
-//! whoever can read it reads every key. So the node creates directories with mode 0700 and
-//! files with mode 0600, sets both on what a former version created, and refuses a directory
-//! that another user owns. It also refuses symbolic links in place of files: opening `LOCK`
-//! through one would overwrite whatever it leads to.
+//! A user with write access could change data, votes and identity; a user with read access could read every key.
+//! So the node creates directories with mode 0700 and files with mode 0600, sets both on what a former
+//! version created, and rejects a directory that another user owns. It also rejects symbolic links, hard links and
+//! special files where a file of its own must be: opening `LOCK` through a link would overwrite
+//! the file it leads to. Other files in the directory are left alone.
 //!
 //! `log` and `snapshots` may be symbolic links to directories of the same user, so that each
 //! can be on a disk of its own.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 use rustix::process::geteuid;
 
+use super::durable::TEMPORARY_EXTENSION;
 use super::error::StoreError;
 
 const DIRECTORY_MODE: u32 = 0o700;
@@ -24,25 +26,26 @@ const FILE_MODE: u32 = 0o600;
 /// The user that every other user has to trust.
 const ROOT: u32 = 0;
 
-/// Refuses a data directory that is not this user's alone to change. Changes nothing; what does not
+/// Rejects a data directory that is not this user's alone to change. Changes nothing; what does not
 /// exist yet is accepted.
 ///
 /// `data_dir` may belong to root as well; `node_directory`, below it, must be this user's.
 ///
 /// # Errors
 ///
-/// [`StoreError::NotPrivate`] if another user owns one of the directories, or if one of their
-/// entries is neither a file nor a directory; [`StoreError::Io`] if that cannot be found out.
+/// [`StoreError::NotPrivate`] if another user owns one of the directories, or if a file that the node
+/// opens is a link or not a regular file; [`StoreError::Io`] if that cannot be found out.
 pub fn check(data_dir: &Path, node_directory: &Path) -> Result<(), StoreError> {
     check_owner(data_dir, true)?;
+    // The link could be another user's, and lead to any directory of this one.
+    let is_link = existing(fs::symlink_metadata(node_directory), node_directory)?.is_some_and(|it| it.is_symlink());
+    if is_link {
+        return Err(not_private(node_directory, "must be a directory, not a symbolic link; remove it".to_owned()));
+    }
     for directory in directories_of(node_directory) {
         check_owner(&directory, false)?;
-        for entry in entries_of(&directory)? {
-            let is_directory = directory == node_directory && directories_of(node_directory).contains(&entry);
-            check_type(&entry, is_directory)?;
-        }
     }
-    Ok(())
+    own_files(node_directory)?.iter().try_for_each(|path| check_file(path))
 }
 
 /// Sets the modes of a node's directories and files to those that this program creates them with.
@@ -53,13 +56,27 @@ pub fn check(data_dir: &Path, node_directory: &Path) -> Result<(), StoreError> {
 pub fn restrict(node_directory: &Path) -> Result<(), StoreError> {
     for directory in directories_of(node_directory) {
         set_mode(&directory, DIRECTORY_MODE)?;
-        for entry in entries_of(&directory)? {
-            if entry.is_file() {
-                set_mode(&entry, FILE_MODE)?;
-            }
-        }
     }
-    Ok(())
+    own_files(node_directory)?.iter().try_for_each(|path| set_mode(path, FILE_MODE))
+}
+
+/// The files in a node's directories that have names which the node uses.
+fn own_files(node_directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let [_, log, snapshots] = directories_of(node_directory);
+    let of = |directory: &Path, is_own: fn(&str, &str) -> bool| -> Result<Vec<PathBuf>, StoreError> {
+        let mut entries = entries_of(directory)?;
+        entries.retain(|path| {
+            let part = |part: Option<&OsStr>| part.and_then(OsStr::to_str).unwrap_or_default().to_owned();
+            is_own(&part(path.file_name()), &part(path.extension()))
+        });
+        Ok(entries)
+    };
+    let mut files = of(node_directory, |name, extension| {
+        ["LOCK", "IDENTITY", "CLOCK"].contains(&name) || extension == TEMPORARY_EXTENSION
+    })?;
+    files.extend(of(&log, |name, extension| name == "LOCK" || extension == "wal")?);
+    files.extend(of(&snapshots, |_, extension| ["snap", TEMPORARY_EXTENSION].contains(&extension))?);
+    Ok(files)
 }
 
 /// Creates a directory that only this user can reach, whatever the process's umask.
@@ -136,17 +153,25 @@ fn check_owner(directory: &Path, may_be_root: bool) -> Result<(), StoreError> {
     ))
 }
 
-fn check_type(path: &Path, is_directory: bool) -> Result<(), StoreError> {
+fn check_file(path: &Path) -> Result<(), StoreError> {
     // A file may disappear meanwhile, while another process runs on the directory.
     let Some(found) = existing(fs::symlink_metadata(path), path)? else { return Ok(()) };
     let kind = found.file_type();
-    if kind.is_symlink() && !is_directory {
-        return Err(not_private(path, "is a symbolic link where a file must be; remove it".to_owned()));
-    }
-    if kind.is_fifo() || kind.is_socket() || kind.is_block_device() || kind.is_char_device() {
-        return Err(not_private(path, "is not a regular file; remove it".to_owned()));
-    }
-    Ok(())
+    let what = if kind.is_symlink() {
+        "must be a regular file, not a symbolic link; remove it"
+    } else if !kind.is_file() && !kind.is_dir() {
+        "must be a regular file; remove it"
+    } else if found.nlink() > 1 && !kind.is_dir() && is_rewritten(path) {
+        "is a hard link to another file, which would be overwritten; remove it"
+    } else {
+        return Ok(());
+    };
+    Err(not_private(path, what.to_owned()))
+}
+
+/// Whether a file is written to in place. (The others are replaced, or may be linked to by a backup.)
+fn is_rewritten(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name == "LOCK") || path.extension().is_some_and(|extension| extension == "wal")
 }
 
 fn not_private(path: &Path, what: String) -> StoreError {
@@ -157,7 +182,9 @@ fn set_mode(path: &Path, mode: u32) -> Result<(), StoreError> {
     let failed = |error| StoreError::io("restrict access to", path, error);
     // A file may disappear meanwhile.
     let Some(found) = existing(fs::metadata(path), path)? else { return Ok(()) };
-    if found.permissions().mode() & 0o7777 == mode {
+    // What belongs to another user is for that user to change, and a link may be the name of another file.
+    let is_other = found.uid() != geteuid().as_raw() || found.is_file() && found.nlink() > 1;
+    if is_other || found.permissions().mode() & 0o7777 == mode {
         return Ok(());
     }
     fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed)

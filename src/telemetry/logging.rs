@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::config::{LOG_QUEUE_BYTES_MAX, LOG_RETRY_PAUSE};
+use crate::config::{LOG_FLUSH_DEADLINE, LOG_QUEUE_BYTES_MAX, LOG_RETRY_PAUSE};
 
 /// Queues log lines for one thread that writes them. Clones share the queue.
 ///
@@ -112,13 +112,16 @@ fn write_lines(shared: &Shared, destination: impl Write, drop_notice: impl Fn(u6
     let mut output = Output { destination, is_torn: false };
     // The queue and this buffer change places, so neither is allocated again.
     let mut lines = Vec::new();
+    // After a failure there is no use in reporting it before there is something else to write.
+    let mut has_failed = false;
     loop {
-        let mut dropped = take_lines(shared, &mut lines);
+        let mut dropped = take_lines(shared, &mut lines, has_failed);
         let lost = output.write_lines(&lines);
         if lost == 0 && dropped > 0 && output.write_lines(drop_notice(dropped).as_bytes()) == 0 {
             dropped = 0;
         }
         lines.clear();
+        has_failed = lost + dropped > 0;
         let mut queue = shared.lock();
         queue.dropped += dropped + lost;
         queue.is_writing = false;
@@ -126,10 +129,10 @@ fn write_lines(shared: &Shared, destination: impl Write, drop_notice: impl Fn(u6
     }
 }
 
-/// Waits for lines, and takes them all; returns how many were dropped before.
-fn take_lines(shared: &Shared, lines: &mut Vec<u8>) -> u64 {
+/// Waits for lines, or for dropped ones to report, and takes all lines; returns how many were dropped before.
+fn take_lines(shared: &Shared, lines: &mut Vec<u8>, has_failed: bool) -> u64 {
     let mut queue = shared.lock();
-    while queue.lines.is_empty() {
+    while queue.lines.is_empty() && (has_failed || queue.dropped == 0) {
         queue = shared.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
     }
     std::mem::swap(&mut queue.lines, lines);
@@ -174,6 +177,18 @@ fn write_all<'a>(destination: &mut impl Write, mut bytes: &'a [u8]) -> &'a [u8] 
         }
     }
     bytes
+}
+
+/// Writes a line to standard error, for [`LOG_FLUSH_DEADLINE`] at most: nobody may be reading it.
+pub fn say(line: &str) {
+    // Without a thread it is written as it is; nothing is left to do if it fails.
+    match LogWriter::start(io::stderr(), |_| String::new()) {
+        Ok(mut writer) => {
+            let _ = writer.write_all(line.as_bytes());
+            LogWriter::flush(&writer, LOG_FLUSH_DEADLINE);
+        }
+        Err(_) => drop(io::stderr().write_all(line.as_bytes())),
+    }
 }
 
 /// Logs a panic as other errors are: the standard hook writes to standard error itself,

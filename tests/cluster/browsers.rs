@@ -64,7 +64,8 @@ async fn foreign_pages_are_rejected() {
     let port = cluster.addr(1).rsplit_once(':').unwrap().1;
     let rebound = format!("evil.example:{port}");
     let rebound_origin = format!("http://{rebound}");
-    let headers: [&[(&str, &str)]; 9] = [
+    let headers: [&[(&str, &str)]; 10] = [
+        &[("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "no-cors")],
         &[("origin", FOREIGN)],
         &[("origin", FOREIGN), ("content-type", "text/plain")],
         &[("origin", FOREIGN), ("content-type", "application/x-www-form-urlencoded")],
@@ -106,6 +107,18 @@ async fn own_pages_and_programs_are_served() {
             answer.done();
             assert_eq!(answer.header("access-control-allow-origin"), "", "{headers:?}");
         }
+    }
+}
+
+/// A link to a page of the node may be followed from anywhere, and other nodes may pass requests on under any name.
+#[tokio::test]
+async fn links_and_other_nodes_are_served() {
+    let cluster = TestCluster::form("browsers-links", &ALL, CALM).await;
+    let followed = [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")];
+    let answer = cluster.http().request(Method::GET, cluster.addr(1), "/docs", &followed, "").await.unwrap();
+    assert_eq!(answer.status, 200);
+    for id in ALL {
+        cluster.put(id, "/v1/kv/key", "v").await.done();
     }
 }
 

@@ -426,6 +426,63 @@ async fn unfinished_requests_leave_room() {
     clients.shutdown().await;
 }
 
+/// Clients that keep connections for later do not keep others out.
+///
+/// Method: a node with few files, and as many clients as it admits, each of which has asked for something
+/// and keeps its connection. As many again come, each of which is served at its first attempt; and
+/// more watches than it admits do not keep a client out, either.
+#[tokio::test]
+async fn idle_clients_make_room_for_others() {
+    const GET: &str = "GET /v1/kv?limit=1 HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    const WATCH: &str = "GET /v1/watch HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    let (mut cluster, leader) = few_files("idle-clients").await;
+    let addr = cluster.addr(leader).to_owned();
+    let mut idle = Vec::new();
+    for number in 0..2 * CLIENTS_ADMITTED {
+        let mut client = connect_and_send(&addr, GET).await;
+        assert_eq!(read_status(&mut client).await, 200, "client {number}");
+        idle.push(client);
+    }
+    for _ in 0..2 * CLIENTS_ADMITTED {
+        idle.push(connect_and_send(&addr, WATCH).await);
+    }
+    still_leads(&mut cluster, leader, 0).await;
+    cluster.put(leader, "/v1/kv/k", "v").await.done();
+}
+
+/// Requests that do not end leave room, also on the routes for which no client's place is needed.
+///
+/// Method: on a leader with few files, many more connections than it accepts, each of which is opened again
+/// when it is closed, with half a head or half a body for a node's or an operator's route.
+#[tokio::test]
+async fn nobody_holds_the_reserved_connections() {
+    const HALVES: [&str; 4] = [
+        "GET /v1/kv/a HTTP/1.1\r\nhost: local",
+        "POST /raft-append HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\nhalf",
+        "POST /raft-snapshot HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\nhalf",
+        "POST /init HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\nhalf",
+    ];
+    for half in HALVES {
+        let (mut cluster, leader) = few_files("reserved").await;
+        let mut clients = JoinSet::new();
+        for _ in 0..4 * CLIENTS_ADMITTED {
+            let addr = cluster.addr(leader).to_owned();
+            clients.spawn(async move {
+                loop {
+                    let Ok(mut stream) = TcpStream::connect(&addr).await else { continue };
+                    let _ = stream.write_all(half.as_bytes()).await;
+                    let _ = stream.read_to_end(&mut Vec::new()).await;
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+            });
+        }
+        for round in 0..2 {
+            still_leads(&mut cluster, leader, round).await;
+        }
+        clients.shutdown().await;
+    }
+}
+
 /// Nobody keeps a connection by pretending to be a node.
 ///
 /// Method: on a leader with few files, more connections than it accepts, each of which asks for what

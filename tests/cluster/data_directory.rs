@@ -109,6 +109,47 @@ async fn files_that_lead_elsewhere_are_refused() {
     assert!(!directory.path().join("nothing").exists());
 }
 
+/// A hard link at a name that the node writes to is rejected, and so is a link in place of the node's directory.
+#[tokio::test]
+async fn links_to_what_is_not_the_nodes_are_rejected() {
+    let directory = tempfile::tempdir().unwrap();
+    let victim = directory.path().join("victim");
+    fs::write(&victim, "precious").unwrap();
+    fs::set_permissions(&victim, Permissions::from_mode(0o644)).unwrap();
+    let data_dir = directory.path().join("hard");
+    fs::create_dir_all(data_dir.join("node-1")).unwrap();
+    fs::hard_link(&victim, data_dir.join("node-1/LOCK")).unwrap();
+    let ended = start_on(&data_dir);
+    assert_eq!(ended.code, Some(78), "{ended:?}");
+    assert_eq!((fs::read_to_string(&victim).unwrap().as_str(), mode_of(&victim)), ("precious", 0o644));
+
+    let (elsewhere, data_dir) = (directory.path().join("elsewhere"), directory.path().join("linked"));
+    fs::create_dir(&elsewhere).unwrap();
+    fs::write(elsewhere.join("draft.tmp"), "precious").unwrap();
+    fs::create_dir(&data_dir).unwrap();
+    symlink(&elsewhere, data_dir.join("node-1")).unwrap();
+    let ended = start_on(&data_dir);
+    assert_eq!(ended.code, Some(78), "{ended:?}");
+    assert_eq!(files_below(&elsewhere), [elsewhere.join("draft.tmp")]);
+}
+
+/// Files that are not the node's own are left alone, whatever they are.
+#[tokio::test]
+async fn other_files_are_left_alone() {
+    let mut cluster = TestCluster::form("other-files", &[1], CALM_BUT_QUICK).await;
+    assert_eq!(cluster.stop(1).await, Some(0));
+    let directory = cluster.node(1).directory();
+    let note = directory.join("NOTE");
+    fs::write(&note, "for whoever comes by").unwrap();
+    fs::set_permissions(&note, Permissions::from_mode(0o644)).unwrap();
+    symlink("/nowhere", directory.join("link")).unwrap();
+    if rustix::process::geteuid().is_root() {
+        chown(&note, Some(SOMEBODY), None).unwrap();
+    }
+    cluster.restart(1).await;
+    assert_eq!(mode_of(&note), 0o644);
+}
+
 /// `log` and `snapshots` may be links to directories on other disks.
 #[tokio::test]
 async fn the_log_may_be_on_another_disk() {

@@ -138,7 +138,9 @@ async fn exit_codes_do_not_depend_on_the_log() {
     node.kill();
     std::fs::rename(node.directory(), node.data_dir().join("node-2")).unwrap();
     let data_dir = node.data_dir().to_str().unwrap().to_owned();
-    let rows: [(&[&str], i32); 2] = [
+    let rows: [(&[&str], i32); 4] = [
+        (&["--no-such-flag"], 2),
+        (&["get", "key", "--endpoints", "127.0.0.1:1", "--retry-for", "0s"], 3),
         (&["--id", "2", "--http-addr", "127.0.0.1:0", "--data-dir", &data_dir], 78),
         (&["--id", "2", "--http-addr", "no-such-host.invalid:1", "--data-dir", &data_dir], 2),
     ];

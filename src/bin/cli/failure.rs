@@ -1,10 +1,11 @@
 //! How a command ends if it fails.
 
-use std::io::{self, Write};
+use std::io;
 use std::process::ExitCode;
 
 use raft_key_value::ClientError;
 use raft_key_value::error::Outcome;
+use raft_key_value::telemetry::logging::say;
 
 /// The answer is no: no such key, or a condition that does not hold.
 const EXIT_NO: u8 = 1;
@@ -37,7 +38,7 @@ pub enum Failure {
         /// How many keys were printed.
         printed: usize,
         /// Why there are no more.
-        error: ClientError,
+        error: Box<ClientError>,
     },
     /// Some nodes do not serve.
     #[error("unavailable: {0}")]
@@ -78,7 +79,6 @@ pub fn exit_code(ended: Result<(), Failure>) -> ExitCode {
         Failure::Client(error) => exit_code_of(error),
         Failure::Output(_) | Failure::Incomplete { .. } | Failure::Unavailable(_) => EXIT_UNAVAILABLE,
     };
-    // Nothing is left to be done if standard error is closed too.
-    let _ = writeln!(io::stderr(), "error: {failure}");
+    say(&format!("error: {failure}\n"));
     ExitCode::from(code)
 }

@@ -13,6 +13,7 @@ use raft_key_value::body::TxnRequest;
 use raft_key_value::client::{KeyValue, KeyWrite, TxnResult, WatchEvent};
 use raft_key_value::config::REQUEST_BYTES_MAX_LIMIT;
 use raft_key_value::error::explain_json;
+use raft_key_value::telemetry::logging::say;
 use raft_key_value::{ClientError, ExampleClient};
 
 use super::arguments::{Completions, Delete, Get, Input, List, Put, Shell, Touch, Txn, Watch, WriteOptions};
@@ -134,7 +135,7 @@ async fn print_lines<W: Write>(
             Err(error) if printed == 0 => return Err(error.into()),
             Err(error) => {
                 output.flush()?;
-                return Err(Failure::Incomplete { printed, error });
+                return Err(Failure::Incomplete { printed, error: Box::new(error) });
             }
         }
         printed += 1;
@@ -224,7 +225,7 @@ impl ConnectionReport {
         match state {
             Ok(addr) => {
                 if now.loss_is_reported {
-                    let _ = writeln!(io::stderr(), "the watch continues at {addr}");
+                    say(&format!("the watch continues at {addr}\n"));
                 }
                 *now = Connectivity { was_connected: true, ..Connectivity::default() };
             }
@@ -236,7 +237,7 @@ impl ConnectionReport {
                 if lasts && all_were_tried && !now.loss_is_reported {
                     now.loss_is_reported = true;
                     let error = printable(&error.to_string());
-                    let _ = writeln!(io::stderr(), "no endpoint serves the watch, retrying: {error}");
+                    say(&format!("no endpoint serves the watch, retrying: {error}\n"));
                 }
             }
         }
