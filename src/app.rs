@@ -12,8 +12,9 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::config::{Config, DISK_FREE_BYTES_LEAST, Limits, MEMBERS_ANSWER_MAX, MEMBERS_ANSWER_MIN};
 use crate::connection::connections;
+use crate::peers::Peers;
 use crate::store::{ClusterId, ExampleStore};
-use crate::types::{ExampleNode, ExampleRaft, NodeId, TypeConfig};
+use crate::types::{ExampleNode, ExampleRaft, LeaderId, LogId, NodeId, TypeConfig, Vote};
 
 /// What a handler needs to answer a request.
 pub struct ExampleApp {
@@ -40,6 +41,8 @@ pub struct ExampleApp {
     pub founding_turn: tokio::sync::Mutex<()>,
     /// How long voters have to answer before a membership change that needs them is rejected.
     pub members_answer_deadline: Duration,
+    /// What it remembers of the RPCs that it received.
+    pub peers: Peers,
     // The part of the metrics that only changes with the leader or the membership.
     metrics: WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>,
     all_metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
@@ -163,6 +166,40 @@ impl DiskSpace {
     }
 }
 
+/// What a node knows when an RPC arrives.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// Its last vote.
+    pub vote: Vote,
+    /// The last entry of its log that it knows to be committed.
+    pub committed: Option<LogId>,
+    /// The last entry that the leader said is committed; the log of this node may not reach it.
+    pub cluster_committed: Option<LogId>,
+    /// The log id of the committed membership; `None` if it has none yet.
+    pub membership: Option<LogId>,
+}
+
+impl Default for Known {
+    /// Nothing: what a node knows that has just been made.
+    fn default() -> Self {
+        let vote = Vote { leader_id: LeaderId { term: 0, node_id: 0 }, committed: false };
+        Known { vote, committed: None, cluster_committed: None, membership: None }
+    }
+}
+
+impl Known {
+    /// What the metrics say.
+    pub fn of(metrics: &RaftMetrics<TypeConfig>) -> Self {
+        let membership = &metrics.committed_membership_config;
+        Known {
+            vote: metrics.vote,
+            committed: metrics.local_committed,
+            cluster_committed: metrics.cluster_committed,
+            membership: membership.voter_ids().next().and(*membership.log_id()),
+        }
+    }
+}
+
 /// How many more requests may be under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
@@ -189,6 +226,7 @@ impl ExampleApp {
             founding_turn: tokio::sync::Mutex::new(()),
             members_answer_deadline: Duration::from_millis(config.election_timeout_max_ms)
                 .clamp(MEMBERS_ANSWER_MIN, MEMBERS_ANSWER_MAX),
+            peers: Peers::default(),
             all_metrics: raft.metrics(),
             leader_lease_ms: config.election_timeout_max_ms,
             raft,
@@ -250,6 +288,23 @@ impl ExampleApp {
     /// Whether a node is a member, as far as this one knows.
     pub fn has_member(&self, id: NodeId) -> bool {
         is_member_in(&self.metrics.borrow_watched(), id)
+    }
+
+    /// What this node knows when an RPC arrives.
+    pub fn known(&self) -> Known {
+        Known::of(&self.all_metrics.borrow_watched())
+    }
+
+    /// Whether this node leads with a majority, or follows a leader that is a member and that it
+    /// heard from within an election timeout.
+    pub fn hears_a_leader(&self) -> bool {
+        match self.role() {
+            Role::Leader => true,
+            Role::Follower { leader_id, .. } => {
+                self.has_member(leader_id) && self.peers.heard_a_leader(self.leader_lease_ms)
+            }
+            Role::NoLeader => false,
+        }
     }
 
     /// Whether this node knows who is a member, and is none itself.

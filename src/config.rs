@@ -269,9 +269,22 @@ pub const APPEND_ENTRIES_MAX: u64 = 4096;
 pub const APPEND_BYTES_MAX: usize = 4 << 20;
 /// How slow a network may be that appends are to get through, in bytes a second.
 pub const APPEND_BYTES_PER_SECOND_MIN: f64 = 1_000_000.0;
-/// Longest body of an RPC: an append that was filled up to its limit, and then
-/// got the largest entry.
-pub const RPC_BYTES_MAX: usize = 64 << 20;
+/// Longest body of an append: one that was filled up to its limit, which the names of the fields at
+/// most double for small entries, and then got the largest entry.
+pub const APPEND_RPC_BYTES_MAX: usize = 2 * APPEND_BYTES_MAX + LOG_PAYLOAD_BYTES_MAX + SMALL_RPC_BYTES_MAX;
+/// Longest body of an RPC without entries: a vote, a leader transfer, a read index.
+pub const SMALL_RPC_BYTES_MAX: usize = 128 << 10;
+/// Longest head of a snapshot, which holds the membership: room for some hundred members.
+pub const SNAPSHOT_HEAD_BYTES_MAX: usize = 256 << 10;
+/// How far the term in an RPC may be above the node's own. Each election adds 1, so no cluster gets
+/// that far while a node is away; and a forged term that is adopted leaves room for the elections to come.
+pub const TERM_STEP_MAX: u64 = 1 << 32;
+/// Largest term that a node takes that does not yet know its cluster.
+pub const TERM_MAX: u64 = 1 << 62;
+/// Largest index of an entry: at a million entries a second, 36,000 years.
+pub const LOG_INDEX_MAX: u64 = 1 << 60;
+/// Longest address of a member, in bytes: the longest host name, a colon and a port, and some room.
+pub const MEMBER_ADDRESS_BYTES_MAX: usize = 300;
 /// Longest payload in the log.
 pub const LOG_PAYLOAD_BYTES_MAX: usize = 32 << 20;
 /// Entries applied under one lock.
@@ -280,6 +293,11 @@ pub const APPLY_ENTRIES_MAX: usize = 256;
 pub const APPLY_BYTES_MAX: usize = 4 << 20;
 /// How long sending a whole snapshot may take.
 pub const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(600);
+/// How long a snapshot waits until the one before it is dealt with, and until this node has heard
+/// from the leader that sends it: some heartbeats.
+pub const SNAPSHOT_WAIT_MAX: Duration = Duration::from_secs(2);
+/// After how many bytes of a snapshot that is being received the free disk space is looked up again.
+pub const SNAPSHOT_BYTES_A_LOOK: u64 = 16 << 20;
 /// Entries after which a snapshot is taken, unless set by `--snapshot-entries`.
 pub const SNAPSHOT_ENTRIES_DEFAULT: u64 = 100_000;
 /// Entries kept in the log after a snapshot, unless set by
@@ -777,8 +795,8 @@ mod tests {
             assert!(REQUEST_BYTES_MAX_DEFAULT <= REQUEST_BYTES_MAX_LIMIT);
             // A request is all that a payload holds, and the names of the fields at most double it.
             assert!(2 * REQUEST_BYTES_MAX_LIMIT <= LOG_PAYLOAD_BYTES_MAX);
-            // The names of the fields at most double a small entry.
-            assert!(2 * APPEND_BYTES_MAX + LOG_PAYLOAD_BYTES_MAX < RPC_BYTES_MAX);
+            assert!(SMALL_RPC_BYTES_MAX < SNAPSHOT_HEAD_BYTES_MAX);
+            assert!(TERM_STEP_MAX < TERM_MAX && SNAPSHOT_WAIT_MAX.as_secs() < SNAPSHOT_DEADLINE.as_secs());
             assert!(
                 SNAPSHOT_FRAME_BYTES + 2 * (KEY_BYTES_MAX_LIMIT + VALUE_BYTES_MAX_LIMIT) < SNAPSHOT_FRAME_BYTES_MAX
             );

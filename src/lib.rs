@@ -31,6 +31,7 @@ pub mod error;
 pub mod fuzzing;
 pub mod network;
 pub mod operation;
+pub mod peers;
 pub mod seeded_bug;
 pub mod server;
 pub mod store;

@@ -12,8 +12,7 @@ use actix_web::http::{Method, Uri};
 use actix_web::test::TestRequest;
 use bytes::BytesMut;
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
-    VoteRequest, VoteResponse,
+    AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::vote::RaftLeaderId;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -23,6 +22,7 @@ use serde::de::DeserializeOwned;
 use tokio::io::ReadBuf;
 use tokio::task::LocalSet;
 
+use crate::app::Known;
 use crate::body::{ErrorAnswer, TxnRequest, WatchEvent};
 use crate::client::events::{Event, EventParser};
 use crate::config::{
@@ -34,14 +34,14 @@ use crate::network::conditions::{Conditions, ReadVerdict, WriteCondition};
 use crate::network::founding::Step;
 use crate::network::intake::{Intake, Next};
 use crate::network::parameters::{Parameters, check_body_type, key_from, key_of, key_with_action, request_id, ttl_ms};
-use crate::network::peer::{self, Envelope, PeerIdentity};
-use crate::network::raft::{SnapshotHead, check_append, check_candidate, check_snapshot};
+use crate::network::peer::{self, Envelope, Ids, PeerIdentity};
 use crate::network::reply::{check_lists, parse_json};
+use crate::network::rpc_check::{Append, SnapshotHead, check_append, check_candidate, check_snapshot, check_transfer};
 use crate::network::txn::txn_operation;
 use crate::network::{api, management, watch};
 use crate::operation::{Condition, Operation, Write};
 use crate::store::codec::PayloadRecord;
-use crate::types::{Command, Entry, ExampleRequest, ExampleResponse, LogId, Payload, TypeConfig};
+use crate::types::{Command, Entry, ExampleRequest, ExampleResponse, LogId, Payload, TypeConfig, Vote};
 use crate::{ExampleStateMachine, NodeId};
 
 const LIMITS: Limits = Limits {
@@ -64,11 +64,12 @@ pub fn rpc(bytes: &[u8]) {
     let Some((message, body)) = bytes.split_first() else { return };
     match message {
         b'a' => append(body),
-        b'v' => drop(enveloped::<VoteRequest<TypeConfig>>(body).as_ref().map(check_candidate)),
-        b's' => drop(enveloped::<SnapshotHead>(body).as_ref().map(check_snapshot)),
-        b't' => drop(enveloped::<TransferLeaderRequest<TypeConfig>>(body)),
+        b'v' => checked::<VoteRequest<TypeConfig>>(body, check_candidate),
+        b's' => checked::<SnapshotHead>(body, check_snapshot),
+        b't' => checked::<TransferLeaderRequest<TypeConfig>>(body, check_transfer),
         b'r' => drop(enveloped::<()>(body)),
         b'f' => drop(enveloped::<Step>(body)),
+        b'H' => ids(body),
         b'A' => answered::<AppendEntriesResponse<TypeConfig>>(body),
         b'V' => answered::<VoteResponse<TypeConfig>>(body),
         b'S' => answered::<SnapshotResponse<TypeConfig>>(body),
@@ -81,8 +82,9 @@ pub fn rpc(bytes: &[u8]) {
 }
 
 fn append(body: &[u8]) {
-    let Some(envelope) = enveloped::<AppendEntriesRequest<TypeConfig>>(body) else { return };
-    if check_append(&envelope).is_err() {
+    let Some(envelope) = enveloped::<Append>(body) else { return };
+    let check = |known: &Known| check_append(&envelope.rpc, envelope.from, body.len(), known);
+    if knowledge().map(|known| taken(check(&known)).is_none())[0] {
         return;
     }
     for entry in envelope.rpc.entries {
@@ -90,6 +92,29 @@ fn append(body: &[u8]) {
         PayloadRecord(entry.payload.clone()).encode(&mut record).expect("an entry is written to the log");
         let read = PayloadRecord::decode(record.as_slice());
         assert!(read.is_ok_and(|read| read.0 == entry.payload), "the log holds something else");
+    }
+}
+
+/// Nothing, and something of everything.
+fn knowledge() -> [Known; 2] {
+    let log_id = |index| Some(LogId::new(RaftLeaderId::new(5, 1), index));
+    let vote = Vote { leader_id: RaftLeaderId::new(5, 1), committed: true };
+    let some = Known { vote, committed: log_id(7), cluster_committed: log_id(9), membership: log_id(3) };
+    [Known::default(), some]
+}
+
+/// Whatever a node knows, a check takes an RPC or rejects it with an error of its own.
+fn checked<T: Serialize + DeserializeOwned>(body: &[u8], check: impl Fn(&T, NodeId, &Known) -> Result<(), ApiError>) {
+    let Some(envelope) = enveloped::<T>(body) else { return };
+    for known in knowledge() {
+        taken(check(&envelope.rpc, envelope.from, &known));
+    }
+}
+
+/// The ids in a header mean the same when they are written again.
+fn ids(header: &[u8]) {
+    if let Some(ids) = Ids::parse(header) {
+        assert_eq!(Ids::parse(ids.header().as_bytes()), Some(ids));
     }
 }
 

@@ -25,6 +25,7 @@ pub mod peer;
 pub mod raft;
 pub mod raft_network_impl;
 pub mod reply;
+pub mod rpc_check;
 pub mod txn;
 pub mod v1;
 pub mod watch;

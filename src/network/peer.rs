@@ -5,16 +5,20 @@
 //! to anything else: to what was meant for another node that once had its
 //! address, for another cluster, or for a life of its own that it has
 //! forgotten, together with the votes it then gave.
+//!
+//! The same ids are in the header `Raft-Envelope`, so that a body is read only if it is for this
+//! node. Nodes of former versions send no such header; their RPCs are checked once the body is read.
 
 use std::time::Instant;
 
+use actix_web::HttpRequest;
 use actix_web::http::header::{HeaderMap, HeaderName};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::forward;
-use crate::app::{ExampleApp, Exclusion};
+use crate::app::{ExampleApp, Exclusion, Known};
 use crate::config::{CONNECT_DEADLINE, LOG_TIME_MS_MAX, PEER_RESPONSE_BYTES_MAX, REQUEST_DEADLINE, RPC_DEPTH_MAX};
 use crate::connection::{BodyError, read_response, resolves_to_every_address};
 use crate::error::{ApiError, Details, Retry};
@@ -38,6 +42,11 @@ pub fn parse_log_ms(value: &[u8]) -> Option<u64> {
     let log_ms = std::str::from_utf8(value).ok()?.parse().ok()?;
     (log_ms <= LOG_TIME_MS_MAX).then_some(log_ms)
 }
+/// The ids of an RPC: `<cluster>/<from>/<to>/<incarnation of the receiver>`. What follows after
+/// another `/` is left to later versions.
+pub const ENVELOPE: &str = "raft-envelope";
+/// How an error begins that says that a body is no RPC.
+pub(super) const NOT_AN_RPC: &str = "not an RPC of this version";
 
 /// An RPC and whom it is for, as MessagePack with field names.
 #[derive(Serialize, Deserialize)]
@@ -54,46 +63,112 @@ pub struct Envelope<T> {
     pub rpc: T,
 }
 
+/// Whom an RPC is from and for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ids {
+    /// The cluster of the sender.
+    pub cluster_id: ClusterId,
+    /// The sender.
+    pub from: NodeId,
+    /// The receiver.
+    pub to: NodeId,
+    /// The life of the receiver, as the membership has it.
+    pub to_incarnation: u64,
+}
+
+impl Ids {
+    /// Those of an RPC from the node whose data this is.
+    pub fn to(store: &ExampleStore, to: NodeId, to_incarnation: u64) -> Result<Self, String> {
+        let identity = store.identity();
+        let Some(cluster_id) = identity.cluster_id else {
+            return Err("this node belongs to no cluster".to_owned());
+        };
+        Ok(Ids { cluster_id, from: identity.node_id, to, to_incarnation })
+    }
+
+    /// As they are in the header [`ENVELOPE`].
+    pub fn header(&self) -> String {
+        format!("{}/{}/{}/{:016x}", self.cluster_id, self.from, self.to, self.to_incarnation)
+    }
+
+    pub(crate) fn parse(header: &[u8]) -> Option<Self> {
+        let mut parts = std::str::from_utf8(header).ok()?.split('/');
+        let mut next = |radix| {
+            let part = parts.next()?;
+            let is_number = part.bytes().all(|byte| byte.is_ascii_alphanumeric());
+            u64::from_str_radix(part, radix).ok().filter(|_| is_number)
+        };
+        let cluster_id = ClusterId(next(16)?);
+        Some(Ids { cluster_id, from: next(10)?, to: next(10)?, to_incarnation: next(16)? })
+    }
+}
+
+impl<T> Envelope<T> {
+    fn ids(&self) -> Ids {
+        let Envelope { cluster_id, from, to, to_incarnation, .. } = *self;
+        Ids { cluster_id, from, to, to_incarnation }
+    }
+}
+
 /// Wraps and encodes an RPC. `bytes` is about how long it will be.
-pub fn encode<T: Serialize>(
-    store: &ExampleStore,
-    to: NodeId,
-    to_incarnation: u64,
-    rpc: &T,
-    bytes: usize,
-) -> Result<Vec<u8>, String> {
-    let identity = store.identity();
-    let Some(cluster_id) = identity.cluster_id else {
-        return Err("this node belongs to no cluster".to_owned());
-    };
-    let envelope = Envelope { cluster_id, from: identity.node_id, to, to_incarnation, rpc };
+pub fn encode<T: Serialize>(ids: &Ids, rpc: &T, bytes: usize) -> Result<Vec<u8>, String> {
+    let Ids { cluster_id, from, to, to_incarnation } = *ids;
+    let envelope = Envelope { cluster_id, from, to, to_incarnation, rpc };
     let mut body = Vec::with_capacity(bytes + 256);
     rmp_serde::encode::write_named(&mut body, &envelope).map_err(|error| error.to_string())?;
     Ok(body)
 }
 
-/// Decodes an RPC, and refuses it unless it is meant for this node and passes `check`.
+/// The ids in the headers of an RPC, if it has them. Rejects it if they are not for this node: its
+/// body need not be read then.
+pub fn announced(app: &ExampleApp, request: &HttpRequest) -> Result<Option<Ids>, ApiError> {
+    let Some(header) = request.headers().get(ENVELOPE) else { return Ok(None) };
+    let ids = Ids::parse(header.as_bytes()).ok_or_else(|| {
+        let message = "the header Raft-Envelope must be <cluster>/<from>/<to>/<incarnation>";
+        ApiError::bad_request("invalid_rpc", message)
+    })?;
+    check_receiver(app, &ids)?;
+    Ok(Some(ids))
+}
+
+/// Decodes an RPC, and rejects it unless it is meant for this node and passes `check`.
 ///
 /// A node that belongs to no cluster yet then joins the one that the RPC is from.
 pub async fn decode<T: DeserializeOwned>(
     app: &ExampleApp,
+    request: &HttpRequest,
+    announced: Option<Ids>,
     body: &[u8],
-    check: impl FnOnce(&Envelope<T>) -> Result<(), ApiError>,
+    check: impl FnOnce(&Envelope<T>, &Known) -> Result<(), ApiError>,
 ) -> Result<Envelope<T>, ApiError> {
     let envelope = parse(body)?;
-    check_receiver(app, &envelope)?;
-    check(&envelope)?;
+    let ids = envelope.ids();
+    match announced {
+        Some(announced) if announced != ids => {
+            let message = "the header Raft-Envelope and the body of the RPC have different ids";
+            return Err(ApiError::bad_request("invalid_rpc", message));
+        }
+        Some(_) => {}
+        None => check_receiver(app, &ids)?,
+    }
+    check(&envelope, &app.known())?;
     let joined = match app.store.identity().cluster_id {
         Some(cluster_id) => cluster_id,
         None => join_cluster(app, envelope.cluster_id).await?,
     };
     // Two clusters may have asked at the same time.
     if joined != envelope.cluster_id {
-        return Err(wrong_cluster(joined, envelope.cluster_id));
+        return Err(wrong_cluster(app.id, joined, &ids));
     }
+    admit(app, request, &ids);
+    Ok(envelope)
+}
+
+/// What every RPC passes that has a valid envelope and content, before Raft gets it. Nothing else
+/// may take a request or its connection for another node's.
+fn admit(app: &ExampleApp, _request: &HttpRequest, _ids: &Ids) {
     // Whoever sends this has this very node as a member, whatever others said before.
     app.clear_exclusion();
-    Ok(envelope)
 }
 
 /// Decodes an RPC, whomever it is for.
@@ -101,21 +176,27 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<Envelope<T>, Api
     let mut deserializer = rmp_serde::Deserializer::from_read_ref(body);
     deserializer.set_max_depth(RPC_DEPTH_MAX);
     Envelope::<T>::deserialize(&mut deserializer)
-        .map_err(|error| ApiError::bad_request("invalid_rpc", format!("not an RPC of this version: {error}")))
+        .map_err(|error| ApiError::bad_request("invalid_rpc", format!("{NOT_AN_RPC}: {error}")))
 }
 
-fn check_receiver<T>(app: &ExampleApp, envelope: &Envelope<T>) -> Result<(), ApiError> {
+/// The cluster first: if two share an address by mistake, nothing else that differs is the cause.
+fn check_receiver(app: &ExampleApp, ids: &Ids) -> Result<(), ApiError> {
     let own = app.store.identity();
     let wrong = |message: String| Err(ApiError::WrongNode(Details::not_applied(message)));
-    if envelope.to != own.node_id {
-        return wrong(format!("this is node {}, and the RPC is for node {}", own.node_id, envelope.to));
+    if let Some(cluster_id) = own.cluster_id
+        && cluster_id != ids.cluster_id
+    {
+        return Err(wrong_cluster(own.node_id, cluster_id, ids));
     }
-    if envelope.from == own.node_id {
-        return wrong(format!("this is node {}, and another node claims to be it", own.node_id));
+    if ids.to != own.node_id {
+        return wrong(format!("this is node {}, and the RPC is for node {}", own.node_id, ids.to));
     }
-    if envelope.to_incarnation != own.incarnation {
+    if ids.from == own.node_id {
+        return wrong(format!("this is node {}, and another process claims to be it", own.node_id));
+    }
+    if ids.to_incarnation != own.incarnation {
         if own.cluster_id.is_none() {
-            note_other_directory(app, envelope.cluster_id, envelope.from);
+            note_other_directory(app, ids.cluster_id, ids.from);
         }
         return wrong(format!(
             "node {} has another data directory than the one it joined with, and may have forgotten votes it gave: \
@@ -124,10 +205,7 @@ fn check_receiver<T>(app: &ExampleApp, envelope: &Envelope<T>) -> Result<(), Api
             own.node_id
         ));
     }
-    match own.cluster_id {
-        Some(cluster_id) if cluster_id != envelope.cluster_id => Err(wrong_cluster(cluster_id, envelope.cluster_id)),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 /// Remembers that a cluster has this node's number as a member with another data
@@ -138,9 +216,11 @@ fn note_other_directory(app: &ExampleApp, cluster_id: ClusterId, from: NodeId) {
     }
 }
 
-fn wrong_cluster(own: ClusterId, found: ClusterId) -> ApiError {
+fn wrong_cluster(own_id: NodeId, own: ClusterId, ids: &Ids) -> ApiError {
     ApiError::WrongNode(Details::not_applied(format!(
-        "this node belongs to cluster {own}, and the RPC is from {found}"
+        "this is node {own_id} of cluster {own}, and the RPC is from node {} of cluster {}: \
+         do two clusters share an address?",
+        ids.from, ids.cluster_id
     )))
 }
 
@@ -236,10 +316,12 @@ pub(super) fn not_a_node(addr: &str) -> ApiError {
 /// Asks the leader for the log id up to which a linearizable read must have applied.
 pub async fn ask_read_index(app: &ExampleApp, leader_id: NodeId, leader: &ExampleNode) -> Result<LogId, ApiError> {
     let failed = |message: String| ApiError::Unreachable(Retry::soon(message));
-    let body = encode(&app.store, leader_id, leader.incarnation, &(), 0).map_err(failed)?;
+    let ids = Ids::to(&app.store, leader_id, leader.incarnation).map_err(failed)?;
+    let body = encode(&ids, &(), 0).map_err(failed)?;
     let url = format!("http://{}/raft-read-index", leader.addr);
     let lost = |error: reqwest::Error| unreachable(leader_id, &leader.addr, &error);
-    let answer = app.http.post(url).timeout(REQUEST_DEADLINE).body(body).send().await.map_err(lost)?;
+    let sent = app.http.post(url).timeout(REQUEST_DEADLINE).header(ENVELOPE, ids.header()).body(body).send();
+    let answer = sent.await.map_err(lost)?;
     let succeeded = answer.status().is_success();
     let body: Bytes = match read_response(answer, PEER_RESPONSE_BYTES_MAX).await {
         Ok(body) => body,

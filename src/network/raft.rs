@@ -7,33 +7,29 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::StreamExt;
 use openraft::ReadPolicy;
-use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest, VoteResponse};
+use openraft::raft::{AppendEntriesResponse, TransferLeaderRequest, VoteRequest, VoteResponse};
 use openraft::storage::Snapshot;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 
 use super::crowd::Class;
 use super::gate::presence_of;
-use super::peer::{self, Envelope, PeerIdentity};
+use super::peer::{self, Envelope, Ids, PeerIdentity};
 use super::reply::{keep_for_a_while, ok, read_body};
+use super::rpc_check::{self, Append, SnapshotHead};
 use super::{api, forward};
-use crate::app::ExampleApp;
-use crate::config::{RPC_BYTES_MAX, SNAPSHOT_PAUSE_MAX};
-use crate::error::{ApiError, Details};
+use crate::app::{ExampleApp, Known};
+use crate::config::{
+    APPEND_RPC_BYTES_MAX, DISK_FREE_BYTES_MIN, SMALL_RPC_BYTES_MAX, SNAPSHOT_BYTES_A_LOOK, SNAPSHOT_DEADLINE,
+    SNAPSHOT_HEAD_BYTES_MAX, SNAPSHOT_PAUSE_MAX, SNAPSHOT_WAIT_MAX,
+};
+use crate::error::{ApiError, Details, Retry};
+use crate::store::durable;
 use crate::store::snapshot::TemporaryFile;
-use crate::types::{SnapshotMeta, TypeConfig, Vote};
+use crate::types::{NodeId, TypeConfig};
 
 const READ_INDEX: &str = "/raft-read-index";
-
-/// What comes before the bytes of a snapshot.
-#[derive(Serialize, Deserialize)]
-pub struct SnapshotHead {
-    /// The leader's vote.
-    pub vote: Vote,
-    /// What the snapshot covers.
-    pub meta: SnapshotMeta,
-}
 
 /// `POST /raft-append`
 pub async fn append(
@@ -43,13 +39,18 @@ pub async fn append(
 ) -> Result<HttpResponse, ApiError> {
     let clock = app.store.clock();
     let (leader_ms, arrived_ms) = (peer::log_ms_in(request.headers()), clock.elapsed_ms());
-    let envelope: Envelope<AppendEntriesRequest<TypeConfig>> = receive(&app, &request, payload, check_append).await?;
-    let answer = app.raft.append_entries(envelope.rpc).await.map_err(|_| forward::stopping())?;
+    let check = |envelope: &Envelope<Append>, known: &Known, bytes: usize| {
+        check_sender(&app, envelope.from)?;
+        rpc_check::check_append(&envelope.rpc, envelope.from, bytes, known)
+    };
+    let envelope = receive(&app, &request, payload, APPEND_RPC_BYTES_MAX, check).await?;
+    let answer = app.raft.append_entries(envelope.rpc.into()).await.map_err(|_| forward::stopping())?;
     // Not from a former leader.
-    if let Some(leader_ms) = leader_ms
-        && !matches!(answer, AppendEntriesResponse::HigherVote(_))
-    {
-        clock.told_by_leader(leader_ms, arrived_ms);
+    if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
+        app.peers.note_leader();
+        if let Some(leader_ms) = leader_ms {
+            clock.told_by_leader(leader_ms, arrived_ms);
+        }
     }
     answer_with(&answer)
 }
@@ -60,8 +61,8 @@ pub async fn vote(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let envelope: Envelope<VoteRequest<TypeConfig>> = receive(&app, &request, payload, check_candidate).await?;
-    let answer = app.raft.vote(envelope.rpc).await.map_err(|_| forward::stopping())?;
+    let rpc = receive_candidate(&app, &request, payload).await?;
+    let answer = app.raft.vote(rpc).await.map_err(|_| forward::stopping())?;
     answer_candidate(&app, &answer)
 }
 
@@ -71,9 +72,21 @@ pub async fn pre_vote(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let envelope: Envelope<VoteRequest<TypeConfig>> = receive(&app, &request, payload, check_candidate).await?;
-    let answer = app.raft.pre_vote(envelope.rpc).await.map_err(|_| forward::stopping())?;
+    let rpc = receive_candidate(&app, &request, payload).await?;
+    let answer = app.raft.pre_vote(rpc).await.map_err(|_| forward::stopping())?;
     answer_candidate(&app, &answer)
+}
+
+async fn receive_candidate(
+    app: &ExampleApp,
+    request: &HttpRequest,
+    payload: web::Payload,
+) -> Result<VoteRequest<TypeConfig>, ApiError> {
+    let check = |envelope: &Envelope<VoteRequest<TypeConfig>>, known: &Known, _| {
+        check_sender(app, envelope.from)?;
+        rpc_check::check_candidate(&envelope.rpc, envelope.from, known)
+    };
+    Ok(receive(app, request, payload, SMALL_RPC_BYTES_MAX, check).await?.rpc)
 }
 
 /// `POST /raft-transfer-leader`
@@ -82,7 +95,10 @@ pub async fn transfer_leader(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let envelope: Envelope<TransferLeaderRequest<TypeConfig>> = receive(&app, &request, payload, |_| Ok(())).await?;
+    let check = |envelope: &Envelope<TransferLeaderRequest<TypeConfig>>, known: &Known, _| {
+        rpc_check::check_transfer(&envelope.rpc, envelope.from, known)
+    };
+    let envelope = receive(&app, &request, payload, SMALL_RPC_BYTES_MAX, check).await?;
     let answer = app.raft.handle_transfer_leader(envelope.rpc).await.map_err(|_| forward::stopping())?;
     answer_with(&answer)
 }
@@ -93,14 +109,13 @@ pub async fn read_index(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let envelope: Envelope<()> = receive(&app, &request, payload, |_| Ok(())).await?;
+    let envelope: Envelope<()> = receive(&app, &request, payload, SMALL_RPC_BYTES_MAX, |_, _, _| Ok(())).await?;
     let read_log_id = app.raft.get_read_log_id(ReadPolicy::ReadIndex).await;
     let (read_log_id, _applied) = read_log_id.map_err(|error| api::read_error(&app, &error))?;
     // Only now it is certain that this node leads and knows who is a member. One that
     // is none gets no more entries, and would wait for that log id in vain.
     if !app.has_member(envelope.from) {
-        let message = format!("node {} is no member of the cluster", envelope.from);
-        return Err(ApiError::Conflict(Details::not_applied(message)));
+        return Err(no_member(envelope.from));
     }
     answer_with(&read_log_id)
 }
@@ -114,25 +129,56 @@ pub async fn identity(app: web::Data<ExampleApp>) -> HttpResponse {
 ///
 /// The file goes to disk as it comes, is verified as a whole, and only then
 /// handed to Raft: a broken transfer costs nothing but itself.
-pub async fn snapshot(app: web::Data<ExampleApp>, mut payload: web::Payload) -> Result<HttpResponse, ApiError> {
-    let result = receive_snapshot(&app, &mut payload).await;
-    if result.is_err() {
+pub async fn snapshot(
+    app: web::Data<ExampleApp>,
+    request: HttpRequest,
+    mut payload: web::Payload,
+) -> Result<HttpResponse, ApiError> {
+    let result = match peer::announced(&app, &request) {
+        Ok(announced) => {
+            let received = receive_snapshot(&app, &request, announced, &mut payload);
+            let result = tokio::time::timeout(SNAPSHOT_DEADLINE, received).await;
+            result.unwrap_or_else(|_| Err(too_slow("the snapshot took too long")))
+        }
+        Err(error) => Err(error),
+    };
+    if let Err(error) = &result {
         keep_for_a_while(payload);
+        note_refusal(&app, &request, error);
     }
     result
 }
 
-async fn receive_snapshot(app: &ExampleApp, payload: &mut web::Payload) -> Result<HttpResponse, ApiError> {
+async fn receive_snapshot(
+    app: &ExampleApp,
+    request: &HttpRequest,
+    announced: Option<Ids>,
+    payload: &mut web::Payload,
+) -> Result<HttpResponse, ApiError> {
     let mut received = BytesMut::new();
     let length = read_until(payload, &mut received, 4).await?.get_u32() as usize;
-    if length > RPC_BYTES_MAX {
-        return Err(ApiError::too_large("request", RPC_BYTES_MAX, length));
+    if length > SNAPSHOT_HEAD_BYTES_MAX {
+        return Err(ApiError::too_large("request", SNAPSHOT_HEAD_BYTES_MAX, length));
     }
     let head = read_until(payload, &mut received, length).await?;
-    let envelope: Envelope<SnapshotHead> = peer::decode(app, &head, check_snapshot).await?;
-    let SnapshotHead { vote, meta } = &envelope.rpc;
+    let check = |envelope: &Envelope<SnapshotHead>, known: &Known| {
+        check_sender(app, envelope.from)?;
+        rpc_check::check_snapshot(&envelope.rpc, envelope.from, known)
+    };
+    let envelope = peer::decode(app, request, announced, &head, check).await?;
+    note_node(app, request, envelope.from);
+    let head = envelope.rpc;
+    wait_for_leader(app, &head).await?;
+    let Some(mut turn) = app.peers.snapshot_turn().await else {
+        return Err(ApiError::Overloaded(Retry::soon("this node is still busy with the snapshot before this one")));
+    };
     let temporary = app.store.state_machine.snapshots().temporary_file();
-    save(app, payload, received.freeze(), &temporary).await?;
+    tokio::select! {
+        saved = save(app, payload, received.freeze(), &temporary) => saved?,
+        () = turn.superseded() => {
+            return Err(ApiError::Conflict(Details::not_applied("a newer snapshot arrived")));
+        }
+    }
     let snapshots = app.store.state_machine.snapshots().clone();
     let verified = tokio::task::spawn_blocking(move || snapshots.verify(temporary)).await;
     let (found, snapshot) = match verified {
@@ -140,31 +186,50 @@ async fn receive_snapshot(app: &ExampleApp, payload: &mut web::Payload) -> Resul
         Ok(Err(error)) => return Err(invalid(&format!("the snapshot arrived damaged: {error}"))),
         Err(_) => return Err(forward::stopping()),
     };
-    if &found != meta {
+    if found != head.meta {
         return Err(invalid("the snapshot is not the one that was announced"));
     }
+    // While it arrived, more was committed.
+    rpc_check::check_snapshot(&head, envelope.from, &app.known())?;
     let snapshot = Snapshot { meta: found, snapshot };
-    let answer = app.raft.install_full_snapshot(*vote, snapshot).await.map_err(|_| forward::stopping())?;
+    let answer = app.raft.install_full_snapshot(head.vote, snapshot).await.map_err(|_| forward::stopping())?;
     answer_with(&answer)
 }
 
+/// Reads and checks an RPC. `check` gets the length of the body, too.
 async fn receive<T: DeserializeOwned>(
     app: &ExampleApp,
     request: &HttpRequest,
     payload: web::Payload,
-    check: impl FnOnce(&Envelope<T>) -> Result<(), ApiError>,
+    bytes_max: usize,
+    check: impl FnOnce(&Envelope<T>, &Known, usize) -> Result<(), ApiError>,
 ) -> Result<Envelope<T>, ApiError> {
-    let body = read_body(request, payload, RPC_BYTES_MAX).await?;
-    let envelope = peer::decode(app, &body, check).await?;
-    if let Some(presence) = presence_of(request) {
-        // Reads are many, and one that is closed just then is asked for again.
-        if request.path() == READ_INDEX {
-            presence.admit(Class::Node);
-        } else {
-            presence.keep_for(envelope.from);
-        }
-    }
+    let received = async {
+        let announced = match peer::announced(app, request) {
+            Ok(announced) => announced,
+            Err(error) => {
+                keep_for_a_while(payload);
+                return Err(error);
+            }
+        };
+        let body = read_body(request, payload, bytes_max).await?;
+        let check = |envelope: &Envelope<T>, known: &Known| check(envelope, known, body.len());
+        peer::decode(app, request, announced, &body, check).await
+    };
+    let envelope = received.await.inspect_err(|error| note_refusal(app, request, error))?;
+    note_node(app, request, envelope.from);
     Ok(envelope)
+}
+
+/// The connection of an RPC is a node's from now on.
+fn note_node(app: &ExampleApp, request: &HttpRequest, from: NodeId) {
+    let Some(presence) = presence_of(request).filter(|_| app.has_member(from)) else { return };
+    // Reads are many, and one whose connection is closed just then is asked for again.
+    if request.path() == READ_INDEX {
+        presence.admit(Class::Node);
+    } else {
+        presence.keep_for(from);
+    }
 }
 
 /// A candidate that wins must know log time before it stamps an entry.
@@ -179,6 +244,41 @@ fn answer_candidate(app: &ExampleApp, answer: &VoteResponse<TypeConfig>) -> Resu
     Ok(response)
 }
 
+/// A leader heartbeats before it sends a snapshot, and sends only what it said is committed. So no
+/// node that is up to date installs a snapshot, not even a forged one.
+async fn wait_for_leader(app: &ExampleApp, head: &SnapshotHead) -> Result<(), ApiError> {
+    let is_expected = |known: &Known| {
+        known.vote == head.vote
+            && rpc_check::is_known_committed(&head.vote, head.meta.last_log_id, known) != Some(false)
+    };
+    // The heartbeat may arrive a moment later, on another connection.
+    let wait = app.raft.wait(Some(SNAPSHOT_WAIT_MAX));
+    let heard = wait.metrics(|metrics| is_expected(&Known::of(metrics)), "the leader heartbeats").await;
+    heard.map(drop).map_err(|_| {
+        ApiError::Conflict(Details::not_applied(
+            "a snapshot must be from the current leader, and hold only what the leader said is committed",
+        ))
+    })
+}
+
+fn note_refusal(app: &ExampleApp, request: &HttpRequest, error: &ApiError) {
+    let ids = request.headers().get(peer::ENVELOPE).and_then(|header| Ids::parse(header.as_bytes()));
+    // Do not log what the decoder says: it may quote data.
+    let message = error.to_string();
+    let why = if message.starts_with(peer::NOT_AN_RPC) { peer::NOT_AN_RPC } else { &message };
+    app.peers.note_rejection(request.path(), request.peer_addr(), ids.map(|ids| ids.from), error, why);
+}
+
+/// Rejects what nodes say that are no members, unless one of them may be a leader or a candidate
+/// that this node has not yet heard of.
+fn check_sender(app: &ExampleApp, from: NodeId) -> Result<(), ApiError> {
+    if app.has_member(from) || !app.hears_a_leader() { Ok(()) } else { Err(no_member(from)) }
+}
+
+fn no_member(id: NodeId) -> ApiError {
+    ApiError::Conflict(Details::not_applied(format!("node {id} is not a member of the cluster")))
+}
+
 fn answer_with(answer: &impl Serialize) -> Result<HttpResponse, ApiError> {
     match rmp_serde::to_vec_named(answer) {
         Ok(body) => Ok(HttpResponse::Ok().content_type("application/msgpack").body(body)),
@@ -189,51 +289,12 @@ fn answer_with(answer: &impl Serialize) -> Result<HttpResponse, ApiError> {
     }
 }
 
-/// openraft takes what a leader says at its word, so what no leader says is refused here.
-pub(crate) fn check_append(envelope: &Envelope<AppendEntriesRequest<TypeConfig>>) -> Result<(), ApiError> {
-    let AppendEntriesRequest { vote, prev_log_id, entries, .. } = &envelope.rpc;
-    check_leader(vote, envelope.from)?;
-    let mut previous = *prev_log_id;
-    for entry in entries {
-        let log_id = entry.log_id;
-        let next_index = previous.map_or(Some(0), |previous| previous.index.checked_add(1));
-        let leaders_in_order = previous.is_none_or(|previous| previous.leader_id <= log_id.leader_id);
-        if Some(log_id.index) != next_index || !leaders_in_order || log_id.leader_id > vote.leader_id {
-            return Err(invalid("the entries of an append must follow one another, and be no newer than the leader"));
-        }
-        previous = Some(log_id);
-    }
-    Ok(())
-}
-
-pub(crate) fn check_snapshot(envelope: &Envelope<SnapshotHead>) -> Result<(), ApiError> {
-    let SnapshotHead { vote, meta } = &envelope.rpc;
-    check_leader(vote, envelope.from)?;
-    if meta.last_log_id.is_some_and(|log_id| log_id.leader_id > vote.leader_id) {
-        return Err(invalid("a snapshot cannot be newer than the leader that sends it"));
-    }
-    Ok(())
-}
-
-fn check_leader(vote: &Vote, from: u64) -> Result<(), ApiError> {
-    if vote.is_committed() && vote.leader_id.node_id == from {
-        Ok(())
-    } else {
-        Err(invalid("only the leader that the vote names may send this"))
-    }
-}
-
-pub(crate) fn check_candidate(envelope: &Envelope<VoteRequest<TypeConfig>>) -> Result<(), ApiError> {
-    let VoteRequest { vote, .. } = &envelope.rpc;
-    if !vote.is_committed() && vote.leader_id.node_id == envelope.from {
-        Ok(())
-    } else {
-        Err(invalid("only the candidate that the vote names may ask for it"))
-    }
-}
-
 fn invalid(message: &str) -> ApiError {
     ApiError::bad_request("invalid_rpc", message)
+}
+
+fn too_slow(message: &str) -> ApiError {
+    ApiError::RequestTimeout(Details::not_applied(message))
 }
 
 /// Takes `length` bytes off the front of what comes.
@@ -265,7 +326,13 @@ async fn save(
     };
     let mut file = tokio::fs::File::from_std(temporary.create().map_err(failed)?);
     let mut chunk = first;
+    let mut unlooked_bytes = SNAPSHOT_BYTES_A_LOOK;
     loop {
+        unlooked_bytes += chunk.len() as u64;
+        if unlooked_bytes >= SNAPSHOT_BYTES_A_LOOK {
+            unlooked_bytes = 0;
+            check_room(temporary).await?;
+        }
         file.write_all(&chunk).await.map_err(failed)?;
         match next_chunk(payload).await? {
             Some(next) => chunk = next,
@@ -279,6 +346,17 @@ async fn next_chunk(payload: &mut web::Payload) -> Result<Option<Bytes>, ApiErro
         Ok(None) => Ok(None),
         Ok(Some(Ok(chunk))) => Ok(Some(chunk)),
         Ok(Some(Err(error))) => Err(invalid(&format!("the snapshot breaks off: {error}"))),
-        Err(_) => Err(ApiError::RequestTimeout(Details::not_applied("the snapshot did not go on"))),
+        Err(_) => Err(too_slow("no more of the snapshot arrived")),
+    }
+}
+
+/// The log must still have room while a snapshot takes some. If the free space cannot be known, it has.
+async fn check_room(temporary: &TemporaryFile) -> Result<(), ApiError> {
+    let path = temporary.path().to_owned();
+    match tokio::task::spawn_blocking(move || durable::free_bytes(&path)).await {
+        Ok(Ok(free_bytes)) if free_bytes < DISK_FREE_BYTES_MIN => Err(ApiError::DiskSpaceLow(Details::not_applied(
+            format!("the disk has {free_bytes} bytes left, too few to receive a snapshot"),
+        ))),
+        _ => Ok(()),
     }
 }

@@ -17,11 +17,12 @@ use openraft::raft::{
     VoteRequest, VoteResponse,
 };
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
+use reqwest::header::HeaderValue;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::peer;
-use super::raft::SnapshotHead;
+use super::peer::{self, ENVELOPE, Ids};
+use super::rpc_check::{SnapshotHead, is_answer_plausible};
 use crate::config::{APPEND_BYTES_PER_SECOND_MIN, PEER_RESPONSE_BYTES_MAX, SNAPSHOT_FRAME_BYTES};
 use crate::connection::{connections, read_response, reason_of};
 use crate::store::ExampleStore;
@@ -47,7 +48,14 @@ impl ExampleNetworkFactory {
     }
 
     fn connect(&self, http: &reqwest::Client, target: NodeId, node: &ExampleNode) -> ExampleNetwork {
-        ExampleNetwork { store: self.store.clone(), http: http.clone(), target, node: node.clone(), trouble: None }
+        ExampleNetwork {
+            store: self.store.clone(),
+            http: http.clone(),
+            target,
+            node: node.clone(),
+            envelope: None,
+            trouble: None,
+        }
     }
 }
 
@@ -73,6 +81,7 @@ pub struct ExampleNetwork {
     http: reqwest::Client,
     target: NodeId,
     node: ExampleNode,
+    envelope: Option<HeaderValue>,
     /// Why the last RPC was not answered, if it was not: what is logged is the change.
     trouble: Option<String>,
 }
@@ -84,8 +93,33 @@ impl ExampleNetwork {
         rpc: &Request,
         deadline: Duration,
     ) -> Result<Response, RpcError> {
-        let body = peer::encode(&self.store, self.target, self.node.incarnation, rpc, 0).map_err(network_error)?;
+        let body = peer::encode(&self.ids()?, rpc, 0).map_err(network_error)?;
         self.send(path, body.into(), deadline, None).await
+    }
+
+    fn ids(&mut self) -> Result<Ids, RpcError> {
+        Ids::to(&self.store, self.target, self.node.incarnation).map_err(network_error)
+    }
+
+    /// The ids as a header, which is made once.
+    fn envelope(&mut self) -> Result<HeaderValue, RpcError> {
+        if let Some(envelope) = &self.envelope {
+            return Ok(envelope.clone());
+        }
+        let envelope =
+            HeaderValue::from_str(&self.ids()?.header()).map_err(|error| network_error(error.to_string()))?;
+        Ok(self.envelope.insert(envelope).clone())
+    }
+
+    /// Refuses an answer that no node gives, before Raft adopts its term.
+    fn check_vote(&self, answered: &Vote, own: &Vote) -> Result<(), RpcError> {
+        if is_answer_plausible(answered, own) {
+            return Ok(());
+        }
+        let reason =
+            format!("its term {} is too far above the own one, {}", answered.leader_id.term, own.leader_id.term);
+        tracing::warn!("node {} at {} answered, and {reason}", self.target, self.node);
+        Err(unreachable(reason))
     }
 
     async fn send<Response: DeserializeOwned>(
@@ -96,7 +130,8 @@ impl ExampleNetwork {
         log_ms: Option<u64>,
     ) -> Result<Response, RpcError> {
         let url = format!("http://{}{path}", self.node.addr);
-        let mut request = self.http.post(url).timeout(deadline).body(body);
+        let envelope = self.envelope()?;
+        let mut request = self.http.post(url).timeout(deadline).header(ENVELOPE, envelope).body(body);
         if let Some(log_ms) = log_ms {
             request = request.header(peer::LOG_TIME.as_str(), log_ms);
         }
@@ -168,10 +203,14 @@ impl RaftNetworkV2<TypeConfig> for ExampleNetwork {
         } else {
             option.hard_ttl() * 5 + Duration::from_secs_f64(bytes as f64 / APPEND_BYTES_PER_SECOND_MIN)
         };
-        let body = peer::encode(&self.store, self.target, self.node.incarnation, &rpc, bytes).map_err(network_error)?;
+        let body = peer::encode(&self.ids()?, &rpc, bytes).map_err(network_error)?;
         // Only a leader appends.
         let log_ms = self.store.clock().leader_now_ms();
-        self.send("/raft-append", body.into(), deadline, Some(log_ms)).await
+        let answer = self.send("/raft-append", body.into(), deadline, Some(log_ms)).await?;
+        if let AppendEntriesResponse::HigherVote(vote) = &answer {
+            self.check_vote(vote, &rpc.vote)?;
+        }
+        Ok(answer)
     }
 
     async fn vote(
@@ -179,7 +218,9 @@ impl RaftNetworkV2<TypeConfig> for ExampleNetwork {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
-        self.call("/raft-vote", &rpc, option.soft_ttl()).await
+        let answer: VoteResponse<TypeConfig> = self.call("/raft-vote", &rpc, option.soft_ttl()).await?;
+        self.check_vote(&answer.vote, &rpc.vote)?;
+        Ok(answer)
     }
 
     async fn pre_vote(
@@ -187,7 +228,9 @@ impl RaftNetworkV2<TypeConfig> for ExampleNetwork {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
-        self.call("/raft-pre-vote", &rpc, option.soft_ttl()).await
+        let answer: VoteResponse<TypeConfig> = self.call("/raft-pre-vote", &rpc, option.soft_ttl()).await?;
+        self.check_vote(&answer.vote, &rpc.vote)?;
+        Ok(answer)
     }
 
     async fn transfer_leader(
@@ -207,16 +250,18 @@ impl RaftNetworkV2<TypeConfig> for ExampleNetwork {
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         tracing::info!("sending a snapshot of {} bytes to node {}", snapshot.snapshot.bytes, self.target);
         let head = SnapshotHead { vote, meta: snapshot.meta };
-        let head = peer::encode(&self.store, self.target, self.node.incarnation, &head, 0).map_err(network_error)?;
+        let head = peer::encode(&self.ids()?, &head, 0).map_err(network_error)?;
         let mut start = Vec::from((head.len() as u32).to_be_bytes());
         start.extend_from_slice(&head);
         let start = stream::iter([Ok(Bytes::from(start))]);
         let body = reqwest::Body::wrap_stream(start.chain(file_stream(snapshot.snapshot)));
-        let sent = self.send("/raft-snapshot", body, option.hard_ttl(), None);
-        tokio::select! {
-            closed = cancel => Err(StreamingError::Closed(closed)),
-            result = sent => Ok(result?),
-        }
+        let sent = self.send::<SnapshotResponse<TypeConfig>>("/raft-snapshot", body, option.hard_ttl(), None);
+        let answer = tokio::select! {
+            closed = cancel => return Err(StreamingError::Closed(closed)),
+            result = sent => result?,
+        };
+        self.check_vote(&answer.vote, &vote)?;
+        Ok(answer)
     }
 }
 

@@ -18,6 +18,7 @@
 //! | [`members`] | which membership changes are rejected before they do harm, and who is removed |
 //! | [`membership`] | who belongs to the cluster, and who is kept out |
 //! | [`replace`] | what becomes of a node that lost its disk |
+//! | [`forged`] | what can an RPC do that no node sent |
 //! | [`watchers`] | do a thousand watches see every change once |
 //! | [`compat`] | does a node go on with what a former version left |
 //! | [`cli`] | what the commands print, and how they end |
@@ -50,6 +51,7 @@ mod connections;
 mod data_directory;
 mod disk_low;
 mod exit_codes;
+mod forged;
 mod founding;
 mod harness;
 mod idempotency;

@@ -12,7 +12,7 @@ use openraft::storage::RaftLogStorage;
 use raft_key_value::clock::Reading;
 use raft_key_value::error::{ApiError, Details};
 use raft_key_value::network::peer::{Envelope, PeerIdentity};
-use raft_key_value::network::raft::SnapshotHead;
+use raft_key_value::network::rpc_check::SnapshotHead;
 use raft_key_value::store::Identity;
 use raft_key_value::store::clock_file::ClockFile;
 use raft_key_value::store::identity::IdentityFile;

@@ -19,7 +19,7 @@ pub use eventually::{DEADLINE, eventually};
 pub use http::{Answer, Http, Metrics};
 pub use links::Links;
 pub use node::{TestNode, files_below};
-pub use peer::{envelope, identity_of};
+pub use peer::{envelope, envelope_header, identity_of};
 pub use process::{BINARY, Ended, command, free_port, raise_open_files, run, send_signal};
 pub use stand_in::{StandIn, respond};
 pub use v1::{Random, path_of};

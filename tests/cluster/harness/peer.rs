@@ -1,7 +1,7 @@
 //! Messages as the nodes send them to each other.
 
 use raft_key_value::NodeId;
-use raft_key_value::network::peer::{Envelope, PeerIdentity};
+use raft_key_value::network::peer::{Envelope, Ids, PeerIdentity};
 use raft_key_value::store::ClusterId;
 use serde::Serialize;
 
@@ -17,4 +17,9 @@ pub async fn identity_of(cluster: &TestCluster, id: NodeId) -> PeerIdentity {
 pub fn envelope<T: Serialize>(from: NodeId, to: &PeerIdentity, cluster_id: ClusterId, rpc: T) -> Vec<u8> {
     let envelope = Envelope { cluster_id, from, to: to.node_id, to_incarnation: to.incarnation, rpc };
     rmp_serde::to_vec_named(&envelope).unwrap()
+}
+
+/// The header that a message to a node has, from node `from` of a cluster.
+pub fn envelope_header(from: NodeId, to: &PeerIdentity, cluster_id: ClusterId) -> String {
+    Ids { cluster_id, from, to: to.node_id, to_incarnation: to.incarnation }.header()
 }

@@ -1,0 +1,290 @@
+//! What an RPC must be before Raft sees it.
+//!
+//! openraft trusts the other nodes: it adopts any higher term, asserts that a snapshot agrees with
+//! what is committed, and applies what a leader says is committed. One forged or corrupted RPC can
+//! therefore end a process or ruin a cluster for good. The checks here reject what no node of this
+//! program sends. None of them can reject what a correct node sends, however far either node lags.
+
+use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
+use serde::de::{Error, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::app::Known;
+use crate::config::{
+    APPEND_ENTRIES_MAX, LOG_INDEX_MAX, LOG_PAYLOAD_BYTES_MAX, MEMBER_ADDRESS_BYTES_MAX, TERM_MAX, TERM_STEP_MAX,
+};
+use crate::error::{ApiError, Details};
+use crate::types::{Entry, LogId, NodeId, Payload, SnapshotMeta, StoredMembership, TypeConfig, Vote};
+
+type Membership = openraft::Membership<NodeId, crate::types::ExampleNode>;
+
+/// What precedes the bytes of a snapshot.
+#[derive(Serialize, Deserialize)]
+pub struct SnapshotHead {
+    /// The leader's vote.
+    pub vote: Vote,
+    /// What the snapshot covers.
+    pub meta: SnapshotMeta,
+}
+
+/// openraft's `AppendEntriesRequest`, with a bounded number of entries: a million small ones
+/// take far more memory than the bytes they arrive in.
+#[derive(Serialize, Deserialize)]
+pub struct Append {
+    /// The leader's vote.
+    pub vote: Vote,
+    /// The entry that precedes `entries`.
+    pub prev_log_id: Option<LogId>,
+    /// At most [`APPEND_ENTRIES_MAX`].
+    #[serde(deserialize_with = "bounded_entries")]
+    pub entries: Vec<Entry>,
+    /// The last entry that the leader knows to be committed.
+    pub leader_commit: Option<LogId>,
+}
+
+impl From<Append> for AppendEntriesRequest<TypeConfig> {
+    fn from(append: Append) -> Self {
+        let Append { vote, prev_log_id, entries, leader_commit } = append;
+        AppendEntriesRequest { vote, prev_log_id, entries, leader_commit }
+    }
+}
+
+fn bounded_entries<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Entry>, D::Error> {
+    struct Entries;
+
+    impl<'de> Visitor<'de> for Entries {
+        type Value = Vec<Entry>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "at most {APPEND_ENTRIES_MAX} entries")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<Entry>, A::Error> {
+            let mut entries = Vec::new();
+            while let Some(entry) = list.next_element()? {
+                if entries.len() as u64 == APPEND_ENTRIES_MAX {
+                    return Err(A::Error::custom(format!("more than {APPEND_ENTRIES_MAX} entries")));
+                }
+                entries.push(entry);
+            }
+            Ok(entries)
+        }
+    }
+
+    deserializer.deserialize_seq(Entries)
+}
+
+/// Checks an append that node `from` sent in a body of `body_bytes` bytes.
+pub fn check_append(append: &Append, from: NodeId, body_bytes: usize, known: &Known) -> Result<(), ApiError> {
+    let Append { vote, prev_log_id, entries, leader_commit } = append;
+    check_leader(vote, from, known)?;
+    check_index(*prev_log_id)?;
+    check_index(*leader_commit)?;
+    if (*prev_log_id).max(*leader_commit).is_some_and(|log_id| log_id.leader_id > vote.leader_id) {
+        return Err(invalid("an append cannot refer to entries that are newer than its leader"));
+    }
+    let mut previous = *prev_log_id;
+    for entry in entries {
+        let log_id = entry.log_id;
+        let next_index = previous.map_or(Some(0), |previous| previous.index.checked_add(1));
+        let leaders_in_order = previous.is_none_or(|previous| previous.leader_id <= log_id.leader_id);
+        if Some(log_id.index) != next_index || !leaders_in_order || log_id.leader_id > vote.leader_id {
+            return Err(invalid("the entries of an append must follow one another, and be no newer than the leader"));
+        }
+        if let Payload::Membership(membership) = &entry.payload {
+            check_membership(membership)?;
+        }
+        previous = Some(log_id);
+    }
+    check_index(previous)?;
+    check_lengths(entries, body_bytes)?;
+    if let Some(leader_commit) = leader_commit {
+        check_agrees_with_committed(*leader_commit, known, "append")?;
+    }
+    // A deposed leader may still send what came to nothing; it must learn of the new term from Raft.
+    if vote.leader_id < known.vote.leader_id {
+        return Ok(());
+    }
+    // openraft takes any entry at a committed index for the committed one.
+    for log_id in prev_log_id.iter().copied().chain(entries.iter().map(|entry| entry.log_id)) {
+        check_agrees_with_committed(log_id, known, "append")?;
+    }
+    Ok(())
+}
+
+/// Checks the head of a snapshot that node `from` sent.
+pub fn check_snapshot(head: &SnapshotHead, from: NodeId, known: &Known) -> Result<(), ApiError> {
+    let SnapshotHead { vote, meta } = head;
+    check_leader(vote, from, known)?;
+    check_index(meta.last_log_id)?;
+    if meta.last_log_id.is_some_and(|log_id| log_id.leader_id > vote.leader_id) {
+        return Err(invalid("a snapshot cannot be newer than the leader that sends it"));
+    }
+    let Some(last) = meta.last_log_id else { return Ok(()) };
+    check_stored_membership(&meta.last_membership, last)?;
+    check_agrees_with_committed(last, known, "snapshot")?;
+    let is_later = known.committed.is_none_or(|committed| last.index > committed.index);
+    if is_later && *meta.last_membership.log_id() < known.membership {
+        return Err(contradiction("snapshot", "an older membership than the committed one"));
+    }
+    Ok(())
+}
+
+/// Whether the leader whose vote this is has said that all a snapshot holds is committed. `None`: it
+/// has not said anything yet, or has not committed an entry of its own term, and may need this node
+/// to have the snapshot before it can.
+pub fn is_known_committed(vote: &Vote, last: Option<LogId>, known: &Known) -> Option<bool> {
+    let committed = known.cluster_committed.filter(|committed| committed.leader_id == vote.leader_id)?;
+    Some(last <= Some(committed))
+}
+
+/// Checks a request for a vote, or for a pre-vote, that node `from` sent.
+pub fn check_candidate(request: &VoteRequest<TypeConfig>, from: NodeId, known: &Known) -> Result<(), ApiError> {
+    let VoteRequest { vote, last_log_id, .. } = request;
+    if vote.is_committed() || vote.leader_id.node_id != from {
+        return Err(invalid("only the candidate that the vote names may ask for it"));
+    }
+    check_term(vote, known)?;
+    check_index(*last_log_id)?;
+    // A candidate stands in a term after all those in its log.
+    if last_log_id.is_some_and(|log_id| log_id.leader_id.term >= vote.leader_id.term) {
+        return Err(invalid("a candidate cannot have entries of the term it stands in, or of later ones"));
+    }
+    Ok(())
+}
+
+/// Checks a transfer of the leadership that node `from` sent: only the current leader may.
+pub fn check_transfer(
+    request: &TransferLeaderRequest<TypeConfig>,
+    from: NodeId,
+    known: &Known,
+) -> Result<(), ApiError> {
+    let vote = request.from_leader();
+    check_leader(vote, from, known)?;
+    let last = request.last_log_id().copied();
+    check_index(last)?;
+    if last.is_some_and(|log_id| log_id.leader_id > vote.leader_id) {
+        return Err(invalid("a leader cannot have entries that are newer than itself"));
+    }
+    if *vote != known.vote {
+        return Err(ApiError::Conflict(Details::not_applied(format!(
+            "only the current leader may hand over its lead, and node {from} is not the leader in term {}",
+            known.vote.leader_id.term
+        ))));
+    }
+    Ok(())
+}
+
+/// Checks the vote in the answer to an RPC that was sent with `own`: it may be higher, but no node
+/// can be that far ahead.
+pub fn is_answer_plausible(answered: &Vote, own: &Vote) -> bool {
+    answered.leader_id.term <= term_max(own.leader_id.term)
+}
+
+fn term_max(own: u64) -> u64 {
+    own.saturating_add(TERM_STEP_MAX).min(TERM_MAX.max(own))
+}
+
+/// Terms go up by one with each election. One that is far ahead is forged or corrupted, and once it
+/// was adopted, no election could lead back.
+fn check_term(vote: &Vote, known: &Known) -> Result<(), ApiError> {
+    let own = known.vote.leader_id.term;
+    // A node without a membership joins, and knows nothing of the terms of its cluster.
+    let max = if known.membership.is_some() { term_max(own) } else { TERM_MAX };
+    if vote.leader_id.term > max {
+        let term = vote.leader_id.term;
+        return Err(invalid(&format!("term {term} is too far above the term of this node, which is {own}")));
+    }
+    Ok(())
+}
+
+fn check_leader(vote: &Vote, from: NodeId, known: &Known) -> Result<(), ApiError> {
+    if !vote.is_committed() || vote.leader_id.node_id != from {
+        return Err(invalid("only the leader that the vote names may send this"));
+    }
+    check_term(vote, known)
+}
+
+fn check_index(log_id: Option<LogId>) -> Result<(), ApiError> {
+    match log_id {
+        Some(log_id) if log_id.index > LOG_INDEX_MAX => {
+            Err(invalid(&format!("no log reaches index {}; the largest is {LOG_INDEX_MAX}", log_id.index)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What is committed stays: an entry at its index is that entry, those before it are older, those
+/// after it are newer.
+fn check_agrees_with_committed(log_id: LogId, known: &Known, what: &str) -> Result<(), ApiError> {
+    let Some(committed) = known.committed else { return Ok(()) };
+    let agrees = match log_id.index.cmp(&committed.index) {
+        std::cmp::Ordering::Less => log_id.leader_id <= committed.leader_id,
+        std::cmp::Ordering::Equal => log_id.leader_id == committed.leader_id,
+        std::cmp::Ordering::Greater => log_id.leader_id >= committed.leader_id,
+    };
+    if agrees { Ok(()) } else { Err(contradiction(what, &format!("another entry at index {}", log_id.index))) }
+}
+
+fn contradiction(what: &str, found: &str) -> ApiError {
+    ApiError::Conflict(Details::not_applied(format!(
+        "the {what} contradicts what is committed on this node: it has {found}"
+    )))
+}
+
+/// No entry may be too long for the log: writing one would end the node.
+fn check_lengths(entries: &[Entry], body_bytes: usize) -> Result<(), ApiError> {
+    // With the names of its fields an entry is at most so many times as long as without.
+    const NAMES: usize = 16;
+    if body_bytes < LOG_PAYLOAD_BYTES_MAX / NAMES {
+        return Ok(());
+    }
+    for entry in entries {
+        let mut length = Length(0);
+        let written = rmp_serde::encode::write_named(&mut length, &entry.payload);
+        if written.is_err() || length.0 > LOG_PAYLOAD_BYTES_MAX {
+            return Err(invalid(&format!("an entry is longer than {LOG_PAYLOAD_BYTES_MAX} bytes")));
+        }
+    }
+    Ok(())
+}
+
+struct Length(usize);
+
+impl std::io::Write for Length {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A membership with voters, each of which has an address.
+fn check_membership(membership: &Membership) -> Result<(), ApiError> {
+    let configs = membership.get_joint_config();
+    let has_voters = !configs.is_empty() && configs.iter().all(|voters| !voters.is_empty());
+    let mut voters = configs.iter().flatten();
+    let is_address = |addr: &str| (1..=MEMBER_ADDRESS_BYTES_MAX).contains(&addr.len());
+    let has_addresses = voters.all(|id| membership.get_node(id).is_some())
+        && membership.nodes().all(|(id, node)| *id > 0 && is_address(&node.addr));
+    if has_voters && has_addresses {
+        Ok(())
+    } else {
+        Err(invalid("a membership must have voters, and each member an address"))
+    }
+}
+
+fn check_stored_membership(stored: &StoredMembership, last: LogId) -> Result<(), ApiError> {
+    check_membership(stored.membership())?;
+    match stored.log_id() {
+        Some(log_id) if *log_id <= last && log_id.index <= last.index => Ok(()),
+        _ => Err(invalid("the membership of a snapshot cannot be newer than the snapshot")),
+    }
+}
+
+fn invalid(message: &str) -> ApiError {
+    ApiError::bad_request("invalid_rpc", message)
+}

@@ -1,0 +1,285 @@
+//! RPCs that no node sent: what one of them can do to a cluster.
+//!
+//! The ids that a forger needs can be asked for. Rows of single requests are in
+//! [`bad_input`](crate::bad_input); here whole clusters must go on afterwards.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest};
+use openraft::vote::RaftLeaderId;
+use raft_key_value::network::peer::PeerIdentity;
+use raft_key_value::network::rpc_check::SnapshotHead;
+use raft_key_value::store::snapshot_format;
+use raft_key_value::types::{LogId, SnapshotMeta, StoredMembership, Vote};
+use raft_key_value::{ExampleStateMachine, NodeId, TypeConfig};
+use reqwest::{Body, Method};
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+use crate::harness::{
+    Answer, CALM, DEADLINE, Http, TestCluster, envelope, envelope_header, eventually, identity_of, index_of,
+};
+
+const ALL: [NodeId; 3] = [1, 2, 3];
+
+fn vote(term: u64, node_id: NodeId, committed: bool) -> Vote {
+    Vote { leader_id: RaftLeaderId::new(term, node_id), committed }
+}
+
+fn append(vote: Vote) -> AppendEntriesRequest<TypeConfig> {
+    AppendEntriesRequest { vote, prev_log_id: None, entries: Vec::new(), leader_commit: None }
+}
+
+fn body_of(from: NodeId, to: &PeerIdentity, rpc: impl Serialize) -> Vec<u8> {
+    envelope(from, to, to.cluster_id.unwrap(), rpc)
+}
+
+/// A snapshot as it is sent: the length of the head, the head, the file.
+fn framed(head: Vec<u8>, file: &[u8]) -> Vec<u8> {
+    [u32::try_from(head.len()).unwrap().to_be_bytes().as_slice(), &head, file].concat()
+}
+
+/// Asserts that a cluster elects a leader without its last one, and takes and keeps writes.
+async fn goes_on(cluster: &mut TestCluster) {
+    cluster.assert_alive();
+    let leader = cluster.leader_of(&ALL).await;
+    let others: Vec<NodeId> = ALL.into_iter().filter(|id| *id != leader).collect();
+    cluster.kill(leader);
+    cluster.leader_of(&others).await;
+    cluster.write(others[0], "k", "after").await;
+    cluster.restart(leader).await;
+    cluster.leader_of(&ALL).await;
+    cluster.value_is(&ALL, "k", "after").await;
+    cluster.assert_alive();
+}
+
+/// A forged term is not adopted: every node rejects it, and the cluster still elects and writes.
+///
+/// Method: votes, pre-votes, appends and snapshots of all members to all members, in the last term
+/// there is and in one that is 2^33 ahead, with and without the header that names the ids; then the
+/// leader is killed.
+#[tokio::test]
+async fn a_forged_term_ruins_no_cluster() {
+    let mut cluster = TestCluster::form("forged-term", &ALL, &[]).await;
+    cluster.write(1, "k", "before").await;
+    let leader = cluster.leader_of(&ALL).await;
+    let own_term = cluster.metrics(leader).await.current_term;
+    for to_id in ALL {
+        let to = identity_of(&cluster, to_id).await;
+        for from in ALL.into_iter().filter(|id| *id != to_id) {
+            for term in [u64::MAX, own_term + (1 << 33)] {
+                let request = VoteRequest::<TypeConfig> {
+                    leadership_transfer: true,
+                    ..VoteRequest::new(
+                        vote(term, from, false),
+                        Some(LogId::new(RaftLeaderId::new(own_term, from), 1 << 40)),
+                    )
+                };
+                let head = SnapshotHead { vote: vote(term, from, true), meta: SnapshotMeta::default() };
+                let header = envelope_header(from, &to, to.cluster_id.unwrap());
+                for (path, body) in [
+                    ("/raft-vote", body_of(from, &to, &request)),
+                    ("/raft-pre-vote", body_of(from, &to, &request)),
+                    ("/raft-append", body_of(from, &to, append(vote(term, from, true)))),
+                    ("/raft-snapshot", framed(body_of(from, &to, &head), &[])),
+                ] {
+                    for headers in [&[][..], &[("raft-envelope", header.as_str())]] {
+                        let sent =
+                            cluster.http().request(Method::POST, cluster.addr(to_id), path, headers, body.clone());
+                        sent.await.unwrap().assert_error(400, "BadRequest", "not_applied");
+                    }
+                }
+            }
+        }
+    }
+    for id in ALL {
+        assert!(cluster.metrics(id).await.current_term < 1000, "node {id} adopted a forged term");
+        let rejected = cluster.node(id).log().matches("rejected /raft-vote").count();
+        assert_eq!(rejected, 1, "node {id} should say once that it rejected votes:\n{}", cluster.node(id).log());
+    }
+    goes_on(&mut cluster).await;
+}
+
+/// The file of a snapshot that holds nothing, as of a log id.
+fn empty_snapshot(last: LogId, membership: &StoredMembership) -> (SnapshotMeta, Vec<u8>) {
+    let mut machine = ExampleStateMachine::default();
+    machine.last_applied = Some(last);
+    machine.last_membership = membership.clone();
+    let meta = snapshot_format::meta_of(&machine);
+    let mut file = tempfile::tempfile().unwrap();
+    assert!(snapshot_format::write(&machine, &meta, &mut file).unwrap());
+    let mut bytes = Vec::new();
+    std::io::Seek::rewind(&mut file).unwrap();
+    file.read_to_end(&mut bytes).unwrap();
+    (meta, bytes)
+}
+
+/// A forged snapshot replaces no data and ends no process.
+///
+/// Method: well-formed snapshots that hold nothing, to each node: of a later term at the last
+/// committed index, and beyond it; from the leader in its own term, and from another node in the next.
+#[tokio::test]
+async fn a_forged_snapshot_is_not_installed() {
+    let mut cluster = TestCluster::form("forged-snapshot", &ALL, CALM).await;
+    let data = cluster.write_many(1, "k", 20).await;
+    cluster.all_applied(&ALL).await;
+    let leader = cluster.leader_of(&ALL).await;
+    let metrics = cluster.metrics(leader).await;
+    let (term, last) = (metrics.current_term, index_of(metrics.local_committed));
+    let membership = StoredMembership::clone(&metrics.membership_config);
+    for to_id in ALL {
+        let to = identity_of(&cluster, to_id).await;
+        let from = if to_id == leader { 1 + leader % 3 } else { leader };
+        let other = 6 - from - to_id;
+        for (sender, vote_term, last_term, index) in [
+            (from, term + 1, term + 1, last),
+            (from, term + 1, term + 1, last + 1000),
+            (from, term, term, last + 1000),
+            (other, term + 1, term, last + 1),
+        ] {
+            let (meta, file) = empty_snapshot(LogId::new(RaftLeaderId::new(last_term, sender), index), &membership);
+            assert!(file.len() < 1000, "{}", file.len());
+            let head = SnapshotHead { vote: vote(vote_term, sender, true), meta };
+            let answer = cluster.post(to_id, "/raft-snapshot", framed(body_of(sender, &to, &head), &file)).await;
+            assert!(matches!(answer.status, 400 | 409), "{} {}", answer.status, answer.text());
+            assert_eq!(answer.header("raft-outcome"), "not_applied", "{}", answer.text());
+            cluster.assert_alive();
+        }
+    }
+    for id in ALL {
+        cluster.assert_holds(id, &data).await;
+    }
+    goes_on(&mut cluster).await;
+}
+
+/// What is for another node is rejected before its body is read, and so is what is too long.
+///
+/// Method: only the head of a request with a body of 64 MiB, with ids that are wrong, or right where
+/// so long a body is not taken; the answer must arrive while no byte of the body was sent.
+#[tokio::test]
+async fn a_body_is_not_read_for_nothing() {
+    let cluster = TestCluster::form("unread", &ALL, CALM).await;
+    let to = identity_of(&cluster, 1).await;
+    let cluster_id = to.cluster_id.unwrap();
+    let wrong = envelope_header(2, &PeerIdentity { incarnation: to.incarnation ^ 1, ..to }, cluster_id);
+    let right = envelope_header(2, &to, cluster_id);
+    let paths = ["append", "vote", "pre-vote", "snapshot", "transfer-leader", "read-index"];
+    for path in paths {
+        let answer = head_only(cluster.addr(1), path, &wrong);
+        assert!(answer.starts_with("HTTP/1.1 421 ") && answer.contains("WrongNode"), "{path}: {answer}");
+        if path != "snapshot" {
+            let answer = head_only(cluster.addr(1), path, &right);
+            assert!(answer.starts_with("HTTP/1.1 413 ") && answer.contains("TooLarge"), "{path}: {answer}");
+        }
+    }
+}
+
+/// Sends a head that announces 64 MiB, and returns the answer.
+fn head_only(addr: &str, path: &str, header: &str) -> String {
+    let mut stream = TcpStream::connect(addr).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    write!(
+        stream,
+        "POST /raft-{path} HTTP/1.1\r\nhost: {addr}\r\nraft-envelope: {header}\r\ncontent-length: 67108864\r\n\r\n"
+    )
+    .unwrap();
+    let mut answer = Vec::new();
+    let mut part = [0; 4096];
+    while !answer.ends_with(b"}}}") {
+        match stream.read(&mut part) {
+            Ok(0) => break,
+            Ok(count) => answer.extend_from_slice(&part[..count]),
+            Err(error) => panic!("{path}: no answer: {error}"),
+        }
+    }
+    String::from_utf8(answer).unwrap()
+}
+
+/// A million tiny entries are rejected, and take no more memory than the body they arrive in.
+///
+/// Method: an append whose entries are written as short as they can be, without the names of their
+/// fields; the node's memory before and after.
+#[tokio::test]
+async fn a_million_entries_are_rejected() {
+    let mut cluster = TestCluster::form("million", &[1, 2], CALM).await;
+    let leader = cluster.leader_of(&[1, 2]).await;
+    let (to_id, from) = (3 - leader, leader);
+    let to = identity_of(&cluster, to_id).await;
+    let term = cluster.metrics(leader).await.current_term;
+    let entries: Vec<_> = (0..1_000_000_u64).map(|index| (((term, from), index), "Blank")).collect();
+    let rpc = (vote(term, from, true), Option::<LogId>::None, entries, Option::<LogId>::None);
+    let message = rmp_serde::to_vec(&(to.cluster_id.unwrap(), from, to_id, to.incarnation, rpc)).unwrap();
+    let (bytes, before) = (message.len(), cluster.node(to_id).memory_kib());
+    let answer = cluster.post(to_id, "/raft-append", message).await;
+    let after = cluster.node(to_id).memory_kib();
+    let fields = answer.assert_error(400, "BadRequest", "not_applied");
+    assert!(fields["message"].as_str().unwrap().contains("4096 entries"), "{fields}");
+    eprintln!("{bytes} bytes: {before} KiB before, {after} KiB after");
+    assert!(after < before + 3 * bytes / 1024, "{bytes} bytes took {} KiB", after - before);
+    cluster.write(to_id, "k", "v").await;
+    cluster.assert_alive();
+}
+
+/// Nodes of a former version send no header with the ids, and are understood; so are those that do.
+///
+/// Method: a heartbeat in the name of the leader, with and without the header.
+#[tokio::test]
+async fn a_valid_rpc_is_taken_with_and_without_its_header() {
+    let cluster = TestCluster::form("header", &ALL, CALM).await;
+    let leader = cluster.leader_of(&ALL).await;
+    let to_id = 1 + leader % 3;
+    let to = identity_of(&cluster, to_id).await;
+    let term = cluster.metrics(leader).await.current_term;
+    let body = body_of(leader, &to, append(vote(term, leader, true)));
+    let header = envelope_header(leader, &to, to.cluster_id.unwrap());
+    // A later version may have more to say.
+    let longer = format!("{header}/and/more");
+    let all = [&[][..], &[("raft-envelope", header.as_str())], &[("raft-envelope", longer.as_str())]];
+    for headers in all {
+        let sent = cluster.http().request(Method::POST, cluster.addr(to_id), "/raft-append", headers, body.clone());
+        let answer = sent.await.unwrap();
+        assert_eq!(answer.status, 200, "{headers:?}: {}", answer.text());
+        let answer: AppendEntriesResponse<TypeConfig> = rmp_serde::from_slice(&answer.body).unwrap();
+        assert_eq!(answer, AppendEntriesResponse::Success, "{headers:?}");
+    }
+}
+
+/// A snapshot that does not go on holds up no other: the next one ends it.
+///
+/// Method: in the name of the leader, a snapshot whose file does not come; then another, which is
+/// dealt with at once, while the first is rejected.
+#[tokio::test]
+async fn a_snapshot_that_stalls_makes_way() {
+    let mut cluster = TestCluster::form("stalled", &ALL, CALM).await;
+    let leader = cluster.leader_of(&ALL).await;
+    let to_id = 1 + leader % 3;
+    let to = identity_of(&cluster, to_id).await;
+    let term = cluster.metrics(leader).await.current_term;
+    let head = SnapshotHead { vote: vote(term, leader, true), meta: SnapshotMeta::default() };
+    let message = framed(body_of(leader, &to, &head), b"not a snapshot");
+
+    let (parts_tx, parts_rx) = mpsc::channel::<Vec<u8>>(1);
+    let stalled = stalled_request(cluster.addr(to_id).to_owned(), parts_rx);
+    parts_tx.send(message.clone()).await.unwrap();
+    let temporary = || cluster.node(to_id).files().into_iter().any(|path| path.extension().is_some_and(|e| e == "tmp"));
+    eventually("the first snapshot arrives", DEADLINE, async || temporary().then_some(()).ok_or("no file")).await;
+    let started = Instant::now();
+    let second = cluster.post(to_id, "/raft-snapshot", message).await;
+    second.assert_error(400, "BadRequest", "not_applied");
+    assert!(started.elapsed() < Duration::from_secs(5), "it waited for {:?}", started.elapsed());
+    let first = stalled.await.unwrap();
+    first.assert_error(409, "Conflict", "not_applied");
+    drop(parts_tx);
+    cluster.write(to_id, "k", "v").await;
+    cluster.assert_alive();
+}
+
+fn stalled_request(addr: String, parts: mpsc::Receiver<Vec<u8>>) -> tokio::task::JoinHandle<Answer> {
+    let parts = futures_util::stream::unfold(parts, |mut parts| async move {
+        let part = parts.recv().await?;
+        Some((Ok::<_, std::io::Error>(part), parts))
+    });
+    tokio::spawn(async move { Http::new().post(&addr, "/raft-snapshot", Body::wrap_stream(parts)).await.unwrap() })
+}
