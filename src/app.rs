@@ -10,6 +10,7 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::metrics::{RaftMetrics, RaftServerMetrics};
 use tokio::sync::{Semaphore, watch};
 
+use crate::agreement::{Agreement, OlderCopy};
 use crate::config::{Config, DISK_FREE_BYTES_LEAST, Limits, MEMBERS_ANSWER_MAX, MEMBERS_ANSWER_MIN};
 use crate::connection::connections;
 use crate::peers::Peers;
@@ -43,10 +44,13 @@ pub struct ExampleApp {
     pub members_answer_deadline: Duration,
     /// What it remembers of the RPCs that it received.
     pub peers: Peers,
+    /// Whether it still has what its leader counts on.
+    pub agreement: Agreement,
     // The part of the metrics that only changes with the leader or the membership.
     metrics: WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>,
     all_metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
     leader_lease_ms: u64,
+    heartbeat_interval: Duration,
     writes_waiting_max: usize,
     recovered: AtomicBool,
     disk_free_bytes: AtomicU64,
@@ -62,6 +66,8 @@ pub struct ExampleApp {
 pub enum Failure {
     /// Writing a file failed, so what is on disk is not known.
     Disk(String),
+    /// It has lost entries that it acknowledged.
+    OlderCopy(OlderCopy),
     /// This background task ended, and nothing else does its work.
     Task(&'static str),
 }
@@ -227,6 +233,8 @@ impl ExampleApp {
             members_answer_deadline: Duration::from_millis(config.election_timeout_max_ms)
                 .clamp(MEMBERS_ANSWER_MIN, MEMBERS_ANSWER_MAX),
             peers: Peers::default(),
+            agreement: Agreement::default(),
+            heartbeat_interval: Duration::from_millis(config.heartbeat_interval_ms),
             all_metrics: raft.metrics(),
             leader_lease_ms: config.election_timeout_max_ms,
             raft,
@@ -379,6 +387,16 @@ impl ExampleApp {
             // An error would mean that the sender is gone, which is here.
             let _ = failure.changed().await;
         }
+    }
+
+    /// Interval at which a leader heartbeats, if the nodes have the same settings.
+    pub fn heartbeat_interval(&self) -> Duration {
+        self.heartbeat_interval
+    }
+
+    /// Says that this node has lost entries that it acknowledged: it must end.
+    pub fn set_older_copy(&self, found: OlderCopy) {
+        fail(&self.failure, Failure::OlderCopy(found));
     }
 
     /// What the disk has room for.

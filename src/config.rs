@@ -293,6 +293,13 @@ pub const APPLY_ENTRIES_MAX: usize = 256;
 pub const APPLY_BYTES_MAX: usize = 4 << 20;
 /// How long sending a whole snapshot may take.
 pub const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(600);
+/// How many heartbeat intervals an append waits for the leader's heartbeat, if the node does not yet know
+/// what the leader counts on: less than the leader waits for the response.
+pub const LEADER_VIEW_INTERVALS: u32 = 3;
+/// How often a leader must have counted on a lost entry until the node stops.
+pub const EVIDENCE_COUNT_MIN: u32 = 5;
+/// For how long a leader must have counted on a lost entry until the node stops.
+pub const EVIDENCE_MIN: Duration = Duration::from_secs(3);
 /// How long a snapshot waits until the one before it is dealt with, and until this node has heard
 /// from the leader that sends it: some heartbeats.
 pub const SNAPSHOT_WAIT_MAX: Duration = Duration::from_secs(2);
@@ -418,7 +425,7 @@ Exit codes of commands:
 Exit codes of a node:
    0  stopped by SIGTERM or SIGINT, or printed what was asked for
    2  a wrong flag or environment variable
-  65  damaged data: nothing was changed; or other data than the leader's
+  65  damaged data: nothing was changed; or other data than the leader's, or an older copy
   69  cannot listen on --http-addr
   70  Raft or a background task stopped after an error; starting again recovers
   73  another process runs on this data directory

@@ -20,6 +20,7 @@
 //!
 //! Imports point one way: `bin → server → network → app → store`.
 
+pub mod agreement;
 pub mod app;
 pub mod body;
 pub mod client;

@@ -78,7 +78,10 @@ impl ServeError {
         match self {
             ServeError::Config(_) => 2,
             ServeError::Store(
-                StoreError::Damaged { .. } | StoreError::OtherState { .. } | StoreError::MemoryChanged,
+                StoreError::Damaged { .. }
+                | StoreError::OtherState { .. }
+                | StoreError::OlderCopy { .. }
+                | StoreError::MemoryChanged,
             ) => 65,
             ServeError::Listen { .. } => 69,
             ServeError::Raft(_) | ServeError::Http(_) | ServeError::Task(_) => 70,
@@ -100,12 +103,11 @@ impl From<Fatal<TypeConfig>> for ServeError {
     }
 }
 
-impl From<Failure> for ServeError {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Disk(why) => ServeError::Storage(why),
-            Failure::Task(task) => ServeError::Task(task),
-        }
+fn failure_error(failure: Failure, store: &ExampleStore) -> ServeError {
+    match failure {
+        Failure::Disk(why) => ServeError::Storage(why),
+        Failure::OlderCopy(found) => StoreError::OlderCopy { path: store.directory().to_owned(), found }.into(),
+        Failure::Task(task) => ServeError::Task(task),
     }
 }
 
@@ -227,7 +229,7 @@ pub async fn serve_on(
     let result = tokio::select! {
         () = shutdown => Ok(()),
         fatal = core_stopped(&raft, &store) => Err(state_error(&store).unwrap_or_else(|| ServeError::from(fatal))),
-        failure = app.failed() => Err(ServeError::from(failure)),
+        failure = app.failed() => Err(failure_error(failure, &store)),
         result = http => match result {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(ServeError::Http(error)),

@@ -21,8 +21,8 @@ use super::rpc_check::{self, Append, SnapshotHead};
 use super::{api, forward};
 use crate::app::{ExampleApp, Known};
 use crate::config::{
-    APPEND_RPC_BYTES_MAX, DISK_FREE_BYTES_MIN, SMALL_RPC_BYTES_MAX, SNAPSHOT_BYTES_A_LOOK, SNAPSHOT_DEADLINE,
-    SNAPSHOT_HEAD_BYTES_MAX, SNAPSHOT_PAUSE_MAX, SNAPSHOT_WAIT_MAX,
+    APPEND_RPC_BYTES_MAX, DISK_FREE_BYTES_MIN, LEADER_VIEW_INTERVALS, SMALL_RPC_BYTES_MAX, SNAPSHOT_BYTES_A_LOOK,
+    SNAPSHOT_DEADLINE, SNAPSHOT_HEAD_BYTES_MAX, SNAPSHOT_PAUSE_MAX, SNAPSHOT_WAIT_MAX,
 };
 use crate::error::{ApiError, Details, Retry};
 use crate::store::durable;
@@ -43,8 +43,13 @@ pub async fn append(
         check_sender(&app, envelope.from)?;
         rpc_check::check_append(&envelope.rpc, envelope.from, bytes, known)
     };
-    let envelope = receive(&app, &request, payload, APPEND_RPC_BYTES_MAX, check).await?;
-    let answer = app.raft.append_entries(envelope.rpc.into()).await.map_err(|_| forward::stopping())?;
+    let append = receive(&app, &request, payload, APPEND_RPC_BYTES_MAX, check).await?.rpc;
+    check_agreement(&app, &append).await?;
+    let vote = append.vote;
+    let answer = app.raft.append_entries(append.into()).await.map_err(|_| forward::stopping())?;
+    if matches!(answer, AppendEntriesResponse::Success | AppendEntriesResponse::PartialSuccess(_)) {
+        app.agreement.note_accepted(&vote);
+    }
     // Not from a former leader.
     if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
         app.peers.note_leader();
@@ -168,6 +173,9 @@ async fn receive_snapshot(
     let envelope = peer::decode(app, request, announced, &head, check).await?;
     note_node(app, request, envelope.from);
     let head = envelope.rpc;
+    if app.agreement.is_in_doubt(&head.vote) {
+        return Err(missing_entry());
+    }
     wait_for_leader(app, &head).await?;
     let Some(mut turn) = app.peers.snapshot_turn().await else {
         return Err(ApiError::Overloaded(Retry::soon("this node is still busy with the snapshot before this one")));
@@ -267,6 +275,42 @@ fn note_refusal(app: &ExampleApp, request: &HttpRequest, error: &ApiError) {
     let message = error.to_string();
     let why = if message.starts_with(peer::NOT_AN_RPC) { peer::NOT_AN_RPC } else { &message };
     app.peers.note_rejection(request.path(), request.peer_addr(), ids.map(|ids| ids.from), error, why);
+}
+
+/// Passes an append that this node can respond to: see [`agreement`](crate::agreement).
+async fn check_agreement(app: &ExampleApp, append: &Append) -> Result<(), ApiError> {
+    let vote = &append.vote;
+    let Some(previous) = append.prev_log_id else { return Ok(()) };
+    if app.agreement.is_with(vote) {
+        return Ok(());
+    }
+    let known = app.known();
+    let is_committed = known.committed.is_some_and(|committed| previous.index <= committed.index);
+    let has = |log_id| app.store.log.has(log_id).map_err(|_| forward::stopping());
+    // Raft rejects a deposed leader by itself.
+    if vote.leader_id < known.vote.leader_id || is_committed || has(previous)? {
+        return Ok(());
+    }
+    if !append.entries.is_empty() {
+        let within = app.heartbeat_interval() * LEADER_VIEW_INTERVALS;
+        return if app.agreement.wait_for(vote, within).await {
+            Ok(())
+        } else {
+            let message = "this node waits for a heartbeat, to learn what the leader counts on";
+            Err(ApiError::Recovering(Retry::soon(message)))
+        };
+    }
+    let last = app.store.log.last().map_err(|_| forward::stopping())?;
+    if let Some(found) = app.agreement.note_missing(vote, previous, last) {
+        app.set_older_copy(found);
+    }
+    Err(missing_entry())
+}
+
+fn missing_entry() -> ApiError {
+    ApiError::Conflict(Details::not_applied(
+        "this node lacks an entry that it acknowledged to the leader: its data directory may be an older copy",
+    ))
 }
 
 /// Rejects what nodes say that are no members, unless one of them may be a leader or a candidate

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::state_hash::StateHash;
+use crate::agreement::OlderCopy;
 use crate::types::NodeId;
 
 /// Why a data directory was refused or failed, or what it holds cannot be trusted.
@@ -65,6 +66,23 @@ pub enum StoreError {
          an empty directory, and put it in the place of this one with POST /change-membership"
     )]
     MemoryChanged,
+
+    /// The directory lacks entries that this node acknowledged.
+    #[error(
+        "`{}` is older than what this node acknowledged: node {}, which leads in term {}, has this node's \
+         acknowledgement of the entries up to index {}, and its log ends {}. An older copy of the directory was put \
+         back, or the disk lost what was synced. Start the node with the newest directory if you still have it. \
+         Otherwise replace it: add a node with a new id and an empty directory, and put it in the place of this one \
+         with POST /change-membership",
+        path.display(), found.leader_id, found.term, found.acknowledged,
+        found.last.map_or_else(|| "before the first entry".to_owned(), |last| format!("at index {last}"))
+    )]
+    OlderCopy {
+        /// The directory.
+        path: PathBuf,
+        /// What the leader counts on, and what there is.
+        found: OlderCopy,
+    },
 
     /// The directory belongs to another node.
     #[error(

@@ -256,6 +256,30 @@ impl LogStore {
         Ok(last)
     }
 
+    /// The last entry of the log, or the last that was purged.
+    pub fn last(&self) -> io::Result<Option<LogId>> {
+        Ok(self.read()?.log.log_state().last().map(|record| record.0))
+    }
+
+    /// Whether the log has an entry, or had it before it was purged.
+    pub fn has(&self, log_id: LogId) -> io::Result<bool> {
+        let shared = self.read()?;
+        let state = shared.log.log_state();
+        let (purged, last) = (state.purged().map(|record| record.0), state.last().map(|record| record.0));
+        if purged.is_some_and(|purged| log_id.index <= purged.index) {
+            return Ok(true);
+        }
+        match last {
+            Some(last) if log_id.index > last.index => Ok(false),
+            None => Ok(false),
+            Some(last) if last == log_id => Ok(true),
+            Some(_) => {
+                let found = shared.log.read(log_id.index, log_id.index + 1).next().transpose()?;
+                Ok(found.is_some_and(|(found, _)| found.0 == log_id))
+            }
+        }
+    }
+
     /// About how many bytes of entries were appended and are not on disk yet.
     pub fn unsynced_bytes(&self) -> usize {
         self.owner.unsynced_bytes.load(Ordering::Relaxed)

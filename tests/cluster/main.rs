@@ -17,6 +17,7 @@
 //! | [`founding`] | does a list make one cluster, however often and to whichever nodes it is sent |
 //! | [`members`] | which membership changes are rejected before they do harm, and who is removed |
 //! | [`membership`] | who belongs to the cluster, and who is kept out |
+//! | [`older_copy`] | does a node notice that its directory is an older copy |
 //! | [`replace`] | what becomes of a node that lost its disk |
 //! | [`forged`] | what can an RPC do that no node sent |
 //! | [`watchers`] | do a thousand watches see every change once |
@@ -61,6 +62,7 @@ mod log_time;
 mod logging;
 mod members;
 mod membership;
+mod older_copy;
 mod openapi;
 mod outcomes;
 mod overload;

@@ -1,0 +1,205 @@
+//! Older copies of a data directory: which ones a node notices, and that it takes no other for one.
+
+use std::fs;
+use std::path::Path;
+
+use raft_key_value::NodeId;
+use serde_json::json;
+
+use crate::harness::{CALM, CALM_BUT_QUICK, TestCluster, Writers, files_below};
+
+const ALL: [NodeId; 3] = [1, 2, 3];
+const SAID: &str = "is older than what this node acknowledged";
+
+fn others(id: NodeId) -> Vec<NodeId> {
+    ALL.into_iter().filter(|other| *other != id).collect()
+}
+
+fn copy_directory(from: &Path, to: &Path) {
+    for path in files_below(from) {
+        let target = to.join(path.strip_prefix(from).unwrap());
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        fs::copy(path, target).unwrap();
+    }
+}
+
+/// Puts an older copy in the place of a stopped node's directory.
+fn put_back(cluster: &TestCluster, id: NodeId, copy: &Path) {
+    let directory = cluster.node(id).directory();
+    fs::remove_dir_all(&directory).unwrap();
+    copy_directory(copy, &directory);
+    // The copy may have none of its own, and the node needs the directory.
+    fs::create_dir_all(directory.join("snapshots")).unwrap();
+}
+
+/// A follower on an older copy ends with 65 and says what it is; the others go on, and it is replaced.
+///
+/// Method: stop a follower, copy its directory, start it; write until it has acknowledged more; stop it,
+/// put the copy back, start it, while clients write or not, in the middle of the log or with a log that was
+/// purged beyond the copy.
+async fn is_noticed(name: &'static str, under_writes: bool, flags: &[&'static str]) {
+    let flags: Vec<&'static str> = CALM.iter().chain(flags).copied().collect();
+    let mut cluster = TestCluster::form(name, &ALL, &flags).await;
+    cluster.write_many(1, "before-", 20).await;
+    let leader = cluster.leader_of(&ALL).await;
+    let (follower, third) = (others(leader)[0], others(leader)[1]);
+    let copy = tempfile::tempdir().unwrap();
+    cluster.all_applied(&[leader, follower]).await;
+    cluster.kill(follower);
+    copy_directory(&cluster.node(follower).directory(), copy.path());
+    cluster.restart(follower).await;
+    let data = cluster.write_many(leader, "k", 200).await;
+    cluster.all_applied(&[leader, follower]).await;
+    cluster.kill(follower);
+    put_back(&cluster, follower, copy.path());
+    let writers = under_writes.then(|| Writers::start(&cluster, &[leader, third], 3, "w"));
+    if let Some(writers) = &writers {
+        writers.acknowledged_more(20).await;
+    }
+    cluster.restart(follower).await;
+    assert_eq!(cluster.node_mut(follower).ends().await, Some(65), "{}", cluster.node(follower).log());
+    let log = cluster.node(follower).log();
+    let error = log.lines().last().unwrap();
+    assert!(error.starts_with("error: ") && error.contains(SAID), "{error}");
+    for part in [&format!("node {leader}"), "empty directory", "/change-membership", "node-"] {
+        assert!(error.contains(part), "{part} is not in {error}");
+    }
+    let history = match writers {
+        Some(writers) => {
+            writers.acknowledged_more(20).await;
+            Some(writers.finish().await)
+        }
+        None => None,
+    };
+    cluster.assert_alive();
+    assert_eq!(cluster.leader_of(&[leader, third]).await, leader, "the leader went on");
+
+    cluster.add_node(4).await;
+    cluster.post(leader, "/add-learner", json!([4, cluster.addr(4)]).to_string()).await.ok().unwrap();
+    cluster.post(leader, "/change-membership", json!([leader, third, 4]).to_string()).await.ok().unwrap();
+    cluster.membership_is(&[4], &[leader, third, 4], &[]).await;
+    cluster.assert_holds(4, &data).await;
+    if let Some(history) = history {
+        history.assert_on(&cluster, 4).await;
+    }
+}
+
+#[tokio::test]
+async fn a_follower_on_an_older_copy_says_so() {
+    is_noticed("older-idle", false, &[]).await;
+}
+
+#[tokio::test]
+async fn a_follower_on_an_older_copy_says_so_under_writes() {
+    is_noticed("older-writes", true, &[]).await;
+}
+
+#[tokio::test]
+async fn a_follower_on_a_copy_from_before_a_snapshot_says_so() {
+    is_noticed("older-purged", true, &["--snapshot-entries", "50", "--snapshot-keep-entries", "20"]).await;
+}
+
+/// A learner on an older copy says so too, although nothing was counted on its vote.
+#[tokio::test]
+async fn a_learner_on_an_older_copy_says_so() {
+    let mut cluster = TestCluster::form("older-learner", &ALL, CALM).await;
+    cluster.add_node(4).await;
+    cluster.post(1, "/add-learner", json!([4, cluster.addr(4)]).to_string()).await.ok().unwrap();
+    let leader = cluster.leader_of(&ALL).await;
+    let copy = tempfile::tempdir().unwrap();
+    cluster.kill(4);
+    copy_directory(&cluster.node(4).directory(), copy.path());
+    cluster.restart(4).await;
+    cluster.write(leader, "k", "forgotten").await;
+    cluster.all_applied(&[leader, 4]).await;
+    cluster.kill(4);
+    put_back(&cluster, 4, copy.path());
+    cluster.restart(4).await;
+    assert_eq!(cluster.node_mut(4).ends().await, Some(65), "{}", cluster.node(4).log());
+    assert!(cluster.node(4).log().contains(SAID));
+    cluster.write(leader, "k", "remembered").await;
+    cluster.assert_alive();
+}
+
+/// No node that has all it acknowledged is taken for an older copy.
+///
+/// Method: under writes, with a log that is purged quickly: kill a follower and start it again, at once and
+/// after the log was purged; kill the leader and start it again; pause a follower; take a learner in; kill all
+/// and start them in another order. No node ends, none suspects itself, and all hold what was acknowledged.
+#[tokio::test]
+async fn no_other_node_is_taken_for_an_older_copy() {
+    let flags: Vec<&'static str> =
+        CALM_BUT_QUICK.iter().chain(&["--snapshot-entries", "50", "--snapshot-keep-entries", "20"]).copied().collect();
+    let mut cluster = TestCluster::form("no-older", &ALL, &flags).await;
+    let writers = Writers::start(&cluster, &ALL, 3, "w");
+    for _ in 0..2 {
+        let leader = cluster.leader_of(&ALL).await;
+        let follower = others(leader)[0];
+        cluster.kill(follower);
+        cluster.restart(follower).await;
+        writers.acknowledged_more(20).await;
+        cluster.kill(follower);
+        writers.acknowledged_more(200).await;
+        cluster.restart(follower).await;
+        writers.acknowledged_more(20).await;
+        cluster.node(follower).pause();
+        writers.acknowledged_more(200).await;
+        cluster.node(follower).resume();
+        cluster.kill(leader);
+        writers.acknowledged_more(20).await;
+        cluster.restart(leader).await;
+        writers.acknowledged_more(20).await;
+    }
+    cluster.add_node(4).await;
+    let leader = cluster.leader_of(&ALL).await;
+    cluster.post(leader, "/add-learner", json!([4, cluster.addr(4)]).to_string()).await.ok().unwrap();
+    for id in [1, 2, 3, 4] {
+        cluster.kill(id);
+    }
+    for id in [4, 3, 2, 1] {
+        cluster.restart(id).await;
+    }
+    writers.acknowledged_more(50).await;
+    let history = writers.finish().await;
+    let leader = cluster.leader_of(&ALL).await;
+    cluster.all_applied(&[leader, 1, 2, 3, 4]).await;
+    cluster.assert_alive();
+    for id in [1, 2, 3, 4] {
+        history.assert_on(&cluster, id).await;
+        let log = cluster.node(id).log();
+        assert!(!log.contains("an older copy") && !log.contains(SAID), "node {id} was suspected:\n{log}");
+    }
+}
+
+/// A node on a copy from before another leader was elected is not noticed, and gets everything again.
+///
+/// (The leader after that counts only on what the node has acknowledged to itself. The documents say so.)
+///
+/// Method: copy the leader's directory, write, kill the leader; once another one leads, start the former
+/// one on the copy.
+#[tokio::test]
+async fn a_copy_from_before_an_election_is_filled_up() {
+    let mut cluster = TestCluster::form("older-leader", &ALL, CALM_BUT_QUICK).await;
+    let leader = cluster.leader_of(&ALL).await;
+    cluster.kill(leader);
+    let copy = tempfile::tempdir().unwrap();
+    copy_directory(&cluster.node(leader).directory(), copy.path());
+    cluster.restart(leader).await;
+    let data = cluster.write_many(leader, "k", 50).await;
+    cluster.all_applied(&[leader, others(leader)[0], others(leader)[1]]).await;
+    let second = cluster.leader_of(&ALL).await;
+    cluster.kill(second);
+    if second != leader {
+        cluster.kill(leader);
+        cluster.restart(second).await;
+    }
+    cluster.leader_of(&others(leader)).await;
+    put_back(&cluster, leader, copy.path());
+    cluster.restart(leader).await;
+    cluster.write(leader, "after", "v").await;
+    cluster.value_is(&ALL, "after", "v").await;
+    for id in ALL {
+        cluster.assert_holds(id, &data).await;
+    }
+    cluster.assert_alive();
+}
