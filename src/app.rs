@@ -1,9 +1,10 @@
 //! The handles that every HTTP handler shares.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use actix_web::http::header::HeaderValue;
 use openraft::ServerState;
 use openraft::alias::WatchReceiverOf;
 use openraft::async_runtime::WatchReceiver;
@@ -51,6 +52,8 @@ pub struct ExampleApp {
     all_metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
     leader_lease_ms: u64,
     heartbeat_interval: Duration,
+    /// A cluster is joined once, and for good.
+    cluster_header: OnceLock<HeaderValue>,
     writes_waiting_max: usize,
     recovered: AtomicBool,
     disk_free_bytes: AtomicU64,
@@ -235,6 +238,7 @@ impl ExampleApp {
             peers: Peers::default(),
             agreement: Agreement::default(),
             heartbeat_interval: Duration::from_millis(config.heartbeat_interval_ms),
+            cluster_header: OnceLock::new(),
             all_metrics: raft.metrics(),
             leader_lease_ms: config.election_timeout_max_ms,
             raft,
@@ -298,6 +302,16 @@ impl ExampleApp {
         is_member_in(&self.metrics.borrow_watched(), id)
     }
 
+    /// The id of its cluster as a header's value, once it belongs to one.
+    pub fn cluster_header(&self) -> Option<&HeaderValue> {
+        if let Some(header) = self.cluster_header.get() {
+            return Some(header);
+        }
+        let cluster_id = self.store.identity().cluster_id?;
+        let header = HeaderValue::from_str(&cluster_id.to_string()).ok()?;
+        Some(self.cluster_header.get_or_init(|| header))
+    }
+
     /// What this node knows when an RPC arrives.
     pub fn known(&self) -> Known {
         Known::of(&self.all_metrics.borrow_watched())
@@ -313,6 +327,23 @@ impl ExampleApp {
             }
             Role::NoLeader => false,
         }
+    }
+
+    /// Says so if the committed membership has this node at another address than it advertises:
+    /// the others dial that one, so they do not reach this node unless both lead to it. For `/readyz` too.
+    pub fn moved(&self) -> Option<String> {
+        let metrics = self.metrics.borrow_watched();
+        let member = metrics.committed_membership_config.membership().get_node(&self.id)?;
+        // Another life of the node is somewhere else for a reason.
+        if member.addr == self.addr || member.incarnation != self.store.identity().incarnation {
+            return None;
+        }
+        Some(format!(
+            "the membership has node {} at {}, which the other nodes dial, and it advertises {}: start it with \
+             --advertise-addr {}, or replace it by a node with a new id and an empty --data-dir; and if another \
+             process runs as node {} there, stop this one, which runs on a copy of its data",
+            self.id, member.addr, self.addr, member.addr, self.id
+        ))
     }
 
     /// Whether this node knows who is a member, and is none itself.

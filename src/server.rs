@@ -217,6 +217,7 @@ pub async fn serve_on(
     let expiry = tokio::spawn(app.essential("expiry").run(expire(app.clone())));
     let clock_record = tokio::spawn(app.essential("clock record").run(record_clock(app.clone())));
     let self_check = tokio::spawn(app.essential("self-check").run(announce_hashes(app.clone())));
+    let address_watch = tokio::spawn(app.essential("address").run(watch_address(app.clone())));
     let listens_on = local_addrs.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(" and ");
     tracing::info!(
         "node {} listens on {listens_on}, is reached at {}, keeps its data in `{}`",
@@ -241,6 +242,7 @@ pub async fn serve_on(
     expiry.abort();
     clock_record.abort();
     self_check.abort();
+    address_watch.abort();
     match result {
         Ok(()) => {
             // First, lest a write come between two leaders and its outcome be unknown.
@@ -418,6 +420,26 @@ async fn record_clock(app: web::Data<ExampleApp>) {
             }
             Ok(result) => has_failed = result.is_err(),
             Err(_) => {}
+        }
+    }
+}
+
+/// Warns if the membership has this node at another address than it advertises, once for each such address.
+async fn watch_address(app: web::Data<ExampleApp>) {
+    let mut metrics = app.raft.server_metrics();
+    let mut said = None;
+    loop {
+        let moved = app.moved();
+        if moved != said {
+            match &moved {
+                Some(moved) => tracing::warn!("{moved}"),
+                None => tracing::info!("the membership has node {} at {}, which it advertises", app.id, app.addr),
+            }
+            said = moved;
+        }
+        if metrics.changed().await.is_err() {
+            // Raft has stopped, which is reported as that.
+            std::future::pending::<()>().await;
         }
     }
 }

@@ -58,6 +58,22 @@ pub enum ClientError {
         /// Why the last attempt failed.
         last: Box<ClientError>,
     },
+    /// The node belongs to another cluster than the first one that answered this client.
+    #[error(
+        "the node at {addr} belongs to cluster {found}, and this client talks to cluster {expected}{}: the list of \
+         endpoints holds nodes of two clusters, or an address has a new owner",
+        doubt(*outcome)
+    )]
+    OtherCluster {
+        /// The node.
+        addr: String,
+        /// Its cluster.
+        found: String,
+        /// The cluster of the nodes that answered before.
+        expected: String,
+        /// `not_applied`, unless a node of a former version may have done the request.
+        outcome: Outcome,
+    },
     /// The request cannot be sent at all, to no node.
     #[error("the request cannot be sent: {reason}")]
     InvalidRequest {
@@ -79,7 +95,7 @@ impl ClientError {
         match self {
             ClientError::Api { error, .. } => error.outcome(),
             ClientError::Refused { error, .. } => error.outcome,
-            ClientError::AnswerLost { outcome, .. } => *outcome,
+            ClientError::AnswerLost { outcome, .. } | ClientError::OtherCluster { outcome, .. } => *outcome,
             ClientError::Unresolved { .. } => Outcome::Unknown,
             ClientError::Unreachable { .. } | ClientError::TooManyRedirects(_) | ClientError::InvalidRequest { .. } => {
                 Outcome::NotApplied
@@ -142,7 +158,8 @@ impl ClientError {
             ClientError::Api { addr, .. }
             | ClientError::Refused { addr, .. }
             | ClientError::Unreachable { addr, .. }
-            | ClientError::AnswerLost { addr, .. } => Some(addr),
+            | ClientError::AnswerLost { addr, .. }
+            | ClientError::OtherCluster { addr, .. } => Some(addr),
             ClientError::TooManyRedirects(_) | ClientError::Unresolved { .. } | ClientError::InvalidRequest { .. } => {
                 None
             }
@@ -162,7 +179,9 @@ impl ClientError {
                 Some(504) => Some(Duration::ZERO),
                 _ => None,
             },
-            ClientError::Unresolved { .. } | ClientError::InvalidRequest { .. } => None,
+            ClientError::OtherCluster { .. } | ClientError::Unresolved { .. } | ClientError::InvalidRequest { .. } => {
+                None
+            }
         }
     }
 

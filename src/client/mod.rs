@@ -19,7 +19,7 @@ mod txn;
 mod watch;
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use openraft::metrics::RaftMetrics;
@@ -60,6 +60,9 @@ pub const HOPS_MAX: usize = 3;
 ///
 /// Every write carries an `Idempotency-Key`, the same in all its attempts, so that
 /// trying again after a lost answer applies nothing twice.
+///
+/// A client belongs to the cluster of the first node that answers it. It names that cluster in every
+/// further request, and nodes of another cluster reject it ([`ClientError::OtherCluster`]).
 #[derive(Debug)]
 pub struct ExampleClient {
     /// The node that the next request goes to. A lock, so that one client serves many tasks.
@@ -70,6 +73,8 @@ pub struct ExampleClient {
     /// itself, so that its next request takes no detour.
     follows_leader: bool,
     http: reqwest::Client,
+    /// The cluster of the first node that answered.
+    cluster: OnceLock<String>,
     deadline: Duration,
     retry_deadline: Duration,
 }
@@ -93,6 +98,7 @@ impl ExampleClient {
             nodes,
             follows_leader: false,
             http: connections(),
+            cluster: OnceLock::new(),
             deadline: FORWARD_DEADLINE,
             retry_deadline: RETRY_DEADLINE_DEFAULT,
         })
@@ -109,6 +115,7 @@ impl ExampleClient {
             nodes: vec![leader],
             follows_leader: true,
             http: connections(),
+            cluster: OnceLock::new(),
             deadline: FORWARD_DEADLINE,
             retry_deadline: Duration::ZERO,
         }

@@ -16,6 +16,8 @@ use crate::config::RESPONSE_BYTES_MAX;
 use crate::connection::{read_response, reason_of};
 use crate::error::Outcome;
 
+/// The header that names the cluster of a node.
+const CLUSTER: &str = "raft-cluster";
 /// What stands as itself in a parameter.
 const PARAMETER: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 /// What stands as itself in a path.
@@ -93,10 +95,14 @@ impl ExampleClient {
         for (name, value) in &request.headers {
             sent = sent.header(*name, value);
         }
+        if let Some(cluster) = self.cluster.get() {
+            // A node of another cluster rejects the request then.
+            sent = sent.header(CLUSTER, cluster);
+        }
         if !request.body.is_empty() || request.method == Method::PUT {
             sent = sent.body(request.body.clone());
         }
-        sent.send().await.map_err(|error| {
+        let answer = sent.send().await.map_err(|error| {
             if error.is_builder() {
                 ClientError::InvalidRequest { reason: reason_of(&error) }
             } else if error.is_connect() {
@@ -104,6 +110,24 @@ impl ExampleClient {
             } else {
                 request.lost(addr, reason_of(&error))
             }
+        })?;
+        self.check_cluster(addr, request, &answer)?;
+        Ok(answer)
+    }
+
+    /// Rejects an answer of another cluster than the first one that answered.
+    fn check_cluster(&self, addr: &str, request: &Request, answer: &reqwest::Response) -> Result<(), ClientError> {
+        let Some(found) = answer.headers().get(CLUSTER).and_then(|value| value.to_str().ok()) else { return Ok(()) };
+        let expected = self.cluster.get_or_init(|| found.to_owned());
+        if expected == found {
+            return Ok(());
+        }
+        let is_unknown = answer.status() != 421 && matches!(request.effect, Effect::Changes);
+        Err(ClientError::OtherCluster {
+            addr: addr.to_owned(),
+            found: found.to_owned(),
+            expected: expected.clone(),
+            outcome: if is_unknown { Outcome::Unknown } else { Outcome::NotApplied },
         })
     }
 

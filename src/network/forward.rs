@@ -10,6 +10,7 @@ use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse};
 use bytes::Bytes;
 
+use super::cluster_header::CLUSTER;
 use super::parameters::IDEMPOTENCY_KEY;
 use super::{reply, v1};
 use crate::app::{ExampleApp, Exclusion, Role};
@@ -48,6 +49,8 @@ pub fn destination(app: &ExampleApp, headers: &HeaderMap) -> Result<Destination,
     check_not_excluded(app)?;
     match app.role() {
         Role::Leader => Ok(Destination::Here),
+        // It remembers who led, and would wait in vain for what it is not sent.
+        Role::Follower { .. } if !app.hears_a_leader() && app.moved().is_some() => Err(no_leader(app)),
         Role::Follower { leader_id, leader_node } => {
             let stay = headers.get(FORWARD).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"no"));
             if stay || headers.contains_key(FORWARDED) {
@@ -132,8 +135,11 @@ pub fn no_leader(app: &ExampleApp) -> ApiError {
     let message = if app.store.identity().cluster_id.is_none() {
         "this node belongs to no cluster yet: POST /init makes it one of its own, \
          and POST /add-learner on a node of a cluster takes it in"
+            .to_owned()
+    } else if let Some(moved) = app.moved() {
+        format!("no leader is known now, probably because {moved}")
     } else {
-        "no leader is known now: an election is under way, or too few nodes can be reached"
+        "no leader is known now: an election is under way, or too few nodes can be reached".to_owned()
     };
     ApiError::NoLeader(Retry::soon(message))
 }
@@ -185,6 +191,15 @@ pub async fn pass_on(
         return Err(lost_answer(leader_id, "is not what answers at its address"));
     }
     let status = answer.status().as_u16();
+    let cluster = answer.headers().get(CLUSTER.as_str());
+    if status == 421
+        && let Some(cluster) = cluster.and_then(|cluster| cluster.to_str().ok())
+        && app.cluster_header().is_some_and(|own| own != cluster)
+    {
+        return Err(ApiError::Unreachable(Retry::soon(format!(
+            "the leader, node {leader_id}, cannot be reached: cluster {cluster} answers at {leader_node}"
+        ))));
+    }
     if status == 421 {
         // It led a moment ago. It refused before it proposed anything.
         return Err(no_leader(app));

@@ -30,11 +30,11 @@ use tokio::time::Sleep;
 
 use super::browser::Browsers;
 use super::crowd::{Connections, Shares};
-use super::gate;
 use super::intake::{Exchange, Intake, Next};
 use super::line::{Kind, Line, Place};
 use super::reply::OUTCOME;
 use super::routes;
+use super::{cluster_header, gate};
 use crate::app::ExampleApp;
 use crate::config::{
     CLIENTS_A_RESERVED_CONNECTION, CLIENTS_MAX, DISCONNECT_DEADLINE, FILES_RESERVED, KEEP_ALIVE,
@@ -75,8 +75,13 @@ pub fn serve_http(
             let routes = App::new().app_data(app.clone()).configure(routes);
             let routes = routes.into_factory().map_err(|error: actix_web::Error| error.error_response());
             let routes = map_config(routes, |()| AppConfig::default());
-            let routes =
-                apply_fn_factory(routes, move |request, routes: &_| gate::pass(&app, &browsers, request, routes));
+            let for_cluster = app.clone();
+            let routes = apply_fn_factory(routes, move |request, routes: &_| {
+                cluster_header::pass(&for_cluster, request, routes)
+            });
+            let routes = apply_fn_factory(routes, move |request, routes: &_| {
+                cluster_header::named(app.clone(), gate::pass(&app, &browsers, request, routes))
+            });
             let http = HttpService::build()
                 .keep_alive(KEEP_ALIVE)
                 .client_request_timeout(REQUEST_HEAD_DEADLINE)

@@ -6,6 +6,7 @@
 pub mod api;
 pub mod browser;
 pub mod cluster_hash;
+pub mod cluster_header;
 pub mod conditions;
 mod crowd;
 pub mod forward;

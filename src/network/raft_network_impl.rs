@@ -21,6 +21,7 @@ use reqwest::header::HeaderValue;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::cluster_header::CLUSTER;
 use super::peer::{self, ENVELOPE, Ids};
 use super::rpc_check::{SnapshotHead, is_answer_plausible};
 use crate::config::{APPEND_BYTES_PER_SECOND_MIN, PEER_RESPONSE_BYTES_MAX, SNAPSHOT_FRAME_BYTES};
@@ -145,6 +146,7 @@ impl ExampleNetwork {
             }
         };
         let status = answer.status();
+        let cluster = answer.headers().get(CLUSTER.as_str()).cloned();
         if status.is_success() {
             self.note_log_time(answer.headers());
         }
@@ -157,7 +159,10 @@ impl ExampleNetwork {
             }
         };
         if !status.is_success() {
-            let reason = refusal_of(status.as_u16(), &body);
+            let reason = match self.other_cluster(cluster.as_ref()) {
+                Some(other) => format!("cluster {other} answers there: do two clusters share an address?"),
+                None => refusal_of(status.as_u16(), &body),
+            };
             self.note_unreached(path, &reason);
             return Err(unreachable(reason));
         }
@@ -175,6 +180,12 @@ impl ExampleNetwork {
         } else if let Some(log_ms) = log_ms(peer::LOG_TIME_BY_WALL) {
             self.store.clock().told_by_wall(log_ms);
         }
+    }
+
+    /// The cluster that an answer is from, if it is not the own one.
+    fn other_cluster<'a>(&self, found: Option<&'a HeaderValue>) -> Option<&'a str> {
+        let own = self.store.identity().cluster_id?.to_string();
+        found.and_then(|found| found.to_str().ok()).filter(|found| *found != own)
     }
 
     fn note_unreached(&mut self, path: &str, reason: &str) {

@@ -19,6 +19,7 @@
 //! | [`membership`] | who belongs to the cluster, and who is kept out |
 //! | [`older_copy`] | does a node notice that its directory is an older copy |
 //! | [`replace`] | what becomes of a node that lost its disk |
+//! | [`addresses`] | is a node noticed that is not where the membership has it |
 //! | [`forged`] | what can an RPC do that no node sent |
 //! | [`watchers`] | do a thousand watches see every change once |
 //! | [`compat`] | does a node go on with what a former version left |
@@ -43,6 +44,7 @@
 // What `clippy.toml` allows in test functions holds for the harness too.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+mod addresses;
 mod bad_input;
 mod browsers;
 mod cli;
