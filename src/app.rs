@@ -44,7 +44,7 @@ pub struct ExampleApp {
     /// How long voters have to answer before a membership change that needs them is rejected.
     pub members_answer_deadline: Duration,
     /// What it remembers of the RPCs that it received.
-    pub peers: Peers,
+    pub peers: Arc<Peers>,
     /// Whether it still has what its leader counts on.
     pub agreement: Agreement,
     // The part of the metrics that only changes with the leader or the membership.
@@ -220,7 +220,7 @@ pub struct Room {
 
 impl ExampleApp {
     /// Puts the handles together.
-    pub fn new(addr: String, raft: ExampleRaft, store: Arc<ExampleStore>, config: &Config) -> Self {
+    pub fn new(addr: String, raft: ExampleRaft, store: Arc<ExampleStore>, peers: Arc<Peers>, config: &Config) -> Self {
         let metrics = raft.server_metrics();
         ExampleApp {
             id: config.id,
@@ -235,7 +235,7 @@ impl ExampleApp {
             founding_turn: tokio::sync::Mutex::new(()),
             members_answer_deadline: Duration::from_millis(config.election_timeout_max_ms)
                 .clamp(MEMBERS_ANSWER_MIN, MEMBERS_ANSWER_MAX),
-            peers: Peers::default(),
+            peers,
             agreement: Agreement::default(),
             heartbeat_interval: Duration::from_millis(config.heartbeat_interval_ms),
             cluster_header: OnceLock::new(),

@@ -1,8 +1,8 @@
 //! What a node remembers of the RPCs that it received.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,8 @@ use crate::types::NodeId;
 
 /// After how long a rejection of the same kind is logged again.
 const SILENCE: Duration = Duration::from_secs(600);
+/// Nodes of which candidates are remembered; no cluster has so many.
+const CANDIDATES_MAX: usize = 1024;
 /// Kinds of rejections that are logged within that time.
 const KINDS_MAX: usize = 64;
 
@@ -24,10 +26,24 @@ pub struct Peers {
     /// When a leader's append was accepted last, in milliseconds since `started`; 0 for never.
     heard_ms: AtomicU64,
     rejections: Mutex<Rejections>,
+    run: u64,
+    /// By the node that they claim to be.
+    candidates: Mutex<HashMap<NodeId, Candidate>>,
+    /// Whether there are any: an answer need not be looked at otherwise.
+    has_candidates: AtomicBool,
     /// Held while a snapshot is received: there is memory and disk space for one.
     receiving: tokio::sync::Mutex<()>,
     /// The number of the newest snapshot.
     newest: watch::Sender<u64>,
+}
+
+/// A process that asked for votes.
+#[derive(Debug)]
+struct Candidate {
+    run: u64,
+    since: Instant,
+    /// Whether another process has answered as the same node to an RPC that was sent later.
+    has_double: bool,
 }
 
 #[derive(Debug, Default)]
@@ -42,6 +58,10 @@ impl Default for Peers {
             started: Instant::now(),
             heard_ms: AtomicU64::new(0),
             rejections: Mutex::default(),
+            // Without random numbers the node would not have got so far, and 0 is only less helpful.
+            run: getrandom::u64().unwrap_or_default(),
+            candidates: Mutex::default(),
+            has_candidates: AtomicBool::new(false),
             receiving: tokio::sync::Mutex::default(),
             newest: watch::Sender::new(0),
         }
@@ -64,7 +84,49 @@ impl Peers {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
     }
 
-    /// Logs that an RPC was rejected, unless one to the same path, from the same host and with the
+    /// A random number that this process drew when it started: another process on the same data
+    /// directory, or on a copy of it, has another one.
+    pub fn run(&self) -> u64 {
+        self.run
+    }
+
+    /// A process asked for votes as node `id`. Returns whether another process runs as the same node.
+    ///
+    /// That is certain after this process asked, then another one answered to an RPC that was sent
+    /// later, and then this one asked again: a process that is started after another one has ended
+    /// never hears of that one again.
+    pub fn note_candidate(&self, id: NodeId, run: u64) -> bool {
+        let mut candidates = self.candidates.lock().unwrap_or_else(PoisonError::into_inner);
+        match candidates.get(&id) {
+            Some(candidate) if candidate.run == run => candidate.has_double,
+            _ => {
+                if candidates.len() >= CANDIDATES_MAX {
+                    candidates.clear();
+                }
+                candidates.insert(id, Candidate { run, since: Instant::now(), has_double: false });
+                self.has_candidates.store(true, Ordering::Relaxed);
+                false
+            }
+        }
+    }
+
+    /// A process answered as node `id` to an RPC that was sent at `sent`.
+    pub fn note_answer(&self, id: NodeId, run: u64, sent: Instant) {
+        let mut candidates = self.candidates.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(candidate) = candidates.get_mut(&id)
+            && candidate.run != run
+            && sent > candidate.since
+        {
+            candidate.has_double = true;
+        }
+    }
+
+    /// Whether [`note_answer`](Self::note_answer) can matter.
+    pub fn has_candidates(&self) -> bool {
+        self.has_candidates.load(Ordering::Relaxed)
+    }
+
+    /// Has the snapshot, unless one to the same path, from the same host and with the
     /// same status was logged lately: nobody can fill the log. `from` is the node that it claims to be from.
     pub fn note_rejection(
         &self,
@@ -139,6 +201,27 @@ mod tests {
         let mut second = second.unwrap();
         let waited = tokio::time::timeout(Duration::from_millis(10), second.superseded()).await;
         assert!(waited.is_err(), "nothing is newer than the second");
+    }
+
+    /// Two processes are told from one that was started again.
+    #[test]
+    fn doubles() {
+        let peers = Peers::default();
+        let long_ago = Instant::now();
+        // It asks, ends, and is started again as run 2.
+        assert!(!peers.note_candidate(7, 1));
+        peers.note_answer(7, 2, Instant::now());
+        assert!(!peers.note_candidate(7, 2));
+        peers.note_answer(7, 2, Instant::now());
+        assert!(!peers.note_candidate(7, 2));
+        // What run 1 answered long ago does not count, nor what another node answers.
+        peers.note_answer(7, 1, long_ago);
+        peers.note_answer(8, 1, Instant::now());
+        assert!(!peers.note_candidate(7, 2));
+        // Run 3 answers while run 2 asks.
+        peers.note_answer(7, 3, Instant::now());
+        assert!(peers.note_candidate(7, 2));
+        assert!(!peers.note_candidate(8, 2));
     }
 
     /// A kind of rejection is news once.

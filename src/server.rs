@@ -25,6 +25,7 @@ use crate::network::browser::Browsers;
 use crate::network::listener::serve_http;
 use crate::network::raft_network_impl::ExampleNetworkFactory;
 use crate::operation::Operation;
+use crate::peers::Peers;
 use crate::store::{ExampleStateMachine, ExampleStore, Identity, StoreError, durable};
 use crate::types::{ExampleRaft, NodeId, TypeConfig};
 
@@ -207,8 +208,9 @@ pub async fn serve_on(
     };
     let store = open_store(&config).await?;
     let at_start = AtStart::of(&store).map_err(|error| ServeError::Storage(error.to_string()))?;
-    let raft = build_raft(&config, &store).await.map_err(|error| state_error(&store).unwrap_or(error))?;
-    let app = web::Data::new(ExampleApp::new(advertised, raft.clone(), store.clone(), &config));
+    let peers = Arc::new(Peers::default());
+    let raft = build_raft(&config, &store, &peers).await.map_err(|error| state_error(&store).unwrap_or(error))?;
+    let app = web::Data::new(ExampleApp::new(advertised, raft.clone(), store.clone(), peers, &config));
     let (stopping, stopping_rx) = watch::channel(false);
     let http = serve_http(listeners, app.clone(), Browsers::new(&config), stopping_rx).map_err(ServeError::Http)?;
     let http_handle = http.handle();
@@ -273,12 +275,12 @@ fn state_error(store: &ExampleStore) -> Option<ServeError> {
     store.state_machine.self_checks().take_failure().map(ServeError::Store)
 }
 
-async fn build_raft(config: &Config, store: &Arc<ExampleStore>) -> Result<ExampleRaft, ServeError> {
+async fn build_raft(config: &Config, store: &Arc<ExampleStore>, peers: &Arc<Peers>) -> Result<ExampleRaft, ServeError> {
     let raft_config = config
         .raft_config()
         .validate()
         .map_err(|error| ServeError::Raft(format!("the settings do not fit together: {error}")))?;
-    let network = ExampleNetworkFactory::new(store.clone());
+    let network = ExampleNetworkFactory::new(store.clone(), peers.clone());
     let log = store.log.clone();
     let state_machine = store.state_machine.clone();
     Ok(ExampleRaft::build(config.id, Arc::new(raft_config), network, log, state_machine).await?)

@@ -45,6 +45,8 @@ pub fn parse_log_ms(value: &[u8]) -> Option<u64> {
 /// The ids of an RPC: `<cluster>/<from>/<to>/<incarnation of the receiver>`. What follows after
 /// another `/` is left to later versions.
 pub const ENVELOPE: &str = "raft-envelope";
+/// In an RPC and its answer: a random number of the process that sends it.
+pub const RUN: &str = "raft-run";
 /// How an error begins that says that a body is no RPC.
 pub(super) const NOT_AN_RPC: &str = "not an RPC of this version";
 
@@ -169,6 +171,11 @@ pub async fn decode<T: DeserializeOwned>(
 fn admit(app: &ExampleApp, _request: &HttpRequest, _ids: &Ids) {
     // Whoever sends this has this very node as a member, whatever others said before.
     app.clear_exclusion();
+}
+
+/// The number in the header [`RUN`].
+pub(super) fn parse_run(header: &[u8]) -> Option<u64> {
+    std::str::from_utf8(header).ok()?.parse().ok()
 }
 
 /// Decodes an RPC, whomever it is for.

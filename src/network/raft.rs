@@ -57,7 +57,7 @@ pub async fn append(
             clock.told_by_leader(leader_ms, arrived_ms);
         }
     }
-    answer_with(&answer)
+    answer_with(&app, &answer)
 }
 
 /// `POST /raft-vote`
@@ -91,7 +91,18 @@ async fn receive_candidate(
         check_sender(app, envelope.from)?;
         rpc_check::check_candidate(&envelope.rpc, envelope.from, known)
     };
-    Ok(receive(app, request, payload, SMALL_RPC_BYTES_MAX, check).await?.rpc)
+    let envelope = receive(app, request, payload, SMALL_RPC_BYTES_MAX, check).await?;
+    let run = request.headers().get(peer::RUN).and_then(|run| peer::parse_run(run.as_bytes()));
+    if run.is_some_and(|run| app.peers.note_candidate(envelope.from, run)) {
+        let error = ApiError::Conflict(Details::not_applied(format!(
+            "two processes run as node {}, and another than this one answers at its address: stop the one that runs on \
+             a copy of the data directory",
+            envelope.from
+        )));
+        note_refusal(app, request, &error);
+        return Err(error);
+    }
+    Ok(envelope.rpc)
 }
 
 /// `POST /raft-transfer-leader`
@@ -105,7 +116,7 @@ pub async fn transfer_leader(
     };
     let envelope = receive(&app, &request, payload, SMALL_RPC_BYTES_MAX, check).await?;
     let answer = app.raft.handle_transfer_leader(envelope.rpc).await.map_err(|_| forward::stopping())?;
-    answer_with(&answer)
+    answer_with(&app, &answer)
 }
 
 /// `POST /raft-read-index`: the log id that a linearizable read on another node must have applied.
@@ -122,7 +133,7 @@ pub async fn read_index(
     if !app.has_member(envelope.from) {
         return Err(no_member(envelope.from));
     }
-    answer_with(&read_log_id)
+    answer_with(&app, &read_log_id)
 }
 
 /// `GET /raft-identity`
@@ -201,7 +212,7 @@ async fn receive_snapshot(
     rpc_check::check_snapshot(&head, envelope.from, &app.known())?;
     let snapshot = Snapshot { meta: found, snapshot };
     let answer = app.raft.install_full_snapshot(head.vote, snapshot).await.map_err(|_| forward::stopping())?;
-    answer_with(&answer)
+    answer_with(app, &answer)
 }
 
 /// Reads and checks an RPC. `check` gets the length of the body, too.
@@ -242,7 +253,7 @@ fn note_node(app: &ExampleApp, request: &HttpRequest, from: NodeId) {
 
 /// A candidate that wins must know log time before it stamps an entry.
 fn answer_candidate(app: &ExampleApp, answer: &VoteResponse<TypeConfig>) -> Result<HttpResponse, ApiError> {
-    let mut response = answer_with(answer)?;
+    let mut response = answer_with(app, answer)?;
     let clock = app.store.clock();
     let (name, log_ms) = match clock.known_ms() {
         Some(log_ms) => (peer::LOG_TIME, log_ms),
@@ -323,9 +334,12 @@ fn no_member(id: NodeId) -> ApiError {
     ApiError::Conflict(Details::not_applied(format!("node {id} is not a member of the cluster")))
 }
 
-fn answer_with(answer: &impl Serialize) -> Result<HttpResponse, ApiError> {
+fn answer_with(app: &ExampleApp, answer: &impl Serialize) -> Result<HttpResponse, ApiError> {
     match rmp_serde::to_vec_named(answer) {
-        Ok(body) => Ok(HttpResponse::Ok().content_type("application/msgpack").body(body)),
+        Ok(body) => Ok(HttpResponse::Ok()
+            .insert_header((peer::RUN, app.peers.run()))
+            .content_type("application/msgpack")
+            .body(body)),
         Err(error) => {
             tracing::error!("an answer cannot be written as MessagePack: {error}");
             Err(forward::stopping())

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix_web::http::header::HeaderName;
 use bytes::Bytes;
@@ -22,10 +22,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::cluster_header::CLUSTER;
-use super::peer::{self, ENVELOPE, Ids};
+use super::peer::{self, ENVELOPE, Ids, RUN};
 use super::rpc_check::{SnapshotHead, is_answer_plausible};
 use crate::config::{APPEND_BYTES_PER_SECOND_MIN, PEER_RESPONSE_BYTES_MAX, SNAPSHOT_FRAME_BYTES};
 use crate::connection::{connections, read_response, reason_of};
+use crate::peers::Peers;
 use crate::store::ExampleStore;
 use crate::store::codec::PayloadRecord;
 use crate::store::snapshot::SnapshotFile;
@@ -37,6 +38,7 @@ type SnapshotOf = openraft::alias::SnapshotOf<TypeConfig, SnapshotFile>;
 /// Makes the connections to the other nodes.
 pub struct ExampleNetworkFactory {
     store: Arc<ExampleStore>,
+    peers: Arc<Peers>,
     append: reqwest::Client,
     heartbeat: reqwest::Client,
     snapshot: reqwest::Client,
@@ -44,13 +46,14 @@ pub struct ExampleNetworkFactory {
 
 impl ExampleNetworkFactory {
     /// The network of the node whose data this is.
-    pub fn new(store: Arc<ExampleStore>) -> Self {
-        ExampleNetworkFactory { store, append: connections(), heartbeat: connections(), snapshot: connections() }
+    pub fn new(store: Arc<ExampleStore>, peers: Arc<Peers>) -> Self {
+        ExampleNetworkFactory { store, peers, append: connections(), heartbeat: connections(), snapshot: connections() }
     }
 
     fn connect(&self, http: &reqwest::Client, target: NodeId, node: &ExampleNode) -> ExampleNetwork {
         ExampleNetwork {
             store: self.store.clone(),
+            peers: self.peers.clone(),
             http: http.clone(),
             target,
             node: node.clone(),
@@ -79,6 +82,7 @@ impl RaftNetworkFactory<TypeConfig> for ExampleNetworkFactory {
 /// One use of one connection to one node.
 pub struct ExampleNetwork {
     store: Arc<ExampleStore>,
+    peers: Arc<Peers>,
     http: reqwest::Client,
     target: NodeId,
     node: ExampleNode,
@@ -132,7 +136,9 @@ impl ExampleNetwork {
     ) -> Result<Response, RpcError> {
         let url = format!("http://{}{path}", self.node.addr);
         let envelope = self.envelope()?;
-        let mut request = self.http.post(url).timeout(deadline).header(ENVELOPE, envelope).body(body);
+        let sent = Instant::now();
+        let request = self.http.post(url).timeout(deadline).header(ENVELOPE, envelope).header(RUN, self.peers.run());
+        let mut request = request.body(body);
         if let Some(log_ms) = log_ms {
             request = request.header(peer::LOG_TIME.as_str(), log_ms);
         }
@@ -145,6 +151,11 @@ impl ExampleNetwork {
                 return Err(if error.is_connect() { unreachable(reason) } else { network_error(reason) });
             }
         };
+        if self.peers.has_candidates()
+            && let Some(run) = answer.headers().get(RUN).and_then(|run| peer::parse_run(run.as_bytes()))
+        {
+            self.peers.note_answer(self.target, run, sent);
+        }
         let status = answer.status();
         let cluster = answer.headers().get(CLUSTER.as_str()).cloned();
         if status.is_success() {

@@ -288,3 +288,86 @@ fn check_stored_membership(stored: &StoredMembership, last: LogId) -> Result<(),
 fn invalid(message: &str) -> ApiError {
     ApiError::bad_request("invalid_rpc", message)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::LeaderId;
+
+    fn vote(term: u64, committed: bool) -> Vote {
+        Vote { leader_id: LeaderId { term, node_id: 1 }, committed }
+    }
+
+    fn log_id(term: u64, index: u64) -> LogId {
+        LogId { leader_id: LeaderId { term, node_id: 1 }, index }
+    }
+
+    fn known() -> Known {
+        let (committed, membership) = (Some(log_id(5, 10)), Some(log_id(1, 0)));
+        Known { vote: vote(5, true), committed, cluster_committed: Some(log_id(5, 12)), membership }
+    }
+
+    /// A term may be 2^32 ahead, of a node that knows its cluster, in a request and in an answer.
+    #[test]
+    fn terms() {
+        let new = Known::default();
+        for (term, is_taken, is_taken_by_new) in [
+            (6, true, true),
+            (5 + TERM_STEP_MAX, true, true),
+            (6 + TERM_STEP_MAX, false, true),
+            (TERM_MAX, false, true),
+            (TERM_MAX + 1, false, false),
+            (u64::MAX, false, false),
+        ] {
+            let request = VoteRequest::new(vote(term, false), Some(log_id(5, 10)));
+            assert_eq!(check_candidate(&request, 1, &known()).is_ok(), is_taken, "{term}");
+            assert_eq!(check_candidate(&request, 1, &new).is_ok(), is_taken_by_new, "{term}");
+            assert_eq!(is_answer_plausible(&vote(term, false), &vote(5, true)), is_taken, "{term}");
+        }
+        // Where a cluster is already, its elections go on.
+        assert!(is_answer_plausible(&vote(TERM_MAX + 1, false), &vote(TERM_MAX + 1, true)));
+    }
+
+    /// What is committed stays, and a deposed leader still hears of it from Raft.
+    #[test]
+    fn committed_entries() {
+        let entries = |first: u64, terms: &[u64]| {
+            let log_ids = terms.iter().zip(first..).map(|(term, index)| log_id(*term, index));
+            log_ids.map(|log_id| Entry { log_id, payload: Payload::Blank }).collect::<Vec<_>>()
+        };
+        for (leader, previous, terms, leader_commit, is_taken) in [
+            (5, Some((5, 9)), &[5, 5][..], Some((5, 11)), true),
+            (6, Some((5, 10)), &[6], None, true),
+            (6, Some((4, 8)), &[4, 5], Some((3, 7)), true),
+            (6, Some((5, 9)), &[6], None, false),
+            (6, Some((6, 9)), &[], None, false),
+            (6, Some((4, 10)), &[], None, false),
+            (6, Some((4, 11)), &[], None, false),
+            (6, None, &[], Some((6, 10)), false),
+            (6, None, &[], Some((4, 11)), false),
+            (4, Some((4, 10)), &[4, 4], Some((3, 7)), true),
+            (4, None, &[], Some((4, 10)), false),
+        ] {
+            let previous = previous.map(|(term, index)| log_id(term, index));
+            let append = Append {
+                vote: vote(leader, true),
+                prev_log_id: previous,
+                entries: entries(previous.map_or(0, |previous| previous.index + 1), terms),
+                leader_commit: leader_commit.map(|(term, index)| log_id(term, index)),
+            };
+            let result = check_append(&append, 1, 100, &known());
+            assert_eq!(result.is_ok(), is_taken, "{leader} {previous:?} {terms:?} {leader_commit:?}: {result:?}");
+            assert!(check_append(&append, 1, 100, &Known::default()).is_ok());
+        }
+    }
+
+    /// A snapshot may go as far as its leader has said that entries are committed, if it has said so.
+    #[test]
+    fn snapshots_of_the_leader() {
+        let silent = Known { cluster_committed: Some(log_id(4, 12)), ..known() };
+        for (index, expected) in [(11, Some(true)), (12, Some(true)), (13, Some(false))] {
+            assert_eq!(is_known_committed(&vote(5, true), Some(log_id(5, index)), &known()), expected, "{index}");
+            assert_eq!(is_known_committed(&vote(5, true), Some(log_id(5, index)), &silent), None, "{index}");
+        }
+    }
+}

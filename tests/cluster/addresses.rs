@@ -105,6 +105,35 @@ async fn a_copy_that_runs_beside_its_node_says_so() {
     copies.assert_alive();
 }
 
+/// A copy that advertises the address of its original is noticed by the leader, and so learns of it itself.
+///
+/// Method: the same with `--advertise-addr`: the copy is not dialed, so it asks for votes, while its original
+/// answers the leader. It gets none, also when the leader is gone.
+#[tokio::test]
+async fn a_copy_that_advertises_the_same_address_is_noticed() {
+    let mut cluster = TestCluster::form("twin", &ALL, &[]).await;
+    cluster.write(1, "k", "v").await;
+    cluster.all_applied(&ALL).await;
+    let leader = cluster.leader_of(&ALL).await;
+    let follower = 1 + leader % 3;
+    let member_addr: &'static str = cluster.addr(follower).to_owned().leak();
+    let mut copies = TestCluster::start("twin-copy", &[follower], &["--advertise-addr", member_addr]).await;
+    copies.kill(follower);
+    run_on_copy(&copies, follower, &cluster.node(follower).directory());
+    copies.restart(follower).await;
+    let said = format!("two processes run as node {follower}");
+    logs(&cluster, leader, &["rejected /raft-pre-vote", &said]).await;
+    logs(&copies, follower, &["/raft-pre-vote", &said]).await;
+    cluster.write(follower, "k", "original").await;
+    cluster.value_is(&ALL, "k", "original").await;
+    for id in ALL {
+        let own = format!("rejected /raft-pre-vote from node {id} ");
+        assert!(id == follower || !cluster.node(leader).log().contains(&own), "node {id} has no copy");
+    }
+    cluster.assert_alive();
+    copies.assert_alive();
+}
+
 /// Two clusters that share an address say so, name each other, and mix no data, nor does a client that knows both.
 ///
 /// Method: have a node of another cluster run at the address of a stopped follower. Look at both logs and at the
