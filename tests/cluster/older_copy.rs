@@ -139,11 +139,11 @@ async fn no_other_node_is_taken_for_an_older_copy() {
         cluster.restart(follower).await;
         writers.acknowledged_more(20).await;
         cluster.kill(follower);
-        writers.acknowledged_more(200).await;
+        writers.acknowledged_more(80).await;
         cluster.restart(follower).await;
         writers.acknowledged_more(20).await;
         cluster.node(follower).pause();
-        writers.acknowledged_more(200).await;
+        writers.acknowledged_more(80).await;
         cluster.node(follower).resume();
         cluster.kill(leader);
         writers.acknowledged_more(20).await;
