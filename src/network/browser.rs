@@ -96,7 +96,8 @@ impl Browsers {
 
     fn accepts_host(&self, host: &str) -> bool {
         let name = normalized(host_of(host));
-        is_address(&name) || name == "localhost" || self.hosts.contains(&name)
+        // Empty is what a program sends that has no name for the node; a browser always has one.
+        host.is_empty() || is_address(&name) || name == "localhost" || self.hosts.contains(&name)
     }
 
     /// Whether answers differ by the page that asks.
@@ -191,7 +192,8 @@ fn host_of(authority: &str) -> &str {
 
 fn is_address(host: &str) -> bool {
     match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        Some(host) => host.parse::<Ipv6Addr>().is_ok(),
+        // A zone may follow, such as `%25eth0`.
+        Some(host) => host.split('%').next().unwrap_or(host).parse::<Ipv6Addr>().is_ok(),
         None => host.parse::<IpAddr>().is_ok(),
     }
 }
@@ -228,12 +230,13 @@ mod tests {
     #[test]
     fn hosts() {
         let browsers = browsers();
-        let mut good = vec!["127.0.0.1", "10.1.2.3:21001", "[::1]:21001", "[::1]", "localhost", "LOCALHOST.:1"];
+        let mut good =
+            vec!["127.0.0.1", "10.1.2.3:21001", "[::1]:21001", "[fe80::1%25eth0]:1", "", "localhost", "LOCALHOST.:1"];
         good.extend(["node-1.example", "Node-1.example.:21001", "public.example:80", "proxy.example:443"]);
         for host in good {
             assert!(browsers.accepts_host(host), "{host:?}");
         }
-        let bad = ["evil.example", "evil.example:21001", "localhost.evil.example", "127.0.0.1.evil.example", "", ":80"];
+        let bad = ["evil.example", "evil.example:21001", "localhost.evil.example", "127.0.0.1.evil.example", ":80"];
         let odd = ["[::1", "::1]", "[evil]", "2130706433", "0x7f.1", "127.1", "localhost..", "proxy.example:x:1"];
         for host in bad.into_iter().chain(odd) {
             assert!(!browsers.accepts_host(host), "{host:?}");

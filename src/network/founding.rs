@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use super::forward;
 use super::peer::{self, Envelope, PeerIdentity};
-use super::reply::{ok, read_body};
+use super::reply::{keep_for_a_while, ok, read_body};
 use crate::app::{ExampleApp, FoundingHold};
 use crate::config::{CONNECT_DEADLINE, FOUNDING_HOLD, PEER_RESPONSE_BYTES_MAX, REQUEST_DEADLINE};
 use crate::connection::{BodyError, read_response};
@@ -254,8 +254,16 @@ pub async fn receive(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
+    let announced = match peer::announced(&app, &request) {
+        Ok(announced) => announced,
+        Err(error) => {
+            keep_for_a_while(payload);
+            return Err(error);
+        }
+    };
     let body = read_body(&request, payload, PEER_RESPONSE_BYTES_MAX).await?;
     let envelope: Envelope<Step> = peer::parse(&body)?;
+    peer::check_announced(announced, &envelope)?;
     let own = app.store.identity();
     if (envelope.to, envelope.to_incarnation) != (own.node_id, own.incarnation) || envelope.from == own.node_id {
         let message = format!("this is node {} with another data directory than the one meant", own.node_id);

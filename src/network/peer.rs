@@ -133,6 +133,15 @@ pub fn announced(app: &ExampleApp, request: &HttpRequest) -> Result<Option<Ids>,
     Ok(Some(ids))
 }
 
+/// Rejects an RPC whose header, if it has one, names other ids than its body.
+pub fn check_announced<T>(announced: Option<Ids>, envelope: &Envelope<T>) -> Result<(), ApiError> {
+    if announced.is_none_or(|announced| announced == envelope.ids()) {
+        return Ok(());
+    }
+    let message = "the header Raft-Envelope and the body of the RPC have different ids";
+    Err(ApiError::bad_request("invalid_rpc", message))
+}
+
 /// Decodes an RPC, and rejects it unless it is meant for this node and passes `check`.
 ///
 /// A node that belongs to no cluster yet then joins the one that the RPC is from.
@@ -145,13 +154,9 @@ pub async fn decode<T: DeserializeOwned>(
 ) -> Result<Envelope<T>, ApiError> {
     let envelope = parse(body)?;
     let ids = envelope.ids();
-    match announced {
-        Some(announced) if announced != ids => {
-            let message = "the header Raft-Envelope and the body of the RPC have different ids";
-            return Err(ApiError::bad_request("invalid_rpc", message));
-        }
-        Some(_) => {}
-        None => check_receiver(app, &ids)?,
+    check_announced(announced, &envelope)?;
+    if announced.is_none() {
+        check_receiver(app, &ids)?;
     }
     check(&envelope, &app.known())?;
     let joined = match app.store.identity().cluster_id {

@@ -384,9 +384,12 @@ impl Watching {
     }
 }
 
-/// Whether the error is temporary. A node that was removed may be taken in again; one that lost its data is never.
+/// Whether the error is temporary. A node that was removed may be added again; one that lost its data never
+/// is, and one that never had a cluster needs an operator.
 fn may_pass(app: &ExampleApp, error: &ApiError) -> bool {
-    matches!(error.status(), 503 | 504) && !matches!(app.exclusion(), Some(Exclusion::OtherDirectory { .. }))
+    matches!(error.status(), 503 | 504)
+        && app.store.identity().cluster_id.is_some()
+        && !matches!(app.exclusion(), Some(Exclusion::OtherDirectory { .. }))
 }
 
 /// How a watch ends that would have been answered with this error if it had not begun.

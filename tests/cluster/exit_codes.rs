@@ -305,7 +305,7 @@ fn answers(addr: SocketAddr) -> bool {
     let ask = || {
         let mut stream = TcpStream::connect(addr)?;
         stream.set_read_timeout(Some(DEADLINE))?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n")?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         io::Result::Ok(answer)

