@@ -267,6 +267,10 @@ pub const WATCH_EVENT_BYTES_MAX: usize = 40 << 20;
 pub const APPEND_ENTRIES_MAX: u64 = 4096;
 /// Bytes after which no further entry is added to an append.
 pub const APPEND_BYTES_MAX: usize = 4 << 20;
+/// Bodies of RPCs longer than [`SMALL_RPC_BYTES_MAX`] that a node receives from members at once.
+pub const LARGE_RPCS_MAX: usize = 4;
+/// How long such an RPC waits for its place.
+pub const LARGE_RPC_WAIT_MAX: Duration = Duration::from_secs(1);
 /// How slow a network may be that appends are to get through, in bytes a second.
 pub const APPEND_BYTES_PER_SECOND_MIN: f64 = 1_000_000.0;
 /// Longest body of an append: one that was filled up to its limit, which the names of the fields at
@@ -279,6 +283,8 @@ pub const SNAPSHOT_HEAD_BYTES_MAX: usize = 256 << 10;
 /// How far the term in an RPC may be above the node's own. Each election adds 1, so no cluster gets
 /// that far while a node is away; and a forged term that is adopted leaves room for the elections to come.
 pub const TERM_STEP_MAX: u64 = 1 << 32;
+/// How far above a node's own term another may be even beyond [`TERM_MAX`], so that elections go on there.
+pub const TERM_STEP_MIN: u64 = 1 << 20;
 /// Largest term that a node takes that does not yet know its cluster.
 pub const TERM_MAX: u64 = 1 << 62;
 /// Largest index of an entry: at a million entries a second, 36,000 years.

@@ -275,7 +275,8 @@ impl ApiError {
             code: "invalid_json".to_owned(),
             message: format!("{}; expected {expected}", shortened(reason)),
             line: located.then_some(error.line()),
-            column: located.then_some(error.column()),
+            // serde_json counts a line break as column 0 of the line after it.
+            column: located.then_some(error.column().max(1)),
             outcome: Outcome::NotApplied,
         })
     }

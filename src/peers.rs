@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{MutexGuard, watch};
+use tokio::sync::{MutexGuard, Semaphore, watch};
 
-use crate::config::SNAPSHOT_WAIT_MAX;
+use crate::config::{LARGE_RPCS_MAX, SNAPSHOT_WAIT_MAX};
 use crate::error::ApiError;
 use crate::types::NodeId;
 
@@ -35,6 +35,10 @@ pub struct Peers {
     receiving: tokio::sync::Mutex<()>,
     /// The number of the newest snapshot.
     newest: watch::Sender<u64>,
+    /// Places for long bodies of members' RPCs.
+    pub large_from_members: Semaphore,
+    /// Places for those of senders that are not known to be members, one at a time.
+    pub large_from_others: Semaphore,
 }
 
 /// A process that asked for votes.
@@ -64,6 +68,8 @@ impl Default for Peers {
             has_candidates: AtomicBool::new(false),
             receiving: tokio::sync::Mutex::default(),
             newest: watch::Sender::new(0),
+            large_from_members: Semaphore::new(LARGE_RPCS_MAX),
+            large_from_others: Semaphore::new(1),
         }
     }
 }

@@ -249,7 +249,10 @@ pub async fn serve_on(
         Ok(()) => {
             // First, lest a write come between two leaders and its outcome be unknown.
             app.set_stopping();
-            hand_over_leadership(&raft, config.id).await;
+            // A leader that was removed is followed by another anyway.
+            if app.has_member(config.id) {
+                hand_over_leadership(&raft, config.id).await;
+            }
             // Idle connections are closed; whoever is waiting is answered first.
             let _ = stopping.send(true);
             stop(&http_handle, &raft, &store).await

@@ -2,14 +2,14 @@
 
 mod cli;
 
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches};
 use raft_key_value::config::{Config, LOG_FLUSH_DEADLINE, LogFormat};
-use raft_key_value::telemetry::logging::{LogWriter, log_panic, say};
+use raft_key_value::telemetry::logging::{LogWriter, describe_panic, say};
 use raft_key_value::{ServeError, listen, serve_on};
 use rustix::fs::Mode;
 use tokio::signal::unix::{SignalKind, signal};
@@ -47,13 +47,8 @@ fn main() -> ExitCode {
 fn start(config: Config, log_level_is_given: bool) -> ExitCode {
     // What the node writes is for its own user alone, whatever umask it was started with.
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
-    let drop_notice = match config.log_format {
-        LogFormat::Text => |dropped| format!("WARN {}\n", dropped_lines(dropped)),
-        LogFormat::Json => |dropped| {
-            let message = dropped_lines(dropped);
-            format!("{}\n", serde_json::json!({"level": "WARN", "fields": {"message": message, "dropped": dropped}}))
-        },
-    };
+    let format = config.log_format;
+    let drop_notice = move |dropped| plain_line(format, "WARN", &dropped_lines(dropped));
     let log = match LogWriter::start(io::stderr(), drop_notice) {
         Ok(log) => log,
         Err(error) => return fail(EXIT_SOFTWARE, &format!("cannot start the log's thread: {error}")),
@@ -64,6 +59,16 @@ fn start(config: Config, log_level_is_given: bool) -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err((code, message)) => fail(code, &message),
+    }
+}
+
+/// A line that does not come by way of `tracing`.
+fn plain_line(format: LogFormat, level: &str, message: &str) -> String {
+    match format {
+        LogFormat::Text => format!("{level:>5} {message}\n"),
+        LogFormat::Json => {
+            format!("{}\n", serde_json::json!({"level": level, "fields": {"message": message}}))
+        }
     }
 }
 
@@ -119,7 +124,10 @@ fn start_logging(config: &Config, log: &LogWriter) -> Result<(), String> {
     let logging = tracing_subscriber::fmt().with_env_filter(filter).with_writer(log.clone());
     // It reports its own failures with `eprintln!`, which panics if standard error cannot be written.
     let logging = logging.log_internal_errors(false);
-    std::panic::set_hook(Box::new(log_panic));
+    let (log_panic, format) = (log.clone(), config.log_format);
+    std::panic::set_hook(Box::new(move |panic| {
+        let _ = log_panic.clone().write_all(plain_line(format, "ERROR", &describe_panic(panic)).as_bytes());
+    }));
     match config.log_format {
         LogFormat::Text => logging.with_target(false).with_ansi(false).init(),
         LogFormat::Json => logging.json().init(),

@@ -64,7 +64,9 @@ pub fn rpc(bytes: &[u8]) {
     let Some((message, body)) = bytes.split_first() else { return };
     match message {
         b'a' => append(body),
-        b'v' => checked::<VoteRequest<TypeConfig>>(body, check_candidate),
+        b'v' => {
+            checked::<VoteRequest<TypeConfig>>(body, |request, from, known| check_candidate(request, from, known, true))
+        }
         b's' => checked::<SnapshotHead>(body, check_snapshot),
         b't' => checked::<TransferLeaderRequest<TypeConfig>>(body, check_transfer),
         b'r' => drop(enveloped::<()>(body)),

@@ -11,6 +11,7 @@ use openraft::raft::linearizable_read::{Linearizer, ReadLogId};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use super::conditions::refuse_conditions;
 use super::forward::{self, Destination};
 use super::openapi::answers::{
     EntryAnswer, KeyBody, OkAnswer, OriginalConsistentReadErrors, OriginalReadErrors, OriginalWriteErrors,
@@ -61,6 +62,7 @@ pub async fn write(
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let body = read_body(&request, payload, app.limits.request_bytes).await?;
+    refuse_conditions(&request)?;
     let (operation, value) = parse_write(&body, &app.limits)?;
     let request_id = request_id(&request, &operation)?;
     let Ok(_permit) = app.writes_waiting.try_acquire() else {

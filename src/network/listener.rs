@@ -6,12 +6,12 @@
 //! about to be written is replaced by one that says what is wrong. It costs the
 //! others a look at the last four bytes of what is written.
 
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, RefCell};
 use std::future;
 use std::io;
 use std::net::TcpListener;
 use std::pin::{Pin, pin};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::{Arc, Once};
 use std::task::{Context, Poll, ready};
 
@@ -69,7 +69,7 @@ pub fn serve_http(
         server = server.listen("http", listener, move || {
             // The server's thread calls this when it starts, so Raft's tasks live on it.
             raft_started.call_once(|| app.raft.run());
-            let Shared { line, connections } = Shared::of_this_thread(&app, shares);
+            let shared = Shared::of_this_thread(&app, shares);
             let (app, browsers) = (app.clone(), browsers.clone());
             let (stopping, accepted_until) = (stopping.clone(), stopping.clone());
             let routes = App::new().app_data(app.clone()).configure(routes);
@@ -101,7 +101,7 @@ pub fn serve_http(
                 // An answer is written at once: waiting for more would only delay it.
                 let _ = stream.set_nodelay(true);
                 let peer = stream.peer_addr().ok();
-                let place = Place::new(line.clone(), connections.accept());
+                let place = Place::new(shared.line.clone(), shared.connections.accept());
                 let begun = begin(Connection::new(stream, place), accepted_until.clone());
                 async move { Ok((begun.await?, Protocol::Http1, peer)) }
             })
@@ -119,9 +119,11 @@ struct Shared {
 }
 
 impl Shared {
-    fn of_this_thread(app: &web::Data<ExampleApp>, shares: Shares) -> Self {
+    fn of_this_thread(app: &web::Data<ExampleApp>, shares: Shares) -> Rc<Self> {
         thread_local! {
-            static SHARED: OnceCell<Shared> = const { OnceCell::new() };
+            // Weak, so that the node is not dropped by the end of the thread: what it holds may need
+            // other values of the thread by then, which are gone.
+            static SHARED: RefCell<Weak<Shared>> = const { RefCell::new(Weak::new()) };
         }
         let start = || {
             let line = Line::new({
@@ -131,9 +133,16 @@ impl Shared {
             tokio::task::spawn_local(app.essential("admission").run(line.clone().take_turns()));
             let connections = Connections::new(shares);
             tokio::task::spawn_local(app.essential("idle reaping").run(connections.clone().keep_room()));
-            Shared { line, connections }
+            Rc::new(Shared { line, connections })
         };
-        SHARED.with(|shared| shared.get_or_init(start).clone())
+        SHARED.with(|known| {
+            let shared = known.borrow().upgrade();
+            shared.unwrap_or_else(|| {
+                let shared = start();
+                known.replace(Rc::downgrade(&shared));
+                shared
+            })
+        })
     }
 }
 

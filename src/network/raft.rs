@@ -2,7 +2,7 @@
 
 use std::io;
 
-use actix_web::http::header::HeaderValue;
+use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -12,6 +12,7 @@ use openraft::storage::Snapshot;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncWriteExt;
+use tokio::sync::SemaphorePermit;
 
 use super::crowd::Class;
 use super::gate::presence_of;
@@ -21,8 +22,8 @@ use super::rpc_check::{self, Append, SnapshotHead};
 use super::{api, forward};
 use crate::app::{ExampleApp, Known};
 use crate::config::{
-    APPEND_RPC_BYTES_MAX, DISK_FREE_BYTES_MIN, LEADER_VIEW_INTERVALS, SMALL_RPC_BYTES_MAX, SNAPSHOT_BYTES_A_LOOK,
-    SNAPSHOT_DEADLINE, SNAPSHOT_HEAD_BYTES_MAX, SNAPSHOT_PAUSE_MAX, SNAPSHOT_WAIT_MAX,
+    APPEND_RPC_BYTES_MAX, DISK_FREE_BYTES_LEAST, LARGE_RPC_WAIT_MAX, LEADER_VIEW_INTERVALS, SMALL_RPC_BYTES_MAX,
+    SNAPSHOT_BYTES_A_LOOK, SNAPSHOT_DEADLINE, SNAPSHOT_HEAD_BYTES_MAX, SNAPSHOT_PAUSE_MAX, SNAPSHOT_WAIT_MAX,
 };
 use crate::error::{ApiError, Details, Retry};
 use crate::store::durable;
@@ -89,7 +90,7 @@ async fn receive_candidate(
 ) -> Result<VoteRequest<TypeConfig>, ApiError> {
     let check = |envelope: &Envelope<VoteRequest<TypeConfig>>, known: &Known, _| {
         check_sender(app, envelope.from)?;
-        rpc_check::check_candidate(&envelope.rpc, envelope.from, known)
+        rpc_check::check_candidate(&envelope.rpc, envelope.from, known, app.hears_a_leader())
     };
     let envelope = receive(app, request, payload, SMALL_RPC_BYTES_MAX, check).await?;
     let run = request.headers().get(peer::RUN).and_then(|run| peer::parse_run(run.as_bytes()));
@@ -231,6 +232,13 @@ async fn receive<T: DeserializeOwned>(
                 return Err(error);
             }
         };
+        let _place = match place_for_body(app, request, announced).await {
+            Ok(place) => place,
+            Err(error) => {
+                keep_for_a_while(payload);
+                return Err(error);
+            }
+        };
         let body = read_body(request, payload, bytes_max).await?;
         let check = |envelope: &Envelope<T>, known: &Known| check(envelope, known, body.len());
         peer::decode(app, request, announced, &body, check).await
@@ -238,6 +246,26 @@ async fn receive<T: DeserializeOwned>(
     let envelope = received.await.inspect_err(|error| note_refusal(app, request, error))?;
     note_node(app, request, envelope.from);
     Ok(envelope)
+}
+
+/// A place for the body of an RPC, if it is long: together they take as much memory as there are places.
+///
+/// Members have places of their own, so that others cannot hold up what a leader sends.
+async fn place_for_body<'a>(
+    app: &'a ExampleApp,
+    request: &HttpRequest,
+    announced: Option<Ids>,
+) -> Result<Option<SemaphorePermit<'a>>, ApiError> {
+    let length = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    if length.is_some_and(|length: usize| length <= SMALL_RPC_BYTES_MAX) {
+        return Ok(None);
+    }
+    let is_member = announced.is_some_and(|ids| app.has_member(ids.from));
+    let places = if is_member { &app.peers.large_from_members } else { &app.peers.large_from_others };
+    match tokio::time::timeout(LARGE_RPC_WAIT_MAX, places.acquire()).await {
+        Ok(Ok(place)) => Ok(Some(place)),
+        _ => Err(ApiError::Overloaded(Retry::soon("this node is busy with other long RPCs"))),
+    }
 }
 
 /// The connection of an RPC is a node's from now on.
@@ -412,9 +440,11 @@ async fn next_chunk(payload: &mut web::Payload) -> Result<Option<Bytes>, ApiErro
 async fn check_room(temporary: &TemporaryFile) -> Result<(), ApiError> {
     let path = temporary.path().to_owned();
     match tokio::task::spawn_blocking(move || durable::free_bytes(&path)).await {
-        Ok(Ok(free_bytes)) if free_bytes < DISK_FREE_BYTES_MIN => Err(ApiError::DiskSpaceLow(Details::not_applied(
-            format!("the disk has {free_bytes} bytes left, too few to receive a snapshot"),
-        ))),
+        Ok(Ok(free_bytes)) if free_bytes < DISK_FREE_BYTES_LEAST + SNAPSHOT_BYTES_A_LOOK => {
+            Err(ApiError::DiskSpaceLow(Details::not_applied(format!(
+                "the disk has {free_bytes} bytes left, too few to receive a snapshot"
+            ))))
+        }
         _ => Ok(()),
     }
 }

@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
 use memchr::memchr2;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::intake::Exchange;
 use super::v1;
@@ -92,7 +92,14 @@ pub fn parse_json<T: DeserializeOwned>(body: &[u8], expected: &str) -> Result<T,
     if body.trim_ascii().is_empty() {
         return Err(ApiError::bad_request("invalid_json", format!("the body is empty; expected {expected}")));
     }
-    serde_json::from_slice(body).map_err(|error| ApiError::invalid_json(&error, expected))
+    serde_json::from_slice(body).map_err(|error| {
+        // serde also says so of a value that has another shape than an enum.
+        let is_shape = error.to_string().starts_with("expected value");
+        if is_shape && serde_json::from_slice::<IgnoredAny>(body).is_ok() {
+            return ApiError::bad_request("invalid_json", format!("the JSON has the wrong shape; expected {expected}"));
+        }
+        ApiError::invalid_json(&error, expected)
+    })
 }
 
 /// Refuses lists other than those that stand in so many objects, after the body was decoded.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::app::Known;
 use crate::config::{
     APPEND_ENTRIES_MAX, LOG_INDEX_MAX, LOG_PAYLOAD_BYTES_MAX, MEMBER_ADDRESS_BYTES_MAX, TERM_MAX, TERM_STEP_MAX,
+    TERM_STEP_MIN,
 };
 use crate::error::{ApiError, Details};
 use crate::types::{Entry, LogId, NodeId, Payload, SnapshotMeta, StoredMembership, TypeConfig, Vote};
@@ -138,13 +139,22 @@ pub fn is_known_committed(vote: &Vote, last: Option<LogId>, known: &Known) -> Op
     Some(last <= Some(committed))
 }
 
-/// Checks a request for a vote, or for a pre-vote, that node `from` sent.
-pub fn check_candidate(request: &VoteRequest<TypeConfig>, from: NodeId, known: &Known) -> Result<(), ApiError> {
+/// Checks a request for a vote, or for a pre-vote, that node `from` sent. `hears_leader`: whether this
+/// node leads, or heard from its leader within an election timeout.
+pub fn check_candidate(
+    request: &VoteRequest<TypeConfig>,
+    from: NodeId,
+    known: &Known,
+    hears_leader: bool,
+) -> Result<(), ApiError> {
     let VoteRequest { vote, last_log_id, .. } = request;
     if vote.is_committed() || vote.leader_id.node_id != from {
         return Err(invalid("only the candidate that the vote names may ask for it"));
     }
-    check_term(vote, known)?;
+    // Measured from the last term that had a leader, so that forged requests do not add up; and more
+    // narrowly while there is a leader, so that an election after one is within the bound of every node.
+    let step = if hears_leader { TERM_STEP_MAX / 2 } else { TERM_STEP_MAX };
+    check_term(vote, led_term(known), step, known)?;
     check_index(*last_log_id)?;
     // A candidate stands in a term after all those in its log.
     if last_log_id.is_some_and(|log_id| log_id.leader_id.term >= vote.leader_id.term) {
@@ -178,19 +188,26 @@ pub fn check_transfer(
 /// Checks the vote in the answer to an RPC that was sent with `own`: it may be higher, but no node
 /// can be that far ahead.
 pub fn is_answer_plausible(answered: &Vote, own: &Vote) -> bool {
-    answered.leader_id.term <= term_max(own.leader_id.term)
+    answered.leader_id.term <= term_max(own.leader_id.term, TERM_STEP_MAX)
 }
 
-fn term_max(own: u64) -> u64 {
-    own.saturating_add(TERM_STEP_MAX).min(TERM_MAX.max(own))
+/// The last term in which this node knows of a leader.
+fn led_term(known: &Known) -> u64 {
+    let vote = known.vote.is_committed().then_some(known.vote.leader_id.term);
+    let entries = [known.committed, known.cluster_committed].into_iter().flatten();
+    vote.into_iter().chain(entries.map(|log_id| log_id.leader_id.term)).max().unwrap_or_default()
+}
+
+/// The highest plausible term after `term`. There must always be one, or no election could follow.
+fn term_max(term: u64, step: u64) -> u64 {
+    term.saturating_add(step).min(TERM_MAX.max(term.saturating_add(TERM_STEP_MIN)))
 }
 
 /// Terms go up by one with each election. One that is far ahead is forged or corrupted, and once it
 /// was adopted, no election could lead back.
-fn check_term(vote: &Vote, known: &Known) -> Result<(), ApiError> {
-    let own = known.vote.leader_id.term;
+fn check_term(vote: &Vote, own: u64, step: u64, known: &Known) -> Result<(), ApiError> {
     // A node without a membership joins, and knows nothing of the terms of its cluster.
-    let max = if known.membership.is_some() { term_max(own) } else { TERM_MAX };
+    let max = if known.membership.is_some() { term_max(own, step) } else { TERM_MAX };
     if vote.leader_id.term > max {
         let term = vote.leader_id.term;
         return Err(invalid(&format!("term {term} is too far above the term of this node, which is {own}")));
@@ -202,7 +219,7 @@ fn check_leader(vote: &Vote, from: NodeId, known: &Known) -> Result<(), ApiError
     if !vote.is_committed() || vote.leader_id.node_id != from {
         return Err(invalid("only the leader that the vote names may send this"));
     }
-    check_term(vote, known)
+    check_term(vote, known.vote.leader_id.term, TERM_STEP_MAX, known)
 }
 
 fn check_index(log_id: Option<LogId>) -> Result<(), ApiError> {
@@ -307,25 +324,48 @@ mod tests {
         Known { vote: vote(5, true), committed, cluster_committed: Some(log_id(5, 12)), membership }
     }
 
-    /// A term may be 2^32 ahead, of a node that knows its cluster, in a request and in an answer.
+    /// A term may be 2^32 ahead of that of the last leader, in a request and in an answer, and half of that
+    /// while a leader is heard; a node that knows no cluster yet takes more.
     #[test]
     fn terms() {
         let new = Known::default();
-        for (term, is_taken, is_taken_by_new) in [
-            (6, true, true),
-            (5 + TERM_STEP_MAX, true, true),
-            (6 + TERM_STEP_MAX, false, true),
-            (TERM_MAX, false, true),
-            (TERM_MAX + 1, false, false),
-            (u64::MAX, false, false),
+        for (term, while_led, without_leader, by_new) in [
+            (6, true, true, true),
+            (5 + TERM_STEP_MAX / 2, true, true, true),
+            (6 + TERM_STEP_MAX / 2, false, true, true),
+            (5 + TERM_STEP_MAX, false, true, true),
+            (6 + TERM_STEP_MAX, false, false, true),
+            (TERM_MAX, false, false, true),
+            (TERM_MAX + 1, false, false, false),
+            (u64::MAX, false, false, false),
         ] {
             let request = VoteRequest::new(vote(term, false), Some(log_id(5, 10)));
-            assert_eq!(check_candidate(&request, 1, &known()).is_ok(), is_taken, "{term}");
-            assert_eq!(check_candidate(&request, 1, &new).is_ok(), is_taken_by_new, "{term}");
-            assert_eq!(is_answer_plausible(&vote(term, false), &vote(5, true)), is_taken, "{term}");
+            assert_eq!(check_candidate(&request, 1, &known(), true).is_ok(), while_led, "{term}");
+            assert_eq!(check_candidate(&request, 1, &known(), false).is_ok(), without_leader, "{term}");
+            assert_eq!(check_candidate(&request, 1, &new, false).is_ok(), by_new, "{term}");
+            assert_eq!(is_answer_plausible(&vote(term, false), &vote(5, true)), without_leader, "{term}");
         }
-        // Where a cluster is already, its elections go on.
-        assert!(is_answer_plausible(&vote(TERM_MAX + 1, false), &vote(TERM_MAX + 1, true)));
+    }
+
+    /// Forged requests do not add up: a vote that was given for one does not move the bound of the next.
+    #[test]
+    fn forged_terms_do_not_add_up() {
+        let given = Known { vote: vote(5 + TERM_STEP_MAX / 2, false), ..known() };
+        let next = VoteRequest::new(vote(6 + TERM_STEP_MAX / 2, false), Some(log_id(5, 10)));
+        assert!(check_candidate(&next, 1, &given, true).is_err());
+        // The leader hears of the term in an answer, steps down, and an election follows above it.
+        assert!(is_answer_plausible(&vote(5 + TERM_STEP_MAX / 2, false), &vote(5, true)));
+        assert!(check_candidate(&next, 1, &known(), false).is_ok());
+        assert!(check_leader(&vote(6 + TERM_STEP_MAX / 2, true), 1, &known()).is_ok());
+    }
+
+    /// Elections go on wherever a cluster has come to.
+    #[test]
+    fn there_is_always_a_next_term() {
+        for term in [5, TERM_MAX - 1, TERM_MAX, TERM_MAX + 1, u64::MAX - 1] {
+            assert!(term_max(term, TERM_STEP_MAX / 2) > term, "{term}");
+            assert!(is_answer_plausible(&vote(term + 1, false), &vote(term, true)), "{term}");
+        }
     }
 
     /// What is committed stays, and a deposed leader still hears of it from Raft.

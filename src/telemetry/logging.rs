@@ -191,16 +191,16 @@ pub fn say(line: &str) {
     }
 }
 
-/// Logs a panic as other errors are: the standard hook writes to standard error itself,
-/// which may block for ever.
-pub fn log_panic(panic: &PanicHookInfo<'_>) {
-    let thread = std::thread::current();
-    let name = thread.name().unwrap_or("<unnamed>");
+/// Says that a thread panicked, and where.
+///
+/// The standard hook writes to standard error itself, which may block for ever; `tracing` needs values of the
+/// thread, which are gone if it panics while it ends.
+pub fn describe_panic(panic: &PanicHookInfo<'_>) -> String {
+    let name = std::fs::read_to_string("/proc/thread-self/comm").unwrap_or_default();
     let place = panic.location().map(ToString::to_string).unwrap_or_default();
     let payload = panic.payload();
     let text = payload.downcast_ref::<&str>().copied().or(payload.downcast_ref::<String>().map(String::as_str));
-    let message = text.unwrap_or("no message");
-    tracing::error!("thread '{name}' panicked at {place}: {message}");
+    format!("thread '{}' panicked at {place}: {}", name.trim_end(), text.unwrap_or("no message"))
 }
 
 #[cfg(test)]

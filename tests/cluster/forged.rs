@@ -197,6 +197,34 @@ fn head_only(addr: &str, path: &str, header: &str) -> String {
     String::from_utf8(answer).unwrap()
 }
 
+/// Forged votes within the bound, sent to one node one after another, leave a cluster that heals.
+///
+/// Method: to one node, requests for a vote with terms that go up by as much as is taken, as often as
+/// they are; afterwards every node takes writes and reads, under one leader.
+#[tokio::test]
+async fn votes_within_the_bound_do_not_add_up() {
+    const STEP: u64 = 1 << 31;
+    let mut cluster = TestCluster::form("forged-steps", &[1, 2, 3], &[]).await;
+    let leader = cluster.leader_of(&[1, 2, 3]).await;
+    let (to_id, from) = if leader == 1 { (2, 3) } else { (1, 6 - 1 - leader) };
+    let to = identity_of(&cluster, to_id).await;
+    let first = cluster.metrics(leader).await.current_term;
+    for steps in 1..=6 {
+        let last = LogId::new(raft_key_value::types::LeaderId { term: first, node_id: leader }, 1 << 40);
+        let request = VoteRequest::<TypeConfig>::new(vote(first + steps * STEP, from, false), Some(last));
+        let message = envelope(from, &to, to.cluster_id.unwrap(), &request);
+        let answer = cluster.post(to_id, "/raft-vote", message).await;
+        eprintln!("{steps} steps: {}", answer.status);
+    }
+    for id in [1, 2, 3] {
+        cluster.write(id, "k", &format!("through {id}")).await;
+        let read = eventually("a linearizable read", DEADLINE, async || cluster.consistent_read(id, "k").await).await;
+        assert_eq!(read, format!("through {id}"));
+    }
+    cluster.leader_of(&[1, 2, 3]).await;
+    cluster.assert_alive();
+}
+
 /// A million tiny entries are rejected, and take no more memory than a few times the body they arrive in.
 ///
 /// Method: an append whose entries are written as short as they can be, without the names of their
