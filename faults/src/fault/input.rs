@@ -143,7 +143,8 @@ fn status_of(answer: &[u8; 12]) -> Option<u16> {
 }
 
 fn with_body(method: &str, path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
-    let head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\n{headers}content-length: {}\r\n\r\n", body.len());
+    let head =
+        format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\n{headers}content-length: {}\r\n\r\n", body.len());
     [head.as_bytes(), body].concat()
 }
 
@@ -198,9 +199,12 @@ fn malformed_request(scene: &mut Scene<'_>) -> Vec<u8> {
         }
         11 => with_body(["PATCH", "POST", "PURGE"][random.usize(..3)], "/v1/kv/a%2Fb", "", b"v"),
         12 => with_body("GET", &format!("/{letters}/{letters}"), "", b""),
-        13 => format!("PUT /v1/kv/a HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\nshort", random.u32(6..9999))
+        13 => {
+            format!("PUT /v1/kv/a HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\nshort", random.u32(6..9999))
+                .into()
+        }
+        14 => format!("PUT /v1/kv/a HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n{letters}\r\n")
             .into(),
-        14 => format!("PUT /v1/kv/a HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n{letters}\r\n").into(),
         _ => with_body("GET", "/v1/kv/a", &format!("x: {}\r\n", "h".repeat(random.usize(140_000..300_000))), b""),
     }
 }
@@ -272,8 +276,13 @@ async fn slow_client(node: SocketAddr, number: usize, connected: Arc<AtomicUsize
         0 => b"GET /v1/kv/a HTTP/1.1\r\nhost: localhost\r\nx: 1\r\nx: 2\r\nx: 3\r\n",
         1 => b"PUT /v1/kv/a HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000\r\n\r\n................",
         // Many answers, and none is read.
-        2 => return ask_and_not_read(&mut stream, b"GET /v1/kv?prefix=key/ HTTP/1.1\r\nhost: localhost\r\n\r\n", 200).await,
-        _ => return ask_and_not_read(&mut stream, b"GET /v1/watch?from=1 HTTP/1.1\r\nhost: localhost\r\n\r\n", 1).await,
+        2 => {
+            return ask_and_not_read(&mut stream, b"GET /v1/kv?prefix=key/ HTTP/1.1\r\nhost: localhost\r\n\r\n", 200)
+                .await;
+        }
+        _ => {
+            return ask_and_not_read(&mut stream, b"GET /v1/watch?from=1 HTTP/1.1\r\nhost: localhost\r\n\r\n", 1).await;
+        }
     };
     for byte in text {
         stream.write_all(&[*byte]).await?;
