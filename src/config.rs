@@ -509,7 +509,7 @@ pub struct Config {
     #[arg(long, hide = true, value_name = "BYTES", default_value_t = DISK_FREE_BYTES_MIN)]
     pub min_disk_free_bytes: u64,
 
-    /// Web pages that may use this node, besides its own: their origins, such as https://console.example
+    /// Web pages that may use this node, besides its own: their origins, such as `https://console.example`
     #[arg(long, env = "RKV_ALLOWED_ORIGINS", value_name = "LIST", value_delimiter = ',', value_parser = parse_origin)]
     pub allowed_origins: Vec<String>,
 
