@@ -568,7 +568,9 @@ async fn a_stalled_chunked_body_is_cut_off() {
     }
     while let Some(ended) = clients.join_next().await {
         let (path, (answer, _)) = ended.unwrap();
-        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408 "), "{path}: {answer:?}");
+        // Of bodies of RPCs whose length is not known, one is read at a time.
+        let is_overloaded = path == "/raft-append" && answer.starts_with("HTTP/1.1 503 ");
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408 ") || is_overloaded, "{path}: {answer:?}");
     }
 }
 
