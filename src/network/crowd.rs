@@ -83,6 +83,8 @@ pub struct Connections {
     /// The number of looks so far.
     looks: Cell<u64>,
     is_crowded: Cell<bool>,
+    /// Whether the next connection from which nothing can be read is to be closed.
+    owes_room: Cell<bool>,
     /// How often a connection came to do nothing.
     order: Cell<u64>,
     /// The look since which no client was found idle.
@@ -97,6 +99,10 @@ pub struct Presence {
     /// Whether another node sends Raft's RPCs on it: it is not closed to make room.
     is_kept: Cell<bool>,
     leave: Cell<Leave>,
+    /// Whether all was read that came on it, when it was last looked at.
+    was_read: Cell<bool>,
+    /// Whether it is closed for one that was accepted: if it stays, another one has to go.
+    makes_room: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -150,6 +156,7 @@ impl Connections {
             all: RefCell::default(),
             looks: Cell::default(),
             is_crowded: Cell::default(),
+            owes_room: Cell::default(),
             order: Cell::default(),
             busy_at: Cell::default(),
         })
@@ -163,6 +170,8 @@ impl Connections {
             class: Cell::new(Class::Unknown),
             is_kept: Cell::default(),
             leave: Cell::default(),
+            was_read: Cell::default(),
+            makes_room: Cell::default(),
             waker: RefCell::default(),
         });
         self.open.set(self.open.get() + 1);
@@ -179,12 +188,20 @@ impl Connections {
     pub fn accept(self: &Rc<Self>) -> Rc<Presence> {
         let accepted = self.open();
         if self.open.get() >= self.shares.total {
-            let may_leave = |one: &Presence| !std::ptr::eq(one, &*accepted) && one.doing.get() != Doing::Line;
-            let is_unknown = |one: &Presence| may_leave(one) && one.class.get() == Class::Unknown;
-            let is_idle = |one: &Presence| may_leave(one) && !one.is_kept.get() && one.is_idle();
-            let _ = self.close_oldest(is_unknown) || self.close_oldest(is_idle);
+            self.make_room();
         }
         accepted
+    }
+
+    /// Closes the oldest connection that has not shown what it is for, or else the oldest idle one; if
+    /// there is none yet, the first that turns out to be one.
+    ///
+    /// Many connections may be accepted at once, and whoever sent a request with its connection is heard first:
+    /// only those from which nothing could be read are closed.
+    fn make_room(&self) {
+        let is_unknown = |one: &Presence| one.may_make_room() && one.class.get() == Class::Unknown;
+        let has_closed = self.close_oldest(is_unknown) || self.close_oldest(Presence::may_make_room);
+        self.owes_room.set(!has_closed);
     }
 
     fn nothing(&self) -> Doing {
@@ -198,8 +215,8 @@ impl Connections {
     fn close_oldest(&self, may_leave: impl Fn(&Presence) -> bool) -> bool {
         let all = self.all.borrow();
         let mut open = all.iter().filter_map(Weak::upgrade);
-        let oldest = open.find(|one| one.leave.get() != Leave::Now && may_leave(one));
-        oldest.inspect(|one| one.leave_now()).is_some()
+        let oldest = open.find(|one| one.leave.get() == Leave::No && may_leave(one));
+        oldest.inspect(|one| one.make_room()).is_some()
     }
 
     /// Closes the client that has been idle for longest; returns whether there was one.
@@ -323,10 +340,6 @@ impl Presence {
         }
     }
 
-    fn is_idle(&self) -> bool {
-        matches!(self.doing.get(), Doing::Nothing { .. })
-    }
-
     /// Whether another node has shown that it is one on this connection.
     pub fn is_node(&self) -> bool {
         self.class.get() == Class::Node
@@ -384,21 +397,48 @@ impl Presence {
 
     fn set(&self, doing: Doing) {
         self.doing.set(doing);
+        self.was_read.set(false);
         self.may_stay();
     }
 
     fn may_stay(&self) {
         if self.leave.get() == Leave::IfIdle {
             self.leave.set(Leave::No);
+            if self.makes_room.take() {
+                self.connections.make_room();
+            }
         }
     }
 
     /// There is something to do on it after all, if only an answer that is still being written: it
     /// is none of those that have done nothing for longest.
     pub fn stay(&self) {
+        self.was_read.set(false);
         match self.doing.get() {
             Doing::Nothing { .. } => self.set(self.connections.nothing()),
             _ => self.may_stay(),
+        }
+    }
+
+    /// Whether it may be closed for one that is accepted: it is idle, or has not shown what it is for, and
+    /// all that came on it was read.
+    fn may_make_room(&self) -> bool {
+        let may_leave = match self.doing.get() {
+            Doing::Nothing { .. } => !self.is_kept.get(),
+            Doing::Line => false,
+            Doing::Coming { .. } | Doing::Request | Doing::Stream => self.class.get() == Class::Unknown,
+        };
+        may_leave && self.was_read.get()
+    }
+
+    /// Has the connection closed for one that is accepted.
+    fn make_room(&self) {
+        match self.doing.get() {
+            Doing::Nothing { .. } => {
+                self.makes_room.set(true);
+                self.leave_for(Leave::IfIdle);
+            }
+            _ => self.leave_now(),
         }
     }
 
@@ -432,6 +472,12 @@ impl Presence {
         if !waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
             *waker = Some(context.waker().clone());
         }
+        drop(waker);
+        self.was_read.set(true);
+        if self.connections.owes_room.get() && self.leave.get() == Leave::No && self.may_make_room() {
+            self.connections.owes_room.set(false);
+            self.make_room();
+        }
         if self.leave.get() == Leave::No { Poll::Pending } else { Poll::Ready(()) }
     }
 }
@@ -440,6 +486,7 @@ impl Drop for Presence {
     fn drop(&mut self) {
         self.change_class(Class::Unknown);
         self.connections.open.set(self.connections.open.get() - 1);
+        self.connections.owes_room.set(false);
     }
 }
 
@@ -508,10 +555,31 @@ mod tests {
         assert!(presences[0].admit(Class::Client));
         presences[1].wait();
         presences[2].begin();
+        assert!(let_go(&presences).is_empty());
         let last = connections.accept();
-        let leaving = |presences: &[Rc<Presence>]| presences.iter().map(|one| one.is_leaving()).collect::<Vec<_>>();
-        assert_eq!(leaving(&presences), [false, false, true, false, false]);
+        assert_eq!(let_go(&presences), [2]);
         assert!(!last.is_leaving());
+    }
+
+    /// Of many that are accepted at once, those that sent a request stay: the first goes from which
+    /// nothing can be read. One that is to go and has something to do after all is replaced by another.
+    #[test]
+    fn those_that_sent_a_request_stay() {
+        let connections = Connections::new(Shares::of_clients(4));
+        let mut presences: Vec<_> = (0..6).map(|_| connections.accept()).collect();
+        assert!(presences.iter().all(|one| one.leave.get() == Leave::No));
+        presences[0].begin();
+        assert!(presences[0].admit(Class::Client));
+        assert_eq!(let_go(&presences), [1]);
+        presences[1].stay();
+        assert_eq!(let_go(&presences[2..]), [0]);
+        presences[2].begin();
+        assert!(presences[2].admit(Class::Client));
+        assert_eq!(let_go(&presences[3..]), [0], "another one goes");
+        presences.remove(3);
+        assert!(let_go(&presences).is_empty(), "there is a place");
+        presences.push(connections.accept());
+        assert_eq!(let_go(&presences), [1], "the oldest that is not known");
     }
 
     fn look(connections: &Connections) {

@@ -167,6 +167,8 @@ async fn begin(connection: Connection, mut stopping: watch::Receiver<bool>) -> R
             return Err(DispatchError::DisconnectTimeout);
         }
         presence.stay();
+        // The runtime has not heard yet of what has come.
+        tokio::task::yield_now().await;
     };
     presence.wait();
     tokio::select! {
