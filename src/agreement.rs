@@ -21,8 +21,15 @@
 //!   response, a conflict, would be wrong if the leader counts on the entry;
 //! * a snapshot of a leader that counts on a missing entry is rejected: it would hide what happened.
 //!
+//! **An append with entries that the log has already** brings them once more. openraft compares log ids only, so it would
+//! take an entry for the own one that has the same log id and another payload, and the nodes would differ silently.
+//! A correct leader has one entry for a log id. So one of the two entries is not the leader's, and if it is the own one,
+//! the leader goes on to send the other, and counts on nothing from that index on until this node has accepted it. Each
+//! such append is rejected, and is evidence until an append is accepted that covers the index.
+//!
 //! The node gives up on its data after [`EVIDENCE_COUNT_MIN`] rejections over [`EVIDENCE_MIN`], if
-//! meanwhile no append was accepted, and the leader, its term and the end of the log stayed the same.
+//! meanwhile no append was accepted that speaks against it, and the leader, its term and the end of the log, or the
+//! entry, stayed the same.
 //! That is more than certainty requires; it is for what nobody thought of.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,23 +54,61 @@ pub struct OlderCopy {
     pub last: Option<u64>,
 }
 
+/// What a node found out about its log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OtherEntry {
+    /// Who leads.
+    pub leader_id: NodeId,
+    /// In which term.
+    pub term: u64,
+    /// The index of the entry.
+    pub index: u64,
+    /// The term of the entry.
+    pub entry_term: u64,
+}
+
 /// Whether this node still has what its leader counts on.
 #[derive(Debug)]
 pub struct Agreement {
     /// The leader that it agrees with.
     agreed: watch::Sender<Option<Vote>>,
-    evidence: Mutex<Option<Evidence>>,
+    evidence: Mutex<AllEvidence>,
     /// Whether there is some: an accepted append need not take the lock otherwise.
     has_evidence: AtomicBool,
 }
 
+#[derive(Debug, Default)]
+struct AllEvidence {
+    missing: Option<Missing>,
+    other_entry: Option<(Evidence, LogId)>,
+}
+
+/// That an entry is missing which the leader counts on.
+#[derive(Debug)]
+struct Missing {
+    evidence: Evidence,
+    acknowledged: LogId,
+    last: Option<LogId>,
+}
+
+/// How often one leader has sent something, and since when.
 #[derive(Debug)]
 struct Evidence {
     vote: Vote,
-    acknowledged: LogId,
-    last: Option<LogId>,
     since: Instant,
     count: u32,
+}
+
+impl Evidence {
+    fn new(vote: Vote, since: Instant) -> Self {
+        Evidence { vote, since, count: 0 }
+    }
+
+    /// Counts one more; returns whether that is certainty.
+    fn add(&mut self, now: Instant) -> bool {
+        self.count += 1;
+        self.count >= EVIDENCE_COUNT_MIN && now.duration_since(self.since) >= EVIDENCE_MIN
+    }
 }
 
 impl Default for Agreement {
@@ -78,11 +123,14 @@ impl Agreement {
         self.agreed.borrow().as_ref() == Some(leader)
     }
 
-    /// An append of this leader was accepted.
-    pub fn note_accepted(&self, leader: &Vote) {
+    /// An append of this leader was accepted, which covers the log up to `last_covered`.
+    pub fn note_accepted(&self, leader: &Vote, last_covered: Option<LogId>) {
         if self.has_evidence.load(Ordering::Relaxed) {
-            *self.lock() = None;
-            self.has_evidence.store(false, Ordering::Relaxed);
+            let covered = last_covered.map(|log_id| log_id.index);
+            let mut held = self.lock();
+            held.missing = None;
+            held.other_entry.take_if(|(evidence, log_id)| evidence.vote != *leader || covered >= Some(log_id.index));
+            self.has_evidence.store(held.other_entry.is_some(), Ordering::Relaxed);
         }
         self.agreed.send_if_modified(|agreed| agreed.replace(*leader) != Some(*leader));
     }
@@ -90,7 +138,7 @@ impl Agreement {
     /// Whether this leader counts on an entry that is missing here.
     pub fn is_in_doubt(&self, leader: &Vote) -> bool {
         self.has_evidence.load(Ordering::Relaxed)
-            && self.lock().as_ref().is_some_and(|evidence| evidence.vote == *leader)
+            && self.lock().missing.as_ref().is_some_and(|missing| missing.evidence.vote == *leader)
     }
 
     /// Waits until an append of this leader was accepted; returns whether that happened in time.
@@ -115,14 +163,13 @@ impl Agreement {
     ) -> Option<OlderCopy> {
         let mut held = self.lock();
         self.has_evidence.store(true, Ordering::Relaxed);
-        let found = held.get_or_insert(Evidence { vote: *leader, acknowledged, last, since: now, count: 0 });
-        if found.vote != *leader || found.last != last || acknowledged.index < found.acknowledged.index {
-            *found = Evidence { vote: *leader, acknowledged, last, since: now, count: 0 };
+        let new = || Missing { evidence: Evidence::new(*leader, now), acknowledged, last };
+        let found = held.missing.get_or_insert_with(new);
+        if found.evidence.vote != *leader || found.last != last || acknowledged.index < found.acknowledged.index {
+            *found = new();
         }
         found.acknowledged = acknowledged;
-        found.count += 1;
-        let is_certain = found.count >= EVIDENCE_COUNT_MIN && now.duration_since(found.since) >= EVIDENCE_MIN;
-        is_certain.then_some(OlderCopy {
+        found.evidence.add(now).then_some(OlderCopy {
             leader_id: leader.leader_id.node_id,
             term: leader.leader_id.term,
             acknowledged: acknowledged.index,
@@ -130,7 +177,29 @@ impl Agreement {
         })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Evidence>> {
+    /// An append of this leader has another entry under this log id than the log, where it is not known to be committed.
+    /// Returns what that means, once it is certain.
+    pub fn note_other_entry(&self, leader: &Vote, log_id: LogId) -> Option<OtherEntry> {
+        self.note_other_entry_at(leader, log_id, Instant::now())
+    }
+
+    fn note_other_entry_at(&self, leader: &Vote, log_id: LogId, now: Instant) -> Option<OtherEntry> {
+        let mut held = self.lock();
+        self.has_evidence.store(true, Ordering::Relaxed);
+        let new = || (Evidence::new(*leader, now), log_id);
+        let found = held.other_entry.get_or_insert_with(new);
+        if found.0.vote != *leader || found.1 != log_id {
+            *found = new();
+        }
+        found.0.add(now).then_some(OtherEntry {
+            leader_id: leader.leader_id.node_id,
+            term: leader.leader_id.term,
+            index: log_id.index,
+            entry_term: log_id.leader_id.term,
+        })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, AllEvidence> {
         self.evidence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -176,7 +245,7 @@ mod tests {
         type Change = fn(&Agreement, Instant) -> Option<OlderCopy>;
         let changes: [Change; 4] = [
             |agreement, _| {
-                agreement.note_accepted(&leader(1));
+                agreement.note_accepted(&leader(1), None);
                 None
             },
             |agreement, now| agreement.note_missing_at(&leader(2), log_id(9), Some(log_id(5)), now),
@@ -195,6 +264,37 @@ mod tests {
         assert_eq!(found, Some(OlderCopy { leader_id: 1, term: 1, acknowledged: 9, last: Some(5) }));
     }
 
+    /// That the leader has another entry is certain only if it goes on to send it. Evidence ends with an accepted append
+    /// that covers the entry, and with another leader or entry, but not with a heartbeat that ends before it.
+    #[test]
+    fn another_entry() {
+        let start = Instant::now();
+        let later = start + Duration::from_secs(60);
+        let sent =
+            |agreement: &Agreement, term, index, now| agreement.note_other_entry_at(&leader(term), log_id(index), now);
+        type Change = fn(&Agreement);
+        let rows: [(&str, Change, bool); 5] = [
+            ("nothing", |_| (), true),
+            ("a heartbeat that ends before it", |agreement| agreement.note_accepted(&leader(1), Some(log_id(8))), true),
+            ("an append that covers it", |agreement| agreement.note_accepted(&leader(1), Some(log_id(9))), false),
+            ("a heartbeat of another leader", |agreement| agreement.note_accepted(&leader(2), None), false),
+            ("another entry", |agreement| assert_eq!(agreement.note_other_entry(&leader(1), log_id(7)), None), false),
+        ];
+        for (what, change, is_certain) in rows {
+            let agreement = Agreement::default();
+            for _ in 0..100 {
+                assert_eq!(sent(&agreement, 1, 9, start), None, "often, and in too short a time");
+            }
+            change(&agreement);
+            let expected = OtherEntry { leader_id: 1, term: 1, index: 9, entry_term: 1 };
+            assert_eq!(sent(&agreement, 1, 9, later), is_certain.then_some(expected), "{what}");
+        }
+        let agreement = Agreement::default();
+        assert_eq!(sent(&agreement, 1, 9, start), None);
+        assert_eq!(sent(&agreement, 1, 9, later), None, "long enough, and seldom");
+        assert!(!agreement.is_in_doubt(&leader(1)), "nothing is missing");
+    }
+
     /// A node agrees with one leader at a time.
     #[tokio::test]
     async fn agreement() {
@@ -204,7 +304,7 @@ mod tests {
         let first = leader(1);
         let (agrees, ()) = tokio::join!(agreement.wait_for(&first, Duration::from_secs(60)), async {
             tokio::task::yield_now().await;
-            agreement.note_accepted(&leader(1));
+            agreement.note_accepted(&leader(1), None);
         });
         assert!(agrees && agreement.is_with(&leader(1)) && !agreement.is_with(&leader(2)));
     }

@@ -11,7 +11,7 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::metrics::{RaftMetrics, RaftServerMetrics};
 use tokio::sync::{Semaphore, watch};
 
-use crate::agreement::{Agreement, OlderCopy};
+use crate::agreement::{Agreement, OlderCopy, OtherEntry};
 use crate::config::{Config, DISK_FREE_BYTES_LEAST, Limits, MEMBERS_ANSWER_MAX, MEMBERS_ANSWER_MIN};
 use crate::connection::connections;
 use crate::peers::Peers;
@@ -47,6 +47,8 @@ pub struct ExampleApp {
     pub peers: Arc<Peers>,
     /// Whether it still has what its leader counts on.
     pub agreement: Agreement,
+    /// Held while Raft gets entries of a leader, until they are on disk.
+    pub appending: Arc<tokio::sync::Mutex<()>>,
     // The part of the metrics that only changes with the leader or the membership.
     metrics: WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>,
     all_metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
@@ -59,6 +61,8 @@ pub struct ExampleApp {
     disk_free_bytes: AtomicU64,
     disk_free_bytes_min: u64,
     exclusion: watch::Sender<Option<Exclusion>>,
+    /// The last entry that a leader said is committed. Raft is told only of what is in the log (`Append`).
+    said_committed: watch::Sender<Option<LogId>>,
     stopping: watch::Sender<bool>,
     /// Why the node must end, once that is so.
     failure: watch::Sender<Option<Failure>>,
@@ -71,6 +75,8 @@ pub enum Failure {
     Disk(String),
     /// It has lost entries that it acknowledged.
     OlderCopy(OlderCopy),
+    /// Its log has another entry than its leader's.
+    OtherEntry(OtherEntry),
     /// This background task ended, and nothing else does its work.
     Task(&'static str),
 }
@@ -182,7 +188,7 @@ pub struct Known {
     pub vote: Vote,
     /// The last entry of its log that it knows to be committed.
     pub committed: Option<LogId>,
-    /// The last entry that the leader said is committed; the log of this node may not reach it.
+    /// The last entry that a leader said is committed; the log of this node may not reach it.
     pub cluster_committed: Option<LogId>,
     /// The log id of the committed membership; `None` if it has none yet.
     pub membership: Option<LogId>,
@@ -197,13 +203,12 @@ impl Default for Known {
 }
 
 impl Known {
-    /// What the metrics say.
-    pub fn of(metrics: &RaftMetrics<TypeConfig>) -> Self {
+    fn of(metrics: &RaftMetrics<TypeConfig>, said_committed: Option<LogId>) -> Self {
         let membership = &metrics.committed_membership_config;
         Known {
             vote: metrics.vote,
             committed: metrics.local_committed,
-            cluster_committed: metrics.cluster_committed,
+            cluster_committed: metrics.cluster_committed.max(said_committed),
             membership: membership.voter_ids().next().and(*membership.log_id()),
         }
     }
@@ -237,6 +242,7 @@ impl ExampleApp {
                 .clamp(MEMBERS_ANSWER_MIN, MEMBERS_ANSWER_MAX),
             peers,
             agreement: Agreement::default(),
+            appending: Arc::default(),
             heartbeat_interval: Duration::from_millis(config.heartbeat_interval_ms),
             cluster_header: OnceLock::new(),
             all_metrics: raft.metrics(),
@@ -247,6 +253,7 @@ impl ExampleApp {
             disk_free_bytes: AtomicU64::new(u64::MAX),
             disk_free_bytes_min: config.min_disk_free_bytes,
             exclusion: watch::Sender::new(None),
+            said_committed: watch::Sender::new(None),
             stopping: watch::Sender::new(false),
             failure: watch::Sender::new(None),
         }
@@ -314,7 +321,28 @@ impl ExampleApp {
 
     /// What this node knows when an RPC arrives.
     pub fn known(&self) -> Known {
-        Known::of(&self.all_metrics.borrow_watched())
+        Known::of(&self.all_metrics.borrow_watched(), *self.said_committed.borrow())
+    }
+
+    /// A leader said that the entries up to this one are committed.
+    pub fn note_said_committed(&self, log_id: LogId) {
+        self.said_committed.send_if_modified(|said| {
+            let is_more = *said < Some(log_id);
+            if is_more {
+                *said = Some(log_id);
+            }
+            is_more
+        });
+    }
+
+    /// Waits until this node follows the leader whose vote this is, and then until what leaders have said is committed
+    /// is as expected.
+    pub async fn wait_for_leader(&self, vote: &Vote, is_expected: impl Fn(&Known) -> bool) {
+        // An error would mean that Raft has stopped, which is reported as that.
+        let _ = self.raft.wait(None).metrics(|metrics| metrics.vote == *vote, "the leader heartbeats").await;
+        let mut said = self.said_committed.subscribe();
+        // An error would mean that the sender is gone, which is here.
+        while !is_expected(&self.known()) && said.changed().await.is_ok() {}
     }
 
     /// Whether this node leads with a majority, or follows a leader that is a member and that it
@@ -428,6 +456,11 @@ impl ExampleApp {
     /// Says that this node has lost entries that it acknowledged: it must end.
     pub fn set_older_copy(&self, found: OlderCopy) {
         fail(&self.failure, Failure::OlderCopy(found));
+    }
+
+    /// Says that the log of this node has another entry than its leader's: it must end.
+    pub fn set_other_entry(&self, found: OtherEntry) {
+        fail(&self.failure, Failure::OtherEntry(found));
     }
 
     /// What the disk has room for.

@@ -82,6 +82,7 @@ impl ServeError {
                 StoreError::Damaged { .. }
                 | StoreError::OtherState { .. }
                 | StoreError::OlderCopy { .. }
+                | StoreError::OtherEntry { .. }
                 | StoreError::MemoryChanged,
             ) => 65,
             ServeError::Listen { .. } => 69,
@@ -108,6 +109,7 @@ fn failure_error(failure: Failure, store: &ExampleStore) -> ServeError {
     match failure {
         Failure::Disk(why) => ServeError::Storage(why),
         Failure::OlderCopy(found) => StoreError::OlderCopy { path: store.directory().to_owned(), found }.into(),
+        Failure::OtherEntry(found) => StoreError::OtherEntry { path: store.directory().to_owned(), found }.into(),
         Failure::Task(task) => ServeError::Task(task),
     }
 }

@@ -1,6 +1,8 @@
 //! The routes for the other nodes: incoming RPCs of Raft.
 
 use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -12,6 +14,7 @@ use openraft::storage::Snapshot;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncWriteExt;
+use tokio::runtime::Handle;
 use tokio::sync::SemaphorePermit;
 
 use super::crowd::Class;
@@ -46,10 +49,10 @@ pub async fn append(
     };
     let append = receive(&app, &request, payload, APPEND_RPC_BYTES_MAX, check).await?.rpc;
     check_agreement(&app, &append).await?;
-    let vote = append.vote;
-    let answer = app.raft.append_entries(append.into()).await.map_err(|_| forward::stopping())?;
+    let (vote, last_covered) = (append.vote, append.last_covered());
+    let answer = hand_to_raft(&app, &request, append).await?;
     if matches!(answer, AppendEntriesResponse::Success | AppendEntriesResponse::PartialSuccess(_)) {
-        app.agreement.note_accepted(&vote);
+        app.agreement.note_accepted(&vote, last_covered);
     }
     // Not from a former leader.
     if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
@@ -299,9 +302,8 @@ async fn wait_for_leader(app: &ExampleApp, head: &SnapshotHead) -> Result<(), Ap
             && rpc_check::is_known_committed(&head.vote, head.meta.last_log_id, known) != Some(false)
     };
     // The heartbeat may arrive a moment later, on another connection.
-    let wait = app.raft.wait(Some(SNAPSHOT_WAIT_MAX));
-    let heard = wait.metrics(|metrics| is_expected(&Known::of(metrics)), "the leader heartbeats").await;
-    heard.map(drop).map_err(|_| {
+    let heard = app.wait_for_leader(&head.vote, is_expected);
+    tokio::time::timeout(SNAPSHOT_WAIT_MAX, heard).await.map_err(|_| {
         ApiError::Conflict(Details::not_applied(
             "a snapshot must be from the current leader, and hold only what the leader said is committed",
         ))
@@ -344,6 +346,87 @@ async fn check_agreement(app: &ExampleApp, append: &Append) -> Result<(), ApiErr
         app.set_older_copy(found);
     }
     Err(missing_entry())
+}
+
+/// Hands an append to Raft, unless the log has its entries with another content.
+async fn hand_to_raft(
+    app: &ExampleApp,
+    request: &HttpRequest,
+    append: Append,
+) -> Result<AppendEntriesResponse<TypeConfig>, ApiError> {
+    if append.entries.is_empty() {
+        note_said_committed(app, &append);
+        return app.raft.append_entries(append.into()).await.map_err(|_| forward::stopping());
+    }
+    // One at a time: the log must have the entries of the append before this one. A leader sends a node one at a time.
+    let turn = app.appending.clone().lock_owned().await;
+    check_overlap(app, &append).inspect_err(|error| note_refusal(app, request, error))?;
+    note_said_committed(app, &append);
+    let raft = app.raft.clone();
+    let answer = Completing::new(async move {
+        let answer = raft.append_entries(append.into()).await;
+        drop(turn);
+        answer
+    });
+    answer.await.map_err(|_| forward::stopping())
+}
+
+fn note_said_committed(app: &ExampleApp, append: &Append) {
+    if let Some(leader_commit) = append.leader_commit {
+        app.note_said_committed(leader_commit);
+    }
+}
+
+/// Rejects entries that the log has with another content. Raft would take them for the same, since it compares log ids
+/// only, and the nodes would differ from then on.
+fn check_overlap(app: &ExampleApp, append: &Append) -> Result<(), ApiError> {
+    let Append { vote, entries, .. } = append;
+    let known = app.known();
+    // Raft rejects a deposed leader by itself.
+    if vote.leader_id < known.vote.leader_id {
+        return Ok(());
+    }
+    let Some(log_id) = app.store.log.first_other(entries).map_err(|_| forward::stopping())? else { return Ok(()) };
+    if known.committed.is_some_and(|committed| log_id.index <= committed.index) {
+        return Err(rpc_check::contradiction("append", &format!("another entry at index {}", log_id.index)));
+    }
+    // Either of the two may be the leader's. The leader sends its own until this node has it.
+    if let Some(found) = app.agreement.note_other_entry(vote, log_id) {
+        app.set_other_entry(found);
+    }
+    Err(ApiError::Conflict(Details::not_applied(format!(
+        "the log of this node has another entry at index {} of term {}: one of the two is not the leader's",
+        log_id.index, log_id.leader_id.term
+    ))))
+}
+
+/// A future that runs to its end even if it is dropped before, for example because a client hung up.
+struct Completing<F: Future<Output: Send> + Send + 'static>(Option<Pin<Box<F>>>);
+
+impl<F: Future<Output: Send> + Send + 'static> Completing<F> {
+    fn new(future: F) -> Self {
+        Completing(Some(Box::pin(future)))
+    }
+}
+
+impl<F: Future<Output: Send> + Send + 'static> Future for Completing<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let Some(future) = &mut self.0 else { return Poll::Pending };
+        let output = std::task::ready!(future.as_mut().poll(context));
+        self.0 = None;
+        Poll::Ready(output)
+    }
+}
+
+impl<F: Future<Output: Send> + Send + 'static> Drop for Completing<F> {
+    fn drop(&mut self) {
+        // Without a runtime the node has ended.
+        if let (Some(future), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
+            runtime.spawn(future);
+        }
+    }
 }
 
 fn missing_entry() -> ApiError {
@@ -446,5 +529,28 @@ async fn check_room(temporary: &TemporaryFile) -> Result<(), ApiError> {
             ))))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Raft gets the entries of a sender that hung up, and no others before they are in the log.
+    ///
+    /// Method: drop the future while what it waits for is not there.
+    #[tokio::test]
+    async fn completing() {
+        let lock = std::sync::Arc::new(tokio::sync::Mutex::new(0));
+        let (ready_tx, ready_rx) = tokio::sync::oneshot::channel();
+        let mut turn = lock.clone().lock_owned().await;
+        let completing = Completing::new(async move {
+            *turn = ready_rx.await.unwrap();
+        });
+        assert!(futures_util::FutureExt::now_or_never(completing).is_none());
+        assert!(lock.try_lock().is_err(), "it goes on");
+        ready_tx.send(7).unwrap();
+        assert_eq!(*lock.lock().await, 7);
+        assert_eq!(Completing::new(async { 5 }).await, 5);
     }
 }

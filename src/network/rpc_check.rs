@@ -43,9 +43,21 @@ pub struct Append {
     pub leader_commit: Option<LogId>,
 }
 
+impl Append {
+    /// The last entry that the sender knows this node to have once it accepts the append.
+    pub fn last_covered(&self) -> Option<LogId> {
+        self.entries.last().map_or(self.prev_log_id, |entry| Some(entry.log_id))
+    }
+}
+
+/// What Raft gets. It commits at most what the append covers: otherwise a commit index that was told once would
+/// also commit entries that came, or come, from someone else.
 impl From<Append> for AppendEntriesRequest<TypeConfig> {
     fn from(append: Append) -> Self {
-        let Append { vote, prev_log_id, entries, leader_commit } = append;
+        let leader_commit = std::cmp::min_by_key(append.leader_commit, append.last_covered(), |log_id| {
+            log_id.map(|log_id| log_id.index)
+        });
+        let Append { vote, prev_log_id, entries, .. } = append;
         AppendEntriesRequest { vote, prev_log_id, entries, leader_commit }
     }
 }
@@ -243,7 +255,7 @@ fn check_agrees_with_committed(log_id: LogId, known: &Known, what: &str) -> Resu
     if agrees { Ok(()) } else { Err(contradiction(what, &format!("another entry at index {}", log_id.index))) }
 }
 
-fn contradiction(what: &str, found: &str) -> ApiError {
+pub(super) fn contradiction(what: &str, found: &str) -> ApiError {
     ApiError::Conflict(Details::not_applied(format!(
         "the {what} contradicts what is committed on this node: it has {found}"
     )))
@@ -398,6 +410,31 @@ mod tests {
             let result = check_append(&append, 1, 100, &known());
             assert_eq!(result.is_ok(), is_taken, "{leader} {previous:?} {terms:?} {leader_commit:?}: {result:?}");
             assert!(check_append(&append, 1, 100, &Known::default()).is_ok());
+        }
+    }
+
+    /// Raft gets no commit index beyond what the append covers.
+    #[test]
+    fn commits_are_of_what_is_covered() {
+        for (previous, entries, leader_commit, expected) in [
+            (Some(9), 0, Some(12), Some(9)),
+            (Some(9), 2, Some(12), Some(11)),
+            (Some(9), 2, Some(10), Some(10)),
+            (Some(9), 2, None, None),
+            (None, 2, Some(12), Some(1)),
+            (None, 0, Some(12), None),
+        ] {
+            let first = previous.map_or(0, |previous| previous + 1);
+            let entries =
+                (first..first + entries).map(|index| Entry { log_id: log_id(5, index), payload: Payload::Blank });
+            let append = Append {
+                vote: vote(5, true),
+                prev_log_id: previous.map(|index| log_id(5, index)),
+                entries: entries.collect(),
+                leader_commit: leader_commit.map(|index| log_id(5, index)),
+            };
+            let handed = AppendEntriesRequest::from(append).leader_commit;
+            assert_eq!(handed, expected.map(|index| log_id(5, index)), "{previous:?} {leader_commit:?}");
         }
     }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::state_hash::StateHash;
-use crate::agreement::OlderCopy;
+use crate::agreement::{OlderCopy, OtherEntry};
 use crate::types::NodeId;
 
 /// Why a data directory was refused or failed, or what it holds cannot be trusted.
@@ -82,6 +82,22 @@ pub enum StoreError {
         path: PathBuf,
         /// What the leader counts on, and what there is.
         found: OlderCopy,
+    },
+
+    /// The log has another entry than the leader's.
+    #[error(
+        "the log in `{}` has another entry at index {} of term {} than node {}, which leads in term {}: this node took \
+         an entry that the leader did not send, or the disk or memory of one of the two changed it. Replace this node: \
+         add a node with a new id and an empty directory, and put it in the place of this one with \
+         POST /change-membership. Anyone who reaches the nodes' ports can send such entries: run nodes on a trusted \
+         network",
+        path.display(), found.index, found.entry_term, found.leader_id, found.term
+    )]
+    OtherEntry {
+        /// The directory.
+        path: PathBuf,
+        /// Which entry, and who has another one.
+        found: OtherEntry,
     },
 
     /// The directory belongs to another node.

@@ -280,6 +280,31 @@ impl LogStore {
         }
     }
 
+    /// The first of these entries, which follow one another, that the log has with the same log id and another payload.
+    ///
+    /// Reads nothing unless they overlap the log, and then only what equals them, and one more entry. Entries that
+    /// follow one with another log id are not looked at: they will be removed. Nor are purged ones.
+    pub fn first_other(&self, entries: &[Entry]) -> io::Result<Option<LogId>> {
+        let Some(first) = entries.first().map(|entry| entry.log_id.index) else { return Ok(None) };
+        let shared = self.read()?;
+        let state = shared.log.log_state();
+        let Some(last) = state.last().map(|record| record.0.index).filter(|last| first <= *last) else {
+            return Ok(None);
+        };
+        let start = state.purged().map_or(first, |purged| first.max(purged.0.index + 1));
+        let unpurged = entries.iter().filter(|entry| entry.log_id.index >= start);
+        for (entry, found) in unpurged.zip(shared.log.read(start, last + 1)) {
+            let (log_id, payload) = found?;
+            if log_id.0 != entry.log_id {
+                break;
+            }
+            if payload.0 != entry.payload {
+                return Ok(Some(entry.log_id));
+            }
+        }
+        Ok(None)
+    }
+
     /// About how many bytes of entries were appended and are not on disk yet.
     pub fn unsynced_bytes(&self) -> usize {
         self.owner.unsynced_bytes.load(Ordering::Relaxed)

@@ -3,23 +3,28 @@
 //! The ids that a forger needs can be asked for. Rows of single requests are in
 //! [`bad_input`](crate::bad_input); here whole clusters must go on afterwards.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use openraft::Membership;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest};
 use openraft::vote::RaftLeaderId;
+use raft_key_value::config::EVIDENCE_MIN;
 use raft_key_value::network::peer::PeerIdentity;
 use raft_key_value::network::rpc_check::SnapshotHead;
 use raft_key_value::store::snapshot_format;
-use raft_key_value::types::{LogId, SnapshotMeta, StoredMembership, Vote};
+use raft_key_value::types::{Command, Entry, ExampleNode, LogId, Payload, SnapshotMeta, StoredMembership, Vote};
 use raft_key_value::{ExampleStateMachine, NodeId, TypeConfig};
 use reqwest::{Body, Method};
 use serde::Serialize;
+use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::harness::{
-    Answer, CALM, DEADLINE, Http, TestCluster, envelope, envelope_header, eventually, identity_of, index_of,
+    Answer, CALM, CALM_BUT_QUICK, DEADLINE, Http, Metrics, TestCluster, envelope, envelope_header, eventually,
+    identity_of, index_of,
 };
 
 const ALL: [NodeId; 3] = [1, 2, 3];
@@ -53,6 +58,214 @@ async fn goes_on(cluster: &mut TestCluster) {
     cluster.leader_of(&ALL).await;
     cluster.value_is(&ALL, "k", "after").await;
     cluster.assert_alive();
+}
+
+/// What a forger needs to know to append in the name of the leader of an idle cluster.
+struct Forger {
+    leader: NodeId,
+    /// Whom the forged appends are for.
+    to: PeerIdentity,
+    vote: Vote,
+    /// The last entry of all logs.
+    last: LogId,
+}
+
+impl Forger {
+    async fn new(cluster: &TestCluster, ids: &[NodeId]) -> Self {
+        let leader = cluster.leader_of(ids).await;
+        let behind_leader: Vec<NodeId> = [leader].into_iter().chain(ids.iter().copied()).collect();
+        cluster.all_applied(&behind_leader).await;
+        let metrics = cluster.metrics(leader).await;
+        let follower = ids.iter().copied().find(|id| *id != leader).unwrap();
+        Forger {
+            leader,
+            to: identity_of(cluster, follower).await,
+            vote: vote(metrics.current_term, leader, true),
+            last: metrics.last_applied.unwrap(),
+        }
+    }
+
+    fn follower(&self) -> NodeId {
+        self.to.node_id
+    }
+
+    /// A log id of the leader's term.
+    fn log_id(&self, index: u64) -> LogId {
+        LogId { leader_id: self.vote.leader_id, index }
+    }
+
+    fn entry(&self, index: u64, payload: Payload) -> Entry {
+        Entry { log_id: self.log_id(index), payload }
+    }
+
+    async fn append(
+        &self,
+        cluster: &TestCluster,
+        prev_log_id: Option<LogId>,
+        entries: Vec<Entry>,
+        leader_commit: Option<LogId>,
+    ) -> Answer {
+        let rpc = AppendEntriesRequest::<TypeConfig> { vote: self.vote, prev_log_id, entries, leader_commit };
+        cluster.post(self.follower(), "/raft-append", body_of(self.leader, &self.to, rpc)).await
+    }
+
+    /// What each kind of entry may hold. The membership has one more learner than the cluster.
+    async fn payloads(&self, cluster: &TestCluster) -> [Payload; 3] {
+        let membership = cluster.metrics(self.leader).await.membership_config.membership().clone();
+        let node = |addr: &str| ExampleNode { addr: addr.to_owned(), incarnation: 0 };
+        let mut nodes: BTreeMap<_, _> = membership.nodes().map(|(id, at)| (*id, node(&at.addr))).collect();
+        nodes.insert(9, node("127.0.0.1:9"));
+        let forged = Membership::new(membership.get_joint_config().clone(), nodes).unwrap();
+        let set = Command::Set { key: "forged".into(), value: "forged".into() };
+        [Payload::Normal(set), Payload::Membership(forged), Payload::Blank]
+    }
+}
+
+fn assert_taken(answer: &Answer) {
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let answer: AppendEntriesResponse<TypeConfig> = rmp_serde::from_slice(&answer.body).unwrap();
+    assert_eq!(answer, AppendEntriesResponse::Success);
+}
+
+/// Asserts that these nodes have the same data, without the forged key, and come to have it.
+async fn have_the_same(cluster: &TestCluster, ids: &[NodeId]) {
+    cluster.all_applied(ids).await;
+    let first = cluster.get(ids[0], "/v1/cluster/hash").await.done();
+    for id in ids {
+        let path = format!("/v1/cluster/hash?applied={}", first["applied_index"]);
+        let other = cluster.get(*id, &path).await.done();
+        assert_eq!((&other["hash"], &other["revision"]), (&first["hash"], &first["revision"]), "on node {id}");
+        assert_eq!(cluster.read(*id, "forged").await.as_deref(), Ok(""), "on node {id}");
+    }
+}
+
+/// An entry that a node took before the leader sent its own under the same log id is never applied. The node says what
+/// happened and ends, the others go on, and it can be replaced.
+///
+/// Method: in the name of the leader, a heartbeat that says that everything to come is committed, and an entry: twice,
+/// as when a response was lost, and a third time with another payload. Then the leader writes.
+async fn an_entry_before_the_leaders(name: &'static str, kind: usize) {
+    let mut cluster = TestCluster::form(name, &ALL, CALM).await;
+    cluster.write_many(1, "k", 5).await;
+    let forger = Forger::new(&cluster, &ALL).await;
+    let (leader, follower) = (forger.leader, forger.follower());
+    let third = 6 - leader - follower;
+    let (payloads, index) = (forger.payloads(&cluster).await, forger.last.index + 1);
+    assert_taken(&forger.append(&cluster, None, vec![], Some(forger.log_id(1 << 40))).await);
+    for _ in 0..2 {
+        let entry = forger.entry(index, payloads[kind].clone());
+        assert_taken(&forger.append(&cluster, Some(forger.last), vec![entry], None).await);
+    }
+    let other = forger.entry(index, payloads[(kind + 1) % 3].clone());
+    let answer = forger.append(&cluster, Some(forger.last), vec![other], None).await;
+    answer.assert_error(409, "Conflict", "not_applied");
+    let committed = cluster.metrics(follower).await.local_committed;
+    assert_eq!(committed, Some(forger.last), "what was forged is not committed");
+    assert_eq!(cluster.read(follower, "forged").await.as_deref(), Ok(""));
+
+    cluster.write(leader, "k", "after").await;
+    assert_eq!(cluster.node_mut(follower).ends().await, Some(65), "{}", cluster.node(follower).log());
+    let log = cluster.node(follower).log();
+    assert_eq!(log.matches("rejected /raft-append").count(), 1, "{log}");
+    let error = log.lines().last().unwrap();
+    for part in ["error: ", &format!("at index {index} "), &format!("node {leader}"), "empty directory", "membership"] {
+        assert!(error.contains(part), "{part} is not in {error}");
+    }
+    cluster.add_node(4).await;
+    cluster.post(leader, "/add-learner", json!([4, cluster.addr(4)]).to_string()).await.ok().unwrap();
+    cluster.post(leader, "/change-membership", json!([leader, third, 4]).to_string()).await.ok().unwrap();
+    cluster.membership_is(&[leader, third, 4], &[leader, third, 4], &[]).await;
+    cluster.value_is(&[leader, third, 4], "k", "after").await;
+    have_the_same(&cluster, &[leader, third, 4]).await;
+    cluster.assert_alive();
+}
+
+#[tokio::test]
+async fn a_write_that_was_forged_before_the_leaders() {
+    an_entry_before_the_leaders("forged-write", 0).await;
+}
+
+#[tokio::test]
+async fn a_membership_that_was_forged_before_the_leaders_entry() {
+    an_entry_before_the_leaders("forged-members", 1).await;
+}
+
+/// One forged entry after the leader's, under the same log id, is rejected, and ends nobody, whether or not the leader's
+/// is committed.
+///
+/// Method: five nodes, of which three are killed, so that the leader's write reaches the log of a follower and is not
+/// committed; forged entries of each kind; then the three are started again.
+#[tokio::test]
+async fn a_forged_entry_after_the_leaders() {
+    let ids = [1, 2, 3, 4, 5];
+    let mut cluster = TestCluster::form("forged-after", &ids, CALM).await;
+    cluster.write_many(1, "k", 5).await;
+    let forger = Forger::new(&cluster, &ids).await;
+    let follower = forger.follower();
+    let payloads = forger.payloads(&cluster).await;
+    let others: Vec<NodeId> = ids.into_iter().filter(|id| ![forger.leader, follower].contains(id)).collect();
+    for id in &others {
+        cluster.kill(*id);
+    }
+    let addr = cluster.addr(forger.leader).to_owned();
+    let write = tokio::spawn(async move {
+        let body = r#"{"Set":{"key":"k","value":"after"}}"#;
+        Http::new().post(&addr, "/write", body).await.map(|answer| answer.status)
+    });
+    let index = forger.last.index + 1;
+    let is_there = |metrics: &Metrics| (metrics.last_log_index == Some(index)).then_some(());
+    cluster.metrics_say(follower, "the write is in its log", is_there).await;
+    assert_eq!(cluster.metrics(follower).await.local_committed, Some(forger.last));
+    for payload in payloads {
+        let entries = vec![forger.entry(index, payload), forger.entry(index + 1, Payload::Blank)];
+        let answer = forger.append(&cluster, Some(forger.last), entries, Some(forger.log_id(index + 1))).await;
+        answer.assert_error(409, "Conflict", "not_applied");
+    }
+    for id in others {
+        cluster.restart(id).await;
+    }
+    let status = write.await.unwrap();
+    eprintln!("the write: {status:?}");
+    let leader = cluster.leader_of(&ids).await;
+    cluster.write(follower, "k", "later").await;
+    cluster.value_is(&ids, "k", "later").await;
+    have_the_same(&cluster, &[leader, 1, 2, 3, 4, 5]).await;
+    cluster.assert_alive();
+}
+
+/// Forged entries in the place of committed ones are rejected, however often they come, and end nobody.
+///
+/// Method: to a follower, entries of each kind under the log id of the last entry and of one before it, for longer than
+/// it takes to be certain of what a leader goes on to send; then the cluster elects and writes.
+#[tokio::test]
+async fn a_forged_entry_over_a_committed_one() {
+    let mut cluster = TestCluster::form("forged-over", &ALL, CALM_BUT_QUICK).await;
+    let data = cluster.write_many(1, "k", 5).await;
+    let forger = Forger::new(&cluster, &ALL).await;
+    let follower = forger.follower();
+    let last = forger.last;
+    let is_committed = |metrics: &Metrics| (metrics.local_committed == Some(last)).then_some(());
+    cluster.metrics_say(follower, "the last entry is committed", is_committed).await;
+    let payloads = forger.payloads(&cluster).await;
+    let begun = Instant::now();
+    while begun.elapsed() < EVIDENCE_MIN + Duration::from_secs(1) {
+        for index in [last.index, last.index - 2] {
+            for payload in &payloads {
+                let entries = vec![forger.entry(index, payload.clone()), forger.entry(index + 1, Payload::Blank)];
+                let answer = forger.append(&cluster, Some(forger.log_id(index - 1)), entries, None).await;
+                let fields = answer.assert_error(409, "Conflict", "not_applied");
+                assert!(fields["message"].as_str().unwrap().contains(&format!("at index {index}")), "{fields}");
+            }
+        }
+    }
+    let log = cluster.node(follower).log();
+    assert_eq!(log.matches("rejected /raft-append").count(), 1, "{log}");
+    goes_on(&mut cluster).await;
+    for id in ALL {
+        cluster.assert_holds(id, &data).await;
+    }
+    let leader = cluster.leader_of(&ALL).await;
+    have_the_same(&cluster, &[leader, 1, 2, 3]).await;
 }
 
 /// A forged term is not adopted: every node rejects it, and the cluster still elects and writes.

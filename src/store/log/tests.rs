@@ -302,6 +302,46 @@ async fn limited_read() {
     }
 }
 
+/// An entry is another one than that in the log if only its payload differs, wherever both have one.
+///
+/// Method: entries 0 to 4 of term 1, up to 1 purged; ranges with one payload changed, with other log ids, before, across
+/// and beyond the log.
+#[tokio::test]
+async fn other_entries() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut log = open(&directory);
+    let range = |indexes: std::ops::Range<u64>| indexes.map(|index| entry(index, "value")).collect::<Vec<_>>();
+    let changed = |indexes: std::ops::Range<u64>, at: u64| {
+        let start = indexes.start;
+        let mut entries = range(indexes);
+        entries[(at - start) as usize] = entry(at, "other");
+        entries
+    };
+    assert_eq!(log.first_other(&range(0..9)).unwrap(), None, "there is no log");
+    log.append(range(0..5), IOFlushed::noop()).await.unwrap();
+    log.purge(entry(1, "").log_id).await.unwrap();
+    let mut later_term = changed(2..9, 4);
+    for entry in &mut later_term[1..] {
+        entry.log_id.leader_id.term = 2;
+    }
+    for (what, entries, expected) in [
+        ("nothing", vec![], None),
+        ("the same", range(2..5), None),
+        ("the same and more", range(0..9), None),
+        ("what follows", changed(5..9, 5), None),
+        ("the first", changed(2..9, 2), Some(2)),
+        ("the last", changed(2..9, 4), Some(4)),
+        ("the last alone", changed(4..5, 4), Some(4)),
+        ("a purged one", changed(0..9, 1), None),
+        ("only purged ones", changed(0..2, 0), None),
+        ("one that will be removed", later_term, None),
+        ("another kind", vec![Entry { payload: Payload::Blank, ..entry(3, "") }], Some(3)),
+    ] {
+        let found = log.first_other(&entries).unwrap();
+        assert_eq!(found, expected.map(|index| entry(index, "").log_id), "{what}");
+    }
+}
+
 /// A snapshot that goes beyond a tail of a later term, which was never committed,
 /// replaces that tail: the log goes on after the snapshot, also when it is opened again.
 ///
