@@ -144,12 +144,12 @@ pub fn check_announced<T>(announced: Option<Ids>, envelope: &Envelope<T>) -> Res
 
 /// Decodes an RPC, and rejects it unless it is meant for this node and passes `check`.
 ///
-/// A node that belongs to no cluster yet then joins the one that the RPC is from.
+/// A node that belongs to no cluster yet then joins the one that the RPC is from, if `joins`.
 pub async fn decode<T: DeserializeOwned>(
     app: &ExampleApp,
-    request: &HttpRequest,
     announced: Option<Ids>,
     body: &[u8],
+    joins: bool,
     check: impl FnOnce(&Envelope<T>, &Known) -> Result<(), ApiError>,
 ) -> Result<Envelope<T>, ApiError> {
     let envelope = parse(body)?;
@@ -161,21 +161,16 @@ pub async fn decode<T: DeserializeOwned>(
     check(&envelope, &app.known())?;
     let joined = match app.store.identity().cluster_id {
         Some(cluster_id) => cluster_id,
-        None => join_cluster(app, envelope.cluster_id).await?,
+        None if joins => join_cluster(app, envelope.cluster_id).await?,
+        None => return Ok(envelope),
     };
     // Two clusters may have asked at the same time.
     if joined != envelope.cluster_id {
         return Err(wrong_cluster(app.id, joined, &ids));
     }
-    admit(app, request, &ids);
-    Ok(envelope)
-}
-
-/// What every RPC passes that has a valid envelope and content, before Raft gets it. Nothing else
-/// may take a request or its connection for another node's.
-fn admit(app: &ExampleApp, _request: &HttpRequest, _ids: &Ids) {
     // Whoever sends this has this very node as a member, whatever others said before.
     app.clear_exclusion();
+    Ok(envelope)
 }
 
 /// The number in the header [`RUN`].

@@ -33,6 +33,8 @@ use crate::store::durable;
 use crate::store::snapshot::TemporaryFile;
 use crate::types::{NodeId, TypeConfig};
 
+const APPEND: &str = "/raft-append";
+const VOTE: &str = "/raft-vote";
 const READ_INDEX: &str = "/raft-read-index";
 
 /// `POST /raft-append`
@@ -185,7 +187,7 @@ async fn receive_snapshot(
         check_sender(app, envelope.from)?;
         rpc_check::check_snapshot(&envelope.rpc, envelope.from, known)
     };
-    let envelope = peer::decode(app, request, announced, &head, check).await?;
+    let envelope = peer::decode(app, announced, &head, true, check).await?;
     note_node(app, request, envelope.from);
     let head = envelope.rpc;
     if app.agreement.is_in_doubt(&head.vote) {
@@ -244,7 +246,7 @@ async fn receive<T: DeserializeOwned>(
         };
         let body = read_body(request, payload, bytes_max).await?;
         let check = |envelope: &Envelope<T>, known: &Known| check(envelope, known, body.len());
-        peer::decode(app, request, announced, &body, check).await
+        peer::decode(app, announced, &body, joins(request.path()), check).await
     };
     let envelope = received.await.inspect_err(|error| note_refusal(app, request, error))?;
     note_node(app, request, envelope.from);
@@ -269,6 +271,15 @@ async fn place_for_body<'a>(
         Ok(Ok(place)) => Ok(Some(place)),
         _ => Err(ApiError::Overloaded(Retry::soon("this node is busy with other long RPCs"))),
     }
+}
+
+/// Whether an RPC makes a node that belongs to no cluster join the one that it is from, durably.
+///
+/// A leader's appends do, and so do requests for a vote. A vote is durable, and what it promises holds in one cluster.
+/// The first leader of a cluster needs votes of nodes that nobody has sent an append. So does the second one if the
+/// first died before it reached all of them. Nothing else needs more than an answer.
+fn joins(path: &str) -> bool {
+    matches!(path, APPEND | VOTE)
 }
 
 /// The connection of an RPC is a node's from now on.

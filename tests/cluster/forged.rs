@@ -9,12 +9,12 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use openraft::Membership;
-use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
 use openraft::vote::RaftLeaderId;
 use raft_key_value::config::EVIDENCE_MIN;
 use raft_key_value::network::peer::PeerIdentity;
 use raft_key_value::network::rpc_check::SnapshotHead;
-use raft_key_value::store::snapshot_format;
+use raft_key_value::store::{ClusterId, snapshot_format};
 use raft_key_value::types::{Command, Entry, ExampleNode, LogId, Payload, SnapshotMeta, StoredMembership, Vote};
 use raft_key_value::{ExampleStateMachine, NodeId, TypeConfig};
 use reqwest::{Body, Method};
@@ -524,4 +524,32 @@ fn stalled_request(addr: String, parts: mpsc::Receiver<Vec<u8>>) -> tokio::task:
         Some((Ok::<_, std::io::Error>(part), parts))
     });
     tokio::spawn(async move { Http::new().post(&addr, "/raft-snapshot", Body::wrap_stream(parts)).await.unwrap() })
+}
+
+/// A node that belongs to no cluster joins none by a request that promises nothing: it can still be put into one.
+///
+/// Method: pre-votes, leader transfers and read indexes of a cluster that does not exist, with and without the header.
+#[tokio::test]
+async fn a_question_makes_a_node_join_nothing() {
+    let cluster = TestCluster::start("forged-join", &[1], CALM).await;
+    let (to, invented) = (identity_of(&cluster, 1).await, ClusterId(7));
+    let candidate = VoteRequest::<TypeConfig>::new(vote(3, 2, false), Some(LogId::new(RaftLeaderId::new(2, 2), 9)));
+    let transfer = TransferLeaderRequest::<TypeConfig>::new(vote(3, 2, true), 1, None);
+    let header = envelope_header(2, &to, invented);
+    for (path, body, status) in [
+        ("/raft-pre-vote", envelope(2, &to, invented, &candidate), 200),
+        ("/raft-transfer-leader", envelope(2, &to, invented, &transfer), 409),
+        ("/raft-read-index", envelope(2, &to, invented, ()), 503),
+    ] {
+        for headers in [&[][..], &[("raft-envelope", header.as_str())]] {
+            let sent = cluster.http().request(Method::POST, cluster.addr(1), path, headers, body.clone());
+            let answer = sent.await.unwrap();
+            assert_eq!(answer.status, status, "{path}: {}", answer.text());
+            assert_eq!(identity_of(&cluster, 1).await.cluster_id, None, "{path}");
+        }
+    }
+    let metrics = cluster.metrics(1).await;
+    assert_eq!((metrics.current_term, metrics.last_log_index), (0, None));
+    cluster.post(1, "/init", "").await.ok().unwrap();
+    assert_ne!(identity_of(&cluster, 1).await.cluster_id, Some(invented));
 }

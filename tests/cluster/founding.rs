@@ -12,7 +12,8 @@ use raft_key_value::store::ClusterId;
 use serde_json::json;
 
 use crate::harness::{
-    Answer, CALM, DEADLINE, StandIn, TestCluster, envelope, eventually, files_below, identity_of, respond,
+    Answer, CALM, CALM_BUT_QUICK, DEADLINE, StandIn, TestCluster, envelope, eventually, files_below, identity_of,
+    respond,
 };
 
 const ALL: [NodeId; 3] = [1, 2, 3];
@@ -225,6 +226,36 @@ async fn a_founding_that_was_interrupted_is_completed() {
         assert_eq!(cluster_ids(&cluster, &[1, 2]).await, founded, "it is the same cluster");
         cluster.write(1, "k", "v").await;
     }
+}
+
+/// A node that the first leader did not reach gives the second one its vote, so a founded cluster outlives its founder.
+///
+/// Method: found a cluster; kill the leader, and put one follower's empty directory from before in the place of its own.
+/// The two that are left elect a leader, and all three go on.
+#[tokio::test]
+async fn a_founder_that_dies_leaves_a_cluster() {
+    let mut cluster = TestCluster::start("init-outlived", &ALL, CALM_BUT_QUICK).await;
+    let before = tempfile::tempdir().unwrap();
+    for id in ALL {
+        cluster.kill(id);
+        copy(&cluster.node(id).directory(), &before.path().join(id.to_string()));
+        cluster.restart(id).await;
+    }
+    cluster.post(1, "/init", list(&cluster, &ALL)).await.ok().unwrap();
+    cluster.membership_is(&ALL, &ALL, &[]).await;
+    let leader = cluster.leader_of(&ALL).await;
+    let (second, third) = (1 + leader % 3, 1 + (leader + 1) % 3);
+    cluster.kill(leader);
+    cluster.kill(third);
+    fs::remove_dir_all(cluster.node(third).directory()).unwrap();
+    copy(&before.path().join(third.to_string()), &cluster.node(third).directory());
+    cluster.restart(third).await;
+    cluster.leader_of(&[second, third]).await;
+    assert_eq!(cluster_ids(&cluster, &[second, third]).await.len(), 1);
+    cluster.write(third, "k", "v").await;
+    cluster.restart(leader).await;
+    cluster.value_is(&ALL, "k", "v").await;
+    cluster.assert_alive();
 }
 
 fn copy(from: &Path, to: &Path) {
