@@ -23,7 +23,7 @@ const CODINGS: [&str; 4] = ["-gzip", "-br", "-zstd", "-deflate"];
 /// The entity tags of one header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Tags {
-    /// `*`, alone or in a list.
+    /// `*`, which stands alone.
     Any,
     /// The revisions that the tags name, in ascending order and each once.
     Revisions(Vec<u64>),
@@ -273,11 +273,14 @@ pub fn condition_failed(revision: Option<u64>) -> ApiError {
     })
 }
 
-/// Rejects conditions on a route that has none: ignoring them would write what the client wanted to protect.
+/// Rejects conditions on a route that has none: ignoring them would change what the client wanted to protect.
 pub fn refuse_conditions(request: &HttpRequest) -> Result<(), ApiError> {
     let headers = request.headers();
     if headers.contains_key(header::IF_MATCH) || headers.contains_key(header::IF_NONE_MATCH) {
-        let message = "If-Match and If-None-Match are for one key; a transaction has its own comparisons";
+        let message = format!(
+            "{} takes no If-Match or If-None-Match: they apply to one key, /v1/kv/<key>; POST /v1/txn takes comparisons",
+            request.path()
+        );
         return Err(ApiError::bad_request("invalid_condition", message));
     }
     Ok(())
@@ -291,12 +294,12 @@ fn tags_of(request: &HttpRequest, name: &HeaderName) -> Result<Option<Tags>, Api
     }
     let mut is_any = false;
     let mut revisions = Vec::new();
-    let mut is_empty = true;
+    let mut elements = 0;
     for line in lines {
         let mut rest = line.as_bytes();
         while let Some((tag, after)) = next_tag(rest).map_err(|found| malformed(name, found))? {
             rest = after;
-            is_empty = false;
+            elements += 1;
             match tag {
                 Tag::Any => is_any = true,
                 Tag::Opaque(opaque) => revisions.extend(revision_of(opaque)),
@@ -308,12 +311,16 @@ fn tags_of(request: &HttpRequest, name: &HeaderName) -> Result<Option<Tags>, Api
             }
         }
     }
-    if is_empty {
-        return Err(malformed(name, b""));
+    match (is_any, elements) {
+        (_, 0) => return Err(malformed(name, b"")),
+        (true, 1) => return Ok(Some(Tags::Any)),
+        // Not the same as `*`: the client may have meant the tags.
+        (true, _) => return Err(malformed(name, b"* in a list")),
+        (false, _) => {}
     }
     revisions.sort_unstable();
     revisions.dedup();
-    Ok(Some(if is_any { Tags::Any } else { Tags::Revisions(revisions) }))
+    Ok(Some(Tags::Revisions(revisions)))
 }
 
 enum Tag<'a> {
@@ -364,7 +371,7 @@ fn revision_of(opaque: &[u8]) -> Option<u64> {
 fn malformed(name: &HeaderName, found: &[u8]) -> ApiError {
     let name = if *name == header::IF_MATCH { "If-Match" } else { "If-None-Match" };
     let found = String::from_utf8_lossy(found);
-    let message = format!("{name} must be `*` or a list of entity tags, such as \"7\", got `{found}`");
+    let message = format!("{name} must be `*` alone or a list of entity tags, such as \"7\", got `{found}`");
     ApiError::bad_request("invalid_condition", message)
 }
 
@@ -408,7 +415,7 @@ mod tests {
             let found = conditions(&headers).ok().map(|conditions| conditions.if_match.unwrap());
             assert_eq!(found, expected.map(|revisions| Tags::Revisions(revisions.to_vec())), "{lines:?}");
         }
-        for lines in [&["*"][..], &["*, \"7\""], &["\"7\"", "*"], &["*, *"]] {
+        for lines in [&["*"][..], &[" * "], &[", *,"], &["", "*"]] {
             let headers: Vec<(&str, &str)> = lines.iter().map(|line| ("if-none-match", *line)).collect();
             assert_eq!(conditions(&headers).unwrap().if_none_match, Some(Tags::Any), "{lines:?}");
         }
@@ -436,6 +443,13 @@ mod tests {
                 let error = conditions(&[("if-match", &list)]);
                 assert!(matches!(&error, Err(error) if error.code() == "invalid_condition"), "{list}: {error:?}");
             }
+        }
+        for lines in
+            [&["*, \"7\""][..], &["\"7\", *"], &["\"7\"", "*"], &["*", "7"], &["*, *"], &["*", "*"], &["\"x\", *"]]
+        {
+            let headers: Vec<(&str, &str)> = lines.iter().map(|line| ("if-none-match", *line)).collect();
+            let error = conditions(&headers);
+            assert!(matches!(&error, Err(error) if error.code() == "invalid_condition"), "{lines:?}: {error:?}");
         }
     }
 

@@ -9,6 +9,7 @@ use openraft::metrics::RaftMetrics;
 use openraft::raft::ClientWriteResponse;
 
 use super::api::write_error;
+use super::conditions::refuse_conditions;
 use super::forward::{self, Destination};
 use super::founding;
 use super::members::{self, Wanted};
@@ -56,6 +57,7 @@ pub async fn init(
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let body = read_body(&request, payload, app.limits.request_bytes).await?;
+    refuse_conditions(&request)?;
     let members = parse_members(app.id, &app.addr, &body)?;
     // A task of its own: a cluster that is half founded must not be left so when the caller goes.
     let founding = tokio::spawn(async move { founding::found(&app, members).await });
@@ -229,6 +231,7 @@ pub(super) async fn on_leader(
     change: impl Future<Output = Result<ClientWriteResponse<TypeConfig>, ApiError>> + Send + 'static,
     answer: impl FnOnce(&ClientWriteResponse<TypeConfig>) -> HttpResponse,
 ) -> Result<HttpResponse, ApiError> {
+    refuse_conditions(request)?;
     match forward::destination(app, request.headers())? {
         Destination::Here => {
             // A task of its own: a change has two steps, and must not be left

@@ -161,14 +161,14 @@ pub struct ReadHeaders {
     /// `"7"`: only if the key is at revision 7, otherwise 412. A list of entity tags; judged before `If-None-Match`.
     #[param(
         rename = "If-Match",
-        pattern = r#"^(\*|[0-9]{1,19}|(W/)?"[!#-~]*")([ \t]*,[ \t]*(\*|[0-9]{1,19}|(W/)?"[!#-~]*"))*$"#
+        pattern = r#"^(\*|([0-9]{1,19}|(W/)?"[!#-~]*")([ \t]*,[ \t]*([0-9]{1,19}|(W/)?"[!#-~]*"))*)$"#
     )]
     pub if_match: Option<String>,
     /// `"7"`: the client has revision 7 already. While the key is at it, the response is 304 without a body. A list of
     /// entity tags, weak ones too.
     #[param(
         rename = "If-None-Match",
-        pattern = r#"^(\*|[0-9]{1,19}|(W/)?"[!#-~]*")([ \t]*,[ \t]*(\*|[0-9]{1,19}|(W/)?"[!#-~]*"))*$"#
+        pattern = r#"^(\*|([0-9]{1,19}|(W/)?"[!#-~]*")([ \t]*,[ \t]*([0-9]{1,19}|(W/)?"[!#-~]*"))*)$"#
     )]
     pub if_none_match: Option<String>,
     /// `no`: answer 421 with the leader's address, instead of asking it.
@@ -184,13 +184,13 @@ pub struct ConditionHeaders {
     /// `"7"`: only if the key is at revision 7. `"7", "9"`: only if it is at one of these. `*`: only if it exists.
     #[param(
         rename = "If-Match",
-        pattern = r#"^(\*|[0-9]{1,19}|(W/)?"[!#-~]*")([ \t]*,[ \t]*(\*|[0-9]{1,19}|(W/)?"[!#-~]*"))*$"#
+        pattern = r#"^(\*|([0-9]{1,19}|(W/)?"[!#-~]*")([ \t]*,[ \t]*([0-9]{1,19}|(W/)?"[!#-~]*"))*)$"#
     )]
     pub if_match: Option<String>,
     /// `*`: only if the key does not exist. `"7"`: only if it is not at revision 7.
     #[param(
         rename = "If-None-Match",
-        pattern = r#"^(\*|[0-9]{1,19}|(W/)?"[!#-~]*")([ \t]*,[ \t]*(\*|[0-9]{1,19}|(W/)?"[!#-~]*"))*$"#
+        pattern = r#"^(\*|([0-9]{1,19}|(W/)?"[!#-~]*")([ \t]*,[ \t]*([0-9]{1,19}|(W/)?"[!#-~]*"))*)$"#
     )]
     pub if_none_match: Option<String>,
 }

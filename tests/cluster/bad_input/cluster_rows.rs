@@ -68,6 +68,10 @@ fn member_rows() -> Vec<Row> {
         rows.push(member(&format!("77?{query}"), "an unknown parameter").gives_v1(400, "unknown_parameter"));
     }
     rows.push(member("77", "a body where none is taken").body(MARKER).gives_v1(400, "unexpected_body"));
+    for name in ["if-match", "if-none-match"] {
+        let row = member("77", "a condition").header(name, "*").gives_v1(400, "invalid_condition");
+        rows.push(row.naming(&["/v1/cluster/members/77", "/v1/kv/"]));
+    }
     for path in ["/v1/cluster/members", "/v1/cluster/members/", "/v1/cluster/members/77/", "/v1/cluster/members/77/x"] {
         for method in [Method::DELETE, Method::GET, Method::POST] {
             rows.push(Row::bare(method, path, "no such route").gives_v1(404, "no_such_route"));

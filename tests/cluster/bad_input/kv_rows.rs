@@ -147,6 +147,9 @@ fn conditions() -> Vec<Row> {
         for row in writes("a good line and a bad one") {
             rows.push(row.header(name, "\"1\"").header(name, "\"2").gives_v1(400, "invalid_condition"));
         }
+        for row in writes("any and a tag") {
+            rows.push(row.header(name, "\"1\"").header(name, "*").gives_v1(400, "invalid_condition"));
+        }
         for row in writes("more revisions than a transaction compares") {
             let tags: Vec<String> = (1..=129).map(|revision| format!("\"{revision}\"")).collect();
             let row = row.header(name, tags.join(", ")).gives_v1(400, "invalid_condition");

@@ -16,6 +16,14 @@ pub fn rows(id: u64, addr: &str) -> Vec<Row> {
         rows.push(Row::post(path, "invalid UTF-8", b"[2,\"\xff\"]".to_vec()).gives_bad_json());
         rows.push(Row::post(path, "a word", MARKER).gives_bad_json());
     }
+    // Each would do something, or say more, without the condition.
+    let voters = json!([id]).to_string();
+    for (path, body) in [("/init", ""), ("/add-learner", r#"[77,"127.0.0.1:1"]"#), ("/change-membership", &voters)] {
+        for name in ["if-match", "if-none-match"] {
+            let row = Row::post(path, "a condition", body).header(name, "\"1\"");
+            rows.push(row.gives_bad_request("invalid_condition").naming(&[path, "/v1/kv/"]));
+        }
+    }
     rows
 }
 
