@@ -14,6 +14,7 @@ use super::reply::keep_for_a_while;
 use super::v1;
 use crate::app::ExampleApp;
 use crate::error::{ApiError, Details};
+use crate::store::ClusterId;
 
 /// The id of a cluster: of the node that answers, or of the one that a request is meant for.
 pub const CLUSTER: HeaderName = HeaderName::from_static("raft-cluster");
@@ -42,29 +43,39 @@ where
     S: Service<Request, Response = R>,
     R: Into<Response<BoxBody>>,
 {
-    let wrong = request.headers().get(&CLUSTER).and_then(|wanted| wrong_cluster(app, wanted));
-    match wrong {
-        Some(error) => {
+    let checked = request.headers().get_all(&CLUSTER).try_for_each(|wanted| check_cluster(app, wanted));
+    match checked {
+        Err(error) => {
             keep_for_a_while(request.take_payload());
             let is_v1 = request.path().starts_with("/v1/");
             let answer = if is_v1 { v1::answer(app, Err(error)) } else { error.error_response() };
             Either::Left(async { Ok(answer.into()) })
         }
-        None => {
+        Ok(()) => {
             let answer = routes.call(request);
             Either::Right(async { answer.await.map(Into::into) })
         }
     }
 }
 
-fn wrong_cluster(app: &ExampleApp, wanted: &HeaderValue) -> Option<ApiError> {
+fn check_cluster(app: &ExampleApp, wanted: &HeaderValue) -> Result<(), ApiError> {
+    let Some(wanted) = parse(wanted.as_bytes()) else {
+        let message = format!("{CLUSTER} must be the id of a cluster, in up to 16 hexadecimal digits");
+        return Err(ApiError::bad_request("invalid_header", message));
+    };
     // A node that belongs to none says so itself, with what to do.
-    let own = app.cluster_header()?;
-    if own == wanted {
-        return None;
+    let Some(own) = app.store.identity().cluster_id else { return Ok(()) };
+    if wanted == own {
+        return Ok(());
     }
-    let own = own.to_str().unwrap_or_default();
     let message =
         format!("node {} belongs to cluster {own}, and the request is for another one: check the endpoints", app.id);
-    Some(ApiError::WrongNode(Details::not_applied(message)))
+    Err(ApiError::WrongNode(Details::not_applied(message)))
+}
+
+/// Reads an id in upper or lower case, with leading zeros or without.
+fn parse(text: &[u8]) -> Option<ClusterId> {
+    let digits = text.iter().all(u8::is_ascii_hexdigit) && (1..=16).contains(&text.len());
+    let text = std::str::from_utf8(text).ok().filter(|_| digits)?;
+    u64::from_str_radix(text, 16).ok().map(ClusterId)
 }

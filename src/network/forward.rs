@@ -11,7 +11,7 @@ use actix_web::{HttpRequest, HttpResponse};
 use bytes::Bytes;
 
 use super::cluster_header::CLUSTER;
-use super::parameters::IDEMPOTENCY_KEY;
+use super::parameters::{IDEMPOTENCY_KEY, says_no};
 use super::{reply, v1};
 use crate::app::{ExampleApp, Exclusion, Role};
 use crate::config::{FORWARD_DEADLINE, MEMBERSHIP_DEADLINE, PASSED_ON_RESPONSE_BYTES_MAX};
@@ -52,8 +52,7 @@ pub fn destination(app: &ExampleApp, headers: &HeaderMap) -> Result<Destination,
         // It remembers who led, and would wait in vain for what it is not sent.
         Role::Follower { .. } if !app.hears_a_leader() && app.moved().is_some() => Err(no_leader(app)),
         Role::Follower { leader_id, leader_node } => {
-            let stay = headers.get(FORWARD).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"no"));
-            if stay || headers.contains_key(FORWARDED) {
+            if says_no(headers, &FORWARD) || headers.contains_key(FORWARDED) {
                 Err(ApiError::ForwardToLeader(LeaderHint { leader_id, leader_node }))
             } else {
                 Ok(Destination::Leader { leader_id, leader_node })

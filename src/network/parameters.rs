@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use actix_web::HttpRequest;
-use actix_web::http::header::{self, HeaderName};
+use actix_web::http::header::{self, HeaderMap, HeaderName};
 use percent_encoding::percent_decode_str;
 
 use crate::app::ExampleApp;
@@ -232,8 +232,13 @@ pub fn request_id(request: &HttpRequest, operation: &Operation) -> Result<Option
     Ok(Some(Arc::new(RequestId { key: key.into(), fingerprint: [(hash >> 64) as u64, hash as u64] })))
 }
 
+/// Whether a header says `no`, in any of its lines.
+pub fn says_no(headers: &HeaderMap, name: &HeaderName) -> bool {
+    headers.get_all(name).any(|value| value.as_bytes().eq_ignore_ascii_case(b"no"))
+}
+
 /// A header that may be given once, as text without spaces around it.
-fn one_header(request: &HttpRequest, name: HeaderName) -> Result<Option<&str>, ApiError> {
+pub fn one_header(request: &HttpRequest, name: HeaderName) -> Result<Option<&str>, ApiError> {
     let mut values = request.headers().get_all(&name);
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {

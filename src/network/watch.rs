@@ -23,7 +23,7 @@ use super::kv::refuse_body;
 use super::list::revision_in_future;
 use super::openapi::answers::{EventStream, WatchErrors};
 use super::openapi::parameters::{WatchHeaders, WatchParameters};
-use super::parameters::{Parameters, check_key, invalid};
+use super::parameters::{Parameters, check_key, invalid, one_header, says_no};
 use super::v1::{self, may_read, ready_to_read};
 use crate::app::{ExampleApp, Exclusion, Role};
 use crate::body::{EncodedValue, Encoding, WatchEnd, WatchEvent, write_json_line};
@@ -105,7 +105,7 @@ async fn start_watch(
     let Some(permit) = permit else {
         return Err(ApiError::Overloaded(Retry::soon("the watch limit of this node is reached; use another node")));
     };
-    let may_wait = !request.headers().get(WAIT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"no"));
+    let may_wait = !says_no(request.headers(), &WAIT);
     let ready = ready_to_read(app, request, stale);
     let ready = if may_wait {
         // The headers are not held back while a leader is asked that does not answer.
@@ -172,8 +172,7 @@ impl Begin {
 
 /// What comes after the last event that the reader has.
 pub(crate) fn resumed_after(request: &HttpRequest) -> Result<Option<(u64, u32)>, ApiError> {
-    let Some(id) = request.headers().get(LAST_EVENT_ID) else { return Ok(None) };
-    let text = id.to_str().unwrap_or_default().trim();
+    let Some(text) = one_header(request, LAST_EVENT_ID)? else { return Ok(None) };
     let number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<u64>().ok());
     let cursor = match text.split_once('.') {
         None => number(text).flatten().and_then(|revision| Some((revision.checked_add(1)?, 0))),

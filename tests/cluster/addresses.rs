@@ -183,6 +183,30 @@ async fn clusters_that_share_an_address_say_so() {
     write.assert_error(421, "WrongNode", "not_applied");
     let put = cluster.http().request(Method::PUT, cluster.addr(leader), "/v1/kv/k", &header, "right").await.unwrap();
     put.done();
+    // Ids are numbers, and each that is given counts.
+    let (upper, short) = (first_id.to_ascii_uppercase(), first_id.trim_start_matches('0'));
+    let long = format!("0{first_id}");
+    let rows: [(&[&str], u16); 11] = [
+        (&[&upper], 200),
+        (&[short], 200),
+        (&[&first_id, &upper], 200),
+        (&[&first_id, &other_id], 421),
+        (&[&other_id, &first_id], 421),
+        (&[""], 400),
+        (&["g"], 400),
+        (&["+1"], 400),
+        (&[&long], 400),
+        (&["1, 1"], 400),
+        (&[&first_id, "x"], 400),
+    ];
+    for (ids, status) in rows {
+        let headers: Vec<_> = ids.iter().map(|id| ("raft-cluster", *id)).collect();
+        for (method, path, body) in [(Method::PUT, "/v1/kv/k", "v"), (Method::POST, "/consistent_read", r#""k""#)] {
+            let answer = cluster.http().request(method, cluster.addr(leader), path, &headers, body).await.unwrap();
+            assert_eq!(answer.status, status, "{path} for {ids:?}: {}", answer.text());
+            assert_eq!(answer.header("raft-cluster"), first_id, "{path} for {ids:?}");
+        }
+    }
 
     let client = ExampleClient::connect([cluster.addr(second), cluster.addr(taken)]).unwrap();
     let client = client.with_retry_deadline(Duration::from_secs(5));

@@ -99,11 +99,12 @@ async fn a_follower_names_the_leader() {
         ("/change-membership", "[1,2]".to_owned()),
     ];
     for (path, body) in requests {
-        for header in [("raft-forward", "no"), ("Raft-Forward", "NO"), ("raft-forwarded", "3")] {
+        let twice = [("raft-forward", "yes"), ("raft-forward", "no")];
+        for headers in [&[("raft-forward", "no")][..], &[("Raft-Forward", "NO")], &[("raft-forwarded", "3")], &twice] {
             let method = reqwest::Method::POST;
-            let answer = cluster.http().request(method, cluster.addr(follower), path, &[header], body.clone()).await;
+            let answer = cluster.http().request(method, cluster.addr(follower), path, headers, body.clone()).await;
             let answer = answer.unwrap();
-            assert_eq!((answer.status, answer.text()), (421, expected.clone()), "{path} with {header:?}");
+            assert_eq!((answer.status, answer.text()), (421, expected.clone()), "{path} with {headers:?}");
             answer.assert_error(421, "ForwardToLeader", "not_applied");
         }
     }
