@@ -6,10 +6,10 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use openraft::metrics::WaitError;
 
 use super::forward::stopping;
-use super::kv::refuse_body;
 use super::openapi::answers::HashErrors;
 use super::openapi::parameters::HashParameters;
 use super::parameters::Parameters;
+use super::reply::refuse_body;
 use super::v1::{self, json_answer};
 use crate::app::ExampleApp;
 use crate::body::{CheckedHash, HashAnswer};
@@ -49,7 +49,7 @@ pub async fn cluster_hash(app: web::Data<ExampleApp>, request: HttpRequest, payl
 }
 
 async fn hash_of(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
-    refuse_body(app, request, payload)?;
+    refuse_body(app, request, payload).await?;
     let wanted = Parameters::of(request, &["applied"])?.number("applied", 0, i64::MAX as u64)?;
     let (applied_index, state) = match wanted {
         None => current(app),

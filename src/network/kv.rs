@@ -11,10 +11,8 @@ use super::openapi::answers::{DeleteErrors, PutErrors, RawValue, ReadErrors, Tou
 use super::openapi::parameters::{
     ConditionHeaders, KeyInPath, PutParameters, ReadHeaders, ReadParameters, TouchParameters, WriteHeaders,
 };
-use super::parameters::{
-    Parameters, check_body_type, check_no_body, check_value_length, encoded_key, key_of, key_with_action,
-};
-use super::reply::{keep_for_a_while, read_body};
+use super::parameters::{Parameters, check_body_type, check_value_length, encoded_key, key_of, key_with_action};
+use super::reply::{read_body, refuse_body};
 use super::v1::{self, Written, etag_of, json_answer, key_not_found, ready_to_read, unexpected, written};
 use crate::app::ExampleApp;
 use crate::body::{DeleteAnswer, KeyValue, PutAnswer, TouchAnswer};
@@ -147,7 +145,7 @@ pub async fn touch(app: web::Data<ExampleApp>, request: HttpRequest, payload: we
 }
 
 async fn get_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
-    refuse_body(app, request, payload)?;
+    refuse_body(app, request, payload).await?;
     let key = key_of(request, &app.limits)?;
     let parameters = Parameters::of(request, &["raw", "consistency"])?;
     let raw = parameters.flag("raw")?;
@@ -196,7 +194,7 @@ async fn put_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload)
 }
 
 async fn delete_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
-    refuse_body(app, request, payload)?;
+    refuse_body(app, request, payload).await?;
     let key = key_of(request, &app.limits)?;
     Parameters::of(request, &[])?;
     let condition = Conditions::of(request)?.of_write(&app.limits)?;
@@ -213,7 +211,7 @@ async fn delete_key(app: &ExampleApp, request: &HttpRequest, payload: web::Paylo
 }
 
 async fn touch_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
-    refuse_body(app, request, payload)?;
+    refuse_body(app, request, payload).await?;
     let key = key_with_action(request, "touch", &app.limits)?;
     let parameters = Parameters::of(request, &["ttl"])?;
     let Some(ttl_ms) = parameters.ttl_ms()? else {
@@ -229,13 +227,4 @@ async fn touch_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payloa
             other => Err(unexpected(other.as_ref())),
         },
     }
-}
-
-/// Refuses a body where none is taken.
-pub fn refuse_body(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<(), ApiError> {
-    let checked = check_no_body(app, request);
-    if checked.is_err() {
-        keep_for_a_while(payload);
-    }
-    checked
 }

@@ -6,11 +6,11 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 
 use super::conditions::refuse_conditions;
-use super::kv::refuse_body;
 use super::openapi::answers::{DeletePrefixErrors, ListErrors};
 use super::openapi::parameters::{DeletePrefixParameters, ForwardHeader, ListParameters, WriteHeaders};
 use super::parameters::{IDEMPOTENCY_KEY, Parameters, invalid};
 use super::reply::json;
+use super::reply::refuse_body;
 use super::v1::{self, Written, ready_to_read, unexpected, written};
 use crate::app::{ExampleApp, Role};
 use crate::body::{DeleteAnswer, ListAnswer};
@@ -83,7 +83,7 @@ struct Page {
 }
 
 async fn list_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
-    refuse_body(app, request, payload)?;
+    refuse_body(app, request, payload).await?;
     let parameters = Parameters::of(request, LIST_PARAMETERS)?;
     let limits = &app.limits;
     let part = |name| parameters.key_part(name, limits).map(|text| text.map(str::to_owned));
@@ -174,7 +174,7 @@ fn page_of(page: &Page, revision: u64, data: &Data) -> Result<(Vec<u8>, bool), A
 }
 
 async fn delete_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
-    refuse_body(app, request, payload)?;
+    refuse_body(app, request, payload).await?;
     let parameters = Parameters::of(request, &["prefix", "all"])?;
     refuse_conditions(request)?;
     let all = parameters.flag("all")?;

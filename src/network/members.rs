@@ -21,12 +21,12 @@ use openraft::{ChangeMembers, Instant, ServerState};
 
 use super::api::write_error;
 use super::forward::{no_leader, stopping};
-use super::kv::refuse_body;
 use super::management::on_leader;
 use super::openapi::answers::MemberErrors;
 use super::openapi::parameters::{ForwardHeader, MemberInPath};
 use super::parameters::Parameters;
 use super::peer;
+use super::reply::refuse_body;
 use super::v1::{self, json_answer};
 use crate::app::ExampleApp;
 use crate::body::{Member, MemberRemoved, MemberRole};
@@ -309,7 +309,7 @@ async fn remove(
     request: &HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    refuse_body(app, request, payload)?;
+    refuse_body(app, request, payload).await?;
     Parameters::of(request, &[])?;
     let id = node_id_from(request.match_info().query("id"))?;
     let leader = app.clone();

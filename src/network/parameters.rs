@@ -7,7 +7,6 @@ use actix_web::HttpRequest;
 use actix_web::http::header::{self, HeaderMap, HeaderName};
 use percent_encoding::percent_decode_str;
 
-use crate::app::ExampleApp;
 use crate::config::{IDEMPOTENCY_KEY_BYTES_MAX, KEY_BYTES_MAX_DEFAULT, Limits, TTL_MS_MAX, TTL_MS_MIN};
 use crate::error::{ApiError, Details};
 use crate::operation::{Operation, RequestId};
@@ -268,15 +267,4 @@ pub fn check_body_type(request: &HttpRequest) -> Result<(), ApiError> {
         return refuse("the body is taken as it is, and not decompressed; send it without Content-Encoding");
     }
     Ok(())
-}
-
-/// Refuses a body where none is taken.
-pub fn check_no_body(app: &ExampleApp, request: &HttpRequest) -> Result<(), ApiError> {
-    let headers = request.headers();
-    let length = headers.get(header::CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0");
-    if !length && !headers.contains_key(header::TRANSFER_ENCODING) {
-        return Ok(());
-    }
-    let message = format!("{} {} takes no body on node {}", request.method(), request.path(), app.id);
-    Err(ApiError::bad_request("unexpected_body", message))
 }

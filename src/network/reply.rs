@@ -44,6 +44,26 @@ pub async fn read_body(request: &HttpRequest, payload: web::Payload, bytes_max: 
     }
 }
 
+/// Refuses a body where none is taken. One that comes in chunks may turn out to be empty, which is no body.
+pub async fn refuse_body(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<(), ApiError> {
+    let headers = request.headers();
+    let unexpected = || {
+        let message = format!("{} {} takes no body on node {}", request.method(), request.path(), app.id);
+        Err(ApiError::bad_request("unexpected_body", message))
+    };
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        return match read_body(request, payload, 0).await {
+            Err(ApiError::TooLarge(_)) => unexpected(),
+            read => read.map(drop),
+        };
+    }
+    if headers.get(header::CONTENT_LENGTH).is_some_and(|length| length.as_bytes().iter().any(|digit| *digit != b'0')) {
+        keep_for_a_while(payload);
+        return unexpected();
+    }
+    Ok(())
+}
+
 async fn collect(
     request: &HttpRequest,
     payload: &mut web::Payload,

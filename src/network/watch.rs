@@ -19,11 +19,11 @@ use super::api::linearize;
 use super::crowd::WatchPermit;
 use super::forward;
 use super::gate::presence_of;
-use super::kv::refuse_body;
 use super::list::revision_in_future;
 use super::openapi::answers::{EventStream, WatchErrors};
 use super::openapi::parameters::{WatchHeaders, WatchParameters};
 use super::parameters::{Parameters, check_key, invalid, one_header, says_no};
+use super::reply::refuse_body;
 use super::v1::{self, may_read, ready_to_read};
 use crate::app::{ExampleApp, Exclusion, Role};
 use crate::body::{EncodedValue, Encoding, WatchEnd, WatchEvent, write_json_line};
@@ -82,7 +82,7 @@ async fn start_watch(
     request: &HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    refuse_body(app, request, payload)?;
+    refuse_body(app, request, payload).await?;
     let parameters = Parameters::of(request, &["prefix", "key", "from", "initial", "consistency"])?;
     let filter = match (parameters.key_part("prefix", &app.limits)?, parameters.text("key")) {
         (Some(_), Some(_)) => return Err(invalid("key", "and `prefix` are not given together")),

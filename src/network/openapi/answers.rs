@@ -164,21 +164,21 @@ macro_rules! errors_of {
 
 errors_of! {
     /// Errors of reading a key.
-    ReadErrors: V1 [400, 404, 412, 413, 421, 503, 504];
+    ReadErrors: V1 [400, 404, 408, 412, 413, 421, 503, 504];
     /// Errors of listing keys.
-    ListErrors: V1 [400, 410, 413, 421, 503, 504];
+    ListErrors: V1 [400, 408, 410, 413, 421, 503, 504];
     /// Errors of a watch.
-    WatchErrors: V1 [400, 410, 413, 421, 503, 504];
+    WatchErrors: V1 [400, 408, 410, 413, 421, 503, 504];
     /// Errors of comparing nodes.
-    HashErrors: V1 [400, 410, 503, 504];
+    HashErrors: V1 [400, 408, 410, 503, 504];
     /// Errors of setting a key.
     PutErrors: V1 [400, 408, 412, 413, 415, 421, 422, 503, 504, 507];
     /// Errors of removing a key.
-    DeleteErrors: V1 [400, 412, 413, 421, 422, 503, 504, 507];
+    DeleteErrors: V1 [400, 408, 412, 413, 421, 422, 503, 504, 507];
     /// Errors of renewing the time of a key.
-    TouchErrors: V1 [400, 404, 412, 413, 421, 422, 503, 504, 507];
+    TouchErrors: V1 [400, 404, 408, 412, 413, 421, 422, 503, 504, 507];
     /// Errors of removing keys by their prefix.
-    DeletePrefixErrors: V1 [400, 413, 421, 422, 503, 504, 507];
+    DeletePrefixErrors: V1 [400, 408, 413, 421, 422, 503, 504, 507];
     /// Errors of a transaction.
     TxnErrors: V1 [400, 408, 413, 415, 421, 422, 503, 504, 507];
     /// Errors of `/write`.
@@ -192,7 +192,7 @@ errors_of! {
     /// Errors of changing who belongs to the cluster.
     MembershipErrors: Original [400, 408, 409, 413, 421, 503, 504];
     /// Errors of changing one member.
-    MemberErrors: V1 [400, 404, 409, 421, 503, 504];
+    MemberErrors: V1 [400, 404, 408, 409, 421, 503, 504];
 }
 
 /// Adds what all routes share: the errors, and the headers of every answer.
