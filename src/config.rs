@@ -700,7 +700,7 @@ impl Config {
 }
 
 /// Checks an entry of `--allowed-origins`; returns it as browsers send it.
-fn parse_origin(text: &str) -> Result<String, String> {
+pub(crate) fn parse_origin(text: &str) -> Result<String, String> {
     let wrong = || "an origin must be http://HOST[:PORT] or https://HOST[:PORT], without a path".to_owned();
     let origin = text.trim().to_ascii_lowercase();
     let (scheme, authority) = origin.split_once("://").ok_or_else(wrong)?;
@@ -726,14 +726,11 @@ fn parse_origin(text: &str) -> Result<String, String> {
 }
 
 /// Checks an entry of `--allowed-hosts`.
-fn parse_host(text: &str) -> Result<String, String> {
+pub(crate) fn parse_host(text: &str) -> Result<String, String> {
     let host = text.trim();
+    let host = host.strip_suffix('.').unwrap_or(host);
     let is_valid = !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
-    if is_valid {
-        Ok(host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase())
-    } else {
-        Err("a host must be a name, without port or path".to_owned())
-    }
+    if is_valid { Ok(host.to_ascii_lowercase()) } else { Err("a host must be a name, without port or path".to_owned()) }
 }
 
 /// Checks that an address is `HOST:PORT`, without looking the host up.

@@ -22,7 +22,7 @@ use super::forward::{self, FORWARD};
 use super::parameters::IDEMPOTENCY_KEY;
 use super::watch::{LAST_EVENT_ID, WAIT};
 use crate::app::ExampleApp;
-use crate::config::{BROWSER_PREFLIGHT_SECONDS, Config};
+use crate::config::{BROWSER_PREFLIGHT_SECONDS, Config, parse_host, parse_origin};
 use crate::error::{ApiError, Details, shortened};
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, PUT, POST, DELETE");
@@ -84,10 +84,11 @@ impl Browsers {
             && !is_advertised(app, host)
             && !forward::is_passed_on(app, headers)
         {
-            let name = normalized(host_of(host));
+            // A hint only if the flag would take it.
+            let hint = parse_host(host_of(host)).map(|name| format!(", or start it with --allowed-hosts {name}"));
             return Err(forbidden(format!(
-                "the host {host:?} does not name this node; use its IP address or its own name, \
-                 or start it with --allowed-hosts {name}"
+                "the host {host:?} does not name this node; use its IP address or its own name{}",
+                hint.unwrap_or_default()
             )));
         }
         check_fetch(headers)?;
@@ -113,9 +114,11 @@ impl Browsers {
                 continue;
             }
             if !self.origins.iter().any(|known| known.eq_ignore_ascii_case(text)) {
+                let hint = parse_origin(text)
+                    .map(|origin| format!("; to allow it, start every node with --allowed-origins {origin}"));
                 return Err(forbidden(format!(
-                    "pages from the origin {text:?} may not use this node; \
-                     to allow it, start every node with --allowed-origins {text}"
+                    "pages from the origin {text:?} may not use this node{}",
+                    hint.unwrap_or_default()
                 )));
             }
             allowed = Some(AllowedOrigin(origin.clone()));
@@ -258,6 +261,12 @@ mod tests {
         for origin in bad.into_iter().chain(foreign) {
             assert!(check(&[origin]).is_err(), "{origin:?}");
             assert!(check(&["http://127.0.0.1:21001", origin]).is_err(), "after one's own: {origin:?}");
+        }
+        // The hint is one that the flag takes.
+        let message = |origin| check(&[origin]).unwrap_err().to_string();
+        assert!(message("https://A.example:443").ends_with("--allowed-origins https://a.example"));
+        for origin in ["null", "", "https://console.example/", "file://"] {
+            assert!(!message(origin).contains("--allowed-origins"), "{origin:?}");
         }
     }
 }

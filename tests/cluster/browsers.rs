@@ -88,6 +88,13 @@ async fn foreign_pages_are_rejected() {
             assert_forbidden(&answer.unwrap(), "/raft-vote", "an RPC");
         }
     }
+    // The message advises the flag for a name, and only for that.
+    for (host, hint) in [("Evil.example.:1", true), (":80", false), (".", false), ("a,b", false)] {
+        let answer = cluster.http().request(Method::GET, cluster.addr(1), "/metrics", &[("host", host)], "").await;
+        let message = answer.unwrap().text();
+        assert_eq!(message.contains("--allowed-hosts evil.example\""), hint, "{message}");
+        assert_eq!(message.contains("--allowed-hosts"), hint, "{message}");
+    }
     let found = cluster.get(1, "/v1/kv/key").await.done();
     assert_eq!((&found["value"], &found["revision"]), (&"mine".into(), &before["revision"]));
     cluster.membership_is(&ALL, &ALL, &[]).await;
