@@ -266,5 +266,10 @@ pub fn check_body_type(request: &HttpRequest) -> Result<(), ApiError> {
     if headers.get_all(header::CONTENT_ENCODING).any(encoded) {
         return refuse("the body is taken as it is, and not decompressed; send it without Content-Encoding");
     }
+    // RFC 9110, section 14.5. The part would take the place of the whole value.
+    if headers.contains_key(header::CONTENT_RANGE) {
+        let message = "a part of a value cannot be written; send the whole value without Content-Range";
+        return Err(ApiError::bad_request("unexpected_range", message));
+    }
     Ok(())
 }

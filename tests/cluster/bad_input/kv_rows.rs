@@ -225,6 +225,8 @@ fn bodies() -> Vec<Row> {
         let row = put(KNOWN, "an encoded body").header("content-encoding", encoding);
         rows.push(row.gives_v1(415, "unsupported_media_type"));
     }
+    let part = put(KNOWN, "a part of a value").header("content-range", "bytes 0-0/5");
+    rows.push(part.gives_v1(400, "unexpected_range").naming(&["Content-Range"]));
     let twice = put(KNOWN, "two encodings").header("content-encoding", "identity").header("content-encoding", "gzip");
     rows.push(twice.gives_v1(415, "unsupported_media_type"));
     for row in [
