@@ -373,7 +373,7 @@ const READ_BYTES: usize = 8192;
 
 /// What the library decodes of the bytes that an intake hands on: heads, whole bodies, rejections.
 fn requests_on(stream: &[u8], piece_bytes: usize) -> Vec<String> {
-    let mut intake = Intake::new(Rc::default());
+    let mut intake = Intake::new(Rc::default(), 10);
     let mut pieces = stream.chunks(piece_bytes);
     let (mut library, mut undecoded) = (h1::Codec::default(), BytesMut::new());
     let (mut found, mut body) = (Vec::new(), Vec::new());

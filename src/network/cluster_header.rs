@@ -60,7 +60,7 @@ where
 
 fn check_cluster(app: &ExampleApp, wanted: &HeaderValue) -> Result<(), ApiError> {
     let Some(wanted) = parse(wanted.as_bytes()) else {
-        let message = format!("{CLUSTER} must be the id of a cluster, in up to 16 hexadecimal digits");
+        let message = "Raft-Cluster must be the id of a cluster, which is up to 16 hexadecimal digits";
         return Err(ApiError::bad_request("invalid_header", message));
     };
     // A node that belongs to none says so itself, with what to do.

@@ -9,9 +9,13 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use actix_web::http::Method;
+use actix_web::http::uri::Authority;
 
 use crate::config::{HEAD_BYTES_MAX, HEADER_NAME_BYTES_MAX, HEADERS_MAX, TARGET_BYTES_MAX};
 use crate::error::{ApiError, Details};
+
+/// What is added to a request of HTTP/1.0 without a length, which the HTTP library would reject.
+pub const LENGTH_OF_NO_BODY: &[u8] = b"content-length: 0\r\n";
 
 /// A valid head.
 #[derive(Debug, PartialEq, Eq)]
@@ -56,14 +60,16 @@ impl Rejection {
 /// Parses the head at the beginning of `bytes`; `None` if it is incomplete.
 ///
 /// Requests for an upgrade are overwritten with spaces. A server that does not want an upgrade
-/// ignores them (RFC 9110, section 7.8), but the HTTP library closes the connection.
-pub fn parse(bytes: &mut [u8]) -> Result<Option<Head>, Rejection> {
+/// ignores them (RFC 9110, section 7.8), but the HTTP library closes the connection. `Expect` is
+/// overwritten if the body has more than `body_bytes_max` bytes: the library would ask for the body
+/// with 100 before the route rejects its length.
+pub fn parse(bytes: &mut [u8], body_bytes_max: usize) -> Result<Option<Head>, Rejection> {
     let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
     let mut request = httparse::Request::new(&mut []);
     let parsed = match request.parse_with_uninit_headers(bytes, &mut headers) {
         Ok(httparse::Status::Partial) if bytes.len() <= HEAD_BYTES_MAX => return Ok(None),
         Ok(httparse::Status::Partial) => Err(too_long(bytes)),
-        Ok(httparse::Status::Complete(length)) => check(&request, &bytes[..length]),
+        Ok(httparse::Status::Complete(length)) => check(&request, &bytes[..length], body_bytes_max),
         Err(error) => Err(diagnose(bytes, error)),
     };
     match parsed {
@@ -80,7 +86,11 @@ pub fn parse(bytes: &mut [u8]) -> Result<Option<Head>, Rejection> {
 }
 
 /// Checks a parsed head; also returns the parts of it to overwrite.
-fn check(request: &httparse::Request<'_, '_>, bytes: &[u8]) -> Result<(Head, Vec<Range<usize>>), ApiError> {
+fn check(
+    request: &httparse::Request<'_, '_>,
+    bytes: &[u8],
+    body_bytes_max: usize,
+) -> Result<(Head, Vec<Range<usize>>), ApiError> {
     if bytes.len() > HEAD_BYTES_MAX {
         return Err(too_long(bytes));
     }
@@ -113,6 +123,16 @@ fn check(request: &httparse::Request<'_, '_>, bytes: &[u8]) -> Result<(Head, Vec
         (length, false) => Body::Length(length.unwrap_or_default()),
     };
     let needs_length = is_http_1_0 && method == "POST" && fields.length.is_none();
+    // The length that is added must fit, too.
+    if needs_length && request.headers.len() == HEADERS_MAX {
+        return Err(too_many_headers());
+    }
+    if needs_length && bytes.len() + LENGTH_OF_NO_BODY.len() > HEAD_BYTES_MAX {
+        return Err(head_too_long());
+    }
+    if matches!(body, Body::Length(length) if length > body_bytes_max as u64) {
+        fields.blanks.append(&mut fields.expectations);
+    }
     let closes = fields.closes || is_http_1_0 && !fields.keeps_alive;
     Ok((Head { bytes: bytes.len(), body, closes, needs_length }, fields.blanks))
 }
@@ -125,7 +145,10 @@ struct Fields {
     is_chunked: bool,
     closes: bool,
     keeps_alive: bool,
+    /// What is overwritten.
     blanks: Vec<Range<usize>>,
+    /// The values of `Expect`.
+    expectations: Vec<Range<usize>>,
 }
 
 impl Fields {
@@ -135,6 +158,10 @@ impl Fields {
         // The length rules out most headers without comparing names.
         match name.len() {
             4 if is("host") => self.note_host(value),
+            6 if is("expect") => {
+                self.expectations.push(range_in(head, value));
+                Ok(())
+            }
             7 if is("upgrade") => {
                 self.blanks.push(range_in(head, value));
                 Ok(())
@@ -221,7 +248,8 @@ fn check_target(method: &str, target: &[u8]) -> Result<(), ApiError> {
     }
     let rest = &target[HTTP.len()..];
     let authority = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).map_or(rest, |end| &rest[..end]);
-    if authority.is_empty() || !authority.iter().all(|byte| is_in_authority(*byte)) {
+    // The library rejects some that have only such bytes, such as `a:b:c`.
+    if !authority.iter().all(|byte| is_in_authority(*byte)) || Authority::try_from(authority).is_err() {
         return Err(invalid("the authority of the target must be HOST or HOST:PORT"));
     }
     Ok(())
@@ -229,9 +257,9 @@ fn check_target(method: &str, target: &[u8]) -> Result<(), ApiError> {
 
 fn check_characters(target: &[u8]) -> Result<(), ApiError> {
     let mut allowed = IN_PATH;
-    for byte in target {
+    for (position, byte) in target.iter().enumerate() {
         if CHARACTERS[*byte as usize] & allowed == 0 {
-            return Err(bad_character(*byte));
+            return Err(bad_character(&target[position..]));
         }
         if *byte == b'?' {
             allowed = IN_QUERY;
@@ -240,13 +268,21 @@ fn check_characters(target: &[u8]) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn bad_character(byte: u8) -> ApiError {
-    invalid(match byte {
-        b'#' => {
-            "the target contains `#`, which begins a fragment and must not be sent; percent-encode it as %23".to_owned()
-        }
-        _ => format!("the target contains {}; percent-encode it as %{byte:02X}", named(byte)),
-    })
+/// The error about the character with which the rest of a target begins.
+fn bad_character(rest: &[u8]) -> ApiError {
+    if rest[0] == b'#' {
+        return invalid(
+            "the target contains `#`, which begins a fragment and must not be sent; percent-encode it as %23",
+        );
+    }
+    let text = rest.utf8_chunks().next().map_or("", |chunk| chunk.valid());
+    let found = text.chars().next().filter(|character| character.is_alphanumeric() && !character.is_ascii());
+    let (name, bytes) = match found {
+        Some(character) => (format!("`{character}`"), &rest[..character.len_utf8()]),
+        None => (named(rest[0]), &rest[..1]),
+    };
+    let encoded: String = bytes.iter().map(|byte| format!("%{byte:02X}")).collect();
+    invalid(format!("the target contains {name}; percent-encode it as {encoded}"))
 }
 
 const IN_PATH: u8 = 1;
@@ -301,8 +337,7 @@ fn diagnose(bytes: &[u8], error: httparse::Error) -> ApiError {
         return invalid("the client speaks TLS; this port speaks plain HTTP");
     }
     if error == httparse::Error::TooManyHeaders {
-        let message = format!("a request must have at most {HEADERS_MAX} header fields");
-        return ApiError::HeadTooLarge(Details::not_applied(message));
+        return too_many_headers();
     }
     let rest = without_empty_lines(bytes);
     if let Some(position) = memchr::memchr_iter(b'\r', rest).find(|position| rest.get(position + 1) != Some(&b'\n')) {
@@ -332,10 +367,10 @@ fn request_line_fault(line: &[u8]) -> Option<ApiError> {
     let version = version_start.map_or(b"".as_slice(), |start| &rest[start + 1..]);
     if !version.starts_with(b"HTTP/") {
         // Without a version the line may be cut off at a byte that a target must not contain.
-        let byte = rest.iter().find(|byte| !byte.is_ascii_graphic() && **byte != b' ');
-        return Some(byte.map_or_else(
+        let position = rest.iter().position(|byte| !byte.is_ascii_graphic() && *byte != b' ');
+        return Some(position.map_or_else(
             || invalid("the request line must end with the version HTTP/1.1 or HTTP/1.0"),
-            |byte| bad_character(*byte),
+            |position| bad_character(&rest[position..]),
         ));
     }
     let target = &rest[..version_start?];
@@ -344,8 +379,8 @@ fn request_line_fault(line: &[u8]) -> Option<ApiError> {
             "method, target and version must be separated by one space each; write a space in the target as %20",
         ));
     }
-    if let Some(byte) = target.iter().find(|byte| CHARACTERS[**byte as usize] == 0) {
-        return Some(bad_character(*byte));
+    if let Some(position) = target.iter().position(|byte| CHARACTERS[*byte as usize] == 0) {
+        return Some(bad_character(&target[position..]));
     }
     if version != b"HTTP/1.1" && version != b"HTTP/1.0" {
         let is_short = version.len() == 8 && version.is_ascii();
@@ -375,8 +410,8 @@ fn header_fault(line: &[u8]) -> Option<ApiError> {
     byte.map(|byte| invalid(format!("a header value contains {}", named(*byte))))
 }
 
-/// Whether a method or the name of a header may contain a byte.
-fn is_token(byte: u8) -> bool {
+/// Whether a method, or the name of a header or trailer, may contain a byte.
+pub fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
@@ -395,6 +430,11 @@ fn too_long(bytes: &[u8]) -> ApiError {
         return target_too_long();
     }
     head_too_long()
+}
+
+fn too_many_headers() -> ApiError {
+    let message = format!("a request must have at most {HEADERS_MAX} header fields");
+    ApiError::HeadTooLarge(Details::not_applied(message))
 }
 
 fn head_too_long() -> ApiError {
@@ -430,7 +470,7 @@ mod tests {
     use super::*;
 
     fn parsed(text: &str) -> Result<Option<Head>, String> {
-        parse(&mut text.as_bytes().to_vec()).map_err(|rejection| rejection.error.to_string())
+        parse(&mut text.as_bytes().to_vec(), 10).map_err(|rejection| rejection.error.to_string())
     }
 
     /// A valid head tells where the body ends, and whether the connection does.
@@ -477,8 +517,41 @@ mod tests {
         let after = "GET / HTTP/1.1\r\nUpgrade:               \r\nHost: x\r\nConnection:        , HTTP2-Settings,       \r\n\
                      upgrade-insecure-requests: 1\r\n\r\nUpgrade: body";
         let mut bytes = before.as_bytes().to_vec();
-        assert!(!parse(&mut bytes).unwrap().unwrap().closes);
+        assert!(!parse(&mut bytes, 10).unwrap().unwrap().closes);
         assert_eq!(String::from_utf8(bytes).unwrap(), after);
+    }
+
+    /// `Expect` is left only if the body may be as long as it is.
+    #[test]
+    fn expectations_of_long_bodies_are_overwritten() {
+        for (length, is_kept) in [("", true), ("content-length: 10\r\n", true), ("content-length: 11\r\n", false)] {
+            let head =
+                format!("PUT / HTTP/1.1\r\nhost: x\r\nExpect: 100-continue\r\n{length}expect: a, 100-Continue\r\n\r\n");
+            let mut bytes = head.clone().into_bytes();
+            parse(&mut bytes, 10).unwrap().unwrap();
+            let overwritten = head.replace("100-continue", &" ".repeat(12)).replace("a, 100-Continue", &" ".repeat(15));
+            assert_eq!(String::from_utf8(bytes).unwrap(), if is_kept { head } else { overwritten });
+        }
+    }
+
+    /// A length that is added to a request of HTTP/1.0 counts towards both limits.
+    #[test]
+    fn an_added_length_counts() {
+        let with_headers =
+            |version, count: usize| format!("POST / HTTP/{version}\r\nhost: x\r\n{}\r\n", "x: y\r\n".repeat(count - 1));
+        let with_bytes = |version, bytes: usize| {
+            let head = format!("POST / HTTP/{version}\r\nhost: x\r\nx:\r\n\r\n");
+            head.replace("\r\nx:", &format!("\r\nx:{}", "v".repeat(bytes - head.len())))
+        };
+        let added = LENGTH_OF_NO_BODY.len();
+        for (version, headers, bytes) in
+            [("1.1", HEADERS_MAX, HEAD_BYTES_MAX), ("1.0", HEADERS_MAX - 1, HEAD_BYTES_MAX - added)]
+        {
+            assert!(parsed(&with_headers(version, headers)).is_ok(), "{version}");
+            assert!(parsed(&with_headers(version, headers + 1)).unwrap_err().contains("96 header"), "{version}");
+            assert!(parsed(&with_bytes(version, bytes)).is_ok(), "{version}");
+            assert!(parsed(&with_bytes(version, bytes + 1)).unwrap_err().contains("131072 bytes"), "{version}");
+        }
     }
 
     /// Each byte is either taken in a target, as the HTTP library keeps it, or rejected with its name.
@@ -489,7 +562,7 @@ mod tests {
         {
             for byte in 0..=255_u8 {
                 let head = [b"GET ", target.as_bytes(), &[byte], b"b HTTP/1.1\r\nhost: x\r\n\r\n"].concat();
-                let result = parse(&mut head.clone());
+                let result = parse(&mut head.clone(), 10);
                 let is_taken = taken.contains(&byte) || byte.is_ascii_alphanumeric();
                 assert_eq!(result.is_ok(), is_taken, "{byte:#x} after {target}");
                 let uri = std::str::from_utf8(&head[4..head.len() - 22]).unwrap_or(" ").parse::<actix_web::http::Uri>();
@@ -513,7 +586,7 @@ mod tests {
             ("GET / HTTP/1.0\r\ncontent-length: x\r\n\r\n", false, true),
             ("\u{16}", false, false),
         ] {
-            let rejection = parse(&mut head.as_bytes().to_vec()).unwrap_err();
+            let rejection = parse(&mut head.as_bytes().to_vec(), 10).unwrap_err();
             assert_eq!((rejection.is_head, rejection.is_http_1_0), (is_head, is_http_1_0), "{head:?}");
         }
     }

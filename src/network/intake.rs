@@ -21,7 +21,7 @@ use bytes::{Buf, BytesMut};
 use memchr::memchr;
 use tokio::io::ReadBuf;
 
-use super::head::{self, Body, Head, Rejection, without_empty_lines};
+use super::head::{self, Body, Head, LENGTH_OF_NO_BODY, Rejection, without_empty_lines};
 use crate::config::{CHUNK_EXTRAS_BYTES_MAX, HEAD_BYTES_MAX};
 use crate::error::ApiError;
 
@@ -31,6 +31,8 @@ const KEPT_BYTES_MAX: usize = 16 << 10;
 /// Follows the requests of one connection.
 pub struct Intake {
     exchange: Rc<Exchange>,
+    /// Longest body that a client may send, in bytes.
+    body_bytes_max: usize,
     /// Bytes that were read and not handed on.
     held: BytesMut,
     /// How many of the held bytes, from the first, may be handed on.
@@ -134,9 +136,11 @@ impl Exchange {
 }
 
 impl Intake {
-    /// The intake of a new connection.
-    pub fn new(exchange: Rc<Exchange>) -> Self {
-        Intake { exchange, held: BytesMut::new(), released: 0, at: At::Head, looked: 0, parse_at: 0, dropped: 0 }
+    /// The intake of a new connection. A client that announces a longer body is not asked for it with 100; nodes
+    /// send longer ones, and do not wait to be asked.
+    pub fn new(exchange: Rc<Exchange>, body_bytes_max: usize) -> Self {
+        let held = BytesMut::new();
+        Intake { exchange, body_bytes_max, held, released: 0, at: At::Head, looked: 0, parse_at: 0, dropped: 0 }
     }
 
     /// State that the gate shares.
@@ -278,7 +282,7 @@ impl Intake {
             self.looked = length;
             return None;
         }
-        let parsed = head::parse(bytes);
+        let parsed = head::parse(bytes, self.body_bytes_max);
         match parsed {
             Ok(None) if !is_too_long => {
                 (self.looked, self.parse_at) = (length, 2 * length);
@@ -303,7 +307,7 @@ impl Intake {
         let instead = head.needs_length.then(|| {
             // Before the empty line.
             let fields = &bytes[..head.bytes - 2];
-            [fields, b"content-length: 0\r\n\r\n"].concat()
+            [fields, LENGTH_OF_NO_BODY, b"\r\n"].concat()
         });
         Step { bytes: head.bytes, instead }
     }
@@ -332,7 +336,7 @@ struct Step {
 /// Where in a chunked body the next byte is.
 ///
 /// The HTTP library accepts everything that this accepts, and ends the body at the same byte. It
-/// ignores extensions and trailers, does not bound them, and accepts any byte in a trailer.
+/// ignores extensions and trailers, does not bound them, and accepts any line as a trailer.
 #[derive(Debug, Default)]
 struct Chunks {
     at: InChunk,
@@ -359,6 +363,9 @@ enum InChunk {
     DataLf,
     /// At the beginning of a line after the last chunk.
     TrailerStart,
+    /// In the name of a trailer.
+    TrailerName,
+    /// In the value of a trailer.
     Trailer,
     TrailerLf,
     /// Before the LF that ends the body.
@@ -392,9 +399,10 @@ impl Chunks {
 
     fn step(&mut self, byte: u8) -> Result<InChunk, &'static str> {
         use InChunk::{
-            Data, DataCr, DataLf, End, EndLf, Extension, Size, SizeLf, SizeSpace, Trailer, TrailerLf, TrailerStart,
+            Data, DataCr, DataLf, End, EndLf, Extension, Size, SizeLf, SizeSpace, Trailer, TrailerLf, TrailerName,
+            TrailerStart,
         };
-        if matches!(self.at, SizeSpace | Extension | TrailerStart | Trailer) {
+        if matches!(self.at, SizeSpace | Extension | TrailerStart | TrailerName | Trailer) {
             self.extras += 1;
             if self.extras > CHUNK_EXTRAS_BYTES_MAX {
                 return Err("its chunk extensions and trailers are too long");
@@ -415,7 +423,7 @@ impl Chunks {
             (Size | SizeSpace, b';') => Ok(Extension),
             (Size | SizeSpace | Extension, b'\r') => Ok(SizeLf),
             (Size | SizeSpace, _) => Err("the size of a chunk must be a hexadecimal number that ends with CR LF"),
-            (Extension | Trailer | TrailerStart, 0..=8 | 10..=12 | 14..=31 | 127) => {
+            (Extension | Trailer, 0..=8 | 10..=12 | 14..=31 | 127) => {
                 Err("a chunk extension or trailer contains a control character")
             }
             (Extension, _) => Ok(Extension),
@@ -426,8 +434,11 @@ impl Chunks {
             (DataCr, b'\r') => Ok(DataLf),
             (DataLf, b'\n') => Ok(Size),
             (TrailerStart, b'\r') => Ok(EndLf),
+            (TrailerStart | TrailerName, _) if head::is_token(byte) => Ok(TrailerName),
+            (TrailerName, b':') => Ok(Trailer),
+            (TrailerStart | TrailerName, _) => Err("a trailer must be a name, a colon and a value"),
             (Trailer, b'\r') => Ok(TrailerLf),
-            (TrailerStart | Trailer, _) => Ok(Trailer),
+            (Trailer, _) => Ok(Trailer),
             (TrailerLf, b'\n') => Ok(TrailerStart),
             (EndLf, b'\n') => Ok(End),
             (DataCr | DataLf, _) => Err("a chunk is longer than its size"),
@@ -447,7 +458,7 @@ mod tests {
 
     /// The bytes handed on when these pieces are read, one part per request.
     fn handed_on(pieces: &[&[u8]], room: usize) -> Vec<Vec<u8>> {
-        let mut intake = Intake::new(Rc::default());
+        let mut intake = Intake::new(Rc::default(), 10);
         // A read brings no more than there is room for.
         let mut pieces = pieces.iter().flat_map(|piece| piece.chunks(room));
         let mut parts = vec![Vec::new()];

@@ -75,7 +75,7 @@ pub fn serve_http(
             let routes = App::new().app_data(app.clone()).configure(routes);
             let routes = routes.into_factory().map_err(|error: actix_web::Error| error.error_response());
             let routes = map_config(routes, |()| AppConfig::default());
-            let for_cluster = app.clone();
+            let (for_cluster, body_bytes_max) = (app.clone(), app.limits.request_bytes);
             let routes = apply_fn_factory(routes, move |request, routes: &_| {
                 cluster_header::pass(&for_cluster, request, routes)
             });
@@ -102,7 +102,7 @@ pub fn serve_http(
                 let _ = stream.set_nodelay(true);
                 let peer = stream.peer_addr().ok();
                 let place = Place::new(shared.line.clone(), shared.connections.accept());
-                let begun = begin(Connection::new(stream, place), accepted_until.clone());
+                let begun = begin(Connection::new(stream, place, body_bytes_max), accepted_until.clone());
                 async move { Ok((begun.await?, Protocol::Http1, peer)) }
             })
             .and_then(http)
@@ -235,9 +235,9 @@ struct Connection {
 }
 
 impl Connection {
-    fn new(stream: TcpStream, place: Rc<Place>) -> Self {
+    fn new(stream: TcpStream, place: Rc<Place>, body_bytes_max: usize) -> Self {
         let (as_it_is, kind, replacement) = (AsItIs::default(), Cell::default(), Vec::new());
-        let intake = Intake::new(Rc::new(Exchange::default()));
+        let intake = Intake::new(Rc::new(Exchange::default()), body_bytes_max);
         Connection { as_it_is, place, stream, intake, kind, replacement, stalled: None, lingering: None }
     }
 
@@ -501,7 +501,7 @@ mod tests {
             let (stream, _) = listener.accept().await.unwrap();
             let line = Line::new(|| Room { free: 1, kept: 0 });
             let mut connection =
-                Connection::new(stream, Place::new(line, Connections::new(Shares::of_clients(1)).open()));
+                Connection::new(stream, Place::new(line, Connections::new(Shares::of_clients(1)).open()), 10);
             for (request, kind) in requests.into_iter().zip(kinds) {
                 client.write_all(request.as_bytes()).await.unwrap();
                 let found = future::poll_fn(|context| connection.poll_kind(context)).await.unwrap();

@@ -195,13 +195,17 @@ async fn targets_that_would_be_cut_do_no_harm() {
         ("no scheme", b"//x\\..#/v1/kv/known", &["#"]),
         ("a user in the authority", b"http://user@x/v1/kv/known", &["authority"]),
         ("no authority", b"http:///v1/kv/known", &["authority"]),
+        ("an authority with two ports", b"http://a:1:2/v1/kv/known", &["authority"]),
+        ("an authority with an open bracket", b"http://[::1/v1/kv/known", &["authority"]),
         ("an authority", b"x:80", &["begin with /"]),
         ("a path without a slash", b"v1/kv/known", &["begin with /"]),
         ("a star", b"*", &["begin with /"]),
         ("a query", b"?prefix=known", &["begin with /"]),
         ("a backslash", b"\\v1\\kv\\known", &["begin with /"]),
-        ("UTF-8", "/v1/kv/kn\u{f6}wn".as_bytes(), &["0xC3", "percent-encode"]),
-        ("UTF-8 in a query", "/v1/kv?prefix=\u{e9}".as_bytes(), &["0xC3", "percent-encode"]),
+        ("UTF-8", "/v1/kv/kn\u{f6}wn".as_bytes(), &["`\u{f6}`", "%C3%B6"]),
+        ("UTF-8 before bytes that are not", b"/v1/kv/\xe6\xbc\xa2\xff", &["`\u{6f22}`", "%E6%BC%A2"]),
+        ("UTF-8 in a query", "/v1/kv?prefix=\u{e9}".as_bytes(), &["`\u{e9}`", "%C3%A9"]),
+        ("a line separator", "/v1/kv/\u{2028}".as_bytes(), &["0xE2", "percent-encode"]),
         ("bytes that are not UTF-8", b"/v1/kv/known\xff", &["0xFF", "percent-encode"]),
         ("a space", b"/v1/kv/known known", &["space", "%20"]),
         ("a space at the end", b"/v1/kv/known ", &["space"]),
@@ -340,6 +344,8 @@ async fn a_head_that_is_too_long_is_rejected() {
     cluster.write(1, "known", "value").await;
     let before = states(&cluster, &[1]).await;
     let headers = |count: usize| (0..count).map(|number| format!("x-{number}: y\r\n")).collect::<String>();
+    let old = |headers: &str| format!("POST /read HTTP/1.0\r\n{headers}\r\n").into_bytes();
+    let old_of = |bytes: usize| old(&format!("x: {}\r\n", "v".repeat(bytes - old("x: \r\n").len())));
     let rows: Vec<(&str, Vec<u8>, &str)> = vec![
         ("a target of 65,535 bytes", head(&format!("GET /{}", "a".repeat(65_534)), ""), "target"),
         ("a target of 100,000 bytes", head(&format!("GET /{}", "a".repeat(99_999)), ""), "target"),
@@ -350,11 +356,15 @@ async fn a_head_that_is_too_long_is_rejected() {
         ("a name of 70,000 bytes", head("GET /metrics", &format!("{}: y\r\n", "n".repeat(70_000))), "name"),
         ("a value of 1 MiB", head("GET /metrics", &format!("x: {}\r\n", "v".repeat(1 << 20))), "131072 bytes"),
         ("empty lines", b"\r\n".repeat(100_000), "131072 bytes"),
+        // The length that these lack is added, and counts.
+        ("96 headers in HTTP/1.0", old(&headers(96)), "96 header"),
+        ("131,054 bytes in HTTP/1.0", old_of(131_054), "131072 bytes"),
     ];
     let addr = cluster.addr(1).to_owned();
     for (what, bytes, word) in rows {
         let (answer, took) = exchange(&addr, &bytes).await;
-        assert!(answer.starts_with("HTTP/1.1 431 "), "{what}: {answer:?}");
+        let version = if what.ends_with("HTTP/1.0") { "HTTP/1.0" } else { "HTTP/1.1" };
+        assert!(answer.starts_with(&format!("{version} 431 ")), "{what}: {answer:?}");
         assert_json_error(what, &answer);
         assert!(answer.contains("HeadTooLarge") && answer.contains(word), "{what}: {answer:?}");
         assert!(took < Duration::from_secs(4), "{what} took {took:?}");
@@ -367,6 +377,14 @@ async fn a_head_that_is_too_long_is_rejected() {
     ] {
         let (answer, _) = exchange(&addr, &bytes).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{what}: {answer:?}");
+    }
+    let longest = head("GET /metrics", "x: \r\n").len();
+    let longest = head("GET /metrics", &format!("x: {}\r\n", "v".repeat(131_072 - longest)));
+    assert!(exchange(&addr, &longest).await.0.starts_with("HTTP/1.1 200 "), "131,072 bytes");
+    for (what, bytes) in [("95 headers in HTTP/1.0", old(&headers(95))), ("131,053 bytes in HTTP/1.0", old_of(131_053))]
+    {
+        let (answer, _) = exchange(&addr, &bytes).await;
+        assert!(answer.starts_with("HTTP/1.0 400 ") && answer.contains("invalid_json"), "{what}: {answer:?}");
     }
     unharmed(&mut cluster, &[1], before).await;
 }
@@ -455,6 +473,40 @@ async fn a_client_that_is_still_sending_reads_why() {
     }
 }
 
+/// A body that is too long is rejected before the client is asked for it, and one that is not is asked for.
+///
+/// Method: heads with `Expect: 100-continue` and a length; nothing else is sent until the node has responded.
+#[tokio::test]
+async fn a_long_body_is_not_asked_for() {
+    let cluster = TestCluster::form("raw-expect", &[1], CALM).await;
+    let limit: u64 = 3 << 19;
+    for (line, length, first) in [
+        ("PUT /v1/kv/known", limit + 1, "HTTP/1.1 413 "),
+        ("POST /write", limit + 1, "HTTP/1.1 413 "),
+        ("POST /init", 1 << 40, "HTTP/1.1 413 "),
+        ("POST /v1/txn", limit, "HTTP/1.1 100 Continue\r\n\r\n"),
+        ("PUT /v1/kv/known", 1, "HTTP/1.1 100 Continue\r\n\r\n"),
+    ] {
+        let mut stream = TcpStream::connect(cluster.addr(1)).await.unwrap();
+        let headers = format!("content-length: {length}\r\nexpect: 100-continue\r\n");
+        stream.write_all(&head(line, &headers)).await.unwrap();
+        let mut answer = vec![0; first.len()];
+        let read = tokio::time::timeout(SILENCE_DEADLINE, stream.read_exact(&mut answer)).await;
+        read.unwrap_or_else(|_| panic!("{line}, {length}: no response")).unwrap();
+        assert_eq!(String::from_utf8_lossy(&answer), first, "{line}, {length}");
+        if length == 1 {
+            stream.write_all(b"v").await.unwrap();
+        }
+        if length != limit {
+            let mut rest = String::new();
+            stream.read_to_string(&mut rest).await.unwrap();
+            let is_done =
+                if length == 1 { rest.starts_with("HTTP/1.1 200 ") } else { rest.contains("request_too_large") };
+            assert!(is_done, "{line}, {length}: {rest:?}");
+        }
+    }
+}
+
 /// A request with broken chunks gets one response, and the connection closes.
 ///
 /// Method: chunks that are broken in each way, to routes that read a body and routes that do not; the
@@ -478,6 +530,11 @@ async fn broken_chunks_end_the_connection() {
         ("a control character in an extension", "1;a\x01\r\nx\r\n"),
         ("a LF in an extension", "1;a\nb\r\nx\r\n"),
         ("a CR in an extension", "1;a\rb\r\nx\r\n"),
+        ("a trailer without a colon", "1\r\nx\r\n0\r\nx\r\n\r\n"),
+        ("a trailer without a name", "1\r\nx\r\n0\r\n: x\r\n\r\n"),
+        ("a space before the colon of a trailer", "1\r\nx\r\n0\r\nx : y\r\n\r\n"),
+        ("a folded trailer", "1\r\nx\r\n0\r\nx: y\r\n z\r\n\r\n"),
+        ("a trailer beyond ASCII", "1\r\nx\r\n0\r\n\u{e9}: y\r\n\r\n"),
         ("a CR in a trailer", "1\r\nx\r\n0\r\nx: a\rb\r\n\r\n"),
         ("a LF in a trailer", "1\r\nx\r\n0\r\nx: a\nb\r\n\r\n"),
         ("an extension of 20,000 bytes", &long),
