@@ -20,7 +20,8 @@ use crate::harness::{TestCluster, envelope, envelope_header, identity_of, index_
 
 type Append = AppendEntriesRequest<TypeConfig>;
 
-const ROUTES: &[&str] = &[
+/// The routes that only nodes ask, except `GET /raft-identity`.
+pub const ROUTES: &[&str] = &[
     "/raft-append",
     "/raft-vote",
     "/raft-pre-vote",

@@ -2,30 +2,17 @@
 
 use reqwest::Method;
 
-use super::{MARKER, Row, RowBody};
+use super::{MARKER, Row, RowBody, peer_rows};
 
-const POST_ROUTES: &[&str] = &[
-    "/write",
-    "/read",
-    "/consistent_read",
-    "/init",
-    "/add-learner",
-    "/change-membership",
-    "/raft-append",
-    "/raft-vote",
-    "/raft-pre-vote",
-    "/raft-snapshot",
-    "/raft-transfer-leader",
-    "/raft-read-index",
-    "/raft-found",
-];
+/// Besides those between nodes, which are all for POST.
+const POST_ROUTES: &[&str] = &["/write", "/read", "/consistent_read", "/init", "/add-learner", "/change-membership"];
 
 const GET_ROUTES: &[&str] = &["/metrics", "/raft-identity", "/openapi.json", "/docs"];
 
 pub fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
     let empty = || RowBody::Whole(Vec::new());
-    for path in POST_ROUTES {
+    for path in POST_ROUTES.iter().chain(peer_rows::ROUTES) {
         for method in [Method::GET, Method::PUT, Method::DELETE, Method::PATCH, Method::OPTIONS] {
             rows.push(Row::new(method, path, "the wrong method", empty()).gives_wrong_method("POST"));
         }
