@@ -276,12 +276,16 @@ fn bad_character(rest: &[u8]) -> ApiError {
         );
     }
     let text = rest.utf8_chunks().next().map_or("", |chunk| chunk.valid());
-    let found = text.chars().next().filter(|character| character.is_alphanumeric() && !character.is_ascii());
-    let (name, bytes) = match found {
-        Some(character) => (format!("`{character}`"), &rest[..character.len_utf8()]),
-        None => (named(rest[0]), &rest[..1]),
+    let Some(character) = text.chars().next() else {
+        let byte = named(rest[0]);
+        return invalid(format!("the target contains {byte}, which is not UTF-8; percent-encode UTF-8"));
     };
-    let encoded: String = bytes.iter().map(|byte| format!("%{byte:02X}")).collect();
+    let name = match character {
+        _ if character.is_ascii() => named(rest[0]),
+        _ if character.is_alphanumeric() => format!("`{character}`"),
+        _ => format!("U+{:04X}", u32::from(character)),
+    };
+    let encoded: String = rest[..character.len_utf8()].iter().map(|byte| format!("%{byte:02X}")).collect();
     invalid(format!("the target contains {name}; percent-encode it as {encoded}"))
 }
 
@@ -571,7 +575,8 @@ mod tests {
                     assert_eq!(uri.path_and_query().unwrap().as_str().as_bytes(), &head[4..head.len() - 22]);
                 } else if !matches!(byte, b'\r' | b'\n' | b' ') {
                     let message = result.unwrap_err().error.to_string();
-                    assert!(message.contains(&format!("%{byte:02X}")), "{byte:#x}: {message}");
+                    let sign = if byte.is_ascii() { "%" } else { "0x" };
+                    assert!(message.contains(&format!("{sign}{byte:02X}")), "{byte:#x}: {message}");
                 }
             }
         }

@@ -1,5 +1,6 @@
 //! How bodies are read and answers are written.
 
+use actix_web::error::PayloadError;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, ResponseError, web};
@@ -74,7 +75,11 @@ async fn collect(
         None => Ok(None),
         Some(Ok(chunk)) => Ok(Some(chunk)),
         Some(Err(error)) => {
-            let why = Exchange::broken_body(request).map_or_else(|| error.to_string(), str::to_owned);
+            let why = match (Exchange::broken_body(request), error) {
+                (Some(why), _) => why.to_owned(),
+                (None, PayloadError::Incomplete(_)) => "the client stopped sending before its end".to_owned(),
+                (None, error) => error.to_string(),
+            };
             Err(ApiError::bad_request("broken_body", format!("the body is broken: {why}")))
         }
     };
