@@ -65,7 +65,7 @@ impl ExampleClient {
         key: &str,
         parameters: &[(&'static str, String)],
     ) -> Result<Option<KeyValue>, ClientError> {
-        let target = target_of(&path_of(key, "")?, parameters);
+        let target = target_of(&path_of(key, "")?, parameters)?;
         let request = Request::new(Method::GET, target, Effect::ReadsOnly, self.deadline);
         match self.ask(None, &request).await {
             Ok((found, _)) => Ok(Some(found)),
@@ -117,7 +117,7 @@ impl ExampleClient {
 
     /// Removes all keys that begin with a prefix, which is not empty; answers how many.
     pub async fn delete_prefix(&self, prefix: &str) -> Result<Written<DeleteAnswer>, ClientError> {
-        let target = target_of("/v1/kv", &[("prefix", prefix.to_owned())]);
+        let target = target_of("/v1/kv", &[("prefix", prefix.to_owned())])?;
         self.ask_write(Request::new(Method::DELETE, target, Effect::Changes, self.deadline), None).await
     }
 }
@@ -160,7 +160,7 @@ impl<'a, Answer: DeserializeOwned + Send + 'a> IntoFuture for KeyWrite<'a, Answe
     fn into_future(self) -> Self::IntoFuture {
         async move {
             let parameters: Vec<_> = self.ttl.map(|ttl| ("ttl", ttl_text(ttl))).into_iter().collect();
-            let target = target_of(&path_of(&self.key, self.action)?, &parameters);
+            let target = target_of(&path_of(&self.key, self.action)?, &parameters)?;
             let mut request = Request::new(self.method, target, Effect::Changes, self.client.deadline);
             request.headers.extend(self.condition);
             request.body = self.value;

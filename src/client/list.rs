@@ -107,7 +107,7 @@ impl<'a> List<'a> {
             parameters.extend([("revision", revision.to_string()), ("start_after", key.clone())]);
             pinned = Some(addr.as_str());
         }
-        let target = target_of("/v1/kv", &parameters);
+        let target = target_of("/v1/kv", &parameters)?;
         let request = Request::new(Method::GET, target, Effect::ReadsOnly, self.client.deadline);
         let (page, answer) = self.client.ask(pinned, &request).await?;
         Ok((page, answer.addr))

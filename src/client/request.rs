@@ -12,7 +12,7 @@ use super::error::ClientError;
 use super::retry::idempotency_key;
 use super::{ExampleClient, Written};
 use crate::body::ErrorAnswer;
-use crate::config::RESPONSE_BYTES_MAX;
+use crate::config::{IDEMPOTENCY_KEY_BYTES_MAX, KEY_BYTES_MAX_LIMIT, RESPONSE_BYTES_MAX};
 use crate::connection::{read_response, reason_of};
 use crate::error::Outcome;
 
@@ -75,6 +75,13 @@ impl Request {
     /// The same request, however often it is sent.
     pub fn once(self, key: Option<String>) -> Result<Self, ClientError> {
         let key = key.map_or_else(idempotency_key, Ok)?;
+        let is_valid = (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len())
+            && key.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
+        if !is_valid {
+            let reason =
+                format!("an Idempotency-Key must be 1 to {IDEMPOTENCY_KEY_BYTES_MAX} printable ASCII characters");
+            return Err(ClientError::InvalidRequest { reason });
+        }
         Ok(self.header("idempotency-key", key))
     }
 
@@ -193,17 +200,28 @@ pub(super) fn refusal(addr: &str, status: u16, body: &[u8]) -> Result<ClientErro
 pub(super) fn path_of(key: &str, action: &str) -> Result<String, ClientError> {
     // Whatever is done to encode them, such parts are taken out of a path before it is sent.
     if key.is_empty() || key.split('/').any(|part| part == "." || part == "..") {
-        let reason = "a key is not empty, and no part of it between slashes is `.` or `..`".to_owned();
+        let reason = "a key must not be empty, and no part of it between slashes may be `.` or `..`".to_owned();
         return Err(ClientError::InvalidRequest { reason });
     }
+    check_length("key", key)?;
     Ok(format!("/v1/kv/{}{action}", utf8_percent_encode(key, PATH)))
 }
 
 /// A path with parameters.
-pub(super) fn target_of(path: &str, parameters: &[(&'static str, String)]) -> String {
+pub(super) fn target_of(path: &str, parameters: &[(&'static str, String)]) -> Result<String, ClientError> {
+    parameters.iter().try_for_each(|(name, value)| check_length(name, value))?;
     let pairs = parameters.iter().map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, PARAMETER)));
     let query = pairs.collect::<Vec<_>>().join("&");
-    if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") }
+    Ok(if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") })
+}
+
+/// Checks that a key, or a part of one, is no longer than any node may allow. A much longer one fits into no request.
+fn check_length(name: &str, text: &str) -> Result<(), ClientError> {
+    if text.len() <= KEY_BYTES_MAX_LIMIT {
+        return Ok(());
+    }
+    let reason = format!("the {name} must be at most {KEY_BYTES_MAX_LIMIT} bytes, got {}", text.len());
+    Err(ClientError::InvalidRequest { reason })
 }
 
 /// A time to live as the API has it; what is not a whole millisecond is rounded up.

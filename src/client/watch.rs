@@ -105,7 +105,10 @@ impl<'a> Watch<'a> {
     }
 
     fn progress(self) -> Progress<'a> {
-        let target = target_of("/v1/watch", &self.parameters);
+        let (target, failed) = match target_of("/v1/watch", &self.parameters) {
+            Ok(target) => (target, None),
+            Err(error) => (String::new(), Some(error)),
+        };
         Progress {
             begins_now: !self.parameters.iter().any(|(name, _)| ["from", "initial"].contains(name)),
             request: Request::new(Method::GET, target, Effect::ReadsOnly, self.client.deadline),
@@ -115,7 +118,7 @@ impl<'a> Watch<'a> {
             connection: None,
             initial: Vec::new(),
             ready: VecDeque::new(),
-            failed: None,
+            failed,
             retry: None,
             ended: false,
         }
@@ -159,6 +162,9 @@ impl<'a> Progress<'a> {
 
     /// Connects for the first time.
     async fn establish(&mut self) -> Result<(), ClientError> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
         loop {
             match self.connect().await {
                 Ok(connection) => {
@@ -285,5 +291,22 @@ impl<'a> Progress<'a> {
             self.last_id = id;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A watch whose prefix fits into no request fails at once, and ends.
+    #[tokio::test]
+    async fn a_prefix_that_is_too_long() {
+        let client = ExampleClient::connect(["127.0.0.1:1"]).unwrap();
+        let watch = client.watch("p".repeat(70_000));
+        let is_rejected = |error: &ClientError| matches!(error, ClientError::InvalidRequest { .. });
+        assert!(watch.clone().start().await.is_err_and(|error| is_rejected(&error)));
+        let mut events = watch.stream();
+        assert!(events.next().await.unwrap().is_err_and(|error| is_rejected(&error)));
+        assert!(events.next().await.is_none());
     }
 }

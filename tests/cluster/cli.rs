@@ -310,6 +310,44 @@ async fn exit_codes_tell_what_happened() {
     cli.fails(&["--id", "1", "get", "k"], 2, "get");
 }
 
+/// A key that no node can accept, or that fits into no request, is rejected before anything is sent.
+///
+/// Method: each command with keys that are too long, also by their escapes, against a server that counts connections.
+#[test]
+fn keys_that_are_too_long_are_not_sent() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let cli = Cli { endpoints: server.local_addr().unwrap().to_string() };
+    let connections = Arc::new(AtomicUsize::new(0));
+    std::thread::spawn({
+        let connections = connections.clone();
+        move || server.incoming().for_each(|_| _ = connections.fetch_add(1, Ordering::SeqCst))
+    });
+    for key in ["k".repeat(4097), "k".repeat(70_000), "ü".repeat(35_000)] {
+        let rows: &[(&[&str], &str)] = &[
+            (&["get", &key], "key"),
+            (&["get", &key, "--stale"], "key"),
+            (&["put", &key, "v"], "key"),
+            (&["delete", &key], "key"),
+            (&["touch", &key, "--ttl", "1s"], "key"),
+            (&["watch", "--key", &key], "key"),
+            (&["delete", "--prefix", &key], "prefix"),
+            (&["list", &key], "prefix"),
+            (&["watch", &key], "prefix"),
+            (&["list", "--start", &key], "start"),
+            (&["list", "--end", &key], "end"),
+        ];
+        for (arguments, named) in rows {
+            cli.fails(arguments, 2, &format!("the {named} must be at most 4096 bytes, got {}", key.len()));
+        }
+    }
+    for word in ["", "two\nlines", "ü", &"w".repeat(129)] {
+        for command in [&["put", "k", "v"][..], &["txn", r#"{"success":[{"delete":{"key":"k"}}]}"#]] {
+            cli.fails(&[command, &["--idempotency-key", word]].concat(), 2, "Idempotency-Key must be 1 to 128");
+        }
+    }
+    assert_eq!(connections.load(Ordering::SeqCst), 0, "nothing is sent");
+}
+
 /// Standard input is read only if asked for: a command without a value stores nothing by accident.
 ///
 /// Method: `put` and `txn` with neither an argument, a file nor `-`, with empty and with full standard input; the key
