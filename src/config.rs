@@ -364,10 +364,10 @@ pub const LOG_FLUSH_DEADLINE: Duration = Duration::from_secs(1);
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// One readable line an event.
+    /// One readable line per event.
     #[default]
     Text,
-    /// One JSON object an event.
+    /// One JSON object per event.
     Json,
 }
 
@@ -414,32 +414,35 @@ Examples:
     curl 127.0.0.1:21001/write -d '{\"Set\":{\"key\":\"foo\",\"value\":\"bar\"}}'
     curl 127.0.0.1:21003/consistent_read -d '\"foo\"'
 
-  The same, and all else that a cluster does, by the commands above:
+  Use the cluster through the commands above:
     raft-key-value put foo bar
     raft-key-value get foo
     raft-key-value status
 
-  A node that others reach under another address than it listens on:
+  A node whose address for other nodes differs from where it listens:
     raft-key-value --id 1 --http-addr 0.0.0.0:21001 --advertise-addr node1.example:21001
 
 Exit codes of commands:
-   0  done
-   1  there is no such key, or a condition or comparison does not hold
-   2  the request is wrong
-   3  no node could do it, or the outcome is unknown: the message says which
+   0  the request succeeded, or the reader of the output closed it
+   1  the key does not exist, a condition or comparison does not hold, or the revision to watch
+      from is no longer kept
+   2  the request is invalid
+   3  no node could serve the request, a listing is incomplete, an endpoint of `status` does not
+      serve requests, or the outcome is unknown: the message says which
+  74  the output cannot be written; a write was applied, and the message has its result
 
 Exit codes of a node:
-   0  stopped by SIGTERM or SIGINT, or printed what was asked for
+   0  stopped by SIGTERM or SIGINT
    2  a wrong flag or environment variable
-  65  damaged data: nothing was changed; or other data than the leader's, or an older copy
+  65  damaged data, other data than the leader's, or an older copy of the data; nothing was changed
   69  cannot listen on --http-addr
   70  Raft or a background task stopped after an error; starting again recovers
   73  another process runs on this data directory
   74  the disk failed or is full
-  78  the data belongs to another node, another user or a newer version"
+  78  the data belongs to another node, another user or a newer version, or a file in it is a link"
 )]
 pub struct Config {
-    /// This node's number; no two nodes of a cluster ever share one
+    /// Number of this node, at least 1; no two nodes of a cluster may share one
     #[arg(long, env = "RKV_ID", value_name = "N")]
     pub id: NodeId,
 
@@ -447,24 +450,24 @@ pub struct Config {
     #[arg(long, env = "RKV_HTTP_ADDR", value_name = "HOST:PORT")]
     pub http_addr: String,
 
-    /// Where data is kept: this node's files go to node-N/ under it
+    /// Directory for data; this node's files are in its subdirectory node-N
     #[arg(long, env = "RKV_DATA_DIR", value_name = "DIR", default_value = "./raft-key-value-data")]
     pub data_dir: PathBuf,
 
-    /// What other nodes dial, HOST:PORT [default: the --http-addr]
+    /// Address that other nodes dial, HOST:PORT [default: the --http-addr]
     #[arg(long, env = "RKV_ADVERTISE_ADDR", value_name = "HOST:PORT")]
     pub advertise_addr: Option<String>,
 
-    /// How often a leader says that it is there, in milliseconds
+    /// Interval between leader heartbeats, in milliseconds
     #[arg(long, env = "RKV_HEARTBEAT_INTERVAL_MS", value_name = "MS", default_value_t = 100)]
     pub heartbeat_interval_ms: u64,
 
-    /// How long a node waits at least before it stands for election, in milliseconds, once it has heard
+    /// Shortest time that a node waits before it stands for election, in milliseconds, after it has heard
     /// nothing from the leader for --election-timeout-max-ms
     #[arg(long, env = "RKV_ELECTION_TIMEOUT_MIN_MS", value_name = "MS", default_value_t = 300)]
     pub election_timeout_min_ms: u64,
 
-    /// How long it waits at most, in milliseconds; each wait is drawn between the two
+    /// Longest time that it waits, in milliseconds; each wait is random between the two
     #[arg(long, env = "RKV_ELECTION_TIMEOUT_MAX_MS", value_name = "MS", default_value_t = 600)]
     pub election_timeout_max_ms: u64,
 
@@ -488,11 +491,11 @@ pub struct Config {
     #[arg(long, env = "RKV_MAX_VALUE_BYTES", value_name = "BYTES", default_value_t = VALUE_BYTES_MAX_DEFAULT)]
     pub max_value_bytes: usize,
 
-    /// Operations of one transaction
+    /// Most operations of one transaction
     #[arg(long, env = "RKV_MAX_TXN_OPERATIONS", value_name = "N", default_value_t = TXN_OPERATIONS_MAX_DEFAULT)]
     pub max_txn_operations: usize,
 
-    /// Keys of one page of a listing
+    /// Most keys of one page of a listing
     #[arg(long, env = "RKV_MAX_PAGE_KEYS", value_name = "N", default_value_t = PAGE_KEYS_MAX_DEFAULT)]
     pub max_page_keys: usize,
 
@@ -500,7 +503,7 @@ pub struct Config {
     #[arg(long, env = "RKV_MAX_PAGE_BYTES", value_name = "BYTES", default_value_t = PAGE_BYTES_MAX_DEFAULT)]
     pub max_page_bytes: usize,
 
-    /// Writes that may wait at once; one more is refused with 503
+    /// Writes that may wait at once; further ones are rejected with 503
     #[arg(long, env = "RKV_MAX_WRITES_WAITING", value_name = "N", default_value_t = WRITES_WAITING_MAX_DEFAULT)]
     pub max_writes_waiting: usize,
 
@@ -509,21 +512,22 @@ pub struct Config {
     #[arg(long, hide = true, value_name = "BYTES", default_value_t = DISK_FREE_BYTES_MIN)]
     pub min_disk_free_bytes: u64,
 
-    /// Web pages that may use this node, besides its own: their origins, such as `https://console.example`
+    /// Origins of web pages that may use this node, besides its own, such as `https://console.example`,
+    /// separated by commas
     #[arg(long, env = "RKV_ALLOWED_ORIGINS", value_name = "LIST", value_delimiter = ',', value_parser = parse_origin)]
     pub allowed_origins: Vec<String>,
 
-    /// Names in the Host header to accept, besides IP addresses, localhost, the machine's name and those in
-    /// --http-addr and --advertise-addr; needed behind a proxy that passes another name on
+    /// Names to accept in the Host header, separated by commas, besides IP addresses, localhost, the machine's
+    /// name and those in --http-addr and --advertise-addr; needed behind a proxy that forwards another name
     #[arg(long, env = "RKV_ALLOWED_HOSTS", value_name = "LIST", value_delimiter = ',', value_parser = parse_host)]
     pub allowed_hosts: Vec<String>,
 
-    /// How log lines look
+    /// Format of log lines
     #[arg(long, env = "RKV_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t)]
     pub log_format: LogFormat,
 
-    /// Log level: error, warn, info, debug, trace, or a filter such as `info,openraft=debug`; RUST_LOG counts if
-    /// neither this nor the variable is set
+    /// Log level: error, warn, info, debug, trace, or a filter such as `info,openraft=debug`; RUST_LOG applies if
+    /// neither this nor RKV_LOG_LEVEL is set
     #[arg(long, env = "RKV_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
     pub log_level: String,
 }
@@ -594,7 +598,10 @@ impl Config {
     /// If the host has no address, or one that other nodes cannot dial while no other is advertised.
     pub fn socket_addrs(&self) -> Result<Vec<SocketAddr>, ConfigError> {
         let wrong = |why: String| {
-            ConfigError(format!("--http-addr `{}` {why}; give HOST:PORT, such as 127.0.0.1:21001", self.http_addr))
+            ConfigError(format!(
+                "--http-addr `{}` {why}; HOST must be an address or a name of this machine",
+                self.http_addr
+            ))
         };
         let found = self.http_addr.to_socket_addrs().map_err(|error| wrong(format!("cannot be used: {error}")))?;
         let mut addrs: Vec<SocketAddr> = Vec::new();
@@ -753,6 +760,29 @@ pub fn check_address(name: &str, addr: &str) -> Result<(), ConfigError> {
         // Debug formatting, so that a control character cannot reach a terminal.
         Err(ConfigError(format!("{name} {addr:?} is not HOST:PORT, such as 127.0.0.1:21001")))
     }
+}
+
+/// Reads an entry of a list of endpoints, `HOST:PORT` or `http://HOST:PORT`, as `HOST:PORT`; `None` if it is empty.
+///
+/// # Errors
+///
+/// If it is not an address, or asks for TLS.
+pub fn parse_endpoint(text: &str) -> Result<Option<String>, String> {
+    let addr = text.trim();
+    if addr.is_empty() {
+        return Ok(None);
+    }
+    let addr = match addr.split_once("://") {
+        None => addr,
+        Some((scheme, addr)) if scheme.eq_ignore_ascii_case("http") => addr,
+        Some((scheme, _)) if scheme.eq_ignore_ascii_case("https") => {
+            return Err("nodes do not support TLS; an endpoint must be HOST:PORT, or http://HOST:PORT".to_owned());
+        }
+        Some(_) => return Err("an endpoint must be HOST:PORT, or http://HOST:PORT".to_owned()),
+    };
+    let addr = addr.strip_suffix('/').unwrap_or(addr);
+    check_address("the endpoint", addr).map_err(|_| "an endpoint must be HOST:PORT, such as 127.0.0.1:21001")?;
+    Ok(Some(addr.to_owned()))
 }
 
 /// Checks that an address is one that another node can dial.
@@ -968,6 +998,37 @@ mod tests {
             "a\n:80",
         ] {
             assert!(check_address("it", bad).is_err(), "{bad:?}");
+        }
+    }
+
+    /// Endpoints may be written with spaces, `http://` and a slash at the end; what is not an address is rejected.
+    #[test]
+    fn endpoints() {
+        for (text, parsed) in [
+            ("127.0.0.1:1", "127.0.0.1:1"),
+            (" host:1\t", "host:1"),
+            ("http://host:1", "host:1"),
+            (" HTTP://[::1]:80/ ", "[::1]:80"),
+            ("host:1/", "host:1"),
+        ] {
+            assert_eq!(parse_endpoint(text), Ok(Some(parsed.to_owned())), "{text:?}");
+        }
+        for empty in ["", " ", "\t"] {
+            assert_eq!(parse_endpoint(empty), Ok(None), "{empty:?}");
+        }
+        for (bad, why) in [
+            ("host", "HOST:PORT"),
+            ("http://", "HOST:PORT"),
+            ("http://host", "HOST:PORT"),
+            ("http://host:1/v1", "HOST:PORT"),
+            ("host:1//", "HOST:PORT"),
+            ("host :1", "HOST:PORT"),
+            ("https://host:1", "TLS"),
+            ("HTTPS://host:1/", "TLS"),
+            ("ftp://host:1", "or http://HOST:PORT"),
+        ] {
+            let message = parse_endpoint(bad).unwrap_err();
+            assert!(message.contains(why), "{bad:?}: {message}");
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod cli;
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -15,6 +16,8 @@ use rustix::fs::Mode;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+use self::cli::{EXIT_OUTPUT, Variables};
+
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -24,27 +27,31 @@ const EXIT_USAGE: u8 = 2;
 const EXIT_SOFTWARE: u8 = 70;
 
 fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
     let mut program = cli::with_commands(Config::command());
-    program = cli::with_environment(program, std::env::args_os().nth(1));
-    let parsed = program.try_get_matches_from_mut(std::env::args_os()).and_then(|matches| {
+    program = cli::with_environment(program, arguments.get(1).cloned());
+    let parsed = program.try_get_matches_from_mut(&arguments).and_then(|matches| {
         if matches.subcommand_name().is_some() {
             return cli::run(&matches, &mut program);
         }
         let log_level_is_given = matches.value_source("log_level") != Some(ValueSource::DefaultValue);
-        Config::from_arg_matches(&matches).map(|config| start(config, log_level_is_given))
+        let config = Config::from_arg_matches(&matches)?;
+        Ok(start(config, log_level_is_given, &Variables::of(&program, &arguments)))
     });
     match parsed {
         Ok(code) => code,
-        Err(error) if error.use_stderr() => fail(EXIT_USAGE, &one_line(&error)),
-        Err(error) => {
-            // `--help` or `--version`: a closed pipe on the other side is no failure.
-            let _ = error.print();
-            ExitCode::SUCCESS
-        }
+        Err(error) if error.use_stderr() => fail(EXIT_USAGE, &cli::one_line(&error, &program, &arguments)),
+        // `--help` or `--version`.
+        Err(text) => match text.print().and_then(|()| io::stdout().flush()) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                fail(EXIT_OUTPUT, &format!("cannot write the output: {error}"))
+            }
+            _ => ExitCode::SUCCESS,
+        },
     }
 }
 
-fn start(config: Config, log_level_is_given: bool) -> ExitCode {
+fn start(config: Config, log_level_is_given: bool, variables: &Variables) -> ExitCode {
     // What the node writes is for its own user alone, whatever umask it was started with.
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
     let format = config.log_format;
@@ -58,7 +65,7 @@ fn start(config: Config, log_level_is_given: bool) -> ExitCode {
     log.flush(LOG_FLUSH_DEADLINE);
     match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err((code, message)) => fail(code, &message),
+        Err((code, message)) => fail(code, &variables.name_in(message)),
     }
 }
 
@@ -170,15 +177,6 @@ fn is_directive(part: &str) -> bool {
     part.contains(['=', '[', ']'])
         || LEVELS.iter().any(|level| part.eq_ignore_ascii_case(level))
         || CRATES.contains(&part.split("::").next().unwrap_or(part))
-}
-
-/// What is wrong and how to put it right, without the usage that follows it.
-fn one_line(error: &clap::Error) -> String {
-    let text = error.to_string();
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let lines = lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
-    let line = lines.collect::<Vec<_>>().join(" ");
-    format!("{}; see --help", line.trim_start_matches("error: "))
 }
 
 fn fail(code: u8, message: &str) -> ExitCode {

@@ -310,6 +310,124 @@ async fn exit_codes_tell_what_happened() {
     cli.fails(&["--id", "1", "get", "k"], 2, "get");
 }
 
+/// A command whose output cannot be written ends with 74, and says of a write that it was applied, and how. A closed
+/// pipe is no failure, and changes no other exit code.
+///
+/// Method: each command with standard output on `/dev/full`, and with a pipe whose reader is gone; after each write the
+/// store's revision shows that it was applied.
+#[tokio::test]
+async fn output_that_cannot_be_written() {
+    let cluster = TestCluster::form("cli-full", &[1], &[]).await;
+    let cli = Cli::of(&cluster, &[1]);
+    cli.text(&["put", "k", "v", "--ttl", "1h"]);
+    cli.text(&["put", "j", "v"]);
+    let fails =
+        r#"{"compare":[{"key":"k","exists":false}],"failure":[{"put":{"key":"k","value":"third","ttl":"1h"}}]}"#;
+    // Each with its exit code for a closed pipe, and what is said of its result.
+    let writes: &[(&[&str], i32, &str)] = &[
+        (&["put", "k", "other", "--ttl", "1h"], 0, "revision N, version "),
+        (&["delete", "j"], 0, "deleted 1, revision N"),
+        (&["put", "j/1", "v"], 0, "revision N, version "),
+        (&["delete", "--prefix", "j"], 0, "deleted 1, revision N"),
+        (&["put", "j", "v"], 0, "revision N, version 1"),
+        (&["txn", r#"{"success":[{"put":{"key":"k","value":"v","ttl":"1h"}}]}"#], 0, "success, revision N"),
+        (&["txn", fails], 1, "failure, revision N"),
+    ];
+    let run = |arguments: &[&str], stdout: Stdio| {
+        let ended = cli.command(arguments).stdout(stdout).output().unwrap();
+        (ended.status.code(), String::from_utf8(ended.stderr).unwrap())
+    };
+    let full = || Stdio::from(File::options().write(true).open("/dev/full").unwrap());
+    let closed = || Stdio::from(std::io::pipe().unwrap().1);
+    let mut revision = 2;
+    for format in ["text", "json"] {
+        for is_full in [true, false] {
+            for (arguments, code, result) in writes {
+                let arguments = [arguments, &["--output", format][..]].concat();
+                let ended = run(&arguments, if is_full { full() } else { closed() });
+                revision += 1;
+                assert_eq!(cli.json(&["status"])[0]["revision"], revision, "{arguments:?} was applied");
+                let (found, stderr) = &ended;
+                if is_full {
+                    let result =
+                        format!("error: the request was applied ({}", result.replace('N', &revision.to_string()));
+                    assert_eq!(*found, Some(74), "{arguments:?}: {stderr}");
+                    assert!(stderr.starts_with(&result) && stderr.lines().count() == 1, "{arguments:?}: {stderr}");
+                } else {
+                    assert_eq!((*found, stderr.is_empty()), (Some(*code), *code == 0), "{arguments:?}: {stderr}");
+                }
+            }
+            let touch = ["touch", "k", "--ttl", "1h", "--output", format];
+            let (code, stderr) = run(&touch, if is_full { full() } else { closed() });
+            assert_eq!((code, stderr.contains("applied (revision ")), (Some(if is_full { 74 } else { 0 }), is_full));
+        }
+        let reads: &[&[&str]] =
+            &[&["get", "k"], &["list"], &["list", "--keys-only"], &["status"], &["members"], &["watch", "--from", "1"]];
+        for arguments in reads {
+            let arguments = [arguments, &["--output", format][..]].concat();
+            let (code, stderr) = run(&arguments, full());
+            assert_eq!(code, Some(74), "{arguments:?}: {stderr}");
+            assert!(stderr.starts_with("error: cannot write the output: "), "{arguments:?}: {stderr}");
+            assert_eq!(run(&arguments, closed()), (Some(0), String::new()), "{arguments:?}");
+        }
+    }
+    for arguments in [&["--help"][..], &["--version"], &["get", "--help"], &["completions", "bash"]] {
+        assert_eq!(run(arguments, full()).0, Some(74), "{arguments:?}");
+        assert_eq!(run(arguments, closed()), (Some(0), String::new()), "{arguments:?}");
+    }
+    let nobody = Cli { endpoints: format!("127.0.0.1:{}", free_port()) };
+    let ended = nobody.command(&["status"]).stdout(closed()).output().unwrap();
+    assert_eq!(ended.status.code(), Some(3), "{ended:?}");
+}
+
+/// A list of endpoints may have spaces, empty parts, `http://` and slashes at the end, in the flag and in the variable.
+///
+/// Method: lists of one node and of an address where nobody listens; `status` shows which endpoints were read.
+#[tokio::test]
+async fn endpoints_are_read_in_every_form() {
+    let cluster = TestCluster::form("cli-endpoints", &[1], &[]).await;
+    let (node, nobody) = (cluster.addr(1), format!("127.0.0.1:{}", free_port()));
+    let run = |list: &str, by_flag: bool, command: &[&str]| {
+        let cli = Cli { endpoints: if by_flag { "unused".to_owned() } else { list.to_owned() } };
+        let flag = if by_flag { vec!["--endpoints", list] } else { Vec::new() };
+        cli.run_with(&[command, &flag[..]].concat(), b"")
+    };
+    let good: &[(String, &[&str])] = &[
+        (format!(" {node} "), &[node]),
+        (format!("{nobody}, {node}"), &[&nobody, node]),
+        (format!(",{node},, "), &[node]),
+        (format!("http://{node}"), &[node]),
+        (format!("HTTP://{node}/ , http://{nobody}/"), &[node, &nobody]),
+        (format!("{node}/"), &[node]),
+    ];
+    let bad = [
+        ("https://127.0.0.1:1", "TLS"),
+        ("127.0.0.1:1,https://127.0.0.1:1/", "TLS"),
+        ("ftp://127.0.0.1:1", "HOST:PORT"),
+        ("http://127.0.0.1:1/v1", "HOST:PORT"),
+        ("nowhere", "HOST:PORT"),
+        (" , ", "no endpoint is given"),
+    ];
+    for by_flag in [true, false] {
+        for (list, expected) in good {
+            let ended = run(list, by_flag, &["status", "--output", "json"]);
+            let lines = String::from_utf8(ended.stdout).unwrap();
+            let found = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["endpoint"].clone());
+            assert_eq!(found.collect::<Vec<_>>(), *expected, "{list}");
+            assert_eq!(run(list, by_flag, &["list"]).status.code(), Some(0), "{list}");
+        }
+        for (list, why) in bad {
+            let ended = run(list, by_flag, &["list"]);
+            let stderr = String::from_utf8(ended.stderr).unwrap();
+            assert_eq!(ended.status.code(), Some(2), "{list}: {stderr}");
+            assert!(stderr.starts_with("error: ") && stderr.lines().count() == 1, "{list}: {stderr}");
+            assert!(stderr.contains(why), "{list}: {stderr}");
+            let (named, other) = if by_flag { ("--endpoints", "RKV_") } else { ("RKV_ENDPOINTS", "'--endpoints") };
+            assert!(stderr.contains(named) && (list == " , " || !stderr.contains(other)), "{list}: {stderr}");
+        }
+    }
+}
+
 /// A key that no node can accept, or that fits into no request, is rejected before anything is sent.
 ///
 /// Method: each command with keys that are too long, also by their escapes, against a server that counts connections.

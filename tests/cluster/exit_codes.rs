@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -85,10 +86,50 @@ fn usage_errors_are_one_line() {
         let line = one_line(&ended);
         assert!(line.contains("every address of this machine") && line.contains("--advertise-addr"), "{host}: {line}");
     }
-    for (variable, value) in [("RKV_ID", "one"), ("RKV_LOG_FORMAT", "xml"), ("RKV_SNAPSHOT_ENTRIES", "-1")] {
-        let ended = run(&["--http-addr", "127.0.0.1:1"], &[("RKV_ID", "1"), (variable, value)]);
-        assert_eq!(ended.code, Some(2), "{variable}={value}: {ended:?}");
-        assert!(one_line(&ended).contains(value), "{variable}={value}: {ended:?}");
+}
+
+/// An error names where the wrong value was given: the variable, or the flag that overrides it.
+///
+/// Method: values that the parser rejects, and values that only the check of all settings rejects, in variables; then
+/// each in the flag, with a value in the variable that is right.
+#[test]
+fn errors_name_the_variable() {
+    let rows = [
+        ("RKV_ID", "one", "1"),
+        ("RKV_ID", "0", "1"),
+        ("RKV_ID", "18446744073709551616", "1"),
+        ("RKV_LOG_FORMAT", "xml", "text"),
+        ("RKV_SNAPSHOT_ENTRIES", "-1", "1"),
+        ("RKV_SNAPSHOT_ENTRIES", "0", "1"),
+        ("RKV_MAX_KEY_BYTES", "0", "1"),
+        ("RKV_ELECTION_TIMEOUT_MIN_MS", "1", "300"),
+        ("RKV_ADVERTISE_ADDR", "nowhere", "127.0.0.1:1"),
+        ("RKV_ADVERTISE_ADDR", "0.0.0.0:1", "127.0.0.1:1"),
+        ("RKV_ALLOWED_ORIGINS", "nowhere", "http://a"),
+        ("RKV_LOG_LEVEL", "loud", "info"),
+    ];
+    for (variable, wrong, right) in rows {
+        let flag = variable.replace("RKV", "-").replace('_', "-").to_lowercase();
+        let base: &[(&str, &str)] = &[("RKV_ID", "1"), ("RKV_HTTP_ADDR", "127.0.0.1:1")];
+        let ended = run(&[], &[base, &[(variable, wrong)]].concat());
+        assert_eq!(ended.code, Some(2), "{variable}={wrong}: {ended:?}");
+        let line = one_line(&ended);
+        assert!(line.contains(variable) && !line.contains(&format!("{flag} ")), "{variable}={wrong}: {line}");
+        let ended = run(&[&format!("{flag}={wrong}")], &[base, &[(variable, right)]].concat());
+        assert_eq!(ended.code, Some(2), "{flag}={wrong}: {ended:?}");
+        let line = one_line(&ended);
+        assert!(line.contains(&flag) && !line.contains(variable), "{flag}={wrong}: {line}");
+    }
+    for (variable, value) in [("RKV_HTTP_ADDR", "0.0.0.0:1"), ("RKV_HTTP_ADDR", "no-such-host.invalid:1")] {
+        let ended = run(&["--id", "1"], &[(variable, value)]);
+        assert_eq!(ended.code, Some(2), "{value}: {ended:?}");
+        assert!(one_line(&ended).contains(&format!("{variable} ")), "{value}: {ended:?}");
+    }
+    let not_utf8 = std::ffi::OsStr::from_bytes(b"\xff");
+    for (arguments, variable) in [(&["--http-addr", "127.0.0.1:1"][..], "RKV_ID"), (&["get", "k"], "RKV_ENDPOINTS")] {
+        let ended = command(arguments).env(variable, not_utf8).env("RKV_DATA_DIR", not_utf8).output().unwrap();
+        let line = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!((ended.status.code(), &*line), (Some(2), &*format!("error: {variable} is not valid UTF-8\n")));
     }
 }
 

@@ -6,21 +6,22 @@ use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand, ValueEnum};
+use raft_key_value::config::parse_endpoint;
 use raft_key_value::error::ApiError;
 use raft_key_value::network::parameters::{milliseconds, ttl_ms};
 
 // What can be asked for, beside running a node. No documentation: clap would take it for that of the program.
 #[derive(Debug, Subcommand)]
-#[command(subcommand_help_heading = "Commands for a cluster that runs")]
+#[command(subcommand_help_heading = "Commands for a running cluster")]
 pub enum Command {
     /// Print the value of a key
     #[command(after_help = "\
 Examples:
   raft-key-value get config/color                    the bytes of the value, and nothing else
-  raft-key-value get config/color --output json      with revision, version and time left
+  raft-key-value get config/color --output json      with revision, version and remaining TTL
   raft-key-value get photo > photo.jpg
 
-The exit code is 1 if there is no such key.")]
+The exit code is 1 if the key does not exist.")]
     Get(Get),
 
     /// Set a key
@@ -28,12 +29,13 @@ The exit code is 1 if there is no such key.")]
 Examples:
   raft-key-value put config/color green
   raft-key-value put photo --file photo.jpg
-  date | raft-key-value put now -                    store standard input as it is
+  date | raft-key-value put now -                    store standard input unchanged
   raft-key-value put lock me --if-missing --ttl 30s
   raft-key-value put config/color blue --if-revision 7
   raft-key-value put temperature -- -5               a value that begins with a dash
 
-The exit code is 1 if the condition does not hold.")]
+The exit code is 1 if the condition does not hold, and 74 if the key was set but the output
+cannot be written.")]
     Put(Put),
 
     /// Remove a key, or all keys with a prefix
@@ -43,22 +45,23 @@ Examples:
   raft-key-value delete config/color --if-revision 7
   raft-key-value delete --prefix config/
 
-A key that is not there is no error, unless --if-present says so (exit code 1).")]
+Deleting a key that does not exist succeeds, except with --if-present (exit code 1). The exit
+code is 74 if the keys were removed but the output cannot be written.")]
     Delete(Delete),
 
     /// List keys and values
     #[command(after_help = "\
 Examples:
   raft-key-value list                                all keys, as a table
-  raft-key-value list config/ --keys-only            one key a line
+  raft-key-value list config/ --keys-only            one key per line
   raft-key-value list log/ --reverse --limit 10      the last ten
-  raft-key-value list --output json | jq -r .key     one object a line, values in full
+  raft-key-value list --output json | jq -r .key     one object per line, with whole values
 
-All keys are shown as they were at one revision, however slowly the output is read: pages are read ahead,
-into memory and then into a temporary file.")]
+All keys are shown as they were at one revision, however slowly the output is read: pages are
+read ahead, into memory and then into a temporary file.")]
     List(List),
 
-    /// Compare keys, and do one thing or another, all or nothing
+    /// Compare keys, and apply one of two lists of operations, all or nothing
     #[command(after_help = r#"Examples:
   raft-key-value txn '{"compare":[{"key":"color","value":"green"}],
                        "success":[{"put":{"key":"color","value":"blue"}}],
@@ -66,48 +69,53 @@ into memory and then into a temporary file.")]
   raft-key-value txn --file change.json
   generate-changes | raft-key-value txn -            read the transaction from standard input
 
-The exit code is 1 if a comparison does not hold; what is in "failure" was done then."#)]
+The exit code is 1 if a comparison does not hold; the operations in "failure" were applied then.
+It is 74 if the transaction was applied but the output cannot be written."#)]
+    #[command(mut_arg("value", |arg| arg.help("Transaction to apply, as JSON; `-` reads it from standard input")))]
+    #[command(mut_arg("file", |arg| arg.help("Read the transaction from this file")))]
     Txn(Txn),
 
-    /// Print changes as they happen, one a line
+    /// Print changes as they happen, one per line
     #[command(after_help = "\
 Examples:
   raft-key-value watch                               every change from now on
-  raft-key-value watch config/ --initial             what is there, then every change
-  raft-key-value watch --key config/color --from 7   what happened since revision 7, and goes on
+  raft-key-value watch config/ --initial             the current keys, then every change
+  raft-key-value watch --key config/color --from 7   the changes since revision 7, then every change
   raft-key-value watch --output json | while read -r event; do …; done
 
-Nothing is skipped and nothing is printed twice, even while nodes fail and return. While no endpoint can
-serve the watch, the command says so on standard error and retries until --retry-for is over. It ends when
-its output is closed.")]
+No change is skipped or printed twice, even while nodes fail and return. While no endpoint can
+serve the watch, the command says so on standard error, and retries for --retry-for. It ends
+when its output is closed. The exit code is 1 if the changes since --from are no longer kept.")]
     Watch(Watch),
 
-    /// Renew the time that a key has left
+    /// Renew the TTL of a key
     #[command(after_help = "\
 Examples:
   raft-key-value touch lock --ttl 30s
   raft-key-value touch lock --ttl 30s --if-revision 7      only while the lock is the one I took
 
-The exit code is 1 if there is no such key, or the condition does not hold.")]
+The exit code is 1 if the key does not exist or the condition does not hold, and 74 if the TTL
+was renewed but the output cannot be written.")]
     Touch(Touch),
 
-    /// Show each node: whether it answers, what it is, and how far it has come
+    /// Show each endpoint: its node, role, term and revision, and whether it serves requests
     #[command(after_help = "\
 Examples:
   raft-key-value status
   raft-key-value status --endpoints 10.0.0.1:21001,10.0.0.2:21001 --output json
 
-The exit code is 3 if one of them does not answer.")]
+Each endpoint is asked once. The exit code is 3 if one of them does not serve requests.")]
+    #[command(mut_arg("retry_for", |arg| arg.hide(true)))]
     Status(Common),
 
-    /// Show who belongs to the cluster
+    /// Show the members of the cluster
     #[command(after_help = "\
 Examples:
   raft-key-value members
   raft-key-value members --output json")]
     Members(Common),
 
-    /// Print what makes a shell complete these commands
+    /// Print a script that makes a shell complete these commands
     #[command(after_help = "\
 Examples:
   source <(raft-key-value completions bash)
@@ -116,20 +124,21 @@ Examples:
     Completions(Completions),
 }
 
-/// Whom to ask, and how to answer.
+/// Which nodes are asked, and how the output is written.
 #[derive(Clone, Debug, Args)]
 pub struct Common {
-    /// Nodes to turn to, HOST:PORT, separated by commas; any nodes of the cluster will do
+    /// Nodes to send requests to, HOST:PORT or http://HOST:PORT, separated by commas: any nodes of the cluster
     #[arg(
         long,
         env = "RKV_ENDPOINTS",
         value_name = "LIST",
         value_delimiter = ',',
+        value_parser = parse_endpoint,
         default_value = "127.0.0.1:21001,127.0.0.1:21002,127.0.0.1:21003"
     )]
-    pub endpoints: Vec<String>,
+    endpoints: Vec<Option<String>>,
 
-    /// How to write what is found
+    /// Format of the output
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     pub output: Format,
 
@@ -139,20 +148,27 @@ pub struct Common {
     pub retry_for: Option<Duration>,
 }
 
+impl Common {
+    /// The addresses of the nodes.
+    pub fn endpoints(&self) -> Vec<String> {
+        self.endpoints.iter().flatten().cloned().collect()
+    }
+}
+
 /// How what is found is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// For people; values as they are.
+    /// For people.
     #[default]
     Text,
-    /// JSON, one object a line.
+    /// JSON, one object per line.
     Json,
 }
 
-/// What has to hold for a key that is there.
+/// Conditions of a write to a key that exists.
 #[derive(Debug, Args)]
 pub struct WriteOptions {
-    /// Only if the key is there
+    /// Only if the key exists
     #[arg(long, conflicts_with = "if_revision")]
     pub if_present: bool,
 
@@ -160,8 +176,8 @@ pub struct WriteOptions {
     #[arg(long, value_name = "N")]
     pub if_revision: Option<u64>,
 
-    /// Do this once, however often it is sent with this word [default: a random one]
-    #[arg(long, value_name = "WORD")]
+    /// Apply the request once, however often it is sent with this key [default: a random one]
+    #[arg(long, value_name = "KEY")]
     pub idempotency_key: Option<String>,
 }
 
@@ -170,7 +186,7 @@ pub struct WriteOptions {
 pub struct Get {
     /// The key
     pub key: String,
-    /// Take what a node holds, which may be behind
+    /// Read the data of any one node, which may be behind
     #[arg(long)]
     pub stale: bool,
     #[command(flatten)]
@@ -184,10 +200,10 @@ pub struct Put {
     pub key: String,
     #[command(flatten)]
     pub value: Input,
-    /// Let the key expire after this time, such as 500ms, 30s, 5m, 12h or 7d
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    /// Expire the key after this duration (500ms, 30s, 5m, 12h, 7d)
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub ttl: Option<Duration>,
-    /// Only if the key is not there
+    /// Only if the key does not exist
     #[arg(long, conflicts_with_all = ["if_present", "if_revision"])]
     pub if_missing: bool,
     #[command(flatten)]
@@ -199,7 +215,7 @@ pub struct Put {
 /// A value, or another body.
 #[derive(Debug, Args)]
 pub struct Input {
-    /// Value to send; `-` reads it from standard input
+    /// Value to store; `-` reads it from standard input
     pub value: Option<OsString>,
     /// Read the value from this file
     #[arg(long, value_name = "FILE", conflicts_with = "value")]
@@ -212,7 +228,7 @@ pub struct Delete {
     /// The key
     #[arg(required_unless_present = "prefix")]
     pub key: Option<String>,
-    /// Remove all keys that begin with this, which is not empty
+    /// Remove all keys that begin with this; must not be empty
     #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     #[arg(conflicts_with_all = ["key", "if_present", "if_revision", "idempotency_key"])]
     pub prefix: Option<String>,
@@ -227,8 +243,8 @@ pub struct Delete {
 pub struct Touch {
     /// The key
     pub key: String,
-    /// How long it is to stay from now on, such as 500ms, 30s, 5m, 12h or 7d
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    /// Expire the key after this duration from now (500ms, 30s, 5m, 12h, 7d)
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub ttl: Duration,
     #[command(flatten)]
     pub options: WriteOptions,
@@ -239,13 +255,13 @@ pub struct Touch {
 /// `list`
 #[derive(Debug, Args)]
 pub struct List {
-    /// What the keys begin with; all keys if it is not given
+    /// Only keys that begin with this [default: all keys]
     #[arg(default_value = "", hide_default_value = true)]
     pub prefix: String,
     /// From this key on
     #[arg(long, value_name = "KEY")]
     pub start: Option<String>,
-    /// Up to this key, and without it
+    /// Up to this key, which is excluded
     #[arg(long, value_name = "KEY")]
     pub end: Option<String>,
     /// From the last key to the first
@@ -254,10 +270,10 @@ pub struct List {
     /// Without values
     #[arg(long)]
     pub keys_only: bool,
-    /// So many keys at most
+    /// At most this many keys
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
-    /// Take what a node holds, which may be behind
+    /// Read the data of any one node, which may be behind
     #[arg(long)]
     pub stale: bool,
     #[command(flatten)]
@@ -269,8 +285,8 @@ pub struct List {
 pub struct Txn {
     #[command(flatten)]
     pub body: Input,
-    /// Do this once, however often it is sent with this word [default: a random one]
-    #[arg(long, value_name = "WORD")]
+    /// Apply the request once, however often it is sent with this key [default: a random one]
+    #[arg(long, value_name = "KEY")]
     pub idempotency_key: Option<String>,
     #[command(flatten)]
     pub common: Common,
@@ -279,16 +295,16 @@ pub struct Txn {
 /// `watch`
 #[derive(Debug, Args)]
 pub struct Watch {
-    /// What the keys begin with; all keys if it is not given
+    /// Only keys that begin with this [default: all keys]
     #[arg(default_value = "", hide_default_value = true)]
     pub prefix: String,
-    /// Watch this one key
+    /// Watch one key instead of a prefix
     #[arg(long, conflicts_with = "prefix")]
     pub key: Option<String>,
     /// Begin with the changes of this revision
     #[arg(long, value_name = "REVISION", conflicts_with = "initial")]
     pub from: Option<u64>,
-    /// Begin with what is there now
+    /// Begin with the current keys
     #[arg(long)]
     pub initial: bool,
     #[command(flatten)]

@@ -1,12 +1,13 @@
 //! How the nodes are, and who belongs to the cluster.
 
+use std::io;
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
 use raft_key_value::{ClientError, ExampleClient};
 use serde::Serialize;
 
-use super::failure::Failure;
+use super::failure::{Failure, verdict};
 use super::output::{Output, printable};
 
 /// How long a node may take to say how it is, and then whether it serves.
@@ -40,6 +41,15 @@ struct Member {
 /// `status`
 pub async fn status(mut output: Output, endpoints: &[String]) -> Result<(), Failure> {
     let found = join_all(endpoints.iter().map(|endpoint| status_of(endpoint))).await;
+    let written = write_status(&mut output, &found).map_err(Failure::Output);
+    let all_serve = match found.iter().filter(|node| !node.serves).count() {
+        0 => Ok(()),
+        useless => Err(Failure::Unavailable(format!("{useless} of {} endpoints do not serve", found.len()))),
+    };
+    verdict(written, all_serve)
+}
+
+fn write_status(output: &mut Output, found: &[NodeStatus]) -> io::Result<()> {
     if output.is_json() {
         found.iter().try_for_each(|node| output.line(node, ""))?;
     } else {
@@ -48,11 +58,7 @@ pub async fn status(mut output: Output, endpoints: &[String]) -> Result<(), Fail
         rows.extend(found.iter().map(row_of));
         output.table(&rows)?;
     }
-    output.flush()?;
-    match found.iter().filter(|node| !node.serves).count() {
-        0 => Ok(()),
-        useless => Err(Failure::Unavailable(format!("{useless} of {} endpoints do not serve", found.len()))),
-    }
+    output.flush()
 }
 
 async fn status_of(endpoint: &str) -> NodeStatus {

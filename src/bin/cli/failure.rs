@@ -7,12 +7,14 @@ use raft_key_value::ClientError;
 use raft_key_value::error::Outcome;
 use raft_key_value::telemetry::logging::say;
 
-/// The answer is no: no such key, or a condition that does not hold.
+/// The answer is no: no such key, a condition that does not hold, or a revision that is no longer kept.
 const EXIT_NO: u8 = 1;
 /// The request is wrong.
 const EXIT_USAGE: u8 = 2;
 /// No node could do it, or it is not known whether one did.
 const EXIT_UNAVAILABLE: u8 = 3;
+/// The output cannot be written, which says nothing against the request: `EX_IOERR` of `sysexits.h`.
+pub const EXIT_OUTPUT: u8 = 74;
 
 /// Why a command fails.
 #[derive(Debug, thiserror::Error)]
@@ -27,8 +29,16 @@ pub enum Failure {
     #[error("{0}")]
     Input(String),
     /// What was found could not be written.
-    #[error("cannot write: {0}")]
+    #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
+    /// The request was applied, and its result could not be written.
+    #[error("the request was applied ({result}), but its result cannot be written: {error}")]
+    Unwritten {
+        /// The result, in one line.
+        result: String,
+        /// Why it could not be written.
+        error: io::Error,
+    },
     /// The cluster did not do it.
     #[error("{}{_0}", prefix(_0))]
     Client(#[from] ClientError),
@@ -43,6 +53,24 @@ pub enum Failure {
     /// Some nodes do not serve.
     #[error("unavailable: {0}")]
     Unavailable(String),
+}
+
+impl Failure {
+    /// Whether the reader of the output has closed it, having seen enough.
+    fn is_closed_pipe(&self) -> bool {
+        match self {
+            Failure::Output(error) | Failure::Unwritten { error, .. } => error.kind() == io::ErrorKind::BrokenPipe,
+            _ => false,
+        }
+    }
+}
+
+/// The verdict of a command that has written its output, which a closed pipe does not change.
+pub fn verdict(written: Result<(), Failure>, verdict: Result<(), Failure>) -> Result<(), Failure> {
+    match written {
+        Err(failure) if !failure.is_closed_pipe() => Err(failure),
+        _ => verdict,
+    }
 }
 
 fn prefix(error: &ClientError) -> &'static str {
@@ -69,15 +97,15 @@ fn exit_code_of(error: &ClientError) -> u8 {
 pub fn exit_code(ended: Result<(), Failure>) -> ExitCode {
     let failure = match ended {
         Ok(()) => return ExitCode::SUCCESS,
-        // Who reads has seen enough.
-        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
+        Err(failure) if failure.is_closed_pipe() => return ExitCode::SUCCESS,
         Err(failure) => failure,
     };
     let code = match &failure {
         Failure::No(_) => EXIT_NO,
         Failure::Usage(_) | Failure::Input(_) => EXIT_USAGE,
         Failure::Client(error) => exit_code_of(error),
-        Failure::Output(_) | Failure::Incomplete { .. } | Failure::Unavailable(_) => EXIT_UNAVAILABLE,
+        Failure::Output(_) | Failure::Unwritten { .. } => EXIT_OUTPUT,
+        Failure::Incomplete { .. } | Failure::Unavailable(_) => EXIT_UNAVAILABLE,
     };
     say(&format!("error: {failure}\n"));
     ExitCode::from(code)

@@ -17,7 +17,7 @@ use raft_key_value::telemetry::logging::say;
 use raft_key_value::{ClientError, ExampleClient};
 
 use super::arguments::{Completions, Delete, Get, Input, List, Put, Shell, Touch, Txn, Watch, WriteOptions};
-use super::failure::Failure;
+use super::failure::{Failure, verdict};
 use super::output::{Output, output_is_closed, printable};
 
 /// How much of a value a table shows, in characters.
@@ -50,8 +50,7 @@ pub async fn put(client: &ExampleClient, mut output: Output, put: Put) -> Result
         write = write.ttl(ttl);
     }
     let answer = write.await?.answer;
-    output.line(&answer, format!("revision {}, version {}", answer.revision, answer.version))?;
-    Ok(output.flush()?)
+    output.result(&answer, &format!("revision {}, version {}", answer.revision, answer.version))
 }
 
 /// `delete`
@@ -60,16 +59,14 @@ pub async fn delete(client: &ExampleClient, mut output: Output, delete: Delete) 
         (Some(key), _) => with_options(client.delete(key), delete.options).await?,
         (None, prefix) => client.delete_prefix(&prefix.unwrap_or_default()).await?,
     };
-    output.line(&answer.answer, format!("deleted {}, revision {}", answer.deleted, answer.revision))?;
-    Ok(output.flush()?)
+    output.result(&answer.answer, &format!("deleted {}, revision {}", answer.deleted, answer.revision))
 }
 
 /// `touch`
 pub async fn touch(client: &ExampleClient, mut output: Output, touch: Touch) -> Result<(), Failure> {
     let answer = with_options(client.touch(touch.key, touch.ttl), touch.options).await?.answer;
     let left = time_left(answer.expires_in_ms);
-    output.line(&answer, format!("revision {}, version {}, expires in {left}", answer.revision, answer.version))?;
-    Ok(output.flush()?)
+    output.result(&answer, &format!("revision {}, version {}, expires in {left}", answer.revision, answer.version))
 }
 
 fn with_options<'a, Answer>(mut write: KeyWrite<'a, Answer>, options: WriteOptions) -> KeyWrite<'a, Answer> {
@@ -155,11 +152,11 @@ pub async fn txn(client: &ExampleClient, mut output: Output, txn: Txn) -> Result
         write = write.idempotency_key(key);
     }
     let answer = write.await?.answer;
-    let verdict = if answer.succeeded { "success" } else { "failure" };
+    let branch = if answer.succeeded { "success" } else { "failure" };
     let results = answer.results.iter().map(|result| format!("\n{}", text_of_result(result)));
-    output.line(&answer, format!("{verdict}, revision {}{}", answer.revision, results.collect::<String>()))?;
-    output.flush()?;
-    if answer.succeeded { Ok(()) } else { Err(Failure::No("a comparison does not hold".to_owned())) }
+    let text = format!("{branch}, revision {}{}", answer.revision, results.collect::<String>());
+    let holds = if answer.succeeded { Ok(()) } else { Err(Failure::No("a comparison does not hold".to_owned())) };
+    verdict(output.result(&answer, &text), holds)
 }
 
 fn text_of_result(result: &TxnResult) -> String {
@@ -187,7 +184,7 @@ pub async fn watch(client: &ExampleClient, mut output: Output, watch: Watch) -> 
     if watch.initial {
         watching = watching.initial();
     }
-    let endpoints = watch.common.endpoints.len();
+    let endpoints = watch.common.endpoints().len();
     let report = ConnectionReport::default();
     let mut events = watching.on_connection(|state| report.tell(state, endpoints)).stream();
     let mut closed = pin!(output_is_closed());
@@ -313,7 +310,8 @@ impl Completions {
         // To memory first: writing to a closed pipe must not panic.
         let mut script = Vec::new();
         clap_complete::generate(shell, program, "raft-key-value", &mut script);
-        io::stdout().write_all(&script)?;
-        Ok(())
+        let mut output = io::stdout();
+        output.write_all(&script)?;
+        Ok(output.flush()?)
     }
 }

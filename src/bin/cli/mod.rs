@@ -8,6 +8,7 @@
 //! | `output` | how it is written |
 //! | `spool` | how a slow reader holds up no listing |
 //! | `failure` | how it ends if it fails |
+//! | `usage` | how a wrong flag or variable is explained, a node's too |
 
 mod arguments;
 mod cluster;
@@ -15,6 +16,7 @@ mod failure;
 mod keys;
 mod output;
 mod spool;
+mod usage;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -25,8 +27,10 @@ use raft_key_value::ExampleClient;
 use raft_key_value::config::RETRY_DEADLINE_DEFAULT;
 
 use self::arguments::{Command, Common};
+pub use self::failure::EXIT_OUTPUT;
 use self::failure::Failure;
 use self::output::Output;
+pub use self::usage::{Variables, one_line};
 
 /// The command line of a node, with the commands beside it.
 pub fn with_commands(node: Clap) -> Clap {
@@ -82,7 +86,7 @@ async fn execute(command: Command) -> Result<(), Failure> {
         Command::List(list) => keys::list(&client, output, list).await,
         Command::Txn(txn) => keys::txn(&client, output, txn).await,
         Command::Watch(watch) => keys::watch(&client, output, watch).await,
-        Command::Status(common) => cluster::status(output, &common.endpoints).await,
+        Command::Status(common) => cluster::status(output, &common.endpoints()).await,
         Command::Members(_) => cluster::members(&client, output).await,
         Command::Completions(_) => Ok(()), // Done before, as it needs no cluster.
     }
@@ -90,7 +94,12 @@ async fn execute(command: Command) -> Result<(), Failure> {
 
 impl Common {
     fn client(&self, retry_for: Duration) -> Result<ExampleClient, Failure> {
-        let client = ExampleClient::connect(&self.endpoints).map_err(|error| Failure::Usage(error.to_string()))?;
+        let endpoints = self.endpoints();
+        if endpoints.is_empty() {
+            let message = "no endpoint is given: --endpoints or RKV_ENDPOINTS must list at least one HOST:PORT";
+            return Err(Failure::Usage(message.to_owned()));
+        }
+        let client = ExampleClient::connect(endpoints).map_err(|error| Failure::Usage(error.to_string()))?;
         Ok(client.with_retry_deadline(self.retry_for.unwrap_or(retry_for)))
     }
 

@@ -11,6 +11,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::arguments::Format;
+use super::failure::Failure;
 use super::spool::Spool;
 
 /// Where a command writes: standard output, or a spool in front of it.
@@ -43,6 +44,14 @@ impl<W: Write> Output<W> {
         } else {
             writeln!(self.to, "{text}")
         }
+    }
+
+    /// The result of a write, as [`line`](Self::line); an error says that the write was applied.
+    pub fn result(&mut self, value: &impl Serialize, text: &str) -> Result<(), Failure> {
+        self.line(value, text).and_then(|()| self.flush()).map_err(|error| {
+            let result = text.lines().next().unwrap_or_default().to_owned();
+            Failure::Unwritten { result, error }
+        })
     }
 
     /// Bytes, as they are.
