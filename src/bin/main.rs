@@ -87,22 +87,29 @@ fn dropped_lines(dropped: u64) -> String {
 fn run_logged(mut config: Config, log_level_is_given: bool, log: &LogWriter) -> Result<(), (u8, String)> {
     #[cfg(feature = "seeded-bugs")]
     raft_key_value::seeded_bug::check().map_err(|message| (EXIT_USAGE, message))?;
-    if !log_level_is_given && let Some(filter) = rust_log().map_err(|message| (EXIT_USAGE, message))? {
-        config.log_level = filter;
+    let mut complaint = None;
+    if !log_level_is_given {
+        let (usable, unusable) = rust_log();
+        config.log_level = usable.unwrap_or(config.log_level);
+        complaint = unusable;
     }
-    run(config, log).map_err(|error| match error.downcast_ref::<ServeError>() {
+    run(config, log, complaint).map_err(|error| match error.downcast_ref::<ServeError>() {
         // It names its cause itself.
         Some(error) => (error.exit_code(), error.to_string()),
         None => (EXIT_SOFTWARE, format!("{error:#}")),
     })
 }
 
-fn run(config: Config, log: &LogWriter) -> anyhow::Result<()> {
+fn run(config: Config, log: &LogWriter, complaint: Option<String>) -> anyhow::Result<()> {
     config.validate().map_err(ServeError::Config)?;
     // Check before logging starts: a usage error is one line without log lines around it.
     config.socket_addrs().map_err(ServeError::Config)?;
     if let Err(message) = start_logging(&config, log) {
         return Err(ServeError::Config(raft_key_value::config::ConfigError::log_level(&config, &message)).into());
+    }
+    if let Some(complaint) = complaint {
+        // Not through `tracing`: the filter that is complained of could leave it out.
+        let _ = log.clone().write_all(plain_line(config.log_format, "WARN", &complaint).as_bytes());
     }
     // Only starts and stops the node; requests and Raft run on a thread of their own.
     let runtime =
@@ -142,19 +149,34 @@ fn start_logging(config: &Config, log: &LogWriter) -> Result<(), String> {
     Ok(())
 }
 
-/// The filter in `RUST_LOG`, as every program with Rust's usual logging reads it; `None` if it is unset or empty.
-fn rust_log() -> Result<Option<String>, String> {
-    let Some(filter) = std::env::var_os("RUST_LOG").filter(|filter| !filter.is_empty()) else { return Ok(None) };
-    let wrong = |why: &str| format!("RUST_LOG {filter:?} cannot be used: {why}; unset it or give --log-level");
-    let text = filter.to_str().ok_or_else(|| wrong("it is not UTF-8"))?;
-    log_filter(text).map_err(|why| wrong(&why))?;
-    Ok(Some(text.to_owned()))
+/// The usable part of the filter in `RUST_LOG`, and what to say of the rest.
+///
+/// The variable is often set for other programs, so what is wrong with it must not keep a node from starting.
+fn rust_log() -> (Option<String>, Option<String>) {
+    let Some(filter) = std::env::var_os("RUST_LOG") else { return (None, None) };
+    let text = filter.to_string_lossy();
+    if text.split(',').all(|part| part.trim().is_empty()) {
+        return (None, None);
+    }
+    if log_filter(&text).is_ok() {
+        return (Some(text.into_owned()), None);
+    }
+    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+    let (usable, unusable): (Vec<&str>, Vec<&str>) = parts.partition(|part| log_filter(part).is_ok());
+    let usable = usable.join(",");
+    let usable = Some(usable).filter(|usable| log_filter(usable).is_ok());
+    let instead = usable.as_ref().map_or("the default level applies", |_| "the rest applies");
+    let complaint = format!(
+        "RUST_LOG: ignored {:?}, which must be a level or MODULE=LEVEL; {instead}; --log-level and RKV_LOG_LEVEL \
+         override RUST_LOG",
+        unusable.join(",")
+    );
+    (usable, Some(complaint))
 }
 
 /// What is logged: a level, or a list of levels for parts of the program.
 fn log_filter(text: &str) -> Result<EnvFilter, String> {
     let level = text.trim().to_ascii_lowercase();
-    let level_is_empty = level.is_empty();
     let filter = match level.as_str() {
         // The libraries report every failed attempt to reach a node; this
         // program says once that a node is gone, and once that it is back.
@@ -163,8 +185,10 @@ fn log_filter(text: &str) -> Result<EnvFilter, String> {
         _ => text.to_owned(),
     };
     // A filter would take a misspelt level for the name of a module, which silences the node.
-    let unknown = filter.split(',').map(str::trim).find(|part| !part.is_empty() && !is_directive(part));
-    if let Some(word) = unknown.or(level_is_empty.then_some("")) {
+    let mut parts = filter.split(',').map(str::trim).filter(|part| !part.is_empty()).peekable();
+    // Without any part it would log errors only.
+    let unknown = if parts.peek().is_none() { Some(text) } else { parts.find(|part| !is_directive(part)) };
+    if let Some(word) = unknown {
         return Err(format!("unknown log level `{word}`; expected error, warn, info, debug, trace or a filter"));
     }
     EnvFilter::try_new(filter).map_err(|error| error.to_string())
