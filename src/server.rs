@@ -36,7 +36,7 @@ pub enum ServeError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The address cannot be listened on.
-    #[error("cannot listen on {addr}: {source}; stop what uses it, or give another --http-addr")]
+    #[error("cannot listen on {addr}: {source}; {}", listen_advice(source))]
     Listen {
         /// The address.
         addr: String,
@@ -58,6 +58,19 @@ pub enum ServeError {
     /// Raft stopped by itself.
     #[error("Raft stopped: {0}; starting the node again recovers it")]
     Raft(String),
+}
+
+/// What to do if an address cannot be listened on.
+fn listen_advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "stop the process that uses it, or give another --http-addr",
+        io::ErrorKind::PermissionDenied => "ports below 1024 may be reserved; give another --http-addr",
+        _ if is_not_here(error) => {
+            "it is not an address of this machine: --http-addr is where the node listens, and --advertise-addr is what \
+             other nodes dial"
+        }
+        _ => "give another --http-addr",
+    }
 }
 
 impl ServeError {
@@ -451,14 +464,28 @@ async fn watch_address(app: web::Data<ExampleApp>) {
     }
 }
 
+/// Looks up the free space of the disk, and logs when that changes what a leader accepts.
 async fn watch_disk_space(app: web::Data<ExampleApp>) {
     let mut interval = tokio::time::interval(DISK_CHECK_INTERVAL);
     let mut said = DiskSpace::Enough;
+    let mut said_failure = None;
     loop {
         interval.tick().await;
         let directory: PathBuf = app.store.directory().to_owned();
         let free = tokio::task::spawn_blocking(move || durable::free_bytes(&directory));
-        let Ok(Ok(free_bytes)) = free.await else { continue };
+        let free = free.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let failure = free.as_ref().err().map(ToString::to_string);
+        if failure != said_failure {
+            let directory = app.store.directory().display();
+            match &failure {
+                Some(error) => tracing::warn!(
+                    "cannot look up the free space of the disk with `{directory}`: {error}; the last known space applies"
+                ),
+                None => tracing::info!("the free space of the disk with `{directory}` can be looked up again"),
+            }
+            said_failure = failure;
+        }
+        let Ok(free_bytes) = free else { continue };
         app.set_disk_free_bytes(free_bytes);
         let found = app.disk_space();
         if std::mem::replace(&mut said, found) == found {

@@ -153,3 +153,30 @@ async fn space_can_be_made() {
     cluster.restart(leader).await;
     restart_all(&mut cluster, |cluster, id| cluster.node_mut(id).remove_flag(LOW), 200).await;
 }
+
+/// If the free space cannot be looked up, a node logs that once, and once that it can be again. Until then it judges
+/// writes by what it knew.
+///
+/// Method: the data directory of a node of three is moved away and back, twice; its open files stay open. Writes go on.
+#[tokio::test]
+async fn free_space_that_cannot_be_looked_up() {
+    let cluster = TestCluster::form("disk-unknown", &ALL, CALM_BUT_QUICK).await;
+    let (node, away) = (cluster.node(2), cluster.node(2).data_dir().join("away"));
+    let has_logged = async |words: &str, times: usize| {
+        eventually(&format!("node 2 logs {words:?} {times} times"), DEADLINE, async || {
+            let found = node.log().matches(words).count();
+            if found == times { Ok(()) } else { Err(found) }
+        })
+        .await;
+    };
+    for round in 1..=2 {
+        std::fs::rename(node.directory(), &away).unwrap();
+        has_logged("cannot look up the free space", round).await;
+        cluster.put(2, "/v1/kv/k", "v").await.done();
+        std::fs::rename(&away, node.directory()).unwrap();
+        has_logged("can be looked up again", round).await;
+        cluster.put(2, "/v1/kv/k", "v").await.done();
+    }
+    let log = node.log();
+    assert_eq!(log.matches("cannot look up the free space").count(), 2, "{log}");
+}

@@ -299,8 +299,28 @@ fn a_taken_port_is_named() {
     let data_dir = directory.path().join("data");
     let ended = run(&["--id", "1", "--http-addr", &addr, "--data-dir", data_dir.to_str().unwrap()], &[]);
     assert_eq!(ended.code, Some(69), "{ended:?}");
-    assert!(last_line(&ended).contains(&addr), "{ended:?}");
+    let line = last_line(&ended);
+    assert!(line.contains(&addr) && line.contains("stop the process that uses it"), "{line}");
     assert!(!data_dir.exists(), "nothing was made");
+}
+
+/// The error of an address that another machine has says so, and which flag is for what.
+///
+/// Method: an address that is reserved for documentation, which no machine has.
+#[test]
+fn a_foreign_address_is_explained() {
+    for (arguments, environment, named) in [
+        (&["--id", "1", "--http-addr", "192.0.2.1:1"][..], &[][..], "--http-addr is where"),
+        (&["--id", "1"], &[("RKV_HTTP_ADDR", "192.0.2.1:1")], "RKV_HTTP_ADDR is where"),
+    ] {
+        let ended = run(arguments, environment);
+        assert_eq!(ended.code, Some(69), "{ended:?}");
+        let line = last_line(&ended);
+        for words in ["192.0.2.1:1", "not an address of this machine", "--advertise-addr", named] {
+            assert!(line.contains(words), "{line}");
+        }
+        assert!(!line.contains("stop the process"), "{line}");
+    }
 }
 
 /// A name is listened on at all its addresses, and one that is in use is named with exit code 69.
