@@ -26,6 +26,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::config::{CLOCK_RECORD_INTERVAL_MAX, CLOCK_STEP_MIN, LEADER_TIME_WINDOW, LOG_TIME_MS_MAX};
+use crate::seeded_bug::{self, SeededBug};
 
 /// Milliseconds since 1970 by the system's wall clock; 0 before that.
 pub fn wall_ms() -> u64 {
@@ -113,6 +114,9 @@ impl LogClock {
 
     /// Log time on the leader. If no voter knew it, the wall clocks count.
     pub fn leader_now_ms(&self) -> u64 {
+        if seeded_bug::is_on(SeededBug::ExpiryFollowsWallClock) {
+            return wall_ms();
+        }
         if !self.is_known.load(Ordering::Acquire) {
             self.count_wall_clock(self.elapsed_ms(), wall_ms());
         }

@@ -38,11 +38,13 @@ pub enum SeededBug {
     EntriesSwapped,
     /// Applying an entry asks the clock on the wall.
     ClockReadInApply,
+    /// A leader stamps entries with its wall clock.
+    ExpiryFollowsWallClock,
 }
 
 impl SeededBug {
     /// All of them.
-    pub const ALL: [SeededBug; 12] = [
+    pub const ALL: [SeededBug; 13] = [
         SeededBug::VoteNotSynced,
         SeededBug::AcknowledgedBeforeSync,
         SeededBug::DirectoryNotSynced,
@@ -55,6 +57,7 @@ impl SeededBug {
         SeededBug::ForwardReportedAsNotApplied,
         SeededBug::EntriesSwapped,
         SeededBug::ClockReadInApply,
+        SeededBug::ExpiryFollowsWallClock,
     ];
 
     /// The name by which `RKV_SEEDED_BUG` switches it on.
@@ -72,6 +75,7 @@ impl SeededBug {
             SeededBug::ForwardReportedAsNotApplied => "forward-reported-as-not-applied",
             SeededBug::EntriesSwapped => "entries-swapped",
             SeededBug::ClockReadInApply => "clock-read-in-apply",
+            SeededBug::ExpiryFollowsWallClock => "expiry-follows-wall-clock",
         }
     }
 }

@@ -72,7 +72,7 @@ const fn trial(bug: &'static str, faults: &'static [(Fault, usize)], means: Mean
 }
 
 /// All bugs, as `src/seeded_bug.rs` of the server has them.
-const TRIALS: [Trial; 12] = [
+const TRIALS: [Trial; 13] = [
     // Only the power takes what was written and not synced.
     Trial {
         symptoms: &[Symptom::WentBack],
@@ -127,6 +127,11 @@ const TRIALS: [Trial; 12] = [
             &[(Fault::Clock(Who::Follower), 2), (Fault::Pause(Who::Follower), 1)],
             Means { snapshots: true, expiring: true, ..MEANS },
         )
+    },
+    // A node whose clock is wrong must lead.
+    Trial {
+        symptoms: &[Symptom::Expiry],
+        ..trial("expiry-follows-wall-clock", &[(Fault::Clock(Who::Leader), 2)], Means { expiring: true, ..MEANS })
     },
 ];
 
