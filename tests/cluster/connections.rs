@@ -209,10 +209,12 @@ impl Crowd {
         .await;
         let (served, _) = self.done();
         for client in 0..served {
-            // The node may not have heard yet that the crowd has gone, and reject a client beyond its limit.
+            // The node may not have heard yet that the crowd has gone: it rejects a client beyond its limit, and
+            // closes idle connections, on which the next request may be under way.
             let path = format!("/v1/kv/crowd-{client}?raw");
             let answer = eventually("a client is admitted", DEADLINE, async || {
-                let answer = cluster.get(id, &path).await;
+                let sent = cluster.http().request(Method::GET, cluster.addr(id), &path, &[], Vec::new());
+                let answer = sent.await.map_err(|error| error.to_string())?;
                 if answer.status == 503 { Err(answer.text().to_owned()) } else { Ok(answer) }
             })
             .await;
