@@ -23,7 +23,7 @@ use raft_key_value::types::{LogId, StoredMembership, Vote};
 use reqwest::{Body, Method};
 use serde_json::json;
 
-use crate::harness::{Answer, CALM, Http, TestCluster, identity_of};
+use crate::harness::{Answer, CALM, DEADLINE, Http, TestCluster, eventually, identity_of};
 
 /// Stands in the rows' bodies and paths: what clients send must not get into the logs.
 const MARKER: &str = "mArKeR-must-not-be-logged";
@@ -275,9 +275,16 @@ async fn silent_and_working(cluster: &TestCluster, ids: &[u64]) {
         let log = cluster.node(*id).log();
         assert!(!log.contains(MARKER), "node {id} logged what was sent:\n{log}");
         assert!(!log.contains("panicked"), "node {id} panicked:\n{log}");
-        let left: Vec<_> =
-            cluster.node(*id).files().into_iter().filter(|path| path.extension().is_some_and(|e| e == "tmp")).collect();
-        assert!(left.is_empty(), "node {id} left temporary files: {left:?}");
+        // A node writes `CLOCK` anew now and then: that one is gone in a moment.
+        eventually("no temporary file is left", DEADLINE, async || {
+            let files = cluster.node(*id).files();
+            let left: Vec<_> = files
+                .into_iter()
+                .filter(|path| path.extension().is_some_and(|e| e == "tmp") && path.exists())
+                .collect();
+            if left.is_empty() { Ok(()) } else { Err(format!("of node {id}: {left:?}")) }
+        })
+        .await;
     }
     for id in ids {
         cluster.write(*id, "known", &format!("afterwards {id}")).await;
