@@ -1,6 +1,6 @@
 # The same targets serve developers, `.ci/run` and GitHub.
 
-.PHONY: verify format lint docs test demo bench bench-tools leftovers deny help api-check \
+.PHONY: verify format lint docs test demo bench bench-hostile-quick bench-tools leftovers deny help api-check \
 	faults faults-quick faults-model faults-control faults-outage faults-selftest faults-tools faults-etcd soak fuzz
 
 help:
@@ -11,10 +11,11 @@ help:
 	@echo 'make demo     a cluster of three, shown and checked with curl'
 	@echo 'make bench    the same load on three of our nodes and three of etcd (about 6 minutes)'
 	@echo 'make bench-snapshots, bench-elections, bench-kill-all, bench-key-value, bench-overload,'
-	@echo '     bench-self-check'
+	@echo '     bench-self-check, bench-hostile'
 	@echo '              latency under snapshots (6 minutes), elections under load (5), writes lost by kill -9 (2),'
 	@echo '              what the key-value API costs (6), four times the load that can be carried (3; as root),'
-	@echo '              what it costs that nodes hash and compare what they hold (2)'
+	@echo '              what it costs that nodes hash and compare what they hold (2), what hostile and odd'
+	@echo '              clients do to a cluster (7; make bench-hostile-quick: 1, Error 1 if it got worse)'
 	@echo 'make faults   machines, disks and networks that fail under a cluster, and every answer checked'
 	@echo '              (as root, about 10 minutes; make faults-quick: 2, make soak HOURS=n: as long as you like)'
 	@echo '              (Error 1: a violation; Error 3: incomplete, no violation; Error 4: it could not run)'
@@ -59,6 +60,11 @@ bench: bench-tools
 
 bench-%: bench-tools
 	cargo run --release --locked --manifest-path bench/Cargo.toml -- $* $(BENCH_ARGUMENTS)
+
+# A tenth of the clients and keys. The load generator is a debug build: building it takes longer than running it.
+bench-hostile-quick:
+	cargo build --release --locked
+	cargo run --locked --manifest-path bench/Cargo.toml --target-dir target -- hostile --quick --print-only $(BENCH_ARGUMENTS)
 
 bench-tools:
 	cargo build --release --locked

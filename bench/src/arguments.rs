@@ -34,6 +34,8 @@ pub enum Command {
     Overload(OverloadArguments),
     /// What share of a write's CPU the nodes' comparing of their data takes
     SelfCheck(SelfCheckArguments),
+    /// What hostile and odd clients do to a cluster
+    Hostile(HostileArguments),
 }
 
 impl Command {
@@ -46,6 +48,7 @@ impl Command {
             Command::KeyValue(arguments) => &arguments.common,
             Command::Overload(arguments) => &arguments.common,
             Command::SelfCheck(arguments) => &arguments.common,
+            Command::Hostile(arguments) => &arguments.common,
         }
     }
 }
@@ -85,7 +88,7 @@ pub struct CommonArguments {
     pub json: Option<PathBuf>,
 
     /// Exit with 1 when a goal is missed
-    #[arg(long)]
+    #[arg(long, visible_alias = "strict")]
     pub enforce: bool,
 }
 
@@ -293,4 +296,52 @@ pub struct SelfCheckArguments {
     /// Length of each measured point
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..))]
     pub seconds: u64,
+}
+
+#[derive(Args)]
+pub struct HostileArguments {
+    #[command(flatten)]
+    pub common: CommonArguments,
+
+    /// Only these loads, by name, such as watch-initial-50,hang-up; prints the figures and writes no file
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub only: Vec<String>,
+
+    /// Print the names of the loads and what each does, and run none
+    #[arg(long)]
+    pub list: bool,
+
+    /// Length of each load at most [default: 10, with --quick 1]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=300))]
+    seconds: Option<u64>,
+
+    /// The fraction of clients and keys to use [default: 1, with --quick 0.1]
+    #[arg(long, value_name = "FRACTION", value_parser = scale)]
+    scale: Option<f64>,
+
+    /// Run small loads (all of them take about a minute), judge only what holds today, and exit with 1 if it does not
+    #[arg(long)]
+    pub quick: bool,
+}
+
+impl HostileArguments {
+    pub fn seconds(&self) -> u64 {
+        self.seconds.unwrap_or(if self.quick { 1 } else { 10 })
+    }
+
+    pub fn scale(&self) -> f64 {
+        self.scale.unwrap_or(if self.quick { 0.1 } else { 1.0 })
+    }
+
+    /// Not what the documentation is to show.
+    pub fn is_partial(&self) -> bool {
+        self.quick || self.scale() != 1.0 || !self.only.is_empty()
+    }
+}
+
+fn scale(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(scale) if scale > 0.0 && scale <= 1.0 => Ok(scale),
+        _ => Err("must be more than 0 and at most 1".to_owned()),
+    }
 }

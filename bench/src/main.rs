@@ -10,6 +10,7 @@ mod cpu;
 mod disk;
 mod elections;
 mod etcd;
+mod hostile;
 mod key_value;
 mod kill_all;
 mod load;
@@ -71,6 +72,7 @@ fn run(command: Command) -> Result<Verdict> {
             Command::KeyValue(arguments) => key_value::run(&arguments).await,
             Command::Overload(arguments) => overload::run(&arguments).await,
             Command::SelfCheck(arguments) => self_check::run(&arguments).await,
+            Command::Hostile(arguments) => hostile::run(&arguments).await,
         }
     })
 }

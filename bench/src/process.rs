@@ -52,10 +52,24 @@ impl ServerProcess {
     }
 
     pub fn resident_bytes(&self) -> Result<u64> {
+        self.memory_bytes("VmRSS:")
+    }
+
+    /// The most resident memory since `reset_peak`.
+    pub fn peak_bytes(&self) -> Result<u64> {
+        self.memory_bytes("VmHWM:")
+    }
+
+    pub fn reset_peak(&self) -> Result<()> {
+        let path = format!("/proc/{}/clear_refs", self.pid());
+        fs::write(&path, "5").with_context(|| format!("cannot write `{path}`"))
+    }
+
+    fn memory_bytes(&self, field: &str) -> Result<u64> {
         let path = format!("/proc/{}/status", self.pid());
         let status = fs::read_to_string(&path).with_context(|| format!("cannot read `{path}`"))?;
         // A process that has ended and is not waited for has no such line.
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(field));
         let line = line.with_context(|| format!("{} has no memory: it has ended", self.name))?;
         let kibibytes: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
         Ok(kibibytes * 1024)
@@ -125,6 +139,22 @@ pub fn kill_all(mut processes: Vec<ServerProcess>) -> Result<()> {
     }
     for process in &processes {
         process.signal(libc::SIGKILL);
+    }
+    Ok(())
+}
+
+/// More connections than the 1,024 files that a shell's children often get.
+pub fn raise_open_files_limit() -> Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` outlives both calls; the first fills it, the second reads it.
+    let failed = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) != 0 || {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit) != 0
+        }
+    };
+    if failed {
+        return Err(std::io::Error::last_os_error()).context("cannot raise the limit of open files");
     }
     Ok(())
 }

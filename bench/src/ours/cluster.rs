@@ -205,6 +205,20 @@ impl OursCluster {
         self.processes.iter().map(ServerProcess::resident_bytes).collect()
     }
 
+    /// The most resident memory of each node since `reset_peaks`.
+    pub fn peak_bytes(&self) -> Result<Vec<u64>> {
+        self.processes.iter().map(ServerProcess::peak_bytes).collect()
+    }
+
+    pub fn reset_peaks(&self) -> Result<()> {
+        self.processes.iter().try_for_each(ServerProcess::reset_peak)
+    }
+
+    /// An error that says why, if a node has ended.
+    pub fn check_running(&mut self) -> Result<()> {
+        self.processes.iter_mut().try_for_each(ServerProcess::check_running)
+    }
+
     pub async fn metrics(&self, node_id: u64) -> Result<Metrics> {
         let mut connection = HttpConnection::connect(self.address(node_id)).await?;
         connection.call(Method::GET, "/metrics", ()).await.with_context(|| format!("node {node_id}"))

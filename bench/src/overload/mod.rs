@@ -24,6 +24,7 @@ use crate::arguments::{OverloadArguments, Receivers};
 use crate::cpu;
 use crate::load::{self, LoadPlan, Measurement, Workload};
 use crate::ours::OursCluster;
+use crate::process::raise_open_files_limit;
 use crate::report::{Environment, Goal, Limit, publish};
 use crate::statistics::{Spread, milliseconds, thousands};
 use crate::target::{Leader, Target};
@@ -310,20 +311,4 @@ fn goals(best: &PeakPoint, overload: &Overload, memory: &Memory, elections: u64)
             " MiB",
         ),
     ]
-}
-
-/// More connections than the 1,024 files that a shell's children often get.
-fn raise_open_files_limit() -> Result<()> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` outlives both calls; the first fills it, the second reads it.
-    let failed = unsafe {
-        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) != 0 || {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &limit) != 0
-        }
-    };
-    if failed {
-        return Err(std::io::Error::last_os_error()).context("cannot raise the limit of open files");
-    }
-    Ok(())
 }

@@ -1,0 +1,428 @@
+//! Raw sockets that send what no HTTP library would, and keep almost nothing.
+//!
+//! Thousands of these clients run at once, so none has a buffer of its own:
+//! requests are shared [`Bytes`], and all tasks of a thread read into one buffer.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io::{Error, ErrorKind, Result};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use serde::Serialize;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::{Instant, timeout_at};
+
+/// The receive buffer that [`Client::connect_unread`] asks for. The kernel doubles it and has a minimum.
+const SMALL_RECEIVE_BUFFER_BYTES: u32 = 4096;
+const READ_BYTES: usize = 64 * 1024;
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
+}
+
+/// A request, ready to be sent: its head and its body.
+#[derive(Clone)]
+pub struct Request {
+    pub head: Bytes,
+    pub body: Bytes,
+}
+
+impl Request {
+    pub fn get(target: &str) -> Self {
+        Self::new("GET", target, &[], Bytes::new())
+    }
+
+    /// With a `Content-Length`, unless the body is empty.
+    pub fn new(method: &str, target: &str, headers: &[(&str, &str)], body: Bytes) -> Self {
+        let mut head = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n");
+        for (name, value) in headers {
+            head += &format!("{name}: {value}\r\n");
+        }
+        if !body.is_empty() {
+            head += &format!("Content-Length: {}\r\n", body.len());
+        }
+        head += "\r\n";
+        Self { head: head.into(), body }
+    }
+
+    pub fn put(key: &str, value: Bytes) -> Self {
+        Self::new("PUT", &format!("/v1/kv/{key}"), &[], value)
+    }
+
+    pub fn txn(body: impl Into<Bytes>) -> Self {
+        Self::new("POST", "/v1/txn", &[], body.into())
+    }
+}
+
+/// What became of the requests of a load.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Connections that were opened.
+    pub connected: u64,
+    /// Connections that could not be opened.
+    pub not_connected: u64,
+    /// Requests of which at least some bytes were sent.
+    pub sent: u64,
+    pub by_status: BTreeMap<u16, u64>,
+    /// Answers among those that leave the outcome of a write unknown.
+    pub unknown: u64,
+    /// Connections that ended before the answer was complete, including watches that ended.
+    pub closed: u64,
+}
+
+impl Counts {
+    pub fn answered(&self) -> u64 {
+        self.by_status.values().sum()
+    }
+
+    /// How many requests had this status.
+    pub fn of(&self, status: u16) -> u64 {
+        self.by_status.get(&status).copied().unwrap_or_default()
+    }
+}
+
+/// [`Counts`] that all clients of a load share.
+#[derive(Clone, Default)]
+pub struct Tally(Arc<Mutex<Counts>>);
+
+impl Tally {
+    pub fn counts(&self) -> Counts {
+        self.with(|counts| counts.clone())
+    }
+
+    pub fn sent(&self, requests: u64) {
+        self.with(|counts| counts.sent += requests);
+    }
+
+    pub fn closed(&self) {
+        self.with(|counts| counts.closed += 1);
+    }
+
+    fn connected(&self, is_connected: bool) {
+        self.with(|counts| if is_connected { counts.connected += 1 } else { counts.not_connected += 1 });
+    }
+
+    fn answered(&self, head: &Head) {
+        self.with(|counts| {
+            *counts.by_status.entry(head.status).or_default() += 1;
+            counts.unknown += u64::from(head.is_unknown);
+        });
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut Counts) -> T) -> T {
+        change(&mut self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+}
+
+/// One connection. It counts what it does.
+pub struct Client {
+    stream: TcpStream,
+    tally: Tally,
+    answer: Answer,
+}
+
+impl Client {
+    pub async fn connect(address: SocketAddr, tally: &Tally) -> Result<Self> {
+        Self::connect_with(address, tally, None).await
+    }
+
+    /// For clients that read nothing: as little as possible is left to the kernel's buffers.
+    pub async fn connect_unread(address: SocketAddr, tally: &Tally) -> Result<Self> {
+        Self::connect_with(address, tally, Some(SMALL_RECEIVE_BUFFER_BYTES)).await
+    }
+
+    async fn connect_with(address: SocketAddr, tally: &Tally, receive_buffer: Option<u32>) -> Result<Self> {
+        let connecting = async {
+            let socket = TcpSocket::new_v4()?;
+            if let Some(bytes) = receive_buffer {
+                socket.set_recv_buffer_size(bytes)?;
+            }
+            let stream = socket.connect(address).await?;
+            stream.set_nodelay(true)?;
+            Result::Ok(stream)
+        };
+        let connected = connecting.await;
+        tally.connected(connected.is_ok());
+        Ok(Self { stream: connected?, tally: tally.clone(), answer: Answer::default() })
+    }
+
+    /// Sends the request, and reads its answer to the end.
+    pub async fn call(&mut self, request: &Request) -> Result<u16> {
+        self.send(request).await?;
+        self.finish(|_| ()).await
+    }
+
+    pub async fn send(&mut self, request: &Request) -> Result<()> {
+        self.tally.sent(1);
+        self.send_bytes(&request.head).await?;
+        self.send_bytes(&request.body).await
+    }
+
+    /// Sends bytes that do not count as a request. An answer may come while they are sent, so an
+    /// error of sending is not reported: what follows reads that answer, or the end of the connection.
+    pub async fn send_bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        match self.stream.write_all(bytes).await {
+            Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Reads the answer to the end, and gives its body away in pieces.
+    pub async fn finish(&mut self, mut body: impl FnMut(&[u8])) -> Result<u16> {
+        let status = loop {
+            if let Some(status) = self.answer.take_complete() {
+                break status;
+            }
+            self.read(&mut body).await?;
+        };
+        Ok(status)
+    }
+
+    /// Reads until the head of the answer has come. The body may begin with it, and is dropped.
+    pub async fn head(&mut self) -> Result<u16> {
+        loop {
+            if let Some(head) = &self.answer.head {
+                return Ok(head.status);
+            }
+            self.read(&mut |_| ()).await?;
+        }
+    }
+
+    /// Reads some bytes, and gives what of them is body.
+    pub async fn read(&mut self, body: &mut impl FnMut(&[u8])) -> Result<()> {
+        let read = loop {
+            self.stream.readable().await?;
+            let read = BUFFER.with_borrow_mut(|buffer| {
+                let count = self.stream.try_read(buffer)?;
+                if count == 0 {
+                    return Err(ErrorKind::UnexpectedEof.into());
+                }
+                self.answer.take(&buffer[..count], &mut |head| self.tally.answered(head), body)
+            });
+            match read {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                read => break read,
+            }
+        };
+        if read.is_err() {
+            self.tally.closed();
+        }
+        read
+    }
+
+    /// Waits until the node closes the connection or answers, or the deadline has passed.
+    /// Reads nothing but the answer's head.
+    pub async fn hold(mut self, deadline: Instant) {
+        if let Ok(Ok(_)) = timeout_at(deadline, self.head()).await {
+            tokio::time::sleep_until(deadline).await;
+        }
+    }
+
+    /// Closes the connection so that the node sees a reset.
+    pub fn reset(self) -> Result<()> {
+        self.stream.set_zero_linger()
+    }
+
+    /// Keeps the connection open and reads nothing from it.
+    pub async fn ignore(self, deadline: Instant) {
+        tokio::time::sleep_until(deadline).await;
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Head {
+    status: u16,
+    is_unknown: bool,
+    framing: Framing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Framing {
+    Length(u64),
+    Chunked,
+}
+
+/// An answer while it arrives. Of its body nothing is kept.
+#[derive(Default)]
+struct Answer {
+    head: Option<Head>,
+    /// What has come of the head.
+    head_bytes: Vec<u8>,
+    body: Body,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Body {
+    #[default]
+    Before,
+    Length(u64),
+    /// The length of a chunk, as far as it has come.
+    ChunkLength(u64),
+    /// Bytes of the chunk that are still to come.
+    Chunk(u64),
+    /// Bytes of line ends that are still to come, and whether that chunk was the last.
+    ChunkEnd(u8, bool),
+    Complete,
+}
+
+impl Answer {
+    /// The status, once the answer is complete. The next bytes then begin another one.
+    fn take_complete(&mut self) -> Option<u16> {
+        if self.body != Body::Complete {
+            return None;
+        }
+        self.body = Body::Before;
+        self.head.take().map(|head| head.status)
+    }
+
+    fn take(&mut self, mut bytes: &[u8], new_head: &mut impl FnMut(&Head), body: &mut impl FnMut(&[u8])) -> Result<()> {
+        while !bytes.is_empty() {
+            let taken = match self.body {
+                Body::Before => {
+                    let taken = self.take_head(bytes)?;
+                    self.head.iter().for_each(&mut *new_head);
+                    taken
+                }
+                Body::Length(left) | Body::Chunk(left) => {
+                    let count = bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                    body(&bytes[..count]);
+                    let left = left - count as u64;
+                    self.body = match self.body {
+                        Body::Length(_) if left == 0 => Body::Complete,
+                        Body::Length(_) => Body::Length(left),
+                        _ if left == 0 => Body::ChunkEnd(2, false),
+                        _ => Body::Chunk(left),
+                    };
+                    count
+                }
+                Body::ChunkLength(length) => {
+                    self.body = match bytes[0] {
+                        b'\r' => Body::ChunkLength(length),
+                        b'\n' if length == 0 => Body::ChunkEnd(2, true),
+                        b'\n' => Body::Chunk(length),
+                        digit => {
+                            let digit = char::from(digit).to_digit(16).ok_or(ErrorKind::InvalidData)?;
+                            Body::ChunkLength(length * 16 + u64::from(digit))
+                        }
+                    };
+                    1
+                }
+                Body::ChunkEnd(left, is_last) => {
+                    self.body = match (left, is_last) {
+                        (1, false) => Body::ChunkLength(0),
+                        (1, true) => Body::Complete,
+                        (left, is_last) => Body::ChunkEnd(left - 1, is_last),
+                    };
+                    1
+                }
+                // Nothing is due: the answer to a request that was sent ahead of its turn.
+                Body::Complete => {
+                    self.take_complete();
+                    0
+                }
+            };
+            bytes = &bytes[taken..];
+        }
+        Ok(())
+    }
+
+    /// Returns how many of the bytes belong to the head.
+    fn take_head(&mut self, bytes: &[u8]) -> Result<usize> {
+        const END: &[u8] = b"\r\n\r\n";
+        let before = self.head_bytes.len();
+        self.head_bytes.extend_from_slice(&bytes[..bytes.len().min(HEAD_BYTES_MAX)]);
+        let from = before.saturating_sub(END.len() - 1);
+        let Some(end) = self.head_bytes[from..].windows(END.len()).position(|window| window == END) else {
+            if self.head_bytes.len() >= HEAD_BYTES_MAX {
+                return Err(Error::new(ErrorKind::InvalidData, "an endless head"));
+            }
+            return Ok(bytes.len());
+        };
+        let end = from + end + END.len();
+        let head = Head::parse(&self.head_bytes[..end])?;
+        self.head_bytes = Vec::new();
+        self.body = match head.framing {
+            Framing::Length(0) => Body::Complete,
+            Framing::Length(length) => Body::Length(length),
+            Framing::Chunked => Body::ChunkLength(0),
+        };
+        self.head = Some(head);
+        Ok(end - before)
+    }
+}
+
+impl Head {
+    fn parse(bytes: &[u8]) -> Result<Self> {
+        let invalid = |message: &str| Error::new(ErrorKind::InvalidData, message);
+        let text = std::str::from_utf8(bytes).map_err(|_| invalid("the head is not UTF-8"))?;
+        let mut lines = text.split("\r\n");
+        let status = lines.next().and_then(|line| line.strip_prefix("HTTP/1.")?.get(2..5)?.parse().ok());
+        let status = status.ok_or_else(|| invalid("not a status line"))?;
+        let mut head = Self { status, is_unknown: status == 504, framing: Framing::Length(0) };
+        for (name, value) in lines.filter_map(|line| line.split_once(':')) {
+            let value = value.trim();
+            if name.eq_ignore_ascii_case("content-length") {
+                head.framing = Framing::Length(value.parse().map_err(|_| invalid("not a length"))?);
+            } else if name.eq_ignore_ascii_case("transfer-encoding") {
+                head.framing = Framing::Chunked;
+            } else if name.eq_ignore_ascii_case("raft-outcome") {
+                head.is_unknown = value == "unknown";
+            }
+        }
+        Ok(head)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However an answer is cut into reads, it has one status and one body.
+    #[test]
+    fn answers_are_read_in_any_pieces() {
+        let length = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 5\r\nRaft-Outcome: not_applied\r\n\r\nhello";
+        let chunked =
+            "HTTP/1.1 503 Service Unavailable\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhell\r\n1\r\no\r\n0\r\n\r\n";
+        for text in [length, chunked] {
+            for size in 1..=text.len() {
+                let mut answer = Answer::default();
+                let mut body = Vec::new();
+                for piece in text.as_bytes().chunks(size) {
+                    assert_eq!(answer.take_complete(), None);
+                    answer.take(piece, &mut |_| (), &mut |bytes| body.extend_from_slice(bytes)).unwrap();
+                }
+                assert_eq!((answer.take_complete(), body.as_slice()), (Some(503), b"hello".as_slice()), "{size}");
+            }
+        }
+    }
+
+    /// Every head counts, also of answers that come in one read.
+    #[test]
+    fn pipelined_answers_all_count() {
+        let text = "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1HTTP/1.1 404 Not Found\r\n\r\n";
+        let mut statuses = Vec::new();
+        let mut answer = Answer::default();
+        answer.take(text.as_bytes(), &mut |head| statuses.push(head.status), &mut |_| ()).unwrap();
+        assert_eq!(statuses, [200, 404]);
+    }
+
+    #[test]
+    fn an_outcome_is_unknown_if_the_node_says_so() {
+        let is_unknown = |text: &str| Head::parse(text.as_bytes()).unwrap().is_unknown;
+        assert!(is_unknown("HTTP/1.1 504 Gateway Timeout\r\n\r\n"));
+        assert!(is_unknown("HTTP/1.1 503 Service Unavailable\r\nRaft-Outcome: unknown\r\n\r\n"));
+        assert!(!is_unknown("HTTP/1.1 504 Gateway Timeout\r\nRaft-Outcome: not_applied\r\n\r\n"));
+        assert!(!is_unknown("HTTP/1.1 503 Service Unavailable\r\nRaft-Outcome: not_applied\r\n\r\n"));
+    }
+
+    #[test]
+    fn what_is_no_answer_is_an_error() {
+        for text in ["SSH-2.0-OpenSSH\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n"] {
+            assert!(Answer::default().take(text.as_bytes(), &mut |_| (), &mut |_| ()).is_err(), "{text}");
+        }
+    }
+}
