@@ -67,11 +67,18 @@ pub const WATCH_BATCHES_MAX: usize = 16;
 /// About how many bytes of changes are read from the history at once, for a watch
 /// that catches up.
 pub const WATCH_BATCH_BYTES: usize = 128 << 10;
-/// Largest batch that is kept as it is sent, so that it is encoded once for all.
-pub const WATCH_ENCODED_BYTES_MAX: usize = 64 << 10;
-/// How much is handed out to the watches of the same keys at once; they read what
-/// is more from the history.
-pub const WATCH_HANDED_OUT_BYTES_MAX: usize = 256 << 10;
+/// About how many bytes of changes go into one batch that is handed out, unless a revision has more or
+/// so much is applied at once that there would be too many batches.
+pub const WATCH_HANDED_OUT_BATCH_BYTES: usize = 32 << 10;
+/// Bytes of batches that a node keeps for its watches, as changes and as they are sent, beside one of
+/// any length. A watch that is further behind reads the history.
+pub const WATCH_HANDED_OUT_BYTES_MAX: usize = 32 << 20;
+/// Changes from this length on, in bytes, are encoded once for all watches of the node.
+pub const WATCH_LONG_EVENT_BYTES: usize = 16 << 10;
+/// Bytes of such events that a node keeps, beside one of any length.
+pub const WATCH_LONG_EVENTS_BYTES_MAX: usize = 16 << 20;
+/// Bytes of a watch's events that are given to its connection at once.
+pub const WATCH_PIECE_BYTES_MAX: usize = 64 << 10;
 /// How often a watch with nothing to say says that it is there.
 pub const WATCH_HEARTBEAT: Duration = Duration::from_secs(10);
 /// How long a watch that begins waits for a leader, with its connection open.
@@ -845,8 +852,8 @@ mod tests {
                 SNAPSHOT_FRAME_BYTES + TXN_ANSWER_BYTES_MAX / 2 * 3 + 256 * TXN_OPERATIONS_MAX_LIMIT
                     < SNAPSHOT_FRAME_BYTES_MAX
             );
-            // In batches of half of what is kept encoded, they all fit.
-            assert!(WATCH_HANDED_OUT_BYTES_MAX / (WATCH_ENCODED_BYTES_MAX / 2) <= WATCH_BATCHES_MAX);
+            assert!(WATCH_BATCHES_MAX * WATCH_HANDED_OUT_BATCH_BYTES < WATCH_HANDED_OUT_BYTES_MAX);
+            assert!(WATCH_LONG_EVENT_BYTES < WATCH_HANDED_OUT_BATCH_BYTES);
             assert!(PAGE_KEYS_HERE_MAX < PAGE_KEYS_MAX_DEFAULT);
             assert!(WATCH_HEARTBEAT.as_secs() < KEEP_ALIVE.as_secs());
             assert!(WATCH_SILENCE_MAX.as_secs() > 2 * WATCH_HEARTBEAT.as_secs());

@@ -5,6 +5,7 @@
 //! `<revision>.<position>`, so that a watch which breaks between them is taken up
 //! again at the right one, and nothing comes twice or not at all.
 
+use std::collections::VecDeque;
 use std::io::Write;
 use std::time::Instant;
 
@@ -27,11 +28,13 @@ use super::reply::refuse_body;
 use super::v1::{self, may_read, ready_to_read};
 use crate::app::{ExampleApp, Exclusion, Role};
 use crate::body::{EncodedValue, Encoding, WatchEnd, WatchEvent, write_json_line};
-use crate::config::{WATCH_BATCH_BYTES, WATCH_HEARTBEAT, WATCH_LEADER_DEADLINE, WATCH_LEADER_INTERVAL};
+use crate::config::{
+    WATCH_BATCH_BYTES, WATCH_HEARTBEAT, WATCH_LEADER_DEADLINE, WATCH_LEADER_INTERVAL, WATCH_PIECE_BYTES_MAX,
+};
 use crate::error::{ApiError, Outcome, Retry, RevisionGone};
 use crate::operation::Key;
 use crate::store::listing::Range;
-use crate::store::{Change, ChangeKind, Data, Filter, Record, Subscription, WatchError};
+use crate::store::{Change, ChangeKind, Data, Filter, LongEvents, Record, Subscription, WatchError};
 
 /// Where a watch goes on: the `id` of the last event that the reader has.
 pub const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -122,7 +125,7 @@ async fn start_watch(
         Err(error) if may_wait && may_pass(app, &error) => (State::Waiting(Waiting::new(app, begin)), None),
         Err(error) => return Err(error),
     };
-    let watch = Watch { app: app.clone(), state, stale, _permit: permit };
+    let watch = Watch { app: app.clone(), state, unsent: VecDeque::new(), stale, _permit: permit };
     let mut response = HttpResponse::Ok()
         .insert_header((header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")))
         .insert_header((header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
@@ -202,6 +205,8 @@ fn gone(oldest: u64) -> ApiError {
 struct Watch {
     app: web::Data<ExampleApp>,
     state: State,
+    /// What comes before anything else; shared with other watches.
+    unsent: VecDeque<Bytes>,
     stale: bool,
     /// Counts it among the watches of this node.
     _permit: WatchPermit,
@@ -261,24 +266,48 @@ struct Initial {
 }
 
 impl Watch {
-    /// The next piece of the body.
+    /// The next piece of the body, a short one: the connection copies it, and holds the copy until its
+    /// reader takes it.
     async fn next(mut self) -> Option<(Result<Bytes, actix_web::Error>, Self)> {
-        let (bytes, state) = match std::mem::replace(&mut self.state, State::Ended) {
+        loop {
+            if let Some(piece) = self.next_unsent() {
+                return Some((Ok(piece), self));
+            }
+            self.advance().await?;
+        }
+    }
+
+    fn next_unsent(&mut self) -> Option<Bytes> {
+        let first = self.unsent.front_mut()?;
+        if first.len() > WATCH_PIECE_BYTES_MAX {
+            return Some(first.split_to(WATCH_PIECE_BYTES_MAX));
+        }
+        self.unsent.pop_front()
+    }
+
+    /// Waits for something to send; `None` if nothing will come any more.
+    async fn advance(&mut self) -> Option<()> {
+        match std::mem::replace(&mut self.state, State::Ended) {
             State::Ended => return None,
-            State::Waiting(waiting) => self.wait(waiting).await,
+            State::Waiting(waiting) => {
+                let (bytes, state) = self.wait(waiting).await;
+                self.unsent.push_back(bytes);
+                self.state = state;
+            }
             State::Watching(mut watching) => {
                 let sent = match watching.initial.take() {
-                    Some(initial) => watching.send_initial(&self.app, initial),
-                    None => watching.send_changes(&self.app, self.stale).await,
+                    Some(initial) => {
+                        watching.send_initial(&self.app, initial).map(|bytes| self.unsent.push_back(bytes))
+                    }
+                    None => watching.send_changes(&self.app, self.stale, &mut self.unsent).await,
                 };
                 match sent {
-                    Ok(bytes) => (bytes, State::Watching(watching)),
-                    Err(end) => (end_event(end), State::Ended),
+                    Ok(()) => self.state = State::Watching(watching),
+                    Err(end) => self.unsent.push_back(end_event(end)),
                 }
             }
-        };
-        self.state = state;
-        Some((Ok(bytes), self))
+        }
+        Some(())
     }
 
     /// Waits until the watch can begin, the reader is due a word, or it has waited for too long.
@@ -354,15 +383,26 @@ impl Watching {
         Ok(events.into())
     }
 
-    async fn send_changes(&mut self, app: &ExampleApp, stale: bool) -> Result<Bytes, WatchEnd> {
+    async fn send_changes(
+        &mut self,
+        app: &ExampleApp,
+        stale: bool,
+        unsent: &mut VecDeque<Bytes>,
+    ) -> Result<(), WatchEnd> {
         tokio::select! {
             biased;
             () = app.stopped() => Err(end_of(&forward::stopping())),
             batch = self.subscription.next() => match batch {
-                Ok(batch) => Ok(batch.encoded(encode)),
+                Ok(batch) => {
+                    unsent.extend(self.subscription.encoded(&batch, encode).iter().cloned());
+                    Ok(())
+                }
                 Err(WatchError::Gone { oldest }) => Err(too_slow(oldest)),
             },
-            () = tokio::time::sleep(WATCH_HEARTBEAT) => self.heartbeat(app, stale).await,
+            () = tokio::time::sleep(WATCH_HEARTBEAT) => {
+                unsent.push_back(self.heartbeat(app, stale).await?);
+                Ok(())
+            }
         }
     }
 
@@ -448,31 +488,58 @@ impl<'a> KeyValueRef<'a> {
     }
 }
 
-/// Changes of whole revisions, as they are sent.
-fn encode(changes: &[Change]) -> Bytes {
+/// Changes of whole revisions, as they are sent. Long events are pieces of their own.
+fn encode(changes: &[Change], long_events: &LongEvents) -> Vec<Bytes> {
+    let mut pieces = Vec::new();
     let mut events = Vec::with_capacity(256 * changes.len());
     for (index, change) in changes.iter().enumerate() {
-        let (key, revision) = (change.key.as_ref(), change.revision);
+        let revision = change.revision;
         let is_last = changes.get(index + 1).is_none_or(|next| next.revision != revision);
-        let id = (revision, (!is_last).then_some(change.position));
-        let event = match &change.kind {
-            ChangeKind::Put(record) => EventRef::Put(KeyValueRef::of(key, record)),
-            ChangeKind::Delete => EventRef::Delete { key, revision },
-            ChangeKind::Expire => EventRef::Expire { key, revision },
-        };
-        write_event(&mut events, Some(id), &event);
+        write_id(&mut events, (revision, (!is_last).then_some(change.position)));
+        if long_events.is_for(change) {
+            pieces.push(std::mem::take(&mut events).into());
+            pieces.push(long_events.get_or_encode(change, || {
+                let mut data = Vec::new();
+                write_data(&mut data, &event_of(change));
+                data.into()
+            }));
+        } else {
+            write_data(&mut events, &event_of(change));
+        }
     }
-    events.into()
+    if !events.is_empty() {
+        pieces.push(events.into());
+    }
+    pieces
 }
 
-/// Writes one event. Neither step can fail: the one writes to memory, and the
-/// other has only text and numbers to write.
+fn event_of(change: &Change) -> EventRef<'_> {
+    let (key, revision) = (change.key.as_ref(), change.revision);
+    match &change.kind {
+        ChangeKind::Put(record) => EventRef::Put(KeyValueRef::of(key, record)),
+        ChangeKind::Delete => EventRef::Delete { key, revision },
+        ChangeKind::Expire => EventRef::Expire { key, revision },
+    }
+}
+
+/// Writes one event.
 fn write_event(events: &mut Vec<u8>, id: Option<(u64, Option<u32>)>, event: &impl Serialize) {
-    let _ = match id {
-        None => Ok(()),
-        Some((revision, None)) => writeln!(events, "id: {revision}"),
-        Some((revision, Some(position))) => writeln!(events, "id: {revision}.{position}"),
+    if let Some(id) = id {
+        write_id(events, id);
+    }
+    write_data(events, event);
+}
+
+fn write_id(events: &mut Vec<u8>, (revision, position): (u64, Option<u32>)) {
+    // Writing to memory cannot fail.
+    let _ = match position {
+        None => writeln!(events, "id: {revision}"),
+        Some(position) => writeln!(events, "id: {revision}.{position}"),
     };
+}
+
+/// Writes the data of an event, and its end. It has only text and numbers, so this cannot fail.
+fn write_data(events: &mut Vec<u8>, event: &impl Serialize) {
     events.extend_from_slice(b"data: ");
     if let Err(error) = write_json_line(&mut *events, event) {
         tracing::error!("an event cannot be written as JSON: {error}");

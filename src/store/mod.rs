@@ -42,7 +42,7 @@ pub use self::self_check::{SelfCheck, SelfChecks};
 pub use self::state_hash::StateHash;
 pub use self::state_machine::{Data, ExampleStateMachine, Record};
 pub use self::state_machine_store::StateMachineStore;
-pub use self::watch::{Filter, Subscription, WatchError};
+pub use self::watch::{Filter, LongEvents, Subscription, WatchError};
 /// Where the original has them.
 pub use crate::types::{ExampleRequest, ExampleResponse};
 

@@ -40,10 +40,12 @@ pub struct StateMachineStore {
 impl StateMachineStore {
     pub(super) fn new(machine: ExampleStateMachine, snapshots: SnapshotDirectory, clock: Arc<LogClock>) -> Self {
         clock.applied(machine.clock_ms);
+        let hub = Hub::default();
+        hub.replaced(&machine);
         StateMachineStore {
             machine: Arc::new(RwLock::new(machine)),
             snapshots: Arc::new(snapshots),
-            hub: Arc::default(),
+            hub: Arc::new(hub),
             listings: Arc::default(),
             self_checks: Arc::default(),
             clock,
@@ -128,7 +130,7 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
                 swap_two(&mut chunk);
             }
             let mut answers = Vec::with_capacity(chunk.len());
-            self.write(|machine| {
+            let revision_before = self.write(|machine| {
                 let revision_before = machine.revision;
                 for (entry, responder) in chunk {
                     check_next(machine.last_applied, &entry)?;
@@ -138,9 +140,10 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
                     answers.extend(responder.map(|responder| (responder, response)));
                 }
                 self.clock.applied(machine.clock_ms);
-                self.hub.publish(machine, revision_before);
-                io::Result::Ok(())
+                io::Result::Ok(revision_before)
             })?;
+            // Readers go on meanwhile. Only this task changes the state, so it is still the same.
+            self.read(|machine| self.hub.publish(machine, revision_before));
             // Outside the lock: each wakes a request that is about to read.
             for (responder, response) in answers {
                 responder.send(response);
@@ -174,6 +177,7 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
             self.hub.reset(current.revision + 1);
             self.self_checks().forget();
             self.clock.applied(machine.clock_ms);
+            self.hub.replaced(&machine);
             std::mem::replace(current, machine)
         });
         // A large map takes long to free; nobody should wait for that.

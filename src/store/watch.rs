@@ -4,15 +4,18 @@
 //! has come to the end it joins the group of those that watch the same keys, and
 //! is handed what is applied from then on. One that falls behind its group goes
 //! back to the history; one that falls behind the history has lost, and is told.
-//! So a slow reader holds little more than its own place: a few short batches,
-//! which it shares with its group. What is long is not handed out at all.
+//!
+//! Each batch is encoded once for its group, however long it is, and each long
+//! event once for all groups. A slow reader holds only its place and the piece
+//! that is being sent to it: batches belong to the node, which keeps the newest
+//! up to a number of bytes.
 //!
 //! A write looks its key up once for each length of prefix that is watched, not
 //! once for each watch.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use bytes::Bytes;
 use tokio::sync::broadcast::error::RecvError;
@@ -21,7 +24,10 @@ use tokio::sync::broadcast::{Receiver, Sender};
 use super::history::{Change, ChangeKind};
 use super::state_machine::ExampleStateMachine;
 use super::state_machine_store::StateMachineStore;
-use crate::config::{WATCH_BATCH_BYTES, WATCH_BATCHES_MAX, WATCH_ENCODED_BYTES_MAX, WATCH_HANDED_OUT_BYTES_MAX};
+use crate::config::{
+    WATCH_BATCH_BYTES, WATCH_BATCHES_MAX, WATCH_HANDED_OUT_BATCH_BYTES, WATCH_HANDED_OUT_BYTES_MAX,
+    WATCH_LONG_EVENT_BYTES, WATCH_LONG_EVENTS_BYTES_MAX,
+};
 use crate::operation::Key;
 
 /// Which keys are watched.
@@ -37,11 +43,19 @@ pub enum Filter {
 #[derive(Debug)]
 pub struct Batch {
     changes: Vec<Change>,
-    /// Set in the last batch of a group, which has no changes: those before this
-    /// revision have all been handed out.
-    all_before: Option<u64>,
-    /// As it is sent, so that it is encoded once for all that watch the same.
-    encoded: OnceLock<Bytes>,
+    /// As it is sent, in pieces, so that it is encoded once for all that watch the same.
+    encoded: OnceLock<Vec<Bytes>>,
+    /// The bytes it counts for in [`HandedOut`]; 0 if it is not there. Changed while that is locked.
+    counted_bytes: AtomicUsize,
+}
+
+/// What the watches of a group receive.
+#[derive(Clone, Debug)]
+enum Handed {
+    /// The next batch, for as long as the node keeps it.
+    Batch(Weak<Batch>),
+    /// The group ends: all changes before this revision have been handed out.
+    Last(u64),
 }
 
 /// Why a watch cannot go on.
@@ -61,7 +75,7 @@ pub struct Subscription {
     filter: Filter,
     /// The revision and position of the next change that is wanted.
     cursor: (u64, u32),
-    receiver: Option<Receiver<Arc<Batch>>>,
+    receiver: Option<Receiver<Handed>>,
 }
 
 /// All watches of one node.
@@ -70,6 +84,35 @@ pub(super) struct Hub {
     groups: Mutex<Groups>,
     /// Whether there are any; looked at by each write.
     watched: AtomicBool,
+    /// All changes up to this revision have been handed out. The state may be further.
+    published: AtomicU64,
+    // Taken after `groups`, if both are.
+    handed_out: Mutex<HandedOut>,
+    long_events: LongEvents,
+}
+
+/// The newest batches that were handed out, oldest first.
+///
+/// Invariant: `bytes` is the sum of their `counted_bytes`, and at most
+/// [`WATCH_HANDED_OUT_BYTES_MAX`] unless there is only one.
+#[derive(Debug, Default)]
+struct HandedOut {
+    batches: VecDeque<Arc<Batch>>,
+    bytes: usize,
+}
+
+/// The data of the long events that were encoded last, by revision and position.
+/// It is the same for every watch, so groups and readers of the history share it.
+#[derive(Debug, Default)]
+pub struct LongEvents {
+    encoded: Mutex<Encoded>,
+}
+
+#[derive(Debug, Default)]
+struct Encoded {
+    events: HashMap<(u64, u32), Bytes>,
+    order: VecDeque<(u64, u32)>,
+    bytes: usize,
 }
 
 #[derive(Debug, Default)]
@@ -82,7 +125,7 @@ struct Groups {
 
 #[derive(Debug)]
 struct Group {
-    sender: Sender<Arc<Batch>>,
+    sender: Sender<Handed>,
     /// Changes of the batch that is being put together.
     pending: Vec<Change>,
     /// About how long they are when they are sent.
@@ -101,11 +144,7 @@ impl Filter {
 
 impl Batch {
     fn new(changes: Vec<Change>) -> Arc<Self> {
-        Arc::new(Batch { changes, all_before: None, encoded: OnceLock::new() })
-    }
-
-    fn last(all_before: u64) -> Arc<Self> {
-        Arc::new(Batch { changes: Vec::new(), all_before: Some(all_before), encoded: OnceLock::new() })
+        Arc::new(Batch { changes, encoded: OnceLock::new(), counted_bytes: AtomicUsize::new(0) })
     }
 
     /// The changes, in order; at least one.
@@ -113,17 +152,69 @@ impl Batch {
         &self.changes
     }
 
-    /// The batch as `encode` writes it.
-    pub fn encoded(&self, encode: impl FnOnce(&[Change]) -> Bytes) -> Bytes {
-        if let Some(encoded) = self.encoded.get() {
-            return encoded.clone();
+    fn counted_bytes(&self) -> usize {
+        self.counted_bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl HandedOut {
+    fn add(&mut self, batch: Arc<Batch>) {
+        self.bytes += bytes_of_all(&batch.changes);
+        batch.counted_bytes.store(bytes_of_all(&batch.changes), Ordering::Relaxed);
+        self.batches.push_back(batch);
+        self.trim();
+    }
+
+    /// Counts what a batch takes once it is encoded.
+    fn count_encoded(&mut self, batch: &Batch, bytes: usize) {
+        if batch.counted_bytes() > 0 {
+            self.bytes += bytes;
+            batch.counted_bytes.fetch_add(bytes, Ordering::Relaxed);
+            self.trim();
         }
-        let encoded = encode(&self.changes);
-        // A large one is not kept for slow readers.
-        if encoded.len() <= WATCH_ENCODED_BYTES_MAX {
-            let _ = self.encoded.set(encoded.clone());
+    }
+
+    /// Drops the oldest batches while there are too many bytes, and those that all readers have taken.
+    fn trim(&mut self) {
+        while let Some(oldest) = self.batches.front() {
+            let is_too_much = self.bytes > WATCH_HANDED_OUT_BYTES_MAX && self.batches.len() > 1;
+            if !is_too_much && Arc::weak_count(oldest) > 0 {
+                break;
+            }
+            self.bytes -= oldest.counted_bytes.swap(0, Ordering::Relaxed);
+            self.batches.pop_front();
         }
-        encoded
+    }
+}
+
+impl LongEvents {
+    /// Whether the data of a change is to be taken from here.
+    pub fn is_for(&self, change: &Change) -> bool {
+        bytes_of(change) >= WATCH_LONG_EVENT_BYTES
+    }
+
+    /// The data of a change's event as `encode` returns it.
+    pub fn get_or_encode(&self, change: &Change, encode: impl FnOnce() -> Bytes) -> Bytes {
+        let place = (change.revision, change.position);
+        if let Some(found) = self.lock().events.get(&place) {
+            return found.clone();
+        }
+        // Unlocked meanwhile: another thread may encode the same, which does no harm.
+        let event = encode();
+        let mut encoded = self.lock();
+        if encoded.events.insert(place, event.clone()).is_none() {
+            encoded.order.push_back(place);
+            encoded.bytes += event.len();
+        }
+        while encoded.bytes > WATCH_LONG_EVENTS_BYTES_MAX && encoded.order.len() > 1 {
+            let Some(oldest) = encoded.order.pop_front() else { break };
+            encoded.bytes -= encoded.events.remove(&oldest).map_or(0, |event| event.len());
+        }
+        event
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Encoded> {
+        self.encoded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -137,13 +228,19 @@ impl Subscription {
         loop {
             let batch = match &mut self.receiver {
                 Some(receiver) => match receiver.recv().await {
-                    Ok(batch) => {
-                        if let Some(revision) = batch.all_before {
-                            self.skip_to(revision);
-                        }
-                        self.wanted_of(batch)
+                    Ok(Handed::Last(revision)) => {
+                        self.skip_to(revision);
+                        None
                     }
-                    // It fell behind, or the changes that come next were not handed out.
+                    Ok(Handed::Batch(batch)) => match batch.upgrade() {
+                        Some(batch) => self.wanted_of(batch),
+                        // It fell behind by more bytes than are kept.
+                        None => {
+                            self.leave();
+                            None
+                        }
+                    },
+                    // It fell behind by more batches than are kept, or the group has ended.
                     Err(RecvError::Lagged(_) | RecvError::Closed) => {
                         self.leave();
                         None
@@ -160,14 +257,37 @@ impl Subscription {
         }
     }
 
+    /// A batch as `encode` writes it, in pieces: encoded by the first that asks, for all that share it.
+    pub fn encoded<'a>(
+        &self,
+        batch: &'a Batch,
+        encode: impl FnOnce(&[Change], &LongEvents) -> Vec<Bytes>,
+    ) -> &'a [Bytes] {
+        let hub = self.store.hub();
+        let mut encoded_bytes = None;
+        let pieces = batch.encoded.get_or_init(|| {
+            let pieces = encode(&batch.changes, &hub.long_events);
+            encoded_bytes = Some(pieces.iter().map(Bytes::len).sum());
+            pieces
+        });
+        if let Some(bytes) = encoded_bytes {
+            hub.handed_out().count_encoded(batch, bytes);
+        }
+        pieces
+    }
+
     /// The revision up to which all has been taken that is wanted, if nothing is waiting.
     pub fn caught_up(&mut self) -> Option<u64> {
+        // Before looking at what waits: what is handed out in between is not counted as taken.
+        let published = self.store.hub().published.load(Ordering::Acquire);
         let receiver = self.receiver.as_ref()?;
         // One that is closed is empty too, and the changes that a snapshot brought were not in it.
-        let has_all = |receiver: &Receiver<_>| receiver.is_empty() && !receiver.is_closed();
-        let revision = self.store.read(|machine| has_all(receiver).then_some(machine.revision))?;
-        self.skip_to(revision + 1);
-        Some(self.cursor.0 - 1)
+        if !receiver.is_empty() || receiver.is_closed() {
+            return None;
+        }
+        self.skip_to(published + 1);
+        // In the middle of a revision it has a change that is only being handed out to others.
+        (self.cursor.1 == 0).then(|| self.cursor.0 - 1)
     }
 
     /// Notes that there is nothing more for it before a revision, so that a watch
@@ -239,6 +359,10 @@ fn changes_from(machine: &ExampleStateMachine, filter: &Filter, cursor: (u64, u3
     (changes, true)
 }
 
+fn bytes_of_all(changes: &[Change]) -> usize {
+    changes.iter().map(bytes_of).sum()
+}
+
 /// About how long a change is when it is sent, in bytes.
 fn bytes_of(change: &Change) -> usize {
     const EVENT_BYTES: usize = 128;
@@ -250,11 +374,24 @@ fn bytes_of(change: &Change) -> usize {
 }
 
 impl Hub {
-    /// Hands out all changes after a revision. Called before anybody can read them.
+    /// Hands out all changes after a revision. Requests may read them before this, or while it goes on;
+    /// a watch that did drops what it is then handed.
+    ///
+    /// `machine` is the state after the last entry applied, and all changes up to `revision_before` have
+    /// been handed out.
     pub(super) fn publish(&self, machine: &ExampleStateMachine, revision_before: u64) {
-        if !self.watched.load(Ordering::Acquire) || machine.revision == revision_before {
-            return;
+        if self.watched.load(Ordering::Acquire) && machine.revision != revision_before {
+            self.hand_out(machine, revision_before);
         }
+        self.published.store(machine.revision, Ordering::Release);
+    }
+
+    /// The state is another one, or the first: watches read the history of this one.
+    pub(super) fn replaced(&self, machine: &ExampleStateMachine) {
+        self.published.store(machine.revision, Ordering::Release);
+    }
+
+    fn hand_out(&self, machine: &ExampleStateMachine, revision_before: u64) {
         if machine.history.oldest() > revision_before + 1 {
             // So much was applied at once that some of it is already forgotten:
             // who waits for it must not miss that.
@@ -276,9 +413,10 @@ impl Hub {
                 }
             }
         }
-        let send = |group: Option<&mut Group>| {
+        let mut handed_out = self.handed_out();
+        let mut send = |group: Option<&mut Group>| {
             if let Some(group) = group {
-                group.send(revision_before);
+                group.send(&mut handed_out);
             }
         };
         keys.iter().for_each(|key| send(by_key.get_mut(key)));
@@ -289,15 +427,14 @@ impl Hub {
     /// what they were to be handed. All changes before `revision` have been.
     pub(super) fn reset(&self, revision: u64) {
         let groups = std::mem::take(&mut *self.groups());
-        let last = Batch::last(revision);
         for group in groups.by_key.values().chain(groups.by_prefix.values()) {
             // An error means that the last one has just left.
-            let _ = group.sender.send(last.clone());
+            let _ = group.sender.send(Handed::Last(revision));
         }
         self.watched.store(false, Ordering::Release);
     }
 
-    fn join(&self, filter: &Filter) -> Receiver<Arc<Batch>> {
+    fn join(&self, filter: &Filter) -> Receiver<Handed> {
         let mut groups = self.groups();
         self.watched.store(true, Ordering::Release);
         let new = || Group { sender: Sender::new(WATCH_BATCHES_MAX), pending: Vec::new(), pending_bytes: 0 };
@@ -340,6 +477,10 @@ impl Hub {
         }
     }
 
+    fn handed_out(&self) -> MutexGuard<'_, HandedOut> {
+        self.handed_out.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn groups(&self) -> MutexGuard<'_, Groups> {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -354,30 +495,27 @@ impl Group {
         self.pending.push(change.clone());
     }
 
-    /// Hands out what was put together. What is long is left to the history, from
-    /// which each watch reads it as it gets on: those that are slow would hold it.
-    fn send(&mut self, revision_before: u64) {
+    /// Hands out what was put together.
+    fn send(&mut self, handed_out: &mut HandedOut) {
         let changes = std::mem::take(&mut self.pending);
-        // An error of a send means that the last one has just left.
-        if std::mem::take(&mut self.pending_bytes) > WATCH_HANDED_OUT_BYTES_MAX {
-            let _ = self.sender.send(Batch::last(revision_before + 1));
-            // Whoever listens to the former one finds it closed.
-            self.sender = Sender::new(WATCH_BATCHES_MAX);
-            return;
-        }
-        for batch in batches_of(changes) {
-            let _ = self.sender.send(batch);
+        for batch in batches_of(changes, std::mem::take(&mut self.pending_bytes)) {
+            // An error means that the last one has just left.
+            if self.sender.send(Handed::Batch(Arc::downgrade(&batch))).is_ok() {
+                handed_out.add(batch);
+            }
         }
     }
 }
 
-/// Batches of whole revisions, short enough to be kept as they are sent.
-fn batches_of(changes: Vec<Change>) -> Vec<Arc<Batch>> {
+/// Batches of whole revisions, of `bytes` in all: short ones, and no more than half of those that a
+/// watch may fall behind.
+fn batches_of(changes: Vec<Change>, bytes: usize) -> Vec<Arc<Batch>> {
+    let batch_bytes = WATCH_HANDED_OUT_BATCH_BYTES.max(bytes.div_ceil(WATCH_BATCHES_MAX / 2));
     let mut batches = Vec::new();
     let mut batch: Vec<Change> = Vec::new();
     let mut bytes = 0;
     for change in changes {
-        if bytes > WATCH_ENCODED_BYTES_MAX / 2 && batch.last().is_some_and(|last| last.revision != change.revision) {
+        if bytes >= batch_bytes && batch.last().is_some_and(|last| last.revision != change.revision) {
             batches.push(Batch::new(std::mem::take(&mut batch)));
             bytes = 0;
         }

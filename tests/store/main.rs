@@ -18,3 +18,4 @@ mod support;
 mod torn;
 mod watch;
 mod watch_place;
+mod watch_sharing;
