@@ -56,6 +56,8 @@ pub const DELETE_STEP_KEYS_MAX: usize = 1000;
 pub const EXPIRE_KEYS_MAX: usize = 1000;
 /// After each so many entries all nodes note the hash of their state, and compare it with the leader's.
 pub const SELF_CHECK_ENTRIES: u64 = 10_000;
+/// Requests that wait on one node until an entry is applied.
+pub const APPLIED_WAITING_MAX: usize = 64;
 /// Bytes of values that one transaction reads at most.
 pub const TXN_ANSWER_BYTES_MAX: usize = 4 << 20;
 

@@ -3,7 +3,6 @@
 use actix_web::http::StatusCode;
 use actix_web::http::header::HeaderValue;
 use actix_web::{HttpRequest, HttpResponse, web};
-use openraft::metrics::WaitError;
 
 use super::forward::stopping;
 use super::openapi::answers::HashErrors;
@@ -13,15 +12,16 @@ use super::reply::refuse_body;
 use super::v1::{self, json_answer};
 use crate::app::ExampleApp;
 use crate::body::{CheckedHash, HashAnswer};
-use crate::config::REQUEST_DEADLINE;
-use crate::error::{ApiError, AppliedPassed, Details, Outcome};
-use crate::store::SelfCheck;
+use crate::config::{APPLIED_WAITING_MAX, REQUEST_DEADLINE};
+use crate::error::{ApiError, AppliedPassed, Details, Outcome, Retry};
+use crate::store::{SelfCheck, TooManyWaits};
 
 /// Says what this node's data is, as a hash.
 ///
 /// Nodes that have applied the same entries have the same hash. With `applied`, the answer is for exactly that index:
 /// ask the first node without it, and the others for the `applied_index` of its answer. While there are writes, ask
-/// all nodes for the next multiple of 10,000, which each remembers for a while. Needs no other node.
+/// all nodes for the next multiple of 10,000, which each remembers for a while. Needs no other node. On each node 64
+/// requests may wait for an index.
 #[utoipa::path(
     get,
     path = "/v1/cluster/hash",
@@ -54,9 +54,8 @@ async fn hash_of(app: &ExampleApp, request: &HttpRequest, payload: web::Payload)
     let (applied_index, state) = match wanted {
         None => current(app),
         Some(wanted) => {
-            wait_for(app, wanted).await?;
-            let (applied_index, state) = exactly(app, wanted)?;
-            (Some(applied_index), state)
+            let state = exactly(app, wanted).await?;
+            (Some(state.index), state)
         }
     };
     let last_self_check = app.store.state_machine.self_checks().confirmed();
@@ -70,31 +69,33 @@ async fn hash_of(app: &ExampleApp, request: &HttpRequest, payload: web::Payload)
 
 /// The last entry that was applied, and what the state is now.
 fn current(app: &ExampleApp) -> (Option<u64>, SelfCheck) {
-    app.store.state_machine.read(|machine| {
-        let applied_index = machine.last_applied.map(|log_id| log_id.index);
-        let index = applied_index.unwrap_or_default();
-        (applied_index, SelfCheck { index, revision: machine.revision, hash: machine.hash() })
-    })
+    app.store.state_machine.read(|machine| (machine.last_applied.map(|log_id| log_id.index), SelfCheck::of(machine)))
 }
 
-async fn wait_for(app: &ExampleApp, index: u64) -> Result<(), ApiError> {
-    let wait = app.raft.wait(Some(REQUEST_DEADLINE));
-    match wait.applied_index_at_least(Some(index), "what is asked for is applied").await {
-        Ok(_) => Ok(()),
-        Err(WaitError::ShuttingDown) => Err(stopping()),
-        Err(WaitError::Timeout(..)) => Err(ApiError::DeadlinePassed(Details::not_applied(format!(
-            "this node did not apply entry {index} in time; nothing was changed"
-        )))),
+/// The state after an entry, once it is applied.
+async fn exactly(app: &ExampleApp, wanted: u64) -> Result<SelfCheck, ApiError> {
+    let state = match app.store.state_machine.wait_for_applied(wanted) {
+        Err(Ok(state)) => state,
+        Err(Err(TooManyWaits)) => {
+            let message = format!("{APPLIED_WAITING_MAX} requests wait for entries to be applied on this node already");
+            return Err(ApiError::Overloaded(Retry::soon(message)));
+        }
+        Ok(mut wait) => tokio::select! {
+            biased;
+            () = app.stopped() => return Err(stopping()),
+            state = wait.applied() => state.ok_or_else(stopping)?,
+            () = tokio::time::sleep(REQUEST_DEADLINE) => {
+                return Err(ApiError::DeadlinePassed(Details::not_applied(format!(
+                    "this node did not apply entry {wanted} in time; nothing was changed"
+                ))));
+            }
+        },
+    };
+    if state.index == wanted {
+        return Ok(state);
     }
-}
-
-/// The state after an entry that was applied.
-fn exactly(app: &ExampleApp, wanted: u64) -> Result<(u64, SelfCheck), ApiError> {
-    let (applied_index, state) = current(app);
-    let state =
-        if applied_index == Some(wanted) { Some(state) } else { app.store.state_machine.self_checks().at(wanted) };
-    let gone = || {
-        let applied_index = applied_index.unwrap_or_default();
+    app.store.state_machine.self_checks().at(wanted).ok_or_else(|| {
+        let applied_index = state.index;
         ApiError::AppliedPassed(AppliedPassed {
             message: format!(
                 "this node has gone on from entry {wanted} to {applied_index}, and does not remember what its state \
@@ -104,6 +105,5 @@ fn exactly(app: &ExampleApp, wanted: u64) -> Result<(u64, SelfCheck), ApiError> 
             applied_index,
             outcome: Outcome::NotApplied,
         })
-    };
-    state.map(|state| (wanted, state)).ok_or_else(gone)
+    })
 }

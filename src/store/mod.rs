@@ -12,6 +12,7 @@
 //! Opening it either gives a node that has all it ever acknowledged, or an
 //! error that says what is wrong; it never drops data to get going.
 
+pub mod applied;
 pub mod clock_file;
 pub mod codec;
 pub mod durable;
@@ -34,6 +35,7 @@ pub mod watch;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use self::applied::{AppliedWait, TooManyWaits};
 pub use self::error::StoreError;
 pub use self::history::{Change, ChangeKind};
 pub use self::identity::{ClusterId, Identity};

@@ -29,6 +29,14 @@ pub struct SelfCheck {
     pub hash: StateHash,
 }
 
+impl SelfCheck {
+    /// What the state is now.
+    pub fn of(machine: &ExampleStateMachine) -> Self {
+        let index = machine.last_applied.map_or(0, |log_id| log_id.index);
+        SelfCheck { index, revision: machine.revision, hash: machine.hash() }
+    }
+}
+
 /// What a node knows of its states to compare them.
 #[derive(Debug, Default)]
 pub struct SelfChecks {
@@ -102,8 +110,7 @@ impl SelfChecks {
         if self.noted.len() == SELF_CHECKS_KEPT {
             self.noted.pop_front();
         }
-        let index = machine.last_applied.map_or(0, |log_id| log_id.index);
-        self.noted.push_back(SelfCheck { index, revision: machine.revision, hash: machine.hash() });
+        self.noted.push_back(SelfCheck::of(machine));
     }
 
     /// Compares a leader's hash with this node's own; false if the node must not go on.

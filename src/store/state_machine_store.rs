@@ -9,10 +9,11 @@ use openraft::{OptionalSend, RaftSnapshotBuilder};
 use rustix::process::setpriority_process;
 use rustix::thread::gettid;
 
+use super::applied::{AppliedWait, AppliedWaits, Due, TooManyWaits};
 use super::error::StoreError;
 use super::listing::Listings;
 use super::requests::Requests;
-use super::self_check::{self, Announced, SelfChecks};
+use super::self_check::{self, Announced, SelfCheck, SelfChecks};
 use super::snapshot::{SnapshotDirectory, SnapshotFile};
 use super::state_machine::ExampleStateMachine;
 use super::watch::{Filter, Hub, Subscription};
@@ -30,6 +31,7 @@ pub struct StateMachineStore {
     machine: Arc<RwLock<ExampleStateMachine>>,
     snapshots: Arc<SnapshotDirectory>,
     hub: Arc<Hub>,
+    applied_waits: Arc<AppliedWaits>,
     listings: Arc<Mutex<Listings>>,
     // Taken after the state's own lock, if both are.
     self_checks: Arc<Mutex<SelfChecks>>,
@@ -46,6 +48,7 @@ impl StateMachineStore {
             machine: Arc::new(RwLock::new(machine)),
             snapshots: Arc::new(snapshots),
             hub: Arc::new(hub),
+            applied_waits: Arc::default(),
             listings: Arc::default(),
             self_checks: Arc::default(),
             clock,
@@ -66,6 +69,17 @@ impl StateMachineStore {
     /// Watches the keys of a filter, from the change at `revision` and `position` on.
     pub fn watch(&self, filter: Filter, revision: u64, position: u32) -> Subscription {
         Subscription::new(self.clone(), filter, (revision, position))
+    }
+
+    /// Waits until an entry is applied; `Err(Ok(state))` if the state is there or further already.
+    pub fn wait_for_applied(&self, index: u64) -> Result<AppliedWait, Result<SelfCheck, TooManyWaits>> {
+        self.read(|machine| {
+            if machine.last_applied.is_some_and(|applied| applied.index >= index) {
+                return Err(Ok(SelfCheck::of(machine)));
+            }
+            // The entry is not applied in between, as the state is locked.
+            self.applied_waits.wait(index).map_err(Err)
+        })
     }
 
     pub(super) fn hub(&self) -> &Arc<Hub> {
@@ -130,6 +144,7 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
                 swap_two(&mut chunk);
             }
             let mut answers = Vec::with_capacity(chunk.len());
+            let mut due = Due::default();
             let revision_before = self.write(|machine| {
                 let revision_before = machine.revision;
                 for (entry, responder) in chunk {
@@ -137,6 +152,7 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
                     let (index, announced) = (entry.log_id.index, Announced::in_entry(&entry));
                     let response = machine.apply(entry);
                     self.check(machine, index, announced)?;
+                    self.applied_waits.take_due(machine, &mut due);
                     answers.extend(responder.map(|responder| (responder, response)));
                 }
                 self.clock.applied(machine.clock_ms);
@@ -148,6 +164,7 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
             for (responder, response) in answers {
                 responder.send(response);
             }
+            due.tell();
         }
         Ok(())
     }
@@ -173,13 +190,16 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
     async fn install_snapshot(&mut self, _meta: &SnapshotMeta, snapshot: SnapshotFile) -> io::Result<()> {
         let snapshots = self.snapshots.clone();
         let machine = on_blocking_thread(move || snapshots.install(snapshot).map_err(io::Error::from)).await?;
+        let mut due = Due::default();
         let old = self.write(|current| {
             self.hub.reset(current.revision + 1);
             self.self_checks().forget();
             self.clock.applied(machine.clock_ms);
             self.hub.replaced(&machine);
+            self.applied_waits.take_due(&machine, &mut due);
             std::mem::replace(current, machine)
         });
+        due.tell();
         // A large map takes long to free; nobody should wait for that.
         tokio::task::spawn_blocking(move || drop(old));
         Ok(())

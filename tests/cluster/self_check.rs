@@ -2,9 +2,10 @@
 
 use std::fs::File;
 
+use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
 use raft_key_value::NodeId;
-use raft_key_value::config::SELF_CHECK_ENTRIES;
+use raft_key_value::config::{APPLIED_WAITING_MAX, SELF_CHECK_ENTRIES};
 use raft_key_value::operation::{Operation, Put, Write};
 use raft_key_value::store::snapshot_format::{load, meta_of, write as write_snapshot};
 use raft_key_value::types::{Command, Entry, Payload};
@@ -105,6 +106,44 @@ async fn equal_nodes_have_the_same_hash() {
         assert_eq!(state_in(&after)[1..], state_in(&before)[1..], "node {id}, of which only the log goes on");
     }
     cluster.assert_alive();
+}
+
+/// No more requests wait for an entry on one node than the bound says, and each is told the state after exactly
+/// its entry, although others follow at once.
+///
+/// Method: one more than may wait, for an entry that never comes; then as many as may, for an entry each, while
+/// writes go on. A hash says what the other nodes have at the same entry.
+#[tokio::test]
+async fn waiting_for_an_entry_is_bounded_and_exact() {
+    const WAITING: u64 = APPLIED_WAITING_MAX as u64;
+    const AHEAD: u64 = 300;
+    let cluster = TestCluster::form("self-check-waits", ALL, &[CALM, FLAGS].concat()).await;
+    let path = |index: u64| format!("/v1/cluster/hash?applied={index}");
+    let never = join_all((0..=WAITING).map(|_| async { cluster.get(2, &path(i64::MAX as u64)).await })).await;
+    let crowded: Vec<_> = never.iter().filter(|answer| answer.status == 503).collect();
+    assert_eq!(crowded.len(), 1);
+    crowded[0].refused(503, "overloaded");
+    assert_eq!(never.iter().filter(|answer| answer.status == 504).count(), APPLIED_WAITING_MAX);
+
+    let applied = hash(&cluster, 1, "").await["applied_index"].as_u64().unwrap();
+    let wanted: Vec<u64> = (applied + AHEAD..).take(APPLIED_WAITING_MAX).collect();
+    let asked = [2, 3].map(|id| {
+        join_all(wanted.iter().map({
+            let cluster = &cluster;
+            move |index| async move { hash(cluster, id, &format!("?applied={index}")).await }
+        }))
+    });
+    let writes = async {
+        for number in 0..AHEAD + WAITING {
+            cluster.put(1, "/v1/kv/k", number.to_string()).await.done();
+        }
+    };
+    let [second, third] = asked;
+    let (second, third, ()) = tokio::join!(second, third, writes);
+    for ((index, second), third) in wanted.iter().zip(&second).zip(&third) {
+        assert_eq!(second["applied_index"], *index);
+        assert_eq!(state_in(second), state_in(third));
+    }
 }
 
 /// A node that holds other data than the leader stops at the next check, and says

@@ -150,7 +150,8 @@ pub struct WatchParameters {
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct HashParameters {
-    /// The state after this entry of the log, which is waited for up to 5 seconds. The state as it is now if not said.
+    /// The state after this entry of the log, which is waited for up to 5 seconds, by 64 requests a node at most. The state as it is now if
+    /// not said.
     pub applied: Option<u64>,
 }
 
