@@ -23,6 +23,7 @@ pub mod listing;
 pub mod log;
 pub mod log_check;
 pub mod ownership;
+mod prefixes;
 pub mod requests;
 pub mod self_check;
 pub mod snapshot;

@@ -10,10 +10,10 @@
 //! that is being sent to it: batches belong to the node, which keeps the newest
 //! up to a number of bytes.
 //!
-//! A write looks its key up once for each length of prefix that is watched, not
-//! once for each watch.
+//! A write looks its key up once among the keys that are watched, and once among
+//! the prefixes, however many there are.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
@@ -22,6 +22,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::broadcast::{Receiver, Sender};
 
 use super::history::{Change, ChangeKind};
+use super::prefixes::Prefixes;
 use super::state_machine::ExampleStateMachine;
 use super::state_machine_store::StateMachineStore;
 use crate::config::{
@@ -118,9 +119,7 @@ struct Encoded {
 #[derive(Debug, Default)]
 struct Groups {
     by_key: HashMap<Key, Group>,
-    by_prefix: HashMap<Key, Group>,
-    /// How many prefixes there are of each length.
-    prefix_lengths: BTreeMap<usize, usize>,
+    by_prefix: Prefixes<Group>,
 }
 
 #[derive(Debug)]
@@ -398,20 +397,15 @@ impl Hub {
             return self.reset(revision_before + 1);
         }
         let mut groups = self.groups();
-        let Groups { by_key, by_prefix, prefix_lengths } = &mut *groups;
+        let Groups { by_key, by_prefix } = &mut *groups;
         // In the order in which their changes came.
         let mut keys: Vec<Key> = Vec::new();
-        let mut prefixes: Vec<Key> = Vec::new();
+        let mut prefixes: Vec<usize> = Vec::new();
         for change in machine.history.since(revision_before + 1, 0) {
             if let Some(group) = by_key.get_mut(&change.key) {
                 group.add(change, || keys.push(change.key.clone()));
             }
-            for length in prefix_lengths.keys() {
-                let Some(prefix) = change.key.get(..*length) else { continue };
-                if let Some(group) = by_prefix.get_mut(prefix) {
-                    group.add(change, || prefixes.push(prefix.into()));
-                }
-            }
+            by_prefix.for_each_of(&change.key, |number, group| group.add(change, || prefixes.push(number)));
         }
         let mut handed_out = self.handed_out();
         let mut send = |group: Option<&mut Group>| {
@@ -420,7 +414,7 @@ impl Hub {
             }
         };
         keys.iter().for_each(|key| send(by_key.get_mut(key)));
-        prefixes.iter().for_each(|prefix| send(by_prefix.get_mut(prefix)));
+        prefixes.iter().for_each(|number| send(by_prefix.get_numbered(*number)));
     }
 
     /// Sends all watches back to the history, after that was replaced, or has lost
@@ -438,16 +432,18 @@ impl Hub {
         let mut groups = self.groups();
         self.watched.store(true, Ordering::Release);
         let new = || Group { sender: Sender::new(WATCH_BATCHES_MAX), pending: Vec::new(), pending_bytes: 0 };
-        let group = match filter {
-            Filter::Key(key) => groups.by_key.entry(key.clone()).or_insert_with(new),
-            Filter::Prefix(prefix) => {
-                if !groups.by_prefix.contains_key(prefix) {
-                    *groups.prefix_lengths.entry(prefix.len()).or_default() += 1;
+        match filter {
+            Filter::Key(key) => groups.by_key.entry(key.clone()).or_insert_with(new).sender.subscribe(),
+            Filter::Prefix(prefix) => match groups.by_prefix.get(prefix) {
+                Some(group) => group.sender.subscribe(),
+                None => {
+                    let group = new();
+                    let receiver = group.sender.subscribe();
+                    groups.by_prefix.insert(prefix.clone(), group);
+                    receiver
                 }
-                groups.by_prefix.entry(prefix.clone()).or_insert_with(new)
-            }
-        };
-        group.sender.subscribe()
+            },
+        }
     }
 
     /// Removes a group that nobody is in any more.
@@ -463,12 +459,6 @@ impl Hub {
             Filter::Prefix(prefix) => {
                 if groups.by_prefix.get(prefix).is_some_and(abandoned) {
                     groups.by_prefix.remove(prefix);
-                    if let Some(count) = groups.prefix_lengths.get_mut(&prefix.len()) {
-                        *count -= 1;
-                        if *count == 0 {
-                            groups.prefix_lengths.remove(&prefix.len());
-                        }
-                    }
                 }
             }
         }
