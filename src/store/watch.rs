@@ -6,9 +6,9 @@
 //! back to the history; one that falls behind the history has lost, and is told.
 //!
 //! Each batch is encoded once for its group, however long it is, and each long
-//! event once for all groups. A slow reader holds only its place and the piece
-//! that is being sent to it: batches belong to the node, which keeps the newest
-//! up to a number of bytes.
+//! event once for all groups. A slow reader holds only its place and the batch
+//! that is being sent to it: the others belong to the node, which keeps the
+//! newest up to a number of bytes.
 //!
 //! A write looks its key up once among the keys that are watched, and once among
 //! the prefixes, however many there are.
@@ -53,8 +53,9 @@ pub struct Batch {
 /// What the watches of a group receive.
 #[derive(Clone, Debug)]
 enum Handed {
-    /// The next batch, for as long as the node keeps it.
-    Batch(Weak<Batch>),
+    /// The next batch, for as long as the node keeps it, and the revision of its first change. All changes of the
+    /// group before that have been handed out.
+    Batch(Weak<Batch>, u64),
     /// The group ends: all changes before this revision have been handed out.
     Last(u64),
 }
@@ -231,10 +232,11 @@ impl Subscription {
                         self.skip_to(revision);
                         None
                     }
-                    Ok(Handed::Batch(batch)) => match batch.upgrade() {
+                    Ok(Handed::Batch(batch, first)) => match batch.upgrade() {
                         Some(batch) => self.wanted_of(batch),
-                        // It fell behind by more bytes than are kept.
+                        // It fell behind by more bytes than are kept, if only by those of other groups.
                         None => {
+                            self.skip_to(first);
                             self.leave();
                             None
                         }
@@ -420,12 +422,16 @@ impl Hub {
     /// Sends all watches back to the history, after that was replaced, or has lost
     /// what they were to be handed. All changes before `revision` have been.
     pub(super) fn reset(&self, revision: u64) {
-        let groups = std::mem::take(&mut *self.groups());
+        let groups = {
+            let mut groups = self.groups();
+            // Locked still: whoever joins again after this must be handed what comes.
+            self.watched.store(false, Ordering::Release);
+            std::mem::take(&mut *groups)
+        };
         for group in groups.by_key.values().chain(groups.by_prefix.values()) {
             // An error means that the last one has just left.
             let _ = group.sender.send(Handed::Last(revision));
         }
-        self.watched.store(false, Ordering::Release);
     }
 
     fn join(&self, filter: &Filter) -> Receiver<Handed> {
@@ -490,7 +496,8 @@ impl Group {
         let changes = std::mem::take(&mut self.pending);
         for batch in batches_of(changes, std::mem::take(&mut self.pending_bytes)) {
             // An error means that the last one has just left.
-            if self.sender.send(Handed::Batch(Arc::downgrade(&batch))).is_ok() {
+            let first = batch.changes.first().map_or(0, |change| change.revision);
+            if self.sender.send(Handed::Batch(Arc::downgrade(&batch), first)).is_ok() {
                 handed_out.add(batch);
             }
         }
