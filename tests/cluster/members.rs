@@ -301,7 +301,9 @@ async fn a_leader_that_leaves_answers() {
         .await;
         if round % 2 == 0 {
             let answer = answer.done();
-            assert_eq!(roles(&answer), [(other, "voter")], "{answer}");
+            // On a busy machine the other one may lead by then.
+            let roles = roles(&answer);
+            assert!(roles == [(other, "voter")] || roles == [(other, "leader")], "{answer}");
         } else {
             let answer = answer.ok().unwrap();
             assert_eq!(answer["membership"]["configs"], json!([[other]]), "{answer}");
@@ -368,11 +370,19 @@ async fn removals_at_once_are_judged_one_after_the_other() {
     let (first, second) = (others(leader)[0], others(leader)[1]);
     cluster.kill(second);
     // Without `first` only the dead would be left beside the leader.
-    let (removed, refused) = join(remove(&cluster, leader, second), remove(&cluster, leader, first)).await;
+    let remove_at_last = async |id| loop {
+        let answer = remove(&cluster, leader, id).await;
+        // One that came between the two steps of the other: its outcome is unknown, and it is asked for again.
+        if answer.status != 504 {
+            break answer;
+        }
+    };
+    let (removed, refused) = join(remove_at_last(second), remove_at_last(first)).await;
     let mut left = BTreeSet::from(ALL);
     for (answer, id) in [(removed, second), (refused, first)] {
         match answer.status {
-            200 => drop(left.remove(&id)),
+            // 404 if it was done at the first attempt.
+            200 | 404 => drop(left.remove(&id)),
             _ => drop(answer.refused(409, "conflict")),
         }
     }
