@@ -99,7 +99,7 @@ pub struct Presence {
     /// Whether another node sends Raft's RPCs on it: it is not closed to make room.
     is_kept: Cell<bool>,
     leave: Cell<Leave>,
-    /// Whether all was read that came on it, when it was last looked at.
+    /// Whether all was read that came on it, and nothing was left to be written, when it was last looked at.
     was_read: Cell<bool>,
     /// Whether it is closed for one that was accepted: if it stays, another one has to go.
     makes_room: Cell<bool>,
@@ -187,20 +187,22 @@ impl Connections {
     /// The connection that was just accepted. One place is kept free, so that the next one is accepted.
     pub fn accept(self: &Rc<Self>) -> Rc<Presence> {
         let accepted = self.open();
-        if self.open.get() >= self.shares.total {
-            self.make_room();
-        }
+        self.make_room();
         accepted
     }
 
-    /// Closes the oldest connection that has not shown what it is for, or else the oldest idle one; if
-    /// there is none yet, the first that turns out to be one.
+    /// If there is no place left, closes the oldest connection that has not shown what it is for, or else the
+    /// oldest idle one; if there is none yet, the first that turns out to be one.
     ///
     /// Many connections may be accepted at once, and whoever sent a request with its connection is heard first:
     /// only those from which nothing could be read are closed.
     fn make_room(&self) {
+        if self.open.get() < self.shares.total {
+            return;
+        }
         let is_unknown = |one: &Presence| one.may_make_room() && one.class.get() == Class::Unknown;
-        let has_closed = self.close_oldest(is_unknown) || self.close_oldest(Presence::may_make_room);
+        let close = |may_leave: &dyn Fn(&Presence) -> bool| self.close_oldest(may_leave, Presence::make_room);
+        let has_closed = close(&is_unknown) || close(&Presence::may_make_room);
         self.owes_room.set(!has_closed);
     }
 
@@ -210,13 +212,13 @@ impl Connections {
         Doing::Nothing { since: self.looks.get(), order }
     }
 
-    /// Closes the oldest connection for which `may_leave` holds and that is not being closed yet;
+    /// Closes, by `close`, the oldest connection for which `may_leave` holds and that is not being closed yet;
     /// returns whether there was one.
-    fn close_oldest(&self, may_leave: impl Fn(&Presence) -> bool) -> bool {
+    fn close_oldest(&self, may_leave: impl Fn(&Presence) -> bool, close: impl Fn(&Presence)) -> bool {
         let all = self.all.borrow();
         let mut open = all.iter().filter_map(Weak::upgrade);
         let oldest = open.find(|one| one.leave.get() == Leave::No && may_leave(one));
-        oldest.inspect(|one| one.make_room()).is_some()
+        oldest.inspect(|one| close(one)).is_some()
     }
 
     /// Closes the client that has been idle for longest; returns whether there was one.
@@ -310,7 +312,8 @@ impl Presence {
             Class::Node => !is_full || held == Class::Client,
             Class::Operator => {
                 operators.get() < shares.operators.max(OPERATORS_MIN) || {
-                    self.connections.close_oldest(|one| one.class.get() == Class::Operator)
+                    let is_operator = |one: &Presence| one.class.get() == Class::Operator;
+                    self.connections.close_oldest(is_operator, Presence::leave_now)
                 }
             }
             Class::Unknown => true,
@@ -466,19 +469,29 @@ impl Presence {
         self.leave.get() == Leave::Now
     }
 
-    /// Ready once the connection is to be closed, if there is nothing to be read from it.
-    pub fn poll_let_go(&self, context: &mut Context<'_>) -> Poll<()> {
-        let mut waker = self.waker.borrow_mut();
-        if !waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
-            *waker = Some(context.waker().clone());
-        }
-        drop(waker);
-        self.was_read.set(true);
+    /// Ready once the connection is to be closed, whatever it is doing.
+    pub fn poll_leaving(&self, context: &Context<'_>) -> Poll<()> {
+        self.wake_by(context);
+        if self.is_leaving() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Ready once the connection is to be closed, if there is nothing to be read from it. While an answer is still
+    /// being written (`is_writing`), it is not among those that make room.
+    pub fn poll_let_go(&self, context: &Context<'_>, is_writing: bool) -> Poll<()> {
+        self.wake_by(context);
+        self.was_read.set(!is_writing);
         if self.connections.owes_room.get() && self.leave.get() == Leave::No && self.may_make_room() {
             self.connections.owes_room.set(false);
             self.make_room();
         }
         if self.leave.get() == Leave::No { Poll::Pending } else { Poll::Ready(()) }
+    }
+
+    fn wake_by(&self, context: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+            *waker = Some(context.waker().clone());
+        }
     }
 }
 
@@ -587,8 +600,8 @@ mod tests {
     }
 
     fn let_go(presences: &[Rc<Presence>]) -> Vec<usize> {
-        let mut context = Context::from_waker(Waker::noop());
-        let mut is_let_go = |one: &Rc<Presence>| one.poll_let_go(&mut context).is_ready();
+        let context = Context::from_waker(Waker::noop());
+        let is_let_go = |one: &Rc<Presence>| one.poll_let_go(&context, false).is_ready();
         (0..presences.len()).filter(|number| is_let_go(&presences[*number])).collect()
     }
 
@@ -683,6 +696,29 @@ mod tests {
         assert_eq!(let_go(&presences), [1, 2]);
     }
 
+    /// A client that does not read its answer neither makes room nor is woken for it again and again.
+    #[test]
+    fn who_does_not_read_is_left_alone() {
+        let connections = Connections::new(Shares::of_clients(4));
+        let presences: Vec<_> = (0..5).map(|_| connections.accept()).collect();
+        presences.iter().for_each(|one| one.begin());
+        assert!(presences[..4].iter().all(|one| one.admit(Class::Client)));
+        presences[0].end(false);
+        let wakes = Arc::new(Wakes(AtomicUsize::new(0)));
+        let waker = Waker::from(wakes.clone());
+        let context = Context::from_waker(&waker);
+        let poll = || (presences[0].poll_let_go(&context, true), presences[0].poll_leaving(&context));
+        assert_eq!(poll(), (Poll::Pending, Poll::Pending));
+        let last = connections.accept();
+        last.begin();
+        for _ in 0..3 {
+            assert_eq!(poll(), (Poll::Pending, Poll::Pending));
+        }
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 0);
+        assert_eq!(let_go(&presences[4..]), [0], "one that has not shown what it is for goes instead");
+        assert_eq!(presences[0].poll_let_go(&context, false), Poll::Pending, "it has read, and nobody owes room");
+    }
+
     struct Wakes(AtomicUsize);
 
     impl Wake for Wakes {
@@ -699,14 +735,14 @@ mod tests {
         presences[1..].iter().for_each(|one| one.begin());
         let wakes = Arc::new(Wakes(AtomicUsize::new(0)));
         let waker = Waker::from(wakes.clone());
-        let mut context = Context::from_waker(&waker);
-        assert!(presences[0].poll_let_go(&mut context).is_pending());
+        let context = Context::from_waker(&waker);
+        assert!(presences[0].poll_let_go(&context, false).is_pending());
         for wanted in 1..=3 {
             look(&connections);
             assert_eq!(wakes.0.load(Ordering::Relaxed), wanted - 1);
             look(&connections);
             assert_eq!(wakes.0.load(Ordering::Relaxed), wanted);
-            assert!(presences[0].poll_let_go(&mut context).is_ready());
+            assert!(presences[0].poll_let_go(&context, false).is_ready());
             presences[0].stay();
         }
     }

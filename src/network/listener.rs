@@ -112,7 +112,6 @@ pub fn serve_http(
 }
 
 /// What all listeners of a server share: they are served by one thread.
-#[derive(Clone)]
 struct Shared {
     line: Rc<Line>,
     connections: Rc<Connections>,
@@ -159,7 +158,7 @@ async fn begin(connection: Connection, mut stopping: watch::Receiver<bool>) -> R
             biased;
             _ = stopping.wait_for(|stopping| *stopping) => return Err(DispatchError::DisconnectTimeout),
             kind = future::poll_fn(|context| connection.poll_kind(context)) => break kind?,
-            () = future::poll_fn(|context| presence.poll_let_go(context)) => {}
+            () = future::poll_fn(|context| presence.poll_let_go(context, false)) => {}
             () = tokio::time::sleep(KEEP_ALIVE) => {}
         }
         // After the process stood still, a timer may be heard before what has come meanwhile.
@@ -281,7 +280,7 @@ impl Connection {
             self.stalled = None;
             return written;
         }
-        if self.place.presence.poll_let_go(context).is_ready() && self.place.presence.is_leaving() {
+        if self.place.presence.poll_leaving(context).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_STALL_MAX)));
@@ -290,7 +289,12 @@ impl Connection {
 
     /// Whether nothing has come on it that was not read, and nothing waits to be written.
     fn has_nothing_to_do(&self) -> bool {
-        self.stalled.is_none() && self.replacement.is_empty() && polled(&self.stream, PollFlags::IN).is_empty()
+        !self.is_writing() && polled(&self.stream, PollFlags::IN).is_empty()
+    }
+
+    /// Whether something waits to be written.
+    fn is_writing(&self) -> bool {
+        self.stalled.is_some() || !self.replacement.is_empty()
     }
 
     /// Reads if it is this connection's turn, and hands on the bytes that the HTTP library may get.
@@ -377,7 +381,8 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let read = self.poll_read_in_turn(context, buffer);
-        if read.is_pending() && self.place.presence.poll_let_go(context).is_ready() {
+        let is_writing = self.is_writing();
+        if read.is_pending() && self.place.presence.poll_let_go(context, is_writing).is_ready() {
             if self.has_nothing_to_do() {
                 // As if the client had closed it.
                 return Poll::Ready(Ok(()));
