@@ -209,7 +209,8 @@ impl Known {
             vote: metrics.vote,
             committed: metrics.local_committed,
             cluster_committed: metrics.cluster_committed.max(said_committed),
-            membership: membership.voter_ids().next().and(*membership.log_id()),
+            // Without an allocation: this is asked for each RPC.
+            membership: membership.membership().get_joint_config().iter().flatten().next().and(*membership.log_id()),
         }
     }
 }

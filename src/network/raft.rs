@@ -31,7 +31,7 @@ use crate::config::{
 use crate::error::{ApiError, Details, Retry};
 use crate::store::durable;
 use crate::store::snapshot::TemporaryFile;
-use crate::types::{NodeId, TypeConfig};
+use crate::types::{Entry, NodeId, TypeConfig};
 
 const APPEND: &str = "/raft-append";
 const VOTE: &str = "/raft-vote";
@@ -49,7 +49,9 @@ pub async fn append(
         check_sender(&app, envelope.from)?;
         rpc_check::check_append(&envelope.rpc, envelope.from, bytes, known)
     };
-    let append = receive(&app, &request, payload, APPEND_RPC_BYTES_MAX, check).await?.rpc;
+    // The place is held until Raft has the entries: those that wait take memory, too.
+    let (envelope, _place) = receive(&app, &request, payload, APPEND_RPC_BYTES_MAX, check).await?;
+    let append = envelope.rpc;
     check_agreement(&app, &append).await?;
     let (vote, last_covered) = (append.vote, append.last_covered());
     let answer = hand_to_raft(&app, &request, append).await?;
@@ -97,7 +99,7 @@ async fn receive_candidate(
         check_sender(app, envelope.from)?;
         rpc_check::check_candidate(&envelope.rpc, envelope.from, known, app.hears_a_leader())
     };
-    let envelope = receive(app, request, payload, SMALL_RPC_BYTES_MAX, check).await?;
+    let (envelope, _) = receive(app, request, payload, SMALL_RPC_BYTES_MAX, check).await?;
     let run = request.headers().get(peer::RUN).and_then(|run| peer::parse_run(run.as_bytes()));
     if run.is_some_and(|run| app.peers.note_candidate(envelope.from, run)) {
         let error = ApiError::Conflict(Details::not_applied(format!(
@@ -120,7 +122,7 @@ pub async fn transfer_leader(
     let check = |envelope: &Envelope<TransferLeaderRequest<TypeConfig>>, known: &Known, _| {
         rpc_check::check_transfer(&envelope.rpc, envelope.from, known)
     };
-    let envelope = receive(&app, &request, payload, SMALL_RPC_BYTES_MAX, check).await?;
+    let (envelope, _) = receive(&app, &request, payload, SMALL_RPC_BYTES_MAX, check).await?;
     let answer = app.raft.handle_transfer_leader(envelope.rpc).await.map_err(|_| forward::stopping())?;
     answer_with(&app, &answer)
 }
@@ -131,7 +133,7 @@ pub async fn read_index(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let envelope: Envelope<()> = receive(&app, &request, payload, SMALL_RPC_BYTES_MAX, |_, _, _| Ok(())).await?;
+    let (envelope, _) = receive::<()>(&app, &request, payload, SMALL_RPC_BYTES_MAX, |_, _, _| Ok(())).await?;
     let read_log_id = app.raft.get_read_log_id(ReadPolicy::ReadIndex).await;
     let (read_log_id, _applied) = read_log_id.map_err(|error| api::read_error(&app, &error))?;
     // Only now it is certain that this node leads and knows who is a member. One that
@@ -221,14 +223,14 @@ async fn receive_snapshot(
     answer_with(app, &answer)
 }
 
-/// Reads and checks an RPC. `check` gets the length of the body, too.
-async fn receive<T: DeserializeOwned>(
-    app: &ExampleApp,
+/// Reads and checks an RPC; returns the place of a long one with it. `check` gets the length of the body, too.
+async fn receive<'a, T: DeserializeOwned>(
+    app: &'a ExampleApp,
     request: &HttpRequest,
     payload: web::Payload,
     bytes_max: usize,
     check: impl FnOnce(&Envelope<T>, &Known, usize) -> Result<(), ApiError>,
-) -> Result<Envelope<T>, ApiError> {
+) -> Result<(Envelope<T>, Option<SemaphorePermit<'a>>), ApiError> {
     let received = async {
         let announced = match peer::announced(app, request) {
             Ok(announced) => announced,
@@ -237,7 +239,7 @@ async fn receive<T: DeserializeOwned>(
                 return Err(error);
             }
         };
-        let _place = match place_for_body(app, request, announced).await {
+        let place = match place_for_body(app, request, announced).await {
             Ok(place) => place,
             Err(error) => {
                 keep_for_a_while(payload);
@@ -246,16 +248,17 @@ async fn receive<T: DeserializeOwned>(
         };
         let body = read_body(request, payload, bytes_max).await?;
         let check = |envelope: &Envelope<T>, known: &Known| check(envelope, known, body.len());
-        peer::decode(app, announced, &body, joins(request.path()), check).await
+        let envelope = peer::decode(app, announced, &body, joins(request.path()), check).await?;
+        Ok((envelope, place))
     };
-    let envelope = received.await.inspect_err(|error| note_refusal(app, request, error))?;
+    let (envelope, place) = received.await.inspect_err(|error| note_refusal(app, request, error))?;
     note_node(app, request, envelope.from);
-    Ok(envelope)
+    Ok((envelope, place))
 }
 
 /// A place for the body of an RPC, if it is long: together they take as much memory as there are places.
 ///
-/// Members have places of their own, so that others cannot hold up what a leader sends.
+/// Members have places of their own, so that those who do not claim to be one cannot hold up what a leader sends.
 async fn place_for_body<'a>(
     app: &'a ExampleApp,
     request: &HttpRequest,
@@ -338,7 +341,7 @@ async fn check_agreement(app: &ExampleApp, append: &Append) -> Result<(), ApiErr
     }
     let known = app.known();
     let is_committed = known.committed.is_some_and(|committed| previous.index <= committed.index);
-    let has = |log_id| app.store.log.has(log_id).map_err(|_| forward::stopping());
+    let has = |log_id| app.store.log.has(log_id).map_err(|error| unreadable_log(app, &error));
     // Raft rejects a deposed leader by itself.
     if vote.leader_id < known.vote.leader_id || is_committed || has(previous)? {
         return Ok(());
@@ -352,7 +355,7 @@ async fn check_agreement(app: &ExampleApp, append: &Append) -> Result<(), ApiErr
             Err(ApiError::Recovering(Retry::soon(message)))
         };
     }
-    let last = app.store.log.last().map_err(|_| forward::stopping())?;
+    let last = app.store.log.last().map_err(|error| unreadable_log(app, &error))?;
     if let Some(found) = app.agreement.note_missing(vote, previous, last) {
         app.set_older_copy(found);
     }
@@ -389,18 +392,23 @@ fn note_said_committed(app: &ExampleApp, append: &Append) {
 }
 
 /// Rejects entries that the log has with another content. Raft would take them for the same, since it compares log ids
-/// only, and the nodes would differ from then on.
+/// only, and the nodes would differ from then on. Raft skips what is committed here.
 fn check_overlap(app: &ExampleApp, append: &Append) -> Result<(), ApiError> {
     let Append { vote, entries, .. } = append;
+    let log = &app.store.log;
+    let last = log.last_index().map_err(|error| unreadable_log(app, &error))?;
+    // Nearly every append begins where the log ends.
+    if entries.first().map(|entry| entry.log_id.index) > last {
+        return Ok(());
+    }
     let known = app.known();
     // Raft rejects a deposed leader by itself.
     if vote.leader_id < known.vote.leader_id {
         return Ok(());
     }
-    let Some(log_id) = app.store.log.first_other(entries).map_err(|_| forward::stopping())? else { return Ok(()) };
-    if known.committed.is_some_and(|committed| log_id.index <= committed.index) {
-        return Err(rpc_check::contradiction("append", &format!("another entry at index {}", log_id.index)));
-    }
+    let is_committed = |entry: &Entry| known.committed.is_some_and(|committed| entry.log_id.index <= committed.index);
+    let open = &entries[entries.partition_point(is_committed)..];
+    let Some(log_id) = log.first_other(open).map_err(|error| unreadable_log(app, &error))? else { return Ok(()) };
     // Either of the two may be the leader's. The leader sends its own until this node has it.
     if let Some(found) = app.agreement.note_other_entry(vote, log_id) {
         app.set_other_entry(found);
@@ -409,6 +417,12 @@ fn check_overlap(app: &ExampleApp, append: &Append) -> Result<(), ApiError> {
         "the log of this node has another entry at index {} of term {}: one of the two is not the leader's",
         log_id.index, log_id.leader_id.term
     ))))
+}
+
+/// The log cannot be read: the node must end, since it cannot tell what it has.
+fn unreadable_log(app: &ExampleApp, error: &io::Error) -> ApiError {
+    app.set_disk_failure(format!("cannot read the log: {error}"));
+    forward::stopping()
 }
 
 /// A future that runs to its end even if it is dropped before, for example because a client hung up.

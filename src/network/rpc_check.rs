@@ -255,7 +255,7 @@ fn check_agrees_with_committed(log_id: LogId, known: &Known, what: &str) -> Resu
     if agrees { Ok(()) } else { Err(contradiction(what, &format!("another entry at index {}", log_id.index))) }
 }
 
-pub(super) fn contradiction(what: &str, found: &str) -> ApiError {
+fn contradiction(what: &str, found: &str) -> ApiError {
     ApiError::Conflict(Details::not_applied(format!(
         "the {what} contradicts what is committed on this node: it has {found}"
     )))

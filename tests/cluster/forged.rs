@@ -233,10 +233,11 @@ async fn a_forged_entry_after_the_leaders() {
     cluster.assert_alive();
 }
 
-/// Forged entries in the place of committed ones are rejected, however often they come, and end nobody.
+/// Forged entries in the place of committed ones change nothing and end no node, however often they come.
 ///
 /// Method: to a follower, entries of each kind under the log id of the last entry and of one before it, for longer than
-/// it takes to be certain of what a leader goes on to send; then the cluster elects and writes.
+/// it takes to be certain of what a leader sends again and again. The follower starts again, so that it reads its
+/// log; then the cluster elects and writes.
 #[tokio::test]
 async fn a_forged_entry_over_a_committed_one() {
     let mut cluster = TestCluster::form("forged-over", &ALL, CALM_BUT_QUICK).await;
@@ -251,15 +252,16 @@ async fn a_forged_entry_over_a_committed_one() {
     while begun.elapsed() < EVIDENCE_MIN + Duration::from_secs(1) {
         for index in [last.index, last.index - 2] {
             for payload in &payloads {
-                let entries = vec![forger.entry(index, payload.clone()), forger.entry(index + 1, Payload::Blank)];
+                let entries = vec![forger.entry(index, payload.clone())];
                 let answer = forger.append(&cluster, Some(forger.log_id(index - 1)), entries, None).await;
-                let fields = answer.assert_error(409, "Conflict", "not_applied");
-                assert!(fields["message"].as_str().unwrap().contains(&format!("at index {index}")), "{fields}");
+                assert_eq!(answer.status, 200, "{}", answer.text());
             }
         }
     }
-    let log = cluster.node(follower).log();
-    assert_eq!(log.matches("rejected /raft-append").count(), 1, "{log}");
+    assert_eq!(cluster.metrics(follower).await.last_log_index, Some(last.index));
+    cluster.assert_holds(follower, &data).await;
+    cluster.kill(follower);
+    cluster.restart(follower).await;
     goes_on(&mut cluster).await;
     for id in ALL {
         cluster.assert_holds(id, &data).await;
@@ -422,13 +424,16 @@ async fn votes_within_the_bound_do_not_add_up() {
     let (to_id, from) = if leader == 1 { (2, 3) } else { (1, 6 - 1 - leader) };
     let to = identity_of(&cluster, to_id).await;
     let first = cluster.metrics(leader).await.current_term;
+    let mut statuses = Vec::new();
     for steps in 1..=6 {
         let last = LogId::new(raft_key_value::types::LeaderId { term: first, node_id: leader }, 1 << 40);
         let request = VoteRequest::<TypeConfig>::new(vote(first + steps * STEP, from, false), Some(last));
         let message = envelope(from, &to, to.cluster_id.unwrap(), &request);
         let answer = cluster.post(to_id, "/raft-vote", message).await;
-        eprintln!("{steps} steps: {}", answer.status);
+        statuses.push(answer.status);
     }
+    // Each step but the first is beyond the bound, unless an election has followed the one before it.
+    assert!(statuses[0] == 200 && statuses.contains(&400), "{statuses:?}");
     for id in [1, 2, 3] {
         cluster.write(id, "k", &format!("through {id}")).await;
         let read = eventually("a linearizable read", DEADLINE, async || cluster.consistent_read(id, "k").await).await;
