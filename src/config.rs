@@ -289,7 +289,8 @@ pub const APPEND_RPC_BYTES_MAX: usize = 2 * APPEND_BYTES_MAX + LOG_PAYLOAD_BYTES
 pub const SMALL_RPC_BYTES_MAX: usize = 128 << 10;
 /// Longest head of a snapshot, which holds the membership: room for some hundred members.
 pub const SNAPSHOT_HEAD_BYTES_MAX: usize = 256 << 10;
-/// How far the term in an RPC may be above the node's own. Each election adds 1, so no cluster gets
+/// How far the term in an RPC may be above the node's own; in a candidate's, above the last term that had a leader,
+/// and half as far while the node hears one. Each election adds 1, so no cluster gets
 /// that far while a node is away; and a forged term that is adopted leaves room for the elections to come.
 pub const TERM_STEP_MAX: u64 = 1 << 32;
 /// How far above a node's own term another may be even beyond [`TERM_MAX`], so that elections go on there.
@@ -311,9 +312,9 @@ pub const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(600);
 /// How many heartbeat intervals an append waits for the leader's heartbeat, if the node does not yet know
 /// what the leader counts on: less than the leader waits for the response.
 pub const LEADER_VIEW_INTERVALS: u32 = 3;
-/// How often a leader must have counted on a lost entry until the node stops.
+/// How often a leader must have counted on a lost entry, or sent another one than the log has, until the node stops.
 pub const EVIDENCE_COUNT_MIN: u32 = 5;
-/// For how long a leader must have counted on a lost entry until the node stops.
+/// For how long it must have done so until the node stops.
 pub const EVIDENCE_MIN: Duration = Duration::from_secs(3);
 /// How long a snapshot waits until the one before it is dealt with, and until this node has heard
 /// from the leader that sends it: some heartbeats.

@@ -132,7 +132,7 @@ impl Peers {
         self.has_candidates.load(Ordering::Relaxed)
     }
 
-    /// Has the snapshot, unless one to the same path, from the same host and with the
+    /// Logs a rejection, unless one to the same path, from the same host and with the
     /// same status was logged lately: nobody can fill the log. `from` is the node that it claims to be from.
     pub fn note_rejection(
         &self,
@@ -143,7 +143,8 @@ impl Peers {
         why: &str,
     ) {
         let host = addr.map(|addr| addr.ip().to_string()).unwrap_or_default();
-        // A 5xx is no rejection: the node is stopping, or its disk is full, which is logged where it happens.
+        // A 5xx is no rejection: the node is stopping or busy, or its disk is full or failed, which is logged where it
+        // happens.
         if error.status() >= 500 || !self.is_news((host, path.to_owned(), error.status())) {
             return;
         }
