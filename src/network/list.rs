@@ -182,7 +182,7 @@ async fn delete_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payl
         (Some(prefix), false) if !prefix.is_empty() => prefix,
         (None, true) => "",
         (Some(_), true) => return Err(invalid("all", "and `prefix` are not given together")),
-        (_, false) => return Err(invalid("prefix", "is not empty; to delete every key, say `all`")),
+        (_, false) => return Err(invalid("prefix", "must not be empty; to delete every key, say `all`")),
     };
     let mut revision_max = None;
     let mut deleted_before = 0;
