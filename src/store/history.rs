@@ -49,8 +49,8 @@ pub struct History {
 }
 
 impl Change {
-    /// About how much memory it takes, in bytes.
-    fn bytes(&self) -> usize {
+    /// About how much memory it takes, and how long it is when it is sent, in bytes.
+    pub(super) fn bytes(&self) -> usize {
         const CHANGE_BYTES: usize = 128;
         let value_bytes = match &self.kind {
             ChangeKind::Put(record) => record.value.as_bytes().len(),

@@ -21,7 +21,7 @@ use bytes::Bytes;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::broadcast::{Receiver, Sender};
 
-use super::history::{Change, ChangeKind};
+use super::history::Change;
 use super::prefixes::Prefixes;
 use super::state_machine::ExampleStateMachine;
 use super::state_machine_store::StateMachineStore;
@@ -126,9 +126,8 @@ struct Groups {
 #[derive(Debug)]
 struct Group {
     sender: Sender<Handed>,
-    /// Changes of the batch that is being put together.
-    pending: Vec<Change>,
-    /// About how long they are when they are sent.
+    /// Changes of the batch that is being put together, and the bytes of each.
+    pending: Vec<(Change, usize)>,
     pending_bytes: usize,
 }
 
@@ -143,8 +142,9 @@ impl Filter {
 }
 
 impl Batch {
-    fn new(changes: Vec<Change>) -> Arc<Self> {
-        Arc::new(Batch { changes, encoded: OnceLock::new(), counted_bytes: AtomicUsize::new(0) })
+    /// `counted_bytes` is what it counts for in [`HandedOut`]; 0 if it is not to be there.
+    fn new(changes: Vec<Change>, counted_bytes: usize) -> Arc<Self> {
+        Arc::new(Batch { changes, encoded: OnceLock::new(), counted_bytes: AtomicUsize::new(counted_bytes) })
     }
 
     /// The changes, in order; at least one.
@@ -159,8 +159,7 @@ impl Batch {
 
 impl HandedOut {
     fn add(&mut self, batch: Arc<Batch>) {
-        self.bytes += bytes_of_all(&batch.changes);
-        batch.counted_bytes.store(bytes_of_all(&batch.changes), Ordering::Relaxed);
+        self.bytes += batch.counted_bytes();
         self.batches.push_back(batch);
         self.trim();
     }
@@ -190,7 +189,7 @@ impl HandedOut {
 impl LongEvents {
     /// Whether the data of a change is to be taken from here.
     pub fn is_for(&self, change: &Change) -> bool {
-        bytes_of(change) >= WATCH_LONG_EVENT_BYTES
+        change.bytes() >= WATCH_LONG_EVENT_BYTES
     }
 
     /// The data of a change's event as `encode` returns it.
@@ -318,7 +317,7 @@ impl Subscription {
                 self.skip_to(revision + 1);
             }
         }
-        Ok((!changes.is_empty()).then(|| Batch::new(changes)))
+        Ok((!changes.is_empty()).then(|| Batch::new(changes, 0)))
     }
 
     /// A batch without what was wanted later, or was taken before.
@@ -328,7 +327,7 @@ impl Subscription {
             return Some(batch);
         }
         let changes: Vec<Change> = batch.changes.iter().filter(|change| wanted(change)).cloned().collect();
-        (!changes.is_empty()).then(|| Batch::new(changes))
+        (!changes.is_empty()).then(|| Batch::new(changes, 0))
     }
 
     fn leave(&mut self) {
@@ -353,25 +352,11 @@ fn changes_from(machine: &ExampleStateMachine, filter: &Filter, cursor: (u64, u3
             return (changes, false);
         }
         if filter.matches(&change.key) {
-            bytes += bytes_of(change);
+            bytes += change.bytes();
             changes.push(change.clone());
         }
     }
     (changes, true)
-}
-
-fn bytes_of_all(changes: &[Change]) -> usize {
-    changes.iter().map(bytes_of).sum()
-}
-
-/// About how long a change is when it is sent, in bytes.
-fn bytes_of(change: &Change) -> usize {
-    const EVENT_BYTES: usize = 128;
-    let value_bytes = match &change.kind {
-        ChangeKind::Put(record) => record.value.as_bytes().len(),
-        ChangeKind::Delete | ChangeKind::Expire => 0,
-    };
-    EVENT_BYTES + change.key.len() + value_bytes
 }
 
 impl Hub {
@@ -404,10 +389,11 @@ impl Hub {
         let mut keys: Vec<Key> = Vec::new();
         let mut prefixes: Vec<usize> = Vec::new();
         for change in machine.history.since(revision_before + 1, 0) {
+            let bytes = change.bytes();
             if let Some(group) = by_key.get_mut(&change.key) {
-                group.add(change, || keys.push(change.key.clone()));
+                group.add(change, bytes, || keys.push(change.key.clone()));
             }
-            by_prefix.for_each_of(&change.key, |number, group| group.add(change, || prefixes.push(number)));
+            by_prefix.for_each_of(&change.key, |number, group| group.add(change, bytes, || prefixes.push(number)));
         }
         let mut handed_out = self.handed_out();
         let mut send = |group: Option<&mut Group>| {
@@ -483,12 +469,12 @@ impl Hub {
 }
 
 impl Group {
-    fn add(&mut self, change: &Change, first: impl FnOnce()) {
+    fn add(&mut self, change: &Change, bytes: usize, first: impl FnOnce()) {
         if self.pending.is_empty() {
             first();
         }
-        self.pending_bytes += bytes_of(change);
-        self.pending.push(change.clone());
+        self.pending_bytes += bytes;
+        self.pending.push((change.clone(), bytes));
     }
 
     /// Hands out what was put together.
@@ -506,19 +492,18 @@ impl Group {
 
 /// Batches of whole revisions, of `bytes` in all: short ones, and no more than half of those that a
 /// watch may fall behind.
-fn batches_of(changes: Vec<Change>, bytes: usize) -> Vec<Arc<Batch>> {
+fn batches_of(changes: Vec<(Change, usize)>, bytes: usize) -> Vec<Arc<Batch>> {
     let batch_bytes = WATCH_HANDED_OUT_BATCH_BYTES.max(bytes.div_ceil(WATCH_BATCHES_MAX / 2));
     let mut batches = Vec::new();
     let mut batch: Vec<Change> = Vec::new();
     let mut bytes = 0;
-    for change in changes {
+    for (change, change_bytes) in changes {
         if bytes >= batch_bytes && batch.last().is_some_and(|last| last.revision != change.revision) {
-            batches.push(Batch::new(std::mem::take(&mut batch)));
-            bytes = 0;
+            batches.push(Batch::new(std::mem::take(&mut batch), std::mem::take(&mut bytes)));
         }
-        bytes += bytes_of(&change);
+        bytes += change_bytes;
         batch.push(change);
     }
-    batches.push(Batch::new(batch));
+    batches.push(Batch::new(batch, bytes));
     batches
 }
