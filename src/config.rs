@@ -73,7 +73,7 @@ pub const WATCH_BATCH_BYTES: usize = 128 << 10;
 /// so much is applied at once that there would be too many batches.
 pub const WATCH_HANDED_OUT_BATCH_BYTES: usize = 32 << 10;
 /// Bytes of batches that a node keeps for its watches, as changes and as they are sent, beside one of
-/// any length. A watch that is further behind reads the history.
+/// any length. What several batches share counts once. A watch that is further behind reads the history.
 pub const WATCH_HANDED_OUT_BYTES_MAX: usize = 32 << 20;
 /// Changes from this length on, in bytes, are encoded once for all watches of the node.
 pub const WATCH_LONG_EVENT_BYTES: usize = 16 << 10;

@@ -49,14 +49,16 @@ pub struct History {
 }
 
 impl Change {
+    /// What each takes without its key and value, in bytes.
+    pub(super) const FIXED_BYTES: usize = 128;
+
     /// About how much memory it takes, and how long it is when it is sent, in bytes.
     pub(super) fn bytes(&self) -> usize {
-        const CHANGE_BYTES: usize = 128;
         let value_bytes = match &self.kind {
             ChangeKind::Put(record) => record.value.as_bytes().len(),
             ChangeKind::Delete | ChangeKind::Expire => 0,
         };
-        CHANGE_BYTES + self.key.len() + value_bytes
+        Self::FIXED_BYTES + self.key.len() + value_bytes
     }
 }
 

@@ -13,6 +13,7 @@
 //! A write looks its key up once among the keys that are watched, and once among
 //! the prefixes, however many there are.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -46,8 +47,10 @@ pub struct Batch {
     changes: Vec<Change>,
     /// As it is sent, in pieces, so that it is encoded once for all that watch the same.
     encoded: OnceLock<Vec<Bytes>>,
-    /// The bytes it counts for in [`HandedOut`]; 0 if it is not there. Changed while that is locked.
+    /// The bytes its changes count for in [`HandedOut`]; 0 if it is not there. Changed while that is locked.
     counted_bytes: AtomicUsize,
+    /// Whether `encoded` is counted there too. Changed while that is locked.
+    encoded_is_counted: AtomicBool,
 }
 
 /// What the watches of a group receive.
@@ -77,7 +80,10 @@ pub struct Subscription {
     filter: Filter,
     /// The revision and position of the next change that is wanted.
     cursor: (u64, u32),
+    /// Its place in its group, which it keeps when it falls behind.
     receiver: Option<Receiver<Handed>>,
+    /// Whether the receiver has all that comes after the cursor. Otherwise that is read from the history.
+    follows: bool,
 }
 
 /// All watches of one node.
@@ -95,11 +101,18 @@ pub(super) struct Hub {
 
 /// The newest batches that were handed out, oldest first.
 ///
-/// Invariant: `bytes` is the sum of their `counted_bytes`, and at most
-/// [`WATCH_HANDED_OUT_BYTES_MAX`] unless there is only one.
+/// Each byte in memory is counted once, however many groups share it. A change counts
+/// [`Change::FIXED_BYTES`] in each batch. Its key and value count in the last batch that has it: batches
+/// are dropped in their order, so these bytes are counted for as long as a batch here holds them.
+/// A piece as it is sent is counted once for all batches that have it, from when the first is encoded.
+///
+/// Invariant: `bytes` is the sum of the batches' `counted_bytes` and of the pieces of those whose
+/// `encoded_is_counted`, and at most [`WATCH_HANDED_OUT_BYTES_MAX`] unless there is only one batch.
 #[derive(Debug, Default)]
 struct HandedOut {
     batches: VecDeque<Arc<Batch>>,
+    /// How many batches have each piece, by its address, which is no other's while one has it.
+    pieces: HashMap<usize, usize>,
     bytes: usize,
 }
 
@@ -126,9 +139,19 @@ struct Groups {
 #[derive(Debug)]
 struct Group {
     sender: Sender<Handed>,
-    /// Changes of the batch that is being put together, and the bytes of each.
-    pending: Vec<(Change, usize)>,
+    /// Changes of the batches that are being put together.
+    pending: Vec<Pending>,
+    /// About how long they are when they are sent.
     pending_bytes: usize,
+}
+
+#[derive(Debug)]
+struct Pending {
+    change: Change,
+    /// As [`Change::bytes`] says.
+    bytes: usize,
+    /// What it counts for in [`HandedOut`].
+    counted_bytes: usize,
 }
 
 impl Filter {
@@ -144,7 +167,12 @@ impl Filter {
 impl Batch {
     /// `counted_bytes` is what it counts for in [`HandedOut`]; 0 if it is not to be there.
     fn new(changes: Vec<Change>, counted_bytes: usize) -> Arc<Self> {
-        Arc::new(Batch { changes, encoded: OnceLock::new(), counted_bytes: AtomicUsize::new(counted_bytes) })
+        Arc::new(Batch {
+            changes,
+            encoded: OnceLock::new(),
+            counted_bytes: AtomicUsize::new(counted_bytes),
+            encoded_is_counted: AtomicBool::new(false),
+        })
     }
 
     /// The changes, in order; at least one.
@@ -164,13 +192,20 @@ impl HandedOut {
         self.trim();
     }
 
-    /// Counts what a batch takes once it is encoded.
-    fn count_encoded(&mut self, batch: &Batch, bytes: usize) {
-        if batch.counted_bytes() > 0 {
-            self.bytes += bytes;
-            batch.counted_bytes.fetch_add(bytes, Ordering::Relaxed);
-            self.trim();
+    /// Counts the pieces of a batch that was just encoded.
+    fn count_encoded(&mut self, batch: &Batch, pieces: &[Bytes]) {
+        if batch.counted_bytes() == 0 {
+            return;
         }
+        batch.encoded_is_counted.store(true, Ordering::Relaxed);
+        for piece in pieces {
+            let holders = self.pieces.entry(piece.as_ptr() as usize).or_default();
+            if *holders == 0 {
+                self.bytes += piece.len();
+            }
+            *holders += 1;
+        }
+        self.trim();
     }
 
     /// Drops the oldest batches while there are too many bytes, and those that all readers have taken.
@@ -180,8 +215,20 @@ impl HandedOut {
             if !is_too_much && Arc::weak_count(oldest) > 0 {
                 break;
             }
+            let Some(oldest) = self.batches.pop_front() else { break };
             self.bytes -= oldest.counted_bytes.swap(0, Ordering::Relaxed);
-            self.batches.pop_front();
+            if !oldest.encoded_is_counted.load(Ordering::Relaxed) {
+                continue;
+            }
+            for piece in oldest.encoded.get().into_iter().flatten() {
+                if let Entry::Occupied(mut holders) = self.pieces.entry(piece.as_ptr() as usize) {
+                    *holders.get_mut() -= 1;
+                    if *holders.get() == 0 {
+                        holders.remove();
+                        self.bytes -= piece.len();
+                    }
+                }
+            }
         }
     }
 }
@@ -219,14 +266,14 @@ impl LongEvents {
 
 impl Subscription {
     pub(super) fn new(store: StateMachineStore, filter: Filter, cursor: (u64, u32)) -> Self {
-        Subscription { store, filter, cursor, receiver: None }
+        Subscription { store, filter, cursor, receiver: None, follows: false }
     }
 
     /// The next changes, as soon as there are any. Nothing is lost if the future is dropped.
     pub async fn next(&mut self) -> Result<Arc<Batch>, WatchError> {
         loop {
             let batch = match &mut self.receiver {
-                Some(receiver) => match receiver.recv().await {
+                Some(receiver) if self.follows => match receiver.recv().await {
                     Ok(Handed::Last(revision)) => {
                         self.skip_to(revision);
                         None
@@ -236,17 +283,22 @@ impl Subscription {
                         // It fell behind by more bytes than are kept, if only by those of other groups.
                         None => {
                             self.skip_to(first);
-                            self.leave();
+                            self.follows = false;
                             None
                         }
                     },
-                    // It fell behind by more batches than are kept, or the group has ended.
-                    Err(RecvError::Lagged(_) | RecvError::Closed) => {
+                    // It fell behind by more batches than are kept.
+                    Err(RecvError::Lagged(_)) => {
+                        self.follows = false;
+                        None
+                    }
+                    // The group has ended.
+                    Err(RecvError::Closed) => {
                         self.leave();
                         None
                     }
                 },
-                None => self.catch_up()?,
+                _ => self.catch_up()?,
             };
             if let Some(batch) = batch {
                 if let Some(last) = batch.changes.last() {
@@ -264,14 +316,13 @@ impl Subscription {
         encode: impl FnOnce(&[Change], &LongEvents) -> Vec<Bytes>,
     ) -> &'a [Bytes] {
         let hub = self.store.hub();
-        let mut encoded_bytes = None;
+        let mut is_first = false;
         let pieces = batch.encoded.get_or_init(|| {
-            let pieces = encode(&batch.changes, &hub.long_events);
-            encoded_bytes = Some(pieces.iter().map(Bytes::len).sum());
-            pieces
+            is_first = true;
+            encode(&batch.changes, &hub.long_events)
         });
-        if let Some(bytes) = encoded_bytes {
-            hub.handed_out().count_encoded(batch, bytes);
+        if is_first {
+            hub.handed_out().count_encoded(batch, pieces);
         }
         pieces
     }
@@ -282,7 +333,7 @@ impl Subscription {
         let published = self.store.hub().published.load(Ordering::Acquire);
         let receiver = self.receiver.as_ref()?;
         // One that is closed is empty too, and the changes that a snapshot brought were not in it.
-        if !receiver.is_empty() || receiver.is_closed() {
+        if !self.follows || !receiver.is_empty() || receiver.is_closed() {
             return None;
         }
         self.skip_to(published + 1);
@@ -296,23 +347,28 @@ impl Subscription {
         self.cursor = self.cursor.max((revision, 0));
     }
 
-    /// Reads on in the history, and joins the group at its end.
+    /// Reads on in the history. At its end the watch joins the group, or follows it again.
     fn catch_up(&mut self) -> Result<Option<Arc<Batch>>, WatchError> {
         let hub = self.store.hub().clone();
-        let (filter, cursor) = (&self.filter, self.cursor);
+        let (filter, receiver, cursor) = (&self.filter, &self.receiver, self.cursor);
         let (changes, joined) = self.store.read(|machine| {
             let oldest = machine.history.oldest();
             if cursor.0 < oldest {
                 return Err(WatchError::Gone { oldest });
             }
             match changes_from(machine, filter, cursor) {
-                // Nothing is applied meanwhile, so nothing falls between the two.
-                (changes, true) => Ok((changes, Some((hub.join(filter), machine.revision)))),
+                // Nothing is applied meanwhile, so nothing falls between the two. What was handed out before is of
+                // the history. If the group has ended, so has the new receiver.
+                (changes, true) => {
+                    let receiver = receiver.as_ref().map_or_else(|| hub.join(filter), Receiver::resubscribe);
+                    Ok((changes, Some((receiver, machine.revision))))
+                }
                 (changes, false) => Ok((changes, None)),
             }
         })?;
         if let Some((receiver, revision)) = joined {
             self.receiver = Some(receiver);
+            self.follows = true;
             if changes.is_empty() {
                 self.skip_to(revision + 1);
             }
@@ -331,6 +387,7 @@ impl Subscription {
     }
 
     fn leave(&mut self) {
+        self.follows = false;
         if self.receiver.take().is_some() {
             self.store.hub().leave(&self.filter);
         }
@@ -385,15 +442,26 @@ impl Hub {
         }
         let mut groups = self.groups();
         let Groups { by_key, by_prefix } = &mut *groups;
-        // In the order in which their changes came.
+        // In the order in which their changes came, a shorter prefix before the longer ones that begin with it.
         let mut keys: Vec<Key> = Vec::new();
         let mut prefixes: Vec<usize> = Vec::new();
         for change in machine.history.since(revision_before + 1, 0) {
             let bytes = change.bytes();
-            if let Some(group) = by_key.get_mut(&change.key) {
+            let mut of_key = by_key.get_mut(&change.key);
+            if let Some(group) = &mut of_key {
                 group.add(change, bytes, || keys.push(change.key.clone()));
             }
-            by_prefix.for_each_of(&change.key, |number, group| group.add(change, bytes, || prefixes.push(number)));
+            let prefixes_before = prefixes.len();
+            let mut shortest = None;
+            by_prefix.for_each_of(&change.key, |number, group| {
+                group.add(change, bytes, || prefixes.push(number));
+                shortest = Some(number);
+            });
+            prefixes[prefixes_before..].reverse();
+            let last = shortest.and_then(|number| by_prefix.get_numbered(number)).or(of_key);
+            if let Some(added) = last.and_then(|group| group.pending.last_mut()) {
+                added.counted_bytes = bytes;
+            }
         }
         let mut handed_out = self.handed_out();
         let mut send = |group: Option<&mut Group>| {
@@ -402,7 +470,8 @@ impl Hub {
             }
         };
         keys.iter().for_each(|key| send(by_key.get_mut(key)));
-        prefixes.iter().for_each(|number| send(by_prefix.get_numbered(*number)));
+        // The shortest prefix of a change last, as that counts its key and value.
+        prefixes.iter().rev().for_each(|number| send(by_prefix.get_numbered(*number)));
     }
 
     /// Sends all watches back to the history, after that was replaced, or has lost
@@ -474,36 +543,37 @@ impl Group {
             first();
         }
         self.pending_bytes += bytes;
-        self.pending.push((change.clone(), bytes));
+        self.pending.push(Pending { change: change.clone(), bytes, counted_bytes: Change::FIXED_BYTES });
     }
 
     /// Hands out what was put together.
     fn send(&mut self, handed_out: &mut HandedOut) {
         let changes = std::mem::take(&mut self.pending);
         for batch in batches_of(changes, std::mem::take(&mut self.pending_bytes)) {
-            // An error means that the last one has just left.
             let first = batch.changes.first().map_or(0, |change| change.revision);
-            if self.sender.send(Handed::Batch(Arc::downgrade(&batch), first)).is_ok() {
-                handed_out.add(batch);
-            }
+            // An error means that the last one has just left. It may count what others hold, so it is added all the same.
+            let _ = self.sender.send(Handed::Batch(Arc::downgrade(&batch), first));
+            handed_out.add(batch);
         }
     }
 }
 
 /// Batches of whole revisions, of `bytes` in all: short ones, and no more than half of those that a
 /// watch may fall behind.
-fn batches_of(changes: Vec<(Change, usize)>, bytes: usize) -> Vec<Arc<Batch>> {
+fn batches_of(pending: Vec<Pending>, bytes: usize) -> Vec<Arc<Batch>> {
     let batch_bytes = WATCH_HANDED_OUT_BATCH_BYTES.max(bytes.div_ceil(WATCH_BATCHES_MAX / 2));
     let mut batches = Vec::new();
     let mut batch: Vec<Change> = Vec::new();
-    let mut bytes = 0;
-    for (change, change_bytes) in changes {
-        if bytes >= batch_bytes && batch.last().is_some_and(|last| last.revision != change.revision) {
-            batches.push(Batch::new(std::mem::take(&mut batch), std::mem::take(&mut bytes)));
+    let (mut bytes, mut counted_bytes) = (0, 0);
+    for it in pending {
+        if bytes >= batch_bytes && batch.last().is_some_and(|last| last.revision != it.change.revision) {
+            batches.push(Batch::new(std::mem::take(&mut batch), counted_bytes));
+            (bytes, counted_bytes) = (0, 0);
         }
-        bytes += change_bytes;
-        batch.push(change);
+        bytes += it.bytes;
+        counted_bytes += it.counted_bytes;
+        batch.push(it.change);
     }
-    batches.push(Batch::new(batch, bytes));
+    batches.push(Batch::new(batch, counted_bytes));
     batches
 }

@@ -6,7 +6,9 @@ use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use raft_key_value::config::{HISTORY_BYTES_MAX, WATCH_HANDED_OUT_BYTES_MAX};
+use raft_key_value::config::{
+    HISTORY_BYTES_MAX, WATCH_HANDED_OUT_BATCH_BYTES, WATCH_HANDED_OUT_BYTES_MAX, WATCH_LONG_EVENTS_BYTES_MAX,
+};
 use raft_key_value::operation::{Operation, Txn, TxnStep};
 use raft_key_value::store::{Change, ChangeKind, ExampleStore, Filter, LongEvents, Record, Subscription};
 
@@ -20,13 +22,12 @@ fn take_all(watch: &mut Subscription, batches: &Cell<usize>, long_events: &Cell<
     let encode = |changes: &[Change], shared: &LongEvents| {
         batches.set(batches.get() + 1);
         let piece = |change: &Change| {
-            let text = || Bytes::from(format!("{} {}\n", change.revision, change.key));
             if !shared.is_for(change) {
-                return text();
+                return Bytes::from(format!("{} {}\n", change.revision, change.key));
             }
             shared.get_or_encode(change, || {
                 long_events.set(long_events.get() + 1);
-                text()
+                Bytes::from(vec![b'e'; VALUE_BYTES])
             })
         };
         changes.iter().map(piece).collect()
@@ -116,6 +117,121 @@ fn a_slow_reader_holds_a_bounded_number_of_bytes() {
         assert!(held <= WATCH_HANDED_OUT_BYTES_MAX / VALUE_BYTES + 1, "{held} values are held");
         assert!(watch.next().now_or_never().expect("it is told").is_err());
     });
+}
+
+/// What groups share is counted once, so that a long change for many groups is dropped for none of them.
+///
+/// Method: two watches of each of 1,000 prefixes that begin with each other, and a put of 1 MiB of a key that begins
+/// with all of them. One watch of each takes it, and then the other in the opposite order. If a batch had been dropped,
+/// a watch would read the history, and what it finds would be encoded for it alone.
+#[test]
+fn a_long_change_for_many_groups_is_kept_for_all() {
+    const GROUPS: usize = 1000;
+    run(async {
+        let directory = scratch();
+        let store = open(directory.path());
+        apply(&store, [membership(1, 0, &[1])]).await;
+        let begin = |length| store.state_machine.watch(Filter::Prefix("k".repeat(length).as_str().into()), 1, 0);
+        let mut watches: Vec<_> = (1..=GROUPS).chain((1..=GROUPS).rev()).map(begin).collect();
+        for watch in &mut watches {
+            assert!(watch.next().now_or_never().is_none());
+        }
+        for index in 1..=3 {
+            apply(&store, [put_large(index, &"k".repeat(GROUPS))]).await;
+            let (batches, long_events) = (Cell::new(0), Cell::new(0));
+            for watch in &mut watches {
+                assert!(!take_all(watch, &batches, &long_events).is_empty());
+            }
+            assert_eq!([batches.get(), long_events.get()], [GROUPS, 1]);
+        }
+    });
+}
+
+/// A change of which some groups have been read is counted for as long as another holds it.
+///
+/// Method: watches of a key and of prefixes of it that begin with each other, of which one is not read, each in turn. Two
+/// batches of entries with 40 MiB, after each of which the others take all, and so many other changes that the history
+/// forgets those. The values still in memory are counted.
+#[test]
+fn a_slow_group_beside_fast_ones_holds_a_bounded_number_of_bytes() {
+    let filters = [Filter::Key("key".into()), Filter::Prefix("key".into()), Filter::Prefix("k".into())];
+    for slow in 0..filters.len() {
+        run(async {
+            let directory = scratch();
+            let store = open(directory.path());
+            apply(&store, [membership(1, 0, &[1])]).await;
+            let begin = |filter: &Filter| store.state_machine.watch(filter.clone(), 1, 0);
+            let mut watches: Vec<_> = filters.iter().map(begin).collect();
+            for watch in &mut watches {
+                assert!(watch.next().now_or_never().is_none());
+            }
+            let mut values = Vec::new();
+            for first in [1, 41] {
+                apply(&store, (first..first + 40).map(|index| put_large(index, "key"))).await;
+                values = [values, records(&store, "key")].concat();
+                for (number, watch) in watches.iter_mut().enumerate() {
+                    if number != slow {
+                        take_all(watch, &Cell::new(0), &Cell::new(0));
+                    }
+                }
+            }
+            let others = (HISTORY_BYTES_MAX / VALUE_BYTES) as u64 + 1;
+            apply(&store, (81..81 + others).map(|index| put_large(index, "other"))).await;
+            assert!(records(&store, "key").is_empty(), "the history still has them");
+            let held = values.iter().filter(|record| record.upgrade().is_some()).count();
+            // And the one that is the key's value.
+            assert!(held <= WATCH_HANDED_OUT_BYTES_MAX / VALUE_BYTES + 1, "{held} values are held");
+        });
+    }
+}
+
+/// Long events that are sent are in memory within the node's bounds, even if groups take them so far apart that each
+/// is encoded more than once.
+///
+/// Method: 200 pairs of nested prefixes, and 17 changes, whose events stand for a MiB each. The watches of a pair take them
+/// side by side, so that both have the same events, and then each holds nothing but its place.
+#[test]
+fn long_events_hold_a_bounded_number_of_bytes() {
+    const GROUPS: usize = 400;
+    run(async {
+        let directory = scratch();
+        let store = open(directory.path());
+        apply(&store, [membership(1, 0, &[1])]).await;
+        let begin = |length| store.state_machine.watch(Filter::Prefix("k".repeat(length).as_str().into()), 1, 0);
+        let mut watches: Vec<_> = (1..=GROUPS).map(begin).collect();
+        for watch in &mut watches {
+            assert!(watch.next().now_or_never().is_none());
+        }
+        let value = "v".repeat(WATCH_HANDED_OUT_BATCH_BYTES);
+        apply(&store, (1..=17).map(|index| set(1, index, &"k".repeat(GROUPS), &value))).await;
+        let counter = Arc::new(());
+        let mut held_max = 0;
+        let mut encode_next = |watch: &mut Subscription| {
+            let Some(batch) = tokio::task::unconstrained(watch.next()).now_or_never() else { return false };
+            let batch = batch.unwrap();
+            let new_event = || Bytes::from_owner(Counted(vec![0; VALUE_BYTES], counter.clone()));
+            watch.encoded(&batch, |changes, shared| {
+                changes.iter().map(|change| shared.get_or_encode(change, new_event)).collect()
+            });
+            held_max = held_max.max(Arc::strong_count(&counter) - 1);
+            true
+        };
+        for group in 0..GROUPS / 2 {
+            while encode_next(&mut watches[group]) && encode_next(&mut watches[GROUPS / 2 + group]) {}
+        }
+        let bound = (WATCH_HANDED_OUT_BYTES_MAX + WATCH_LONG_EVENTS_BYTES_MAX) / VALUE_BYTES;
+        assert!(held_max > WATCH_LONG_EVENTS_BYTES_MAX / VALUE_BYTES, "{held_max}");
+        assert!(held_max <= bound + 3, "{held_max} events are held");
+    });
+}
+
+/// Bytes that can be counted.
+struct Counted(Vec<u8>, #[expect(dead_code, reason = "only its clones are counted")] Arc<()>);
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 /// A watch misses nothing while another thread applies entries, and is not told that it has what is still to come.
