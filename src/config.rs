@@ -69,6 +69,9 @@ pub const WATCH_BATCHES_MAX: usize = 16;
 /// About how many bytes of changes are read from the history at once, for a watch
 /// that catches up.
 pub const WATCH_BATCH_BYTES: usize = 128 << 10;
+/// About how many changes a watch looks at in the history at once, to find those of its keys. Entries are not applied
+/// meanwhile, and other requests of its thread wait: so many take well below a millisecond.
+pub const WATCH_LOOKED_AT_MAX: usize = 4096;
 /// About how many bytes of changes go into one batch that is handed out, unless a revision has more or
 /// so much is applied at once that there would be too many batches.
 pub const WATCH_HANDED_OUT_BATCH_BYTES: usize = 32 << 10;

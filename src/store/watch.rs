@@ -28,7 +28,7 @@ use super::state_machine::ExampleStateMachine;
 use super::state_machine_store::StateMachineStore;
 use crate::config::{
     WATCH_BATCH_BYTES, WATCH_BATCHES_MAX, WATCH_HANDED_OUT_BATCH_BYTES, WATCH_HANDED_OUT_BYTES_MAX,
-    WATCH_LONG_EVENT_BYTES, WATCH_LONG_EVENTS_BYTES_MAX,
+    WATCH_LONG_EVENT_BYTES, WATCH_LONG_EVENTS_BYTES_MAX, WATCH_LOOKED_AT_MAX,
 };
 use crate::operation::Key;
 
@@ -298,11 +298,18 @@ impl Subscription {
                         None
                     }
                 },
-                _ => self.catch_up()?,
+                _ => {
+                    let found = self.catch_up()?;
+                    if found.is_none() && !self.follows {
+                        // Others of this thread go first.
+                        tokio::task::yield_now().await;
+                    }
+                    found
+                }
             };
             if let Some(batch) = batch {
                 if let Some(last) = batch.changes.last() {
-                    self.cursor = (last.revision, last.position + 1);
+                    self.cursor = self.cursor.max((last.revision, last.position + 1));
                 }
                 return Ok(batch);
             }
@@ -347,32 +354,30 @@ impl Subscription {
         self.cursor = self.cursor.max((revision, 0));
     }
 
-    /// Reads on in the history. At its end the watch joins the group, or follows it again.
+    /// Reads on in the history, some of it. At its end the watch joins the group, or follows it again.
     fn catch_up(&mut self) -> Result<Option<Arc<Batch>>, WatchError> {
         let hub = self.store.hub().clone();
         let (filter, receiver, cursor) = (&self.filter, &self.receiver, self.cursor);
-        let (changes, joined) = self.store.read(|machine| {
+        let (changes, next, joined) = self.store.read(|machine| {
             let oldest = machine.history.oldest();
             if cursor.0 < oldest {
                 return Err(WatchError::Gone { oldest });
             }
-            match changes_from(machine, filter, cursor) {
+            Ok(match changes_from(machine, filter, cursor) {
+                (changes, Some(next)) => (changes, next, None),
                 // Nothing is applied meanwhile, so nothing falls between the two. What was handed out before is of
                 // the history. If the group has ended, so has the new receiver.
-                (changes, true) => {
+                (changes, None) => {
                     let receiver = receiver.as_ref().map_or_else(|| hub.join(filter), Receiver::resubscribe);
-                    Ok((changes, Some((receiver, machine.revision))))
+                    (changes, machine.revision + 1, Some(receiver))
                 }
-                (changes, false) => Ok((changes, None)),
-            }
+            })
         })?;
-        if let Some((receiver, revision)) = joined {
+        if let Some(receiver) = joined {
             self.receiver = Some(receiver);
             self.follows = true;
-            if changes.is_empty() {
-                self.skip_to(revision + 1);
-            }
         }
+        self.skip_to(next);
         Ok((!changes.is_empty()).then(|| Batch::new(changes, 0)))
     }
 
@@ -400,20 +405,23 @@ impl Drop for Subscription {
     }
 }
 
-/// Changes from a place on, of whole revisions, and whether these are all there are.
-fn changes_from(machine: &ExampleStateMachine, filter: &Filter, cursor: (u64, u32)) -> (Vec<Change>, bool) {
+/// Changes from a place on, of whole revisions, and the revision before which they end; `None` if these are all.
+fn changes_from(machine: &ExampleStateMachine, filter: &Filter, cursor: (u64, u32)) -> (Vec<Change>, Option<u64>) {
     let mut changes: Vec<Change> = Vec::new();
     let mut bytes = 0;
-    for change in machine.history.since(cursor.0, cursor.1) {
-        if bytes >= WATCH_BATCH_BYTES && changes.last().is_some_and(|last| last.revision != change.revision) {
-            return (changes, false);
+    let mut last_revision = None;
+    for (looked_at, change) in machine.history.since(cursor.0, cursor.1).enumerate() {
+        let is_enough = bytes >= WATCH_BATCH_BYTES || looked_at >= WATCH_LOOKED_AT_MAX;
+        if is_enough && last_revision != Some(change.revision) {
+            return (changes, Some(change.revision));
         }
+        last_revision = Some(change.revision);
         if filter.matches(&change.key) {
             bytes += change.bytes();
             changes.push(change.clone());
         }
     }
-    (changes, true)
+    (changes, None)
 }
 
 impl Hub {

@@ -1,8 +1,11 @@
 //! The place of a watch in the sequence of changes.
 
+use std::sync::Arc;
+
 use futures_util::FutureExt;
 use openraft::storage::RaftStateMachine;
-use raft_key_value::config::{HISTORY_BYTES_MAX, WATCH_BATCHES_MAX};
+use raft_key_value::config::{HISTORY_BYTES_MAX, WATCH_BATCHES_MAX, WATCH_LOOKED_AT_MAX};
+use raft_key_value::operation::{Operation, Txn, TxnStep};
 use raft_key_value::store::{Filter, Subscription};
 
 use crate::support::*;
@@ -71,5 +74,59 @@ fn a_watch_of_seldom_changes_keeps_its_place() {
         assert_eq!(take_all(&mut watch), [index]);
         let applied = store.state_machine.clone().applied_state().await.unwrap().0;
         assert_eq!(applied.map(|log_id| log_id.index), Some(index));
+    });
+}
+
+/// A watch reads the history in short steps, between which others go on, and misses nothing where a step ends.
+///
+/// Method: revisions of three changes each, for several steps. A watch of a key that none of them has is polled, with a
+/// new future each time, until it has all: once for each step. Watches of one key, and of several, around the end of each
+/// step are to find exactly those, and all are handed what is written then.
+#[test]
+fn the_history_is_read_in_steps() {
+    // A step ends before the next revision.
+    const STEP: u64 = (WATCH_LOOKED_AT_MAX as u64).div_ceil(3);
+    const REVISIONS: u64 = 3 * STEP + 10;
+    run(async {
+        let directory = scratch();
+        let store = open(directory.path());
+        let entry = |index: u64| {
+            let put = |key: &str| TxnStep::Put(put_of(key, &index.to_string()));
+            let success = vec![put("first"), put(&format!("r/{index:05}")), put("third")];
+            write(1, index, 0, None, Operation::Txn(Arc::new(Txn { compare: vec![], success, failure: vec![] })))
+        };
+        apply(&store, [membership(1, 0, &[1])]).await;
+        apply(&store, (1..=REVISIONS).map(entry)).await;
+        assert_eq!(store.state_machine.read(|machine| machine.history.iter().len() as u64), 3 * REVISIONS);
+
+        let mut none = store.state_machine.watch(Filter::Key("none".into()), 1, 0);
+        let mut polls = 0;
+        while none.caught_up().is_none() {
+            assert!(none.next().now_or_never().is_none());
+            polls += 1;
+        }
+        assert_eq!((polls, none.caught_up()), (4, Some(REVISIONS)));
+
+        let take_until_caught_up = |filter: Filter| {
+            let mut watch = store.state_machine.watch(filter, 1, 0);
+            let mut revisions = Vec::new();
+            while watch.caught_up().is_none() {
+                revisions.extend(take_all(&mut watch));
+            }
+            assert_eq!(watch.caught_up(), Some(REVISIONS));
+            revisions
+        };
+        for end in (1..=3).map(|step| step * STEP) {
+            for revision in end - 2..end + 3 {
+                assert_eq!(take_until_caught_up(Filter::Key(format!("r/{revision:05}").into())), [revision]);
+            }
+            let prefix = format!("r/{:04}", end / 10);
+            let wanted: Vec<u64> = (end / 10 * 10..end / 10 * 10 + 10).filter(|it| *it <= REVISIONS).collect();
+            assert_eq!(take_until_caught_up(Filter::Prefix(prefix.as_str().into())), wanted);
+        }
+        assert!(take_until_caught_up(Filter::Key("first".into())).into_iter().eq(1..=REVISIONS));
+
+        apply(&store, [set(1, REVISIONS + 1, "none", "value")]).await;
+        assert_eq!(take_all(&mut none), [REVISIONS + 1]);
     });
 }
