@@ -74,23 +74,21 @@ fn current(app: &ExampleApp) -> (Option<u64>, SelfCheck) {
 
 /// The state after an entry, once it is applied.
 async fn exactly(app: &ExampleApp, wanted: u64) -> Result<SelfCheck, ApiError> {
-    let state = match app.store.state_machine.wait_for_applied(wanted) {
-        Err(Ok(state)) => state,
-        Err(Err(TooManyWaits)) => {
-            let message = format!("{APPLIED_WAITING_MAX} requests wait for entries to be applied on this node already");
-            return Err(ApiError::Overloaded(Retry::soon(message)));
+    let state = tokio::select! {
+        biased;
+        state = app.store.state_machine.state_after(wanted) => state,
+        () = app.stopped() => return Err(stopping()),
+        () = tokio::time::sleep(REQUEST_DEADLINE) => {
+            return Err(ApiError::DeadlinePassed(Details::not_applied(format!(
+                "this node did not apply entry {wanted} in time; nothing was changed"
+            ))));
         }
-        Ok(mut wait) => tokio::select! {
-            biased;
-            () = app.stopped() => return Err(stopping()),
-            state = wait.applied() => state.ok_or_else(stopping)?,
-            () = tokio::time::sleep(REQUEST_DEADLINE) => {
-                return Err(ApiError::DeadlinePassed(Details::not_applied(format!(
-                    "this node did not apply entry {wanted} in time; nothing was changed"
-                ))));
-            }
-        },
     };
+    let state = state.map_err(|TooManyWaits| {
+        let message = format!("{APPLIED_WAITING_MAX} requests wait for entries to be applied on this node already");
+        ApiError::Overloaded(Retry::soon(message))
+    })?;
+    let state = state.ok_or_else(stopping)?;
     if state.index == wanted {
         return Ok(state);
     }

@@ -30,7 +30,7 @@ struct Waiting {
 
 /// Waits for one entry until it is dropped.
 #[derive(Debug)]
-pub struct AppliedWait {
+pub(super) struct AppliedWait {
     waits: Arc<AppliedWaits>,
     place: (u64, u64),
     receiver: oneshot::Receiver<SelfCheck>,
@@ -93,8 +93,9 @@ impl AppliedWaits {
 }
 
 impl AppliedWait {
-    /// The state after the entry; or after a later one, if a snapshot brought both. `None` if the store is gone.
-    pub async fn applied(&mut self) -> Option<SelfCheck> {
+    /// The state after the entry; or after a later one, if a snapshot brought both. `None` if applying it failed,
+    /// which ends the node.
+    pub(super) async fn applied(&mut self) -> Option<SelfCheck> {
         (&mut self.receiver).await.ok()
     }
 }

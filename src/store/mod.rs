@@ -36,7 +36,7 @@ pub mod watch;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use self::applied::{AppliedWait, TooManyWaits};
+pub use self::applied::TooManyWaits;
 pub use self::error::StoreError;
 pub use self::history::{Change, ChangeKind};
 pub use self::identity::{ClusterId, Identity};

@@ -9,7 +9,7 @@ use openraft::{OptionalSend, RaftSnapshotBuilder};
 use rustix::process::setpriority_process;
 use rustix::thread::gettid;
 
-use super::applied::{AppliedWait, AppliedWaits, Due, TooManyWaits};
+use super::applied::{AppliedWaits, Due, TooManyWaits};
 use super::error::StoreError;
 use super::listing::Listings;
 use super::requests::Requests;
@@ -71,15 +71,24 @@ impl StateMachineStore {
         Subscription::new(self.clone(), filter, (revision, position))
     }
 
-    /// Waits until an entry is applied; `Err(Ok(state))` if the state is there or further already.
-    pub fn wait_for_applied(&self, index: u64) -> Result<AppliedWait, Result<SelfCheck, TooManyWaits>> {
-        self.read(|machine| {
+    /// The state after an entry, once it is applied. It is after a later one if that is applied already, or if a
+    /// snapshot brought both. `None` if applying failed, which ends the node.
+    ///
+    /// # Errors
+    ///
+    /// [`APPLIED_WAITING_MAX`](crate::config::APPLIED_WAITING_MAX) others wait.
+    pub async fn state_after(&self, index: u64) -> Result<Option<SelfCheck>, TooManyWaits> {
+        let waiting = self.read(|machine| {
             if machine.last_applied.is_some_and(|applied| applied.index >= index) {
-                return Err(Ok(SelfCheck::of(machine)));
+                return Err(SelfCheck::of(machine));
             }
             // The entry is not applied in between, as the state is locked.
-            self.applied_waits.wait(index).map_err(Err)
-        })
+            Ok(self.applied_waits.wait(index))
+        });
+        match waiting {
+            Err(state) => Ok(Some(state)),
+            Ok(wait) => Ok(wait?.applied().await),
+        }
     }
 
     pub(super) fn hub(&self) -> &Arc<Hub> {
