@@ -357,7 +357,7 @@ impl Watching {
         if oldest > initial.revision + 1 {
             return Err(too_slow(oldest));
         }
-        let mut events = Vec::with_capacity(WATCH_BATCH_BYTES);
+        let mut events = Vec::new();
         let (prefix, end) = match &initial.filter {
             Filter::Prefix(prefix) => (prefix.to_string(), None),
             Filter::Key(key) => (key.to_string(), Some(format!("{key}\0"))),
@@ -376,11 +376,11 @@ impl Watching {
         }
         if unfinished_after.is_some() {
             self.initial = Some(Initial { after: unfinished_after, ..initial });
-            return Ok(events.into());
+            return Ok(piece_of(events));
         }
         let synced = EventRef::Synced { revision: initial.revision };
         write_event(&mut events, Some((initial.revision, None)), &synced);
-        Ok(events.into())
+        Ok(piece_of(events))
     }
 
     async fn send_changes(
@@ -491,26 +491,31 @@ impl<'a> KeyValueRef<'a> {
 /// Changes of whole revisions, as they are sent. Long events are pieces of their own.
 fn encode(changes: &[Change], long_events: &LongEvents) -> Vec<Bytes> {
     let mut pieces = Vec::new();
-    let mut events = Vec::with_capacity(256 * changes.len());
+    let mut events = Vec::new();
     for (index, change) in changes.iter().enumerate() {
         let revision = change.revision;
         let is_last = changes.get(index + 1).is_none_or(|next| next.revision != revision);
         write_id(&mut events, (revision, (!is_last).then_some(change.position)));
         if long_events.is_for(change) {
-            pieces.push(std::mem::take(&mut events).into());
+            pieces.push(piece_of(std::mem::take(&mut events)));
             pieces.push(long_events.get_or_encode(change, || {
                 let mut data = Vec::new();
                 write_data(&mut data, &event_of(change));
-                data.into()
+                piece_of(data)
             }));
         } else {
             write_data(&mut events, &event_of(change));
         }
     }
     if !events.is_empty() {
-        pieces.push(events.into());
+        pieces.push(piece_of(events));
     }
     pieces
+}
+
+/// What was written, without the room that the vector has beside it: up to as much again, which nothing counts.
+fn piece_of(events: Vec<u8>) -> Bytes {
+    events.into_boxed_slice().into()
 }
 
 fn event_of(change: &Change) -> EventRef<'_> {
@@ -545,4 +550,33 @@ fn write_data(events: &mut Vec<u8>, event: &impl Serialize) {
         tracing::error!("an event cannot be written as JSON: {error}");
     }
     events.extend_from_slice(b"\n\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::operation::Value;
+
+    /// What is kept to be sent takes no more memory than its length, by which it is counted.
+    ///
+    /// Method: short events, long ones (a text, bytes, and a text of which each byte is escaped), and short ones.
+    #[test]
+    fn pieces_have_no_spare_room() {
+        let values = [b'v', 0xff, 1].map(|byte| Value::from(&vec![byte; 1 << 20]));
+        let values = [vec![Value::from("short"); 3], values.to_vec(), vec![Value::from("short"); 3]].concat();
+        let change = |(revision, value)| {
+            let record = Record::new("key", value, [revision, 1, 1], 0);
+            Change { revision, position: 0, key: "key".into(), kind: ChangeKind::Put(Arc::new(record)) }
+        };
+        let changes: Vec<Change> = (1..).zip(values).map(change).collect();
+        let pieces = encode(&changes, &LongEvents::default());
+        assert_eq!(pieces.len(), 7);
+        for piece in pieces {
+            let length = piece.len();
+            let whole = piece.try_into_mut().expect("nobody shares it");
+            assert_eq!(whole.capacity(), length);
+        }
+    }
 }
