@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 use openraft::storage::RaftStateMachine;
-use raft_key_value::config::{HISTORY_BYTES_MAX, WATCH_BATCHES_MAX, WATCH_LOOKED_AT_MAX};
+use raft_key_value::config::{HISTORY_BYTES_MAX, WATCH_BATCHES_MAX, WATCH_HANDED_OUT_BYTES_MAX, WATCH_LOOKED_AT_MAX};
 use raft_key_value::operation::{Operation, Txn, TxnStep};
 use raft_key_value::store::{Filter, Subscription};
 
@@ -128,5 +128,35 @@ fn the_history_is_read_in_steps() {
 
         apply(&store, [set(1, REVISIONS + 1, "none", "value")]).await;
         assert_eq!(take_all(&mut none), [REVISIONS + 1]);
+    });
+}
+
+/// A watch whose batch was dropped is not told that it has everything while it reads the history, although nothing else
+/// was handed to it.
+///
+/// Method: a batch with two changes of a key, between which the history has more others than are looked at in one step. It
+/// is dropped for the sake of a group that is not read. After the first of the changes the watch asks for its place.
+#[test]
+fn no_place_while_the_history_is_read() {
+    run(async {
+        let directory = scratch();
+        let store = open(directory.path());
+        apply(&store, [membership(1, 0, &[1])]).await;
+        let mut watch = store.state_machine.watch(Filter::Key("key".into()), 1, 0);
+        let mut unread = store.state_machine.watch(Filter::Key("other".into()), 1, 0);
+        assert!(watch.next().now_or_never().is_none() && unread.next().now_or_never().is_none());
+
+        let puts = |number: usize| TxnStep::Put(put_of(&number.to_string(), "value"));
+        let txn = Txn { compare: vec![], success: (0..WATCH_LOOKED_AT_MAX).map(puts).collect(), failure: vec![] };
+        let between = write(1, 2, 0, None, Operation::Txn(Arc::new(txn)));
+        apply(&store, [set(1, 1, "key", "1"), between, set(1, 3, "key", "2")]).await;
+        let count = (WATCH_HANDED_OUT_BYTES_MAX / VALUE_BYTES) as u64 + 1;
+        apply(&store, (4..4 + count).map(|index| set(1, index, "other", &"v".repeat(VALUE_BYTES)))).await;
+
+        let first = watch.next().now_or_never().map(|batch| batch.unwrap().changes()[0].revision);
+        assert_eq!(first, Some(1));
+        assert_eq!(watch.caught_up(), None);
+        assert_eq!(take_all(&mut watch), [3]);
+        assert_eq!(watch.caught_up(), Some(3 + count));
     });
 }
