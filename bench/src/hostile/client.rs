@@ -214,6 +214,15 @@ impl Client {
         read
     }
 
+    /// Reads this many bytes of the body at least.
+    pub async fn read_body(&mut self, bytes: usize) -> Result<()> {
+        let mut left = bytes;
+        while left > 0 {
+            self.read(&mut |bytes| left = left.saturating_sub(bytes.len())).await?;
+        }
+        Ok(())
+    }
+
     /// Waits until the node closes the connection or answers, or the deadline has passed.
     /// Reads nothing but the answer's head.
     pub async fn hold(mut self, deadline: Instant) {

@@ -7,6 +7,7 @@
 mod client;
 mod markdown;
 mod observer;
+mod progress;
 mod rows;
 mod stage;
 

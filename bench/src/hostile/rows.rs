@@ -4,16 +4,15 @@ use std::fmt::Write;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
 use bytes::Bytes;
-use memchr::memmem;
 use raft_key_value::config::{REQUEST_BYTES_MAX_DEFAULT, TXN_OPERATIONS_MAX_DEFAULT, VALUE_BYTES_MAX_DEFAULT};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::client::{Client, Request, Tally};
+use super::progress::{Arrivals, Search};
 use super::stage::{Crowd, Stage};
 use crate::statistics::{mebibytes, thousands};
 
@@ -193,8 +192,8 @@ async fn large_values(stage: &mut Stage, to_follower: bool) -> Result<()> {
     let value = Bytes::from(letters(VALUE_BYTES_MAX_DEFAULT));
     stage.begin().await?;
     let run = |crowd: Crowd, client| {
-        let address = if to_follower { crowd.follower } else { crowd.leader };
-        crowd.repeat(address, Request::put(&format!("large-{client}"), value.clone()))
+        let crowd = if to_follower { Crowd { leader: crowd.follower, ..crowd } } else { crowd };
+        crowd.repeat(Request::put(&format!("large-{client}"), value.clone()))
     };
     stage.run(clients, run).await
 }
@@ -208,16 +207,15 @@ async fn bodies_held_back(stage: &mut Stage) -> Result<()> {
     let mut request = Request::txn(body);
     request.body.truncate(request.body.len() - 1);
     stage.begin().await?;
-    let run = |crowd: Crowd, _| {
-        let request = request.clone();
-        async move {
-            let mut client = crowd.connect().await?;
-            client.send(&request).await?;
-            client.hold(crowd.deadline).await;
-            Ok(())
-        }
-    };
-    stage.run(stage.count(1000), run).await
+    stage.run(stage.count(1000), |crowd, _| held_back(crowd, request.clone())).await
+}
+
+/// Sends a request that is not complete, and waits.
+async fn held_back(crowd: Crowd, request: Request) -> io::Result<()> {
+    let mut client = crowd.connect().await?;
+    client.send(&request).await?;
+    client.hold(crowd.deadline).await;
+    Ok(())
 }
 
 async fn watch_one_key(stage: &mut Stage) -> Result<()> {
@@ -237,11 +235,10 @@ async fn watch_one_key(stage: &mut Stage) -> Result<()> {
             let watching = watching.await;
             begun.add();
             let (mut client, status) = watching?;
-            let mut left = if status == 200 { MEBIBYTE } else { return Ok(()) };
-            while left > 0 {
-                client.read(&mut |bytes| left = left.saturating_sub(bytes.len())).await?;
+            if status == 200 {
+                client.read_body(MEBIBYTE).await?;
+                got.add();
             }
-            got.add();
             Ok(())
         }
     };
@@ -262,21 +259,9 @@ async fn watch_one_key(stage: &mut Stage) -> Result<()> {
 async fn watch_slow(stage: &mut Stage) -> Result<()> {
     stage.data_bytes = MEBIBYTE as u64;
     stage.begin().await?;
-    let watch = |crowd: Crowd, _| async move {
-        let mut client = crowd.connect_unread().await?;
-        client.send(&Request::get("/v1/watch?key=hot")).await?;
-        client.head().await?;
-        client.ignore(crowd.deadline).await;
-        Ok(())
-    };
-    let watching = stage.start(stage.count(300), watch);
+    let watching = stage.start(stage.count(300), |crowd, _| unread(crowd, Request::get("/v1/watch?key=hot")));
     tokio::time::sleep(stage.length / 4).await;
-    let request = Request::put("hot", control_characters(VALUE_BYTES_MAX_DEFAULT));
-    let run = |crowd: Crowd, _| {
-        let leader = crowd.leader;
-        crowd.repeat(leader, request.clone())
-    };
-    stage.run(1, run).await?;
+    stage.repeat(1, Request::put("hot", control_characters(VALUE_BYTES_MAX_DEFAULT))).await?;
     stage.finish_clients(watching).await
 }
 
@@ -316,11 +301,7 @@ async fn txn_refused(stage: &mut Stage) -> Result<()> {
         (0..operations).map(|number| format!(r#"{{"put":{{"key":"refused-{number}","value":"{value}"}}}}"#)).collect();
     let request = Request::txn(format!(r#"{{"success":[{}]}}"#, puts.join(",")));
     stage.begin().await?;
-    let run = |crowd: Crowd, _| {
-        let leader = crowd.leader;
-        crowd.repeat(leader, request.clone())
-    };
-    stage.run(stage.count(100), run).await
+    stage.repeat(stage.count(100), request).await
 }
 
 /// Each of the deletions does some steps, of 1,000 keys each, until its client resets the connection. Sent again, it
@@ -383,10 +364,7 @@ async fn watch_prefixes(stage: &mut Stage) -> Result<()> {
         async move {
             let mut client = crowd.connect().await?;
             client.send(&request).await?;
-            let mut left = transactions * KEYS * KEY_BYTES;
-            while left > 0 {
-                client.read(&mut |bytes| left = left.saturating_sub(bytes.len())).await?;
-            }
+            client.read_body(transactions * KEYS * KEY_BYTES).await?;
             got.add();
             Ok(())
         }
@@ -410,9 +388,8 @@ async fn applied_waiters(stage: &mut Stage) -> Result<()> {
     stage.length /= 2;
     let write = |tally: Tally| {
         move |crowd: Crowd, writer: usize| {
-            let leader = crowd.leader;
             let crowd = Crowd { tally: tally.clone(), ..crowd };
-            crowd.repeat(leader, Request::put(&format!("writer-{writer}"), Bytes::from_static(b"a small value")))
+            crowd.repeat(Request::put(&format!("writer-{writer}"), Bytes::from_static(b"a small value")))
         }
     };
     let per_second = |tally: &Tally, length: Duration| thousands(tally.counts().of(200) as f64 / length.as_secs_f64());
@@ -421,10 +398,7 @@ async fn applied_waiters(stage: &mut Stage) -> Result<()> {
     stage.run(WRITERS, write(without.clone())).await?;
     stage.begin().await?;
     let request = Request::get("/v1/cluster/hash?applied=4611686018427387904");
-    let waiting = stage.start(stage.count(3000), |crowd, _| {
-        let leader = crowd.leader;
-        crowd.repeat(leader, request.clone())
-    });
+    let waiting = stage.start(stage.count(3000), |crowd, _| crowd.repeat(request.clone()));
     stage.run(WRITERS, write(with.clone())).await?;
     stage.finish_clients(waiting).await?;
     let (without, with) = (per_second(&without, stage.length), per_second(&with, stage.length));
@@ -457,11 +431,7 @@ async fn rewrite_one_key(stage: &mut Stage) -> Result<()> {
     stage.data_bytes = MEBIBYTE as u64;
     let request = Request::put("rewritten", Bytes::from(letters(VALUE_BYTES_MAX_DEFAULT)));
     stage.begin().await?;
-    let run = |crowd: Crowd, _| {
-        let leader = crowd.leader;
-        crowd.repeat(leader, request.clone())
-    };
-    stage.run(8, run).await?;
+    stage.repeat(8, request).await?;
     let written = stage.crowd.tally.counts().of(200);
     let log = mebibytes(&stage.log_bytes()?);
     stage.note(format!("log directories of {log} MiB for one key of 1 MiB, after {written} puts"));
@@ -519,11 +489,7 @@ async fn connections_reset(stage: &mut Stage) -> Result<()> {
 async fn json(stage: &mut Stage, body: Bytes) -> Result<()> {
     let request = Request::txn(body);
     stage.begin().await?;
-    let run = |crowd: Crowd, _| {
-        let leader = crowd.leader;
-        crowd.repeat(leader, request.clone())
-    };
-    stage.run(stage.count(1000), run).await
+    stage.repeat(stage.count(1000), request).await
 }
 
 async fn heads(stage: &mut Stage) -> Result<()> {
@@ -532,11 +498,7 @@ async fn heads(stage: &mut Stage) -> Result<()> {
     let headers: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), value.as_str())).collect();
     let request = Request::new("GET", "/v1/kv/missing", &headers, Bytes::new());
     stage.begin().await?;
-    let run = |crowd: Crowd, _| {
-        let leader = crowd.leader;
-        crowd.repeat(leader, request.clone())
-    };
-    stage.run(stage.count(1000), run).await
+    stage.repeat(stage.count(1000), request).await
 }
 
 async fn pipelined(stage: &mut Stage) -> Result<()> {
@@ -587,8 +549,7 @@ async fn tiny_chunks(stage: &mut Stage) -> Result<()> {
     let run = |crowd: Crowd, client| {
         let target = format!("/v1/kv/chunks-{client}");
         let head = Request::new("PUT", &target, &[("Transfer-Encoding", "chunked")], Bytes::new()).head;
-        let leader = crowd.leader;
-        crowd.repeat(leader, Request { head, body: body.clone() })
+        crowd.repeat(Request { head, body: body.clone() })
     };
     stage.run(clients, run).await
 }
@@ -638,87 +599,12 @@ async fn rpc_held_back(stage: &mut Stage) -> Result<()> {
     let head = Request::new("POST", "/raft-append", &[("Content-Length", &length)], Bytes::new()).head;
     let request = Request { head, body: Bytes::from(vec![b' '; MEBIBYTE]) };
     stage.begin().await?;
-    let run = |crowd: Crowd, _| {
-        let request = request.clone();
-        async move {
-            let mut client = crowd.connect().await?;
-            client.send(&request).await?;
-            client.hold(crowd.deadline).await;
-            Ok(())
-        }
-    };
-    stage.run(stage.count(200), run).await
-}
-
-/// How many clients have come so far, and when the last of them did.
-#[derive(Clone)]
-struct Arrivals {
-    began_at: Instant,
-    count: Arc<AtomicUsize>,
-    last_ms: Arc<AtomicUsize>,
-}
-
-impl Default for Arrivals {
-    fn default() -> Self {
-        Self { began_at: Instant::now(), count: Arc::default(), last_ms: Arc::default() }
-    }
-}
-
-impl Arrivals {
-    fn add(&self) {
-        self.count.fetch_add(1, Ordering::Relaxed);
-        self.last_ms.fetch_max(self.began_at.elapsed().as_millis() as usize, Ordering::Relaxed);
-    }
-
-    fn count(&self) -> usize {
-        self.count.load(Ordering::Relaxed)
-    }
-
-    fn last_after(&self) -> String {
-        match self.count() {
-            0 => String::new(),
-            _ => format!(", the last after {} ms", self.last_ms.load(Ordering::Relaxed)),
-        }
-    }
-}
-
-/// Looks for some bytes in a stream of pieces.
-struct Search {
-    finder: memmem::Finder<'static>,
-    /// The end of what came before, shorter than what is looked for.
-    tail: Vec<u8>,
-    is_found: bool,
-}
-
-impl Search {
-    fn new(needle: &'static [u8]) -> Self {
-        Self { finder: memmem::Finder::new(needle), tail: Vec::new(), is_found: false }
-    }
-
-    fn feed(&mut self, bytes: &[u8]) {
-        let kept = self.finder.needle().len() - 1;
-        self.tail.extend_from_slice(&bytes[..bytes.len().min(kept)]);
-        self.is_found |= self.finder.find(&self.tail).is_some() || self.finder.find(bytes).is_some();
-        self.tail.extend_from_slice(&bytes[bytes.len().min(kept).max(bytes.len().saturating_sub(kept))..]);
-        self.tail.drain(..self.tail.len().saturating_sub(kept));
-    }
+    stage.run(stage.count(200), |crowd, _| held_back(crowd, request.clone())).await
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_looked_for_is_found_in_any_pieces() {
-        let text = b"..needle..";
-        for size in 1..=text.len() {
-            for (needle, is_there) in [(b"needle".as_slice(), true), (b"needed", false)] {
-                let mut search = Search::new(needle);
-                text.chunks(size).for_each(|piece| search.feed(piece));
-                assert_eq!(search.is_found, is_there, "{size}");
-            }
-        }
-    }
 
     /// A reader finds each load in the documentation.
     #[test]

@@ -165,6 +165,11 @@ impl Stage {
         self.finish_clients(running).await
     }
 
+    /// Clients that send one request again and again, until the load ends.
+    pub async fn repeat(&self, clients: usize, request: Request) -> Result<()> {
+        self.run(clients, |crowd, _| crowd.repeat(request.clone())).await
+    }
+
     pub fn start<Running>(&self, clients: usize, run: impl Fn(Crowd, usize) -> Running) -> JoinSet<std::io::Result<()>>
     where
         Running: Future<Output = std::io::Result<()>> + Send + 'static,
@@ -344,9 +349,9 @@ impl Crowd {
     }
 
     /// Sends a request again and again, each when the answer to the one before has come. It never returns.
-    pub async fn repeat(self, address: SocketAddr, request: Request) -> std::io::Result<()> {
+    pub async fn repeat(self, request: Request) -> std::io::Result<()> {
         loop {
-            if let Ok(mut client) = Client::connect(address, &self.tally).await {
+            if let Ok(mut client) = self.connect().await {
                 while let Ok(status) = client.call(&request).await {
                     if status >= 500 {
                         tokio::time::sleep(REFUSED_PAUSE).await;
