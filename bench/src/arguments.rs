@@ -88,7 +88,7 @@ pub struct CommonArguments {
     pub json: Option<PathBuf>,
 
     /// Exit with 1 when a goal is missed
-    #[arg(long, visible_alias = "strict")]
+    #[arg(long)]
     pub enforce: bool,
 }
 

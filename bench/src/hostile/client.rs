@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::io::{Error, ErrorKind, Result};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -194,10 +195,15 @@ impl Client {
 
     /// Reads some bytes, and gives what of them is body.
     pub async fn read(&mut self, body: &mut impl FnMut(&[u8])) -> Result<()> {
+        self.read_at_most(READ_BYTES, body).await
+    }
+
+    /// Reads up to `limit` bytes, head included.
+    async fn read_at_most(&mut self, limit: usize, body: &mut impl FnMut(&[u8])) -> Result<()> {
         let read = loop {
             self.stream.readable().await?;
             let read = BUFFER.with_borrow_mut(|buffer| {
-                let count = self.stream.try_read(buffer)?;
+                let count = self.stream.try_read(&mut buffer[..limit])?;
                 if count == 0 {
                     return Err(ErrorKind::UnexpectedEof.into());
                 }
@@ -234,6 +240,14 @@ impl Client {
     /// Closes the connection so that the node sees a reset.
     pub fn reset(self) -> Result<()> {
         self.stream.set_zero_linger()
+    }
+
+    /// Reads up to `bytes` bytes after each `pause`, until the node closes the connection.
+    pub async fn sip(mut self, bytes: usize, pause: Duration) -> Result<()> {
+        loop {
+            tokio::time::sleep(pause).await;
+            self.read_at_most(bytes.min(READ_BYTES), &mut |_| ()).await?;
+        }
     }
 
     /// Keeps the connection open and reads nothing from it.

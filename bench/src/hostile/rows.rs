@@ -69,14 +69,23 @@ pub const ROWS: &[Row] = &[
     })
     .elections_known("nothing bounds the bytes of unfinished bodies, and making room for them holds up Raft"),
     row("watch-one-key", "3,000 watches of one key, and one put of 1 MiB", |stage| Box::pin(watch_one_key(stage)))
-        .elections_known("one large event is sent to all watches without a pause in which Raft runs"),
+        .elections_known("the event is copied to all sockets at once, without regard to how long Raft waits meanwhile"),
     row(
         "watch-slow",
         "300 watches of one key that read nothing, and puts of 1 MiB of control characters, which JSON escapes \
          sixfold",
         |stage| Box::pin(watch_slow(stage)),
     )
-    .elections_known("each watch escapes and holds large events by itself; nothing bounds the bytes of all of them"),
+    .elections_known("the same as `watch-one-key`, as much as the kernel takes for each"),
+    row(
+        "watch-slow-history",
+        "300 watches that read 2 KiB every 2 s, from 60 revisions of a key, each a put of 1 MiB of control \
+         characters",
+        |stage| Box::pin(watch_slow_history(stage)),
+    )
+    .elections_known(
+        "all watches encode their events at once, each by itself; nothing bounds the bytes of all of them",
+    ),
     row(
         "txn-gets-unread",
         "50 transactions of four gets of 1 MiB of control characters each, whose answers are not read",
@@ -104,10 +113,11 @@ pub const ROWS: &[Row] = &[
         "1,000 watches of nested prefixes, and 16 transactions of 128 keys of 1,000 bytes that all of them match",
         |stage| Box::pin(watch_prefixes(stage)),
     )
-    .elections_known("a transaction is handed to all groups of watches without a pause in which Raft runs"),
+    .elections_known("the same as `watch-one-key`, with many small events"),
     row(
         "applied-waiters",
-        "3,000 clients wait with `?applied=` for an entry that does not come, while 32 clients put",
+        "3,000 clients request `?applied=` with an entry that does not come, and retry after `retry_after_ms`, while \
+         32 clients put",
         |stage| Box::pin(applied_waiters(stage)),
     ),
     row(
@@ -265,6 +275,30 @@ async fn watch_slow(stage: &mut Stage) -> Result<()> {
     stage.finish_clients(watching).await
 }
 
+/// A node keeps the encodings of few events for all watches; a watch that begins at another one encodes it again.
+async fn watch_slow_history(stage: &mut Stage) -> Result<()> {
+    /// As many as the history holds, with some room for the probe.
+    const PUTS: usize = 60;
+    const SIP_BYTES: usize = 2048;
+    const PAUSE: Duration = Duration::from_secs(2);
+
+    let mut revisions = Vec::new();
+    for _ in 0..PUTS {
+        stage.put("hot", control_characters(VALUE_BYTES_MAX_DEFAULT)).await?;
+        revisions.push(stage.revision().await?);
+    }
+    stage.begin().await?;
+    let run = |crowd: Crowd, client: usize| {
+        let request = Request::get(&format!("/v1/watch?key=hot&from={}", revisions[client % PUTS]));
+        async move {
+            let mut client = crowd.connect_unread().await?;
+            client.send(&request).await?;
+            client.sip(SIP_BYTES, PAUSE).await
+        }
+    };
+    stage.run(stage.count(300), run).await
+}
+
 async fn txn_gets_unread(stage: &mut Stage) -> Result<()> {
     let keys = ["get-0", "get-1", "get-2", "get-3"];
     for key in keys {
@@ -398,7 +432,7 @@ async fn applied_waiters(stage: &mut Stage) -> Result<()> {
     stage.run(WRITERS, write(without.clone())).await?;
     stage.begin().await?;
     let request = Request::get("/v1/cluster/hash?applied=4611686018427387904");
-    let waiting = stage.start(stage.count(3000), |crowd, _| crowd.repeat(request.clone()));
+    let waiting = stage.start(stage.count(3000), |crowd, _| crowd.repeat_as_asked(request.clone()));
     stage.run(WRITERS, write(with.clone())).await?;
     stage.finish_clients(waiting).await?;
     let (without, with) = (per_second(&without, stage.length), per_second(&with, stage.length));

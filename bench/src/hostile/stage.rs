@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
+use raft_key_value::body::ErrorAnswer;
 use raft_key_value::config::{
     HISTORY_BYTES_MAX, LOG_CACHE_BYTES_MAX, LOG_CHUNK_BYTES_MAX, REQUESTS_REMEMBERED_BYTES_MAX,
+    WATCH_HANDED_OUT_BYTES_MAX, WATCH_LONG_EVENTS_BYTES_MAX,
 };
 use serde::Serialize;
 use tokio::task::JoinSet;
@@ -29,7 +31,7 @@ const FILL_OPERATIONS: usize = 128;
 const FILL_BODY_BYTES: usize = 1 << 20;
 const FILL_ATTEMPTS_MAX: usize = 100;
 const FILL_PAUSE: Duration = Duration::from_millis(50);
-/// How long the nodes may take to agree on a leader again after a load.
+/// How long the nodes may take to agree on a leader, before a load begins and after it.
 const CALM_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between the end of one connection of a client and its next.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
@@ -37,7 +39,11 @@ const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
 const REFUSED_PAUSE: Duration = Duration::from_millis(10);
 
 /// Memory that a node is configured to use for what any load leaves behind.
-const CONFIGURED_BYTES: usize = HISTORY_BYTES_MAX + LOG_CACHE_BYTES_MAX + LOG_CHUNK_BYTES_MAX;
+const CONFIGURED_BYTES: usize = HISTORY_BYTES_MAX
+    + LOG_CACHE_BYTES_MAX
+    + LOG_CHUNK_BYTES_MAX
+    + WATCH_HANDED_OUT_BYTES_MAX
+    + WATCH_LONG_EVENTS_BYTES_MAX;
 
 pub struct Stage {
     cluster: OursCluster,
@@ -305,7 +311,7 @@ impl Stage {
             }
         };
         let waited = timeout(CALM_TIMEOUT, agreed).await;
-        waited.with_context(|| format!("{CALM_TIMEOUT:?} after the load the nodes agree on no leader"))
+        waited.with_context(|| format!("the nodes did not agree on a leader within {CALM_TIMEOUT:?}"))
     }
 
     /// An error that quotes a node's log, if one has ended.
@@ -338,6 +344,15 @@ async fn call_until_done(client: &mut Client, request: &Request) -> Result<()> {
     bail!("answered {status} {FILL_ATTEMPTS_MAX} times")
 }
 
+/// Sends a request; returns how long its response asks to wait before the next one.
+async fn call_for_pause(client: &mut Client, request: &Request) -> std::io::Result<Duration> {
+    client.send(request).await?;
+    let mut body = Vec::new();
+    client.finish(|bytes| body.extend_from_slice(bytes)).await?;
+    let error = serde_json::from_slice::<ErrorAnswer>(&body).map(|answer| answer.error);
+    Ok(error.ok().and_then(|error| error.retry_after_ms).map_or(REFUSED_PAUSE, Duration::from_millis))
+}
+
 impl Crowd {
     pub async fn connect(&self) -> std::io::Result<Client> {
         Client::connect(self.leader, &self.tally).await
@@ -356,6 +371,18 @@ impl Crowd {
                     if status >= 500 {
                         tokio::time::sleep(REFUSED_PAUSE).await;
                     }
+                }
+            }
+            tokio::time::sleep(RECONNECT_PAUSE).await;
+        }
+    }
+
+    /// The same, but waits as long as each rejection asks it to.
+    pub async fn repeat_as_asked(self, request: Request) -> std::io::Result<()> {
+        loop {
+            if let Ok(mut client) = self.connect().await {
+                while let Ok(pause) = call_for_pause(&mut client, &request).await {
+                    tokio::time::sleep(pause).await;
                 }
             }
             tokio::time::sleep(RECONNECT_PAUSE).await;
