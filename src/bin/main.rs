@@ -15,6 +15,8 @@ use raft_key_value::{ServeError, listen, serve_on};
 use rustix::fs::Mode;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
 use self::cli::{EXIT_OUTPUT, Variables};
 
@@ -55,7 +57,7 @@ fn start(config: Config, log_level_is_given: bool, variables: &Variables) -> Exi
     // What the node writes is for its own user alone, whatever umask it was started with.
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
     let format = config.log_format;
-    let drop_notice = move |dropped| plain_line(format, "WARN", &dropped_lines(dropped));
+    let drop_notice = move |dropped| plain_line(format, "WARN", &dropped_lines(dropped), Some(dropped));
     let log = match LogWriter::start(io::stderr(), drop_notice) {
         Ok(log) => log,
         Err(error) => return fail(EXIT_SOFTWARE, &format!("cannot start the log's thread: {error}")),
@@ -69,12 +71,19 @@ fn start(config: Config, log_level_is_given: bool, variables: &Variables) -> Exi
     }
 }
 
-/// A line that does not come by way of `tracing`.
-fn plain_line(format: LogFormat, level: &str, message: &str) -> String {
+/// A line like those of `tracing`, for what cannot go through it. `dropped` is a field of JSON lines.
+fn plain_line(format: LogFormat, level: &str, message: &str, dropped: Option<u64>) -> String {
+    let mut time = String::new();
+    // Writing to a string cannot fail.
+    let _ = SystemTime.format_time(&mut Writer::new(&mut time));
     match format {
-        LogFormat::Text => format!("{level:>5} {message}\n"),
+        LogFormat::Text => format!("{time} {level:>5} {message}\n"),
         LogFormat::Json => {
-            format!("{}\n", serde_json::json!({"level": level, "fields": {"message": message}}))
+            let mut fields = serde_json::json!({"message": message});
+            if let Some(dropped) = dropped {
+                fields["dropped"] = dropped.into();
+            }
+            format!("{}\n", serde_json::json!({"timestamp": time, "level": level, "fields": fields}))
         }
     }
 }
@@ -109,7 +118,7 @@ fn run(config: Config, log: &LogWriter, complaint: Option<String>) -> anyhow::Re
     }
     if let Some(complaint) = complaint {
         // Not through `tracing`: the filter that is complained of could leave it out.
-        let _ = log.clone().write_all(plain_line(config.log_format, "WARN", &complaint).as_bytes());
+        let _ = log.clone().write_all(plain_line(config.log_format, "WARN", &complaint, None).as_bytes());
     }
     // Only starts and stops the node; requests and Raft run on a thread of their own.
     let runtime =
@@ -140,7 +149,8 @@ fn start_logging(config: &Config, log: &LogWriter) -> Result<(), String> {
     let logging = logging.log_internal_errors(false);
     let (log_panic, format) = (log.clone(), config.log_format);
     std::panic::set_hook(Box::new(move |panic| {
-        let _ = log_panic.clone().write_all(plain_line(format, "ERROR", &describe_panic(panic)).as_bytes());
+        let line = plain_line(format, "ERROR", &describe_panic(panic), None);
+        let _ = log_panic.clone().write_all(line.as_bytes());
     }));
     match config.log_format {
         LogFormat::Text => logging.with_target(false).with_ansi(false).init(),
@@ -206,4 +216,43 @@ fn is_directive(part: &str) -> bool {
 fn fail(code: u8, message: &str) -> ExitCode {
     say(&format!("error: {message}\n"));
     ExitCode::from(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Seek;
+    use std::sync::Arc;
+
+    use tracing::subscriber::with_default;
+
+    use super::*;
+
+    /// What `tracing` writes.
+    fn traced(format: LogFormat, log: fn()) -> String {
+        let mut file = Arc::new(tempfile::tempfile().unwrap());
+        let logging = tracing_subscriber::fmt().with_writer(file.clone());
+        match format {
+            LogFormat::Text => with_default(logging.with_target(false).with_ansi(false).finish(), log),
+            LogFormat::Json => with_default(logging.json().finish(), log),
+        }
+        Seek::rewind(&mut file).unwrap();
+        io::read_to_string::<&File>(&file).unwrap()
+    }
+
+    /// A line that does not go through `tracing` looks like one that does.
+    ///
+    /// Method: the same line both ways, with each digit replaced, so that all times are the same.
+    #[test]
+    fn plain_lines_look_like_others() {
+        let masked = |line: &str| line.replace(|character: char| character.is_ascii_digit(), "1");
+        let text = traced(LogFormat::Text, || tracing::warn!("a message"));
+        assert_eq!(masked(&plain_line(LogFormat::Text, "WARN", "a message", None)), masked(&text));
+        let json = traced(LogFormat::Json, || tracing::warn!(dropped = 12, "a message"));
+        let mut json: serde_json::Value = serde_json::from_str(&masked(&json)).unwrap();
+        // A plain line has no place in the program.
+        json.as_object_mut().unwrap().remove("target").unwrap();
+        let plain = masked(&plain_line(LogFormat::Json, "WARN", "a message", Some(12)));
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&plain).unwrap(), json);
+    }
 }

@@ -5,6 +5,7 @@ use std::io::{PipeReader, PipeWriter, Write, pipe};
 use std::process::Stdio;
 
 use raft_key_value::NodeId;
+use serde_json::Value;
 
 use crate::harness::{CALM_BUT_QUICK, DEADLINE, Http, TestCluster, TestNode, command, eventually};
 
@@ -101,7 +102,8 @@ async fn a_log_on_a_full_disk() {
 
 /// What is dropped is counted, and said once the log can be written again.
 ///
-/// Method: fill the pipe and have the node log more than its queue holds; then read the pipe.
+/// Method: fill the pipe and have the node log more than its queue holds, as JSON; then read the pipe. The line that
+/// says so has a time and the number, for programs.
 #[tokio::test]
 async fn dropped_lines_are_counted() {
     use std::io::{BufRead, BufReader};
@@ -112,6 +114,7 @@ async fn dropped_lines_are_counted() {
     assert_eq!(node.stop().await, Some(0));
     let (reader, writer) = full_pipe();
     node.add_flags(&LOG_EVERYTHING);
+    node.add_flags(&["--log-format", "json"]);
     node.log_to(writer);
     node.restart(&http).await;
     // Enough at `trace`: each request alone logs kilobytes.
@@ -119,12 +122,19 @@ async fn dropped_lines_are_counted() {
         http.get(&node.addr, "/metrics").await.unwrap().ok().unwrap();
     }
     let lines = BufReader::new(reader).lines();
-    let said = tokio::task::spawn_blocking(move || lines.map_while(Result::ok).find(|line| line.contains("dropped")));
-    let said = eventually("the node says how many lines were dropped", DEADLINE, async || {
+    // The full pipe's filling is at the beginning of the first line.
+    let said = tokio::task::spawn_blocking(move || {
+        let mut lines = lines.map_while(Result::ok).filter_map(|line| serde_json::from_str::<Value>(&line).ok());
+        lines.find(|line| line["fields"]["dropped"].is_u64())
+    });
+    eventually("the node says how many lines were dropped", DEADLINE, async || {
         http.get(&node.addr, "/metrics").await.unwrap();
         if said.is_finished() { Ok(()) } else { Err("not yet") }
-    });
-    said.await;
+    })
+    .await;
+    let said = said.await.unwrap().expect("the log ended without a word of them");
+    assert!(said["fields"]["dropped"].as_u64() > Some(0) && said["level"] == "WARN", "{said}");
+    assert!(said["timestamp"].as_str().is_some_and(|time| time.ends_with('Z')), "{said}");
     assert_eq!(node.stop().await, Some(0));
 }
 
