@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use smol_str::SmolStr;
 
 use crate::body::{PutAnswer, TouchAnswer, TxnAnswer};
+use crate::config::IDEMPOTENCY_KEY_BYTES_MAX;
 use crate::store::StateHash;
 
 /// A key. One of up to 23 bytes has no memory of its own, which spares the ordered
@@ -96,6 +97,19 @@ impl fmt::Debug for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "request {:x?}", self.fingerprint)
     }
+}
+
+/// Checks an `Idempotency-Key`, for clients and nodes alike.
+///
+/// # Errors
+///
+/// What the key must be, if it is not.
+pub fn check_idempotency_key(key: &str) -> Result<(), String> {
+    let is_printable = key.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
+    if is_printable && (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len()) {
+        return Ok(());
+    }
+    Err(format!("an Idempotency-Key must be 1 to {IDEMPOTENCY_KEY_BYTES_MAX} printable ASCII characters"))
 }
 
 /// What a write does.

@@ -147,7 +147,7 @@ impl<Answer> KeyWrite<'_, Answer> {
     }
 
     /// What tells this request from all others, instead of a random number:
-    /// for requests that are sent again by another process. 1 to 128 bytes of ASCII.
+    /// for requests that are sent again by another process. 1 to 128 printable ASCII characters.
     pub fn idempotency_key(self, key: impl Into<String>) -> Self {
         KeyWrite { idempotency_key: Some(key.into()), ..self }
     }

@@ -12,9 +12,10 @@ use super::error::ClientError;
 use super::retry::idempotency_key;
 use super::{ExampleClient, Written};
 use crate::body::ErrorAnswer;
-use crate::config::{IDEMPOTENCY_KEY_BYTES_MAX, KEY_BYTES_MAX_LIMIT, RESPONSE_BYTES_MAX};
+use crate::config::{KEY_BYTES_MAX_LIMIT, RESPONSE_BYTES_MAX};
 use crate::connection::{read_response, reason_of};
 use crate::error::Outcome;
+use crate::operation::check_idempotency_key;
 
 /// The header that names the cluster of a node.
 const CLUSTER: &str = "raft-cluster";
@@ -75,13 +76,7 @@ impl Request {
     /// The same request, however often it is sent.
     pub fn once(self, key: Option<String>) -> Result<Self, ClientError> {
         let key = key.map_or_else(idempotency_key, Ok)?;
-        let is_valid = (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len())
-            && key.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
-        if !is_valid {
-            let reason =
-                format!("an Idempotency-Key must be 1 to {IDEMPOTENCY_KEY_BYTES_MAX} printable ASCII characters");
-            return Err(ClientError::InvalidRequest { reason });
-        }
+        check_idempotency_key(&key).map_err(|reason| ClientError::InvalidRequest { reason })?;
         Ok(self.header("idempotency-key", key))
     }
 

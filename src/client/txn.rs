@@ -68,7 +68,7 @@ impl Txn<'_> {
         self
     }
 
-    /// What tells this request from all others, instead of a random number. 1 to 128 bytes of ASCII.
+    /// What tells this request from all others, instead of a random number. 1 to 128 printable ASCII characters.
     pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
         self.idempotency_key = Some(key.into());
         self

@@ -7,9 +7,9 @@ use actix_web::HttpRequest;
 use actix_web::http::header::{self, HeaderMap, HeaderName};
 use percent_encoding::percent_decode_str;
 
-use crate::config::{IDEMPOTENCY_KEY_BYTES_MAX, KEY_BYTES_MAX_DEFAULT, Limits, TTL_MS_MAX, TTL_MS_MIN};
+use crate::config::{KEY_BYTES_MAX_DEFAULT, Limits, TTL_MS_MAX, TTL_MS_MIN};
 use crate::error::{ApiError, Details};
-use crate::operation::{Operation, RequestId};
+use crate::operation::{Operation, RequestId, check_idempotency_key};
 
 /// A request with the same value is done once.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -219,10 +219,7 @@ pub fn milliseconds(text: &str) -> Option<u64> {
 /// The `Idempotency-Key` of a request, with a hash of what it asks for.
 pub fn request_id(request: &HttpRequest, operation: &Operation) -> Result<Option<Arc<RequestId>>, ApiError> {
     let Some(key) = one_header(request, IDEMPOTENCY_KEY)? else { return Ok(None) };
-    if key.is_empty() || key.len() > IDEMPOTENCY_KEY_BYTES_MAX {
-        let message = format!("an Idempotency-Key has 1 to {IDEMPOTENCY_KEY_BYTES_MAX} bytes");
-        return Err(ApiError::bad_request("invalid_idempotency_key", message));
-    }
+    check_idempotency_key(key).map_err(|message| ApiError::bad_request("invalid_idempotency_key", message))?;
     // What is hashed is in the log anyway, so it is the same in every version that reads the log.
     let bytes = rmp_serde::to_vec_named(operation).map_err(|error| {
         ApiError::bad_request("invalid_idempotency_key", format!("the request cannot be hashed: {error}"))
