@@ -105,7 +105,8 @@ impl fmt::Debug for RequestId {
 ///
 /// What the key must be, if it is not.
 pub fn check_idempotency_key(key: &str) -> Result<(), String> {
-    let is_printable = key.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
+    // A tab may be in a header, too.
+    let is_printable = key.bytes().all(|byte| matches!(byte, b' ' | b'\t') || byte.is_ascii_graphic());
     if is_printable && (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len()) {
         return Ok(());
     }

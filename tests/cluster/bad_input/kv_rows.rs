@@ -270,12 +270,7 @@ fn request_ids() -> Vec<Row> {
         ]
     };
     let write = |what: &str| Row::post("/write", what, r#"{"Set":{"key":"known","value":"other"}}"#);
-    for (what, id) in [
-        ("nothing", String::new()),
-        ("129 bytes", "i".repeat(129)),
-        ("spaces", "   ".into()),
-        ("a tab between letters", "a\tb".into()),
-    ] {
+    for (what, id) in [("nothing", String::new()), ("129 bytes", "i".repeat(129)), ("spaces", "   ".into())] {
         let what = format!("an Idempotency-Key of {what}");
         for row in writes() {
             let row = Row { what: what.clone(), ..row }.header("idempotency-key", id.clone());
