@@ -30,9 +30,6 @@ pub struct ExampleApp {
     pub store: Arc<ExampleStore>,
     /// For asking other nodes who they are, and how far they are.
     pub http: reqwest::Client,
-    /// For requests that are passed on. They stand in line at the leader, as its own clients'
-    /// do, and must not hold up what nodes say to each other.
-    pub passing_http: reqwest::Client,
     /// A permit for each write that may wait.
     pub writes_waiting: Semaphore,
     /// What a request may hold.
@@ -233,7 +230,6 @@ impl ExampleApp {
             addr,
             store,
             http: connections(),
-            passing_http: connections(),
             writes_waiting: Semaphore::new(config.max_writes_waiting),
             writes_waiting_max: config.max_writes_waiting,
             limits: config.limits(),

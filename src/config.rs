@@ -1,6 +1,7 @@
 //! Every setting, default and limit, with its unit and the reason for it.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -134,6 +135,21 @@ pub const WRITES_WAITING_MAX_LIMIT: usize = 65_536;
 /// Requests that are read before all else that is ready goes on: about 600 µs of them. With half of
 /// that Raft has smaller batches, and a write takes a few hundredths more of the CPU.
 pub const REQUESTS_A_TURN: usize = 64;
+/// Bytes of keys and values after which what a thread's clients write in one turn goes to Raft in another batch.
+pub const PROPOSED_BYTES_A_BATCH: usize = 256 << 10;
+/// How many turns in a row may add to a batch before it goes to Raft.
+pub const GATHERING_TURNS_MAX: usize = 4;
+/// How many confirmations of linearizable reads one thread waits for at once. Those that come meanwhile
+/// share the next.
+pub const CONFIRMATIONS_AT_ONCE: usize = 2;
+/// How many bytes of a new connection are read to see what it is for.
+pub const FIRST_READ_BYTES: usize = 4 << 10;
+/// Connections of other nodes that wait to be taken over by Raft's thread; one more is closed.
+pub const ARRIVALS_MAX: usize = 256;
+/// What `--http-threads` is by default at most.
+pub const HTTP_THREADS_DEFAULT_MAX: usize = 8;
+/// What `--http-threads` may be set to at most.
+pub const HTTP_THREADS_LIMIT: usize = 64;
 /// How many of them may be such as other nodes pass on, while this node's own clients wait
 /// too: as many as come when clients are spread over three nodes.
 pub const PASSED_ON_A_TURN: usize = 42;
@@ -165,6 +181,9 @@ pub const CLIENTS_MAX: usize = 25_000;
 pub const CLIENTS_A_RESERVED_CONNECTION: usize = 4;
 /// Connections that operators may have at once at least; one more closes the oldest of them.
 pub const OPERATORS_MIN: usize = 8;
+/// Connections of other nodes that Raft's thread has room for at least, before it closes such as have not shown
+/// to be a node's.
+pub const NODE_CONNECTIONS_MIN: usize = 32;
 /// Connections of one member with Raft's RPCs that are never closed to make room. A node uses three: appends,
 /// heartbeats and snapshots have each their own.
 pub const CONNECTIONS_KEPT_A_MEMBER: usize = 8;
@@ -520,6 +539,11 @@ pub struct Config {
     #[arg(long, env = "RKV_MAX_WRITES_WAITING", value_name = "N", default_value_t = WRITES_WAITING_MAX_DEFAULT)]
     pub max_writes_waiting: usize,
 
+    /// Threads that serve clients; by default one less than the machine has cores, at least 1 and at most 8.
+    /// Raft has one of its own
+    #[arg(long, env = "RKV_HTTP_THREADS", value_name = "N", default_value_t = http_threads_default(), hide_default_value = true)]
+    pub http_threads: usize,
+
     /// Free disk space below which a leader rejects what stores data, in bytes; not in the help, since
     /// other values than the default are for tests
     #[arg(long, hide = true, value_name = "BYTES", default_value_t = DISK_FREE_BYTES_MIN)]
@@ -557,6 +581,12 @@ impl ConfigError {
     }
 }
 
+/// One core for Raft, the others for clients.
+fn http_threads_default() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    cores.saturating_sub(1).clamp(1, HTTP_THREADS_DEFAULT_MAX)
+}
+
 impl Config {
     /// The settings of a node that was given nothing but its number and address.
     pub fn new(id: NodeId, http_addr: impl Into<String>) -> Self {
@@ -579,6 +609,7 @@ impl Config {
             max_page_keys: PAGE_KEYS_MAX_DEFAULT,
             max_page_bytes: PAGE_BYTES_MAX_DEFAULT,
             max_writes_waiting: WRITES_WAITING_MAX_DEFAULT,
+            http_threads: http_threads_default(),
             min_disk_free_bytes: DISK_FREE_BYTES_MIN,
             allowed_origins: Vec::new(),
             allowed_hosts: Vec::new(),
@@ -681,6 +712,7 @@ impl Config {
             ("--max-page-keys", self.max_page_keys, 1..=PAGE_KEYS_MAX_LIMIT),
             ("--max-page-bytes", self.max_page_bytes, 1..=PAGE_BYTES_MAX_LIMIT),
             ("--max-writes-waiting", self.max_writes_waiting, 1..=WRITES_WAITING_MAX_LIMIT),
+            ("--http-threads", self.http_threads, 1..=HTTP_THREADS_LIMIT),
         ];
         for (flag, value, range) in ranges {
             let (least, most) = (range.start(), range.end());

@@ -24,6 +24,7 @@ use crate::network::api::propose;
 use crate::network::browser::Browsers;
 use crate::network::listener::serve_http;
 use crate::network::raft_network_impl::ExampleNetworkFactory;
+use crate::network::raft_thread::RaftThread;
 use crate::operation::Operation;
 use crate::peers::Peers;
 use crate::store::{ExampleStateMachine, ExampleStore, Identity, StoreError, durable};
@@ -227,7 +228,10 @@ pub async fn serve_on(
     let raft = build_raft(&config, &store, &peers).await.map_err(|error| state_error(&store).unwrap_or(error))?;
     let app = web::Data::new(ExampleApp::new(advertised, raft.clone(), store.clone(), peers, &config));
     let (stopping, stopping_rx) = watch::channel(false);
-    let http = serve_http(listeners, app.clone(), Browsers::new(&config), stopping_rx).map_err(ServeError::Http)?;
+    let browsers = Browsers::new(&config);
+    let raft_thread = RaftThread::start(app.clone(), browsers.clone()).map_err(ServeError::Http)?;
+    let http = serve_http(listeners, app.clone(), browsers, config.http_threads, &raft_thread, stopping_rx)
+        .map_err(ServeError::Http)?;
     let http_handle = http.handle();
     let recovery = tokio::spawn(recover(app.clone(), at_start));
     let disk_watch = tokio::spawn(app.essential("disk space").run(watch_disk_space(app.clone())));
@@ -260,7 +264,7 @@ pub async fn serve_on(
     clock_record.abort();
     self_check.abort();
     address_watch.abort();
-    match result {
+    let result = match result {
         Ok(()) => {
             // First, lest a write come between two leaders and its outcome be unknown.
             app.set_stopping();
@@ -277,7 +281,9 @@ pub async fn serve_on(
             http_handle.stop(false).await;
             Err(error)
         }
-    }
+    };
+    raft_thread.end().await;
+    result
 }
 
 async fn open_store(config: &Config) -> Result<Arc<ExampleStore>, ServeError> {
@@ -528,8 +534,7 @@ async fn hand_over_leadership(raft: &ExampleRaft, id: NodeId) {
 async fn stop(http: &ServerHandle, raft: &ExampleRaft, store: &ExampleStore) -> Result<(), ServeError> {
     tracing::info!("stopping: finishing what is under way");
     http.stop(true).await;
-    // Raft may have ended with the HTTP thread that it ran on. Either way the
-    // log below is flushed, and says if that fails.
+    // If it takes too long it ends with its thread. Either way the log below is flushed, and says if that fails.
     let _ = tokio::time::timeout(SHUTDOWN_DEADLINE, raft.shutdown()).await;
     store.log.flush().await.map_err(|error| ServeError::Storage(error.to_string()))?;
     if let Some(reading) = store.clock().reading()

@@ -4,24 +4,23 @@ use std::sync::Arc;
 
 use actix_web::http::header::HeaderMap;
 use actix_web::{HttpRequest, HttpResponse, ResponseError, web};
-use openraft::ReadPolicy;
-use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use openraft::errors::{ClientWriteError, Fatal, LinearizableReadError, RaftError};
 use openraft::raft::ClientWriteResponse;
-use openraft::raft::linearizable_read::{Linearizer, ReadLogId};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::conditions::refuse_conditions;
+use super::confirmations;
 use super::forward::{self, Destination};
 use super::openapi::answers::{
     EntryAnswer, KeyBody, OkAnswer, OriginalConsistentReadErrors, OriginalReadErrors, OriginalWriteErrors,
 };
 use super::openapi::parameters::{ForwardHeader, WriteHeaders};
 use super::parameters::{check_key_length, check_value_length, request_id};
-use super::peer;
 use super::reply::{check_lists, ok, parse_json, read_body};
 use super::txn::txn_operation;
 use super::v1::{check_result, replay_marked};
+use super::worker::Worker;
 use crate::app::{DiskSpace, ExampleApp};
 use crate::config::{LOG_UNSYNCED_BYTES_MAX, Limits, REQUEST_DEADLINE};
 use crate::error::{ApiError, Details, Retry};
@@ -152,18 +151,12 @@ pub async fn linearize(app: &ExampleApp, headers: &HeaderMap) -> Result<(), ApiE
     if seeded_bug::is_on(SeededBug::ReadWithoutReadIndex) {
         return Ok(());
     }
+    let destination = forward::destination(app, headers)?;
     let confirm = async {
-        match forward::destination(app, headers)? {
-            Destination::Here => {
-                app.raft.ensure_linearizable(ReadPolicy::ReadIndex).await.map_err(|error| read_error(app, &error))?;
-            }
-            Destination::Leader { leader_id, leader_node } => {
-                let read_log_id = peer::ask_read_index(app, leader_id, &leader_node).await?;
-                let linearizer = Linearizer::new(leader_id, ReadLogId::from_log_id(read_log_id), None);
-                linearizer.await_ready(&app.raft).await.map_err(|_| forward::stopping())?;
-            }
+        match Worker::current().map(|worker| worker.confirmations.confirm(destination.clone())) {
+            Some(confirmed) => confirmed.await.unwrap_or_else(|_| Err(forward::stopping())),
+            None => confirmations::confirm(app, &destination).await,
         }
-        Ok(())
     };
     match tokio::time::timeout(REQUEST_DEADLINE, confirm).await {
         Ok(result) => result,
@@ -242,7 +235,13 @@ pub async fn propose(
     let judged_now = seeded_bug::is_on(SeededBug::ConditionJudgedWhenProposed);
     let operation = if judged_now { judge_now(app, operation)? } else { operation };
     let command = Command::Write(Write { at_ms: app.store.clock().leader_now_ms(), request, operation });
-    match tokio::time::timeout(REQUEST_DEADLINE, app.raft.client_write(command)).await {
+    let propose = async {
+        match Worker::propose(command) {
+            Ok(proposed) => proposed.await.unwrap_or(Err(RaftError::Fatal(Fatal::Stopped))),
+            Err(command) => app.raft.client_write(command).await,
+        }
+    };
+    match tokio::time::timeout(REQUEST_DEADLINE, propose).await {
         Ok(Ok(response)) => Ok(response),
         Ok(Err(error)) => Err(write_error(&error)),
         Err(_) => Err(deadline_passed()),

@@ -26,8 +26,8 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 
 use crate::config::{
-    CLIENTS_A_RESERVED_CONNECTION, CONNECTIONS_KEPT_A_MEMBER, CROWD_LOOK, OPERATORS_MIN, REQUEST_HEAD_DEADLINE,
-    REQUESTS_A_TURN,
+    CLIENTS_A_RESERVED_CONNECTION, CONNECTIONS_KEPT_A_MEMBER, CROWD_LOOK, NODE_CONNECTIONS_MIN, OPERATORS_MIN,
+    REQUEST_HEAD_DEADLINE, REQUESTS_A_TURN,
 };
 use crate::types::NodeId;
 
@@ -52,6 +52,12 @@ impl Shares {
     pub fn of_clients(clients: usize) -> Self {
         let reserved = (clients / CLIENTS_A_RESERVED_CONNECTION).max(2);
         Shares { total: clients + reserved, clients, operators: (reserved / 4).max(1), watches: clients.div_ceil(2) }
+    }
+
+    /// The shares of Raft's thread, which serves other nodes only, beside so many clients.
+    pub fn of_nodes(clients: usize) -> Self {
+        let total = (clients / CLIENTS_A_RESERVED_CONNECTION).max(NODE_CONNECTIONS_MIN);
+        Shares { total, clients: 0, operators: 0, watches: 0 }
     }
 }
 
@@ -206,6 +212,16 @@ impl Connections {
         self.owes_room.set(!has_closed);
     }
 
+    /// Whether so many are open that one more cannot be taken before some are gone.
+    pub fn is_overfull(&self) -> bool {
+        self.open.get() >= 2 * self.shares.total
+    }
+
+    /// Whether they are other nodes' only.
+    pub fn are_nodes(&self) -> bool {
+        self.shares.clients == 0
+    }
+
     fn nothing(&self) -> Doing {
         let order = self.order.get() + 1;
         self.order.set(order);
@@ -341,6 +357,11 @@ impl Presence {
             oldest.is_kept.set(false);
             oldest.change_class(Class::Unknown);
         }
+    }
+
+    /// Whether the connection is served by Raft's thread, and anything but an RPC on it is a mistake.
+    pub fn is_for_nodes(&self) -> bool {
+        self.connections.are_nodes()
     }
 
     /// Whether another node has shown that it is one on this connection.

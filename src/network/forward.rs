@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 use super::cluster_header::CLUSTER;
 use super::parameters::{IDEMPOTENCY_KEY, says_no};
+use super::worker::Worker;
 use super::{reply, v1};
 use crate::app::{ExampleApp, Exclusion, Role};
 use crate::config::{FORWARD_DEADLINE, MEMBERSHIP_DEADLINE, PASSED_ON_RESPONSE_BYTES_MAX};
@@ -28,6 +29,7 @@ pub const FORWARDED: HeaderName = HeaderName::from_static("raft-forwarded");
 pub const FORWARDED_TO: HeaderName = HeaderName::from_static("raft-forwarded-to");
 
 /// Where a request is to be answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Destination {
     /// Here: this node leads.
     Here,
@@ -161,8 +163,8 @@ pub async fn pass_on(
     let url = format!("http://{}{}", leader_node.addr, path.replace('\\', "%5C"));
     let receiver = receiver_text(app.store.identity().cluster_id, leader_id, leader_node.incarnation);
     let method = reqwest::Method::from_bytes(request.method().as_str().as_bytes()).unwrap_or(reqwest::Method::POST);
-    let mut passed_on = app
-        .passing_http
+    let http = Worker::current().map_or_else(|| app.http.clone(), |worker| worker.passing_http.clone());
+    let mut passed_on = http
         .request(method, url)
         .header(FORWARDED.as_str(), app.id)
         .header(FORWARDED_TO.as_str(), receiver)

@@ -18,7 +18,7 @@ use super::reply::keep_for_a_while;
 use super::{forward, v1};
 use crate::app::ExampleApp;
 use crate::config::{REFUSED_BODY_BYTES_MAX, REQUEST_BODY_DEADLINE};
-use crate::error::{ApiError, Retry};
+use crate::error::{ApiError, Details, Retry};
 
 const WATCH: &str = "/v1/watch";
 
@@ -71,7 +71,9 @@ where
             answer.headers_mut().append(header::VARY, HeaderValue::from_static("Origin"));
         }
         let is_stream = answer.as_ref().is_ok_and(|answer| answer.body().size() == BodySize::Stream);
-        let closes = exchange.is_some_and(|exchange| exchange.end(is_stream));
+        let mut closes = exchange.is_some_and(|exchange| exchange.end(is_stream));
+        // Nobody keeps a connection to Raft's thread but other nodes.
+        closes |= under_way.presence().is_some_and(|presence| presence.is_for_nodes() && !presence.is_node());
         if let Ok(answer) = &mut answer {
             if closes {
                 answer.head_mut().set_connection_type(ConnectionType::Close);
@@ -101,6 +103,13 @@ fn answer_at_once(
     }
     if let Some(preflight) = origin.as_ref().and_then(|origin| origin.preflight(request)) {
         return Some(preflight);
+    }
+    if place.is_some_and(|place| place.presence.is_for_nodes()) && !request.path().starts_with("/raft-") {
+        keep_for_a_while(request.take_payload());
+        let message = "this connection was opened for the requests of other nodes: use another one for this request";
+        let mut answer = error_answer(app, request.path(), ApiError::WrongNode(Details::not_applied(message)));
+        answer.head_mut().set_connection_type(ConnectionType::Close);
+        return Some(answer);
     }
     let is_admitted = place.is_none_or(|place| is_admitted(app, request, &place.presence));
     (!is_admitted).then(|| crowded_out(app, request))
@@ -153,6 +162,10 @@ struct UnderWay {
 }
 
 impl UnderWay {
+    fn presence(&self) -> Option<&Presence> {
+        self.place.as_ref().map(|place| &*place.presence)
+    }
+
     /// It has its answer.
     fn end(mut self, is_stream: bool) {
         if let Some(place) = self.place.take() {

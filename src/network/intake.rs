@@ -143,6 +143,12 @@ impl Intake {
         Intake { exchange, body_bytes_max, held, released: 0, at: At::Head, looked: 0, parse_at: 0, dropped: 0 }
     }
 
+    /// Takes the first bytes of a connection, which were read to see what it is for.
+    pub fn read_ahead(&mut self, bytes: &[u8]) {
+        self.held.extend_from_slice(bytes);
+        self.at = At::End;
+    }
+
     /// State that the gate shares.
     pub fn exchange(&self) -> &Rc<Exchange> {
         &self.exchange

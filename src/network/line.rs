@@ -1,12 +1,11 @@
-//! Clients' requests are read in turns, so that Raft never waits behind a crowd of them:
-//! admission control, first in first out, which sheds some of the newest.
+//! Clients' requests are read in turns, so that the answers that are due never wait behind a crowd of
+//! them: admission control, first in first out, which sheds some of the newest.
 //!
-//! One thread reads requests, runs Raft and applies entries, and a write takes several
-//! steps of it. Whatever was ready at once would be read at once, and each step of
-//! everything under way, heartbeats too, would wait until a thousand requests were read.
-//! So a turn reads [`REQUESTS_A_TURN`], and lets all else go on before the next. Who comes
-//! when a turn is used up stands in line, in its order. What the nodes say to each other
-//! does not, nor does the end of a connection. (A turn counts what is read, and a request is
+//! A thread reads requests, and a write takes several steps of it. Whatever was ready at once would
+//! be read at once, and each step of everything under way would wait until a thousand requests were
+//! read. So a turn reads [`REQUESTS_A_TURN`], and lets all else go on before the next. Who comes
+//! when a turn is used up stands in line, in its order. The end of a connection does not, nor do the
+//! nodes' own requests. (A turn counts what is read, and a request is
 //! mostly read at once. Who sends several requests together, or one in many pieces, gets more
 //! than a turn's worth.)
 //!

@@ -6,19 +6,18 @@
 //! about to be written is replaced by one that says what is wrong. It costs the
 //! others a look at the last four bytes of what is written.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::future;
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::pin::{Pin, pin};
-use std::rc::{Rc, Weak};
-use std::sync::{Arc, Once};
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use actix_http::error::DispatchError;
 use actix_http::{Extensions, HttpService, Protocol};
 use actix_server::Server;
-use actix_service::{IntoServiceFactory, ServiceFactoryExt, apply_fn_factory, fn_service, map_config};
+use actix_service::{IntoServiceFactory, ServiceFactory, ServiceFactoryExt, apply_fn_factory, fn_service, map_config};
 use actix_web::dev::AppConfig;
 use actix_web::{App, HttpRequest, web};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -29,80 +28,55 @@ use tokio::sync::watch;
 use tokio::time::Sleep;
 
 use super::browser::Browsers;
-use super::crowd::{Connections, Shares};
+use super::crowd::Shares;
 use super::intake::{Exchange, Intake, Next};
-use super::line::{Kind, Line, Place};
+use super::line::{Kind, Place};
+use super::raft_thread::{Arrivals, RaftThread};
 use super::reply::OUTCOME;
 use super::routes;
+use super::worker::Worker;
 use super::{cluster_header, gate};
 use crate::app::ExampleApp;
 use crate::config::{
-    CLIENTS_A_RESERVED_CONNECTION, CLIENTS_MAX, DISCONNECT_DEADLINE, FILES_RESERVED, KEEP_ALIVE,
+    CLIENTS_A_RESERVED_CONNECTION, CLIENTS_MAX, DISCONNECT_DEADLINE, FILES_RESERVED, FIRST_READ_BYTES, KEEP_ALIVE,
     REJECTED_BYTES_READ_MAX, REQUEST_HEAD_DEADLINE, SHUTDOWN_DEADLINE, WRITE_STALL_MAX,
 };
 use crate::error::{ApiError, Details};
 
-/// Serves the routes on a thread of its own, and starts Raft on that same thread.
+/// Serves clients on `http_threads` threads, and other nodes on Raft's.
 ///
-/// A request goes from the connection to Raft and back without changing
-/// threads, which costs a fifth less CPU than a thread for each. What takes long
-/// is done elsewhere: the log is written and synced by its own thread, and
-/// snapshots are written, read and decoded by the blocking pool.
+/// What a connection is for is known from its first bytes. One on which another node sends RPCs moves to
+/// [`RaftThread`], so that heartbeats never wait for what clients do.
 ///
 /// Once `stopping` is true, connections are closed as they become idle.
 pub fn serve_http(
     listeners: Vec<TcpListener>,
     app: web::Data<ExampleApp>,
     browsers: Browsers,
+    http_threads: usize,
+    raft_thread: &RaftThread,
     stopping: watch::Receiver<bool>,
 ) -> io::Result<Server> {
-    let raft_started = Arc::new(Once::new());
-    let shares = Shares::of_clients(clients_max());
+    let shares = Shares::of_clients(clients_max().div_ceil(http_threads));
     let mut server = Server::build()
-        .workers(1)
+        .workers(http_threads)
         .max_concurrent_connections(shares.total)
         .shutdown_timeout(SHUTDOWN_DEADLINE.as_secs())
         .disable_signals();
     for listener in listeners {
         let (app, browsers) = (app.clone(), browsers.clone());
-        let (stopping, raft_started) = (stopping.clone(), raft_started.clone());
+        let (stopping, arrivals) = (stopping.clone(), raft_thread.arrivals());
         server = server.listen("http", listener, move || {
-            // The server's thread calls this when it starts, so Raft's tasks live on it.
-            raft_started.call_once(|| app.raft.run());
-            let shared = Shared::of_this_thread(&app, shares);
-            let (app, browsers) = (app.clone(), browsers.clone());
-            let (stopping, accepted_until) = (stopping.clone(), stopping.clone());
-            let routes = App::new().app_data(app.clone()).configure(routes);
-            let routes = routes.into_factory().map_err(|error: actix_web::Error| error.error_response());
-            let routes = map_config(routes, |()| AppConfig::default());
-            let (for_cluster, body_bytes_max) = (app.clone(), app.limits.request_bytes);
-            let routes = apply_fn_factory(routes, move |request, routes: &_| {
-                cluster_header::pass(&for_cluster, request, routes)
-            });
-            let routes = apply_fn_factory(routes, move |request, routes: &_| {
-                cluster_header::named(app.clone(), gate::pass(&app, &browsers, request, routes))
-            });
-            let http = HttpService::build()
-                .keep_alive(KEEP_ALIVE)
-                .client_request_timeout(REQUEST_HEAD_DEADLINE)
-                .client_disconnect_timeout(DISCONNECT_DEADLINE)
-                .on_connect_ext(|connection: &Connection, extensions: &mut Extensions| {
-                    extensions.insert(connection.as_it_is.clone());
-                    extensions.insert(connection.place.clone());
-                    extensions.insert(connection.intake.exchange().clone());
-                })
-                .graceful_shutdown_signal(move || {
-                    let mut stopping = stopping.clone();
-                    // An error means that the node is gone, which is a reason to stop too.
-                    async move { drop(stopping.wait_for(|stopping| *stopping).await) }
-                })
-                .finish(routes);
+            let worker = Worker::of_this_thread(&app, shares);
+            let http = http_service(&app, &browsers, stopping.clone());
+            let (stopping, arrivals) = (stopping.clone(), arrivals.clone());
+            let body_bytes_max = app.limits.request_bytes;
             fn_service(move |stream: TcpStream| {
                 // An answer is written at once: waiting for more would only delay it.
                 let _ = stream.set_nodelay(true);
                 let peer = stream.peer_addr().ok();
-                let place = Place::new(shared.line.clone(), shared.connections.accept());
-                let begun = begin(Connection::new(stream, place, body_bytes_max), accepted_until.clone());
+                let place = Place::new(worker.line.clone(), worker.connections.accept());
+                let begun = begin(Connection::new(stream, place, body_bytes_max), stopping.clone(), arrivals.clone());
                 async move { Ok((begun.await?, Protocol::Http1, peer)) }
             })
             .and_then(http)
@@ -111,38 +85,43 @@ pub fn serve_http(
     Ok(server.run())
 }
 
-/// What all listeners of a server share: they are served by one thread.
-struct Shared {
-    line: Rc<Line>,
-    connections: Rc<Connections>,
-}
-
-impl Shared {
-    fn of_this_thread(app: &web::Data<ExampleApp>, shares: Shares) -> Rc<Self> {
-        thread_local! {
-            // Weak, so that the node is not dropped by the end of the thread: what it holds may need
-            // other values of the thread by then, which are gone.
-            static SHARED: RefCell<Weak<Shared>> = const { RefCell::new(Weak::new()) };
-        }
-        let start = || {
-            let line = Line::new({
-                let app = app.clone();
-                move || app.room_for_writes()
-            });
-            tokio::task::spawn_local(app.essential("admission").run(line.clone().take_turns()));
-            let connections = Connections::new(shares);
-            tokio::task::spawn_local(app.essential("idle reaping").run(connections.clone().keep_room()));
-            Rc::new(Shared { line, connections })
-        };
-        SHARED.with(|known| {
-            let shared = known.borrow().upgrade();
-            shared.unwrap_or_else(|| {
-                let shared = start();
-                known.replace(Rc::downgrade(&shared));
-                shared
-            })
+/// What serves the requests of a connection.
+pub(super) fn http_service(
+    app: &web::Data<ExampleApp>,
+    browsers: &Browsers,
+    stopping: watch::Receiver<bool>,
+) -> impl ServiceFactory<
+    (Connection, Protocol, Option<SocketAddr>),
+    Config = (),
+    Response = (),
+    Error = DispatchError,
+    InitError = (),
+> + use<> {
+    let routes = App::new().app_data(app.clone()).configure(routes);
+    let routes = routes.into_factory().map_err(|error: actix_web::Error| error.error_response());
+    let routes = map_config(routes, |()| AppConfig::default());
+    let for_cluster = app.clone();
+    let routes =
+        apply_fn_factory(routes, move |request, routes: &_| cluster_header::pass(&for_cluster, request, routes));
+    let (app, browsers) = (app.clone(), browsers.clone());
+    let routes = apply_fn_factory(routes, move |request, routes: &_| {
+        cluster_header::named(app.clone(), gate::pass(&app, &browsers, request, routes))
+    });
+    HttpService::build()
+        .keep_alive(KEEP_ALIVE)
+        .client_request_timeout(REQUEST_HEAD_DEADLINE)
+        .client_disconnect_timeout(DISCONNECT_DEADLINE)
+        .on_connect_ext(|connection: &Connection, extensions: &mut Extensions| {
+            extensions.insert(connection.as_it_is.clone());
+            extensions.insert(connection.place.clone());
+            extensions.insert(connection.intake.exchange().clone());
         })
-    }
+        .graceful_shutdown_signal(move || {
+            let mut stopping = stopping.clone();
+            // An error means that the node is gone, which is a reason to stop too.
+            async move { drop(stopping.wait_for(|stopping| *stopping).await) }
+        })
+        .finish(routes)
 }
 
 /// Waits for the first request of a connection, and for its turn. So the time that the HTTP
@@ -151,13 +130,18 @@ impl Shared {
 /// Clients keep connections for later that they opened for nothing. One that has not been used
 /// yet is like any other that is idle: it may be so for as long, and is closed without a word. A
 /// 408 that crosses a request would be taken for its answer.
-async fn begin(connection: Connection, mut stopping: watch::Receiver<bool>) -> Result<Connection, DispatchError> {
-    let presence = &connection.place.presence;
+async fn begin(
+    mut connection: Connection,
+    mut stopping: watch::Receiver<bool>,
+    arrivals: Arrivals,
+) -> Result<Connection, DispatchError> {
+    let place = connection.place.clone();
+    let presence = &place.presence;
     let kind = loop {
         tokio::select! {
             biased;
             _ = stopping.wait_for(|stopping| *stopping) => return Err(DispatchError::DisconnectTimeout),
-            kind = future::poll_fn(|context| connection.poll_kind(context)) => break kind?,
+            kind = future::poll_fn(|context| connection.poll_first(context)) => break kind?,
             () = future::poll_fn(|context| presence.poll_let_go(context, false)) => {}
             () = tokio::time::sleep(KEEP_ALIVE) => {}
         }
@@ -169,11 +153,15 @@ async fn begin(connection: Connection, mut stopping: watch::Receiver<bool>) -> R
         // The runtime has not heard yet of what has come.
         tokio::task::yield_now().await;
     };
+    if kind == Kind::Rpc {
+        arrivals.hand_over(connection.stream, connection.intake.held());
+        return Err(DispatchError::DisconnectTimeout);
+    }
     presence.wait();
     tokio::select! {
         biased;
         _ = stopping.wait_for(|stopping| *stopping) => Err(DispatchError::DisconnectTimeout),
-        turn = future::poll_fn(|context| connection.place.poll_turn(context, |_| Poll::Ready(Ok(kind)))) => {
+        turn = future::poll_fn(|context| place.poll_turn(context, |_| Poll::Ready(Ok(kind)))) => {
             turn?;
             Ok(connection)
         }
@@ -183,7 +171,7 @@ async fn begin(connection: Connection, mut stopping: watch::Receiver<bool>) -> R
 /// As many clients as the system lets this process have connections of besides its files.
 ///
 /// Each connection takes a file descriptor; without one for its log a node would have to stop.
-fn clients_max() -> usize {
+pub(super) fn clients_max() -> usize {
     let limit = getrlimit(Resource::Nofile);
     // Commonly 1,024 unless asked for more, which any process may up to the hard limit.
     let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
@@ -216,14 +204,14 @@ impl AsItIs {
 }
 
 /// A connection that reads one request after another in its turn, and gives the HTTP library's own errors a body.
-struct Connection {
+pub(super) struct Connection {
     as_it_is: AsItIs,
     place: Rc<Place>,
     stream: TcpStream,
     /// Decides which bytes the HTTP library gets, and when.
     intake: Intake,
-    /// What the request was that was looked at last, if that is certain.
-    kind: Cell<Option<Kind>>,
+    /// What the first request was.
+    kind: Cell<Kind>,
     /// What is still to be written in place of an empty error.
     replacement: Vec<u8>,
     /// Set while the other side takes nothing of what is written; done when that
@@ -234,34 +222,32 @@ struct Connection {
 }
 
 impl Connection {
-    fn new(stream: TcpStream, place: Rc<Place>, body_bytes_max: usize) -> Self {
-        let (as_it_is, kind, replacement) = (AsItIs::default(), Cell::default(), Vec::new());
+    pub(super) fn new(stream: TcpStream, place: Rc<Place>, body_bytes_max: usize) -> Self {
+        let (as_it_is, kind, replacement) = (AsItIs::default(), Cell::new(Kind::Own), Vec::new());
         let intake = Intake::new(Rc::new(Exchange::default()), body_bytes_max);
         Connection { as_it_is, place, stream, intake, kind, replacement, stalled: None, lingering: None }
     }
 
-    /// What the request is that comes next, of which something has come.
-    ///
-    /// A client that has asked for data does so again, or goes: to look each time would cost a
-    /// system call for every request of an overloaded node. So one that asks for `/metrics` on
-    /// the same connection stands in line.
-    fn poll_kind(&self, context: &mut Context<'_>) -> Poll<io::Result<Kind>> {
-        if let Some(kind @ (Kind::Own | Kind::PassedOn)) = self.kind.get()
-            && !self.is_given_up(context)
-        {
-            return Poll::Ready(Ok(kind));
-        }
-        let held = self.intake.held();
-        if !held.is_empty() {
-            return Poll::Ready(Ok(Kind::of(&held[..held.len().min(Kind::BYTES)])));
-        }
-        let mut first = [0; Kind::BYTES];
+    /// Reads the first bytes of the connection: what it is for.
+    fn poll_first(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Kind>> {
+        let mut first = [0; FIRST_READ_BYTES];
         let mut first = ReadBuf::new(&mut first);
-        ready!(self.stream.poll_peek(context, &mut first))?;
-        let first = first.filled();
-        let kind = Kind::of(first);
-        let is_certain = kind == Kind::PassedOn || memchr::memmem::find(first, b"\r\n\r\n").is_some();
-        self.kind.set(is_certain.then_some(kind));
+        ready!(Pin::new(&mut self.stream).poll_read(context, &mut first))?;
+        self.begin_with(first.filled());
+        Poll::Ready(Ok(self.kind.get()))
+    }
+
+    /// Takes the first bytes of the connection, which were read from it.
+    pub(super) fn begin_with(&mut self, first: &[u8]) {
+        self.kind.set(Kind::of(&first[..first.len().min(Kind::BYTES)]));
+        self.intake.read_ahead(first);
+    }
+
+    /// What the request is that comes next, of which something has come: the same as the first one, since
+    /// whoever has asked for something does so again, or goes. So one that asks for `/metrics` after data
+    /// stands in line.
+    fn poll_kind(&self, context: &mut Context<'_>) -> Poll<io::Result<Kind>> {
+        let kind = if self.is_given_up(context) { Kind::End } else { self.kind.get() };
         Poll::Ready(Ok(kind))
     }
 
@@ -463,10 +449,12 @@ fn replace_empty_error(bytes: &[u8], is_head_request: bool) -> Option<Vec<u8>> {
 mod tests {
     use std::time::Duration;
 
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncWriteExt;
 
     use super::*;
     use crate::app::Room;
+    use crate::network::crowd::Connections;
+    use crate::network::line::Line;
 
     /// An empty error gets a body, after whatever was answered before it.
     #[test]
@@ -484,22 +472,17 @@ mod tests {
         }
     }
 
-    /// A connection for data is known by its first request, and so is the end of one; of others
-    /// each request is looked at.
+    /// A connection is known by its first request, until the other side sends no more.
     ///
-    /// Method: a connection a row, two requests on it, then its end.
+    /// Method: a connection a row, whose first bytes are read; then its end.
     #[tokio::test]
     async fn what_comes_on_a_connection() {
-        let own = "PUT /v1/kv/a HTTP/1.1\r\n\r\n";
-        let passed_on = "PUT /v1/kv/a HTTP/1.1\r\nraft-forwarded: x\r\n\r\n";
-        let look = "GET /metrics HTTP/1.1\r\n\r\n";
-        let rpc = "POST /raft-append HTTP/1.1\r\n\r\n";
-        for (requests, kinds) in [
-            ([own, look], [Kind::Own, Kind::Own]),
-            ([passed_on, look], [Kind::PassedOn, Kind::PassedOn]),
-            ([look, own], [Kind::Look, Kind::Own]),
-            ([rpc, own], [Kind::Rpc, Kind::Own]),
-            (["PUT /v1/kv/a HTTP/1.1\r\n", passed_on], [Kind::Own, Kind::PassedOn]),
+        for (request, kind) in [
+            ("PUT /v1/kv/a HTTP/1.1\r\n\r\n", Kind::Own),
+            ("PUT /v1/kv/a HTTP/1.1\r\nraft-forwarded: x\r\n\r\n", Kind::PassedOn),
+            ("GET /metrics HTTP/1.1\r\n\r\n", Kind::Look),
+            ("POST /raft-append HTTP/1.1\r\n\r\n", Kind::Rpc),
+            ("PUT /v1/kv/a HTTP/1.1\r\n", Kind::Own),
         ] {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
@@ -507,18 +490,18 @@ mod tests {
             let line = Line::new(|| Room { free: 1, kept: 0 });
             let mut connection =
                 Connection::new(stream, Place::new(line, Connections::new(Shares::of_clients(1)).open()), 10);
-            for (request, kind) in requests.into_iter().zip(kinds) {
-                client.write_all(request.as_bytes()).await.unwrap();
-                let found = future::poll_fn(|context| connection.poll_kind(context)).await.unwrap();
-                assert_eq!(found, kind, "{request:?} of {requests:?}");
-                connection.stream.read_exact(&mut vec![0; request.len()]).await.unwrap();
-            }
+            client.write_all(request.as_bytes()).await.unwrap();
+            let found = future::poll_fn(|context| connection.poll_first(context)).await.unwrap();
+            assert_eq!(found, kind, "{request:?}");
+            assert_eq!(connection.intake.held(), request.as_bytes());
+            let found = future::poll_fn(|context| connection.poll_kind(context)).await.unwrap();
+            assert_eq!(found, kind, "the request after {request:?}");
             client.shutdown().await.unwrap();
             while !future::poll_fn(|context| Poll::Ready(connection.is_given_up(context))).await {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
             let found = future::poll_fn(|context| connection.poll_kind(context)).await.unwrap();
-            assert_eq!(found, Kind::End, "the end, after {requests:?}");
+            assert_eq!(found, Kind::End, "the end, after {request:?}");
         }
     }
 

@@ -18,6 +18,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::forward;
+use super::worker::Worker;
 use crate::app::{ExampleApp, Exclusion, Known};
 use crate::config::{CONNECT_DEADLINE, LOG_TIME_MS_MAX, PEER_RESPONSE_BYTES_MAX, REQUEST_DEADLINE, RPC_DEPTH_MAX};
 use crate::connection::{BodyError, read_response, resolves_to_every_address};
@@ -327,7 +328,8 @@ pub async fn ask_read_index(app: &ExampleApp, leader_id: NodeId, leader: &Exampl
     let body = encode(&ids, &(), 0).map_err(failed)?;
     let url = format!("http://{}/raft-read-index", leader.addr);
     let lost = |error: reqwest::Error| unreachable(leader_id, &leader.addr, &error);
-    let sent = app.http.post(url).timeout(REQUEST_DEADLINE).header(ENVELOPE, ids.header()).body(body).send();
+    let http = Worker::current().map_or_else(|| app.http.clone(), |worker| worker.http.clone());
+    let sent = http.post(url).timeout(REQUEST_DEADLINE).header(ENVELOPE, ids.header()).body(body).send();
     let answer = sent.await.map_err(lost)?;
     let succeeded = answer.status().is_success();
     let body: Bytes = match read_response(answer, PEER_RESPONSE_BYTES_MAX).await {

@@ -13,6 +13,7 @@
 //! | [`outcomes`] | what is known when a request fails half-way |
 //! | [`disk_low`] | what a cluster still does when its disks are nearly full |
 //! | [`overload`] | who is refused when more comes than a node can do |
+//! | [`threads`] | what runs on which thread of a node |
 //! | [`connections`] | what do clients that are slow, or too many, take from others |
 //! | [`founding`] | does a list make one cluster, however often and to whichever nodes it is sent |
 //! | [`members`] | which membership changes are rejected before they do harm, and who is removed |
@@ -75,6 +76,7 @@ mod restart;
 mod self_check;
 mod snapshots;
 mod test_cluster;
+mod threads;
 mod time_to_live;
 mod txn;
 mod watch;

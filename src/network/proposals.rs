@@ -1,0 +1,109 @@
+//! Hands what one thread's clients write to Raft, which runs on another thread.
+//!
+//! To wake another thread takes a system call. So the writes that a thread has decoded in one turn go to Raft
+//! together, with one wake; and so do their results on the way back, since Raft applies them together.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use futures_util::StreamExt;
+use openraft::errors::{ClientWriteError, Fatal, RaftError};
+use openraft::raft::{ClientWriteResponse, WriteResponse};
+use tokio::sync::oneshot;
+
+use crate::config::{GATHERING_TURNS_MAX, PROPOSED_BYTES_A_BATCH};
+use crate::types::{Command, ExampleRaft, TypeConfig};
+
+/// What became of a write.
+pub type Proposed = Result<ClientWriteResponse<TypeConfig>, RaftError<TypeConfig, ClientWriteError<TypeConfig>>>;
+
+/// The writes of one thread that Raft has not got yet.
+pub struct Proposals {
+    raft: ExampleRaft,
+    waiting: RefCell<Vec<Proposal>>,
+    waiting_bytes: Cell<usize>,
+}
+
+struct Proposal {
+    command: Command,
+    result: oneshot::Sender<Proposed>,
+}
+
+impl Proposals {
+    /// None yet.
+    pub fn new(raft: ExampleRaft) -> Rc<Self> {
+        Rc::new(Proposals { raft, waiting: RefCell::default(), waiting_bytes: Cell::default() })
+    }
+
+    /// Proposes a write. The result comes once it is applied; none comes if the node stops before.
+    pub fn propose(self: &Rc<Self>, command: Command) -> oneshot::Receiver<Proposed> {
+        let (result, proposed) = oneshot::channel();
+        let bytes = self.waiting_bytes.get() + command.payload_bytes();
+        let count = {
+            let mut waiting = self.waiting.borrow_mut();
+            waiting.push(Proposal { command, result });
+            waiting.len()
+        };
+        self.waiting_bytes.set(bytes);
+        // Large ones go in several batches, between which Raft does other things.
+        let batch = (bytes > PROPOSED_BYTES_A_BATCH).then(|| self.take());
+        if let Some(batch) = batch {
+            let proposals = self.clone();
+            tokio::task::spawn_local(async move { proposals.send(batch).await });
+        } else if count == 1 {
+            let proposals = self.clone();
+            tokio::task::spawn_local(async move { proposals.gather_and_send().await });
+        }
+        proposed
+    }
+
+    /// Sends what has come once nothing more comes at once: each batch costs Raft a write to the log and an RPC to
+    /// each follower, whatever its length.
+    async fn gather_and_send(&self) {
+        let mut count = 0;
+        for _ in 0..GATHERING_TURNS_MAX {
+            // All tasks that are ready run first, and after them those for which something has come.
+            tokio::task::yield_now().await;
+            if self.waiting.borrow().len() <= count {
+                break;
+            }
+            count = self.waiting.borrow().len();
+        }
+        self.send(self.take()).await;
+    }
+
+    fn take(&self) -> Vec<Proposal> {
+        self.waiting_bytes.set(0);
+        self.waiting.take()
+    }
+
+    async fn send(&self, batch: Vec<Proposal>) {
+        // A full batch before this one may have taken all.
+        if batch.is_empty() {
+            return;
+        }
+        let (commands, results): (Vec<_>, Vec<_>) =
+            batch.into_iter().map(|proposal| (proposal.command, proposal.result)).unzip();
+        let mut proposed = match self.raft.client_write_many(commands).await {
+            Ok(proposed) => proposed,
+            Err(fatal) => {
+                for result in results {
+                    let _ = result.send(Err(RaftError::Fatal(fatal.clone())));
+                }
+                return;
+            }
+        };
+        for result in results {
+            let became = match proposed.next().await {
+                Some(Ok(Ok(WriteResponse { log_id, response }))) => {
+                    Ok(ClientWriteResponse { log_id, data: response, membership: None })
+                }
+                Some(Ok(Err(error))) => Err(RaftError::APIError(error)),
+                Some(Err(fatal)) => Err(RaftError::Fatal(fatal)),
+                None => Err(RaftError::Fatal(Fatal::Stopped)),
+            };
+            // Its client may have gone.
+            let _ = result.send(became);
+        }
+    }
+}

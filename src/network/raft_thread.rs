@@ -1,0 +1,113 @@
+//! The thread that runs Raft, and serves the connections of other nodes.
+//!
+//! Nothing that clients do runs here but what they have proposed: a step of Raft takes well below a
+//! millisecond, and a leader that is heard too late is none.
+
+use std::io;
+use std::thread::JoinHandle;
+
+use actix_http::Protocol;
+use actix_service::{Service, ServiceFactory};
+use actix_web::web;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+
+use super::browser::Browsers;
+use super::crowd::Shares;
+use super::line::Place;
+use super::listener::{Connection, clients_max, http_service};
+use super::worker::Worker;
+use crate::app::ExampleApp;
+use crate::config::ARRIVALS_MAX;
+
+/// The thread that runs Raft.
+pub struct RaftThread {
+    arrivals: Arrivals,
+    ends: watch::Sender<bool>,
+    thread: JoinHandle<()>,
+}
+
+/// The way to Raft's thread for connections of other nodes.
+#[derive(Clone)]
+pub struct Arrivals(mpsc::Sender<Arrival>);
+
+/// A connection, and what was read from it.
+struct Arrival {
+    stream: std::net::TcpStream,
+    first: Box<[u8]>,
+}
+
+impl Arrivals {
+    /// Has Raft's thread serve a connection. If too many wait for that, it is closed.
+    pub fn hand_over(&self, stream: TcpStream, first: &[u8]) {
+        // The sender gets no response, as if the connection had broken before the request.
+        if let Ok(stream) = stream.into_std() {
+            let _ = self.0.try_send(Arrival { stream, first: first.into() });
+        }
+    }
+}
+
+impl RaftThread {
+    /// Starts Raft on a thread of its own.
+    ///
+    /// # Errors
+    ///
+    /// If the system gives no thread.
+    pub fn start(app: web::Data<ExampleApp>, browsers: Browsers) -> io::Result<Self> {
+        let (arrivals, arriving) = mpsc::channel(ARRIVALS_MAX);
+        let (ends, ending) = watch::channel(false);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread = std::thread::Builder::new().name("raft".to_owned()).spawn(move || {
+            let essential = app.essential("Raft's thread");
+            let local = tokio::task::LocalSet::new();
+            local.block_on(&runtime, run(app, browsers, arriving, ending));
+            essential.fulfilled();
+        })?;
+        Ok(RaftThread { arrivals: Arrivals(arrivals), ends, thread })
+    }
+
+    /// The way to it for connections of other nodes.
+    pub fn arrivals(&self) -> Arrivals {
+        self.arrivals.clone()
+    }
+
+    /// Ends it with all that runs on it, and waits until it has ended.
+    pub async fn end(self) {
+        self.ends.send_replace(true);
+        // It fails if the thread panicked, which ends the node by itself.
+        let _ = tokio::task::spawn_blocking(move || self.thread.join()).await;
+    }
+}
+
+async fn run(
+    app: web::Data<ExampleApp>,
+    browsers: Browsers,
+    mut arriving: mpsc::Receiver<Arrival>,
+    mut ending: watch::Receiver<bool>,
+) {
+    app.raft.run();
+    let worker = Worker::of_this_thread(&app, Shares::of_nodes(clients_max()));
+    let Ok(http) = http_service(&app, &browsers, ending.clone()).new_service(()).await else { return };
+    loop {
+        let arrival = tokio::select! {
+            biased;
+            _ = ending.wait_for(|ending| *ending) => return,
+            arrival = arriving.recv() => arrival,
+        };
+        let Some(Arrival { stream, first }) = arrival else { return };
+        if worker.connections.is_overfull() {
+            continue;
+        }
+        let Ok(stream) = TcpStream::from_std(stream) else { continue };
+        let peer = stream.peer_addr().ok();
+        let place = Place::new(worker.line.clone(), worker.connections.accept());
+        // RPCs have bounds of their own.
+        let mut connection = Connection::new(stream, place, usize::MAX);
+        connection.begin_with(&first);
+        let served = http.call((connection, Protocol::Http1, peer));
+        tokio::task::spawn_local(async move {
+            // The HTTP library has said to the other side what was wrong.
+            let _ = served.await;
+        });
+    }
+}

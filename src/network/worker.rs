@@ -1,0 +1,77 @@
+//! What each thread that serves connections has of its own.
+
+use std::cell::RefCell;
+use std::rc::{Rc, Weak};
+
+use actix_web::web;
+use tokio::sync::oneshot;
+
+use super::confirmations::Confirmations;
+use super::crowd::{Connections, Shares};
+use super::line::Line;
+use super::proposals::{Proposals, Proposed};
+use crate::app::ExampleApp;
+use crate::connection::connections;
+use crate::types::Command;
+
+/// What a thread that serves connections has of its own. All listeners share it.
+pub struct Worker {
+    /// Its connections.
+    pub connections: Rc<Connections>,
+    /// Those of them that wait to be read.
+    pub line: Rc<Line>,
+    /// Writes on their way to Raft.
+    pub proposals: Rc<Proposals>,
+    /// Reads that wait to be confirmed.
+    pub confirmations: Confirmations,
+    /// For asking the leader.
+    pub http: reqwest::Client,
+    /// For requests that are passed on. They stand in line at the leader, as its own clients' do, and must
+    /// not hold up what nodes say to each other.
+    pub passing_http: reqwest::Client,
+}
+
+thread_local! {
+    // Weak, so that the end of the thread does not drop the node: its parts may need other values of
+    // the thread, which are gone by then.
+    static WORKER: RefCell<Weak<Worker>> = const { RefCell::new(Weak::new()) };
+}
+
+impl Worker {
+    /// The one of this thread, which begins to take turns and to keep room if it is new.
+    pub fn of_this_thread(app: &web::Data<ExampleApp>, shares: Shares) -> Rc<Self> {
+        if let Some(worker) = Self::current() {
+            return worker;
+        }
+        let line = Line::new({
+            let app = app.clone();
+            move || app.room_for_writes()
+        });
+        tokio::task::spawn_local(app.essential("admission").run(line.clone().take_turns()));
+        let connections_of_this = Connections::new(shares);
+        tokio::task::spawn_local(app.essential("idle reaping").run(connections_of_this.clone().keep_room()));
+        let worker = Rc::new(Worker {
+            connections: connections_of_this,
+            line,
+            proposals: Proposals::new(app.raft.clone()),
+            confirmations: Confirmations::new(app.clone()),
+            http: connections(),
+            passing_http: connections(),
+        });
+        WORKER.with(|known| known.replace(Rc::downgrade(&worker)));
+        worker
+    }
+
+    /// Proposes a write by the one of this thread; returns it if there is none.
+    pub fn propose(command: Command) -> Result<oneshot::Receiver<Proposed>, Command> {
+        match Self::current() {
+            Some(worker) => Ok(worker.proposals.propose(command)),
+            None => Err(command),
+        }
+    }
+
+    /// The one of this thread, if it serves connections.
+    pub fn current() -> Option<Rc<Self>> {
+        WORKER.with(|known| known.borrow().upgrade())
+    }
+}
