@@ -14,6 +14,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::agreement::{Agreement, OlderCopy, OtherEntry};
 use crate::config::{Config, DISK_FREE_BYTES_LEAST, Limits, MEMBERS_ANSWER_MAX, MEMBERS_ANSWER_MIN};
 use crate::connection::connections;
+use crate::network::memory::ClientMemory;
 use crate::peers::Peers;
 use crate::store::{ClusterId, ExampleStore};
 use crate::types::{ExampleNode, ExampleRaft, LeaderId, LogId, NodeId, TypeConfig, Vote};
@@ -30,6 +31,8 @@ pub struct ExampleApp {
     pub store: Arc<ExampleStore>,
     /// For asking other nodes who they are, and how far they are.
     pub http: reqwest::Client,
+    /// What clients may make this node hold.
+    pub client_memory: ClientMemory,
     /// A permit for each write that may wait.
     pub writes_waiting: Semaphore,
     /// What a request may hold.
@@ -230,6 +233,7 @@ impl ExampleApp {
             addr,
             store,
             http: connections(),
+            client_memory: ClientMemory::new(config.client_memory_bytes),
             writes_waiting: Semaphore::new(config.max_writes_waiting),
             writes_waiting_max: config.max_writes_waiting,
             limits: config.limits(),

@@ -96,6 +96,9 @@ pub const WATCH_LEADER_INTERVAL: Duration = Duration::from_millis(500);
 pub const LISTINGS_KEPT_MAX: usize = 32;
 /// How long such a state is kept after its last page was read.
 pub const LISTING_KEPT: Duration = Duration::from_secs(60);
+/// Bytes of values that may be replaced or removed before a state from before that is not kept any more: such a
+/// state holds them, beside those that took their place.
+pub const LISTING_REPLACED_BYTES_MAX: u64 = 128 << 20;
 /// Pages shorter than this are put together on the thread that serves requests;
 /// longer ones elsewhere, so that no write waits for them.
 pub const PAGE_KEYS_HERE_MAX: usize = 32;
@@ -221,6 +224,21 @@ pub const REQUEST_HEAD_DEADLINE: Duration = Duration::from_secs(5);
 pub const REQUEST_BODY_DEADLINE: Duration = Duration::from_secs(10);
 /// Room that is made for a body of several pieces before it has come, in bytes.
 pub const BODY_BYTES_RESERVED_MAX: usize = 256 << 10;
+/// What clients may make a node hold, in bytes, unless set by `--client-memory-bytes`; an eighth of the memory that
+/// there is, if that is less.
+pub const CLIENT_MEMORY_BYTES_DEFAULT: usize = 256 << 20;
+/// What `--client-memory-bytes` may be set to at least: two requests and a response of the largest size.
+pub const CLIENT_MEMORY_BYTES_LEAST: usize = 16 << 20;
+/// What `--client-memory-bytes` may be set to at most.
+pub const CLIENT_MEMORY_BYTES_LIMIT: usize = 1 << 40;
+/// Bodies and values shorter than this, in bytes, do not count for it. The number of connections bounds them.
+pub const MEMORY_COUNTED_MIN: usize = 4 << 10;
+/// How long a request waits for others to give memory back, until it is refused.
+pub const MEMORY_WAIT_MAX: Duration = Duration::from_secs(5);
+/// What a response may take for each byte of a value: a copy of it, and six where JSON escapes a control character.
+pub const ENCODED_BYTES_A_BYTE_MAX: usize = 7;
+/// A long response is handed to its connection in pieces of so many bytes.
+pub const BODY_PIECE_BYTES: usize = 64 << 10;
 /// Longest head of a request, as much as the HTTP library takes, in bytes.
 pub const HEAD_BYTES_MAX: usize = 128 << 10;
 /// Longest target of a request, as much as the HTTP library takes, in bytes.
@@ -539,6 +557,12 @@ pub struct Config {
     #[arg(long, env = "RKV_MAX_WRITES_WAITING", value_name = "N", default_value_t = WRITES_WAITING_MAX_DEFAULT)]
     pub max_writes_waiting: usize,
 
+    /// What clients may make this node hold at once, in bytes: bodies that are read, and answers that are written;
+    /// by default 268435456, or an eighth of the memory if that is less. Requests wait for it, and are
+    /// rejected with 503 if they wait for long
+    #[arg(long, env = "RKV_CLIENT_MEMORY_BYTES", value_name = "BYTES", default_value_t = client_memory_default(), hide_default_value = true)]
+    pub client_memory_bytes: usize,
+
     /// Threads that serve clients; by default one less than the machine has cores, at least 1 and at most 8.
     /// Raft has one of its own
     #[arg(long, env = "RKV_HTTP_THREADS", value_name = "N", default_value_t = http_threads_default(), hide_default_value = true)]
@@ -587,6 +611,17 @@ fn http_threads_default() -> usize {
     cores.saturating_sub(1).clamp(1, HTTP_THREADS_DEFAULT_MAX)
 }
 
+/// An eighth of what this process may use, by the system and by its control group, up to the default.
+fn client_memory_default() -> usize {
+    let system = rustix::system::sysinfo();
+    #[allow(clippy::useless_conversion)] // It has 32 bits on some machines.
+    let total = u64::from(system.totalram).saturating_mul(u64::from(system.mem_unit));
+    let of_group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    let of_group = of_group.and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(u64::MAX);
+    let eighth = usize::try_from(total.min(of_group) / 8).unwrap_or(usize::MAX);
+    eighth.clamp(CLIENT_MEMORY_BYTES_LEAST, CLIENT_MEMORY_BYTES_DEFAULT)
+}
+
 impl Config {
     /// The settings of a node that was given nothing but its number and address.
     pub fn new(id: NodeId, http_addr: impl Into<String>) -> Self {
@@ -609,6 +644,7 @@ impl Config {
             max_page_keys: PAGE_KEYS_MAX_DEFAULT,
             max_page_bytes: PAGE_BYTES_MAX_DEFAULT,
             max_writes_waiting: WRITES_WAITING_MAX_DEFAULT,
+            client_memory_bytes: client_memory_default(),
             http_threads: http_threads_default(),
             min_disk_free_bytes: DISK_FREE_BYTES_MIN,
             allowed_origins: Vec::new(),
@@ -712,6 +748,7 @@ impl Config {
             ("--max-page-keys", self.max_page_keys, 1..=PAGE_KEYS_MAX_LIMIT),
             ("--max-page-bytes", self.max_page_bytes, 1..=PAGE_BYTES_MAX_LIMIT),
             ("--max-writes-waiting", self.max_writes_waiting, 1..=WRITES_WAITING_MAX_LIMIT),
+            ("--client-memory-bytes", self.client_memory_bytes, CLIENT_MEMORY_BYTES_LEAST..=CLIENT_MEMORY_BYTES_LIMIT),
             ("--http-threads", self.http_threads, 1..=HTTP_THREADS_LIMIT),
         ];
         for (flag, value, range) in ranges {

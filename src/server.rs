@@ -389,7 +389,8 @@ async fn expire(app: web::Data<ExampleApp>) {
     let mut interval = tokio::time::interval(EXPIRY_INTERVAL);
     loop {
         interval.tick().await;
-        let unused = app.store.state_machine.listings().take_unused();
+        let replaced_bytes = app.store.state_machine.read(ExampleStateMachine::replaced_bytes);
+        let unused = app.store.state_machine.listings().take_unused(replaced_bytes);
         if !unused.is_empty() {
             // A large map takes long to free.
             tokio::task::spawn_blocking(move || drop(unused));

@@ -17,9 +17,9 @@ use super::openapi::answers::{
 };
 use super::openapi::parameters::{ForwardHeader, WriteHeaders};
 use super::parameters::{check_key_length, check_value_length, request_id};
-use super::reply::{check_lists, ok, parse_json, read_body};
+use super::reply::{check_lists, ok, parse_json, read_client_body};
 use super::txn::txn_operation;
-use super::v1::{check_result, replay_marked};
+use super::v1::{check_result, memory_for_result, replay_marked};
 use super::worker::Worker;
 use crate::app::{DiskSpace, ExampleApp};
 use crate::config::{LOG_UNSYNCED_BYTES_MAX, Limits, REQUEST_DEADLINE};
@@ -60,10 +60,15 @@ pub async fn write(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let body = read_body(&request, payload, app.limits.request_bytes).await?;
+    let (body, _memory) = read_client_body(&app, &request, payload).await?;
     refuse_conditions(&request)?;
     let (operation, value) = parse_write(&body, &app.limits)?;
     let request_id = request_id(&request, &operation)?;
+    let memory = match &value {
+        // It is repeated.
+        Some(value) => app.client_memory.for_response(value.len()).await?,
+        None => memory_for_result(&app, &operation).await?,
+    };
     let Ok(_permit) = app.writes_waiting.try_acquire() else {
         return Err(ApiError::Overloaded(Retry::soon("as many writes are waiting as this node takes on at once")));
     };
@@ -79,10 +84,12 @@ pub async fn write(
                 response.data.result = None;
                 response.data.value = value;
             }
-            Ok(replay_marked(ok(&response), replayed))
+            Ok(memory.until_written(replay_marked(ok(&response), replayed)))
         }
         Destination::Leader { leader_id, leader_node } => {
-            forward::pass_on(&app, &request, body, leader_id, &leader_node).await
+            forward::pass_on(&app, &request, body, leader_id, &leader_node)
+                .await
+                .map(|answer| memory.until_written(answer))
         }
     }
 }
@@ -106,7 +113,7 @@ pub async fn read(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let body = read_body(&request, payload, app.limits.request_bytes).await?;
+    let (body, _memory) = read_client_body(&app, &request, payload).await?;
     let key = parse_key(&body, &app.limits)?;
     // A node without a cluster says `""`, as the original's does; but not one that lost its data.
     if app.store.identity().cluster_id.is_none() {
@@ -117,7 +124,7 @@ pub async fn read(
             "this node was started a moment ago and has not yet heard from a leader that it is up to date",
         )));
     }
-    Ok(value_of(&app, &key))
+    value_of(&app, &key).await
 }
 
 /// Reads what was written before the request came, on any node.
@@ -140,10 +147,10 @@ pub async fn consistent_read(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let body = read_body(&request, payload, app.limits.request_bytes).await?;
+    let (body, _memory) = read_client_body(&app, &request, payload).await?;
     let key = parse_key(&body, &app.limits)?;
     linearize(&app, request.headers()).await?;
-    Ok(value_of(&app, &key))
+    value_of(&app, &key).await
 }
 
 /// Waits until this node has all that was written before.
@@ -166,12 +173,12 @@ pub async fn linearize(app: &ExampleApp, headers: &HeaderMap) -> Result<(), ApiE
     }
 }
 
-fn value_of(app: &ExampleApp, key: &str) -> HttpResponse {
-    match app.store.state_machine.read(|machine| machine.get(key)) {
-        None => ok(""),
-        // This route knows text only; what is none was put by another route.
-        Some(record) => ok(&String::from_utf8_lossy(record.value.as_bytes())),
-    }
+async fn value_of(app: &ExampleApp, key: &str) -> Result<HttpResponse, ApiError> {
+    let Some(record) = app.store.state_machine.read(|machine| machine.get(key)) else { return Ok(ok("")) };
+    let value = record.value.as_bytes();
+    let memory = app.client_memory.for_response(value.len()).await?;
+    // This route knows text only; what is none was put by another route.
+    Ok(memory.until_written(ok(&String::from_utf8_lossy(value))))
 }
 
 /// What is to be done, and the value that the answer repeats.

@@ -12,7 +12,7 @@ use super::openapi::parameters::{
     ConditionHeaders, KeyInPath, PutParameters, ReadHeaders, ReadParameters, TouchParameters, WriteHeaders,
 };
 use super::parameters::{Parameters, check_body_type, check_value_length, encoded_key, key_of, key_with_action};
-use super::reply::{read_body, refuse_body};
+use super::reply::{read_client_body, refuse_body};
 use super::v1::{self, Written, etag_of, json_answer, key_not_found, ready_to_read, unexpected, written};
 use crate::app::ExampleApp;
 use crate::body::{DeleteAnswer, KeyValue, PutAnswer, TouchAnswer};
@@ -156,17 +156,20 @@ async fn get_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload)
     let mut response = if conditions.judge_read(record.revision)? == ReadVerdict::NotModified {
         HttpResponse::new(StatusCode::NOT_MODIFIED)
     } else if raw {
+        let memory = app.client_memory.for_response(record.value.as_bytes().len()).await?;
         AsItIs::set(request);
         let value = Bytes::copy_from_slice(record.value.as_bytes());
         let octets = (header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
         // Whatever the bytes are, a browser that shows them runs nothing.
-        HttpResponse::Ok()
+        let response = HttpResponse::Ok()
             .insert_header(octets)
             .insert_header((header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")))
             .insert_header((header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; sandbox")))
-            .body(value)
+            .body(value);
+        memory.until_written(response)
     } else {
-        json_answer(StatusCode::OK, &record.to_key_value(&key, app.store.clock().now_ms()))
+        let memory = app.client_memory.for_response(record.value.as_bytes().len()).await?;
+        memory.until_written(json_answer(StatusCode::OK, &record.to_key_value(&key, app.store.clock().now_ms())))
     };
     let headers = response.headers_mut();
     headers.insert(header::ETAG, etag_of(record.revision));
@@ -175,7 +178,7 @@ async fn get_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload)
 }
 
 async fn put_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
-    let body = read_body(request, payload, app.limits.request_bytes).await?;
+    let (body, _memory) = read_client_body(app, request, payload).await?;
     let key = key_of(request, &app.limits)?;
     let parameters = Parameters::of(request, &["ttl"])?;
     let ttl_ms = parameters.ttl_ms()?;
@@ -186,7 +189,7 @@ async fn put_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload)
     let put = Put { key: key.into(), value: (&body).into(), ttl_ms, condition: None };
     match v1::write(app, request, body, condition.guard(KeyWrite::Put(put))).await? {
         Written::Answered(answer) => Ok(answer),
-        Written::Here(response) => match &response.result {
+        Written::Here(response, _) => match &response.result {
             Some(WriteResult::Put(put)) => Ok(written(&response, put, Some(put.revision))),
             other => Err(unexpected(other.as_ref())),
         },
@@ -201,7 +204,7 @@ async fn delete_key(app: &ExampleApp, request: &HttpRequest, payload: web::Paylo
     let delete = Delete { key: key.into(), condition: None };
     match v1::write(app, request, Bytes::new(), condition.guard(KeyWrite::Delete(delete))).await? {
         Written::Answered(answer) => Ok(answer),
-        Written::Here(response) => match response.result {
+        Written::Here(response, _) => match response.result {
             Some(WriteResult::Delete { deleted, revision, .. }) => {
                 Ok(written(&response, &DeleteAnswer { revision, deleted }, None))
             }
@@ -222,7 +225,7 @@ async fn touch_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payloa
     let touch = Touch { key: key.into(), ttl_ms: Some(ttl_ms), condition: None };
     match v1::write(app, request, Bytes::new(), condition.guard(KeyWrite::Touch(touch))).await? {
         Written::Answered(answer) => Ok(answer),
-        Written::Here(response) => match &response.result {
+        Written::Here(response, _) => match &response.result {
             Some(WriteResult::Touch(touch)) => Ok(written(&response, touch, Some(touch.revision))),
             other => Err(unexpected(other.as_ref())),
         },

@@ -98,7 +98,8 @@ async fn list_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payloa
     let keys_only = parameters.flag("keys_only")?;
     let wanted = parameters.number("revision", 0, u64::MAX)?;
     ready_to_read(app, request, parameters.stale()?).await?;
-    let (revision, data) = state_of(app, wanted)?;
+    let memory = app.client_memory.for_response(limits.page_bytes).await?;
+    let (revision, data, replaced_bytes) = state_of(app, wanted)?;
     // Not before the state: a key put meanwhile would have longer to live than its TTL.
     let now_ms = app.store.clock().now_ms();
     let page = Page { range, keys_max: keys_max as usize, bytes_max: limits.page_bytes, keys_only, now_ms };
@@ -111,25 +112,26 @@ async fn list_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payloa
         page.await.map_err(|_| super::forward::stopping())??
     };
     if more {
-        let surplus = app.store.state_machine.listings().keep(revision, &data);
+        let surplus = app.store.state_machine.listings().keep(revision, &data, replaced_bytes);
         if surplus.is_some() {
             tokio::task::spawn_blocking(move || drop(surplus));
         }
     }
     let mut response = json(StatusCode::OK, body);
     response.headers_mut().insert(v1::REVISION, HeaderValue::from(revision));
-    Ok(response)
+    Ok(memory.until_written(response))
 }
 
 /// The state to be listed: the current one, or one that an earlier page showed.
-fn state_of(app: &ExampleApp, wanted: Option<u64>) -> Result<(u64, Data), ApiError> {
-    let (revision, data) = app.store.state_machine.read(|machine| (machine.revision, machine.data.clone()));
+fn state_of(app: &ExampleApp, wanted: Option<u64>) -> Result<(u64, Data, u64), ApiError> {
+    let (revision, data, replaced_bytes) =
+        app.store.state_machine.read(|machine| (machine.revision, machine.data.clone(), machine.replaced_bytes()));
     match wanted {
-        None => Ok((revision, data)),
-        Some(wanted) if wanted == revision => Ok((revision, data)),
+        None => Ok((revision, data, replaced_bytes)),
+        Some(wanted) if wanted == revision => Ok((revision, data, replaced_bytes)),
         Some(wanted) if wanted > revision => Err(revision_in_future(wanted, revision)),
         Some(wanted) => match app.store.state_machine.listings().get(wanted) {
-            Some(data) => Ok((wanted, data)),
+            Some((data, replaced_bytes)) => Ok((wanted, data, replaced_bytes)),
             None => Err(ApiError::RevisionGone(RevisionGone {
                 message: format!(
                     "the state of revision {wanted} is not kept on node {}: pages of one listing come from one node, \
@@ -199,7 +201,7 @@ async fn delete_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payl
             Ok(Written::Answered(answer)) if is_first_step => return Ok(answer),
             Ok(Written::Answered(answer)) if is_remembered && answer.status().is_success() => return Ok(answer),
             Ok(Written::Answered(_)) => return Err(half_done("the leader changed")),
-            Ok(Written::Here(response)) => match response.result {
+            Ok(Written::Here(response, _)) => match response.result {
                 Some(WriteResult::Delete { deleted, revision, unfinished: None }) => {
                     let deleted = deleted_before + deleted;
                     return Ok(written(&response, &DeleteAnswer { revision, deleted }, None));

@@ -16,7 +16,7 @@ use super::members::{self, Wanted};
 use super::openapi::answers::{EntryAnswer, InitAnswer, InitErrors, MembershipErrors, MetricsBody, OkAnswer};
 use super::openapi::parameters::ForwardHeader;
 use super::peer;
-use super::reply::{ok, parse_json, read_body};
+use super::reply::{ok, parse_json, read_client_body};
 use crate::app::ExampleApp;
 use crate::config::{INIT_MEMBERS_MAX, MEMBERSHIP_DEADLINE, check_dialable};
 use crate::error::{ApiError, Details};
@@ -56,7 +56,7 @@ pub async fn init(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let body = read_body(&request, payload, app.limits.request_bytes).await?;
+    let (body, _memory) = read_client_body(&app, &request, payload).await?;
     refuse_conditions(&request)?;
     let members = parse_members(app.id, &app.addr, &body)?;
     // A task of its own: a cluster that is half founded must not be left so when the caller goes.
@@ -101,7 +101,7 @@ pub async fn add_learner(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let body = read_body(&request, payload, app.limits.request_bytes).await?;
+    let (body, _memory) = read_client_body(&app, &request, payload).await?;
     let (id, addr): (NodeId, String) = parse_json(&body, ADD_LEARNER_BODY)?;
     check_member(id, &addr)?;
     let leader = app.clone();
@@ -190,7 +190,7 @@ pub async fn change_membership(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let body = read_body(&request, payload, app.limits.request_bytes).await?;
+    let (body, _memory) = read_client_body(&app, &request, payload).await?;
     let listed: Vec<NodeId> = parse_json(&body, CHANGE_MEMBERSHIP_BODY)?;
     let mut ids = BTreeSet::new();
     // Most likely another number was meant, and a voter would leave unnoticed.

@@ -21,6 +21,7 @@ pub mod list;
 pub mod listener;
 pub mod management;
 pub mod members;
+pub mod memory;
 pub mod openapi;
 pub mod parameters;
 pub mod peer;

@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::intake::Exchange;
+use super::memory::HeldMemory;
 use super::v1;
 use crate::app::ExampleApp;
 use crate::config::{BODY_BYTES_RESERVED_MAX, REFUSED_BODY_KEPT, REQUEST_BODY_DEADLINE};
@@ -21,10 +22,39 @@ pub const OUTCOME: HeaderName = HeaderName::from_static("raft-outcome");
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
+/// The body of a client's request, in whatever type it is said to be, and the memory for it. That is taken before
+/// the body is read; what has not been read stays with the client.
+///
+/// # Errors
+///
+/// The body is longer than is allowed, is broken, or does not come; or others hold all memory.
+pub async fn read_client_body(
+    app: &ExampleApp,
+    request: &HttpRequest,
+    payload: web::Payload,
+) -> Result<(Bytes, HeldMemory), ApiError> {
+    let bytes_max = app.limits.request_bytes;
+    let bytes = if request.headers().contains_key(header::TRANSFER_ENCODING) {
+        bytes_max
+    } else {
+        announced_bytes(request).unwrap_or_default().min(bytes_max)
+    };
+    match app.client_memory.for_request(bytes).await {
+        Ok(held) => Ok((read_body(request, payload, bytes_max).await?, held)),
+        Err(error) => {
+            keep_for_a_while(payload);
+            Err(error)
+        }
+    }
+}
+
+fn announced_bytes(request: &HttpRequest) -> Option<usize> {
+    request.headers().get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
 /// The body of a request, in whatever type it is said to be.
 pub async fn read_body(request: &HttpRequest, payload: web::Payload, bytes_max: usize) -> Result<Bytes, ApiError> {
-    let announced = request.headers().get(header::CONTENT_LENGTH);
-    let announced = announced.and_then(|value| value.to_str().ok()).and_then(|value| value.parse::<usize>().ok());
+    let announced = announced_bytes(request);
     if let Some(size) = announced.filter(|size| *size > bytes_max) {
         return Err(ApiError::too_large("request", bytes_max, size));
     }

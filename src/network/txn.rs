@@ -9,7 +9,7 @@ use super::conditions::refuse_conditions;
 use super::openapi::answers::TxnErrors;
 use super::openapi::parameters::WriteHeaders;
 use super::parameters::{Parameters, check_body_type, check_key, check_value_length, ttl_ms};
-use super::reply::{check_lists, parse_json, read_body};
+use super::reply::{check_lists, parse_json, read_client_body};
 use super::v1::{self, Written, unexpected, written};
 use crate::app::ExampleApp;
 use crate::body::{Compare, EncodedValue, Encoding, TxnAnswer, TxnOperation, TxnRequest};
@@ -57,7 +57,7 @@ pub async fn txn(app: web::Data<ExampleApp>, request: HttpRequest, payload: web:
 }
 
 async fn do_txn(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
-    let body = read_body(request, payload, app.limits.request_bytes).await?;
+    let (body, _memory) = read_client_body(app, request, payload).await?;
     Parameters::of(request, &[])?;
     refuse_conditions(request)?;
     check_body_type(request)?;
@@ -66,8 +66,8 @@ async fn do_txn(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) 
     let operation = txn_operation(txn, &app.limits)?;
     match v1::write(app, request, body, operation).await? {
         Written::Answered(answer) => Ok(answer),
-        Written::Here(response) => match &response.result {
-            Some(WriteResult::Txn(answer)) => Ok(written(&response, answer.as_ref(), None)),
+        Written::Here(response, memory) => match &response.result {
+            Some(WriteResult::Txn(answer)) => Ok(memory.until_written(written(&response, answer.as_ref(), None))),
             other => Err(unexpected(other.as_ref())),
         },
     }

@@ -10,11 +10,12 @@ use serde::Serialize;
 use super::api::{linearize, propose};
 use super::conditions::{Guarded, condition_failed};
 use super::forward::{self, Destination};
+use super::memory::HeldMemory;
 use super::parameters::request_id;
 use super::reply::{self, json};
 use crate::app::ExampleApp;
 use crate::error::{ApiError, ConditionFailed, Details, Outcome, Retry};
-use crate::operation::WriteResult;
+use crate::operation::{Operation, WriteResult};
 use crate::types::ExampleResponse;
 
 /// The store's revision that the answer shows.
@@ -28,8 +29,8 @@ pub const REPLAYED: HeaderName = HeaderName::from_static("raft-replayed");
 
 /// What became of a write.
 pub enum Written {
-    /// This node leads, and it was applied.
-    Here(ExampleResponse),
+    /// This node leads, and it was applied. The memory is for the response.
+    Here(ExampleResponse, HeldMemory),
     /// It was answered: by the leader that it was passed on to, or with what the
     /// state machine refused.
     Answered(HttpResponse),
@@ -44,6 +45,7 @@ pub async fn write(
 ) -> Result<Written, ApiError> {
     let Guarded { operation, reading } = write.into();
     let request_id = request_id(request, &operation)?;
+    let memory = memory_for_result(app, &operation).await?;
     let Ok(_permit) = app.writes_waiting.try_acquire() else {
         return Err(ApiError::Overloaded(Retry::soon("as many writes are waiting as this node takes on at once")));
     };
@@ -52,7 +54,7 @@ pub async fn write(
             let mut response = propose(app, request_id, operation).await?.data;
             response.result = reading.result_of(response.result);
             match check_result(&response) {
-                Ok(()) => Ok(Written::Here(response)),
+                Ok(()) => Ok(Written::Here(response, memory)),
                 Err(refused) => {
                     let mut answer = replay_marked(error_answer(&refused), response.replayed);
                     // Where it was refused, not where the store is by now.
@@ -65,9 +67,17 @@ pub async fn write(
         }
         Destination::Leader { leader_id, leader_node } => {
             let answer = forward::pass_on(app, request, body, leader_id, &leader_node).await?;
-            Ok(Written::Answered(answer))
+            Ok(Written::Answered(memory.until_written(answer)))
         }
     }
+}
+
+/// Memory for the response to a write, from before anything is done, so that whoever gets none knows that nothing was.
+pub async fn memory_for_result(app: &ExampleApp, operation: &Operation) -> Result<HeldMemory, ApiError> {
+    // Of all others the response is short.
+    let Operation::Txn(_) = operation else { return Ok(HeldMemory::default()) };
+    let data_bytes = app.store.state_machine.read(|machine| machine.answer_bytes_now(operation));
+    app.client_memory.for_response(data_bytes).await
 }
 
 /// What the state machine refused, as errors.

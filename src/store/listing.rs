@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::state_machine::{Data, Record};
-use crate::config::{LISTING_KEPT, LISTINGS_KEPT_MAX};
+use crate::config::{LISTING_KEPT, LISTING_REPLACED_BYTES_MAX, LISTINGS_KEPT_MAX};
 use crate::operation::Key;
 
 /// Which keys are listed, and in which order.
@@ -105,6 +105,8 @@ struct Kept {
     revision: u64,
     data: Data,
     used: Instant,
+    /// How many bytes of values had been replaced when it was current.
+    replaced_bytes: u64,
     /// Whether a second page was read from it, as of many listings none ever is.
     is_continued: bool,
 }
@@ -112,13 +114,13 @@ struct Kept {
 impl Listings {
     /// Keeps the state of a revision for a while. Returns one that has to make
     /// room for it, since freeing takes time.
-    pub fn keep(&mut self, revision: u64, data: &Data) -> Option<Data> {
+    pub fn keep(&mut self, revision: u64, data: &Data, replaced_bytes: u64) -> Option<Data> {
         if let Some(position) = self.position_of(revision) {
             self.use_again(position);
             return None;
         }
         let (data, used, is_continued) = (data.clone(), Instant::now(), false);
-        self.kept.push_back(Kept { revision, data, used, is_continued });
+        self.kept.push_back(Kept { revision, data, used, replaced_bytes, is_continued });
         if self.kept.len() <= LISTINGS_KEPT_MAX {
             return None;
         }
@@ -127,12 +129,12 @@ impl Listings {
         self.kept.remove(position).map(|kept| kept.data)
     }
 
-    /// The state of a revision, if it is kept, for another page.
-    pub fn get(&mut self, revision: u64) -> Option<Data> {
+    /// The state of a revision, if it is kept, for another page, and how many bytes had been replaced then.
+    pub fn get(&mut self, revision: u64) -> Option<(Data, u64)> {
         let position = self.position_of(revision)?;
         let kept = self.use_again(position)?;
         kept.is_continued = true;
-        Some(kept.data.clone())
+        Some((kept.data.clone(), kept.replaced_bytes))
     }
 
     fn position_of(&self, revision: u64) -> Option<usize> {
@@ -146,13 +148,16 @@ impl Listings {
         self.kept.back_mut()
     }
 
-    /// Lets go of those that were not used for long; returns them, since freeing takes time.
-    pub fn take_unused(&mut self) -> Vec<Data> {
-        let mut unused = Vec::new();
-        while self.kept.front().is_some_and(|kept| kept.used.elapsed() > LISTING_KEPT) {
-            unused.extend(self.kept.pop_front().map(|kept| kept.data));
-        }
-        unused
+    /// Lets go of those that were not used for long, and of those before which too much was replaced, so that they
+    /// hold too much; returns them, since freeing takes time. `replaced_bytes` is that of the current state.
+    pub fn take_unused(&mut self, replaced_bytes: u64) -> Vec<Data> {
+        let is_unused = |kept: &Kept| {
+            kept.used.elapsed() > LISTING_KEPT
+                || replaced_bytes.saturating_sub(kept.replaced_bytes) > LISTING_REPLACED_BYTES_MAX
+        };
+        let (unused, kept) = std::mem::take(&mut self.kept).into_iter().partition(is_unused);
+        self.kept = kept;
+        unused.into_iter().map(|kept: Kept| kept.data).collect()
     }
 }
 

@@ -72,7 +72,20 @@ pub struct ExampleStateMachine {
     pub requests: Requests,
     pub(super) expiring: OrdSet<(u64, Key)>,
     pub(super) keys_hash: StateHash,
+    pub(super) replaced: Replaced,
 }
+
+/// Bytes of values that were replaced or removed since the node was started. It is no part of the state, so all are equal.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Replaced(u64);
+
+impl PartialEq for Replaced {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Replaced {}
 
 /// Whether a request was executed before.
 enum Executed {
@@ -221,6 +234,7 @@ impl ExampleStateMachine {
         } else {
             let (create_revision, version) = (record.create_revision, record.version + 1);
             self.keys_hash -= record.hash;
+            self.replaced.0 += record.value.as_bytes().len() as u64;
             *record = Arc::new(Record::new(key, value, [revision, create_revision, version], expires_at_ms));
             self.keys_hash += record.hash;
         }
@@ -261,6 +275,7 @@ impl ExampleStateMachine {
     fn remove(&mut self, revision: u64, key: &str, kind: ChangeKind) -> bool {
         let Some((key, record)) = self.data.remove_with_key(key) else { return false };
         self.keys_hash -= record.hash;
+        self.replaced.0 += record.value.as_bytes().len() as u64;
         reschedule(&mut self.expiring, &key, record.expires_at_ms, 0);
         self.history.push(revision, key, kind);
         self.revision = revision;
@@ -308,6 +323,19 @@ impl ExampleStateMachine {
         let revision = self.revision + 1;
         let results = steps.iter().map(|step| self.txn_step(revision, step)).collect();
         WriteResult::Txn(Arc::new(TxnAnswer { succeeded, revision: self.revision, results }))
+    }
+
+    /// How many bytes of values have been replaced or removed, since this node was started.
+    pub fn replaced_bytes(&self) -> u64 {
+        self.replaced.0
+    }
+
+    /// About how many bytes of keys and values the answer to an operation would have now.
+    pub fn answer_bytes_now(&self, operation: &Operation) -> usize {
+        match operation {
+            Operation::Txn(txn) => self.answer_bytes(&txn.success).max(self.answer_bytes(&txn.failure)),
+            _ => 0,
+        }
     }
 
     /// About how long what a transaction reads will be as JSON, in bytes.

@@ -14,6 +14,7 @@
 //! | [`disk_low`] | what a cluster still does when its disks are nearly full |
 //! | [`overload`] | who is refused when more comes than a node can do |
 //! | [`threads`] | what runs on which thread of a node |
+//! | [`memory`] | what do clients make a node hold |
 //! | [`connections`] | what do clients that are slow, or too many, take from others |
 //! | [`founding`] | does a list make one cluster, however often and to whichever nodes it is sent |
 //! | [`members`] | which membership changes are rejected before they do harm, and who is removed |
@@ -65,6 +66,7 @@ mod log_time;
 mod logging;
 mod members;
 mod membership;
+mod memory;
 mod older_copy;
 mod openapi;
 mod outcomes;

@@ -1,0 +1,198 @@
+//! What clients make this node hold, in bytes.
+//!
+//! One budget, in two halves: one for requests, from before a body is read until its result is known, and one for
+//! responses, from before a value is encoded until the client has taken it. What a request is not given stays in
+//! its socket. Whoever holds memory for a request may wait for that of its response, and never the other way
+//! round, so nobody waits for someone who waits for him.
+//!
+//! Requests that get nothing at once wait in their order, and are refused after [`MEMORY_WAIT_MAX`]. What is
+//! shorter than [`MEMORY_COUNTED_MIN`] is not counted: the number of connections bounds it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use actix_web::HttpResponse;
+use actix_web::body::{BodySize, BoxBody, MessageBody};
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::config::{BODY_PIECE_BYTES, ENCODED_BYTES_A_BYTE_MAX, MEMORY_COUNTED_MIN, MEMORY_WAIT_MAX};
+use crate::error::{ApiError, Retry};
+
+/// What is counted together. Permits of a semaphore are counted with 32 bits.
+const UNIT_BYTES: usize = 1 << 10;
+
+/// What all clients of a node together may make it hold.
+#[derive(Debug)]
+pub struct ClientMemory {
+    requests: Half,
+    responses: Half,
+}
+
+#[derive(Debug)]
+struct Half {
+    free: Arc<Semaphore>,
+    units: u32,
+}
+
+/// Some of a node's memory for clients. Dropping it gives it back.
+#[derive(Debug, Default)]
+#[must_use = "it counts while it is held"]
+pub struct HeldMemory(Option<OwnedSemaphorePermit>);
+
+impl ClientMemory {
+    /// A budget of so many bytes.
+    pub fn new(bytes: usize) -> Self {
+        ClientMemory { requests: Half::of(bytes / 2), responses: Half::of(bytes / 2) }
+    }
+
+    /// For a request with a body of so many bytes: the body, and the operation that it becomes.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiError::Overloaded`], if others do not give back enough in time.
+    pub async fn for_request(&self, body_bytes: usize) -> Result<HeldMemory, ApiError> {
+        self.requests.take(body_bytes, body_bytes.saturating_mul(2)).await.ok_or_else(|| {
+            ApiError::Overloaded(Retry::soon(
+                "requests of other clients hold all memory that this node has for them (--client-memory-bytes)",
+            ))
+        })
+    }
+
+    /// For a response with so many bytes of keys and values in it; before it is encoded, and before a write is proposed.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiError::Overloaded`], if others do not give back enough in time.
+    pub async fn for_response(&self, data_bytes: usize) -> Result<HeldMemory, ApiError> {
+        let bytes = data_bytes.saturating_mul(ENCODED_BYTES_A_BYTE_MAX);
+        self.responses.take(data_bytes, bytes).await.ok_or_else(|| {
+            ApiError::Overloaded(Retry::soon(
+                "responses to other clients hold all memory that this node has for them (--client-memory-bytes)",
+            ))
+        })
+    }
+}
+
+impl Half {
+    fn of(bytes: usize) -> Self {
+        let units = u32::try_from(bytes / UNIT_BYTES).unwrap_or(u32::MAX).clamp(1, u32::MAX >> 3);
+        Half { free: Arc::new(Semaphore::new(units as usize)), units }
+    }
+
+    /// `bytes` for something that is `length` long. What needs more than there is gets all.
+    async fn take(&self, length: usize, bytes: usize) -> Option<HeldMemory> {
+        if length < MEMORY_COUNTED_MIN {
+            return Some(HeldMemory::default());
+        }
+        let units = u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).min(self.units);
+        let taken = match self.free.clone().try_acquire_many_owned(units) {
+            Ok(taken) => taken,
+            Err(_) => {
+                let taken = self.free.clone().acquire_many_owned(units);
+                tokio::time::timeout(MEMORY_WAIT_MAX, taken).await.ok()?.ok()?
+            }
+        };
+        Some(HeldMemory(Some(taken)))
+    }
+}
+
+impl HeldMemory {
+    /// A response that holds it until it is written, or given up. Its body comes in pieces, as the connection takes
+    /// them, so that it is not copied as a whole.
+    pub fn until_written(mut self, response: HttpResponse) -> HttpResponse {
+        if self.0.is_none() {
+            return response;
+        }
+        response.map_body(|_, body| match body.try_into_bytes() {
+            Ok(bytes) => {
+                self.keep(bytes.len());
+                BoxBody::new(Pieces { bytes, _held: self })
+            }
+            Err(body) => body,
+        })
+    }
+
+    /// Gives back what is more than so many bytes.
+    fn keep(&mut self, bytes: usize) {
+        if let Some(taken) = &mut self.0 {
+            let surplus = taken.num_permits().saturating_sub(bytes.div_ceil(UNIT_BYTES));
+            drop(taken.split(surplus));
+        }
+    }
+}
+
+/// A body that is written piece by piece.
+struct Pieces {
+    bytes: Bytes,
+    _held: HeldMemory,
+}
+
+impl MessageBody for Pieces {
+    type Error = std::convert::Infallible;
+
+    fn size(&self) -> BodySize {
+        BodySize::Sized(self.bytes.len() as u64)
+    }
+
+    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Bytes, Self::Error>>> {
+        if self.bytes.is_empty() {
+            return Poll::Ready(None);
+        }
+        let length = self.bytes.len().min(BODY_PIECE_BYTES);
+        Poll::Ready(Some(Ok(self.bytes.split_to(length))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::body::to_bytes;
+    use futures_util::poll;
+
+    use super::*;
+
+    /// What is taken is given back: of a request when it is dropped, of a response when it is written, and what
+    /// the response turns out not to need at once.
+    #[tokio::test]
+    async fn memory_is_given_back() {
+        let memory = ClientMemory::new(4 << 20);
+        let free = || (memory.requests.free.available_permits(), memory.responses.free.available_permits());
+        let request = memory.for_request(1 << 20).await.unwrap();
+        assert_eq!(free(), (0, 2048));
+        assert!(poll!(Box::pin(memory.for_request(MEMORY_COUNTED_MIN))).is_pending());
+        let small = memory.for_request(MEMORY_COUNTED_MIN - 1).await.unwrap();
+        drop((request, small));
+        assert_eq!(free(), (2048, 2048));
+
+        let held = memory.for_response(200 << 10).await.unwrap();
+        assert_eq!(free(), (2048, 2048 - 200 * ENCODED_BYTES_A_BYTE_MAX));
+        let value = Bytes::from(vec![b'v'; 200 << 10]);
+        let response = held.until_written(HttpResponse::Ok().body(value.clone()));
+        assert_eq!(free(), (2048, 2048 - 200));
+        assert_eq!(response.body().size(), BodySize::Sized(value.len() as u64));
+        assert_eq!(to_bytes(response.into_body()).await.unwrap(), value);
+        assert_eq!(free(), (2048, 2048));
+
+        let all = memory.for_response(1 << 30).await.unwrap();
+        assert!(poll!(Box::pin(memory.for_response(1 << 20))).is_pending());
+        drop(all);
+        assert_eq!(free(), (2048, 2048));
+    }
+
+    /// They wait in their order, and nobody who wants little passes one who wants much.
+    #[tokio::test]
+    async fn large_ones_wait_their_turn() {
+        let memory = ClientMemory::new(4 << 20);
+        let first = memory.for_request(512 << 10).await.unwrap();
+        let mut large = Box::pin(memory.for_request(1 << 20));
+        let mut small = Box::pin(memory.for_request(MEMORY_COUNTED_MIN));
+        assert!(poll!(&mut large).is_pending());
+        assert!(poll!(&mut small).is_pending());
+        drop(first);
+        let large = large.await.unwrap();
+        assert!(poll!(&mut small).is_pending());
+        drop(large);
+        drop(small.await.unwrap());
+    }
+}

@@ -1,0 +1,112 @@
+//! What clients make a node hold, and what it does when that is too much.
+
+use raft_key_value::config::LISTING_REPLACED_BYTES_MAX;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::harness::{DEADLINE, TestCluster, eventually};
+
+/// The least that can be set. Half of it is for requests, and half for responses.
+const LEAST: &[&str] = &["--client-memory-bytes", "16777216"];
+const MIB: usize = 1 << 20;
+
+/// Bodies for which there is no memory stay with their clients: they wait, and are refused if that takes long.
+/// Short ones go on meanwhile, and long ones as soon as there is memory again.
+///
+/// Method: two clients announce 1 MiB each, and one sends chunks; all hold back the end. Each takes twice as
+/// much as it announces, and in chunks twice as much as any may have, which leaves less than another takes. A
+/// fourth long put gets 503, and a short one 200. The three end, and the fourth is sent again.
+#[tokio::test]
+async fn long_requests_wait_for_memory() {
+    let cluster = TestCluster::form("request-memory", &[1], LEAST).await;
+    let value = vec![b'v'; MIB];
+    let mut held = Vec::new();
+    for number in 0..3 {
+        let mut client = TcpStream::connect(cluster.addr(1)).await.unwrap();
+        let head = format!("PUT /v1/kv/held-{number} HTTP/1.1\r\nhost: localhost\r\n");
+        let (length, end) = if number == 0 {
+            ("transfer-encoding: chunked\r\n\r\n100000\r\n".to_owned(), "v\r\n0\r\n\r\n")
+        } else {
+            (format!("content-length: {MIB}\r\n\r\n"), "v")
+        };
+        client.write_all(head.as_bytes()).await.unwrap();
+        client.write_all(length.as_bytes()).await.unwrap();
+        held.push((client, end));
+    }
+    // Their heads have been read by the time that a request which came later has its response.
+    cluster.put(1, "/v1/kv/short", "v").await.done();
+    let refused = cluster.put(1, "/v1/kv/fourth", value.clone()).await;
+    refused.refused(503, "overloaded");
+    cluster.put(1, "/v1/kv/short", "w").await.done();
+
+    for (client, end) in &mut held {
+        client.write_all(&value[1..]).await.unwrap();
+        client.write_all(end.as_bytes()).await.unwrap();
+        let mut response = [0; 12];
+        client.read_exact(&mut response).await.unwrap();
+        assert_eq!(&response, b"HTTP/1.1 200");
+    }
+    cluster.put(1, "/v1/kv/fourth", value).await.done();
+    assert_eq!(cluster.get(1, "/v1/kv?keys_only=true").await.json()["items"].as_array().unwrap().len(), 5);
+}
+
+/// Responses that nobody reads hold memory only up to the budget. Then long reads wait and are refused, and
+/// transactions that read much are before anything is done; short ones go on.
+///
+/// Method: a value of 1 MiB of control characters, which are six times as long in JSON. Clients ask for it and do
+/// not read, until a read gets 503; then a transaction that would change something and read the value. When those
+/// clients have gone, the read succeeds.
+#[tokio::test]
+async fn unread_responses_hold_little() {
+    let cluster = TestCluster::form("response-memory", &[1], LEAST).await;
+    cluster.put(1, "/v1/kv/long", vec![1; MIB]).await.done();
+    let mut unread = Vec::new();
+    for _ in 0..3 {
+        let mut client = TcpStream::connect(cluster.addr(1)).await.unwrap();
+        client.write_all(b"GET /v1/kv/long HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+        unread.push(client);
+    }
+    // The first has its head, and the system holds some of what follows.
+    let mut head = [0; 12];
+    unread[0].read_exact(&mut head).await.unwrap();
+    assert_eq!(&head, b"HTTP/1.1 200");
+    let refused = cluster.get(1, "/v1/kv/long").await;
+    refused.refused(503, "overloaded");
+    let transaction = json!({"success": [{"put": {"key": "short", "value": "v"}}, {"get": {"key": "long"}}]});
+    let refused = cluster.txn(1, &transaction).await;
+    refused.refused(503, "overloaded");
+    cluster.get(1, "/v1/kv/short").await.refused(404, "key_not_found");
+    cluster.put(1, "/v1/kv/short", "w").await.done();
+
+    drop(unread);
+    let read = cluster.get(1, "/v1/kv/long").await;
+    assert_eq!(read.json()["value"].as_str().unwrap().len(), MIB);
+}
+
+/// A listing holds on to the values of its state only until too much of it was replaced.
+///
+/// Method: the first page of two; then one key is put again and again, with as many bytes as may be replaced. The
+/// second page gets 410, and before that it was there.
+#[tokio::test]
+async fn a_listing_does_not_hold_all_that_is_replaced() {
+    let cluster = TestCluster::form("listing-memory", &[1], &[]).await;
+    cluster.put(1, "/v1/kv/a", "v").await.done();
+    let value = vec![b'v'; MIB];
+    let put = cluster.put(1, "/v1/kv/b", value.clone()).await;
+    let page = cluster.get(1, "/v1/kv?limit=1").await;
+    let next = format!("/v1/kv?limit=1&start_after=a&revision={}", page.number("raft-revision"));
+    assert_eq!(page.json()["next"], "a", "{put:?}");
+    for _ in 0..LISTING_REPLACED_BYTES_MAX / (2 * MIB as u64) {
+        cluster.put(1, "/v1/kv/b", value.clone()).await.done();
+    }
+    cluster.get(1, &next).await.done();
+    for _ in 0..=LISTING_REPLACED_BYTES_MAX / (2 * MIB as u64) {
+        cluster.put(1, "/v1/kv/b", value.clone()).await.done();
+    }
+    eventually("the state is not kept any more", DEADLINE, async || {
+        let page = cluster.get(1, &next).await;
+        if page.status == 410 { Ok(page.refused(410, "revision_gone")) } else { Err(page.status) }
+    })
+    .await;
+}
