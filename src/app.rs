@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::agreement::{Agreement, OlderCopy, OtherEntry};
 use crate::config::{Config, DISK_FREE_BYTES_LEAST, Limits, MEMBERS_ANSWER_MAX, MEMBERS_ANSWER_MIN};
+use crate::confirmations::Confirmations;
 use crate::connection::connections;
 use crate::network::memory::ClientMemory;
 use crate::peers::Peers;
@@ -47,6 +48,8 @@ pub struct ExampleApp {
     pub peers: Arc<Peers>,
     /// Whether it still has what its leader counts on.
     pub agreement: Agreement,
+    /// What watches know of the leader.
+    pub confirmations: Confirmations,
     /// Held while Raft gets entries of a leader, until they are on disk.
     pub appending: Arc<tokio::sync::Mutex<()>>,
     // The part of the metrics that only changes with the leader or the membership.
@@ -243,6 +246,7 @@ impl ExampleApp {
                 .clamp(MEMBERS_ANSWER_MIN, MEMBERS_ANSWER_MAX),
             peers,
             agreement: Agreement::default(),
+            confirmations: Confirmations::default(),
             appending: Arc::default(),
             heartbeat_interval: Duration::from_millis(config.heartbeat_interval_ms),
             cluster_header: OnceLock::new(),
@@ -344,6 +348,19 @@ impl ExampleApp {
         let mut said = self.said_committed.subscribe();
         // An error would mean that the sender is gone, which is here.
         while !is_expected(&self.known()) && said.changed().await.is_ok() {}
+    }
+
+    /// Done when the leader or the term is another one than when this was called.
+    pub fn leader_changed(&self) -> impl Future<Output = ()> + use<> {
+        let leader = |metrics: &RaftServerMetrics<TypeConfig>| (metrics.vote.leader_id.term, metrics.current_leader);
+        let mut metrics = self.metrics.clone();
+        let before = leader(&metrics.borrow_and_update());
+        async move {
+            if metrics.wait_until(|metrics| leader(metrics) != before).await.is_err() {
+                // Raft has stopped, which is reported as that.
+                std::future::pending().await
+            }
+        }
     }
 
     /// Whether this node leads with a majority, or follows a leader that is a member and that it

@@ -87,9 +87,14 @@ pub const WATCH_LONG_EVENTS_BYTES_MAX: usize = 16 << 20;
 pub const WATCH_PIECE_BYTES_MAX: usize = 64 << 10;
 /// How often a watch with nothing to say says that it is there.
 pub const WATCH_HEARTBEAT: Duration = Duration::from_secs(10);
+/// How old a confirmation with the leader may be that a watch takes at its heartbeat, so that many
+/// watches share it.
+pub const WATCH_CONFIRMATION_AGE_MAX: Duration = Duration::from_secs(1);
+/// How long the leader has to answer the watch that asks for all. Until it answers, no other one asks.
+pub const WATCH_CONFIRMATION_DEADLINE: Duration = Duration::from_secs(1);
 /// How long a watch that begins waits for a leader, with its connection open.
 pub const WATCH_LEADER_DEADLINE: Duration = Duration::from_secs(30);
-/// How long it waits between two attempts.
+/// How long it is between two attempts, each of one watch for all that wait.
 pub const WATCH_LEADER_INTERVAL: Duration = Duration::from_millis(500);
 /// States of the store that are kept for listings of several pages; the one that
 /// was not used for longest goes first.
@@ -930,6 +935,10 @@ mod tests {
             assert!(WATCH_BATCHES_MAX * WATCH_HANDED_OUT_BATCH_BYTES < WATCH_HANDED_OUT_BYTES_MAX);
             assert!(WATCH_LONG_EVENT_BYTES < WATCH_HANDED_OUT_BATCH_BYTES);
             assert!(PAGE_KEYS_HERE_MAX < PAGE_KEYS_MAX_DEFAULT);
+            assert!(WATCH_CONFIRMATION_AGE_MAX.as_secs() < WATCH_HEARTBEAT.as_secs());
+            // A watch that is due takes part in several attempts.
+            assert!(2 * WATCH_CONFIRMATION_DEADLINE.as_millis() < REQUEST_DEADLINE.as_millis());
+            assert!((WATCH_HEARTBEAT.as_secs() + REQUEST_DEADLINE.as_secs()) < WATCH_SILENCE_MAX.as_secs());
             assert!(WATCH_HEARTBEAT.as_secs() < KEEP_ALIVE.as_secs());
             assert!(WATCH_SILENCE_MAX.as_secs() > 2 * WATCH_HEARTBEAT.as_secs());
             // A byte of a value takes six at most, as \u0000.

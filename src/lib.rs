@@ -26,6 +26,7 @@ pub mod body;
 pub mod client;
 pub mod clock;
 pub mod config;
+pub mod confirmations;
 pub mod connection;
 pub mod error;
 #[cfg(any(test, fuzzing))]

@@ -1,6 +1,7 @@
 //! The application's routes: write and read.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix_web::http::header::HeaderMap;
 use actix_web::{HttpRequest, HttpResponse, ResponseError, web};
@@ -10,13 +11,13 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::conditions::refuse_conditions;
-use super::confirmations;
 use super::forward::{self, Destination};
 use super::openapi::answers::{
     EntryAnswer, KeyBody, OkAnswer, OriginalConsistentReadErrors, OriginalReadErrors, OriginalWriteErrors,
 };
 use super::openapi::parameters::{ForwardHeader, WriteHeaders};
 use super::parameters::{check_key_length, check_value_length, request_id};
+use super::read_index;
 use super::reply::{check_lists, ok, parse_json, read_client_body};
 use super::txn::txn_operation;
 use super::v1::{check_result, memory_for_result, replay_marked};
@@ -160,11 +161,29 @@ pub async fn linearize(app: &ExampleApp, headers: &HeaderMap) -> Result<(), ApiE
     }
     let destination = forward::destination(app, headers)?;
     let confirm = async {
-        match Worker::current().map(|worker| worker.confirmations.confirm(destination.clone())) {
+        match Worker::current().map(|worker| worker.shared_reads.confirm(destination.clone())) {
             Some(confirmed) => confirmed.await.unwrap_or_else(|_| Err(forward::stopping())),
-            None => confirmations::confirm(app, &destination).await,
+            None => read_index::confirm(app, &destination, REQUEST_DEADLINE).await,
         }
     };
+    in_time(confirm).await
+}
+
+/// The same, shared with no other request. A leader that is another node must answer within `answer_deadline`.
+pub async fn linearize_if_answered(
+    app: &ExampleApp,
+    headers: &HeaderMap,
+    answer_deadline: Duration,
+) -> Result<(), ApiError> {
+    if seeded_bug::is_on(SeededBug::ReadWithoutReadIndex) {
+        return Ok(());
+    }
+    let destination = forward::destination(app, headers)?;
+    let confirm = read_index::confirm(app, &destination, answer_deadline);
+    in_time(confirm).await
+}
+
+async fn in_time(confirm: impl Future<Output = Result<(), ApiError>>) -> Result<(), ApiError> {
     match tokio::time::timeout(REQUEST_DEADLINE, confirm).await {
         Ok(result) => result,
         Err(_) => Err(ApiError::DeadlinePassed(Details::not_applied(

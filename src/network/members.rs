@@ -104,7 +104,7 @@ async fn finish_without_leading(
             continue;
         }
         for (id, node) in membership.nodes().filter(|(id, _)| plan.voters.contains(id)) {
-            let answered = peer::ask_read_index(app, *id, node).await;
+            let answered = peer::ask_read_index(app, *id, node, REQUEST_DEADLINE).await;
             if let (Err(ApiError::NotMember(_)), Some(log_id)) = (answered, *last.log_id()) {
                 let membership = Some(membership.clone());
                 return Ok(ClientWriteResponse { log_id, data: ExampleResponse::default(), membership });

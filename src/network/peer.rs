@@ -9,7 +9,7 @@
 //! The same ids are in the header `Raft-Envelope`, so that a body is read only if it is for this
 //! node. Nodes of former versions send no such header; their RPCs are checked once the body is read.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use actix_web::HttpRequest;
 use actix_web::http::header::{HeaderMap, HeaderName};
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::forward;
 use super::worker::Worker;
 use crate::app::{ExampleApp, Exclusion, Known};
-use crate::config::{CONNECT_DEADLINE, LOG_TIME_MS_MAX, PEER_RESPONSE_BYTES_MAX, REQUEST_DEADLINE, RPC_DEPTH_MAX};
+use crate::config::{CONNECT_DEADLINE, LOG_TIME_MS_MAX, PEER_RESPONSE_BYTES_MAX, RPC_DEPTH_MAX};
 use crate::connection::{BodyError, read_response, resolves_to_every_address};
 use crate::error::{ApiError, Details, Retry};
 use crate::store::{ClusterId, ExampleStore};
@@ -322,14 +322,19 @@ pub(super) fn not_a_node(addr: &str) -> ApiError {
 }
 
 /// Asks the leader for the log id up to which a linearizable read must have applied.
-pub async fn ask_read_index(app: &ExampleApp, leader_id: NodeId, leader: &ExampleNode) -> Result<LogId, ApiError> {
+pub async fn ask_read_index(
+    app: &ExampleApp,
+    leader_id: NodeId,
+    leader: &ExampleNode,
+    deadline: Duration,
+) -> Result<LogId, ApiError> {
     let failed = |message: String| ApiError::Unreachable(Retry::soon(message));
     let ids = Ids::to(&app.store, leader_id, leader.incarnation).map_err(failed)?;
     let body = encode(&ids, &(), 0).map_err(failed)?;
     let url = format!("http://{}/raft-read-index", leader.addr);
     let lost = |error: reqwest::Error| unreachable(leader_id, &leader.addr, &error);
     let http = Worker::current().map_or_else(|| app.http.clone(), |worker| worker.http.clone());
-    let sent = http.post(url).timeout(REQUEST_DEADLINE).header(ENVELOPE, ids.header()).body(body).send();
+    let sent = http.post(url).timeout(deadline).header(ENVELOPE, ids.header()).body(body).send();
     let answer = sent.await.map_err(lost)?;
     let succeeded = answer.status().is_success();
     let body: Bytes = match read_response(answer, PEER_RESPONSE_BYTES_MAX).await {

@@ -7,7 +7,6 @@
 
 use std::collections::VecDeque;
 use std::io::Write;
-use std::time::Instant;
 
 use actix_web::http::ConnectionType;
 use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -15,8 +14,9 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 use futures_util::stream;
 use serde::Serialize;
+use tokio::time::Instant;
 
-use super::api::linearize;
+use super::api::linearize_if_answered;
 use super::crowd::WatchPermit;
 use super::forward;
 use super::gate::presence_of;
@@ -26,11 +26,13 @@ use super::openapi::parameters::{WatchHeaders, WatchParameters};
 use super::parameters::{Parameters, check_key, invalid, one_header, says_no};
 use super::reply::refuse_body;
 use super::v1::{self, may_read, ready_to_read};
-use crate::app::{ExampleApp, Exclusion, Role};
+use crate::app::{ExampleApp, Exclusion};
 use crate::body::{EncodedValue, Encoding, WatchEnd, WatchEvent, write_json_line};
 use crate::config::{
-    WATCH_BATCH_BYTES, WATCH_HEARTBEAT, WATCH_LEADER_DEADLINE, WATCH_LEADER_INTERVAL, WATCH_PIECE_BYTES_MAX,
+    REQUEST_DEADLINE, WATCH_BATCH_BYTES, WATCH_CONFIRMATION_DEADLINE, WATCH_HEARTBEAT, WATCH_LEADER_DEADLINE,
+    WATCH_LEADER_INTERVAL, WATCH_PIECE_BYTES_MAX,
 };
+use crate::confirmations::Wanted;
 use crate::error::{ApiError, Outcome, Retry, RevisionGone};
 use crate::operation::Key;
 use crate::store::listing::Range;
@@ -108,6 +110,7 @@ async fn start_watch(
     let Some(permit) = permit else {
         return Err(ApiError::Overloaded(Retry::soon("the watch limit of this node is reached; use another node")));
     };
+    let asked = Instant::now();
     let may_wait = !says_no(request.headers(), &WAIT);
     let ready = ready_to_read(app, request, stale);
     let ready = if may_wait {
@@ -122,7 +125,9 @@ async fn start_watch(
             (State::Watching(watching), Some(revision))
         }
         // A browser's EventSource never tries again after an error status.
-        Err(error) if may_wait && may_pass(app, &error) => (State::Waiting(Waiting::new(app, begin)), None),
+        Err(error) if may_wait && may_pass(app, &error) => {
+            (State::Waiting(Waiting::new(app, begin, asked, error)), None)
+        }
         Err(error) => return Err(error),
     };
     let watch = Watch { app: app.clone(), state, unsent: VecDeque::new(), stale, _permit: permit };
@@ -224,7 +229,12 @@ struct Waiting {
     begin: Begin,
     /// The revision after which it begins if the request does not say where.
     revision: u64,
+    /// When it was asked for, and up to when it waits.
+    asked: Instant,
     until: Instant,
+    /// Why it did not begin the last time, and when that was known.
+    error: ApiError,
+    failed: Instant,
     /// When the last comment was sent.
     said: Option<Instant>,
 }
@@ -232,12 +242,13 @@ struct Waiting {
 impl Waiting {
     /// A watch from now on must miss nothing that is written while it waits. What this node holds now
     /// may be old, so it may also see changes from shortly before its request.
-    fn new(app: &ExampleApp, mut begin: Begin) -> Self {
+    fn new(app: &ExampleApp, mut begin: Begin, asked: Instant, error: ApiError) -> Self {
         let revision = app.store.state_machine.read(|machine| machine.revision);
         if !begin.initial {
             begin.from.get_or_insert(revision + 1);
         }
-        Waiting { begin, revision, until: Instant::now() + WATCH_LEADER_DEADLINE, said: None }
+        let now = Instant::now();
+        Waiting { begin, revision, asked, until: now + WATCH_LEADER_DEADLINE, error, failed: now, said: None }
     }
 
     /// Says that the watch waits; and where a watch from now on is resumed if it is cut off meanwhile.
@@ -313,39 +324,82 @@ impl Watch {
     /// Waits until the watch can begin, the reader is due a word, or it has waited for too long.
     async fn wait(&self, mut waiting: Waiting) -> (Bytes, State) {
         loop {
-            let error = match self.confirm().await {
-                Ok(()) => {
-                    return match waiting.begin.now(&self.app) {
-                        // An id without data is no event, and is where a reader resumes.
-                        Ok((watching, revision)) => {
-                            (format!(": the watch begins\nid: {revision}\n\n").into(), State::Watching(watching))
-                        }
-                        Err(error) => (end_event(end_of(&error)), State::Ended),
-                    };
-                }
-                Err(error) => error,
-            };
             let now = Instant::now();
-            if now >= waiting.until || self.app.is_stopping() || !may_pass(&self.app, &error) {
-                return (end_event(end_of(&error)), State::Ended);
+            if now >= waiting.until || self.app.is_stopping() || !may_pass(&self.app, &waiting.error) {
+                return (end_event(end_of(&waiting.error)), State::Ended);
             }
-            if waiting.said.is_none_or(|said| now >= said + WATCH_HEARTBEAT) {
+            let due = waiting.said.map_or(now, |said| said + WATCH_HEARTBEAT);
+            if now >= due {
                 return (waiting.comment(now), State::Waiting(waiting));
             }
             tokio::select! {
-                () = self.app.stopped() => {}
-                () = tokio::time::sleep(WATCH_LEADER_INTERVAL) => {}
+                () = self.app.stopped() => waiting.error = forward::stopping(),
+                () = tokio::time::sleep_until(due.min(waiting.until)) => {}
+                confirmed = self.confirm(&waiting) => match confirmed {
+                    Ok(()) => return self.begin(waiting),
+                    Err(error) => (waiting.error, waiting.failed) = (error, Instant::now()),
+                },
             }
         }
     }
 
-    /// Whether this node can serve the watch now.
-    async fn confirm(&self) -> Result<(), ApiError> {
-        // Many watches may wait, and without a leader there is nobody to be asked.
-        if !self.stale && self.app.role() == Role::NoLeader {
-            return Err(forward::no_leader(&self.app));
+    fn begin(&self, waiting: Waiting) -> (Bytes, State) {
+        match waiting.begin.now(&self.app) {
+            // An id without data is no event, and is where a reader resumes.
+            Ok((watching, revision)) => {
+                (format!(": the watch begins\nid: {revision}\n\n").into(), State::Watching(watching))
+            }
+            Err(error) => (end_event(end_of(&error)), State::Ended),
         }
-        may_read(&self.app, &HeaderMap::new(), self.stale).await
+    }
+
+    /// Waits until this node can serve the watch, or fails again.
+    async fn confirm(&self, waiting: &Waiting) -> Result<(), ApiError> {
+        if self.stale {
+            tokio::time::sleep_until(waiting.failed + WATCH_LEADER_INTERVAL).await;
+            return may_read(&self.app, &HeaderMap::new(), true).await;
+        }
+        let wanted = Wanted { confirmed_since: waiting.asked, failed_since: waiting.failed };
+        self.app.confirmations.confirm(wanted, ask_leader(&self.app)).await
+    }
+}
+
+/// Whether this node reaches the leader, and has all that was written before.
+async fn ask_leader(app: &ExampleApp) -> Result<(), ApiError> {
+    let headers = HeaderMap::new();
+    loop {
+        let leader_changed = app.leader_changed();
+        tokio::select! {
+            biased;
+            asked = linearize_if_answered(app, &headers, WATCH_CONFIRMATION_DEADLINE) => return asked,
+            // The former leader may never answer.
+            () = leader_changed => {}
+        }
+    }
+}
+
+/// Waits until a watch with nothing to say is due a word, and may be given it.
+async fn heartbeat_due(app: &ExampleApp, stale: bool) -> Result<(), WatchEnd> {
+    tokio::time::sleep(WATCH_HEARTBEAT).await;
+    if stale {
+        return Ok(());
+    }
+    // A node that is cut off believes in its leader for as long as it hears nothing.
+    let mut wanted = Wanted::at_heartbeat();
+    let confirmed = async {
+        loop {
+            match app.confirmations.confirm(wanted, ask_leader(app)).await {
+                Err(error) if may_pass(app, &error) => wanted.failed_since = Instant::now(),
+                result => return result,
+            }
+        }
+    };
+    match tokio::time::timeout(REQUEST_DEADLINE, confirmed).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(WatchEnd {
+            code: "no_leader".to_owned(),
+            message: "this node reaches no leader, so it may miss changes; another one may know".to_owned(),
+        }),
     }
 }
 
@@ -399,27 +453,21 @@ impl Watching {
                 }
                 Err(WatchError::Gone { oldest }) => Err(too_slow(oldest)),
             },
-            () = tokio::time::sleep(WATCH_HEARTBEAT) => {
-                unsent.push_back(self.heartbeat(app, stale).await?);
+            due = heartbeat_due(app, stale) => {
+                due?;
+                unsent.push_back(self.heartbeat());
                 Ok(())
             }
         }
     }
 
     /// Says that the watch goes on, and up to where the reader has everything.
-    async fn heartbeat(&mut self, app: &ExampleApp, stale: bool) -> Result<Bytes, WatchEnd> {
-        // A node that is cut off believes in its leader for as long as it hears nothing.
-        if !stale && linearize(app, &HeaderMap::new()).await.is_err() {
-            return Err(WatchEnd {
-                code: "no_leader".to_owned(),
-                message: "this node reaches no leader, so it may miss changes; another one may know".to_owned(),
-            });
-        }
-        Ok(match self.subscription.caught_up() {
+    fn heartbeat(&mut self) -> Bytes {
+        match self.subscription.caught_up() {
             // An id without data is no event, and is where a reader resumes.
             Some(revision) => format!(": heartbeat\nid: {revision}\n\n").into(),
             None => Bytes::from_static(b": heartbeat\n\n"),
-        })
+        }
     }
 }
 

@@ -6,10 +6,10 @@ use std::rc::{Rc, Weak};
 use actix_web::web;
 use tokio::sync::oneshot;
 
-use super::confirmations::Confirmations;
 use super::crowd::{Connections, Shares};
 use super::line::Line;
 use super::proposals::{Proposals, Proposed};
+use super::read_index::SharedReads;
 use crate::app::ExampleApp;
 use crate::connection::connections;
 use crate::types::Command;
@@ -23,7 +23,7 @@ pub struct Worker {
     /// Writes on their way to Raft.
     pub proposals: Rc<Proposals>,
     /// Reads that wait to be confirmed.
-    pub confirmations: Confirmations,
+    pub shared_reads: SharedReads,
     /// For asking the leader.
     pub http: reqwest::Client,
     /// For requests that are passed on. They stand in line at the leader, as its own clients' do, and must
@@ -54,7 +54,7 @@ impl Worker {
             connections: connections_of_this,
             line,
             proposals: Proposals::new(app.raft.clone()),
-            confirmations: Confirmations::new(app.clone()),
+            shared_reads: SharedReads::new(app.clone()),
             http: connections(),
             passing_http: connections(),
         });

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
 use raft_key_value::client::WatchEvent;
-use raft_key_value::config::{WATCH_LEADER_DEADLINE, WRITE_STALL_MAX};
+use raft_key_value::config::{WATCH_HEARTBEAT, WATCH_LEADER_DEADLINE, WRITE_STALL_MAX};
 use raft_key_value::{ExampleClient, NodeId};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -415,6 +415,45 @@ async fn a_watch_on_a_node_that_is_cut_off_is_told() {
     others.iter().for_each(|id| cluster.node(*id).resume());
     cluster.write(others[0], "after", "v").await;
     assert_eq!(stale.next().await.unwrap().key(), "after");
+}
+
+/// A watch whose heartbeat waits for a leader that does not answer hears of a stop of its own node.
+///
+/// Method: a watch on a follower; pause the other two nodes, one of which leads, a second before the heartbeat, and
+/// stop the follower a second after it, when it still takes the leader for one.
+#[tokio::test]
+async fn a_watch_that_asks_the_leader_hears_of_a_stop() {
+    let mut cluster = TestCluster::form("watch-asks", &ALL, CALM).await;
+    let id = 1 + cluster.leader_of(&ALL).await % 3;
+    let mut watch = cluster.watch(id, "").await;
+    assert_eq!(watch.next_within(WATCH_HEARTBEAT - Duration::from_secs(1)).await, None);
+    let others: Vec<NodeId> = ALL.into_iter().filter(|other| *other != id).collect();
+    others.iter().for_each(|other| cluster.node(*other).pause());
+    assert_eq!(watch.next_within(Duration::from_secs(2)).await, None);
+    assert_eq!(cluster.stop(id).await, Some(0));
+    let end = watch.next().await.unwrap();
+    assert_eq!((end.kind(), &end.data["code"]), ("end", &json!("stopping")), "{end:?}");
+    others.iter().for_each(|other| cluster.node(*other).resume());
+}
+
+/// A watch that waits begins soon after a new leader is elected, though the former one, which it asked, never answers.
+///
+/// Method: pause the leader, and watch through a follower at once, until the followers have a leader among them and
+/// that has written. The request to the former leader would take about 3 seconds more to time out.
+#[tokio::test]
+async fn a_watch_that_waits_asks_the_new_leader() {
+    let cluster = TestCluster::form("watch-new-leader", &ALL, CALM_BUT_QUICK).await;
+    let former = cluster.leader_of(&ALL).await;
+    let others: Vec<NodeId> = ALL.into_iter().filter(|id| *id != former).collect();
+    cluster.node(former).pause();
+    let mut watch = cluster.watch(others[0], "").await;
+    let leader = cluster.leader_of(&others).await;
+    cluster.write(leader, "k", "v").await;
+    let written = Instant::now();
+    let event = watch.next().await.unwrap();
+    assert_eq!((event.kind(), event.key()), ("put", "k"), "{event:?}");
+    assert!(written.elapsed() < Duration::from_secs(2), "{:?}", written.elapsed());
+    cluster.node(former).resume();
 }
 
 /// An event is one line of data, whatever a client takes for the end of a line.

@@ -6,6 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 
 use actix_web::web;
 use openraft::ReadPolicy;
@@ -16,11 +17,11 @@ use super::api::read_error;
 use super::forward::{self, Destination};
 use super::peer;
 use crate::app::ExampleApp;
-use crate::config::CONFIRMATIONS_AT_ONCE;
+use crate::config::{CONFIRMATIONS_AT_ONCE, REQUEST_DEADLINE};
 use crate::error::ApiError;
 
 /// The reads of one thread that wait for a confirmation.
-pub struct Confirmations {
+pub struct SharedReads {
     app: web::Data<ExampleApp>,
     current: RefCell<Option<Rc<Round>>>,
 }
@@ -32,10 +33,10 @@ struct Round {
     under_way: Cell<usize>,
 }
 
-impl Confirmations {
+impl SharedReads {
     /// None yet.
     pub fn new(app: web::Data<ExampleApp>) -> Self {
-        Confirmations { app, current: RefCell::default() }
+        SharedReads { app, current: RefCell::default() }
     }
 
     /// The result comes once this node has applied all that was written before; none comes if it stops.
@@ -83,7 +84,7 @@ impl UnderWay {
             if waiting.is_empty() {
                 return;
             }
-            let confirmed = confirm(app, &self.0.destination).await;
+            let confirmed = confirm(app, &self.0.destination, REQUEST_DEADLINE).await;
             for one in waiting {
                 // Its client may have gone.
                 let _ = one.send(confirmed.clone());
@@ -98,14 +99,15 @@ impl Drop for UnderWay {
     }
 }
 
-/// Waits until this node has applied all that was written before, whoever leads.
-pub async fn confirm(app: &ExampleApp, destination: &Destination) -> Result<(), ApiError> {
+/// Waits until this node has applied all that was written before, whichever node leads. One that is another
+/// must answer within `answer_deadline`.
+pub async fn confirm(app: &ExampleApp, destination: &Destination, answer_deadline: Duration) -> Result<(), ApiError> {
     match destination {
         Destination::Here => {
             app.raft.ensure_linearizable(ReadPolicy::ReadIndex).await.map_err(|error| read_error(app, &error))?;
         }
         Destination::Leader { leader_id, leader_node } => {
-            let read_log_id = peer::ask_read_index(app, *leader_id, leader_node).await?;
+            let read_log_id = peer::ask_read_index(app, *leader_id, leader_node, answer_deadline).await?;
             let linearizer = Linearizer::new(*leader_id, ReadLogId::from_log_id(read_log_id), None);
             linearizer.await_ready(&app.raft).await.map_err(|_| forward::stopping())?;
         }
