@@ -53,6 +53,11 @@ pub const REQUESTS_REMEMBERED_BYTES_MAX: usize = 128 << 20;
 /// Keys that are deleted at one revision by a prefix, so that applying it takes
 /// milliseconds; more are deleted in several steps.
 pub const DELETE_STEP_KEYS_MAX: usize = 1000;
+/// Neighboring keys that a deletion by prefix passes over at once if all have changed since it began. With more, a step
+/// looks at more keys to find those that it deletes; with fewer, it looks at more runs to find that there are none.
+pub const RUN_KEYS_MAX: usize = 32;
+/// A run with fewer keys is joined with the next one.
+pub const RUN_KEYS_MIN: usize = 8;
 /// Keys whose time is over that one entry removes at most.
 pub const EXPIRE_KEYS_MAX: usize = 1000;
 /// After each so many entries all nodes note the hash of their state, and compare it with the leader's.
@@ -935,6 +940,8 @@ mod tests {
             assert!(WATCH_BATCHES_MAX * WATCH_HANDED_OUT_BATCH_BYTES < WATCH_HANDED_OUT_BYTES_MAX);
             assert!(WATCH_LONG_EVENT_BYTES < WATCH_HANDED_OUT_BATCH_BYTES);
             assert!(PAGE_KEYS_HERE_MAX < PAGE_KEYS_MAX_DEFAULT);
+            // Both halves of a run that is divided are long enough.
+            assert!(RUN_KEYS_MAX / 2 >= RUN_KEYS_MIN);
             assert!(WATCH_CONFIRMATION_AGE_MAX.as_secs() < WATCH_HEARTBEAT.as_secs());
             // A watch that is due takes part in several attempts.
             assert!(2 * WATCH_CONFIRMATION_DEADLINE.as_millis() < REQUEST_DEADLINE.as_millis());

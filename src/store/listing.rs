@@ -77,7 +77,7 @@ fn is_empty(lower: &Bound<String>, upper: &Bound<String>) -> bool {
 }
 
 /// The smallest text that is larger than all that begin with `prefix`, if there is one.
-fn end_of_prefix(prefix: &str) -> Option<String> {
+pub(super) fn end_of_prefix(prefix: &str) -> Option<String> {
     let mut characters: Vec<char> = prefix.chars().collect();
     while let Some(last) = characters.pop() {
         // Characters sort as their UTF-8 does; the surrogates between are none.

@@ -19,6 +19,7 @@ pub mod durable;
 pub mod error;
 pub mod history;
 pub mod identity;
+mod least_revisions;
 pub mod listing;
 pub mod log;
 pub mod log_check;

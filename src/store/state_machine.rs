@@ -15,6 +15,7 @@ use std::sync::Arc;
 use imbl::{OrdMap, OrdSet};
 
 use super::history::{ChangeKind, History};
+use super::least_revisions::LeastRevisions;
 use super::requests::Requests;
 use super::state_hash::{self, StateHash};
 use crate::body::{EncodedValue, KeyValue, PutAnswer, TouchAnswer, TxnAnswer, TxnDeleted, TxnResult};
@@ -53,7 +54,8 @@ pub struct Record {
 /// Invariants: it holds what the entries up to `last_applied`, and no others,
 /// make of an empty state. `expiring` has exactly the keys of `data` that
 /// expire, at their times. No key's revision is above `revision`. `keys_hash` is
-/// the sum of the hashes that all records keep of themselves and their keys.
+/// the sum of the hashes that all records keep of themselves and their keys. `least_revisions`
+/// knows of each change of `data`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExampleStateMachine {
     /// The last entry that was applied.
@@ -73,6 +75,7 @@ pub struct ExampleStateMachine {
     pub(super) expiring: OrdSet<(u64, Key)>,
     pub(super) keys_hash: StateHash,
     pub(super) replaced: Replaced,
+    pub(super) least_revisions: LeastRevisions,
 }
 
 /// Bytes of values that were replaced or removed since the node was started. It is no part of the state, so all are equal.
@@ -227,7 +230,7 @@ impl ExampleStateMachine {
         let Some((key, record)) = self.data.get_key_value_mut(&key) else {
             return self.create(revision, key, value, expires_at_ms);
         };
-        let expired_at_ms = record.expires_at_ms;
+        let (expired_at_ms, revision_before) = (record.expires_at_ms, record.revision);
         let renewed = ttl_ms.is_some() && record.value == value;
         if renewed {
             set_expiry(&mut self.keys_hash, key, record, expires_at_ms);
@@ -243,7 +246,9 @@ impl ExampleStateMachine {
             reschedule(&mut self.expiring, key, expired_at_ms, expires_at_ms);
         }
         if !renewed {
+            let key = key.clone();
             self.history.push(revision, key.clone(), ChangeKind::Put(record.clone()));
+            self.least_revisions.update(&self.data, &key, Some(revision_before), Some(revision));
             self.revision = revision;
         }
         answer
@@ -277,6 +282,7 @@ impl ExampleStateMachine {
         self.keys_hash -= record.hash;
         self.replaced.0 += record.value.as_bytes().len() as u64;
         reschedule(&mut self.expiring, &key, record.expires_at_ms, 0);
+        self.least_revisions.update(&self.data, &key, Some(record.revision), None);
         self.history.push(revision, key, kind);
         self.revision = revision;
         true
@@ -284,12 +290,8 @@ impl ExampleStateMachine {
 
     /// Removes keys with a prefix that were not changed after `revision_max`, up to a number.
     fn delete_prefix(&mut self, prefix: &str, revision_max: u64, deleted_before: u64) -> WriteResult {
-        let with_prefix = self.data.range(Key::from(prefix)..).take_while(|(key, _)| key.starts_with(prefix));
-        let mut keys: Vec<Key> = with_prefix
-            .filter(|(_, record)| record.revision <= revision_max)
-            .map(|(key, _)| key.clone())
-            .take(DELETE_STEP_KEYS_MAX + 1)
-            .collect();
+        let count = DELETE_STEP_KEYS_MAX + 1;
+        let mut keys = self.least_revisions.first_unchanged(&self.data, prefix, revision_max, count);
         let unfinished = (keys.len() > DELETE_STEP_KEYS_MAX).then_some(revision_max);
         keys.truncate(DELETE_STEP_KEYS_MAX);
         let revision = self.revision + 1;
@@ -418,10 +420,13 @@ impl ExampleStateMachine {
     pub(super) fn insert_former(&mut self, key: Key, value: Value) {
         let record = Arc::new(Record::new(&key, value, [FORMER_REVISION; 3], 0));
         self.keys_hash += record.hash;
-        if let Some(former) = self.data.insert(key.clone(), record) {
+        let former = self.data.insert(key.clone(), record);
+        if let Some(former) = &former {
             self.keys_hash -= former.hash;
             reschedule(&mut self.expiring, &key, former.expires_at_ms, 0);
         }
+        let revision_before = former.map(|former| former.revision);
+        self.least_revisions.update(&self.data, &key, revision_before, Some(FORMER_REVISION));
         self.revision = FORMER_REVISION;
         self.history = History::starting_at(FORMER_REVISION + 1);
     }
@@ -430,7 +435,9 @@ impl ExampleStateMachine {
     pub(super) fn insert_record(&mut self, key: Key, record: Arc<Record>) {
         self.keys_hash += record.hash;
         reschedule(&mut self.expiring, &key, 0, record.expires_at_ms);
-        self.data.insert(key, record);
+        let revision = record.revision;
+        self.data.insert(key.clone(), record);
+        self.least_revisions.update(&self.data, &key, None, Some(revision));
     }
 
     /// Without the keys that were changed last: [`SeededBug::SnapshotMissesLastEntry`].
@@ -441,6 +448,7 @@ impl ExampleStateMachine {
             let Some((key, record)) = self.data.remove_with_key(&key) else { continue };
             self.keys_hash -= record.hash;
             reschedule(&mut self.expiring, &key, record.expires_at_ms, 0);
+            self.least_revisions.update(&self.data, &key, Some(record.revision), None);
         }
         self
     }

@@ -2,6 +2,7 @@
 //!
 //! | module | question |
 //! | --- | --- |
+//! | [`apply_time`] | how long does an entry take that looks at many keys |
 //! | [`model`] | what the state machine is to do, written down a second time |
 //! | [`harness`] | are the two the same after each entry, and after each snapshot |
 //! | [`operations`] | which entries are tried |
@@ -11,6 +12,7 @@
 // What `clippy.toml` allows in test functions holds for what they share too.
 #![allow(clippy::unwrap_used)]
 
+mod apply_time;
 mod harness;
 mod model;
 mod operations;

@@ -105,8 +105,7 @@ pub const ROWS: &[Row] = &[
         "256 deletions by prefix that were left unfinished, sent again with their `Idempotency-Key` after all \
          1,000,000 keys were rewritten",
         |stage| Box::pin(deletes_sent_again(stage)),
-    )
-    .elections_known("a step looks at all keys with the prefix, changed since or not, while it is applied"),
+    ),
     row("delete-all", "16 clients delete all of 300,000 keys at once", |stage| Box::pin(delete_all(stage))),
     row(
         "watch-prefixes",

@@ -1,0 +1,99 @@
+//! How long entries take to apply that look at many keys.
+
+#![allow(clippy::print_stdout)] // What is measured is to be read.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use openraft::vote::RaftLeaderId;
+use raft_key_value::operation::{Operation, Put, RequestId, Write, WriteResult};
+use raft_key_value::store::ExampleStateMachine;
+use raft_key_value::types::{Command, Entry, LogId, Payload};
+
+const KEYS: u64 = 1_000_000;
+const DELETIONS: u64 = 256;
+
+#[derive(Default)]
+struct Node {
+    machine: ExampleStateMachine,
+    index: u64,
+}
+
+impl Node {
+    fn apply(&mut self, request: Option<u64>, operation: Operation) -> (Duration, Option<WriteResult>) {
+        self.index += 1;
+        let request =
+            request.map(|number| Arc::new(RequestId { key: format!("{number}").into(), fingerprint: [number, 0] }));
+        let payload = Payload::Normal(Command::Write(Write { at_ms: 0, request, operation }));
+        let entry = Entry { log_id: LogId::new(RaftLeaderId::new(1, 1), self.index), payload };
+        let start = Instant::now();
+        let response = self.machine.apply(entry);
+        (start.elapsed(), response.result)
+    }
+
+    fn put(&mut self, number: u64) {
+        let put = Put { key: format!("key/{number:07}").into(), value: "value".into(), ttl_ms: None, condition: None };
+        self.apply(None, Operation::Put(put));
+    }
+
+    /// Puts keys in this order; returns how long each took.
+    fn put_all(&mut self, numbers: impl Iterator<Item = u64>) -> Duration {
+        let (start, before) = (Instant::now(), self.index);
+        numbers.for_each(|number| self.put(number));
+        start.elapsed() / u32::try_from(self.index - before).unwrap()
+    }
+
+    fn delete(&mut self, request: u64) -> (Duration, bool) {
+        let delete = Operation::DeletePrefix { prefix: "key/".into(), revision_max: None };
+        match self.apply(Some(request), delete) {
+            (time, Some(WriteResult::Delete { unfinished, .. })) => (time, unfinished.is_some()),
+            (_, other) => panic!("{other:?}"),
+        }
+    }
+}
+
+/// A name, the order in which keys are put, and which ones.
+type Case = (&'static str, fn(u64) -> u64, fn(u64) -> bool);
+
+/// A step of a deletion by prefix passes over keys that were put after it began: among a million of them it takes less
+/// than a millisecond if there are no others, and some milliseconds if each 50th is one that it deletes.
+///
+/// Method: 256 deletions do a step each. Then keys are put again, in four ways, and the deletions go on for a step. The
+/// medians count, as other processes may get in between.
+#[test]
+#[ignore = "measures, in a release build: cargo test --release --test state_machine apply_time -- --ignored --nocapture"]
+fn deletions_by_prefix() {
+    let mut node = Node::default();
+    println!("creating keys takes {:?} each", node.put_all(0..KEYS));
+    let cases: [Case; 4] = [
+        ("all", |number| number, |_| true),
+        // By a prime, so that each comes once.
+        ("all in another order", |number| number * 611_953 % KEYS, |_| true),
+        ("all but each 1,000th", |number| number, |number| number % 1000 != 0),
+        ("all but each 50th", |number| number, |number| number % 50 != 0),
+    ];
+    let (mut first, mut of_none, mut of_some) = (Vec::new(), Vec::new(), Vec::new());
+    for (case, (name, order, is_put)) in (0..).zip(cases) {
+        let requests = case * DELETIONS..(case + 1) * DELETIONS;
+        for request in requests.clone() {
+            let (time, unfinished) = node.delete(request);
+            assert!(unfinished);
+            first.push(time);
+        }
+        let each = node.put_all((0..KEYS).map(order).filter(|number| is_put(*number)));
+        println!("putting {name} takes {each:?} each");
+        for request in requests {
+            let (time, unfinished) = node.delete(request);
+            if unfinished { of_some.push(time) } else { of_none.push(time) }
+        }
+    }
+    println!("first steps take {:?}", median(&mut first));
+    let (of_none, of_some) = (median(&mut of_none), median(&mut of_some));
+    println!("steps take {of_none:?} if they find fewer than 1,000 keys, and {of_some:?} if they find as many");
+    assert!(of_none < Duration::from_millis(1) && of_some < Duration::from_millis(20));
+}
+
+fn median(times: &mut [Duration]) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
