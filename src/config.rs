@@ -86,7 +86,7 @@ pub const WATCH_HANDED_OUT_BATCH_BYTES: usize = 32 << 10;
 pub const WATCH_HANDED_OUT_BYTES_MAX: usize = 32 << 20;
 /// Changes from this length on, in bytes, are encoded once for all watches of the node.
 pub const WATCH_LONG_EVENT_BYTES: usize = 16 << 10;
-/// Bytes of such events that a node keeps, beside one of any length.
+/// Bytes of such events that a node keeps though no watch holds them, beside one of any length.
 pub const WATCH_LONG_EVENTS_BYTES_MAX: usize = 16 << 20;
 /// Bytes of a watch's events that are given to its connection at once.
 pub const WATCH_PIECE_BYTES_MAX: usize = 64 << 10;

@@ -546,11 +546,7 @@ fn encode(changes: &[Change], long_events: &LongEvents) -> Vec<Bytes> {
         write_id(&mut events, (revision, (!is_last).then_some(change.position)));
         if long_events.is_for(change) {
             pieces.push(piece_of(std::mem::take(&mut events)));
-            pieces.push(long_events.get_or_encode(change, || {
-                let mut data = Vec::new();
-                write_data(&mut data, &event_of(change));
-                piece_of(data)
-            }));
+            pieces.push(long_events.get_or_encode(change, || data_of(change)));
         } else {
             write_data(&mut events, &event_of(change));
         }
@@ -559,6 +555,12 @@ fn encode(changes: &[Change], long_events: &LongEvents) -> Vec<Bytes> {
         pieces.push(piece_of(events));
     }
     pieces
+}
+
+fn data_of(change: &Change) -> Bytes {
+    let mut data = Vec::new();
+    write_data(&mut data, &event_of(change));
+    piece_of(data)
 }
 
 /// What was written, without the room that the vector has beside it: up to as much again, which nothing counts.
@@ -605,6 +607,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::config::WATCH_LONG_EVENT_BYTES;
     use crate::operation::Value;
 
     /// What is kept to be sent takes no more memory than its length, by which it is counted.
@@ -619,8 +622,13 @@ mod tests {
             Change { revision, position: 0, key: "key".into(), kind: ChangeKind::Put(Arc::new(record)) }
         };
         let changes: Vec<Change> = (1..).zip(values).map(change).collect();
-        let pieces = encode(&changes, &LongEvents::default());
+        let long_events = LongEvents::default();
+        let mut pieces = encode(&changes, &long_events);
         assert_eq!(pieces.len(), 7);
+        // The data of long events is shared with others.
+        pieces.retain(|piece| piece.len() < WATCH_LONG_EVENT_BYTES);
+        assert_eq!(pieces.len(), 4);
+        pieces.extend(changes.iter().filter(|change| long_events.is_for(change)).map(data_of));
         for piece in pieces {
             let length = piece.len();
             let whole = piece.try_into_mut().expect("nobody shares it");

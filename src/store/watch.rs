@@ -116,8 +116,8 @@ struct HandedOut {
     bytes: usize,
 }
 
-/// The data of the long events that were encoded last, by revision and position.
-/// It is the same for every watch, so groups and readers of the history share it.
+/// The data of long events, by revision and position. It is the same for every watch, so groups and readers of
+/// the history share it: an event is encoded again only if it is not one of the last and no watch holds it.
 #[derive(Debug, Default)]
 pub struct LongEvents {
     encoded: Mutex<Encoded>,
@@ -125,9 +125,19 @@ pub struct LongEvents {
 
 #[derive(Debug, Default)]
 struct Encoded {
-    events: HashMap<(u64, u32), Bytes>,
-    order: VecDeque<(u64, u32)>,
-    bytes: usize,
+    events: HashMap<(u64, u32), Weak<Bytes>>,
+    /// Those that were encoded last, and their bytes.
+    last: VecDeque<Arc<Bytes>>,
+    last_bytes: usize,
+}
+
+/// An event that a watch holds, in its batch or in what it sends.
+struct Held(Arc<Bytes>);
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 #[derive(Debug, Default)]
@@ -242,21 +252,20 @@ impl LongEvents {
     /// The data of a change's event as `encode` returns it.
     pub fn get_or_encode(&self, change: &Change, encode: impl FnOnce() -> Bytes) -> Bytes {
         let place = (change.revision, change.position);
-        if let Some(found) = self.lock().events.get(&place) {
-            return found.clone();
+        if let Some(found) = self.lock().events.get(&place).and_then(Weak::upgrade) {
+            return Bytes::from_owner(Held(found));
         }
         // Unlocked meanwhile: another thread may encode the same, which does no harm.
-        let event = encode();
+        let event = Arc::new(encode());
         let mut encoded = self.lock();
-        if encoded.events.insert(place, event.clone()).is_none() {
-            encoded.order.push_back(place);
-            encoded.bytes += event.len();
+        encoded.events.retain(|_, event| event.strong_count() > 0);
+        encoded.events.insert(place, Arc::downgrade(&event));
+        encoded.last_bytes += event.len();
+        encoded.last.push_back(event.clone());
+        while encoded.last_bytes > WATCH_LONG_EVENTS_BYTES_MAX && encoded.last.len() > 1 {
+            encoded.last_bytes -= encoded.last.pop_front().map_or(0, |event| event.len());
         }
-        while encoded.bytes > WATCH_LONG_EVENTS_BYTES_MAX && encoded.order.len() > 1 {
-            let Some(oldest) = encoded.order.pop_front() else { break };
-            encoded.bytes -= encoded.events.remove(&oldest).map_or(0, |event| event.len());
-        }
-        event
+        Bytes::from_owner(Held(event))
     }
 
     fn lock(&self) -> MutexGuard<'_, Encoded> {

@@ -225,6 +225,24 @@ fn long_events_hold_a_bounded_number_of_bytes() {
     });
 }
 
+/// An event that a watch still holds is not encoded again for another one, however many were encoded since.
+///
+/// Method: 10 slow readers of 60 events of a MiB each, one after the other; then they are gone.
+#[test]
+fn long_events_are_shared_by_slow_readers() {
+    const EVENTS: u64 = 60;
+    let (long_events, counter) = (LongEvents::default(), Arc::new(()));
+    let new_event = || Bytes::from_owner(Counted(vec![0; VALUE_BYTES], counter.clone()));
+    let event = |revision| {
+        let change = Change { revision, position: 0, key: "key".into(), kind: ChangeKind::Delete };
+        long_events.get_or_encode(&change, new_event)
+    };
+    let held: Vec<Bytes> = (0..10).flat_map(|_| 0..EVENTS).map(event).collect();
+    assert_eq!(Arc::strong_count(&counter) - 1, EVENTS as usize);
+    drop(held);
+    assert_eq!(Arc::strong_count(&counter) - 1, WATCH_LONG_EVENTS_BYTES_MAX / VALUE_BYTES);
+}
+
 /// Bytes that can be counted.
 struct Counted(Vec<u8>, #[expect(dead_code, reason = "only its clones are counted")] Arc<()>);
 

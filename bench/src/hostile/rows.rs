@@ -83,9 +83,7 @@ pub const ROWS: &[Row] = &[
          characters",
         |stage| Box::pin(watch_slow_history(stage)),
     )
-    .elections_known(
-        "all watches encode their events at once, each by itself; nothing bounds the bytes of all of them",
-    ),
+    .elections_known("watches that begin at once encode the long events of the whole history, one after the other"),
     row(
         "txn-gets-unread",
         "50 transactions of four gets of 1 MiB of control characters each, whose answers are not read",
