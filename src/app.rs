@@ -15,6 +15,7 @@ use crate::agreement::{Agreement, OlderCopy, OtherEntry};
 use crate::config::{Config, DISK_FREE_BYTES_LEAST, Limits, MEMBERS_ANSWER_MAX, MEMBERS_ANSWER_MIN};
 use crate::confirmations::Confirmations;
 use crate::connection::connections;
+use crate::network::long_work::LongWork;
 use crate::network::memory::ClientMemory;
 use crate::peers::Peers;
 use crate::store::{ClusterId, ExampleStore};
@@ -34,6 +35,8 @@ pub struct ExampleApp {
     pub http: reqwest::Client,
     /// What clients may make this node hold.
     pub client_memory: ClientMemory,
+    /// Turns for decoding and encoding what is long.
+    pub long_work: LongWork,
     /// A permit for each write that may wait.
     pub writes_waiting: Semaphore,
     /// What a request may hold.
@@ -237,6 +240,7 @@ impl ExampleApp {
             store,
             http: connections(),
             client_memory: ClientMemory::new(config.client_memory_bytes),
+            long_work: LongWork::default(),
             writes_waiting: Semaphore::new(config.max_writes_waiting),
             writes_waiting_max: config.max_writes_waiting,
             limits: config.limits(),

@@ -249,6 +249,21 @@ pub const MEMORY_WAIT_MAX: Duration = Duration::from_secs(5);
 pub const ENCODED_BYTES_A_BYTE_MAX: usize = 7;
 /// A long response is handed to its connection in pieces of so many bytes.
 pub const BODY_PIECE_BYTES: usize = 64 << 10;
+/// How many bytes of a long body are read or written at a time.
+pub const SLICE_BYTES: usize = 64 << 10;
+/// How many such bytes a thread moves before all else that is ready runs: some 300 µs of them.
+pub const SLICE_BYTES_A_TURN: usize = 512 << 10;
+/// What is written at once if it is shorter than this, in bytes.
+pub const SLICE_BYTES_MIN: usize = 4 << 10;
+/// Bytes from which a body is decoded, or a response encoded, by another thread.
+pub const LONG_WORK_BYTES: usize = 64 << 10;
+/// How many threads do such work at once. It bounds what they take from Raft's thread where cores are few.
+pub const LONG_WORK_AT_ONCE: usize = 2;
+/// Bytes of long writes that Raft has at once and that are not applied: a short one waits for those before it,
+/// which go through three disks and two connections.
+pub const PROPOSED_BYTES_MAX: usize = 8 << 20;
+/// A byte of a chunked body counts as so many, since each chunk may hold one.
+pub const CHUNKED_BYTE_COST: usize = 8;
 /// Longest head of a request, as much as the HTTP library takes, in bytes.
 pub const HEAD_BYTES_MAX: usize = 128 << 10;
 /// Longest target of a request, as much as the HTTP library takes, in bytes.

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use actix_web::http::StatusCode;
 use actix_web::http::header::HeaderMap;
 use actix_web::{HttpRequest, HttpResponse, ResponseError, web};
+use bytes::Bytes;
 use openraft::errors::{ClientWriteError, Fatal, LinearizableReadError, RaftError};
 use openraft::raft::ClientWriteResponse;
 use serde::Deserialize;
@@ -18,7 +20,7 @@ use super::openapi::answers::{
 use super::openapi::parameters::{ForwardHeader, WriteHeaders};
 use super::parameters::{check_key_length, check_value_length, request_id};
 use super::read_index;
-use super::reply::{check_lists, ok, parse_json, read_client_body};
+use super::reply::{check_lists, json, ok, ok_body, parse_json, read_client_body};
 use super::txn::txn_operation;
 use super::v1::{check_result, memory_for_result, replay_marked};
 use super::worker::Worker;
@@ -63,7 +65,7 @@ pub async fn write(
 ) -> Result<HttpResponse, ApiError> {
     let (body, _memory) = read_client_body(&app, &request, payload).await?;
     refuse_conditions(&request)?;
-    let (operation, value) = parse_write(&body, &app.limits)?;
+    let (operation, value) = decode(&app, &body, parse_write).await?;
     let request_id = request_id(&request, &operation)?;
     let memory = match &value {
         // It is repeated.
@@ -115,7 +117,7 @@ pub async fn read(
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let (body, _memory) = read_client_body(&app, &request, payload).await?;
-    let key = parse_key(&body, &app.limits)?;
+    let key = decode(&app, &body, parse_key).await?;
     // A node without a cluster says `""`, as the original's does; but not one that lost its data.
     if app.store.identity().cluster_id.is_none() {
         forward::check_not_excluded(&app)?;
@@ -149,7 +151,7 @@ pub async fn consistent_read(
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let (body, _memory) = read_client_body(&app, &request, payload).await?;
-    let key = parse_key(&body, &app.limits)?;
+    let key = decode(&app, &body, parse_key).await?;
     linearize(&app, request.headers()).await?;
     value_of(&app, &key).await
 }
@@ -196,8 +198,21 @@ async fn value_of(app: &ExampleApp, key: &str) -> Result<HttpResponse, ApiError>
     let Some(record) = app.store.state_machine.read(|machine| machine.get(key)) else { return Ok(ok("")) };
     let value = record.value.as_bytes();
     let memory = app.client_memory.for_response(value.len()).await?;
+    let length = value.len();
     // This route knows text only; what is none was put by another route.
-    Ok(memory.until_written(ok(&String::from_utf8_lossy(value))))
+    let encode = move || Ok(ok_body(&String::from_utf8_lossy(record.value.as_bytes())));
+    let body = app.long_work.run(length, encode).await?;
+    Ok(memory.until_written(json(StatusCode::OK, body)))
+}
+
+/// Decodes a body, on another thread if it is long.
+async fn decode<T: Send + 'static>(
+    app: &ExampleApp,
+    body: &Bytes,
+    parse: fn(&[u8], &Limits) -> Result<T, ApiError>,
+) -> Result<T, ApiError> {
+    let (body, limits) = (body.clone(), app.limits);
+    app.long_work.run(body.len(), move || parse(&body, &limits)).await
 }
 
 /// What is to be done, and the value that the answer repeats.
@@ -251,6 +266,8 @@ pub async fn propose(
     request: Option<Arc<RequestId>>,
     operation: Operation,
 ) -> Result<ClientWriteResponse<TypeConfig>, ApiError> {
+    // First, since nothing is done while it waits.
+    let _place = app.client_memory.for_proposal(operation.payload_bytes()).await?;
     if let Err(rejected) = check_disk_space(app, &operation) {
         return request.and_then(|request| replay(app, &request)).ok_or(rejected);
     }

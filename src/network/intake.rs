@@ -22,7 +22,7 @@ use memchr::memchr;
 use tokio::io::ReadBuf;
 
 use super::head::{self, Body, Head, LENGTH_OF_NO_BODY, Rejection, without_empty_lines};
-use crate::config::{CHUNK_EXTRAS_BYTES_MAX, HEAD_BYTES_MAX};
+use crate::config::{CHUNK_EXTRAS_BYTES_MAX, CHUNKED_BYTE_COST, HEAD_BYTES_MAX};
 use crate::error::ApiError;
 
 /// Largest buffer for held bytes that a connection keeps while it is empty, in bytes.
@@ -73,6 +73,20 @@ pub enum Next {
     Wait,
     /// Report the end of the input, as if the client had closed its half of the connection.
     End,
+}
+
+/// What it costs to read a body, in bytes of a plain one.
+#[derive(Clone, Copy, Debug)]
+pub struct BodyCost {
+    a_byte: usize,
+    bytes_max: usize,
+}
+
+impl BodyCost {
+    /// The cost of so many bytes, of which some may belong to what follows the body.
+    pub fn of(self, bytes: usize) -> usize {
+        bytes.min(self.bytes_max).saturating_mul(self.a_byte)
+    }
 }
 
 /// State that an [`Intake`] shares with the [`gate`](super::gate).
@@ -168,6 +182,15 @@ impl Intake {
             }
             At::End => Next::Begin,
             At::Head | At::Body(_) | At::Chunks(_) => Next::Read,
+        }
+    }
+
+    /// What it costs to read on in a body; `None` if what comes is no body.
+    pub fn body_cost(&self) -> Option<BodyCost> {
+        match self.at {
+            At::Body(left) => Some(BodyCost { a_byte: 1, bytes_max: usize::try_from(left).unwrap_or(usize::MAX) }),
+            At::Chunks(_) => Some(BodyCost { a_byte: CHUNKED_BYTE_COST, bytes_max: usize::MAX }),
+            At::Head | At::End | At::Broken => None,
         }
     }
 

@@ -12,8 +12,8 @@ use super::openapi::parameters::{
     ConditionHeaders, KeyInPath, PutParameters, ReadHeaders, ReadParameters, TouchParameters, WriteHeaders,
 };
 use super::parameters::{Parameters, check_body_type, check_value_length, encoded_key, key_of, key_with_action};
-use super::reply::{read_client_body, refuse_body};
-use super::v1::{self, Written, etag_of, json_answer, key_not_found, ready_to_read, unexpected, written};
+use super::reply::{encode, json, read_client_body, refuse_body};
+use super::v1::{self, Written, etag_of, key_not_found, ready_to_read, unexpected, written};
 use crate::app::ExampleApp;
 use crate::body::{DeleteAnswer, KeyValue, PutAnswer, TouchAnswer};
 use crate::error::ApiError;
@@ -169,7 +169,9 @@ async fn get_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload)
         memory.until_written(response)
     } else {
         let memory = app.client_memory.for_response(record.value.as_bytes().len()).await?;
-        memory.until_written(json_answer(StatusCode::OK, &record.to_key_value(&key, app.store.clock().now_ms())))
+        let (length, now_ms, record) = (record.value.as_bytes().len(), app.store.clock().now_ms(), record.clone());
+        let encode = move || Ok(encode(&record.to_key_value(&key, now_ms), 256));
+        memory.until_written(json(StatusCode::OK, app.long_work.run(length, encode).await?))
     };
     let headers = response.headers_mut();
     headers.insert(header::ETAG, etag_of(record.revision));

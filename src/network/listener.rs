@@ -34,12 +34,13 @@ use super::line::{Kind, Place};
 use super::raft_thread::{Arrivals, RaftThread};
 use super::reply::OUTCOME;
 use super::routes;
+use super::slices::{Slice, Slices};
 use super::worker::Worker;
 use super::{cluster_header, gate};
 use crate::app::ExampleApp;
 use crate::config::{
     CLIENTS_A_RESERVED_CONNECTION, CLIENTS_MAX, DISCONNECT_DEADLINE, FILES_RESERVED, FIRST_READ_BYTES, KEEP_ALIVE,
-    REJECTED_BYTES_READ_MAX, REQUEST_HEAD_DEADLINE, SHUTDOWN_DEADLINE, WRITE_STALL_MAX,
+    REJECTED_BYTES_READ_MAX, REQUEST_HEAD_DEADLINE, SHUTDOWN_DEADLINE, SLICE_BYTES, SLICE_BYTES_MIN, WRITE_STALL_MAX,
 };
 use crate::error::{ApiError, Details};
 
@@ -76,7 +77,11 @@ pub fn serve_http(
                 let _ = stream.set_nodelay(true);
                 let peer = stream.peer_addr().ok();
                 let place = Place::new(worker.line.clone(), worker.connections.accept());
-                let begun = begin(Connection::new(stream, place, body_bytes_max), stopping.clone(), arrivals.clone());
+                let begun = begin(
+                    Connection::new(stream, place, body_bytes_max).in_slices(&worker.slices),
+                    stopping.clone(),
+                    arrivals.clone(),
+                );
                 async move { Ok((begun.await?, Protocol::Http1, peer)) }
             })
             .and_then(http)
@@ -212,6 +217,10 @@ pub(super) struct Connection {
     intake: Intake,
     /// What the first request was.
     kind: Cell<Kind>,
+    /// Turns for long bodies, to read and to write; those of other nodes need none.
+    slices: Option<(Slice, Slice)>,
+    /// Whether there is more of a body to read, in a later turn.
+    waits_for_turn: bool,
     /// What is still to be written in place of an empty error.
     replacement: Vec<u8>,
     /// Set while the other side takes nothing of what is written; done when that
@@ -225,7 +234,24 @@ impl Connection {
     pub(super) fn new(stream: TcpStream, place: Rc<Place>, body_bytes_max: usize) -> Self {
         let (as_it_is, kind, replacement) = (AsItIs::default(), Cell::new(Kind::Own), Vec::new());
         let intake = Intake::new(Rc::new(Exchange::default()), body_bytes_max);
-        Connection { as_it_is, place, stream, intake, kind, replacement, stalled: None, lingering: None }
+        Connection {
+            as_it_is,
+            place,
+            stream,
+            intake,
+            kind,
+            slices: None,
+            waits_for_turn: false,
+            replacement,
+            stalled: None,
+            lingering: None,
+        }
+    }
+
+    /// Has it read and write long bodies in turns.
+    fn in_slices(mut self, slices: &Rc<Slices>) -> Self {
+        self.slices = Some((Slice::new(slices.clone()), Slice::new(slices.clone())));
+        self
     }
 
     /// Reads the first bytes of the connection: what it is for.
@@ -259,9 +285,22 @@ impl Connection {
         matches!(ready.poll(context), Poll::Ready(Ok(ready)) if ready.is_read_closed())
     }
 
+    /// Writes what may be written in this turn.
+    fn poll_slice(&mut self, context: &mut Context<'_>, mut bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if bytes.len() >= SLICE_BYTES_MIN
+            && let Some((_, slice)) = &self.slices
+        {
+            // A turn is for those that have room for it.
+            ready!(self.stream.poll_write_ready(context))?;
+            bytes = &bytes[..bytes.len().min(SLICE_BYTES)];
+            ready!(slice.poll_turn(context, bytes.len()));
+        }
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
     /// Writes, and gives up on a reader that has stopped: what waits for it takes memory.
     fn poll_stream(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        let written = self.poll_slice(context, bytes);
         if written.is_ready() {
             self.stalled = None;
             return written;
@@ -286,8 +325,10 @@ impl Connection {
     /// Reads if it is this connection's turn, and hands on the bytes that the HTTP library may get.
     fn poll_read_in_turn(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let length_before = buffer.filled().len();
+        self.waits_for_turn = false;
         loop {
             let next = self.intake.next(context);
+            let cost = self.intake.body_cost();
             match next {
                 Next::Wait => return Poll::Pending,
                 Next::End => return Poll::Ready(Ok(())),
@@ -295,7 +336,15 @@ impl Connection {
                     self.intake.hand_on(buffer);
                     return Poll::Ready(Ok(()));
                 }
-                Next::Read => ready!(self.stream.poll_read_ready(context))?,
+                Next::Read => {
+                    ready!(self.stream.poll_read_ready(context))?;
+                    if let (Some((slice, _)), Some(cost)) = (&self.slices, cost) {
+                        self.waits_for_turn = slice.poll_turn(context, cost.of(buffer.remaining())).is_pending();
+                        if self.waits_for_turn {
+                            return Poll::Pending;
+                        }
+                    }
+                }
                 Next::Begin => {}
             }
             ready!(self.place.poll_turn(context, |context| self.poll_kind(context)))?;
@@ -312,6 +361,9 @@ impl Connection {
                 }
                 ready!(read)?;
                 let read = &buffer.filled()[length_before..];
+                if let (Some((slice, _)), Some(cost)) = (&self.slices, cost) {
+                    slice.settle(cost.of(read.len() + buffer.remaining()), cost.of(read.len()));
+                }
                 self.place.note_read(read);
                 if read.is_empty() {
                     return Poll::Ready(Ok(()));
@@ -368,7 +420,9 @@ impl AsyncRead for Connection {
     ) -> Poll<io::Result<()>> {
         let read = self.poll_read_in_turn(context, buffer);
         let is_writing = self.is_writing();
-        if read.is_pending() && self.place.presence.poll_let_go(context, is_writing).is_ready() {
+        // What waits for a turn has something to read, so it is not among those that may be closed.
+        if read.is_pending() && !self.waits_for_turn && self.place.presence.poll_let_go(context, is_writing).is_ready()
+        {
             if self.has_nothing_to_do() {
                 // As if the client had closed it.
                 return Poll::Ready(Ok(()));

@@ -17,7 +17,9 @@ use actix_web::body::{BodySize, BoxBody, MessageBody};
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::config::{BODY_PIECE_BYTES, ENCODED_BYTES_A_BYTE_MAX, MEMORY_COUNTED_MIN, MEMORY_WAIT_MAX};
+use crate::config::{
+    BODY_PIECE_BYTES, ENCODED_BYTES_A_BYTE_MAX, MEMORY_COUNTED_MIN, MEMORY_WAIT_MAX, PROPOSED_BYTES_MAX,
+};
 use crate::error::{ApiError, Retry};
 
 /// What is counted together. Permits of a semaphore are counted with 32 bits.
@@ -26,12 +28,13 @@ const UNIT_BYTES: usize = 1 << 10;
 /// What all clients of a node together may make it hold.
 #[derive(Debug)]
 pub struct ClientMemory {
-    requests: Half,
-    responses: Half,
+    requests: Part,
+    responses: Part,
+    proposals: Part,
 }
 
 #[derive(Debug)]
-struct Half {
+struct Part {
     free: Arc<Semaphore>,
     units: u32,
 }
@@ -44,7 +47,11 @@ pub struct HeldMemory(Option<OwnedSemaphorePermit>);
 impl ClientMemory {
     /// A budget of so many bytes.
     pub fn new(bytes: usize) -> Self {
-        ClientMemory { requests: Half::of(bytes / 2), responses: Half::of(bytes / 2) }
+        ClientMemory {
+            requests: Part::of(bytes / 2),
+            responses: Part::of(bytes / 2),
+            proposals: Part::of(PROPOSED_BYTES_MAX),
+        }
     }
 
     /// For a request with a body of so many bytes: the body, and the operation that it becomes.
@@ -57,6 +64,18 @@ impl ClientMemory {
             ApiError::Overloaded(Retry::soon(
                 "requests of other clients hold all memory that this node has for them (--client-memory-bytes)",
             ))
+        })
+    }
+
+    /// A place among the writes that Raft has and that are not applied yet, for one with so many bytes. It holds no
+    /// memory beyond that of its request; it bounds for how long Raft is busy with what came before.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiError::Overloaded`], if those before it take too long.
+    pub async fn for_proposal(&self, bytes: usize) -> Result<HeldMemory, ApiError> {
+        self.proposals.take(bytes, bytes).await.ok_or_else(|| {
+            ApiError::Overloaded(Retry::soon("the cluster does not keep up with writes as long as this one"))
         })
     }
 
@@ -75,10 +94,10 @@ impl ClientMemory {
     }
 }
 
-impl Half {
+impl Part {
     fn of(bytes: usize) -> Self {
         let units = u32::try_from(bytes / UNIT_BYTES).unwrap_or(u32::MAX).clamp(1, u32::MAX >> 3);
-        Half { free: Arc::new(Semaphore::new(units as usize)), units }
+        Part { free: Arc::new(Semaphore::new(units as usize)), units }
     }
 
     /// `bytes` for something that is `length` long. What needs more than there is gets all.

@@ -192,15 +192,20 @@ fn after_text(mut rest: &[u8]) -> &[u8] {
 
 /// `{"Ok":…}`.
 pub fn ok(value: &(impl Serialize + ?Sized)) -> HttpResponse {
-    let mut body = Vec::with_capacity(512);
+    json(StatusCode::OK, ok_body(value))
+}
+
+/// The body of that.
+pub fn ok_body(value: &(impl Serialize + ?Sized)) -> Vec<u8> {
     let answer: Result<_, ()> = Ok(value);
-    match serde_json::to_writer(&mut body, &answer) {
-        Ok(()) => json(StatusCode::OK, body),
-        Err(error) => {
-            tracing::error!("an answer cannot be written as JSON: {error}");
-            HttpResponse::InternalServerError().finish()
-        }
-    }
+    encode(&answer, 512)
+}
+
+/// What is sent, as JSON. All of it has texts as names, and no other value can fail.
+pub fn encode(value: &impl Serialize, bytes_expected: usize) -> Vec<u8> {
+    let mut body = Vec::with_capacity(bytes_expected);
+    serde_json::to_writer(&mut body, value).expect("responses are values that JSON has");
+    body
 }
 
 /// A body that is JSON already.

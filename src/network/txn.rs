@@ -9,12 +9,12 @@ use super::conditions::refuse_conditions;
 use super::openapi::answers::TxnErrors;
 use super::openapi::parameters::WriteHeaders;
 use super::parameters::{Parameters, check_body_type, check_key, check_value_length, ttl_ms};
-use super::reply::{check_lists, parse_json, read_client_body};
-use super::v1::{self, Written, unexpected, written};
+use super::reply::{check_lists, encode, parse_json, read_client_body};
+use super::v1::{self, Written, unexpected, written_as};
 use crate::app::ExampleApp;
-use crate::body::{Compare, EncodedValue, Encoding, TxnAnswer, TxnOperation, TxnRequest};
+use crate::body::{Compare, EncodedValue, Encoding, TxnAnswer, TxnOperation, TxnRequest, TxnResult};
 use crate::config::Limits;
-use crate::error::ApiError;
+use crate::error::{ApiError, Details};
 use crate::operation::{
     Comparison, Delete, Key, Operand, Operation, Put, Relation, Touch, Txn, TxnStep, Value, WriteResult,
 };
@@ -61,15 +61,35 @@ async fn do_txn(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) 
     Parameters::of(request, &[])?;
     refuse_conditions(request)?;
     check_body_type(request)?;
-    let txn: TxnRequest = parse_json(&body, TXN_BODY)?;
-    check_lists(&body, 1, TXN_BODY)?;
-    let operation = txn_operation(txn, &app.limits)?;
+    let (text, limits) = (body.clone(), app.limits);
+    let operation = app.long_work.run(body.len(), move || parse_txn(&text, &limits)).await?;
     match v1::write(app, request, body, operation).await? {
         Written::Answered(answer) => Ok(answer),
         Written::Here(response, memory) => match &response.result {
-            Some(WriteResult::Txn(answer)) => Ok(memory.until_written(written(&response, answer.as_ref(), None))),
+            Some(WriteResult::Txn(answer)) => {
+                let data_bytes = answer.results.iter().map(data_bytes).sum();
+                let answer = answer.clone();
+                let body = app.long_work.run(data_bytes, move || Ok(encode(answer.as_ref(), 256))).await;
+                // It is done, whatever hinders its response.
+                let body = body.map_err(|_| ApiError::OutcomeUnknown(Details::unknown("this node is stopping")))?;
+                Ok(memory.until_written(written_as(&response, body, None)))
+            }
             other => Err(unexpected(other.as_ref())),
         },
+    }
+}
+
+fn parse_txn(body: &[u8], limits: &Limits) -> Result<Operation, ApiError> {
+    let txn: TxnRequest = parse_json(body, TXN_BODY)?;
+    check_lists(body, 1, TXN_BODY)?;
+    txn_operation(txn, limits)
+}
+
+/// How many bytes of a value a result has.
+fn data_bytes(result: &TxnResult) -> usize {
+    match result {
+        TxnResult::Get(Some(found)) => found.value.as_ref().map_or(0, String::len),
+        _ => 0,
     }
 }
 

@@ -12,7 +12,7 @@ use super::conditions::{Guarded, condition_failed};
 use super::forward::{self, Destination};
 use super::memory::HeldMemory;
 use super::parameters::request_id;
-use super::reply::{self, json};
+use super::reply::{self, encode, json};
 use crate::app::ExampleApp;
 use crate::error::{ApiError, ConditionFailed, Details, Outcome, Retry};
 use crate::operation::{Operation, WriteResult};
@@ -107,7 +107,12 @@ pub fn key_not_found(revision: u64) -> ApiError {
 
 /// The answer to a write that was applied here.
 pub fn written(response: &ExampleResponse, body: &impl Serialize, etag: Option<u64>) -> HttpResponse {
-    let mut answer = json_answer(StatusCode::OK, body);
+    written_as(response, encode(body, 256), etag)
+}
+
+/// The same, with a body that is JSON already.
+pub fn written_as(response: &ExampleResponse, body: Vec<u8>, etag: Option<u64>) -> HttpResponse {
+    let mut answer = json(StatusCode::OK, body);
     let headers = answer.headers_mut();
     if let Some(revision) = etag {
         headers.insert(header::ETAG, etag_of(revision));
@@ -183,14 +188,7 @@ pub fn error_answer(error: &ApiError) -> HttpResponse {
 
 /// A body as JSON.
 pub fn json_answer(status: StatusCode, body: &impl Serialize) -> HttpResponse {
-    let mut bytes = Vec::with_capacity(256);
-    match serde_json::to_writer(&mut bytes, body) {
-        Ok(()) => json(status, bytes),
-        Err(error) => {
-            tracing::error!("an answer cannot be written as JSON: {error}");
-            HttpResponse::InternalServerError().finish()
-        }
-    }
+    json(status, encode(body, 256))
 }
 
 /// `"<revision>"`

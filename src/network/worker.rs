@@ -10,6 +10,7 @@ use super::crowd::{Connections, Shares};
 use super::line::Line;
 use super::proposals::{Proposals, Proposed};
 use super::read_index::SharedReads;
+use super::slices::Slices;
 use crate::app::ExampleApp;
 use crate::connection::connections;
 use crate::types::Command;
@@ -20,6 +21,8 @@ pub struct Worker {
     pub connections: Rc<Connections>,
     /// Those of them that wait to be read.
     pub line: Rc<Line>,
+    /// Turns for long bodies.
+    pub slices: Rc<Slices>,
     /// Writes on their way to Raft.
     pub proposals: Rc<Proposals>,
     /// Reads that wait to be confirmed.
@@ -50,9 +53,12 @@ impl Worker {
         tokio::task::spawn_local(app.essential("admission").run(line.clone().take_turns()));
         let connections_of_this = Connections::new(shares);
         tokio::task::spawn_local(app.essential("idle reaping").run(connections_of_this.clone().keep_room()));
+        let slices = Slices::new();
+        tokio::task::spawn_local(app.essential("turns for long bodies").run(slices.clone().take_turns()));
         let worker = Rc::new(Worker {
             connections: connections_of_this,
             line,
+            slices,
             proposals: Proposals::new(app.raft.clone()),
             shared_reads: SharedReads::new(app.clone()),
             http: connections(),

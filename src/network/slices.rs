@@ -1,0 +1,157 @@
+//! Long bodies are read and written in slices, in turns, so that short requests never wait for all of them.
+//!
+//! A thread runs the tasks that are ready one after another. When 3,000 watches get a value of 1 MiB each, they are
+//! all ready, and whoever comes next would wait until each had written as much as its socket takes; and once
+//! more for each step of its request. So in one turn of a thread its connections move [`SLICE_BYTES_A_TURN`]
+//! and the others wait, in their order, until all else that is ready has run.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, Waker};
+
+use tokio::sync::Notify;
+
+use crate::config::SLICE_BYTES_A_TURN;
+
+/// The turns of one thread.
+#[derive(Debug)]
+pub struct Slices {
+    /// How many bytes may still be moved in this turn.
+    left: Cell<usize>,
+    waiting: RefCell<VecDeque<Weak<State>>>,
+    wake: Notify,
+}
+
+/// One direction of a connection.
+#[derive(Debug)]
+pub struct Slice {
+    slices: Rc<Slices>,
+    state: Rc<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    at: Cell<At>,
+    /// How many bytes it waits to move.
+    wanted: Cell<usize>,
+    waker: RefCell<Option<Waker>>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum At {
+    /// It moves nothing, or nothing long.
+    #[default]
+    Idle,
+    Waiting,
+    /// It may move a slice, which is counted already.
+    Called,
+}
+
+impl Slices {
+    /// The turns of a thread.
+    pub fn new() -> Rc<Self> {
+        let (waiting, wake) = (RefCell::default(), Notify::new());
+        Rc::new(Slices { left: Cell::new(SLICE_BYTES_A_TURN), waiting, wake })
+    }
+
+    /// Begins one turn after another, for as long as the thread runs.
+    pub async fn take_turns(self: Rc<Self>) {
+        loop {
+            if self.waiting.borrow().is_empty() && self.left.get() == SLICE_BYTES_A_TURN {
+                self.wake.notified().await;
+            }
+            // All that is ready to run goes first.
+            tokio::task::yield_now().await;
+            self.begin_turn();
+        }
+    }
+
+    fn begin_turn(&self) {
+        let mut left = SLICE_BYTES_A_TURN;
+        while left > 0
+            && let Some(first) = self.waiting.borrow_mut().pop_front()
+        {
+            if let Some(first) = first.upgrade() {
+                first.at.set(At::Called);
+                left = left.saturating_sub(first.wanted.get());
+                if let Some(waker) = first.waker.take() {
+                    waker.wake();
+                }
+            }
+        }
+        self.left.set(left);
+    }
+
+    fn count(&self, bytes: usize) {
+        if self.left.get() == SLICE_BYTES_A_TURN {
+            self.wake.notify_one();
+        }
+        self.left.set(self.left.get().saturating_sub(bytes));
+    }
+}
+
+impl Slice {
+    /// A direction in which nothing has moved yet.
+    pub fn new(slices: Rc<Slices>) -> Self {
+        Slice { slices, state: Rc::default() }
+    }
+
+    /// Whether it may move so many bytes now; if not, the task is woken when it may.
+    pub fn poll_turn(&self, context: &Context<'_>, bytes: usize) -> Poll<()> {
+        let Slice { slices, state } = self;
+        match state.at.get() {
+            At::Called => {
+                state.at.set(At::Idle);
+                return Poll::Ready(());
+            }
+            At::Waiting => {}
+            At::Idle if slices.left.get() > 0 && slices.waiting.borrow().is_empty() => {
+                slices.count(bytes);
+                return Poll::Ready(());
+            }
+            At::Idle => {
+                state.at.set(At::Waiting);
+                state.wanted.set(bytes);
+                slices.waiting.borrow_mut().push_back(Rc::downgrade(state));
+            }
+        }
+        *state.waker.borrow_mut() = Some(context.waker().clone());
+        Poll::Pending
+    }
+
+    /// Counts what was moved in place of what was asked for.
+    pub fn settle(&self, asked: usize, moved: usize) {
+        let left = self.slices.left.get() + asked;
+        self.slices.left.set(left.saturating_sub(moved).min(SLICE_BYTES_A_TURN));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::SLICE_BYTES;
+
+    /// A turn moves so much; the others follow in their order, and take no turn if they have gone.
+    #[test]
+    fn one_turn_after_another() {
+        const A_TURN: usize = SLICE_BYTES_A_TURN / SLICE_BYTES;
+        let slices = Slices::new();
+        let context = Context::from_waker(Waker::noop());
+        let mut crowd: Vec<Slice> = (0..3 * A_TURN).map(|_| Slice::new(slices.clone())).collect();
+        let ready =
+            |crowd: &[Slice]| crowd.iter().filter(|slice| slice.poll_turn(&context, SLICE_BYTES).is_ready()).count();
+        assert_eq!(ready(&crowd), A_TURN);
+        assert_eq!(ready(&crowd[A_TURN..]), 0, "they wait");
+        crowd.drain(A_TURN..A_TURN + 2);
+        slices.begin_turn();
+        assert_eq!(ready(&crowd[A_TURN..2 * A_TURN]), A_TURN);
+        assert_eq!(ready(&crowd[2 * A_TURN..]), 0);
+        slices.begin_turn();
+        assert_eq!(ready(&crowd[2 * A_TURN..]), A_TURN - 2);
+        slices.begin_turn();
+        assert!(crowd[0].poll_turn(&context, 8 * SLICE_BYTES).is_ready());
+        crowd[0].settle(8 * SLICE_BYTES, SLICE_BYTES_A_TURN - SLICE_BYTES);
+        assert_eq!(ready(&crowd[..2]), 1, "there is one slice left");
+    }
+}
