@@ -1,6 +1,6 @@
 //! The handles that every HTTP handler shares.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -12,9 +12,10 @@ use openraft::metrics::{RaftMetrics, RaftServerMetrics};
 use tokio::sync::{Semaphore, watch};
 
 use crate::agreement::{Agreement, OlderCopy, OtherEntry};
-use crate::config::{Config, DISK_FREE_BYTES_LEAST, Limits, MEMBERS_ANSWER_MAX, MEMBERS_ANSWER_MIN};
+use crate::config::{Config, Limits, MEMBERS_ANSWER_MAX, MEMBERS_ANSWER_MIN};
 use crate::confirmations::Confirmations;
 use crate::connection::connections;
+use crate::disk::Disk;
 use crate::network::long_work::LongWork;
 use crate::network::memory::ClientMemory;
 use crate::peers::Peers;
@@ -55,6 +56,8 @@ pub struct ExampleApp {
     pub confirmations: Confirmations,
     /// Held while Raft gets entries of a leader, until they are on disk.
     pub appending: Arc<tokio::sync::Mutex<()>>,
+    /// What its disk has room for.
+    pub disk: Arc<Disk>,
     // The part of the metrics that only changes with the leader or the membership.
     metrics: WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>,
     all_metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
@@ -64,8 +67,7 @@ pub struct ExampleApp {
     cluster_header: OnceLock<HeaderValue>,
     writes_waiting_max: usize,
     recovered: AtomicBool,
-    disk_free_bytes: AtomicU64,
-    disk_free_bytes_min: u64,
+    log_is_full: AtomicBool,
     exclusion: watch::Sender<Option<Exclusion>>,
     /// The last entry that a leader said is committed. Raft is told only of what is in the log (`Append`).
     said_committed: watch::Sender<Option<LogId>>,
@@ -164,29 +166,6 @@ pub struct FoundingHold {
     pub until: Instant,
 }
 
-/// What this node's disk has room for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DiskSpace {
-    /// Any write.
-    Enough,
-    /// Writes that store nothing.
-    Low,
-    /// No write.
-    Exhausted,
-}
-
-impl DiskSpace {
-    fn of(free_bytes: u64, free_bytes_min: u64) -> Self {
-        if free_bytes < DISK_FREE_BYTES_LEAST {
-            DiskSpace::Exhausted
-        } else if free_bytes < free_bytes_min {
-            DiskSpace::Low
-        } else {
-            DiskSpace::Enough
-        }
-    }
-}
-
 /// What a node knows when an RPC arrives.
 #[derive(Clone, Debug)]
 pub struct Known {
@@ -259,8 +238,8 @@ impl ExampleApp {
             raft,
             metrics,
             recovered: AtomicBool::new(false),
-            disk_free_bytes: AtomicU64::new(u64::MAX),
-            disk_free_bytes_min: config.min_disk_free_bytes,
+            disk: Arc::default(),
+            log_is_full: AtomicBool::new(false),
             exclusion: watch::Sender::new(None),
             said_committed: watch::Sender::new(None),
             stopping: watch::Sender::new(false),
@@ -485,21 +464,14 @@ impl ExampleApp {
         fail(&self.failure, Failure::OtherEntry(found));
     }
 
-    /// What the disk has room for.
-    pub fn disk_space(&self) -> DiskSpace {
-        DiskSpace::of(self.disk_free_bytes.load(Ordering::Relaxed), self.disk_free_bytes_min)
+    /// Whether the log has as many files as it may have until a snapshot is made.
+    pub fn log_is_full(&self) -> bool {
+        self.log_is_full.load(Ordering::Relaxed)
     }
 
-    /// Notes the free space of the disk.
-    pub fn set_disk_free_bytes(&self, free_bytes: u64) {
-        self.disk_free_bytes.store(free_bytes, Ordering::Relaxed);
-    }
-
-    /// Notes that an entry takes space, until the free space is looked up again.
-    pub fn use_disk(&self, bytes: u64) {
-        let less = |free_bytes: u64| Some(free_bytes.saturating_sub(bytes));
-        // It never fails, since there always is a new value.
-        let _ = self.disk_free_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    /// Says whether that is so.
+    pub fn set_log_is_full(&self, is_full: bool) {
+        self.log_is_full.store(is_full, Ordering::Relaxed);
     }
 }
 
@@ -513,7 +485,6 @@ fn is_member_in(metrics: &RaftServerMetrics<TypeConfig>, id: NodeId) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::DISK_FREE_BYTES_MIN;
 
     /// A task that panics or returns ends the node; one that is done with its work does not.
     #[tokio::test]
@@ -527,20 +498,5 @@ mod tests {
         assert_eq!(*failure.borrow(), Some(Failure::Task("expiry")));
         tokio::spawn(essential("self-check").run(async {})).await.unwrap();
         assert_eq!(*failure.borrow(), Some(Failure::Task("expiry")), "the first one counts");
-    }
-
-    /// What a disk has room for depends on the two limits, each inclusive.
-    #[test]
-    fn disk_space() {
-        for (free_bytes, expected) in [
-            (0, DiskSpace::Exhausted),
-            (DISK_FREE_BYTES_LEAST - 1, DiskSpace::Exhausted),
-            (DISK_FREE_BYTES_LEAST, DiskSpace::Low),
-            (DISK_FREE_BYTES_MIN - 1, DiskSpace::Low),
-            (DISK_FREE_BYTES_MIN, DiskSpace::Enough),
-            (u64::MAX, DiskSpace::Enough),
-        ] {
-            assert_eq!(DiskSpace::of(free_bytes, DISK_FREE_BYTES_MIN), expected, "{free_bytes} bytes");
-        }
     }
 }

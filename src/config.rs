@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
+use crate::store::LogSizes;
 use crate::types::NodeId;
 
 // ---- what a request may hold ----
@@ -205,7 +206,7 @@ pub const FIRST_RPCS_A_TURN: usize = 16;
 /// How often a node looks for connections that only take up room: heads that do not end, and
 /// while it has hardly any room, connections that have done nothing for that long, or up to twice that.
 pub const CROWD_LOOK: Duration = Duration::from_secs(1);
-/// Open files that are kept for the node's own: its log, its snapshots, its peers.
+/// Open files that are kept for the node's own: its log ([`LOG_FILES_MAX`]), its snapshots, its peers.
 pub const FILES_RESERVED: usize = 128;
 /// How long a request may take until its outcome is called unknown.
 pub const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
@@ -392,14 +393,35 @@ pub const SNAPSHOT_ENTRIES_DEFAULT: u64 = 100_000;
 /// `--snapshot-keep-entries`: more than there are between two snapshots, so that
 /// the one before the newest can stand in for it.
 pub const SNAPSHOT_KEEP_ENTRIES_DEFAULT: u64 = 110_000;
-/// Entries that are removed from the log at once, so that it is not done for each.
-pub const PURGE_ENTRIES: u64 = 1024;
+/// Bytes of log after which a snapshot is taken, unless set by `--snapshot-bytes`, or as many as the newest snapshot
+/// has, if that is longer: snapshots then at most double what is written.
+pub const SNAPSHOT_BYTES_DEFAULT: u64 = 256 << 20;
+/// Least that `--snapshot-bytes` may be set to.
+pub const SNAPSHOT_BYTES_LEAST: u64 = 1 << 20;
+/// Bytes kept in the log after a snapshot, unless set by `--snapshot-keep-bytes`: more than there are between two
+/// snapshots, for the same reason.
+pub const SNAPSHOT_KEEP_BYTES_DEFAULT: u64 = 288 << 20;
+/// How often a node looks whether its log has grown. With 500 MB a second it grows by 50 MB meanwhile.
+pub const COMPACTION_INTERVAL: Duration = Duration::from_millis(100);
+/// How long a snapshot that was asked for is waited for, until it is asked for again. One that is being written goes on.
+pub const SNAPSHOT_RETRY: Duration = Duration::from_secs(10);
 
 // ---- files ----
 
-/// Length at which a log file is closed and the next begun. Entries in the open
-/// file stay in memory, so this bounds memory too.
-pub const LOG_CHUNK_BYTES_MAX: usize = 8 << 20;
+/// Length at which a log file is closed and the next begun, for the default of `--snapshot-bytes`. Entries in the open
+/// file stay in memory, so this bounds memory too. Only whole files are deleted.
+pub const LOG_CHUNK_BYTES_MAX: usize = 16 << 20;
+/// Files of a log between two snapshots: each holds a file descriptor.
+pub const LOG_FILES_A_SNAPSHOT: u64 = 16;
+/// Least length of a log file: what `--snapshot-bytes` may make of it.
+pub const LOG_CHUNK_BYTES_LIMIT_LEAST: usize = 1 << 20;
+/// Greatest length of a log file: what `--snapshot-bytes` may make of it.
+pub const LOG_CHUNK_BYTES_LIMIT_MOST: usize = 64 << 20;
+/// Log files that a node may have, each of which holds a file descriptor. More are allowed only if the system allows
+/// more open files than all clients can use. With that many, writes are rejected until a snapshot is there.
+pub const LOG_FILES_MAX: usize = 80;
+/// Log files that a node may have at most, however many open files the system allows.
+pub const LOG_FILES_LIMIT: usize = 4096;
 /// Bytes of entries that may wait for a leader's disk; beyond that writes are
 /// refused. A majority commits without that disk, so a disk that stalls would
 /// otherwise let the queue grow without end.
@@ -419,12 +441,26 @@ pub const SNAPSHOT_FRAME_BYTES_MAX: usize = 8 << 20;
 pub const SNAPSHOTS_KEPT: usize = 2;
 /// Free disk space below which a leader rejects what stores data, with 507: room for what is
 /// under way, the next log file, deletes and expiry, and for an operator to act.
+/// Room for the next snapshot, which no write may use, comes on top.
 pub const DISK_FREE_BYTES_MIN: u64 = 128 << 20;
-/// Free disk space below which a leader rejects every write: a disk that is full ends the node. Entries are
-/// subtracted until the free space is looked up again, so this is only for what is under way.
+/// Free disk space below which a node takes no entry, as leader or as follower: a disk that is full ends the node.
+/// Room for the next snapshot comes on top. Entries are subtracted until the free space is looked up again, so this is
+/// only for votes and the like.
 pub const DISK_FREE_BYTES_LEAST: u64 = 1 << 20;
+/// Free disk space that a snapshot leaves while it is written or received.
+pub const SNAPSHOT_LEAVES_BYTES: u64 = DISK_FREE_BYTES_LEAST + SNAPSHOT_BYTES_A_LOOK;
+/// Free disk space that must be left beyond what writes need, until a node keeps no log for followers and takes
+/// snapshots more often.
+pub const DISK_TIGHT_BYTES: u64 = 128 << 20;
+/// Free disk space below which a node does not even note that it purges: that takes some bytes.
+pub const PURGE_FREE_BYTES_LEAST: u64 = 64 << 10;
+/// While puts are rejected for want of space, a snapshot is taken once in [`SNAPSHOT_RETRY`] and a millisecond for so
+/// many bytes of the last one, if anything was applied since: what was deleted takes space until then.
+pub const SHRINKING_BYTES_A_MS: u64 = 20_000;
 /// How often the free disk space is looked up.
 pub const DISK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// After how many bytes of entries it is looked up at once.
+pub const DISK_BYTES_A_LOOK: u64 = 16 << 20;
 
 // ---- log output ----
 
@@ -554,6 +590,16 @@ pub struct Config {
     #[arg(long, env = "RKV_SNAPSHOT_KEEP_ENTRIES", value_name = "N", default_value_t = SNAPSHOT_KEEP_ENTRIES_DEFAULT)]
     pub snapshot_keep_entries: u64,
 
+    /// Bytes of log after which a snapshot is taken, even if --snapshot-entries is not reached; the length of the
+    /// newest snapshot, if that is more
+    #[arg(long, env = "RKV_SNAPSHOT_BYTES", value_name = "BYTES", default_value_t = SNAPSHOT_BYTES_DEFAULT)]
+    pub snapshot_bytes: u64,
+
+    /// Bytes of log kept after a snapshot, even if those are less than --snapshot-keep-entries; more in proportion
+    /// if the newest snapshot is longer than --snapshot-bytes
+    #[arg(long, env = "RKV_SNAPSHOT_KEEP_BYTES", value_name = "BYTES", default_value_t = SNAPSHOT_KEEP_BYTES_DEFAULT)]
+    pub snapshot_keep_bytes: u64,
+
     /// Longest request body, in bytes
     #[arg(long, env = "RKV_MAX_REQUEST_BYTES", value_name = "BYTES", default_value_t = REQUEST_BYTES_MAX_DEFAULT)]
     pub max_request_bytes: usize,
@@ -662,6 +708,8 @@ impl Config {
             election_timeout_max_ms: 600,
             snapshot_entries: SNAPSHOT_ENTRIES_DEFAULT,
             snapshot_keep_entries: SNAPSHOT_KEEP_ENTRIES_DEFAULT,
+            snapshot_bytes: SNAPSHOT_BYTES_DEFAULT,
+            snapshot_keep_bytes: SNAPSHOT_KEEP_BYTES_DEFAULT,
             max_request_bytes: REQUEST_BYTES_MAX_DEFAULT,
             max_key_bytes: KEY_BYTES_MAX_DEFAULT,
             max_value_bytes: VALUE_BYTES_MAX_DEFAULT,
@@ -688,6 +736,15 @@ impl Config {
             txn_operations: self.max_txn_operations,
             page_keys: self.max_page_keys,
             page_bytes: self.max_page_bytes,
+        }
+    }
+
+    /// When a log file is closed: there are several of them between two snapshots, since only whole files are deleted.
+    pub fn log_sizes(&self) -> LogSizes {
+        let chunk_bytes = usize::try_from(self.snapshot_bytes / LOG_FILES_A_SNAPSHOT).unwrap_or(usize::MAX);
+        LogSizes {
+            chunk_bytes_max: chunk_bytes.clamp(LOG_CHUNK_BYTES_LIMIT_LEAST, LOG_CHUNK_BYTES_LIMIT_MOST),
+            ..LogSizes::default()
         }
     }
 
@@ -765,6 +822,10 @@ impl Config {
             "--election-timeout-max-ms must be at most 60000, a minute".into(),
         )?;
         check(self.snapshot_entries > 0, "--snapshot-entries must be at least 1".into())?;
+        check(
+            self.snapshot_bytes >= SNAPSHOT_BYTES_LEAST,
+            format!("--snapshot-bytes must be at least {SNAPSHOT_BYTES_LEAST}, 1 MiB"),
+        )?;
         let ranges = [
             ("--max-request-bytes", self.max_request_bytes, 1024..=REQUEST_BYTES_MAX_LIMIT),
             ("--max-key-bytes", self.max_key_bytes, 1..=KEY_BYTES_MAX_LIMIT),
@@ -794,8 +855,9 @@ impl Config {
             max_payload_entries: APPEND_ENTRIES_MAX,
             max_append_entries: Some(APPEND_ENTRIES_MAX),
             snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(self.snapshot_entries),
-            max_in_snapshot_log_to_keep: self.snapshot_keep_entries,
-            purge_batch_size: PURGE_ENTRIES.min(self.snapshot_keep_entries.max(1)),
+            // `compaction` purges, by entries and by bytes. Two that decide would contradict each other: openraft
+            // asserts that what it is to purge never becomes less.
+            max_in_snapshot_log_to_keep: u64::MAX,
             // Until the membership names this node with its own data directory: see `server`.
             enable_elect: false,
             // A node that was cut off must not force an election when it comes back.
@@ -967,9 +1029,18 @@ mod tests {
             assert!(2 * 6 * VALUE_BYTES_MAX_LIMIT < WATCH_EVENT_BYTES_MAX);
             assert!(RETRY_DEADLINE_DEFAULT.as_secs() > 5 * RETRY_AFTER.as_secs());
             assert!(RETRY_PAUSE_FIRST.as_millis() < RETRY_PAUSE_MAX.as_millis());
-            assert!(SNAPSHOT_KEEP_ENTRIES_DEFAULT >= SNAPSHOT_ENTRIES_DEFAULT + PURGE_ENTRIES);
+            assert!(SNAPSHOT_KEEP_ENTRIES_DEFAULT > SNAPSHOT_ENTRIES_DEFAULT);
+            assert!(SNAPSHOT_KEEP_BYTES_DEFAULT > SNAPSHOT_BYTES_DEFAULT);
+            assert!(LOG_CHUNK_BYTES_MAX as u64 == SNAPSHOT_BYTES_DEFAULT / LOG_FILES_A_SNAPSHOT);
             // raft-log queues 1,024 requests, up to three for each file it begins.
-            assert!(LOG_UNSYNCED_BYTES_MAX / LOG_CHUNK_BYTES_MAX * 3 < 512);
+            assert!(LOG_UNSYNCED_BYTES_MAX / LOG_CHUNK_BYTES_LIMIT_LEAST * 3 < 1024);
+            // The others are for sockets, the runtime and snapshots.
+            assert!(LOG_FILES_MAX + 40 < FILES_RESERVED);
+            // Sixteen files more than the defaults keep, before and after a snapshot.
+            assert!(
+                LOG_FILES_MAX as u64
+                    > (SNAPSHOT_BYTES_DEFAULT + SNAPSHOT_KEEP_BYTES_DEFAULT) / LOG_CHUNK_BYTES_MAX as u64 + 16
+            );
             assert!(KEEP_ALIVE.as_secs() > CONNECTION_IDLE_MAX.as_secs());
             assert!(PASSED_ON_A_TURN < REQUESTS_A_TURN);
             assert!(REQUESTS_A_REFUSAL < REQUESTS_A_TURN);
@@ -1010,6 +1081,7 @@ mod tests {
             (&["--election-timeout-max-ms", "300"], "--election-timeout-max-ms"),
             (&["--election-timeout-max-ms", "60001"], "--election-timeout-max-ms"),
             (&["--snapshot-entries", "0"], "--snapshot-entries"),
+            (&["--snapshot-bytes", "1048575"], "--snapshot-bytes"),
             (&["--max-request-bytes", "1023"], "--max-request-bytes"),
             (&["--max-request-bytes", "999999999"], "--max-request-bytes"),
             (&["--max-key-bytes", "0"], "--max-key-bytes"),

@@ -25,9 +25,11 @@ pub mod app;
 pub mod body;
 pub mod client;
 pub mod clock;
+pub mod compaction;
 pub mod config;
 pub mod confirmations;
 pub mod connection;
+pub mod disk;
 pub mod error;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;

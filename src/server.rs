@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use actix_web::dev::ServerHandle;
@@ -15,10 +14,11 @@ use openraft::metrics::{RaftMetrics, RaftServerMetrics};
 use rustix::io::Errno;
 use tokio::sync::watch;
 
-use crate::app::{DiskSpace, ExampleApp, Failure, Role};
+use crate::app::{ExampleApp, Failure, Role};
+use crate::compaction;
 use crate::config::{
-    CLOCK_CHECK_INTERVAL, Config, ConfigError, DISK_CHECK_INTERVAL, EXPIRY_INTERVAL, HAND_OVER_DEADLINE,
-    PORT_ATTEMPTS_MAX, SELF_CHECK_INTERVAL, SHUTDOWN_DEADLINE,
+    CLOCK_CHECK_INTERVAL, Config, ConfigError, EXPIRY_INTERVAL, HAND_OVER_DEADLINE, PORT_ATTEMPTS_MAX,
+    SELF_CHECK_INTERVAL, SHUTDOWN_DEADLINE,
 };
 use crate::network::api::propose;
 use crate::network::browser::Browsers;
@@ -27,7 +27,7 @@ use crate::network::raft_network_impl::ExampleNetworkFactory;
 use crate::network::raft_thread::RaftThread;
 use crate::operation::Operation;
 use crate::peers::Peers;
-use crate::store::{ExampleStateMachine, ExampleStore, Identity, StoreError, durable};
+use crate::store::{ExampleStateMachine, ExampleStore, Identity, StoreError};
 use crate::types::{ExampleRaft, NodeId, TypeConfig};
 
 /// Why a node did not start or did not go on.
@@ -234,7 +234,7 @@ pub async fn serve_on(
         .map_err(ServeError::Http)?;
     let http_handle = http.handle();
     let recovery = tokio::spawn(recover(app.clone(), at_start));
-    let disk_watch = tokio::spawn(app.essential("disk space").run(watch_disk_space(app.clone())));
+    let compaction_task = tokio::spawn(app.essential("compaction").run(compaction::run(app.clone(), config.clone())));
     let expiry = tokio::spawn(app.essential("expiry").run(expire(app.clone())));
     let clock_record = tokio::spawn(app.essential("clock record").run(record_clock(app.clone())));
     let self_check = tokio::spawn(app.essential("self-check").run(announce_hashes(app.clone())));
@@ -259,7 +259,7 @@ pub async fn serve_on(
         },
     };
     recovery.abort();
-    disk_watch.abort();
+    compaction_task.abort();
     expiry.abort();
     clock_record.abort();
     self_check.abort();
@@ -288,8 +288,8 @@ pub async fn serve_on(
 
 async fn open_store(config: &Config) -> Result<Arc<ExampleStore>, ServeError> {
     let data_dir = config.data_dir.clone();
-    let id = config.id;
-    let opened = tokio::task::spawn_blocking(move || ExampleStore::open(&data_dir, id)).await;
+    let (id, sizes) = (config.id, config.log_sizes());
+    let opened = tokio::task::spawn_blocking(move || ExampleStore::open_with(&data_dir, id, sizes)).await;
     let store = opened.map_err(|error| ServeError::Raft(format!("opening the data directory: {error}")))??;
     Ok(Arc::new(store))
 }
@@ -467,45 +467,6 @@ async fn watch_address(app: web::Data<ExampleApp>) {
         if metrics.changed().await.is_err() {
             // Raft has stopped, which is reported as that.
             std::future::pending::<()>().await;
-        }
-    }
-}
-
-/// Looks up the free space of the disk, and logs when that changes what a leader accepts.
-async fn watch_disk_space(app: web::Data<ExampleApp>) {
-    let mut interval = tokio::time::interval(DISK_CHECK_INTERVAL);
-    let mut said = DiskSpace::Enough;
-    let mut said_failure = None;
-    loop {
-        interval.tick().await;
-        let directory: PathBuf = app.store.directory().to_owned();
-        let free = tokio::task::spawn_blocking(move || durable::free_bytes(&directory));
-        let free = free.await.unwrap_or_else(|error| Err(io::Error::other(error)));
-        let failure = free.as_ref().err().map(ToString::to_string);
-        if failure != said_failure {
-            let directory = app.store.directory().display();
-            match &failure {
-                Some(error) => tracing::warn!(
-                    "cannot look up the free space of the disk with `{directory}`: {error}; the last known space applies"
-                ),
-                None => tracing::info!("the free space of the disk with `{directory}` can be looked up again"),
-            }
-            said_failure = failure;
-        }
-        let Ok(free_bytes) = free else { continue };
-        app.set_disk_free_bytes(free_bytes);
-        let found = app.disk_space();
-        if std::mem::replace(&mut said, found) == found {
-            continue;
-        }
-        match found {
-            DiskSpace::Enough => tracing::info!("the disk has {free_bytes} bytes left: writes are accepted again"),
-            DiskSpace::Low => tracing::warn!(
-                "the disk has {free_bytes} bytes left: as leader this node rejects puts until there is more space"
-            ),
-            DiskSpace::Exhausted => tracing::error!(
-                "the disk has {free_bytes} bytes left: as leader this node rejects writes until there is more space"
-            ),
         }
     }
 }

@@ -24,8 +24,9 @@ use super::reply::{check_lists, json, ok, ok_body, parse_json, read_client_body}
 use super::txn::txn_operation;
 use super::v1::{check_result, memory_for_result, replay_marked};
 use super::worker::Worker;
-use crate::app::{DiskSpace, ExampleApp};
+use crate::app::ExampleApp;
 use crate::config::{LOG_UNSYNCED_BYTES_MAX, Limits, REQUEST_DEADLINE};
+use crate::disk::DiskSpace;
 use crate::error::{ApiError, Details, Retry};
 use crate::operation::{Delete, Operation, Put, RequestId, Value, Write};
 use crate::seeded_bug::{self, SeededBug};
@@ -260,6 +261,9 @@ pub(crate) fn parse_key(body: &[u8], limits: &Limits) -> Result<String, ApiError
     Ok(key)
 }
 
+/// What an entry takes besides its keys and values: the names of the fields, and the request's id.
+const ENTRY_BYTES: usize = 512;
+
 /// Proposes a write as leader, and waits until it is applied.
 pub async fn propose(
     app: &ExampleApp,
@@ -268,8 +272,16 @@ pub async fn propose(
 ) -> Result<ClientWriteResponse<TypeConfig>, ApiError> {
     // First, since nothing is done while it waits.
     let _place = app.client_memory.for_proposal(operation.payload_bytes()).await?;
+    let taken = app.disk.take(ENTRY_BYTES + operation.payload_bytes());
     if let Err(rejected) = check_disk_space(app, &operation) {
+        taken.release();
         return request.and_then(|request| replay(app, &request)).ok_or(rejected);
+    }
+    if app.log_is_full() {
+        taken.release();
+        return Err(ApiError::Overloaded(Retry::soon(
+            "the leader's log has no more files until a snapshot is written",
+        )));
     }
     // A majority goes on without this node's disk, so nothing else holds back what waits for it.
     if app.store.log.unsynced_bytes() > LOG_UNSYNCED_BYTES_MAX {
@@ -294,13 +306,9 @@ pub async fn propose(
 /// Rejects what the leader's disk has no room for. What only deletes, touches or reads passes, so that
 /// clients can make space and keys expire.
 fn check_disk_space(app: &ExampleApp, operation: &Operation) -> Result<(), ApiError> {
-    const ENTRY_BYTES: usize = 512; // The names of the fields, and the request's id.
-    let why = match app.disk_space() {
+    let why = match app.disk.space() {
         DiskSpace::Enough => return Ok(()),
-        DiskSpace::Low if operation.stores_nothing() => {
-            app.use_disk((ENTRY_BYTES + operation.payload_bytes()) as u64);
-            return Ok(());
-        }
+        DiskSpace::Low if operation.stores_nothing() => return Ok(()),
         DiskSpace::Low => {
             "the leader's disk is nearly full, and only takes deletes, touches and transactions without a put: \
              free some space, or move the leader"

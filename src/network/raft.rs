@@ -25,10 +25,12 @@ use super::rpc_check::{self, Append, SnapshotHead};
 use super::{api, forward};
 use crate::app::{ExampleApp, Known};
 use crate::config::{
-    APPEND_RPC_BYTES_MAX, DISK_FREE_BYTES_LEAST, LARGE_RPC_WAIT_MAX, LEADER_VIEW_INTERVALS, SMALL_RPC_BYTES_MAX,
-    SNAPSHOT_BYTES_A_LOOK, SNAPSHOT_DEADLINE, SNAPSHOT_HEAD_BYTES_MAX, SNAPSHOT_PAUSE_MAX, SNAPSHOT_WAIT_MAX,
+    APPEND_RPC_BYTES_MAX, LARGE_RPC_WAIT_MAX, LEADER_VIEW_INTERVALS, SMALL_RPC_BYTES_MAX, SNAPSHOT_BYTES_A_LOOK,
+    SNAPSHOT_DEADLINE, SNAPSHOT_HEAD_BYTES_MAX, SNAPSHOT_LEAVES_BYTES, SNAPSHOT_PAUSE_MAX, SNAPSHOT_WAIT_MAX,
 };
+use crate::disk::{DiskSpace, Taken};
 use crate::error::{ApiError, Details, Retry};
+use crate::store::codec::PayloadRecord;
 use crate::store::durable;
 use crate::store::snapshot::TemporaryFile;
 use crate::types::{Entry, NodeId, TypeConfig};
@@ -362,7 +364,7 @@ async fn check_agreement(app: &ExampleApp, append: &Append) -> Result<(), ApiErr
     Err(missing_entry())
 }
 
-/// Hands an append to Raft, unless the log has its entries with another content.
+/// Hands an append to Raft, unless the log has its entries with another content, or no room for them.
 async fn hand_to_raft(
     app: &ExampleApp,
     request: &HttpRequest,
@@ -375,11 +377,12 @@ async fn hand_to_raft(
     // One at a time: the log must have the entries of the append before this one. A leader sends a node one at a time.
     let turn = app.appending.clone().lock_owned().await;
     check_overlap(app, &append).inspect_err(|error| note_refusal(app, request, error))?;
+    let taken = take_disk_space(app, &append).inspect_err(|error| note_refusal(app, request, error))?;
     note_said_committed(app, &append);
     let raft = app.raft.clone();
     let answer = Completing::new(async move {
         let answer = raft.append_entries(append.into()).await;
-        drop(turn);
+        drop((taken, turn));
         answer
     });
     answer.await.map_err(|_| forward::stopping())
@@ -454,6 +457,24 @@ impl<F: Future<Output: Send> + Send + 'static> Drop for Completing<F> {
     }
 }
 
+/// Sets disk space aside for the entries of an append, until they are on disk, or rejects them: a node whose disk is
+/// full stops, and until then it votes and makes room by itself. Heartbeats do not come here.
+fn take_disk_space(app: &ExampleApp, append: &Append) -> Result<Taken, ApiError> {
+    const ENTRY_BYTES: usize = 96; // The names of the fields, and the log id.
+    if app.log_is_full() {
+        let message = "this node's log has no more files until a snapshot is written";
+        return Err(ApiError::Overloaded(Retry::soon(message)));
+    }
+    let bytes = append.entries.iter().map(|entry| ENTRY_BYTES + PayloadRecord::bytes_of(&entry.payload)).sum();
+    let taken = app.disk.take(bytes);
+    if app.disk.space() == DiskSpace::Exhausted {
+        taken.release();
+        let message = "this node's disk is full: free some space";
+        return Err(ApiError::DiskSpaceLow(Details::not_applied(message)));
+    }
+    Ok(taken)
+}
+
 fn missing_entry() -> ApiError {
     ApiError::Conflict(Details::not_applied(
         "this node lacks an entry that it acknowledged to the leader: its data directory may be an older copy",
@@ -511,7 +532,7 @@ async fn save(
 ) -> Result<(), ApiError> {
     let failed = |error: io::Error| {
         let what = format!("cannot receive a snapshot into `{}`: {error}", temporary.path().display());
-        if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+        if durable::is_out_of_space(&error) {
             tracing::error!("{what}");
             return ApiError::DiskSpaceLow(Details::not_applied(what));
         }
@@ -525,7 +546,7 @@ async fn save(
         unlooked_bytes += chunk.len() as u64;
         if unlooked_bytes >= SNAPSHOT_BYTES_A_LOOK {
             unlooked_bytes = 0;
-            check_room(temporary).await?;
+            check_room(app, temporary).await?;
         }
         file.write_all(&chunk).await.map_err(failed)?;
         match next_chunk(payload).await? {
@@ -544,15 +565,19 @@ async fn next_chunk(payload: &mut web::Payload) -> Result<Option<Bytes>, ApiErro
     }
 }
 
-/// The log must still have room while a snapshot takes some. If the free space cannot be known, it has.
-async fn check_room(temporary: &TemporaryFile) -> Result<(), ApiError> {
+/// The log must still have room while a snapshot takes some; if it has not, older snapshots make room. If the free space
+/// cannot be known, it has.
+async fn check_room(app: &ExampleApp, temporary: &TemporaryFile) -> Result<(), ApiError> {
     let path = temporary.path().to_owned();
-    match tokio::task::spawn_blocking(move || durable::free_bytes(&path)).await {
-        Ok(Ok(free_bytes)) if free_bytes < DISK_FREE_BYTES_LEAST + SNAPSHOT_BYTES_A_LOOK => {
-            Err(ApiError::DiskSpaceLow(Details::not_applied(format!(
-                "the disk has {free_bytes} bytes left, too few to receive a snapshot"
-            ))))
-        }
+    let snapshots = app.store.state_machine.snapshots().clone();
+    let looked = tokio::task::spawn_blocking(move || {
+        let too_few = || durable::free_bytes(&path).ok().filter(|free_bytes| *free_bytes < SNAPSHOT_LEAVES_BYTES);
+        too_few().and_then(|free_bytes| if snapshots.delete_older() { too_few() } else { Some(free_bytes) })
+    });
+    match looked.await {
+        Ok(Some(free_bytes)) => Err(ApiError::DiskSpaceLow(Details::not_applied(format!(
+            "the disk has {free_bytes} bytes left, too few to receive a snapshot"
+        )))),
         _ => Ok(()),
     }
 }

@@ -25,13 +25,12 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = temporary_path(path);
     let mut file = ownership::create_file(&temporary)?;
     file.write_all(bytes)?;
-    publish(file, &temporary, path)
+    publish(&file, &temporary, path)
 }
 
 /// Gives a completely written temporary file its name, durably.
-pub fn publish(file: File, temporary: &Path, path: &Path) -> io::Result<()> {
+pub fn publish(file: &File, temporary: &Path, path: &Path) -> io::Result<()> {
     file.sync_all()?; // Before the rename, lest it publish a torn file.
-    drop(file);
     fs::rename(temporary, path)?;
     sync_directory(parent_of(path))
 }
@@ -48,6 +47,17 @@ pub fn sync_directory(path: &Path) -> io::Result<()> {
 pub fn free_bytes(path: &Path) -> io::Result<u64> {
     let stat = rustix::fs::statvfs(path)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// How many bytes the disk that holds an open file has left.
+pub fn free_bytes_of(file: &File) -> io::Result<u64> {
+    let stat = rustix::fs::fstatvfs(file)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Whether an error only says that there is no space, or no more that this user may have.
+pub fn is_out_of_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Creates a directory and those above it, durably. One that exists is left as it is.

@@ -21,7 +21,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::Duration;
 
@@ -53,6 +53,8 @@ struct Owner {
     shared: Option<Arc<RwLock<Shared>>>,
     /// Beside the lock, so that a write can look at it without waiting.
     unsynced_bytes: Arc<AtomicUsize>,
+    /// Beside the lock for the same reason.
+    disk_bytes: AtomicU64,
 }
 
 impl Drop for Owner {
@@ -81,6 +83,17 @@ impl Default for LogSizes {
     fn default() -> Self {
         LogSizes { chunk_bytes_max: LOG_CHUNK_BYTES_MAX, cache_bytes_max: LOG_CACHE_BYTES_MAX }
     }
+}
+
+/// One file of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogFile {
+    /// The last index that the log had when the file ended, or has now; `None` if it has had no entry.
+    pub last_index: Option<u64>,
+    /// Where the file begins, in bytes since the log began.
+    pub start: u64,
+    /// Where it ends.
+    pub end: u64,
 }
 
 /// Invariants:
@@ -220,6 +233,7 @@ impl LogStore {
             );
         }
         let unsynced_bytes = Arc::new(AtomicUsize::new(0));
+        let disk_bytes = AtomicU64::new(log.on_disk_size());
         let shared = Shared {
             log,
             waiting: Waiters::default(),
@@ -230,7 +244,7 @@ impl LogStore {
             failure: None,
         };
         let shared = Some(Arc::new(RwLock::new(shared)));
-        Ok(LogStore { owner: Arc::new(Owner { shared, unsynced_bytes }) })
+        Ok(LogStore { owner: Arc::new(Owner { shared, unsynced_bytes, disk_bytes }) })
     }
 
     /// Writes and syncs all that was appended, and waits for it.
@@ -305,6 +319,24 @@ impl LogStore {
         Ok(None)
     }
 
+    /// Length of all files of the log, in bytes, with what is about to be written to them.
+    pub fn disk_bytes(&self) -> u64 {
+        self.owner.disk_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The files of the log, oldest first; the last is the one that is written to.
+    pub fn files(&self) -> io::Result<Vec<LogFile>> {
+        let stat = self.read()?.log.stat();
+        let files = stat.closed_chunks.iter().chain([&stat.open_chunk]);
+        Ok(files
+            .map(|chunk| LogFile {
+                last_index: chunk.log_state.last().map(|record| record.0.index),
+                start: chunk.global_start,
+                end: chunk.global_end,
+            })
+            .collect())
+    }
+
     /// About how many bytes of entries were appended and are not on disk yet.
     pub fn unsynced_bytes(&self) -> usize {
         self.owner.unsynced_bytes.load(Ordering::Relaxed)
@@ -325,6 +357,7 @@ impl LogStore {
             return Err(io::Error::new(*kind, message.clone()));
         }
         let result = write(&mut shared);
+        self.owner.disk_bytes.store(shared.log.on_disk_size(), Ordering::Relaxed);
         if let Err(error) = &result {
             // A record that could not be encoded may have left its beginning
             // behind; whole records after it would make that damage.

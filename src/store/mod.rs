@@ -41,7 +41,7 @@ pub use self::applied::TooManyWaits;
 pub use self::error::StoreError;
 pub use self::history::{Change, ChangeKind};
 pub use self::identity::{ClusterId, Identity};
-pub use self::log::{LogSizes, LogStore};
+pub use self::log::{LogFile, LogSizes, LogStore};
 pub use self::self_check::{SelfCheck, SelfChecks};
 pub use self::state_hash::StateHash;
 pub use self::state_machine::{Data, ExampleStateMachine, Record};
@@ -81,8 +81,11 @@ impl ExampleStore {
         Self::open_with(data_dir, node_id, LogSizes::default())
     }
 
-    /// As [`ExampleStore::open`], with other sizes for the log: tests use small ones.
-    #[doc(hidden)]
+    /// As [`ExampleStore::open`], with other sizes for the log.
+    ///
+    /// # Errors
+    ///
+    /// The same.
     pub fn open_with(data_dir: &Path, node_id: NodeId, sizes: LogSizes) -> Result<Self, StoreError> {
         let directory = data_dir.join(format!("node-{node_id}"));
         ownership::check(data_dir, &directory)?;

@@ -20,8 +20,8 @@ use super::log_check::CheckedLog;
 use super::ownership;
 use super::snapshot_format::{self, meta_of};
 use super::state_machine::ExampleStateMachine;
-use crate::config::{DISK_FREE_BYTES_MIN, SNAPSHOT_FRAME_BYTES, SNAPSHOTS_KEPT};
-use crate::types::{LogId, SnapshotMeta};
+use crate::config::{SNAPSHOT_FRAME_BYTES, SNAPSHOT_LEAVES_BYTES, SNAPSHOTS_KEPT};
+use crate::types::{LogId, SnapshotMeta, StoredMembership};
 
 const EXTENSION: &str = "snap";
 
@@ -73,6 +73,15 @@ impl Drop for TemporaryFile {
     }
 }
 
+/// How much of the disk snapshots take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SnapshotSizes {
+    /// Length of the newest, 0 if there is none.
+    pub newest_bytes: u64,
+    /// Length of all others together.
+    pub older_bytes: u64,
+}
+
 /// The directory of a node's snapshots, of which it keeps the newest [`SNAPSHOTS_KEPT`].
 #[derive(Debug)]
 pub struct SnapshotDirectory {
@@ -117,14 +126,53 @@ impl SnapshotDirectory {
         Ok((SnapshotDirectory { path: path.to_owned(), kept, temporary_count }, machine))
     }
 
-    /// Whether the disk has room for another snapshot, as large as the newest and
-    /// half as large again. If that cannot be known, it has.
+    /// Whether the disk has room for another snapshot, as large as the newest; makes room if it has not, by deleting
+    /// those before the newest, which only stand in for it. If the free space cannot be known, it has.
+    ///
+    /// The next may be larger: [`SnapshotDirectory::build`] gives up then.
     pub fn has_room(&self) -> bool {
         let newest_bytes = self.newest().ok().flatten().map_or(0, |(_, snapshot)| snapshot.bytes);
-        match durable::free_bytes(&self.path) {
-            Ok(free_bytes) => free_bytes > newest_bytes + newest_bytes / 2 + DISK_FREE_BYTES_MIN,
+        let has_room = || match durable::free_bytes(&self.path) {
+            Ok(free_bytes) => free_bytes > newest_bytes + SNAPSHOT_LEAVES_BYTES,
             Err(_) => true,
+        };
+        has_room() || (self.delete_older() && has_room())
+    }
+
+    /// How much of the disk the snapshots take.
+    pub fn sizes(&self) -> Result<SnapshotSizes, StoreError> {
+        let newest = self.kept().last().map(|meta| self.path_of(meta));
+        let mut sizes = SnapshotSizes::default();
+        for (_, path) in snapshot_files(&self.path)? {
+            // One that was deleted meanwhile takes nothing.
+            let bytes = fs::metadata(&path).map_or(0, |metadata| metadata.len());
+            if Some(&path) == newest.as_ref() {
+                sizes.newest_bytes = bytes;
+            } else {
+                sizes.older_bytes += bytes;
+            }
         }
+        Ok(sizes)
+    }
+
+    /// Deletes the snapshots before the newest, for their space. Returns whether there was one.
+    pub fn delete_older(&self) -> bool {
+        let mut kept = self.kept();
+        let Some(newest) = kept.pop() else { return false };
+        kept.clear();
+        let newest_path = self.path_of(&newest);
+        let newest_index = index_of(&newest);
+        kept.push(newest);
+        let Ok(mut older) = snapshot_files(&self.path) else { return false };
+        // A file with a higher index is damaged, or another node's that is just being published.
+        older.retain(|(index, path)| *index < newest_index && *path != newest_path);
+        drop(kept);
+        if older.is_empty() {
+            return false;
+        }
+        tracing::warn!("the disk has little space: deleting the snapshots before that at index {newest_index}");
+        delete(older);
+        true
     }
 
     /// Whether there is no good snapshot.
@@ -147,19 +195,39 @@ impl SnapshotDirectory {
     /// all of it is read here anyway, and the log is purged of what a snapshot has.
     ///
     /// Returns it even if a newer one was installed meanwhile, which is then the
-    /// one that counts.
+    /// one that counts. If the disk has too little room for it, returns one that holds
+    /// nothing and takes the place of none: writing none is no reason to stop.
     pub fn build(&self, machine: &ExampleStateMachine) -> Result<(SnapshotMeta, SnapshotFile), StoreError> {
         let meta = meta_of(machine);
         let temporary = self.temporary_file();
+        let mut file = temporary.create().map_err(|error| StoreError::io("write", &temporary.path, error))?;
+        match self.write(machine, &meta, &mut file, &temporary) {
+            Ok(readable) => Ok((meta, readable)),
+            Err(StoreError::Io { source, .. }) if durable::is_out_of_space(&source) => {
+                let index = index_of(&meta);
+                tracing::warn!("no snapshot is taken at index {index}, for want of space: {source}; free some space");
+                let nothing = SnapshotMeta { last_log_id: None, last_membership: StoredMembership::default() };
+                Ok((nothing, SnapshotFile { file: Arc::new(file), bytes: 0, received: None }))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn write(
+        &self,
+        machine: &ExampleStateMachine,
+        meta: &SnapshotMeta,
+        file: &mut File,
+        temporary: &TemporaryFile,
+    ) -> Result<SnapshotFile, StoreError> {
         let failed = |error| StoreError::io("write", &temporary.path, error);
-        let mut file = temporary.create().map_err(failed)?;
-        let is_as_applied = snapshot_format::write(machine, &meta, &mut file).map_err(failed)?;
+        let is_as_applied = snapshot_format::write(machine, meta, file).map_err(failed)?;
         if !is_as_applied {
             return Err(StoreError::MemoryChanged);
         }
         let readable = open_for_reading(&temporary.path)?;
-        self.publish(file, &temporary, &meta)?;
-        Ok((meta, readable))
+        self.publish(file, temporary, meta)?;
+        Ok(readable)
     }
 
     /// The newest snapshot, if there is one.
@@ -190,7 +258,7 @@ impl SnapshotDirectory {
             None => self.receive(&snapshot)?,
         };
         let file = File::open(&temporary.path).map_err(|error| StoreError::io("open", &temporary.path, error))?;
-        self.publish(file, &temporary, &meta_of(&machine))?;
+        self.publish(&file, &temporary, &meta_of(&machine))?;
         Ok(machine)
     }
 
@@ -201,7 +269,7 @@ impl SnapshotDirectory {
         Ok(ReceivedSnapshot { machine, temporary })
     }
 
-    fn publish(&self, file: File, temporary: &TemporaryFile, meta: &SnapshotMeta) -> Result<(), StoreError> {
+    fn publish(&self, file: &File, temporary: &TemporaryFile, meta: &SnapshotMeta) -> Result<(), StoreError> {
         let path = self.path_of(meta);
         let failed = |error| StoreError::io("publish", &path, error);
         // Before the lock is taken: a large file takes long to sync.
@@ -221,15 +289,7 @@ impl SnapshotDirectory {
         let mut surplus = snapshot_files(&self.path)?;
         surplus.retain(|(_, path)| !keep.contains(path));
         drop(kept); // Deleting a large file takes long, too.
-        for (_, path) in surplus {
-            // Only space is lost by keeping it, so this must not fail the snapshot.
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    tracing::warn!("cannot delete the old snapshot `{}`: {error}", path.display());
-                }
-                _ => {}
-            }
-        }
+        delete(surplus);
         Ok(())
     }
 
@@ -239,6 +299,18 @@ impl SnapshotDirectory {
 
     fn path_of(&self, meta: &SnapshotMeta) -> PathBuf {
         self.path.join(format!("{}.{EXTENSION}", index_of(meta)))
+    }
+}
+
+/// Deletes snapshots. Only space is lost by keeping one, so this fails nothing.
+fn delete(files: Vec<(u64, PathBuf)>) {
+    for (_, path) in files {
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!("cannot delete the old snapshot `{}`: {error}", path.display());
+            }
+            _ => {}
+        }
     }
 }
 

@@ -21,12 +21,13 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::codec::read_part;
+use super::durable;
 use super::error::StoreError;
 use super::history::{Change, ChangeKind, History};
 use super::requests::Remembered;
 use super::state_hash::{self, StateHash};
 use super::state_machine::{ExampleStateMachine, Record as StateRecord};
-use crate::config::{SNAPSHOT_FRAME_BYTES, SNAPSHOT_FRAME_BYTES_MAX, SNAPSHOT_FRAMES_PER_SYNC};
+use crate::config::{SNAPSHOT_FRAME_BYTES, SNAPSHOT_FRAME_BYTES_MAX, SNAPSHOT_FRAMES_PER_SYNC, SNAPSHOT_LEAVES_BYTES};
 use crate::operation::{Key, RequestId, Value, WriteResult};
 use crate::types::SnapshotMeta;
 
@@ -157,6 +158,8 @@ pub fn meta_of(machine: &ExampleStateMachine) -> SnapshotMeta {
 
 /// Writes a snapshot of `machine`, as one that is named by `meta`. Returns whether what it has
 /// written is what was applied: all hashes are worked out again, while it is read.
+///
+/// Ends with [`io::ErrorKind::StorageFull`] rather than leave less than [`SNAPSHOT_LEAVES_BYTES`] of the disk.
 pub fn write(machine: &ExampleStateMachine, meta: &SnapshotMeta, file: &mut File) -> io::Result<bool> {
     let mut frames = FrameWriter {
         writer: BufWriter::with_capacity(SNAPSHOT_FRAME_BYTES, file),
@@ -249,8 +252,20 @@ impl FrameWriter<'_> {
             // log's syncs wait until it is done.
             self.writer.flush()?;
             self.writer.get_ref().sync_data()?;
+            self.check_room()?;
         }
         Ok(())
+    }
+
+    /// The log must still have room: a log that cannot be written ends the node, while a snapshot can wait.
+    /// If the free space cannot be known, it has.
+    fn check_room(&self) -> io::Result<()> {
+        match durable::free_bytes_of(self.writer.get_ref()) {
+            Ok(free_bytes) if free_bytes < SNAPSHOT_LEAVES_BYTES => {
+                Err(io::Error::new(io::ErrorKind::StorageFull, format!("the disk has {free_bytes} bytes left")))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn write_frame(&mut self) -> io::Result<()> {

@@ -260,7 +260,7 @@ async fn limit_files(cluster: &mut TestCluster, ids: &[NodeId]) {
 
 const FILES_MAX: u64 = 256;
 const OFTEN: &[&str] = &["--snapshot-entries", "50", "--snapshot-keep-entries", "20"];
-/// 19 MiB of values; a file of the log has 8 MiB.
+/// 19 MiB of values; a file of the log has 16 MiB.
 const WRITES: usize = 300;
 
 /// A node that has more clients than it may have open files serves as many as it has files for,

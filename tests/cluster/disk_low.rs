@@ -1,6 +1,11 @@
 //! What does a cluster still do when its disks are nearly full?
 //!
-//! A flag sets what counts as nearly full, so any user can run these tests.
+//! A flag sets what counts as nearly full, so any user can run these tests. Those that need a small disk run
+//! once more in a mount namespace with a file system of that size, where the system lets users have one.
+
+use std::io::Read;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use raft_key_value::NodeId;
 use reqwest::Method;
@@ -179,4 +184,156 @@ async fn free_space_that_cannot_be_looked_up() {
     }
     let log = node.log();
     assert_eq!(log.matches("cannot look up the free space").count(), 2, "{log}");
+}
+
+/// Says to a test that it runs on a small disk.
+const SMALL_DISK: &str = "RKV_TEST_SMALL_DISK";
+
+/// Runs a test of this module with its temporary files on a disk of so many MiB. Returns whether the system allows that.
+fn run_on_small_disk(name: &str, mib: usize) -> bool {
+    let directory = tempfile::tempdir().unwrap();
+    let mount = format!("mount -t tmpfs -o size={mib}M none \"$TMPDIR\"");
+    let in_namespace = |script: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["--map-root-user", "--mount", "sh", "-c", script, "sh"]);
+        command.arg(std::env::current_exe().unwrap()).args(["--exact", name, "--ignored", "--nocapture"]);
+        command.env("TMPDIR", directory.path()).env(SMALL_DISK, "yes").output()
+    };
+    if !in_namespace(&mount).is_ok_and(|output| output.status.success()) {
+        eprintln!("{name} is not run: this system does not let users mount a file system");
+        return false;
+    }
+    let output = in_namespace(&format!("{mount} && exec \"$@\"")).unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    eprintln!("{text}");
+    true
+}
+
+/// A small disk does not stay full of log: one key can be written again and again, and what is rejected meanwhile is
+/// accepted a moment later.
+///
+/// Method: a disk of 320 MiB, of which 128 MiB are for no put. 400 MiB are put to one key, and each put that gets 507 is
+/// sent again until it is accepted.
+#[test]
+fn a_log_makes_room() {
+    run_on_small_disk("disk_low::rewrite_on_a_small_disk", 320);
+}
+
+#[tokio::test]
+#[ignore = "run on a small disk by `cargo test --test cluster disk_low::a_log_makes_room`"]
+async fn rewrite_on_a_small_disk() {
+    if std::env::var_os(SMALL_DISK).is_none() {
+        return;
+    }
+    let mut cluster = TestCluster::form("small-disk", &[1], CALM_BUT_QUICK).await;
+    let mut rejected = 0;
+    for number in 0..400 {
+        let value = format!("{number:>16}").repeat(1 << 16);
+        eventually(&format!("put {number} is accepted"), DEADLINE, async || {
+            let answer = cluster.put(1, "/v1/kv/rewritten", value.clone()).await;
+            match answer.status {
+                200 => Ok(()),
+                507 => {
+                    rejected += 1;
+                    Err(answer.text())
+                }
+                _ => panic!("{}", answer.text()),
+            }
+        })
+        .await;
+    }
+    eprintln!("small-disk: {rejected} puts were rejected, and accepted later");
+    cluster.assert_alive();
+    cluster.kill(1);
+    cluster.restart(1).await;
+    cluster.leader_of(&[1]).await;
+    let value = cluster.get(1, "/v1/kv/rewritten").await.done()["value"].as_str().unwrap().to_owned();
+    assert_eq!(value[..16].trim(), "399");
+}
+
+/// A disk that something else has filled up stops no node, as leader or as follower, and does not keep it from going on
+/// once there is space.
+///
+/// Method: three nodes on a disk of 300 MiB; a file takes all but 10 MiB of it; writes and deletes get 507, reads do not;
+/// the file is deleted, and each node takes writes again, without being started again.
+#[test]
+fn a_full_disk_is_not_for_good() {
+    run_on_small_disk("disk_low::fill_a_small_disk", 300);
+}
+
+#[tokio::test]
+#[ignore = "run on a small disk by `cargo test --test cluster disk_low::a_full_disk_is_not_for_good`"]
+async fn fill_a_small_disk() {
+    if std::env::var_os(SMALL_DISK).is_none() {
+        return;
+    }
+    let mut cluster = TestCluster::form("filled-disk", &ALL, CALM_BUT_QUICK).await;
+    cluster.put(1, "/v1/kv/kept", "before").await.done();
+    let filler = std::env::temp_dir().join("filler");
+    let stat = rustix::fs::statvfs(std::env::temp_dir()).unwrap();
+    let bytes = stat.f_bavail * stat.f_frsize - (10 << 20);
+    let mut file = std::fs::File::create(&filler).unwrap();
+    std::io::copy(&mut std::io::repeat(1).take(bytes), &mut file).unwrap();
+    drop(file); // Its space would not be free while it is open.
+    for id in ALL {
+        eventually(&format!("node {id} rejects deletes"), DEADLINE, async || {
+            let answer = cluster.delete(id, "/v1/kv/none").await;
+            if answer.status == 507 { Ok(()) } else { Err(answer.text()) }
+        })
+        .await;
+        assert_eq!(cluster.get(id, "/v1/kv/kept").await.done()["value"], "before");
+    }
+    cluster.assert_alive();
+    std::fs::remove_file(&filler).unwrap();
+    for id in ALL {
+        puts_are_answered(&cluster, id, 200).await;
+    }
+    cluster.all_applied(&ALL).await;
+    cluster.assert_alive();
+}
+
+/// A disk that is full of data takes deletes, and puts again once something was deleted: also if what the log could give
+/// back is nothing, since deletes take hardly any log.
+///
+/// Method: a disk of 400 MiB; put keys of 1 MiB until that is rejected for good; then delete all but one, and put.
+#[test]
+fn deletes_make_room_for_puts() {
+    run_on_small_disk("disk_low::delete_on_a_small_disk", 400);
+}
+
+#[tokio::test]
+#[ignore = "run on a small disk by `cargo test --test cluster disk_low::deletes_make_room_for_puts`"]
+async fn delete_on_a_small_disk() {
+    /// Longer than a node takes to make room, if it can.
+    const FOR_GOOD: Duration = Duration::from_secs(25);
+    if std::env::var_os(SMALL_DISK).is_none() {
+        return;
+    }
+    let mut cluster = TestCluster::form("full-of-data", &[1], CALM_BUT_QUICK).await;
+    let mut count = 0;
+    let mut accepted_at = Instant::now();
+    while accepted_at.elapsed() < FOR_GOOD {
+        let answer = cluster.put(1, &format!("/v1/kv/data/{count}"), "v".repeat(1 << 20)).await;
+        match answer.status {
+            200 => {
+                count += 1;
+                accepted_at = Instant::now();
+            }
+            507 => tokio::time::sleep(Duration::from_millis(100)).await,
+            _ => panic!("{}", answer.text()),
+        }
+    }
+    eprintln!("full-of-data: {count} MiB fit");
+    assert!(count > 60, "{count} MiB of data on a disk of 400 MiB");
+    for number in 1..count {
+        cluster.delete(1, &format!("/v1/kv/data/{number}")).await.done();
+    }
+    puts_are_answered(&cluster, 1, 200).await;
+    cluster.assert_alive();
+    cluster.kill(1);
+    cluster.restart(1).await;
+    cluster.leader_of(&[1]).await;
+    assert_eq!(cluster.get(1, "/v1/kv/data/0").await.done()["version"], 1);
+    cluster.get(1, "/v1/kv/data/1").await.refused(404, "key_not_found");
 }

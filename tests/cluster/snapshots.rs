@@ -1,10 +1,13 @@
 //! Whether a node gets what the logs no longer have.
 
 use std::collections::BTreeMap;
+use std::fs;
 
+use raft_key_value::NodeId;
+use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{TestCluster, Writers, index_of};
+use crate::harness::{CALM, DEADLINE, Metrics, TestCluster, TestNode, Writers, eventually, index_of};
 
 /// Snapshots and purges so often that a test of some hundred writes sees several.
 const OFTEN: &[&str] = &["--snapshot-entries", "50", "--snapshot-keep-entries", "20"];
@@ -116,4 +119,120 @@ async fn a_restart_from_snapshot_and_log_loses_nothing() {
             history.assert_on(&cluster, id).await;
         }
     }
+}
+
+const MIB: u64 = 1 << 20;
+/// The log files have 1 MiB then.
+const SHORT: &str = "--snapshot-bytes=8388608";
+const KEEP_LITTLE: &str = "--snapshot-keep-bytes=1048576";
+
+/// Length of the files of a node's log, in bytes.
+fn log_bytes(node: &TestNode) -> u64 {
+    // One may be deleted at any time.
+    let files = fs::read_dir(node.directory().join("log")).unwrap();
+    files.map(|file| file.unwrap().metadata().map_or(0, |metadata| metadata.len())).sum()
+}
+
+/// Puts 1 MiB to one key, so many times; calls `look` after each.
+async fn rewrite(cluster: &TestCluster, through: NodeId, name: &str, count: usize, mut look: impl FnMut()) {
+    for number in 0..count {
+        let key = format!("{name}-{number}");
+        let value = format!("{key:>16}").repeat(1 << 16);
+        let headers = [("idempotency-key", key.as_str())];
+        cluster.persistently(through, Method::PUT, "/v1/kv/rewritten", &headers, &value).await.done();
+        look();
+    }
+}
+
+/// The value that [`rewrite`] left.
+async fn assert_rewritten(cluster: &TestCluster, id: NodeId, name: &str, count: usize) {
+    let value = cluster.get(id, "/v1/kv/rewritten").await.done()["value"].as_str().unwrap().to_owned();
+    assert_eq!(value.len() as u64, MIB);
+    assert_eq!(value[..16].trim(), format!("{name}-{}", count - 1), "on node {id}");
+}
+
+/// A key that is written again and again takes neither the disk nor the open files: the log is bounded by bytes.
+///
+/// Method: a node that may have 256 files open, with log files of 1 MiB, of which it may have 80: 24 for followers, 24
+/// until the next snapshot, and the rest while that is written. 160 MiB are put to one key. After each put, look at the
+/// files. Then kill -9 it and start it again.
+#[tokio::test]
+async fn the_log_of_one_large_key_is_bounded() {
+    const COUNT: usize = 160;
+    let mut cluster = TestCluster::form("large-key", &[1], &[&[SHORT], CALM].concat()).await;
+    cluster.kill(1);
+    cluster.node_mut(1).limit_files(256);
+    cluster.restart(1).await;
+    cluster.leader_of(&[1]).await;
+    let (mut log_bytes_max, mut open_files_max) = (0, 0);
+    rewrite(&cluster, 1, "one", COUNT, || {
+        log_bytes_max = log_bytes_max.max(log_bytes(cluster.node(1)));
+        open_files_max = open_files_max.max(cluster.node(1).open_files());
+    })
+    .await;
+    eprintln!("large-key: the log had at most {log_bytes_max} bytes, and the node {open_files_max} open files");
+    assert!(log_bytes_max < 90 * MIB, "{log_bytes_max} bytes of log");
+    assert!(open_files_max < 128, "{open_files_max} open files");
+    cluster.kill(1);
+    cluster.restart(1).await;
+    cluster.leader_of(&[1]).await;
+    assert_rewritten(&cluster, 1, "one", COUNT).await;
+    assert!(log_bytes(cluster.node(1)) < 90 * MIB);
+}
+
+/// A follower that missed more bytes than the logs keep gets a snapshot.
+///
+/// Method: kill -9 a follower; put large values to one key until the logs of the others begin after what it has; start
+/// it.
+#[tokio::test]
+async fn a_follower_that_missed_many_bytes_gets_a_snapshot() {
+    const COUNT: usize = 30;
+    let mut cluster = TestCluster::form("missed-bytes", &[1, 2, 3], &[&[SHORT, KEEP_LITTLE], CALM].concat()).await;
+    let leader = cluster.leader_of(&[1, 2, 3]).await;
+    let follower = 1 + leader % 3;
+    let rest: Vec<NodeId> = [1, 2, 3].into_iter().filter(|id| *id != follower).collect();
+    cluster.all_applied(&[1, 2, 3]).await;
+    let follower_had = cluster.metrics(follower).await.last_log_index.unwrap();
+    cluster.kill(follower);
+    rewrite(&cluster, rest[0], "missed", COUNT, || {}).await;
+    for id in &rest {
+        let is_purged = |metrics: &Metrics| (index_of(metrics.purged) > follower_had).then_some(());
+        cluster.metrics_say(*id, "its log begins after what the follower has", is_purged).await;
+    }
+    cluster.restart(follower).await;
+    cluster.all_applied(&[rest[0], follower]).await;
+    assert!(index_of(cluster.metrics(follower).await.snapshot) > follower_had, "it can only have come by snapshot");
+    assert_rewritten(&cluster, follower, "missed", COUNT).await;
+    rewrite(&cluster, follower, "after", 3, || {}).await;
+    cluster.all_applied(&[1, 2, 3]).await;
+}
+
+/// A node that stopped between a snapshot and the purge that follows it purges when it is started again.
+///
+/// Method: kill -9 a node that keeps all its log; start it with a setting that keeps little. Its log must become
+/// shorter without a write. Kill it meanwhile, twice, before and after it has purged: it has all it had.
+#[tokio::test]
+async fn a_purge_is_made_up_for() {
+    const COUNT: usize = 24;
+    let mut cluster = TestCluster::form("late-purge", &[1], &[&[SHORT], CALM].concat()).await;
+    rewrite(&cluster, 1, "all", COUNT, || {}).await;
+    let snapshot = cluster.metrics_say(1, "it has a snapshot", |metrics| metrics.snapshot).await;
+    cluster.kill(1);
+    let before = log_bytes(cluster.node(1));
+    assert!(before > COUNT as u64 * MIB, "it keeps what {snapshot} covers: {before} bytes");
+    cluster.node_mut(1).add_flag(KEEP_LITTLE);
+    cluster.restart(1).await;
+    cluster.kill(1);
+    for _ in 0..2 {
+        cluster.restart(1).await;
+        eventually("the log is shorter", DEADLINE, async || match log_bytes(cluster.node(1)) {
+            bytes if bytes < before / 2 + 4 * MIB => Ok(()),
+            bytes => Err(bytes),
+        })
+        .await;
+        cluster.kill(1);
+    }
+    cluster.restart(1).await;
+    cluster.leader_of(&[1]).await;
+    assert_rewritten(&cluster, 1, "all", COUNT).await;
 }

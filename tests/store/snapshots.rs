@@ -9,7 +9,7 @@ use openraft::storage::{RaftLogStorage, RaftStateMachine};
 use raft_key_value::ExampleStateMachine;
 use raft_key_value::config::{KEY_BYTES_MAX_LIMIT, SNAPSHOT_FRAME_BYTES_MAX, VALUE_BYTES_MAX_LIMIT};
 use raft_key_value::store::log_check::CheckedLog;
-use raft_key_value::store::snapshot::SnapshotDirectory;
+use raft_key_value::store::snapshot::{SnapshotDirectory, SnapshotSizes};
 use raft_key_value::store::{ExampleStore, StoreError};
 
 use crate::support::*;
@@ -391,4 +391,78 @@ fn damaged_on_the_way() {
     }
     assert_eq!(snapshot_names(directory.path()), Vec::<String>::new());
     assert_eq!(run(store.state_machine.clone().get_current_snapshot()).unwrap().map(|snapshot| snapshot.meta), None);
+}
+
+/// The snapshots before the newest can be deleted for their space, and those of an earlier run of the node too. The
+/// newest stays, and the directory is as good as before.
+#[test]
+fn older_snapshots_make_room() {
+    for reopened in [false, true] {
+        let directory = scratch();
+        let store = open(directory.path());
+        store.join_cluster(CLUSTER).unwrap();
+        drop(store);
+        let mut store = open(directory.path());
+        assert_eq!(store.state_machine.snapshots().sizes().unwrap(), SnapshotSizes::default());
+        assert!(!store.state_machine.snapshots().delete_older(), "there is none");
+        run(async {
+            append(&store, entries(9)).await;
+            for last in [3, 5] {
+                apply_from_log(&store, last).await;
+                build_snapshot(&store).await;
+            }
+        });
+        if reopened {
+            drop(store);
+            store = open(directory.path());
+        }
+        let length = |index| fs::metadata(snapshot_path(directory.path(), index)).unwrap().len();
+        let snapshots = store.state_machine.snapshots();
+        let sizes = SnapshotSizes { newest_bytes: length(5), older_bytes: length(3) };
+        assert_eq!(snapshots.sizes().unwrap(), sizes);
+        assert!(snapshots.delete_older());
+        assert_eq!(snapshots.sizes().unwrap(), SnapshotSizes { older_bytes: 0, ..sizes });
+        assert!(!snapshots.delete_older(), "it is deleted");
+        drop(store);
+        assert_state(&open(directory.path()), &state_at(5), "from the newest");
+    }
+}
+
+/// The files of a log tell where each begins and ends, on disk too, and which entry is the last: also after it was
+/// opened again and purged.
+#[test]
+fn the_log_tells_its_files() {
+    let directory = scratch();
+    let mut store = open_small(directory.path()).unwrap();
+    store.join_cluster(CLUSTER).unwrap();
+    run(async {
+        append(&store, (0..40).map(|index| set(1, index, "key", "value"))).await;
+        apply_from_log(&store, 39).await;
+        build_snapshot(&store).await;
+    });
+    for round in 0..3 {
+        let files = store.log.files().unwrap();
+        assert!(files.len() > 4, "{files:?}");
+        assert_eq!(files.last().unwrap().last_index, Some(39), "in round {round}");
+        for pair in files.windows(2) {
+            assert!(pair[0].end == pair[1].start && pair[0].last_index <= pair[1].last_index, "{files:?}");
+        }
+        let lengths: Vec<u64> = files.iter().map(|file| file.end - file.start).collect();
+        let on_disk = log_files(directory.path());
+        let on_disk: Vec<u64> = on_disk.iter().map(|path| fs::metadata(path).unwrap().len()).collect();
+        assert_eq!(lengths, on_disk, "in round {round}");
+        assert_eq!(store.log.disk_bytes(), lengths.iter().sum::<u64>());
+        if round == 1 {
+            let mut log = store.log.clone();
+            let last = files[1].last_index.unwrap();
+            run(async {
+                log.purge(log_id(1, last)).await.unwrap();
+                log.flush().await.unwrap();
+            });
+            assert_eq!(store.log.files().unwrap()[0].start, files[2].start, "two files are purged");
+            drop(log);
+        }
+        drop(store);
+        store = open_small(directory.path()).unwrap();
+    }
 }
