@@ -186,11 +186,14 @@ pub async fn call_fails(scene: &mut Scene<'_>, failing: Failing) -> Result<Strin
     let inject = format!("error={error}:when={when}+");
     node.expect_exit(&EXIT_DISK_FAILED);
     let mut strace = node.strace_files(calls, &inject, &files)?;
-    // A snapshot that comes from another node is refused if there is no space for it.
+    // A snapshot for which there is no space is refused if it comes from another node, and given up if it is the node's own.
     let said_before = node.log().len();
-    let refused =
-        |node: &Node| node.log().get(said_before..).unwrap_or_default().contains("cannot receive a snapshot into");
-    let is_refused = place == Place::SnapshotReceived && failing == Failing::NoSpace;
+    let refused = |node: &Node| {
+        let log = node.log();
+        let said = log.get(said_before..).unwrap_or_default();
+        said.contains("cannot receive a snapshot into") || said.contains("no snapshot is taken at index")
+    };
+    let is_refused = place != Place::Log && failing == Failing::NoSpace;
     let mut status = node.wait(if is_refused { REFUSAL_DEADLINE } else { NOTICE_DEADLINE }).await?;
     strace.signal(libc::SIGTERM)?;
     strace.wait(Duration::from_secs(5)).await?;
