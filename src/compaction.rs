@@ -19,12 +19,16 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::app::ExampleApp;
 use crate::config::{
-    CLIENTS_MAX, COMPACTION_INTERVAL, Config, DISK_CHECK_INTERVAL, DISK_TIGHT_BYTES, FILES_RESERVED, LOG_FILES_LIMIT,
-    LOG_FILES_MAX, PURGE_FREE_BYTES_LEAST, SHRINKING_BYTES_A_MS, SNAPSHOT_LEAVES_BYTES, SNAPSHOT_RETRY,
+    APPEND_BYTES_MAX, CLIENTS_MAX, COMPACTION_INTERVAL, Config, DISK_CHECK_INTERVAL, DISK_REPORT_INTERVAL,
+    DISK_TIGHT_BYTES, FILES_RESERVED, LOG_FILES_LIMIT, LOG_FILES_MAX, PURGE_FREE_BYTES_LEAST, SHRINKING_BYTES_A_MS,
+    SNAPSHOT_LEAVES_BYTES, SNAPSHOT_RETRY,
 };
 use crate::disk::{DiskLimits, DiskSpace};
 use crate::store::snapshot::SnapshotSizes;
 use crate::store::{ExampleStore, LogFile, durable};
+
+/// As much as an append may bring, with some room: one that would leave too little space is rejected as a whole.
+const LONG_APPEND_BYTES: u64 = 4 * APPEND_BYTES_MAX as u64;
 
 /// What the settings say.
 #[derive(Clone, Copy, Debug)]
@@ -123,7 +127,9 @@ impl Plan {
             || since.files > bounds.files_a_part()
             || (log_is_full && since.to_gain_bytes > 0)
             || (is_tight && since.to_gain_bytes > tight_bytes)
-            || (is_low && since.to_gain_bytes > 0);
+            || (is_low && since.to_gain_bytes > 0)
+            // Afterwards less must be reserved for the next; and no long entry is taken until then.
+            || (free_bytes < disk_limits.exhausted.saturating_add(LONG_APPEND_BYTES) && since.bytes > 0);
 
         // Deletes take hardly any log, and give the space back only with the next snapshot.
         let may_shrink_after = (is_low && since.bytes > 0)
@@ -192,7 +198,7 @@ pub async fn run(app: web::Data<ExampleApp>, config: Config) {
     let mut interval = tokio::time::interval(COMPACTION_INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut looked: Option<(Instant, u64)> = None;
-    let mut said = DiskSpace::Enough;
+    let mut said = (DiskSpace::Enough, None);
     let mut has_failed = false;
     let mut asked = Asked::default();
     loop {
@@ -256,11 +262,13 @@ fn say_failure(app: &ExampleApp, failure: Option<io::Error>, has_failed: &mut bo
     }
 }
 
-fn say(app: &ExampleApp, said: &mut DiskSpace) {
+/// Logs what the disk has room for if that has changed. A node that makes room again and again says it now and then.
+fn say(app: &ExampleApp, said: &mut (DiskSpace, Option<Instant>)) {
     let found = app.disk.space();
-    if std::mem::replace(said, found) == found {
+    if said.0 == found || said.1.is_some_and(|at| at.elapsed() < DISK_REPORT_INTERVAL) {
         return;
     }
+    *said = (found, Some(Instant::now()));
     match found {
         DiskSpace::Enough => tracing::info!("the disk has enough space: writes are accepted again"),
         DiskSpace::Low => {
@@ -402,6 +410,7 @@ mod tests {
         assert!(!plan(300, 65, log_of(4, 16), Some(9)).wants_snapshot, "32 MiB are less than that snapshot is worth");
         assert!(plan(150, 65, log_of(4, 16), Some(9)).wants_snapshot, "puts are rejected");
         assert!(!plan(100, 65, log_of(2, 16), Some(9)).wants_snapshot, "the file that is written to cannot be deleted");
+        assert!(plan(30, 65, log_of(2, 16), Some(9)).wants_snapshot, "no entry is taken");
         let full = Plan::new(
             &BOUNDS,
             &OnDisk { free_bytes: 0, snapshots: SnapshotSizes::default(), files: log_of(3, 16) },

@@ -459,6 +459,8 @@ pub const PURGE_FREE_BYTES_LEAST: u64 = 64 << 10;
 pub const SHRINKING_BYTES_A_MS: u64 = 20_000;
 /// How often the free disk space is looked up.
 pub const DISK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a node logs at most that its disk has more or less space than before.
+pub const DISK_REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// After how many bytes of entries it is looked up at once.
 pub const DISK_BYTES_A_LOOK: u64 = 16 << 20;
 

@@ -170,7 +170,7 @@ impl SnapshotDirectory {
         if older.is_empty() {
             return false;
         }
-        tracing::warn!("the disk has little space: deleting the snapshots before that at index {newest_index}");
+        tracing::info!("the disk has little space: deleting the snapshots before that at index {newest_index}");
         delete(older);
         true
     }

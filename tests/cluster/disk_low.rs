@@ -11,7 +11,7 @@ use raft_key_value::NodeId;
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{Answer, CALM_BUT_QUICK, DEADLINE, TestCluster, eventually};
+use crate::harness::{Answer, CALM, CALM_BUT_QUICK, DEADLINE, TestCluster, eventually};
 
 const ALL: [NodeId; 3] = [1, 2, 3];
 
@@ -336,4 +336,41 @@ async fn delete_on_a_small_disk() {
     cluster.leader_of(&[1]).await;
     assert_eq!(cluster.get(1, "/v1/kv/data/0").await.done()["version"], 1);
     cluster.get(1, "/v1/kv/data/1").await.refused(404, "key_not_found");
+}
+
+/// A follower whose disk is much smaller than the others' takes entries as it has room for them: it does not stop, rejects
+/// what would fill its disk, makes room, and has everything in the end. The others go on.
+///
+/// Method: a disk of 2 GiB, and in it one of 220 MiB for a node that joins two others. 200 MiB are put to one key, which
+/// the leader and the other follower always accept.
+#[test]
+fn a_follower_with_a_small_disk_goes_on() {
+    run_on_small_disk("disk_low::follow_on_a_small_disk", 2048);
+}
+
+#[tokio::test]
+#[ignore = "run on a small disk by `cargo test --test cluster disk_low::a_follower_with_a_small_disk_goes_on`"]
+async fn follow_on_a_small_disk() {
+    if std::env::var_os(SMALL_DISK).is_none() {
+        return;
+    }
+    let mut cluster = TestCluster::form("small-follower", &[1, 2], CALM).await;
+    let directory = cluster.node(1).data_dir().join("node-3");
+    std::fs::create_dir(&directory).unwrap();
+    let mount =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=220M,mode=700", "none"]).arg(&directory).status();
+    assert!(mount.unwrap().success());
+    cluster.add_node(3).await;
+    cluster.post(1, "/add-learner", json!([3, cluster.addr(3)]).to_string()).await.ok().unwrap();
+    cluster.post(1, "/change-membership", "[1,2,3]").await.ok().unwrap();
+    for number in 0..200 {
+        let value = format!("{number:>16}").repeat(1 << 16);
+        cluster.put(1, "/v1/kv/rewritten", value).await.done();
+    }
+    cluster.assert_alive();
+    cluster.all_applied(&ALL).await;
+    let log = cluster.node(3).log();
+    assert!(log.contains("the disk has little space left") || log.contains("the disk is nearly full"), "{log}");
+    let value = cluster.get(3, "/v1/kv/rewritten").await.done()["value"].as_str().unwrap().to_owned();
+    assert_eq!(value[..16].trim(), "199");
 }
