@@ -107,10 +107,10 @@ struct Plan {
 impl Plan {
     /// `snapshot` is the index up to which the newest snapshot reaches, if there is one.
     fn new(bounds: &Bounds, found: &OnDisk, snapshot: Option<u64>) -> Self {
-        let SnapshotSizes { newest_bytes, older_bytes } = found.snapshots;
+        let SnapshotSizes { newest_bytes, older_bytes, unfinished_bytes, .. } = found.snapshots;
         let since = Since::of(&found.files, snapshot);
-        // A state grows by no more than the log does.
-        let room_bytes = (newest_bytes + since.bytes).saturating_sub(older_bytes);
+        // A state grows by no more than the log does. What is written of the next snapshot needs no more room.
+        let room_bytes = (newest_bytes + since.bytes).saturating_sub(older_bytes + unfinished_bytes);
         let disk_limits = DiskLimits {
             low: bounds.disk_free_bytes_min.saturating_add(room_bytes),
             exhausted: SNAPSHOT_LEAVES_BYTES + room_bytes,
@@ -339,7 +339,8 @@ mod tests {
     }
 
     fn plan(free_mib: u64, newest_mib: u64, files: Vec<LogFile>, snapshot: Option<u64>) -> Plan {
-        let snapshots = SnapshotSizes { newest_bytes: newest_mib * MIB, older_bytes: newest_mib * MIB };
+        let (newest_bytes, older_bytes) = (newest_mib * MIB, newest_mib * MIB);
+        let snapshots = SnapshotSizes { newest_bytes, older_bytes, ..SnapshotSizes::default() };
         Plan::new(&BOUNDS, &OnDisk { free_bytes: free_mib * MIB, snapshots, files }, snapshot)
     }
 
@@ -426,9 +427,28 @@ mod tests {
         assert_eq!(plan(120, 65, log_of(2, 16), Some(19)).may_shrink_after, None, "nothing was applied since");
         assert_eq!(plan(1000, 65, log_of(2, 16), Some(18)).may_shrink_after, None, "there is enough space");
         assert!(!deleted.delete_older, "it is room for the next");
-        let snapshots = SnapshotSizes { newest_bytes: 10 * MIB, older_bytes: 65 * MIB };
+        let snapshots = SnapshotSizes { newest_bytes: 10 * MIB, older_bytes: 65 * MIB, ..SnapshotSizes::default() };
         let smaller = OnDisk { free_bytes: 100 * MIB, snapshots, files: log_of(1, 16) };
         assert!(Plan::new(&BOUNDS, &smaller, Some(5)).delete_older);
+    }
+
+    /// The room that is kept for the next snapshot becomes less as that is written: it takes the same space.
+    #[test]
+    fn the_room_for_a_snapshot_counts_once() {
+        let limits = |unfinished_mib: u64| {
+            let snapshots =
+                SnapshotSizes { newest_bytes: 65 * MIB, unfinished_bytes: unfinished_mib * MIB, ..Default::default() };
+            let found = OnDisk { free_bytes: (1000 - unfinished_mib) * MIB, snapshots, files: log_of(1, 16) };
+            Plan::new(&BOUNDS, &found, Some(9)).disk_limits
+        };
+        let before = limits(0);
+        assert_eq!(before.exhausted, SNAPSHOT_LEAVES_BYTES + 65 * MIB);
+        for unfinished_mib in [1, 40, 65] {
+            let meanwhile = limits(unfinished_mib);
+            let less = unfinished_mib * MIB;
+            assert_eq!((meanwhile.low, meanwhile.exhausted), (before.low - less, before.exhausted - less));
+        }
+        assert_eq!(limits(100).exhausted, SNAPSHOT_LEAVES_BYTES);
     }
 
     /// The log has more files only where clients cannot use them.

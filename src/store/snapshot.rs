@@ -9,6 +9,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::ops::Deref;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,11 +30,44 @@ const EXTENSION: &str = "snap";
 #[derive(Debug)]
 pub struct SnapshotFile {
     /// The file, open for reading from any position.
-    pub file: Arc<File>,
+    pub file: Arc<OpenFile>,
     /// Its length.
     pub bytes: u64,
     /// Set if it came from another node and is not installed yet.
     received: Option<ReceivedSnapshot>,
+}
+
+/// The open file of a snapshot, which is closed where that may take long: its space may be free only then.
+#[derive(Debug)]
+pub struct OpenFile(Option<File>);
+
+impl OpenFile {
+    fn new(file: File) -> Arc<Self> {
+        Arc::new(OpenFile(Some(file)))
+    }
+}
+
+impl Deref for OpenFile {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        self.0.as_ref().expect("it is taken when this is dropped")
+    }
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        let file = self.0.take();
+        where_it_may_block(move || drop(file));
+    }
+}
+
+/// Runs what may take long on a thread that serves no requests, if this one may.
+fn where_it_may_block(work: impl FnOnce() + Send + 'static) {
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) => drop(runtime.spawn_blocking(work)),
+        Err(_) => work(),
+    }
 }
 
 /// A snapshot that came from another node: verified, decoded, not yet published.
@@ -67,9 +101,10 @@ impl TemporaryFile {
 
 impl Drop for TemporaryFile {
     fn drop(&mut self) {
+        let path = std::mem::take(&mut self.path);
         // After it was published there is nothing here; and what cannot be
         // deleted now is deleted at the next start.
-        let _ = fs::remove_file(&self.path);
+        where_it_may_block(move || drop(fs::remove_file(path)));
     }
 }
 
@@ -78,8 +113,12 @@ impl Drop for TemporaryFile {
 pub struct SnapshotSizes {
     /// Length of the newest, 0 if there is none.
     pub newest_bytes: u64,
-    /// Length of all others together.
+    /// Length of those before it together, which [`SnapshotDirectory::delete_older`] deletes.
     pub older_bytes: u64,
+    /// Up to which index the last of those reaches.
+    pub former_index: Option<u64>,
+    /// Length of those that are being written or received.
+    pub unfinished_bytes: u64,
 }
 
 /// The directory of a node's snapshots, of which it keeps the newest [`SNAPSHOTS_KEPT`].
@@ -99,6 +138,12 @@ impl SnapshotDirectory {
     /// the one before it up to the damaged one. (That the log reaches that far
     /// matters too: whoever sent the damaged one was told that its entries are here.)
     pub fn open(path: &Path, log: &CheckedLog) -> Result<(Self, ExampleStateMachine), StoreError> {
+        for file in files(path)? {
+            // Someone's copy; it is neither used nor deleted.
+            if index_in_name(&file).is_none() && file.extension().is_some_and(|extension| extension == EXTENSION) {
+                tracing::warn!("ignoring `{}`, which is not named as snapshots are", file.display());
+            }
+        }
         let mut found = None;
         let mut damaged = None;
         for (index, file) in snapshot_files(path)?.into_iter().rev() {
@@ -127,7 +172,7 @@ impl SnapshotDirectory {
     }
 
     /// Whether the disk has room for another snapshot, as large as the newest; makes room if it has not, by deleting
-    /// those before the newest, which only stand in for it. If the free space cannot be known, it has.
+    /// those before the newest, which only stand in for it. If the free space cannot be known, it has. Blocks on the disk.
     ///
     /// The next may be larger: [`SnapshotDirectory::build`] gives up then.
     pub fn has_room(&self) -> bool {
@@ -139,33 +184,40 @@ impl SnapshotDirectory {
         has_room() || (self.delete_older() && has_room())
     }
 
-    /// How much of the disk the snapshots take.
+    /// How much of the disk the snapshots take. Blocks on the disk.
     pub fn sizes(&self) -> Result<SnapshotSizes, StoreError> {
-        let newest = self.kept().last().map(|meta| self.path_of(meta));
+        let newest = self.kept().last().map(index_of);
         let mut sizes = SnapshotSizes::default();
-        for (_, path) in snapshot_files(&self.path)? {
+        for path in files(&self.path)? {
             // One that was deleted meanwhile takes nothing.
-            let bytes = fs::metadata(&path).map_or(0, |metadata| metadata.len());
-            if Some(&path) == newest.as_ref() {
-                sizes.newest_bytes = bytes;
-            } else {
-                sizes.older_bytes += bytes;
+            let bytes = || fs::metadata(&path).map_or(0, |metadata| metadata.len());
+            match index_in_name(&path) {
+                Some(index) if Some(index) == newest => sizes.newest_bytes = bytes(),
+                Some(index) if Some(index) < newest => {
+                    sizes.older_bytes += bytes();
+                    sizes.former_index = sizes.former_index.max(Some(index));
+                }
+                // It is damaged, or just being published, and is not deleted for its space.
+                Some(_) => {}
+                None if path.extension().is_some_and(|extension| extension == TEMPORARY_EXTENSION) => {
+                    sizes.unfinished_bytes += bytes();
+                }
+                None => {}
             }
         }
         Ok(sizes)
     }
 
-    /// Deletes the snapshots before the newest, for their space. Returns whether there was one.
+    /// Deletes the snapshots before the newest, for their space. Returns whether there was one. Blocks on the disk.
     pub fn delete_older(&self) -> bool {
         let mut kept = self.kept();
         let Some(newest) = kept.pop() else { return false };
         kept.clear();
-        let newest_path = self.path_of(&newest);
         let newest_index = index_of(&newest);
         kept.push(newest);
         let Ok(mut older) = snapshot_files(&self.path) else { return false };
         // A file with a higher index is damaged, or another node's that is just being published.
-        older.retain(|(index, path)| *index < newest_index && *path != newest_path);
+        older.retain(|(index, _)| *index < newest_index);
         drop(kept);
         if older.is_empty() {
             return false;
@@ -199,34 +251,30 @@ impl SnapshotDirectory {
     /// nothing and takes the place of none: writing none is no reason to stop.
     pub fn build(&self, machine: &ExampleStateMachine) -> Result<(SnapshotMeta, SnapshotFile), StoreError> {
         let meta = meta_of(machine);
-        let temporary = self.temporary_file();
-        let mut file = temporary.create().map_err(|error| StoreError::io("write", &temporary.path, error))?;
-        match self.write(machine, &meta, &mut file, &temporary) {
+        match self.write(machine, &meta) {
             Ok(readable) => Ok((meta, readable)),
             Err(StoreError::Io { source, .. }) if durable::is_out_of_space(&source) => {
                 let index = index_of(&meta);
                 tracing::warn!("no snapshot is taken at index {index}, for want of space: {source}; free some space");
                 let nothing = SnapshotMeta { last_log_id: None, last_membership: StoredMembership::default() };
-                Ok((nothing, SnapshotFile { file: Arc::new(file), bytes: 0, received: None }))
+                // Not what was written, whose space is free only once no descriptor is left. Nobody reads it.
+                let file = File::open(&self.path).map_err(|error| StoreError::io("open", &self.path, error))?;
+                Ok((nothing, SnapshotFile { file: OpenFile::new(file), bytes: 0, received: None }))
             }
             Err(error) => Err(error),
         }
     }
 
-    fn write(
-        &self,
-        machine: &ExampleStateMachine,
-        meta: &SnapshotMeta,
-        file: &mut File,
-        temporary: &TemporaryFile,
-    ) -> Result<SnapshotFile, StoreError> {
+    fn write(&self, machine: &ExampleStateMachine, meta: &SnapshotMeta) -> Result<SnapshotFile, StoreError> {
+        let temporary = self.temporary_file();
         let failed = |error| StoreError::io("write", &temporary.path, error);
-        let is_as_applied = snapshot_format::write(machine, meta, file).map_err(failed)?;
+        let mut file = temporary.create().map_err(failed)?;
+        let is_as_applied = snapshot_format::write(machine, meta, &mut file).map_err(failed)?;
         if !is_as_applied {
             return Err(StoreError::MemoryChanged);
         }
         let readable = open_for_reading(&temporary.path)?;
-        self.publish(file, temporary, meta)?;
+        self.publish(&file, &temporary, meta)?;
         Ok(readable)
     }
 
@@ -360,26 +408,25 @@ fn check_log_covers(
     Ok(())
 }
 
+/// The files of a directory, which may be missing.
+fn files(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let failed = |error| StoreError::io("list", directory, error);
+    match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        entries => entries.map_err(failed)?.map(|entry| Ok(entry.map_err(failed)?.path())).collect(),
+    }
+}
+
+/// The index in a file's name, if it is named as snapshots are.
+fn index_in_name(path: &Path) -> Option<u64> {
+    let stem = path.extension().filter(|extension| *extension == EXTENSION).and(path.file_stem())?.to_str()?;
+    stem.parse::<u64>().ok().filter(|index| index.to_string() == stem)
+}
+
 /// The snapshot files of a directory, those of the highest index last.
 fn snapshot_files(directory: &Path) -> Result<Vec<(u64, PathBuf)>, StoreError> {
-    let failed = |error| StoreError::io("list", directory, error);
-    let entries = match fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.map_err(failed)?,
-    };
-    let mut files = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(failed)?.path();
-        if path.extension().is_none_or(|extension| extension != EXTENSION) {
-            continue;
-        }
-        let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-        match stem.parse::<u64>() {
-            Ok(index) if index.to_string() == stem => files.push((index, path)),
-            // Someone's copy; it is neither used nor deleted.
-            _ => tracing::warn!("ignoring `{}`, which is not named as snapshots are", path.display()),
-        }
-    }
+    let named = files(directory)?.into_iter().filter_map(|path| Some((index_in_name(&path)?, path)));
+    let mut files: Vec<_> = named.collect();
     files.sort();
     Ok(files)
 }
@@ -388,7 +435,7 @@ fn open_for_reading(path: &Path) -> Result<SnapshotFile, StoreError> {
     let failed = |error| StoreError::io("open", path, error);
     let file = File::open(path).map_err(failed)?;
     let bytes = file.metadata().map_err(failed)?.len();
-    Ok(SnapshotFile { file: Arc::new(file), bytes, received: None })
+    Ok(SnapshotFile { file: OpenFile::new(file), bytes, received: None })
 }
 
 fn copy(snapshot: &SnapshotFile, path: &Path) -> io::Result<()> {

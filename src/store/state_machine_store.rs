@@ -181,7 +181,10 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
     /// Takes no snapshot that the disk has no room for: failing to write one
     /// would end the node, and the others with it, since all hold the same data.
     async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<SnapshotBuilder> {
-        if !force && !self.snapshots.has_room() {
+        let snapshots = self.snapshots.clone();
+        // Not on this thread: it looks at the disk, and may delete large files. If it fails, the attempt shows why.
+        let has_room = async { tokio::task::spawn_blocking(move || snapshots.has_room()).await.unwrap_or(true) };
+        if !force && !has_room.await {
             tracing::warn!("no snapshot is taken: the disk has too little room for it; free some space");
             return None;
         }

@@ -191,8 +191,13 @@ const SMALL_DISK: &str = "RKV_TEST_SMALL_DISK";
 
 /// Runs a test of this module with its temporary files on a disk of so many MiB. Returns whether the system allows that.
 fn run_on_small_disk(name: &str, mib: usize) -> bool {
+    run_on_disk(name, &format!("size={mib}M"))
+}
+
+/// The same with other options of the file system.
+fn run_on_disk(name: &str, options: &str) -> bool {
     let directory = tempfile::tempdir().unwrap();
-    let mount = format!("mount -t tmpfs -o size={mib}M none \"$TMPDIR\"");
+    let mount = format!("mount -t tmpfs -o {options} none \"$TMPDIR\"");
     let in_namespace = |script: &str| {
         let mut command = Command::new("unshare");
         command.args(["--map-root-user", "--mount", "sh", "-c", script, "sh"]);
@@ -373,4 +378,41 @@ async fn follow_on_a_small_disk() {
     assert!(log.contains("the disk has little space left") || log.contains("the disk is nearly full"), "{log}");
     let value = cluster.get(3, "/v1/kv/rewritten").await.done()["value"].as_str().unwrap().to_owned();
     assert_eq!(value[..16].trim(), "199");
+}
+
+/// A node that cannot even create the file of a snapshot goes on without one, and takes one once it can.
+///
+/// Method: a disk with room for 400 files; empty files until there is no room for one more; more entries than there
+/// are between two snapshots; delete the files; the same again.
+#[test]
+fn a_snapshot_without_room_for_its_file_is_given_up() {
+    run_on_disk("disk_low::snapshot_without_a_file", "size=300M,nr_inodes=400");
+}
+
+#[tokio::test]
+#[ignore = "run by `cargo test --test cluster disk_low::a_snapshot_without_room_for_its_file_is_given_up`"]
+async fn snapshot_without_a_file() {
+    if std::env::var_os(SMALL_DISK).is_none() {
+        return;
+    }
+    let mut cluster = TestCluster::form("no-files", &[1], &[&["--snapshot-entries", "50"], CALM].concat()).await;
+    let fillers = std::env::temp_dir().join("fillers");
+    std::fs::create_dir(&fillers).unwrap();
+    let mut number = 0;
+    while std::fs::File::create(fillers.join(number.to_string())).is_ok() {
+        number += 1;
+    }
+    let given_up = "no snapshot is taken at index";
+    cluster.write_many(1, "full", 120).await;
+    eventually("a snapshot is given up", DEADLINE, async || {
+        let log = cluster.node(1).log();
+        if log.contains(given_up) { Ok(()) } else { Err(log) }
+    })
+    .await;
+    cluster.assert_alive();
+    assert_eq!(cluster.metrics(1).await.snapshot, None);
+    std::fs::remove_dir_all(&fillers).unwrap();
+    cluster.write_many(1, "free", 120).await;
+    cluster.metrics_say(1, "it has a snapshot", |metrics| metrics.snapshot).await;
+    cluster.assert_alive();
 }

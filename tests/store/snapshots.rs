@@ -418,14 +418,47 @@ fn older_snapshots_make_room() {
         }
         let length = |index| fs::metadata(snapshot_path(directory.path(), index)).unwrap().len();
         let snapshots = store.state_machine.snapshots();
-        let sizes = SnapshotSizes { newest_bytes: length(5), older_bytes: length(3) };
+        let sizes = SnapshotSizes {
+            newest_bytes: length(5),
+            older_bytes: length(3),
+            former_index: Some(3),
+            unfinished_bytes: 0,
+        };
         assert_eq!(snapshots.sizes().unwrap(), sizes);
         assert!(snapshots.delete_older());
-        assert_eq!(snapshots.sizes().unwrap(), SnapshotSizes { older_bytes: 0, ..sizes });
+        assert_eq!(snapshots.sizes().unwrap(), SnapshotSizes { older_bytes: 0, former_index: None, ..sizes });
         assert!(!snapshots.delete_older(), "it is deleted");
         drop(store);
         assert_state(&open(directory.path()), &state_at(5), "from the newest");
     }
+}
+
+/// What deleting the older snapshots would not give back does not count as their space, and a snapshot that is being
+/// written counts as what it is.
+///
+/// Method: beside two good snapshots, one that is damaged, with a higher index; a file that is none; and an unfinished
+/// one.
+#[test]
+fn only_what_can_be_deleted_counts_as_older() {
+    let directory = scratch();
+    let store = open(directory.path());
+    store.join_cluster(CLUSTER).unwrap();
+    run(async {
+        append(&store, entries(9)).await;
+        for last in [3, 5] {
+            apply_from_log(&store, last).await;
+            build_snapshot(&store).await;
+        }
+    });
+    let snapshots = store.state_machine.snapshots();
+    let before = snapshots.sizes().unwrap();
+    fs::write(snapshot_path(directory.path(), 7), vec![0; 70_000]).unwrap();
+    fs::write(snapshot_path(directory.path(), 7).with_file_name("copy.snap"), vec![0; 80_000]).unwrap();
+    let sizes = SnapshotSizes { unfinished_bytes: 90_000, ..before };
+    fs::write(snapshot_path(directory.path(), 7).with_file_name("new-9.tmp"), vec![0; 90_000]).unwrap();
+    assert_eq!(snapshots.sizes().unwrap(), sizes);
+    assert!(snapshots.delete_older());
+    assert_eq!(snapshots.sizes().unwrap(), SnapshotSizes { older_bytes: 0, former_index: None, ..sizes });
 }
 
 /// The files of a log tell where each begins and ends, on disk too, and which entry is the last: also after it was

@@ -182,7 +182,7 @@ pub async fn build_snapshot(store: &ExampleStore) -> SnapshotMeta {
 pub async fn install_snapshot(from: &ExampleStore, to: &ExampleStore) {
     let snapshot = from.state_machine.clone().get_current_snapshot().await.unwrap().unwrap();
     let temporary = to.state_machine.snapshots().temporary_file();
-    io::copy(&mut &*snapshot.snapshot.file, &mut fs::File::create(temporary.path()).unwrap()).unwrap();
+    io::copy(&mut &**snapshot.snapshot.file, &mut fs::File::create(temporary.path()).unwrap()).unwrap();
     let (meta, received) = to.state_machine.snapshots().verify(temporary).unwrap();
     assert_eq!(meta, snapshot.meta);
     to.state_machine.clone().install_snapshot(&meta, received).await.unwrap();
