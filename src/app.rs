@@ -464,7 +464,7 @@ impl ExampleApp {
         fail(&self.failure, Failure::OtherEntry(found));
     }
 
-    /// Whether the log has as many files as it may have until a snapshot is made.
+    /// Whether the log has as many files as it may have until some are deleted, after a snapshot if need be.
     pub fn log_is_full(&self) -> bool {
         self.log_is_full.load(Ordering::Relaxed)
     }

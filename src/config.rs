@@ -454,9 +454,11 @@ pub const SNAPSHOT_LEAVES_BYTES: u64 = DISK_FREE_BYTES_LEAST + SNAPSHOT_BYTES_A_
 pub const DISK_TIGHT_BYTES: u64 = 128 << 20;
 /// Free disk space below which a node does not even note that it purges: that takes some bytes.
 pub const PURGE_FREE_BYTES_LEAST: u64 = 64 << 10;
-/// While puts are rejected for want of space, a snapshot is taken once in [`SNAPSHOT_RETRY`] and a millisecond for so
-/// many bytes of the last one, if anything was applied since: what was deleted takes space until then.
-pub const SHRINKING_BYTES_A_MS: u64 = 20_000;
+/// While puts are rejected for want of space, a snapshot is taken if anything was applied since the last one: what was
+/// deleted takes space until then. So long after the last at the earliest, and a millisecond more for so many bytes of it.
+pub const SNAPSHOT_PAUSE_LEAST: Duration = Duration::from_secs(3);
+/// See [`SNAPSHOT_PAUSE_LEAST`].
+pub const SNAPSHOT_PAUSE_BYTES_A_MS: u64 = 20_000;
 /// How often the free disk space is looked up.
 pub const DISK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a node logs at most that its disk has more or less space than before.

@@ -88,8 +88,10 @@ impl Default for LogSizes {
 /// One file of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogFile {
-    /// The last index that the log had when the file ended, or has now; `None` if it has had no entry.
-    pub last_index: Option<u64>,
+    /// The last entry that the log had when the file ended, or has now; `None` if it has had no entry.
+    ///
+    /// Its index is not always beyond that of the file before: entries may have been replaced by those of a later term.
+    pub last: Option<LogId>,
     /// Where the file begins, in bytes since the log began.
     pub start: u64,
     /// Where it ends.
@@ -330,7 +332,7 @@ impl LogStore {
         let files = stat.closed_chunks.iter().chain([&stat.open_chunk]);
         Ok(files
             .map(|chunk| LogFile {
-                last_index: chunk.log_state.last().map(|record| record.0.index),
+                last: chunk.log_state.last().map(|record| record.0),
                 start: chunk.global_start,
                 end: chunk.global_end,
             })

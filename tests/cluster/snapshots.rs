@@ -3,11 +3,15 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use raft_key_value::NodeId;
+use openraft::storage::{IOFlushed, RaftLogStorage};
+use openraft::type_config::TypeConfigExt;
+use raft_key_value::store::{ExampleStore, LogSizes};
+use raft_key_value::types::{Entry, LogId, Payload};
+use raft_key_value::{NodeId, TypeConfig};
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{CALM, DEADLINE, Metrics, TestCluster, TestNode, Writers, eventually, index_of};
+use crate::harness::{CALM, CALM_BUT_QUICK, DEADLINE, Metrics, TestCluster, TestNode, Writers, eventually, index_of};
 
 /// Snapshots and purges so often that a test of some hundred writes sees several.
 const OFTEN: &[&str] = &["--snapshot-entries", "50", "--snapshot-keep-entries", "20"];
@@ -235,4 +239,84 @@ async fn a_purge_is_made_up_for() {
     cluster.restart(1).await;
     cluster.leader_of(&[1]).await;
     assert_rewritten(&cluster, 1, "all", COUNT).await;
+}
+
+/// Appends entries that no other node has to the log of a node that does not run, until it has so many files.
+async fn lengthen_log(node: &TestNode, files: usize) {
+    let sizes = LogSizes { chunk_bytes_max: 1024, ..LogSizes::default() };
+    let store = ExampleStore::open_with(node.data_dir(), node.id, sizes).unwrap();
+    let mut log = store.log.clone();
+    let mut last = log.last().unwrap().unwrap();
+    while store.log.files().unwrap().len() < files {
+        last = LogId::new(last.leader_id, last.index + 1);
+        let (tx, rx) = TypeConfig::oneshot();
+        log.append([Entry { log_id: last, payload: Payload::Blank }], IOFlushed::signal(tx)).await.unwrap();
+        rx.await.unwrap().unwrap();
+    }
+}
+
+/// A node whose log has more files than it may have, as a former version leaves it, takes writes at once when it is
+/// started, and then has fewer.
+///
+/// Method: lengthen the log of a node that does not run; start it; put; wait until the log has fewer files.
+#[tokio::test]
+async fn a_log_with_many_files_is_taken_over() {
+    let mut cluster = TestCluster::form("many-files", &[1], CALM_BUT_QUICK).await;
+    cluster.put(1, "/v1/kv/before", "v").await.done();
+    assert_eq!(cluster.stop(1).await, Some(0));
+    lengthen_log(cluster.node(1), 100).await;
+    cluster.restart(1).await;
+    cluster.leader_of(&[1]).await;
+    cluster.put(1, "/v1/kv/after", "v").await.done();
+    eventually("the log has fewer files", DEADLINE, async || {
+        let files = fs::read_dir(cluster.node(1).directory().join("log")).unwrap().count();
+        if files < 80 { Ok(()) } else { Err(files) }
+    })
+    .await;
+    let log = cluster.node(1).log();
+    assert!(!log.contains("as many as it may have"), "{log}");
+    cluster.kill(1);
+    cluster.restart(1).await;
+    cluster.leader_of(&[1]).await;
+    for key in ["before", "after"] {
+        assert_eq!(cluster.get(1, &format!("/v1/kv/{key}")).await.done()["value"], "v");
+    }
+}
+
+/// Nodes whose logs have too many files of entries that are not committed go on: no snapshot could make them fewer, and
+/// they are only committed if the logs take more.
+///
+/// Method: two of three nodes that may have 256 open files and do not run; lengthen their logs by the same entries; start
+/// them; put. Each says once what is the matter.
+#[tokio::test]
+async fn too_many_files_of_uncommitted_entries_block_nothing() {
+    const PAIR: [NodeId; 2] = [1, 2];
+    let mut cluster = TestCluster::form("uncommitted-files", &[1, 2, 3], CALM_BUT_QUICK).await;
+    cluster.put(1, "/v1/kv/before", "v").await.done();
+    cluster.all_applied(&[1, 2, 3]).await;
+    for id in [3, 2, 1] {
+        cluster.kill(id);
+    }
+    for id in PAIR {
+        cluster.node_mut(id).limit_files(256);
+        lengthen_log(cluster.node(id), 140).await;
+    }
+    for id in PAIR {
+        cluster.restart(id).await;
+    }
+    cluster.leader_of(&PAIR).await;
+    for id in PAIR {
+        cluster.persistently(id, Method::PUT, "/v1/kv/after", &[], "v").await.done();
+    }
+    for id in PAIR {
+        eventually("the log has fewer files", DEADLINE, async || {
+            let files = fs::read_dir(cluster.node(id).directory().join("log")).unwrap().count();
+            if files < 80 { Ok(()) } else { Err(files) }
+        })
+        .await;
+        let log = cluster.node(id).log();
+        assert_eq!(log.matches("more than it should have").count(), 1, "{log}");
+    }
+    cluster.restart(3).await;
+    cluster.all_applied(&[1, 2, 3]).await;
 }

@@ -476,9 +476,9 @@ fn the_log_tells_its_files() {
     for round in 0..3 {
         let files = store.log.files().unwrap();
         assert!(files.len() > 4, "{files:?}");
-        assert_eq!(files.last().unwrap().last_index, Some(39), "in round {round}");
+        assert_eq!(files.last().unwrap().last, Some(log_id(1, 39)), "in round {round}");
         for pair in files.windows(2) {
-            assert!(pair[0].end == pair[1].start && pair[0].last_index <= pair[1].last_index, "{files:?}");
+            assert!(pair[0].end == pair[1].start && pair[0].last <= pair[1].last, "{files:?}");
         }
         let lengths: Vec<u64> = files.iter().map(|file| file.end - file.start).collect();
         let on_disk = log_files(directory.path());
@@ -487,9 +487,9 @@ fn the_log_tells_its_files() {
         assert_eq!(store.log.disk_bytes(), lengths.iter().sum::<u64>());
         if round == 1 {
             let mut log = store.log.clone();
-            let last = files[1].last_index.unwrap();
+            let last = files[1].last.unwrap();
             run(async {
-                log.purge(log_id(1, last)).await.unwrap();
+                log.purge(last).await.unwrap();
                 log.flush().await.unwrap();
             });
             assert_eq!(store.log.files().unwrap()[0].start, files[2].start, "two files are purged");
