@@ -147,7 +147,8 @@ enum FilesRoom {
     /// Not until some are deleted, after a snapshot if need be.
     None,
     /// It should not, but none can be deleted: their entries are not applied. To take no entries would keep it so, as
-    /// entries are only committed if more can follow.
+    /// entries are only committed if more can follow. A leader bounds them by their bytes
+    /// ([`LOG_UNCOMMITTED_BYTES_MAX`](crate::config::LOG_UNCOMMITTED_BYTES_MAX)).
     NoneToDelete,
 }
 

@@ -25,7 +25,7 @@ use super::txn::txn_operation;
 use super::v1::{check_result, memory_for_result, replay_marked};
 use super::worker::Worker;
 use crate::app::ExampleApp;
-use crate::config::{LOG_UNSYNCED_BYTES_MAX, Limits, REQUEST_DEADLINE};
+use crate::config::{LOG_UNCOMMITTED_BYTES_MAX, LOG_UNSYNCED_BYTES_MAX, Limits, REQUEST_DEADLINE};
 use crate::disk::DiskSpace;
 use crate::error::{ApiError, Details, Retry};
 use crate::operation::{Delete, Operation, Put, RequestId, Value, Write};
@@ -273,19 +273,9 @@ pub async fn propose(
     // First, since nothing is done while it waits.
     let _place = app.client_memory.for_proposal(operation.payload_bytes()).await?;
     let taken = app.disk.take(ENTRY_BYTES + operation.payload_bytes());
-    if let Err(rejected) = check_disk_space(app, &operation) {
+    if let Err(rejected) = check_disk_space(app, &operation).and_then(|()| check_log(app)) {
         taken.release();
         return request.and_then(|request| replay(app, &request)).ok_or(rejected);
-    }
-    if app.log_is_full() {
-        taken.release();
-        return Err(ApiError::Overloaded(Retry::soon(
-            "the leader's log has no more files until a snapshot is written",
-        )));
-    }
-    // A majority goes on without this node's disk, so nothing else holds back what waits for it.
-    if app.store.log.unsynced_bytes() > LOG_UNSYNCED_BYTES_MAX {
-        return Err(ApiError::Overloaded(Retry::soon("the leader's disk does not keep up")));
     }
     let judged_now = seeded_bug::is_on(SeededBug::ConditionJudgedWhenProposed);
     let operation = if judged_now { judge_now(app, operation)? } else { operation };
@@ -316,6 +306,23 @@ fn check_disk_space(app: &ExampleApp, operation: &Operation) -> Result<(), ApiEr
         DiskSpace::Exhausted => "the leader's disk is full: free some space, or move the leader",
     };
     Err(ApiError::DiskSpaceLow(Details::not_applied(why)))
+}
+
+/// Rejects what the leader's log would only pile up.
+fn check_log(app: &ExampleApp) -> Result<(), ApiError> {
+    let log = &app.store.log;
+    let why = if app.log_is_full() {
+        "the leader's log has no more files until a snapshot is written"
+    } else if log.unsynced_bytes() > LOG_UNSYNCED_BYTES_MAX {
+        // A majority goes on without this node's disk, so nothing else holds back what waits for it.
+        "the leader's disk does not keep up"
+    } else if log.uncommitted_bytes() > LOG_UNCOMMITTED_BYTES_MAX {
+        // Requests that wait for a majority give up, but their entries stay, and no snapshot shortens the log of them.
+        "too few nodes keep up with the leader"
+    } else {
+        return Ok(());
+    };
+    Err(ApiError::Overloaded(Retry::soon(why)))
 }
 
 /// The first response to a request that was applied before, without an entry for it.

@@ -17,6 +17,7 @@
 //! under the lock that appends need. Such reads are bounded to
 //! [`APPEND_BYTES_MAX`] each.
 
+use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
@@ -55,6 +56,8 @@ struct Owner {
     unsynced_bytes: Arc<AtomicUsize>,
     /// Beside the lock for the same reason.
     disk_bytes: AtomicU64,
+    /// Beside the lock for the same reason.
+    uncommitted_bytes: AtomicUsize,
 }
 
 impl Drop for Owner {
@@ -98,6 +101,38 @@ pub struct LogFile {
     pub end: u64,
 }
 
+/// How much of the log's end is not known to be committed.
+#[derive(Debug, Default)]
+struct Uncommitted {
+    /// The last index of each append, and about how many bytes it brought.
+    appends: VecDeque<(u64, usize)>,
+    /// Of all of them together.
+    bytes: usize,
+}
+
+impl Uncommitted {
+    fn append(&mut self, last_index: u64, bytes: usize) {
+        self.appends.push_back((last_index, bytes));
+        self.bytes += bytes;
+    }
+
+    /// All up to `index` is committed. An append that was committed in part still counts as a whole.
+    fn commit(&mut self, index: u64) {
+        while let Some((_, bytes)) = self.appends.front().copied().filter(|(last_index, _)| *last_index <= index) {
+            self.appends.pop_front();
+            self.bytes -= bytes;
+        }
+    }
+
+    /// All from `index` on is removed. An append of which a part is left no longer counts.
+    fn truncate(&mut self, index: u64) {
+        while let Some((_, bytes)) = self.appends.back().copied().filter(|(last_index, _)| *last_index >= index) {
+            self.appends.pop_back();
+            self.bytes -= bytes;
+        }
+    }
+}
+
 /// Invariants:
 /// * `waiting` is empty, or a sync is under way that will be followed by another;
 /// * once `failure` is set, it stays, and nothing is written any more.
@@ -112,6 +147,7 @@ struct Shared {
     /// Whether something must be synced for which nobody waits.
     sync_wanted: bool,
     unsynced_bytes: Arc<AtomicUsize>,
+    uncommitted: Uncommitted,
     failure: Option<(io::ErrorKind, String)>,
 }
 
@@ -236,6 +272,8 @@ impl LogStore {
         }
         let unsynced_bytes = Arc::new(AtomicUsize::new(0));
         let disk_bytes = AtomicU64::new(log.on_disk_size());
+        let uncommitted = uncommitted_at_start(&log);
+        let uncommitted_bytes = AtomicUsize::new(uncommitted.bytes);
         let shared = Shared {
             log,
             waiting: Waiters::default(),
@@ -243,10 +281,11 @@ impl LogStore {
             unsynced_bytes: unsynced_bytes.clone(),
             sync_under_way: false,
             sync_wanted: false,
+            uncommitted,
             failure: None,
         };
         let shared = Some(Arc::new(RwLock::new(shared)));
-        Ok(LogStore { owner: Arc::new(Owner { shared, unsynced_bytes, disk_bytes }) })
+        Ok(LogStore { owner: Arc::new(Owner { shared, unsynced_bytes, disk_bytes, uncommitted_bytes }) })
     }
 
     /// Writes and syncs all that was appended, and waits for it.
@@ -328,20 +367,18 @@ impl LogStore {
 
     /// The files of the log, oldest first; the last is the one that is written to.
     pub fn files(&self) -> io::Result<Vec<LogFile>> {
-        let stat = self.read()?.log.stat();
-        let files = stat.closed_chunks.iter().chain([&stat.open_chunk]);
-        Ok(files
-            .map(|chunk| LogFile {
-                last: chunk.log_state.last().map(|record| record.0),
-                start: chunk.global_start,
-                end: chunk.global_end,
-            })
-            .collect())
+        Ok(files_of(&self.read()?.log))
     }
 
     /// About how many bytes of entries were appended and are not on disk yet.
     pub fn unsynced_bytes(&self) -> usize {
         self.owner.unsynced_bytes.load(Ordering::Relaxed)
+    }
+
+    /// About how many bytes of entries the log has after the last that is known to be committed. After a start, up to a
+    /// file more.
+    pub fn uncommitted_bytes(&self) -> usize {
+        self.owner.uncommitted_bytes.load(Ordering::Relaxed)
     }
 
     fn shared(&self) -> &Arc<RwLock<Shared>> {
@@ -360,6 +397,7 @@ impl LogStore {
         }
         let result = write(&mut shared);
         self.owner.disk_bytes.store(shared.log.on_disk_size(), Ordering::Relaxed);
+        self.owner.uncommitted_bytes.store(shared.uncommitted.bytes, Ordering::Relaxed);
         if let Err(error) = &result {
             // A record that could not be encoded may have left its beginning
             // behind; whole records after it would make that damage.
@@ -505,6 +543,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
         let Some(committed) = committed.map(LogIdRecord) else { return Ok(()) };
         self.write(|shared| {
+            shared.uncommitted.commit(committed.0.index);
             let state = shared.log.log_state();
             // A snapshot may be ahead of the log while it is being installed.
             let within_log = Some(&committed) <= state.last();
@@ -526,11 +565,14 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     {
         self.write(|shared| {
             let mut bytes = 0;
+            let mut last_index = 0;
             shared.log.append(entries.into_iter().map(|entry| {
                 let payload = PayloadRecord(entry.payload);
                 bytes += payload.bytes();
+                last_index = entry.log_id.index;
                 (LogIdRecord(entry.log_id), payload)
             }))?;
+            shared.uncommitted.append(last_index, bytes);
             shared.waiting_bytes += bytes;
             shared.unsynced_bytes.fetch_add(bytes, Ordering::Relaxed);
             if seeded_bug::is_on(SeededBug::AcknowledgedBeforeSync) {
@@ -547,6 +589,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
         let next_index = last_log_id.map_or(0, |log_id| log_id.index + 1);
         self.write_and_sync(|shared| {
+            shared.uncommitted.truncate(next_index);
             let ends_before = shared.log.log_state().last().is_none_or(|last| last.0.index < next_index);
             if ends_before { Ok(()) } else { shared.log.truncate(next_index).map(drop) }
         })
@@ -562,12 +605,43 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.write(|shared| {
             let upto = LogIdRecord(log_id);
             if let Some(index) = first_index_beyond(shared, &upto)? {
+                shared.uncommitted.truncate(index);
                 shared.log.truncate(index)?;
             }
+            // Only what is committed is purged.
+            shared.uncommitted.commit(log_id.index);
             shared.log.purge(upto)?;
             self.request_sync(shared, None)
         })
     }
+}
+
+/// The files of a log, oldest first.
+fn files_of(log: &RaftLog<LogTypes>) -> Vec<LogFile> {
+    let stat = log.stat();
+    let files = stat.closed_chunks.iter().chain([&stat.open_chunk]);
+    files
+        .map(|chunk| LogFile {
+            last: chunk.log_state.last().map(|record| record.0),
+            start: chunk.global_start,
+            end: chunk.global_end,
+        })
+        .collect()
+}
+
+/// What a log has after the last entry that it says is committed, counted by its files.
+fn uncommitted_at_start(log: &RaftLog<LogTypes>) -> Uncommitted {
+    let state = log.log_state();
+    let committed = state.committed().max(state.purged()).map(|record| record.0);
+    let mut uncommitted = Uncommitted::default();
+    let files = files_of(log);
+    let first = files.iter().find(|file| file.last > committed);
+    if let (Some(first), Some(last)) = (first, files.last())
+        && let Some(last_index) = last.last.map(|last| last.index)
+    {
+        uncommitted.append(last_index, usize::try_from(last.end - first.start).unwrap_or(usize::MAX));
+    }
+    uncommitted
 }
 
 /// Where the entries begin that have a later log id than `upto`, if the log ends before its index.

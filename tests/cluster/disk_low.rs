@@ -4,12 +4,17 @@
 //! once more in a mount namespace with a file system of that size, where the system lets users have one.
 
 use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use raft_key_value::NodeId;
+use raft_key_value::config::LOG_UNCOMMITTED_BYTES_MAX;
 use reqwest::Method;
 use serde_json::json;
+use tokio::task::JoinSet;
 
 use crate::harness::{Answer, CALM, CALM_BUT_QUICK, DEADLINE, TestCluster, eventually};
 
@@ -257,6 +262,27 @@ async fn rewrite_on_a_small_disk() {
     assert_eq!(value[..16].trim(), "399");
 }
 
+/// Fills the disk that has `directory` but for 10 MiB. Returns the file that does.
+fn fill(directory: &Path) -> PathBuf {
+    let filler = directory.join("filler");
+    let stat = rustix::fs::statvfs(directory).unwrap();
+    let bytes = stat.f_bavail * stat.f_frsize - (10 << 20);
+    let mut file = std::fs::File::create(&filler).unwrap();
+    std::io::copy(&mut std::io::repeat(1).take(bytes), &mut file).unwrap();
+    filler
+}
+
+/// Makes a node with a disk of its own a learner, on a small disk.
+async fn add_node_with_disk(cluster: &mut TestCluster, id: NodeId, size: &str) {
+    let directory = cluster.node(1).data_dir().join(format!("node-{id}"));
+    std::fs::create_dir(&directory).unwrap();
+    let options = format!("size={size},mode=700");
+    let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(&directory).status();
+    assert!(mount.unwrap().success());
+    cluster.add_node(id).await;
+    cluster.post(1, "/add-learner", json!([id, cluster.addr(id)]).to_string()).await.ok().unwrap();
+}
+
 /// A disk that something else has filled up stops no node, as leader or as follower, and does not keep it from going on
 /// once there is space.
 ///
@@ -275,12 +301,7 @@ async fn fill_a_small_disk() {
     }
     let mut cluster = TestCluster::form("filled-disk", &ALL, CALM_BUT_QUICK).await;
     cluster.put(1, "/v1/kv/kept", "before").await.done();
-    let filler = std::env::temp_dir().join("filler");
-    let stat = rustix::fs::statvfs(std::env::temp_dir()).unwrap();
-    let bytes = stat.f_bavail * stat.f_frsize - (10 << 20);
-    let mut file = std::fs::File::create(&filler).unwrap();
-    std::io::copy(&mut std::io::repeat(1).take(bytes), &mut file).unwrap();
-    drop(file); // Its space would not be free while it is open.
+    let filler = fill(&std::env::temp_dir());
     for id in ALL {
         eventually(&format!("node {id} rejects deletes"), DEADLINE, async || {
             let answer = cluster.delete(id, "/v1/kv/none").await;
@@ -360,13 +381,7 @@ async fn follow_on_a_small_disk() {
         return;
     }
     let mut cluster = TestCluster::form("small-follower", &[1, 2], CALM).await;
-    let directory = cluster.node(1).data_dir().join("node-3");
-    std::fs::create_dir(&directory).unwrap();
-    let mount =
-        Command::new("mount").args(["-t", "tmpfs", "-o", "size=220M,mode=700", "none"]).arg(&directory).status();
-    assert!(mount.unwrap().success());
-    cluster.add_node(3).await;
-    cluster.post(1, "/add-learner", json!([3, cluster.addr(3)]).to_string()).await.ok().unwrap();
+    add_node_with_disk(&mut cluster, 3, "220M").await;
     cluster.post(1, "/change-membership", "[1,2,3]").await.ok().unwrap();
     for number in 0..200 {
         let value = format!("{number:>16}").repeat(1 << 16);
@@ -414,5 +429,80 @@ async fn snapshot_without_a_file() {
     std::fs::remove_dir_all(&fillers).unwrap();
     cluster.write_many(1, "free", 120).await;
     cluster.metrics_say(1, "it has a snapshot", |metrics| metrics.snapshot).await;
+    cluster.assert_alive();
+}
+
+/// A leader whose followers take no entries does not let its log grow without end: it rejects writes, and takes them again
+/// once the followers do. A request that was applied before still gets its first response.
+///
+/// Method: a disk of 2 GiB, and in it one of 300 MiB for each of two followers, which a file fills. They respond to
+/// heartbeats, and reject entries. Put 1 MiB to one key, each as soon as the one before is in the leader's log, until
+/// one is rejected; delete the files.
+#[test]
+fn a_log_that_nobody_confirms_is_bounded() {
+    run_on_small_disk("disk_low::fill_the_followers", 2048);
+}
+
+#[tokio::test]
+#[ignore = "run on a small disk by `cargo test --test cluster disk_low::a_log_that_nobody_confirms_is_bounded`"]
+async fn fill_the_followers() {
+    const VALUE_BYTES: usize = 1 << 20;
+    if std::env::var_os(SMALL_DISK).is_none() {
+        return;
+    }
+    let mut cluster = TestCluster::form("unconfirmed", &[1], CALM).await;
+    for id in [2, 3] {
+        add_node_with_disk(&mut cluster, id, "300M").await;
+    }
+    cluster.post(1, "/change-membership", "[1,2,3]").await.ok().unwrap();
+    let key = [("idempotency-key", "first")];
+    let first = cluster.v1(1, Method::PUT, "/v1/kv/first", &key, "v").await;
+    let fillers = [2, 3].map(|id| fill(&cluster.node(id).directory()));
+    for id in [2, 3] {
+        eventually(&format!("node {id} says that its disk is full"), DEADLINE, async || {
+            let log = cluster.node(id).log();
+            if log.contains("the disk is nearly full") { Ok(()) } else { Err(log) }
+        })
+        .await;
+    }
+    let cluster = Arc::new(cluster);
+    let refused = Arc::new(AtomicU64::new(0));
+    let mut clients = JoinSet::new();
+    let mut put = 0;
+    while refused.load(Ordering::Relaxed) == 0 {
+        let before = cluster.metrics(1).await.last_log_index.unwrap();
+        let (cluster_of_client, refused_by) = (cluster.clone(), refused.clone());
+        clients.spawn(async move {
+            let answer = cluster_of_client.put(1, "/v1/kv/unconfirmed", "v".repeat(VALUE_BYTES)).await;
+            if answer.status == 503 {
+                let error = answer.refused(503, "overloaded");
+                assert_eq!(error["outcome"], "not_applied", "{error}");
+                assert!(error.to_string().contains("too few nodes keep up"), "{error}");
+                refused_by.fetch_add(1, Ordering::Relaxed);
+            } else {
+                assert_eq!((answer.status, answer.header("raft-outcome")), (504, "unknown"), "{}", answer.text());
+            }
+        });
+        put += 1;
+        assert!(put * VALUE_BYTES < 2 * LOG_UNCOMMITTED_BYTES_MAX, "{put} puts");
+        eventually("the put is in the log, or rejected", DEADLINE, async || {
+            let last = cluster.metrics(1).await.last_log_index.unwrap();
+            if last > before || refused.load(Ordering::Relaxed) > 0 { Ok(()) } else { Err(last) }
+        })
+        .await;
+    }
+    assert!(put * VALUE_BYTES > LOG_UNCOMMITTED_BYTES_MAX, "{put} puts are no reason to reject one");
+    let again = cluster.v1(1, Method::PUT, "/v1/kv/first", &key, "v").await;
+    assert_eq!((again.done(), again.header("raft-replayed")), (first.done(), "true"));
+    while let Some(client) = clients.join_next().await {
+        client.unwrap();
+    }
+    let mut cluster = Arc::into_inner(cluster).unwrap();
+    for filler in fillers {
+        std::fs::remove_file(filler).unwrap();
+    }
+    puts_are_answered(&cluster, 1, 200).await;
+    cluster.all_applied(&ALL).await;
+    assert_eq!(cluster.get(1, "/v1/kv/unconfirmed").await.done()["version"], put as u64 - 1);
     cluster.assert_alive();
 }

@@ -365,3 +365,36 @@ async fn a_snapshot_beyond_a_tail_of_a_later_term() {
     drop(log);
     assert_eq!(last(open(&directory).get_log_state().await.unwrap()), (Some(covered), Some(6)));
 }
+
+/// What is appended counts as uncommitted until it is committed, removed or purged, and after a start by its files.
+#[tokio::test]
+async fn uncommitted_bytes_are_counted() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(&directory);
+    let log_id = |index| LogId::new(RaftLeaderId::new(1, 1), index);
+    assert_eq!(log.uncommitted_bytes(), 0);
+    let mut bytes_of_one = 0;
+    for index in 0..6 {
+        let _ = append(&log, index).await.await;
+        bytes_of_one = log.uncommitted_bytes() / (index as usize + 1);
+    }
+    assert!(bytes_of_one > "keyvalue".len(), "{bytes_of_one}");
+    assert_eq!(log.uncommitted_bytes(), 6 * bytes_of_one);
+    let mut writer = log.clone();
+    writer.save_committed(Some(log_id(1))).await.unwrap();
+    assert_eq!(log.uncommitted_bytes(), 4 * bytes_of_one);
+    writer.truncate_after(Some(log_id(4))).await.unwrap();
+    assert_eq!(log.uncommitted_bytes(), 3 * bytes_of_one);
+    writer.purge(log_id(2)).await.unwrap();
+    assert_eq!(log.uncommitted_bytes(), 2 * bytes_of_one);
+    writer.flush().await.unwrap();
+    drop((log, writer));
+
+    let log = open(&directory);
+    assert!(log.uncommitted_bytes() >= 2 * bytes_of_one, "{} bytes", log.uncommitted_bytes());
+    log.clone().save_committed(Some(log_id(4))).await.unwrap();
+    assert_eq!(log.uncommitted_bytes(), 0);
+    log.flush().await.unwrap();
+    drop(log);
+    assert_eq!(open(&directory).uncommitted_bytes(), 0);
+}
