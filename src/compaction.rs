@@ -20,8 +20,8 @@ use rustix::process::{Resource, getrlimit};
 use crate::app::ExampleApp;
 use crate::config::{
     APPEND_RPC_BYTES_MAX, CLIENTS_MAX, COMPACTION_INTERVAL, Config, DISK_CHECK_INTERVAL, DISK_REPORT_INTERVAL,
-    DISK_TIGHT_BYTES, FILES_RESERVED, LOG_FILES_LIMIT, LOG_FILES_MAX, PURGE_FREE_BYTES_LEAST, SNAPSHOT_LEAVES_BYTES,
-    SNAPSHOT_PAUSE_BYTES_A_MS, SNAPSHOT_PAUSE_LEAST, SNAPSHOT_RETRY,
+    DISK_TIGHT_BYTES, FILES_RESERVED, LOG_FILES_LIMIT, LOG_FILES_MAX, LOG_HALVES_MAX, PURGE_FREE_BYTES_LEAST,
+    PURGE_WAIT_MAX, SNAPSHOT_LEAVES_BYTES, SNAPSHOT_PAUSE_BYTES_A_MS, SNAPSHOT_PAUSE_LEAST, SNAPSHOT_RETRY,
 };
 use crate::disk::{DiskLimits, DiskSpace};
 use crate::store::snapshot::SnapshotSizes;
@@ -207,9 +207,10 @@ impl Plan {
             let by_entries = snapshot.index.checked_sub(bounds.keep_entries);
             let purge_to = by_entries.max(purge_to(&found.files, snapshot, keep_bytes, bounds.files_a_part()))?;
             // Otherwise the former snapshot would be of no use any more: neither to a follower to which it is being
-            // sent, nor in place of a damaged newest.
-            let former_index = former_index.filter(|_| bounds.keeps_former).unwrap_or(u64::MAX);
-            Some(purge_to.min(former_index))
+            // sent, nor in place of a damaged newest. But while a snapshot is written, a log may become very long.
+            let log_bytes = found.files.last().map_or(0, |last| last.end - found.files[0].start);
+            let reaches_back = bounds.keeps_former && log_bytes <= snapshot_bytes.saturating_mul(LOG_HALVES_MAX) / 2;
+            Some(purge_to.min(former_index.filter(|_| reaches_back).unwrap_or(u64::MAX)))
         });
         Plan {
             reached,
@@ -401,6 +402,8 @@ fn is_news<T: Copy + PartialEq>(said: &mut (T, Option<Instant>), found: T) -> bo
 #[derive(Debug, Default)]
 struct Asked {
     purge_to: Option<u64>,
+    /// Since when a purge is put off, and up to where the log was purged then.
+    put_off: Option<(Instant, Option<u64>)>,
     /// When a snapshot was asked for, and up to where the newest reached then.
     snapshot: Option<(Instant, Option<LogId>)>,
 }
@@ -416,6 +419,7 @@ impl Asked {
             app.raft.trigger().purge_log(purge_to).await.map_err(drop)?;
             self.purge_to = Some(purge_to);
         }
+        app.store.log.withhold_before(self.withhold_before(plan.purge_to, purged, leads, Instant::now()));
         let reached = Reached::of(app);
         if self.wants_snapshot(plan, reached, Instant::now()) {
             // Does nothing while one is being written.
@@ -437,6 +441,30 @@ impl Asked {
             Some(_) if leads => None,
             // Raft goes no further than its snapshot.
             Some(asked) => Some(asked + 1),
+        }
+    }
+
+    /// Before which index a leader sends no entries any more, 0 if it sends all.
+    ///
+    /// A follower that is slower than writes come keeps those entries from being purged for as long as it is sent them. It
+    /// is so far behind that a snapshot is less, or there is no room for the log.
+    fn withhold_before(&mut self, wanted: Option<u64>, purged: Option<u64>, leads: bool, now: Instant) -> u64 {
+        let Some(wanted) = wanted.filter(|wanted| leads && Some(*wanted) > purged) else {
+            self.put_off = None;
+            return 0;
+        };
+        match self.put_off {
+            Some((since, before)) if before == purged => {
+                if now.duration_since(since) < PURGE_WAIT_MAX {
+                    0
+                } else {
+                    wanted + 1
+                }
+            }
+            _ => {
+                self.put_off = Some((now, purged));
+                0
+            }
         }
     }
 
@@ -576,6 +604,7 @@ mod tests {
         assert_eq!(plan(&BOUNDS, u64::MAX, &files), Some(215));
         let keeps_less = Bounds { keeps_former: false, ..BOUNDS };
         assert_eq!(plan(&keeps_less, u64::MAX, &files), Some(279), "24 files");
+        assert_eq!(plan(&BOUNDS, u64::MAX, &log_of(60, 29)), Some(339), "1,740 MiB: 18 files, 522 MiB");
         assert_eq!(plan(&BOUNDS, 200 * MIB, &files), Some(515), "space is short");
         assert_eq!(plan(&BOUNDS, u64::MAX, &log_of(LOG_FILES_MAX as u64, 16)), Some(515), "too many files");
     }
@@ -684,10 +713,26 @@ mod tests {
         assert!(asked.wants_snapshot(&next, after, now), "it gains much");
     }
 
+    /// Entries whose purge was put off for long are sent no more, until they are purged, or this node no longer leads.
+    #[test]
+    fn a_purge_is_not_put_off_for_good() {
+        let now = Instant::now();
+        let later = now + PURGE_WAIT_MAX;
+        let mut asked = Asked::default();
+        assert_eq!(asked.withhold_before(Some(9), Some(5), true, now), 0);
+        assert_eq!(asked.withhold_before(Some(9), Some(5), true, now + PURGE_WAIT_MAX / 2), 0);
+        assert_eq!(asked.withhold_before(Some(12), Some(5), true, later), 13);
+        assert_eq!(asked.withhold_before(Some(20), Some(12), true, later), 0, "it was purged a little");
+        assert_eq!(asked.withhold_before(Some(20), Some(12), true, later + PURGE_WAIT_MAX), 21);
+        assert_eq!(asked.withhold_before(Some(20), Some(12), false, later + PURGE_WAIT_MAX), 0);
+        assert_eq!(asked.withhold_before(Some(20), Some(12), true, later + PURGE_WAIT_MAX), 0, "it leads again");
+        assert_eq!(asked.withhold_before(Some(20), Some(20), true, later + 3 * PURGE_WAIT_MAX), 0);
+    }
+
     /// A purge is asked for once; again only if a leader put it off and leads no more.
     #[test]
     fn purges_are_asked_for_once() {
-        let asked = |purge_to| Asked { purge_to, snapshot: None };
+        let asked = |purge_to| Asked { purge_to, ..Asked::default() };
         for (before, wanted, purged, leads, expected) in [
             (None, None, Some(5), true, None),
             (None, Some(9), None, true, Some(9)),

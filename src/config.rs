@@ -401,8 +401,13 @@ pub const SNAPSHOT_BYTES_LEAST: u64 = 1 << 20;
 /// Bytes kept in the log after a snapshot, unless set by `--snapshot-keep-bytes`: more than there are between two
 /// snapshots, for the same reason.
 pub const SNAPSHOT_KEEP_BYTES_DEFAULT: u64 = 288 << 20;
+/// How long a log may be until it is purged although the former snapshot needs it, in halves of what there is between two
+/// snapshots: less than 1 GiB with the defaults.
+pub const LOG_HALVES_MAX: u64 = 7;
 /// How often a node looks whether its log has grown. With 500 MB a second it grows by 50 MB meanwhile.
 pub const COMPACTION_INTERVAL: Duration = Duration::from_millis(100);
+/// How long a leader puts off a purge for a follower that is being sent those entries; then it gets a snapshot.
+pub const PURGE_WAIT_MAX: Duration = Duration::from_secs(10);
 /// How long a snapshot that was asked for is waited for, until it is asked for again. One that is being written goes on.
 pub const SNAPSHOT_RETRY: Duration = Duration::from_secs(10);
 

@@ -216,6 +216,9 @@ impl RaftNetworkV2<TypeConfig> for ExampleNetwork {
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
         const ENTRY_BYTES: usize = 96; // The names of the fields, and the log id.
+        if rpc.entries.first().is_some_and(|entry| self.store.log.is_withheld(entry.log_id.index)) {
+            return Err(network_error("it is so far behind that it gets a snapshot instead of these entries".into()));
+        }
         let bytes: usize = rpc.entries.iter().map(|entry| ENTRY_BYTES + PayloadRecord::bytes_of(&entry.payload)).sum();
         // A follower may need several syncs of a slow disk for what it was sent, and
         // a slow network its time for many bytes; sending it again would only give

@@ -58,6 +58,7 @@ struct Owner {
     disk_bytes: AtomicU64,
     /// Beside the lock for the same reason.
     uncommitted_bytes: AtomicUsize,
+    withheld_before: AtomicU64,
 }
 
 impl Drop for Owner {
@@ -285,7 +286,15 @@ impl LogStore {
             failure: None,
         };
         let shared = Some(Arc::new(RwLock::new(shared)));
-        Ok(LogStore { owner: Arc::new(Owner { shared, unsynced_bytes, disk_bytes, uncommitted_bytes }) })
+        Ok(LogStore {
+            owner: Arc::new(Owner {
+                shared,
+                unsynced_bytes,
+                disk_bytes,
+                uncommitted_bytes,
+                withheld_before: AtomicU64::new(0),
+            }),
+        })
     }
 
     /// Writes and syncs all that was appended, and waits for it.
@@ -379,6 +388,17 @@ impl LogStore {
     /// file more.
     pub fn uncommitted_bytes(&self) -> usize {
         self.owner.uncommitted_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Sends no entries before `index` to other nodes any more: they are to be purged, and whoever needs them gets a
+    /// snapshot.
+    pub fn withhold_before(&self, index: u64) {
+        self.owner.withheld_before.store(index, Ordering::Relaxed);
+    }
+
+    /// Whether the entry at `index` is not to be sent.
+    pub fn is_withheld(&self, index: u64) -> bool {
+        index < self.owner.withheld_before.load(Ordering::Relaxed)
     }
 
     fn shared(&self) -> &Arc<RwLock<Shared>> {

@@ -11,7 +11,9 @@ use raft_key_value::{NodeId, TypeConfig};
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{CALM, CALM_BUT_QUICK, DEADLINE, Metrics, TestCluster, TestNode, Writers, eventually, index_of};
+use crate::harness::{
+    CALM, CALM_BUT_QUICK, DEADLINE, Links, Metrics, TestCluster, TestNode, Writers, eventually, index_of,
+};
 
 /// Snapshots and purges so often that a test of some hundred writes sees several.
 const OFTEN: &[&str] = &["--snapshot-entries", "50", "--snapshot-keep-entries", "20"];
@@ -319,4 +321,32 @@ async fn too_many_files_of_uncommitted_entries_block_nothing() {
     }
     cluster.restart(3).await;
     cluster.all_applied(&[1, 2, 3]).await;
+}
+
+/// A follower that takes entries more slowly than they are written does not keep the leader from purging them: it gets a
+/// snapshot instead.
+///
+/// Method: a follower that is sent 1 MiB a second; put 60 MiB to one key; the leader's log must begin after what the
+/// follower has long before the follower has it all. Then the follower is as fast as the others.
+#[tokio::test]
+async fn a_slow_follower_does_not_keep_the_log_long() {
+    const COUNT: usize = 60;
+    let links = Links::default();
+    let flags = [&[SHORT, KEEP_LITTLE], CALM].concat();
+    let cluster = TestCluster::form_over(&links, "slow-follower", &[1, 2, 3], &flags).await;
+    let leader = cluster.leader_of(&[1, 2, 3]).await;
+    let follower = 1 + leader % 3;
+    cluster.all_applied(&[1, 2, 3]).await;
+    links.slow_down(follower);
+    rewrite(&cluster, leader, "slow", COUNT, || {}).await;
+    eventually("the log begins after what the follower has", DEADLINE, async || {
+        let purged = index_of(cluster.metrics(leader).await.purged);
+        let last = cluster.metrics(follower).await.last_log_index.unwrap();
+        // The follower's log ends with what it has of the last append or snapshot.
+        if purged > last { Ok(()) } else { Err((purged, last)) }
+    })
+    .await;
+    links.heal();
+    cluster.all_applied(&[1, 2, 3]).await;
+    assert_rewritten(&cluster, follower, "slow", COUNT).await;
 }

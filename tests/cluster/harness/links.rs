@@ -5,6 +5,8 @@
 //! node keeps its connections to itself.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use raft_key_value::NodeId;
@@ -17,6 +19,10 @@ const FIRST_BYTES_MAX: usize = 256 << 10;
 /// How long the beginning of a request may take to tell, once there is some of it.
 const FIRST_BYTES_DEADLINE: Duration = Duration::from_millis(500);
 
+/// Together 1 MiB a second.
+const SLOW_PART_BYTES: usize = 32 << 10;
+const SLOW_PART_PAUSE: Duration = Duration::from_micros(31_250);
+
 /// What is cut: who does not reach whom.
 pub type Cuts = BTreeSet<(NodeId, NodeId)>;
 
@@ -24,6 +30,7 @@ pub type Cuts = BTreeSet<(NodeId, NodeId)>;
 #[derive(Debug, Default)]
 pub struct Links {
     cuts: watch::Sender<Cuts>,
+    slow: Arc<AtomicU64>,
 }
 
 impl Links {
@@ -33,10 +40,11 @@ impl Links {
         let addr = listener.local_addr().unwrap().to_string();
         let (target_tx, target_rx) = oneshot::channel::<String>();
         let cuts = self.cuts.subscribe();
+        let slow = self.slow.clone();
         tokio::spawn(async move {
             let Ok(target) = target_rx.await else { return };
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(pass_on(id, stream, target.clone(), cuts.clone()));
+                tokio::spawn(pass_on(id, stream, target.clone(), cuts.clone(), slow.clone()));
             }
         });
         (addr, target_tx)
@@ -48,13 +56,25 @@ impl Links {
         self.cuts.send_modify(|cuts| cuts.extend(both));
     }
 
-    /// Makes all links whole again.
+    /// Lets no connection to a node carry more than 1 MiB a second.
+    pub fn slow_down(&self, id: NodeId) {
+        self.slow.store(id, Ordering::Relaxed);
+    }
+
+    /// Makes all links whole again, and fast.
     pub fn heal(&self) {
         self.cuts.send_modify(Cuts::clear);
+        self.slow.store(0, Ordering::Relaxed);
     }
 }
 
-async fn pass_on(to: NodeId, mut stream: TcpStream, target: String, mut cuts: watch::Receiver<Cuts>) {
+async fn pass_on(
+    to: NodeId,
+    mut stream: TcpStream,
+    target: String,
+    mut cuts: watch::Receiver<Cuts>,
+    slow: Arc<AtomicU64>,
+) {
     let mut first = Vec::new();
     // A node may open a connection and use it much later.
     if !matches!(stream.read_buf(&mut first).await, Ok(1..)) {
@@ -72,8 +92,27 @@ async fn pass_on(to: NodeId, mut stream: TcpStream, target: String, mut cuts: wa
         return;
     }
     let mut until_cut = cuts.clone();
+    let (mut from_sender, mut to_sender) = stream.split();
+    let (mut from_target, mut to_target) = onward.split();
+    let there = async {
+        let mut part = vec![0; SLOW_PART_BYTES];
+        loop {
+            let length = from_sender.read(&mut part).await?;
+            to_target.write_all(&part[..length]).await?;
+            if length == 0 {
+                return to_target.shutdown().await;
+            }
+            if slow.load(Ordering::Relaxed) == to {
+                tokio::time::sleep(SLOW_PART_PAUSE * length as u32 / SLOW_PART_BYTES as u32).await;
+            }
+        }
+    };
+    let back = async {
+        tokio::io::copy(&mut from_target, &mut to_sender).await?;
+        to_sender.shutdown().await
+    };
     tokio::select! {
-        _ = tokio::io::copy_bidirectional(&mut stream, &mut onward) => return,
+        _ = async { tokio::try_join!(there, back) } => return,
         _ = until_cut.wait_for(is_cut) => {}
     }
     // The connection stands, and is dead.
