@@ -116,7 +116,7 @@ async fn equal_nodes_have_the_same_hash() {
 #[tokio::test]
 async fn waiting_for_an_entry_is_bounded_and_exact() {
     const WAITING: u64 = APPLIED_WAITING_MAX as u64;
-    const AHEAD: u64 = 300;
+    const AHEAD: u64 = 60;
     let cluster = TestCluster::form("self-check-waits", ALL, &[CALM, FLAGS].concat()).await;
     let path = |index: u64| format!("/v1/cluster/hash?applied={index}");
     let never = join_all((0..=WAITING).map(|_| async { cluster.get(2, &path(i64::MAX as u64)).await })).await;
