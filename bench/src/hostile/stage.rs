@@ -11,8 +11,8 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use raft_key_value::body::ErrorAnswer;
 use raft_key_value::config::{
-    HISTORY_BYTES_MAX, LOG_CACHE_BYTES_MAX, LOG_CHUNK_BYTES_MAX, REQUESTS_REMEMBERED_BYTES_MAX,
-    WATCH_HANDED_OUT_BYTES_MAX, WATCH_LONG_EVENTS_BYTES_MAX,
+    CLIENT_MEMORY_BYTES_DEFAULT, HISTORY_BYTES_MAX, LOG_CACHE_BYTES_MAX, LOG_CHUNK_BYTES_MAX,
+    REQUESTS_REMEMBERED_BYTES_MAX, WATCH_HANDED_OUT_BYTES_MAX, WATCH_LONG_EVENTS_BYTES_MAX,
 };
 use serde::Serialize;
 use tokio::task::JoinSet;
@@ -39,7 +39,8 @@ const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
 const REFUSED_PAUSE: Duration = Duration::from_millis(10);
 
 /// Memory that a node is configured to use for what any load leaves behind.
-const CONFIGURED_BYTES: usize = HISTORY_BYTES_MAX
+const CONFIGURED_BYTES: usize = CLIENT_MEMORY_BYTES_DEFAULT
+    + HISTORY_BYTES_MAX
     + LOG_CACHE_BYTES_MAX
     + LOG_CHUNK_BYTES_MAX
     + WATCH_HANDED_OUT_BYTES_MAX
