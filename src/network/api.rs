@@ -202,7 +202,7 @@ async fn value_of(app: &ExampleApp, key: &str) -> Result<HttpResponse, ApiError>
     let length = value.len();
     // This route knows text only; what is none was put by another route.
     let encode = move || Ok(ok_body(&String::from_utf8_lossy(record.value.as_bytes())));
-    let body = app.long_work.run(length, encode).await?;
+    let body = app.long_work.run(|| length, encode).await?;
     Ok(memory.until_written(json(StatusCode::OK, body)))
 }
 
@@ -213,7 +213,8 @@ async fn decode<T: Send + 'static>(
     parse: fn(&[u8], &Limits) -> Result<T, ApiError>,
 ) -> Result<T, ApiError> {
     let (body, limits) = (body.clone(), app.limits);
-    app.long_work.run(body.len(), move || parse(&body, &limits)).await
+    let length = body.len();
+    app.long_work.run(|| length, move || parse(&body, &limits)).await
 }
 
 /// What is to be done, and the value that the answer repeats.

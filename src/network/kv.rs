@@ -171,7 +171,7 @@ async fn get_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload)
         let memory = app.client_memory.for_response(record.value.as_bytes().len()).await?;
         let (length, now_ms, record) = (record.value.as_bytes().len(), app.store.clock().now_ms(), record.clone());
         let encode = move || Ok(encode(&record.to_key_value(&key, now_ms), 256));
-        memory.until_written(json(StatusCode::OK, app.long_work.run(length, encode).await?))
+        memory.until_written(json(StatusCode::OK, app.long_work.run(|| length, encode).await?))
     };
     let headers = response.headers_mut();
     headers.insert(header::ETAG, etag_of(record.revision));

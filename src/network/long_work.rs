@@ -24,18 +24,23 @@ impl Default for LongWork {
 impl LongWork {
     /// Does work on so many bytes: here if that is short, else on a thread of the blocking pool, when its turn comes.
     ///
+    /// `bytes` is asked again then, as somebody else may have done the work.
+    ///
     /// # Errors
     ///
     /// What `work` fails with; and [`ApiError::Stopping`], if the node stops meanwhile.
     pub async fn run<T: Send + 'static>(
         &self,
-        bytes: usize,
+        bytes: impl Fn() -> usize,
         work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        if bytes < LONG_WORK_BYTES {
+        if bytes() < LONG_WORK_BYTES {
             return work();
         }
         let _turn = self.turns.acquire().await.map_err(|_| forward::stopping())?;
+        if bytes() < LONG_WORK_BYTES {
+            return work();
+        }
         tokio::task::spawn_blocking(work).await.map_err(|_| forward::stopping())?
     }
 }

@@ -62,14 +62,14 @@ async fn do_txn(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) 
     refuse_conditions(request)?;
     check_body_type(request)?;
     let (text, limits) = (body.clone(), app.limits);
-    let operation = app.long_work.run(body.len(), move || parse_txn(&text, &limits)).await?;
+    let operation = app.long_work.run(|| body.len(), move || parse_txn(&text, &limits)).await?;
     match v1::write(app, request, body, operation).await? {
         Written::Answered(answer) => Ok(answer),
         Written::Here(response, memory) => match &response.result {
             Some(WriteResult::Txn(answer)) => {
-                let data_bytes = answer.results.iter().map(data_bytes).sum();
+                let data_bytes: usize = answer.results.iter().map(data_bytes).sum();
                 let answer = answer.clone();
-                let body = app.long_work.run(data_bytes, move || Ok(encode(answer.as_ref(), 256))).await;
+                let body = app.long_work.run(|| data_bytes, move || Ok(encode(answer.as_ref(), 256))).await;
                 // It is done, whatever hinders its response.
                 let body = body.map_err(|_| ApiError::OutcomeUnknown(Details::unknown("this node is stopping")))?;
                 Ok(memory.until_written(written_as(&response, body, None)))

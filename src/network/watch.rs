@@ -448,7 +448,10 @@ impl Watching {
             () = app.stopped() => Err(end_of(&forward::stopping())),
             batch = self.subscription.next() => match batch {
                 Ok(batch) => {
-                    unsent.extend(self.subscription.encoded(&batch, encode).iter().cloned());
+                    let (store, shared) = (app.store.state_machine.clone(), batch.clone());
+                    let encode = move || Ok(store.encoded(&shared, encode).to_vec());
+                    let pieces = app.long_work.run(|| batch.bytes_to_encode(), encode).await;
+                    unsent.extend(pieces.map_err(|error| end_of(&error))?);
                     Ok(())
                 }
                 Err(WatchError::Gone { oldest }) => Err(too_slow(oldest)),

@@ -190,6 +190,11 @@ impl Batch {
         &self.changes
     }
 
+    /// How many bytes of keys and values are still to be encoded.
+    pub fn bytes_to_encode(&self) -> usize {
+        if self.encoded.get().is_some() { 0 } else { self.changes.iter().map(Change::bytes).sum() }
+    }
+
     fn counted_bytes(&self) -> usize {
         self.counted_bytes.load(Ordering::Relaxed)
     }
@@ -325,22 +330,13 @@ impl Subscription {
         }
     }
 
-    /// A batch as `encode` writes it, in pieces: encoded by the first that asks, for all that share it.
+    /// See [`StateMachineStore::encoded`].
     pub fn encoded<'a>(
         &self,
         batch: &'a Batch,
         encode: impl FnOnce(&[Change], &LongEvents) -> Vec<Bytes>,
     ) -> &'a [Bytes] {
-        let hub = self.store.hub();
-        let mut is_first = false;
-        let pieces = batch.encoded.get_or_init(|| {
-            is_first = true;
-            encode(&batch.changes, &hub.long_events)
-        });
-        if is_first {
-            hub.handed_out().count_encoded(batch, pieces);
-        }
-        pieces
+        self.store.encoded(batch, encode)
     }
 
     /// The revision up to which all has been taken that is wanted, if nothing is waiting.
@@ -405,6 +401,26 @@ impl Subscription {
         if self.receiver.take().is_some() {
             self.store.hub().leave(&self.filter);
         }
+    }
+}
+
+impl StateMachineStore {
+    /// A batch as `encode` writes it, in pieces: encoded by the first that asks, for all that share it.
+    pub fn encoded<'a>(
+        &self,
+        batch: &'a Batch,
+        encode: impl FnOnce(&[Change], &LongEvents) -> Vec<Bytes>,
+    ) -> &'a [Bytes] {
+        let hub = self.hub();
+        let mut is_first = false;
+        let pieces = batch.encoded.get_or_init(|| {
+            is_first = true;
+            encode(&batch.changes, &hub.long_events)
+        });
+        if is_first {
+            hub.handed_out().count_encoded(batch, pieces);
+        }
+        pieces
     }
 }
 
