@@ -319,7 +319,7 @@ pub struct HostileArguments {
     #[arg(long, value_name = "FRACTION", value_parser = scale)]
     scale: Option<f64>,
 
-    /// Run small loads (all of them take about a minute), judge only what holds today, and exit with 1 if it does not
+    /// Run small loads (all of them take about a minute), judge elections and memory, and exit with 1 if a goal is missed
     #[arg(long)]
     pub quick: bool,
 }

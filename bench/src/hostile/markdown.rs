@@ -1,6 +1,5 @@
 //! The report's section.
 
-use super::rows::ROWS;
 use super::{Figures, RowFigures, RowOutcome, stage};
 use crate::report::Goal;
 use crate::statistics::{mebibytes, milliseconds, thousands};
@@ -32,14 +31,6 @@ impl Figures {
             let RowOutcome::Measured(figures) = &row.outcome else { continue };
             for note in &figures.notes {
                 text += &format!("- `{}`: {note}\n", row.name);
-            }
-        }
-        for row in ROWS.iter().filter(|known| self.rows.iter().any(|row| row.name == known.name)) {
-            for (what, known) in [("elections", row.elections_known), ("memory", row.memory_known)] {
-                if let Some(cause) = known {
-                    text +=
-                        &format!("- `{}` is known to miss its goal for {what}; presumed cause: {cause}\n", row.name);
-                }
             }
         }
         text

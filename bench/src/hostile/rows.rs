@@ -27,26 +27,10 @@ pub struct Row {
     pub what: &'static str,
     /// Prepares, begins, and applies the load.
     pub load: fn(&mut Stage) -> Running<'_>,
-    /// Why the load causes an election at full size: presumed from what it sends, not from a profile. Remove it once
-    /// the load causes none; until then `--quick` does not judge the elections of this row.
-    pub elections_known: Option<&'static str>,
-    /// Why the load exceeds the memory goal even at the scale of `--quick`, which then does not judge its memory.
-    pub memory_known: Option<&'static str>,
 }
 
-/// A row that reaches what `--quick` asserts.
 const fn row(name: &'static str, what: &'static str, load: fn(&mut Stage) -> Running<'_>) -> Row {
-    Row { name, what, load, elections_known: None, memory_known: None }
-}
-
-impl Row {
-    const fn elections_known(self, cause: &'static str) -> Self {
-        Self { elections_known: Some(cause), ..self }
-    }
-
-    const fn memory_known(self, cause: &'static str) -> Self {
-        Self { memory_known: Some(cause), ..self }
-    }
+    Row { name, what, load }
 }
 
 /// All loads. Each has a cluster of its own.
@@ -54,10 +38,8 @@ pub const ROWS: &[Row] = &[
     row("none", "nothing beside the probe: what the machine itself does to the figures", |stage| Box::pin(none(stage))),
     row("watch-initial-50", "50 watches with `initial` begin at once, over 300,000 keys of 100 bytes", |stage| {
         Box::pin(watch_initial(stage, 50))
-    })
-    .elections_known("the state is sent to all watches at once, without regard to how long Raft waits meanwhile"),
-    row("watch-initial-200", "200 of the same", |stage| Box::pin(watch_initial(stage, 200)))
-        .elections_known("the same as `watch-initial-50`"),
+    }),
+    row("watch-initial-200", "200 of the same", |stage| Box::pin(watch_initial(stage, 200))),
     row("values-1mib", "256 clients put values of 1 MiB, each to its own key", |stage| {
         Box::pin(large_values(stage, false))
     }),
@@ -66,35 +48,28 @@ pub const ROWS: &[Row] = &[
     }),
     row("bodies-held-back", "1,000 transactions of 1.5 MiB, of which the last byte never comes", |stage| {
         Box::pin(bodies_held_back(stage))
-    })
-    .elections_known("nothing bounds the bytes of unfinished bodies, and making room for them holds up Raft"),
-    row("watch-one-key", "3,000 watches of one key, and one put of 1 MiB", |stage| Box::pin(watch_one_key(stage)))
-        .elections_known("the event is copied to all sockets at once, without regard to how long Raft waits meanwhile"),
+    }),
+    row("watch-one-key", "3,000 watches of one key, and one put of 1 MiB", |stage| Box::pin(watch_one_key(stage))),
     row(
         "watch-slow",
         "300 watches of one key that read nothing, and puts of 1 MiB of control characters, which JSON escapes \
          sixfold",
         |stage| Box::pin(watch_slow(stage)),
-    )
-    .elections_known("the same as `watch-one-key`, as much as the kernel takes for each"),
+    ),
     row(
         "watch-slow-history",
         "300 watches that read 2 KiB every 2 s, from 60 revisions of a key, each a put of 1 MiB of control \
          characters",
         |stage| Box::pin(watch_slow_history(stage)),
-    )
-    .elections_known("watches that begin at once encode the long events of the whole history, one after the other"),
+    ),
     row(
         "txn-gets-unread",
         "50 transactions of four gets of 1 MiB of control characters each, whose answers are not read",
         |stage| Box::pin(txn_gets_unread(stage)),
-    )
-    .elections_known("an answer of 24 MiB is escaped in one go, and nothing bounds how many are held"),
+    ),
     row("list-unread", "300 pages of 1 MiB of control characters, which are not read", |stage| {
         Box::pin(list_unread(stage))
-    })
-    .elections_known("nothing bounds how many pages are put together and held at once")
-    .memory_known("a page is held as JSON, six times as long, until it is read; nothing bounds how many are held"),
+    }),
     row("txn-refused", "100 clients with transactions of 1.5 MiB, whose last operation is one too many", |stage| {
         Box::pin(txn_refused(stage))
     }),
@@ -109,8 +84,7 @@ pub const ROWS: &[Row] = &[
         "watch-prefixes",
         "1,000 watches of nested prefixes, and 16 transactions of 128 keys of 1,000 bytes that all of them match",
         |stage| Box::pin(watch_prefixes(stage)),
-    )
-    .elections_known("the same as `watch-one-key`, with many small events"),
+    ),
     row(
         "applied-waiters",
         "3,000 clients request `?applied=` with an entry that does not come, and retry after `retry_after_ms`, while \
@@ -130,13 +104,11 @@ pub const ROWS: &[Row] = &[
     }),
     row("json-nested", "1,000 clients with bodies of 1.5 MiB of opening brackets", |stage| {
         Box::pin(json(stage, Bytes::from(vec![b'['; REQUEST_BYTES_MAX_DEFAULT])))
-    })
-    .elections_known("nothing bounds the bytes of bodies that are read at once"),
+    }),
     row("json-long", "1,000 clients with bodies of 1.5 MiB of one escaped string, which is no valid key", |stage| {
         let escaped = r"\u0001".repeat((REQUEST_BYTES_MAX_DEFAULT - 64) / 6);
         Box::pin(json(stage, format!(r#"{{"success":[{{"get":{{"key":"{escaped}"}}}}]}}"#).into()))
-    })
-    .elections_known("nothing bounds the bytes of bodies that are read and parsed at once"),
+    }),
     row("heads-90", "1,000 clients with 90 headers of 1 KiB", |stage| Box::pin(heads(stage))),
     row("pipelined", "200 clients that each send 1,000 gets of 64 KiB ahead, and read nothing", |stage| {
         Box::pin(pipelined(stage))
@@ -144,8 +116,7 @@ pub const ROWS: &[Row] = &[
     row("hang-up", "256 clients that put 64 KiB and hang up at once, again and again", |stage| {
         Box::pin(hang_up(stage))
     }),
-    row("tiny-chunks", "256 clients that put 64 KiB in chunks of one byte", |stage| Box::pin(tiny_chunks(stage)))
-        .elections_known("nothing bounds how many chunks are taken in before Raft runs"),
+    row("tiny-chunks", "256 clients that put 64 KiB in chunks of one byte", |stage| Box::pin(tiny_chunks(stage))),
     row("expire-at-once", "100,000 keys that expire at the same moment", |stage| Box::pin(expire_at_once(stage))),
     row("idempotency-keys", "64 clients whose puts each have another `Idempotency-Key` of 128 bytes", |stage| {
         Box::pin(idempotency_keys(stage))
