@@ -32,7 +32,7 @@ use crate::config::{
 use crate::error::{ApiError, Outcome};
 use crate::network::conditions::{Conditions, ReadVerdict, WriteCondition};
 use crate::network::founding::Step;
-use crate::network::intake::{Intake, Next};
+use crate::network::listener::intake::{Intake, Next};
 use crate::network::parameters::{Parameters, check_body_type, key_from, key_of, key_with_action, request_id, ttl_ms};
 use crate::network::peer::{self, Envelope, Ids, PeerIdentity};
 use crate::network::reply::{check_lists, parse_json};

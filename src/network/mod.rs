@@ -8,14 +8,9 @@ pub mod browser;
 pub mod cluster_hash;
 pub mod cluster_header;
 pub mod conditions;
-mod crowd;
 pub mod forward;
 pub mod founding;
-mod gate;
-mod head;
-pub(crate) mod intake;
 pub mod kv;
-mod line;
 pub mod list;
 pub mod listener;
 pub mod long_work;
@@ -32,7 +27,6 @@ pub mod raft_thread;
 mod read_index;
 pub mod reply;
 pub mod rpc_check;
-mod slices;
 pub mod txn;
 pub mod v1;
 pub mod watch;
@@ -64,7 +58,7 @@ fn original(method: &'static str, path: &'static str, route: Route) -> Entry {
     Entry { operations, service: Service::Resource(resource) }
 }
 
-/// HEAD is taken wherever GET is: the gate turns it into GET.
+/// HEAD is taken wherever GET is: `listener::admission` turns it into GET.
 const fn get_and_head(path: &'static str) -> [(&'static str, &'static str); 2] {
     [("get", path), ("head", path)]
 }

@@ -17,8 +17,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::runtime::Handle;
 use tokio::sync::SemaphorePermit;
 
-use super::crowd::Class;
-use super::gate::presence_of;
+use super::listener::admission::presence_of;
+use super::listener::connection_limits::Class;
 use super::peer::{self, Envelope, Ids, PeerIdentity};
 use super::reply::{keep_for_a_while, ok, read_body};
 use super::rpc_check::{self, Append, SnapshotHead};

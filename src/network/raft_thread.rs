@@ -13,9 +13,10 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 
 use super::browser::Browsers;
-use super::crowd::Shares;
-use super::line::Place;
-use super::listener::{Connection, clients_max, http_service};
+use super::listener::admission_queue::Place;
+use super::listener::connection::Connection;
+use super::listener::connection_limits::Shares;
+use super::listener::{clients_max, http_service};
 use super::worker::Worker;
 use crate::app::ExampleApp;
 use crate::config::ARRIVALS_MAX;

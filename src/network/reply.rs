@@ -10,7 +10,7 @@ use memchr::memchr2;
 use serde::Serialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
-use super::intake::Exchange;
+use super::listener::intake::Exchange;
 use super::memory::HeldMemory;
 use super::v1;
 use crate::app::ExampleApp;

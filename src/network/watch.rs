@@ -17,10 +17,10 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::api::linearize_if_answered;
-use super::crowd::WatchPermit;
 use super::forward;
-use super::gate::presence_of;
 use super::list::revision_in_future;
+use super::listener::admission::presence_of;
+use super::listener::connection_limits::WatchPermit;
 use super::openapi::answers::{EventStream, WatchErrors};
 use super::openapi::parameters::{WatchHeaders, WatchParameters};
 use super::parameters::{Parameters, check_key, invalid, one_header, says_no};

@@ -6,11 +6,11 @@ use std::rc::{Rc, Weak};
 use actix_web::web;
 use tokio::sync::oneshot;
 
-use super::crowd::{Connections, Shares};
-use super::line::Line;
+use super::listener::admission_queue::Line;
+use super::listener::connection_limits::{Connections, Shares};
+use super::listener::slices::Slices;
 use super::proposals::{Proposals, Proposed};
 use super::read_index::SharedReads;
-use super::slices::Slices;
 use crate::app::ExampleApp;
 use crate::connection::connections;
 use crate::types::Command;

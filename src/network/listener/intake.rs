@@ -6,7 +6,7 @@
 //! requests, and holds the bytes behind a request until that request has its response.
 //!
 //! It checks each head ([`head`](super::head)). In place of a head that it rejects, it hands on a
-//! request of its own, which the [`gate`](super::gate) answers with the error. So the responses
+//! request of its own, which the [`admission`](super::admission) answers with the error. So the responses
 //! to earlier requests come first, and the error is written like any other response.
 //!
 //! A request that arrives in one read is checked where it lies and not copied.
@@ -21,8 +21,9 @@ use bytes::{Buf, BytesMut};
 use memchr::memchr;
 use tokio::io::ReadBuf;
 
+use super::chunks::Chunks;
 use super::head::{self, Body, Head, LENGTH_OF_NO_BODY, Rejection, without_empty_lines};
-use crate::config::{CHUNK_EXTRAS_BYTES_MAX, CHUNKED_BYTE_COST, HEAD_BYTES_MAX};
+use crate::config::{CHUNKED_BYTE_COST, HEAD_BYTES_MAX};
 use crate::error::ApiError;
 
 /// Largest buffer for held bytes that a connection keeps while it is empty, in bytes.
@@ -89,7 +90,7 @@ impl BodyCost {
     }
 }
 
-/// State that an [`Intake`] shares with the [`gate`](super::gate).
+/// State that an [`Intake`] shares with the [`admission`](super::admission).
 #[derive(Debug, Default)]
 pub struct Exchange {
     /// Whether a request was handed on and has no response yet.
@@ -163,7 +164,7 @@ impl Intake {
         self.at = At::End;
     }
 
-    /// State that the gate shares.
+    /// State that `admission` shares.
     pub fn exchange(&self) -> &Rc<Exchange> {
         &self.exchange
     }
@@ -341,7 +342,7 @@ impl Intake {
         Step { bytes: head.bytes, instead }
     }
 
-    /// Hands on a request that the gate answers with the error, after which the connection closes.
+    /// Hands on a request that `admission` answers with the error, after which the connection closes.
     fn reject(&mut self, rejection: Rejection, length: usize) -> Step {
         let Rejection { error, is_head, is_http_1_0 } = rejection;
         *self.exchange.rejection.borrow_mut() = Some(error);
@@ -362,302 +363,5 @@ struct Step {
     instead: Option<Vec<u8>>,
 }
 
-/// Where in a chunked body the next byte is.
-///
-/// The HTTP library accepts everything that this accepts, and ends the body at the same byte. It
-/// ignores extensions and trailers, does not bound them, and accepts any line as a trailer.
-#[derive(Debug, Default)]
-struct Chunks {
-    at: InChunk,
-    /// Digits of the size so far.
-    digits: u8,
-    /// The size of the chunk as far as it was read, then the bytes left of it.
-    left: u64,
-    /// Bytes of extensions and trailers so far.
-    extras: usize,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum InChunk {
-    #[default]
-    Size,
-    /// In spaces after a size.
-    SizeSpace,
-    Extension,
-    /// Before the LF of a size.
-    SizeLf,
-    Data,
-    /// Before the CR of a chunk.
-    DataCr,
-    DataLf,
-    /// At the beginning of a line after the last chunk.
-    TrailerStart,
-    /// In the name of a trailer.
-    TrailerName,
-    /// In the value of a trailer.
-    Trailer,
-    TrailerLf,
-    /// Before the LF that ends the body.
-    EndLf,
-    End,
-}
-
-impl Chunks {
-    fn is_at_end(&self) -> bool {
-        self.at == InChunk::End
-    }
-
-    /// Follows the chunks through `bytes`; returns how many bytes belong to the body.
-    fn follow(&mut self, bytes: &[u8]) -> Result<usize, &'static str> {
-        let mut passed = 0;
-        while passed < bytes.len() && self.at != InChunk::End {
-            if self.at == InChunk::Data {
-                let count = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len() - passed);
-                passed += count;
-                self.left -= count as u64;
-                if self.left == 0 {
-                    self.at = InChunk::DataCr;
-                }
-                continue;
-            }
-            self.at = self.step(bytes[passed])?;
-            passed += 1;
-        }
-        Ok(passed)
-    }
-
-    fn step(&mut self, byte: u8) -> Result<InChunk, &'static str> {
-        use InChunk::{
-            Data, DataCr, DataLf, End, EndLf, Extension, Size, SizeLf, SizeSpace, Trailer, TrailerLf, TrailerName,
-            TrailerStart,
-        };
-        if matches!(self.at, SizeSpace | Extension | TrailerStart | TrailerName | Trailer) {
-            self.extras += 1;
-            if self.extras > CHUNK_EXTRAS_BYTES_MAX {
-                return Err("its chunk extensions and trailers are too long");
-            }
-        }
-        match (self.at, byte) {
-            (Size, _) if byte.is_ascii_hexdigit() => {
-                if self.digits == 16 {
-                    return Err("the size of a chunk must have at most 16 digits");
-                }
-                self.digits += 1;
-                let digit = char::from(byte).to_digit(16).unwrap_or_default();
-                self.left = self.left << 4 | u64::from(digit);
-                Ok(Size)
-            }
-            (Size, _) if self.digits == 0 => Err("the size of a chunk must be a hexadecimal number"),
-            (Size | SizeSpace, b' ' | b'\t') => Ok(SizeSpace),
-            (Size | SizeSpace, b';') => Ok(Extension),
-            (Size | SizeSpace | Extension, b'\r') => Ok(SizeLf),
-            (Size | SizeSpace, _) => Err("the size of a chunk must be a hexadecimal number that ends with CR LF"),
-            (Extension | Trailer, 0..=8 | 10..=12 | 14..=31 | 127) => {
-                Err("a chunk extension or trailer contains a control character")
-            }
-            (Extension, _) => Ok(Extension),
-            (SizeLf, b'\n') => {
-                self.digits = 0;
-                Ok(if self.left == 0 { TrailerStart } else { Data })
-            }
-            (DataCr, b'\r') => Ok(DataLf),
-            (DataLf, b'\n') => Ok(Size),
-            (TrailerStart, b'\r') => Ok(EndLf),
-            (TrailerStart | TrailerName, _) if head::is_token(byte) => Ok(TrailerName),
-            (TrailerName, b':') => Ok(Trailer),
-            (TrailerStart | TrailerName, _) => Err("a trailer must be a name, a colon and a value"),
-            (Trailer, b'\r') => Ok(TrailerLf),
-            (Trailer, _) => Ok(Trailer),
-            (TrailerLf, b'\n') => Ok(TrailerStart),
-            (EndLf, b'\n') => Ok(End),
-            (DataCr | DataLf, _) => Err("a chunk is longer than its size"),
-            (SizeLf | TrailerLf | EndLf, _) => Err("a CR stands alone among the chunks"),
-            (Data | End, _) => Err("the chunks have ended"),
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use proptest::test_runner::TestRunner;
-
-    use super::*;
-    use crate::fuzzing::connection;
-
-    /// The bytes handed on when these pieces are read, one part per request.
-    fn handed_on(pieces: &[&[u8]], room: usize) -> Vec<Vec<u8>> {
-        let mut intake = Intake::new(Rc::default(), 10);
-        // A read brings no more than there is room for.
-        let mut pieces = pieces.iter().flat_map(|piece| piece.chunks(room));
-        let mut parts = vec![Vec::new()];
-        let mut space = vec![0; room];
-        let context = Context::from_waker(Waker::noop());
-        loop {
-            let mut buffer = ReadBuf::new(&mut space);
-            match intake.next(&context) {
-                Next::Read => {
-                    let Some(piece) = pieces.next() else { return parts };
-                    buffer.put_slice(piece);
-                    intake.take(&mut buffer, 0);
-                }
-                Next::HandOn | Next::Begin => intake.hand_on(&mut buffer),
-                Next::Wait => {
-                    if intake.exchange.end(false) {
-                        return parts;
-                    }
-                    parts.push(Vec::new());
-                }
-                Next::End => return parts,
-            }
-            parts.last_mut().unwrap().extend_from_slice(buffer.filled());
-            let is_whole = matches!(intake.at, At::End) && intake.released == 0 && intake.held.is_empty();
-            if is_whole && !parts.last().unwrap().is_empty() && !intake.exchange.end(false) {
-                parts.push(Vec::new());
-            }
-        }
-    }
-
-    fn texts(parts: Vec<Vec<u8>>) -> Vec<String> {
-        parts.into_iter().map(|part| String::from_utf8(part).unwrap()).filter(|part| !part.is_empty()).collect()
-    }
-
-    const REQUESTS: [&str; 6] = [
-        "GET /a HTTP/1.1\r\nhost: x\r\n\r\n",
-        "PUT /b HTTP/1.1\r\nhost: x\r\ncontent-length: 12\r\n\r\nGET / HTTP/1",
-        "PUT /c HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3;e=\"x\"\r\nabc\r\n0A \r\n0123456789\r\n0\r\nt: u\r\n\r\n",
-        "HEAD /d HTTP/1.1\r\nhost: x\r\n\r\n",
-        "POST /e HTTP/1.0\r\nconnection: keep-alive\r\ncontent-length: 0\r\n\r\n",
-        "GET /f HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\n\n",
-    ];
-
-    /// However the bytes of requests are divided, each is handed on alone, and as it came.
-    ///
-    /// Method: six requests with empty lines between them, in two pieces, divided at each byte, and byte by byte.
-    #[test]
-    fn requests_are_handed_on_one_by_one() {
-        let stream = REQUESTS.join("\r\n");
-        let expected: Vec<String> = REQUESTS.iter().map(|request| (*request).to_owned()).collect();
-        let trimmed = |parts| -> Vec<String> {
-            texts(parts).into_iter().map(|part| part.trim_start_matches("\r\n").to_owned()).collect()
-        };
-        for room in [1, 20, 8192] {
-            for position in 0..=stream.len() {
-                let (first, second) = stream.as_bytes().split_at(position);
-                assert_eq!(trimmed(handed_on(&[first, second], room)), expected, "at {position} with room for {room}");
-            }
-        }
-    }
-
-    /// After a request that closes the connection, is rejected, or whose chunks are broken, nothing is handed on.
-    #[test]
-    fn nothing_follows_an_end() {
-        let next = REQUESTS[1];
-        let head = "PUT / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
-        let broken = format!("{head}1\r\nxx{next}");
-        for piece in [broken.len(), 1] {
-            let pieces: Vec<&[u8]> = broken.as_bytes().chunks(piece).collect();
-            let handed = texts(handed_on(&pieces, 8192));
-            assert!(handed.len() == 1 && handed[0].starts_with(head) && !handed[0].contains("xx"), "{handed:?}");
-        }
-        for (first, handed) in [
-            ("GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", None),
-            ("GET / HTTP/1.0\r\n\r\n", None),
-            ("GET /# HTTP/1.1\r\nhost: x\r\n\r\n", Some("GET / HTTP/1.1\r\nhost:\r\nconnection: close\r\n\r\n")),
-            ("HEAD /# HTTP/1.0\r\nhost: x\r\n\r\n", Some("HEAD / HTTP/1.0\r\nhost:\r\nconnection: close\r\n\r\n")),
-        ] {
-            let stream = format!("{first}{next}");
-            for piece in [stream.len(), 1] {
-                let pieces: Vec<&[u8]> = stream.as_bytes().chunks(piece).collect();
-                assert_eq!(texts(handed_on(&pieces, 8192)), [handed.unwrap_or(first)], "{first:?} in {piece}s");
-            }
-        }
-    }
-
-    /// A request of HTTP/1.0 without a length gets one, and what follows it is not lost.
-    #[test]
-    fn a_missing_length_is_added() {
-        let post = "POST /a HTTP/1.0\r\nconnection: keep-alive\r\n\r\n";
-        let expected = "POST /a HTTP/1.0\r\nconnection: keep-alive\r\ncontent-length: 0\r\n\r\n";
-        let stream = [post, REQUESTS[0], post].concat();
-        for piece in [stream.len(), 1, 7] {
-            for room in [1, 30, 8192] {
-                let pieces: Vec<&[u8]> = stream.as_bytes().chunks(piece).collect();
-                assert_eq!(texts(handed_on(&pieces, room)), [expected, REQUESTS[0], expected], "{piece}, {room}");
-            }
-        }
-    }
-
-    /// Many small pieces of a long head cost no more than a few looks at each byte.
-    ///
-    /// Method: empty lines, and a value without end, one byte at a time, up to the limit of a head.
-    #[test]
-    fn long_heads_in_small_pieces() {
-        for text in ["\r\n".repeat(70_000), format!("GET / HTTP/1.1\r\nx: {}", "v".repeat(140_000))] {
-            let pieces: Vec<&[u8]> = text.as_bytes().chunks(1).collect();
-            assert_eq!(texts(handed_on(&pieces, 8192)), ["GET / HTTP/1.1\r\nhost:\r\nconnection: close\r\n\r\n"]);
-        }
-    }
-
-    /// Parts that requests are made of, right and wrong ones.
-    fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
-        let parts = prop::sample::select(vec![
-            "GET ",
-            "HEAD ",
-            "POST ",
-            "PUT ",
-            "/",
-            "a",
-            "?",
-            "#",
-            "%2F",
-            " ",
-            "HTTP/1.1",
-            "HTTP/1.0",
-            "\r\n",
-            "\r\n\r\n",
-            "\n",
-            "\r",
-            "host: x\r\n",
-            "content-length: 3\r\n",
-            "content-length: 0\r\n",
-            "transfer-encoding: chunked\r\n",
-            "connection: close\r\n",
-            "connection: keep-alive\r\n",
-            "connection: upgrade\r\n",
-            "upgrade: websocket\r\n",
-            "expect: 100-continue\r\n",
-            "x: y\r\n",
-            ": ",
-            "\0",
-            "\u{e9}",
-            "3\r\nabc\r\n",
-            "0\r\n\r\n",
-            "0\r\n",
-            "1;x\r\n",
-            "abc",
-            "GET / HTTP/1.1\r\nhost: x\r\n\r\n",
-            "PUT /a HTTP/1.1\r\nhost: x\r\n",
-            "POST / HTTP/1.0\r\nconnection: keep-alive\r\n",
-        ]);
-        let random = prop::collection::vec(any::<u8>(), 1..3);
-        let part = prop_oneof![20 => parts.prop_map(|part| part.as_bytes().to_vec()), 1 => random];
-        let stream = prop::collection::vec(part, 1..20).prop_map(|parts| parts.concat());
-        (1..40_u8, stream).prop_map(|(piece_bytes, stream)| [vec![piece_bytes], stream].concat())
-    }
-
-    /// The HTTP library finds the same requests as the intake, in whatever pieces they arrive.
-    ///
-    /// Method: random bytes and parts of requests, to the check that the fuzzer runs.
-    #[test]
-    fn the_library_agrees() {
-        let mut runner =
-            TestRunner::new(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(3000) });
-        runner
-            .run(&any_bytes(), |bytes| {
-                connection(&bytes);
-                Ok(())
-            })
-            .unwrap();
-    }
-}
+mod tests;

@@ -1,4 +1,4 @@
-//! The HTTP server on its listeners, with JSON for what it answers by itself.
+//! A connection that reads one request after another in its turn.
 //!
 //! A request that is not HTTP, whose head is too long or too slow, never reaches
 //! a handler: the HTTP library answers it with an empty body, and has no hook to
@@ -7,192 +7,28 @@
 //! others a look at the last four bytes of what is written.
 
 use std::cell::Cell;
-use std::future;
+use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use actix_http::error::DispatchError;
-use actix_http::{Extensions, HttpService, Protocol};
-use actix_server::Server;
-use actix_service::{IntoServiceFactory, ServiceFactory, ServiceFactoryExt, apply_fn_factory, fn_service, map_config};
-use actix_web::dev::AppConfig;
-use actix_web::{App, HttpRequest, web};
+use actix_http::Extensions;
+use actix_web::HttpRequest;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
 use tokio::time::Sleep;
 
-use super::browser::Browsers;
-use super::crowd::Shares;
+use super::admission_queue::{Kind, Place};
 use super::intake::{Exchange, Intake, Next};
-use super::line::{Kind, Place};
-use super::raft_thread::{Arrivals, RaftThread};
-use super::reply::OUTCOME;
-use super::routes;
 use super::slices::{Slice, Slices};
-use super::worker::Worker;
-use super::{cluster_header, gate};
-use crate::app::ExampleApp;
 use crate::config::{
-    CLIENTS_A_RESERVED_CONNECTION, CLIENTS_MAX, DISCONNECT_DEADLINE, FILES_RESERVED, FIRST_READ_BYTES, KEEP_ALIVE,
-    REJECTED_BYTES_READ_MAX, REQUEST_HEAD_DEADLINE, SHUTDOWN_DEADLINE, SLICE_BYTES, SLICE_BYTES_MIN, WRITE_STALL_MAX,
+    DISCONNECT_DEADLINE, FIRST_READ_BYTES, REJECTED_BYTES_READ_MAX, REQUEST_HEAD_DEADLINE, SLICE_BYTES,
+    SLICE_BYTES_MIN, WRITE_STALL_MAX,
 };
 use crate::error::{ApiError, Details};
-
-/// Serves clients on `http_threads` threads, and other nodes on Raft's.
-///
-/// What a connection is for is known from its first bytes. One on which another node sends RPCs moves to
-/// [`RaftThread`], so that heartbeats never wait for what clients do.
-///
-/// Once `stopping` is true, connections are closed as they become idle.
-pub fn serve_http(
-    listeners: Vec<TcpListener>,
-    app: web::Data<ExampleApp>,
-    browsers: Browsers,
-    http_threads: usize,
-    raft_thread: &RaftThread,
-    stopping: watch::Receiver<bool>,
-) -> io::Result<Server> {
-    let shares = Shares::of_clients(clients_max().div_ceil(http_threads));
-    let mut server = Server::build()
-        .workers(http_threads)
-        .max_concurrent_connections(shares.total)
-        .shutdown_timeout(SHUTDOWN_DEADLINE.as_secs())
-        .disable_signals();
-    for listener in listeners {
-        let (app, browsers) = (app.clone(), browsers.clone());
-        let (stopping, arrivals) = (stopping.clone(), raft_thread.arrivals());
-        server = server.listen("http", listener, move || {
-            let worker = Worker::of_this_thread(&app, shares);
-            let http = http_service(&app, &browsers, stopping.clone());
-            let (stopping, arrivals) = (stopping.clone(), arrivals.clone());
-            let body_bytes_max = app.limits.request_bytes;
-            fn_service(move |stream: TcpStream| {
-                // An answer is written at once: waiting for more would only delay it.
-                let _ = stream.set_nodelay(true);
-                let peer = stream.peer_addr().ok();
-                let place = Place::new(worker.line.clone(), worker.connections.accept());
-                let begun = begin(
-                    Connection::new(stream, place, body_bytes_max).in_slices(&worker.slices),
-                    stopping.clone(),
-                    arrivals.clone(),
-                );
-                async move { Ok((begun.await?, Protocol::Http1, peer)) }
-            })
-            .and_then(http)
-        })?;
-    }
-    Ok(server.run())
-}
-
-/// What serves the requests of a connection.
-pub(super) fn http_service(
-    app: &web::Data<ExampleApp>,
-    browsers: &Browsers,
-    stopping: watch::Receiver<bool>,
-) -> impl ServiceFactory<
-    (Connection, Protocol, Option<SocketAddr>),
-    Config = (),
-    Response = (),
-    Error = DispatchError,
-    InitError = (),
-> + use<> {
-    let routes = App::new().app_data(app.clone()).configure(routes);
-    let routes = routes.into_factory().map_err(|error: actix_web::Error| error.error_response());
-    let routes = map_config(routes, |()| AppConfig::default());
-    let for_cluster = app.clone();
-    let routes =
-        apply_fn_factory(routes, move |request, routes: &_| cluster_header::pass(&for_cluster, request, routes));
-    let (app, browsers) = (app.clone(), browsers.clone());
-    let routes = apply_fn_factory(routes, move |request, routes: &_| {
-        cluster_header::named(app.clone(), gate::pass(&app, &browsers, request, routes))
-    });
-    HttpService::build()
-        .keep_alive(KEEP_ALIVE)
-        .client_request_timeout(REQUEST_HEAD_DEADLINE)
-        .client_disconnect_timeout(DISCONNECT_DEADLINE)
-        .on_connect_ext(|connection: &Connection, extensions: &mut Extensions| {
-            extensions.insert(connection.as_it_is.clone());
-            extensions.insert(connection.place.clone());
-            extensions.insert(connection.intake.exchange().clone());
-        })
-        .graceful_shutdown_signal(move || {
-            let mut stopping = stopping.clone();
-            // An error means that the node is gone, which is a reason to stop too.
-            async move { drop(stopping.wait_for(|stopping| *stopping).await) }
-        })
-        .finish(routes)
-}
-
-/// Waits for the first request of a connection, and for its turn. So the time that the HTTP
-/// library gives a client for the head of it is not spent in line.
-///
-/// Clients keep connections for later that they opened for nothing. One that has not been used
-/// yet is like any other that is idle: it may be so for as long, and is closed without a word. A
-/// 408 that crosses a request would be taken for its answer.
-async fn begin(
-    mut connection: Connection,
-    mut stopping: watch::Receiver<bool>,
-    arrivals: Arrivals,
-) -> Result<Connection, DispatchError> {
-    let place = connection.place.clone();
-    let presence = &place.presence;
-    let kind = loop {
-        tokio::select! {
-            biased;
-            _ = stopping.wait_for(|stopping| *stopping) => return Err(DispatchError::DisconnectTimeout),
-            kind = future::poll_fn(|context| connection.poll_first(context)) => break kind?,
-            () = future::poll_fn(|context| presence.poll_let_go(context, false)) => {}
-            () = tokio::time::sleep(KEEP_ALIVE) => {}
-        }
-        // After the process stood still, a timer may be heard before what has come meanwhile.
-        if presence.is_leaving() || connection.has_nothing_to_do() {
-            return Err(DispatchError::DisconnectTimeout);
-        }
-        presence.stay();
-        // The runtime has not heard yet of what has come.
-        tokio::task::yield_now().await;
-    };
-    if kind == Kind::Rpc {
-        arrivals.hand_over(connection.stream, connection.intake.held());
-        return Err(DispatchError::DisconnectTimeout);
-    }
-    presence.wait();
-    tokio::select! {
-        biased;
-        _ = stopping.wait_for(|stopping| *stopping) => Err(DispatchError::DisconnectTimeout),
-        turn = future::poll_fn(|context| place.poll_turn(context, |_| Poll::Ready(Ok(kind)))) => {
-            turn?;
-            Ok(connection)
-        }
-    }
-}
-
-/// As many clients as the system lets this process have connections of besides its files.
-///
-/// Each connection takes a file descriptor; without one for its log a node would have to stop.
-pub(super) fn clients_max() -> usize {
-    let limit = getrlimit(Resource::Nofile);
-    // Commonly 1,024 unless asked for more, which any process may up to the hard limit.
-    let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
-    let files = if raised.is_ok() { limit.maximum } else { limit.current };
-    let files = files.map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX));
-    clients_of(files)
-}
-
-/// Of so many open files. A client that writes and reads over a connection to a follower takes two more, from
-/// that to the leader; two may be left idle that led to a former leader; and a part of one is reserved
-/// for each (see [`Shares`]).
-fn clients_of(files: usize) -> usize {
-    let files_a_client = 5 * CLIENTS_A_RESERVED_CONNECTION + 1;
-    let files = files.saturating_sub(FILES_RESERVED).min(CLIENTS_MAX * 6);
-    (files * CLIENTS_A_RESERVED_CONNECTION / files_a_client).clamp(16, CLIENTS_MAX)
-}
+use crate::network::reply::OUTCOME;
 
 /// Whether what is written to a connection stays as it is from now on: a value
 /// that is sent as bytes may look like an error of the HTTP library.
@@ -209,7 +45,7 @@ impl AsItIs {
 }
 
 /// A connection that reads one request after another in its turn, and gives the HTTP library's own errors a body.
-pub(super) struct Connection {
+pub struct Connection {
     as_it_is: AsItIs,
     place: Rc<Place>,
     stream: TcpStream,
@@ -231,7 +67,8 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(stream: TcpStream, place: Rc<Place>, body_bytes_max: usize) -> Self {
+    /// A new connection, which announces to read bodies of up to so many bytes.
+    pub fn new(stream: TcpStream, place: Rc<Place>, body_bytes_max: usize) -> Self {
         let (as_it_is, kind, replacement) = (AsItIs::default(), Cell::new(Kind::Own), Vec::new());
         let intake = Intake::new(Rc::new(Exchange::default()), body_bytes_max);
         Connection {
@@ -248,14 +85,31 @@ impl Connection {
         }
     }
 
+    /// What its requests are told of it.
+    pub fn share_with_requests(&self, extensions: &mut Extensions) {
+        extensions.insert(self.as_it_is.clone());
+        extensions.insert(self.place.clone());
+        extensions.insert(self.intake.exchange().clone());
+    }
+
+    /// Its place in the line.
+    pub fn place(&self) -> &Rc<Place> {
+        &self.place
+    }
+
+    /// What serves it elsewhere: the stream, and what was read from it.
+    pub fn into_parts(self) -> (TcpStream, Box<[u8]>) {
+        (self.stream, self.intake.held().into())
+    }
+
     /// Has it read and write long bodies in turns.
-    fn in_slices(mut self, slices: &Rc<Slices>) -> Self {
+    pub fn in_slices(mut self, slices: &Rc<Slices>) -> Self {
         self.slices = Some((Slice::new(slices.clone()), Slice::new(slices.clone())));
         self
     }
 
     /// Reads the first bytes of the connection: what it is for.
-    fn poll_first(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Kind>> {
+    pub fn poll_first(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Kind>> {
         let mut first = [0; FIRST_READ_BYTES];
         let mut first = ReadBuf::new(&mut first);
         ready!(Pin::new(&mut self.stream).poll_read(context, &mut first))?;
@@ -264,7 +118,7 @@ impl Connection {
     }
 
     /// Takes the first bytes of the connection, which were read from it.
-    pub(super) fn begin_with(&mut self, first: &[u8]) {
+    pub fn begin_with(&mut self, first: &[u8]) {
         self.kind.set(Kind::of(&first[..first.len().min(Kind::BYTES)]));
         self.intake.read_ahead(first);
     }
@@ -313,7 +167,7 @@ impl Connection {
     }
 
     /// Whether nothing has come on it that was not read, and nothing waits to be written.
-    fn has_nothing_to_do(&self) -> bool {
+    pub fn has_nothing_to_do(&self) -> bool {
         !self.is_writing() && polled(&self.stream, PollFlags::IN).is_empty()
     }
 
@@ -501,14 +355,15 @@ fn replace_empty_error(bytes: &[u8], is_head_request: bool) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::future;
     use std::time::Duration;
 
     use tokio::io::AsyncWriteExt;
 
     use super::*;
     use crate::app::Room;
-    use crate::network::crowd::Connections;
-    use crate::network::line::Line;
+    use crate::network::listener::admission_queue::Line;
+    use crate::network::listener::connection_limits::{Connections, Shares};
 
     /// An empty error gets a body, after whatever was answered before it.
     #[test]
@@ -556,17 +411,6 @@ mod tests {
             }
             let found = future::poll_fn(|context| connection.poll_kind(context)).await.unwrap();
             assert_eq!(found, Kind::End, "the end, after {request:?}");
-        }
-    }
-
-    /// A connection from a client leaves files for those to the leader, for idle ones, for other nodes,
-    /// and for the node itself.
-    #[test]
-    fn connections_leave_files() {
-        for (files, clients) in [(0, 16), (256, 24), (1024, 170), (4096, 755), (1 << 20, CLIENTS_MAX)] {
-            assert_eq!(clients_of(files), clients, "{files}");
-            let Shares { total, clients, .. } = Shares::of_clients(clients);
-            assert!(files < 256 || FILES_RESERVED + 4 * clients + total <= files + 2, "{files}");
         }
     }
 

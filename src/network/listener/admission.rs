@@ -10,15 +10,15 @@ use actix_web::{HttpRequest, ResponseError, web};
 use futures_util::StreamExt;
 use futures_util::future::{Either, ready};
 
-use super::browser::{AllowedOrigin, Browsers};
-use super::crowd::{Class, Presence};
+use super::admission_queue::Place;
+use super::connection_limits::{Class, Presence};
 use super::intake::Exchange;
-use super::line::Place;
-use super::reply::keep_for_a_while;
-use super::{forward, v1};
 use crate::app::ExampleApp;
 use crate::config::{REFUSED_BODY_BYTES_MAX, REQUEST_BODY_DEADLINE};
 use crate::error::{ApiError, Details, Retry};
+use crate::network::browser::{AllowedOrigin, Browsers};
+use crate::network::reply::keep_for_a_while;
+use crate::network::{forward, v1};
 
 const WATCH: &str = "/v1/watch";
 
