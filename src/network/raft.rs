@@ -17,7 +17,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::runtime::Handle;
 use tokio::sync::SemaphorePermit;
 
-use super::listener::admission::presence_of;
+use super::listener::admission::state_of;
 use super::listener::connection_limits::Class;
 use super::peer::{self, Envelope, Ids, PeerIdentity};
 use super::reply::{keep_for_a_while, ok, read_body};
@@ -289,12 +289,12 @@ fn joins(path: &str) -> bool {
 
 /// The connection of an RPC is a node's from now on.
 fn note_node(app: &ExampleApp, request: &HttpRequest, from: NodeId) {
-    let Some(presence) = presence_of(request).filter(|_| app.has_member(from)) else { return };
+    let Some(state) = state_of(request).filter(|_| app.has_member(from)) else { return };
     // Reads are many, and one whose connection is closed just then is asked for again.
     if request.path() == READ_INDEX {
-        presence.admit(Class::Node);
+        state.admit(Class::Node);
     } else {
-        presence.keep_for(from);
+        state.keep_for(from);
     }
 }
 

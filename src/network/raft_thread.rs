@@ -13,7 +13,6 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 
 use super::browser::Browsers;
-use super::listener::admission_queue::Place;
 use super::listener::connection::Connection;
 use super::listener::connection_limits::Shares;
 use super::listener::{clients_max, http_service};
@@ -101,9 +100,9 @@ async fn run(
         }
         let Ok(stream) = TcpStream::from_std(stream) else { continue };
         let peer = stream.peer_addr().ok();
-        let place = Place::new(worker.line.clone(), worker.connections.accept());
+        let state = worker.connections.accept(&worker.queue);
         // RPCs have bounds of their own.
-        let mut connection = Connection::new(stream, place, usize::MAX);
+        let mut connection = Connection::new(stream, state, usize::MAX);
         connection.begin_with(&first);
         let served = http.call((connection, Protocol::Http1, peer));
         tokio::task::spawn_local(async move {

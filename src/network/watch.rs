@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::api::linearize_if_answered;
 use super::forward;
 use super::list::revision_in_future;
-use super::listener::admission::presence_of;
+use super::listener::admission::state_of;
 use super::listener::connection_limits::WatchPermit;
 use super::openapi::answers::{EventStream, WatchErrors};
 use super::openapi::parameters::{WatchHeaders, WatchParameters};
@@ -104,7 +104,7 @@ async fn start_watch(
         return Err(invalid("from", "and `initial` are not given together: the one begins then, the other now"));
     }
     let begin = Begin { resumed: resumed_after(request)?, filter, from, initial, stale };
-    let Some(permit) = presence_of(request).map(|presence| presence.admit_watch()) else {
+    let Some(permit) = state_of(request).map(|state| state.admit_watch()) else {
         return Err(forward::stopping()); // Every connection of this server has one.
     };
     let Some(permit) = permit else {

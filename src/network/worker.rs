@@ -6,7 +6,7 @@ use std::rc::{Rc, Weak};
 use actix_web::web;
 use tokio::sync::oneshot;
 
-use super::listener::admission_queue::Line;
+use super::listener::admission_queue::AdmissionQueue;
 use super::listener::connection_limits::{Connections, Shares};
 use super::listener::slices::Slices;
 use super::proposals::{Proposals, Proposed};
@@ -20,7 +20,7 @@ pub struct Worker {
     /// Its connections.
     pub connections: Rc<Connections>,
     /// Those of them that wait to be read.
-    pub line: Rc<Line>,
+    pub queue: Rc<AdmissionQueue>,
     /// Turns for long bodies.
     pub slices: Rc<Slices>,
     /// Writes on their way to Raft.
@@ -46,18 +46,18 @@ impl Worker {
         if let Some(worker) = Self::current() {
             return worker;
         }
-        let line = Line::new({
+        let queue = AdmissionQueue::new({
             let app = app.clone();
             move || app.room_for_writes()
         });
-        tokio::task::spawn_local(app.essential("admission").run(line.clone().take_turns()));
+        tokio::task::spawn_local(app.essential("admission").run(queue.clone().take_turns()));
         let connections_of_this = Connections::new(shares);
         tokio::task::spawn_local(app.essential("idle reaping").run(connections_of_this.clone().keep_room()));
         let slices = Slices::new();
         tokio::task::spawn_local(app.essential("turns for long bodies").run(slices.clone().take_turns()));
         let worker = Rc::new(Worker {
             connections: connections_of_this,
-            line,
+            queue,
             slices,
             proposals: Proposals::new(app.raft.clone()),
             shared_reads: SharedReads::new(app.clone()),

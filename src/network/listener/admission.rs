@@ -10,8 +10,8 @@ use actix_web::{HttpRequest, ResponseError, web};
 use futures_util::StreamExt;
 use futures_util::future::{Either, ready};
 
-use super::admission_queue::Place;
-use super::connection_limits::{Class, Presence};
+use super::connection_limits::Class;
+use super::connection_state::ConnectionState;
 use super::intake::Exchange;
 use crate::app::ExampleApp;
 use crate::config::{REFUSED_BODY_BYTES_MAX, REQUEST_BODY_DEADLINE};
@@ -35,9 +35,9 @@ where
     S: Service<Request, Response = R>,
     R: Into<Response<BoxBody>>,
 {
-    let place: Option<Rc<Place>> = request.conn_data::<Rc<Place>>().cloned();
+    let state: Option<Rc<ConnectionState>> = request.conn_data::<Rc<ConnectionState>>().cloned();
     let exchange: Option<Rc<Exchange>> = request.conn_data::<Rc<Exchange>>().cloned();
-    let is_refused = place.as_ref().is_some_and(|place| place.begin_request());
+    let is_refused = state.as_ref().is_some_and(|state| state.begin_request());
     let is_http_1_0 = request.version() < Version::HTTP_11;
     let is_head = request.method() == Method::HEAD;
     if is_head {
@@ -47,7 +47,7 @@ where
     let rejected = match exchange.as_ref().and_then(|exchange| exchange.take_rejection()) {
         // Not the request that came, but one in its place.
         Some(error) => Some(error.error_response().into()),
-        None => answer_at_once(app, browsers, place.as_deref(), &mut request, &mut origin),
+        None => answer_at_once(app, browsers, state.as_deref(), &mut request, &mut origin),
     };
     let answer = if let Some(answer) = rejected {
         Either::Left(Either::Left(ready(Ok(answer))))
@@ -57,7 +57,7 @@ where
         let answer = routes.call(request);
         Either::Right(async { answer.await.map(Into::into) })
     };
-    let under_way = UnderWay { place };
+    let under_way = UnderWay { state };
     let varies = browsers.vary();
     async move {
         let mut answer = answer.await;
@@ -73,7 +73,7 @@ where
         let is_stream = answer.as_ref().is_ok_and(|answer| answer.body().size() == BodySize::Stream);
         let mut closes = exchange.is_some_and(|exchange| exchange.end(is_stream));
         // Nobody keeps a connection to Raft's thread but other nodes.
-        closes |= under_way.presence().is_some_and(|presence| presence.is_for_nodes() && !presence.is_node());
+        closes |= under_way.state().is_some_and(|state| state.is_for_nodes() && !state.is_node());
         if let Ok(answer) = &mut answer {
             if closes {
                 answer.head_mut().set_connection_type(ConnectionType::Close);
@@ -90,7 +90,7 @@ where
 fn answer_at_once(
     app: &web::Data<ExampleApp>,
     browsers: &Browsers,
-    place: Option<&Place>,
+    state: Option<&ConnectionState>,
     request: &mut Request,
     origin: &mut Option<AllowedOrigin>,
 ) -> Option<Response<BoxBody>> {
@@ -104,20 +104,20 @@ fn answer_at_once(
     if let Some(preflight) = origin.as_ref().and_then(|origin| origin.preflight(request)) {
         return Some(preflight);
     }
-    if place.is_some_and(|place| place.presence.is_for_nodes()) && !request.path().starts_with("/raft-") {
+    if state.is_some_and(|state| state.is_for_nodes()) && !request.path().starts_with("/raft-") {
         keep_for_a_while(request.take_payload());
         let message = "this connection was opened for the requests of other nodes: use another one for this request";
         let mut answer = error_answer(app, request.path(), ApiError::WrongNode(Details::not_applied(message)));
         answer.head_mut().set_connection_type(ConnectionType::Close);
         return Some(answer);
     }
-    let is_admitted = place.is_none_or(|place| is_admitted(app, request, &place.presence));
+    let is_admitted = state.is_none_or(|state| is_admitted(app, request, state));
     (!is_admitted).then(|| crowded_out(app, request))
 }
 
 /// Whether there is a place for what a connection is used for.
-fn is_admitted(app: &ExampleApp, request: &Request, presence: &Presence) -> bool {
-    if presence.is_node() {
+fn is_admitted(app: &ExampleApp, request: &Request, state: &ConnectionState) -> bool {
+    if state.is_node() {
         return true;
     }
     let path = request.path();
@@ -131,7 +131,7 @@ fn is_admitted(app: &ExampleApp, request: &Request, presence: &Presence) -> bool
         () if path != WATCH && forward::is_passed_on(app, request.headers()) => Class::Node,
         () => Class::Client,
     };
-    presence.admit(class)
+    state.admit(class)
 }
 
 /// Answers a request for whose connection there is no place, and has it closed.
@@ -143,9 +143,9 @@ fn crowded_out(app: &ExampleApp, request: &mut Request) -> Response<BoxBody> {
     answer
 }
 
-/// The connection of a request.
-pub fn presence_of(request: &HttpRequest) -> Option<&Rc<Presence>> {
-    request.conn_data::<Rc<Place>>().map(|place| &place.presence)
+/// The state of the connection of a request.
+pub fn state_of(request: &HttpRequest) -> Option<&Rc<ConnectionState>> {
+    request.conn_data::<Rc<ConnectionState>>()
 }
 
 /// Drops a body without a known length, which the HTTP library would read to its end.
@@ -158,26 +158,26 @@ fn without_stream(answer: Response<BoxBody>) -> Response<BoxBody> {
 
 /// A request that has not ended. It ends with its answer, or when its client goes before.
 struct UnderWay {
-    place: Option<Rc<Place>>,
+    state: Option<Rc<ConnectionState>>,
 }
 
 impl UnderWay {
-    fn presence(&self) -> Option<&Presence> {
-        self.place.as_ref().map(|place| &*place.presence)
+    fn state(&self) -> Option<&ConnectionState> {
+        self.state.as_deref()
     }
 
     /// It has its answer.
     fn end(mut self, is_stream: bool) {
-        if let Some(place) = self.place.take() {
-            place.end_request(is_stream);
+        if let Some(state) = self.state.take() {
+            state.end_request(is_stream);
         }
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        if let Some(place) = &self.place {
-            place.end_request(false);
+        if let Some(state) = &self.state {
+            state.end_request(false);
         }
     }
 }

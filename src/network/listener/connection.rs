@@ -20,7 +20,8 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
-use super::admission_queue::{Kind, Place};
+use super::admission_queue::Kind;
+use super::connection_state::ConnectionState;
 use super::intake::{Exchange, Intake, Next};
 use super::slices::{Slice, Slices};
 use crate::config::{
@@ -47,7 +48,7 @@ impl AsItIs {
 /// A connection that reads one request after another in its turn, and gives the HTTP library's own errors a body.
 pub struct Connection {
     as_it_is: AsItIs,
-    place: Rc<Place>,
+    state: Rc<ConnectionState>,
     stream: TcpStream,
     /// Decides which bytes the HTTP library gets, and when.
     intake: Intake,
@@ -68,12 +69,12 @@ pub struct Connection {
 
 impl Connection {
     /// A new connection, which announces to read bodies of up to so many bytes.
-    pub fn new(stream: TcpStream, place: Rc<Place>, body_bytes_max: usize) -> Self {
+    pub fn new(stream: TcpStream, state: Rc<ConnectionState>, body_bytes_max: usize) -> Self {
         let (as_it_is, kind, replacement) = (AsItIs::default(), Cell::new(Kind::Own), Vec::new());
         let intake = Intake::new(Rc::new(Exchange::default()), body_bytes_max);
         Connection {
             as_it_is,
-            place,
+            state,
             stream,
             intake,
             kind,
@@ -88,13 +89,13 @@ impl Connection {
     /// What its requests are told of it.
     pub fn share_with_requests(&self, extensions: &mut Extensions) {
         extensions.insert(self.as_it_is.clone());
-        extensions.insert(self.place.clone());
+        extensions.insert(self.state.clone());
         extensions.insert(self.intake.exchange().clone());
     }
 
-    /// Its place in the line.
-    pub fn place(&self) -> &Rc<Place> {
-        &self.place
+    /// What it is doing.
+    pub fn state(&self) -> &Rc<ConnectionState> {
+        &self.state
     }
 
     /// What serves it elsewhere: the stream, and what was read from it.
@@ -126,9 +127,8 @@ impl Connection {
     /// What the request is that comes next, of which something has come: the same as the first one, since
     /// whoever has asked for something does so again, or goes. So one that asks for `/metrics` after data
     /// stands in line.
-    fn poll_kind(&self, context: &mut Context<'_>) -> Poll<io::Result<Kind>> {
-        let kind = if self.is_given_up(context) { Kind::End } else { self.kind.get() };
-        Poll::Ready(Ok(kind))
+    fn next_kind(&self, context: &mut Context<'_>) -> Kind {
+        if self.is_given_up(context) { Kind::End } else { self.kind.get() }
     }
 
     /// Whether the other side sends no more, as far as the thread has heard when it last asked for
@@ -159,7 +159,7 @@ impl Connection {
             self.stalled = None;
             return written;
         }
-        if self.place.presence.poll_leaving(context).is_ready() {
+        if self.state.poll_leaving(context).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_STALL_MAX)));
@@ -201,24 +201,24 @@ impl Connection {
                 }
                 Next::Begin => {}
             }
-            ready!(self.place.poll_turn(context, |context| self.poll_kind(context)))?;
-            if self.place.is_called_late() && self.is_given_up(context) {
+            ready!(self.state.poll_turn(context, |context| self.next_kind(context)));
+            if self.state.is_late() && self.is_given_up(context) {
                 return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
             }
             if next == Next::Begin {
-                self.place.note_read(self.intake.held());
+                self.state.note_read(self.intake.held());
                 self.intake.hand_on(buffer);
             } else {
                 let read = Pin::new(&mut self.stream).poll_read(context, buffer);
                 if read.is_pending() {
-                    self.place.note_nothing();
+                    self.state.note_nothing();
                 }
                 ready!(read)?;
                 let read = &buffer.filled()[length_before..];
                 if let (Some((slice, _)), Some(cost)) = (&self.slices, cost) {
                     slice.settle(cost.of(read.len() + buffer.remaining()), cost.of(read.len()));
                 }
-                self.place.note_read(read);
+                self.state.note_read(read);
                 if read.is_empty() {
                     return Poll::Ready(Ok(()));
                 }
@@ -275,16 +275,15 @@ impl AsyncRead for Connection {
         let read = self.poll_read_in_turn(context, buffer);
         let is_writing = self.is_writing();
         // What waits for a turn has something to read, so it is not among those that may be closed.
-        if read.is_pending() && !self.waits_for_turn && self.place.presence.poll_let_go(context, is_writing).is_ready()
-        {
+        if read.is_pending() && !self.waits_for_turn && self.state.poll_let_go(context, is_writing).is_ready() {
             if self.has_nothing_to_do() {
                 // As if the client had closed it.
                 return Poll::Ready(Ok(()));
             }
-            if self.place.presence.is_leaving() {
+            if self.state.is_leaving() {
                 return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
             }
-            self.place.presence.stay();
+            self.state.stay();
         }
         read
     }
@@ -362,7 +361,7 @@ mod tests {
 
     use super::*;
     use crate::app::Room;
-    use crate::network::listener::admission_queue::Line;
+    use crate::network::listener::admission_queue::AdmissionQueue;
     use crate::network::listener::connection_limits::{Connections, Shares};
 
     /// An empty error gets a body, after whatever was answered before it.
@@ -396,20 +395,19 @@ mod tests {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
             let (stream, _) = listener.accept().await.unwrap();
-            let line = Line::new(|| Room { free: 1, kept: 0 });
-            let mut connection =
-                Connection::new(stream, Place::new(line, Connections::new(Shares::of_clients(1)).open()), 10);
+            let queue = AdmissionQueue::new(|| Room { free: 1, kept: 0 });
+            let mut connection = Connection::new(stream, Connections::new(Shares::of_clients(1)).open(&queue), 10);
             client.write_all(request.as_bytes()).await.unwrap();
             let found = future::poll_fn(|context| connection.poll_first(context)).await.unwrap();
             assert_eq!(found, kind, "{request:?}");
             assert_eq!(connection.intake.held(), request.as_bytes());
-            let found = future::poll_fn(|context| connection.poll_kind(context)).await.unwrap();
+            let found = future::poll_fn(|context| Poll::Ready(connection.next_kind(context))).await;
             assert_eq!(found, kind, "the request after {request:?}");
             client.shutdown().await.unwrap();
             while !future::poll_fn(|context| Poll::Ready(connection.is_given_up(context))).await {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            let found = future::poll_fn(|context| connection.poll_kind(context)).await.unwrap();
+            let found = future::poll_fn(|context| Poll::Ready(connection.next_kind(context))).await;
             assert_eq!(found, Kind::End, "the end, after {request:?}");
         }
     }

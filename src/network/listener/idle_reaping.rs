@@ -13,7 +13,8 @@
 
 use std::rc::{Rc, Weak};
 
-use super::connection_limits::{Connections, Doing, Presence};
+use super::connection_limits::Connections;
+use super::connection_state::{ConnectionState, Phase};
 use crate::config::{CROWD_LOOK, REQUEST_HEAD_DEADLINE, REQUESTS_A_TURN};
 
 /// How many looks a request may take to come.
@@ -25,7 +26,7 @@ impl Connections {
         loop {
             tokio::time::sleep(CROWD_LOOK).await;
             for some in self.look().chunks(REQUESTS_A_TURN) {
-                some.iter().for_each(|(one, doing)| one.let_go(*doing));
+                some.iter().for_each(|(one, phase)| one.let_go(*phase));
                 // All that is ready to run goes first, Raft too.
                 tokio::task::yield_now().await;
             }
@@ -35,7 +36,7 @@ impl Connections {
     /// Whom to let go, and what each is doing: those whose request does not come to an end; and once
     /// an eighth of all is not free any more, as many of those that do nothing as it takes until a
     /// quarter is, or as there are.
-    pub(super) fn look(&self) -> Vec<(Rc<Presence>, Doing)> {
+    pub(super) fn look(&self) -> Vec<(Rc<ConnectionState>, Phase)> {
         let looks = self.looks.get() + 1;
         self.looks.set(looks);
         let (open, max) = (self.open.get(), self.shares.total);
@@ -44,13 +45,13 @@ impl Connections {
         self.note_crowd(is_short);
         let (mut leaving, mut idle) = (Vec::new(), Vec::new());
         for one in self.all.borrow().iter().filter_map(Weak::upgrade) {
-            let doing = one.doing.get();
-            match doing {
-                Doing::Coming { since } if since + HEAD_LOOKS < looks => {
-                    leaving.push((one, doing));
+            let phase = one.phase.get();
+            match phase {
+                Phase::Arriving { since, .. } if since + HEAD_LOOKS < looks => {
+                    leaving.push((one, phase));
                 }
-                Doing::Nothing { since, .. } if is_short && since + 1 < looks && !one.is_kept.get() => {
-                    idle.push((since, one, doing));
+                Phase::Idle(since) if is_short && since.look + 1 < looks && !one.is_kept.get() => {
+                    idle.push((since.look, one, phase));
                 }
                 _ => {}
             }
@@ -59,7 +60,7 @@ impl Connections {
         idle.sort_by_key(|(since, ..)| *since);
         let wanted =
             open.saturating_sub(max - max / 4).max(self.clients.get().saturating_sub(clients_max - clients_max / 4));
-        leaving.extend(idle.into_iter().take(wanted).map(|(_, one, doing)| (one, doing)));
+        leaving.extend(idle.into_iter().take(wanted).map(|(_, one, phase)| (one, phase)));
         leaving
     }
 

@@ -5,15 +5,16 @@ pub(super) mod admission_queue;
 mod chunks;
 pub(super) mod connection;
 pub(super) mod connection_limits;
+mod connection_state;
 mod head;
 mod idle_reaping;
 pub(crate) mod intake;
+mod load_shedding;
 pub(super) mod slices;
 
 use std::future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::task::Poll;
 
 use actix_http::error::DispatchError;
 use actix_http::{Extensions, HttpService, Protocol};
@@ -25,7 +26,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use self::admission_queue::{Kind, Place};
+use self::admission_queue::Kind;
 use self::connection::Connection;
 use self::connection_limits::Shares;
 use super::browser::Browsers;
@@ -71,9 +72,9 @@ pub fn serve_http(
                 // An answer is written at once: waiting for more would only delay it.
                 let _ = stream.set_nodelay(true);
                 let peer = stream.peer_addr().ok();
-                let place = Place::new(worker.line.clone(), worker.connections.accept());
+                let state = worker.connections.accept(&worker.queue);
                 let begun = begin(
-                    Connection::new(stream, place, body_bytes_max).in_slices(&worker.slices),
+                    Connection::new(stream, state, body_bytes_max).in_slices(&worker.slices),
                     stopping.clone(),
                     arrivals.clone(),
                 );
@@ -123,7 +124,7 @@ pub(super) fn http_service(
 }
 
 /// Waits for the first request of a connection, and for its turn. So the time that the HTTP
-/// library gives a client for the head of it is not spent in line.
+/// library gives a client for the head of it is not spent in the queue.
 ///
 /// Clients keep connections for later that they opened for nothing. One that has not been used
 /// yet is like any other that is idle: it may be so for as long, and is closed without a word. A
@@ -133,21 +134,20 @@ async fn begin(
     mut stopping: watch::Receiver<bool>,
     arrivals: Arrivals,
 ) -> Result<Connection, DispatchError> {
-    let place = connection.place().clone();
-    let presence = &place.presence;
+    let state = connection.state().clone();
     let kind = loop {
         tokio::select! {
             biased;
             _ = stopping.wait_for(|stopping| *stopping) => return Err(DispatchError::DisconnectTimeout),
             kind = future::poll_fn(|context| connection.poll_first(context)) => break kind?,
-            () = future::poll_fn(|context| presence.poll_let_go(context, false)) => {}
+            () = future::poll_fn(|context| state.poll_let_go(context, false)) => {}
             () = tokio::time::sleep(KEEP_ALIVE) => {}
         }
         // After the process stood still, a timer may be heard before what has come meanwhile.
-        if presence.is_leaving() || connection.has_nothing_to_do() {
+        if state.is_leaving() || connection.has_nothing_to_do() {
             return Err(DispatchError::DisconnectTimeout);
         }
-        presence.stay();
+        state.stay();
         // The runtime has not heard yet of what has come.
         tokio::task::yield_now().await;
     };
@@ -156,14 +156,10 @@ async fn begin(
         arrivals.hand_over(stream, &first);
         return Err(DispatchError::DisconnectTimeout);
     }
-    presence.wait();
     tokio::select! {
         biased;
         _ = stopping.wait_for(|stopping| *stopping) => Err(DispatchError::DisconnectTimeout),
-        turn = future::poll_fn(|context| place.poll_turn(context, |_| Poll::Ready(Ok(kind)))) => {
-            turn?;
-            Ok(connection)
-        }
+        () = future::poll_fn(|context| state.poll_turn(context, |_| kind)) => Ok(connection),
     }
 }
 

@@ -1,9 +1,13 @@
-use super::*;
-use crate::network::listener::connection_limits::{Connections, Shares};
+use std::task::{Context, Waker};
 
-/// A line, and the time in it.
+use super::*;
+use crate::config::{OVERLOAD_AFTER, REQUESTS_A_REFUSAL};
+use crate::network::listener::connection_limits::{Connections, Shares};
+use crate::network::listener::connection_state::Phase;
+
+/// A queue, and the time in it.
 struct Scene {
-    line: Rc<Line>,
+    queue: Rc<AdmissionQueue>,
     room: Rc<Cell<usize>>,
     now: Instant,
 }
@@ -11,52 +15,64 @@ struct Scene {
 impl Scene {
     fn new(room: usize) -> Self {
         let room = Rc::new(Cell::new(room));
-        let line = Line::new({
+        let queue = AdmissionQueue::new({
             let room = room.clone();
             move || Room { free: room.get() + 10, kept: 10 }
         });
-        let now = line.short_at.get();
-        Scene { line, room, now }
+        let now = queue.shedding.short_at.get();
+        Scene { queue, room, now }
     }
 
     /// So many connections that have something to read.
-    fn come(&self, count: usize, kind: Kind) -> Vec<Rc<Place>> {
+    fn come(&self, count: usize, kind: Kind) -> Vec<Rc<ConnectionState>> {
         let places = (0..count).map(|_| {
-            let place = Place::new(self.line.clone(), Connections::new(Shares::of_clients(1)).open());
+            let place = Connections::new(Shares::of_clients(1)).open(&self.queue);
             self.read_if_called(&place, kind);
             place
         });
         places.collect()
     }
 
-    fn read_if_called(&self, place: &Rc<Place>, kind: Kind) {
+    fn read_if_called(&self, place: &Rc<ConnectionState>, kind: Kind) {
         self.read_if_called_with(place, kind, "PUT /v1/kv/a HTTP/1.1");
     }
 
-    fn read_if_called_with(&self, place: &Rc<Place>, kind: Kind, first: &str) {
+    fn read_if_called_with(&self, place: &Rc<ConnectionState>, kind: Kind, first: &str) {
         let mut context = Context::from_waker(Waker::noop());
-        if place.poll_turn_at(|| self.now, &mut context, |_| Poll::Ready(Ok(kind))).is_ready() {
+        if place.poll_turn_at(|| self.now, &mut context, |_| kind).is_ready() {
             place.note_read(first.as_bytes());
         }
     }
 
-    fn turn_after(&mut self, pause: Duration, crowds: &[&[Rc<Place>]]) {
+    fn turn_after(&mut self, pause: Duration, crowds: &[&[Rc<ConnectionState>]]) {
         self.now += pause;
-        self.line.begin_turn(self.now);
+        self.queue.begin_turn(self.now);
         crowds.iter().flat_map(|crowd| crowd.iter()).for_each(|place| {
-            if place.state.get() == State::Called {
+            if matches!(place.phase.get(), Phase::Admitted { .. }) {
                 self.read_if_called(place, Kind::Own);
             }
         });
     }
 }
 
-fn under_way(crowd: &[Rc<Place>]) -> usize {
-    crowd.iter().filter(|place| place.state.get() == State::UnderWay).count()
+fn under_way(crowd: &[Rc<ConnectionState>]) -> usize {
+    crowd.iter().filter(|place| matches!(place.phase.get(), Phase::Arriving { .. })).count()
 }
 
-fn refused(crowd: &[Rc<Place>]) -> usize {
-    crowd.iter().filter(|place| place.is_refused.get()).count()
+fn is_shed(place: &ConnectionState) -> bool {
+    matches!(place.phase.get(), Phase::Admitted { is_shed: true, .. } | Phase::Arriving { is_shed: true, .. })
+}
+
+/// Ends the request that was read, if one was.
+fn end(place: &ConnectionState) {
+    if matches!(place.phase.get(), Phase::Arriving { .. }) {
+        place.begin_request();
+        place.end_request(false);
+    }
+}
+
+fn refused(crowd: &[Rc<ConnectionState>]) -> usize {
+    crowd.iter().filter(|place| is_shed(place)).count()
 }
 
 /// A turn takes so many, in the order in which they came, and whoever is gone takes no one's turn.
@@ -81,17 +97,17 @@ fn not_too_many_at_once() {
     let mut scene = Scene::new(0);
     scene.come(REQUESTS_A_TURN, Kind::Own);
     let crowd = scene.come(3, Kind::Own);
-    assert_eq!(scene.line.begin_turn(scene.now), Turn::Blocked);
+    assert_eq!(scene.queue.begin_turn(scene.now), Turn::Blocked);
     scene.turn_after(STALL_MIN / 2, &[&crowd]);
     assert_eq!(under_way(&crowd), 0);
     scene.room.set(2);
-    assert_eq!(scene.line.begin_turn(scene.now), Turn::Used);
+    assert_eq!(scene.queue.begin_turn(scene.now), Turn::Used);
     scene.room.set(0);
     scene.turn_after(Duration::ZERO, &[&crowd]);
     assert_eq!(under_way(&crowd), 2);
     scene.turn_after(STALL_MIN, &[&crowd]);
     assert_eq!(under_way(&crowd), 3, "when nothing moves, nobody waits for room");
-    assert_eq!(scene.line.begin_turn(scene.now), Turn::Empty);
+    assert_eq!(scene.queue.begin_turn(scene.now), Turn::Empty);
 }
 
 /// What is passed on has its share of each turn, and so have the others; Raft needs none, nor
@@ -104,8 +120,8 @@ fn shares() {
     let passed_on = scene.come(2 * REQUESTS_A_TURN, Kind::PassedOn);
     assert_eq!(under_way(&scene.come(1, Kind::End)), 1);
     assert_eq!(under_way(&scene.come(FIRST_RPCS_A_TURN + 1, Kind::Rpc)), FIRST_RPCS_A_TURN);
-    let node = Place::new(scene.line.clone(), Connections::new(Shares::of_clients(1)).open());
-    node.presence.keep_for(1);
+    let node = Connections::new(Shares::of_clients(1)).open(&scene.queue);
+    node.keep_for(1);
     scene.read_if_called(&node, Kind::Rpc);
     assert_eq!(under_way(&[node]), 1);
     assert_eq!(under_way(&scene.come(LOOKS_A_TURN + 1, Kind::Look)), LOOKS_A_TURN);
@@ -151,38 +167,40 @@ fn kinds() {
     }
 }
 
-/// Who was answered before its turn, or has nothing to say when it comes, takes nobody's, and
+/// Who has gone before its turn, or has nothing to say when it comes, takes nobody's, and
 /// is not refused later for it.
 #[test]
 fn a_turn_that_is_not_taken() {
     let mut scene = Scene::new(1000);
     scene.come(REQUESTS_A_TURN, Kind::Own);
-    let crowd = scene.come(3, Kind::Own);
-    crowd[0].begin_request();
-    crowd[0].end_request(false);
-    assert!(!crowd[0].call(true, false));
-    assert!(!crowd[0].begin_request());
-    assert!(crowd[1].call(true, false));
-    crowd[1].note_read(b"");
-    assert!(!crowd[1].begin_request());
-    assert!(crowd[2].call(true, true));
-    crowd[2].note_nothing();
-    assert!(!crowd[2].is_called_late() && !crowd[2].begin_request());
+    let mut crowd = scene.come(4, Kind::Own);
+    crowd.remove(0);
+    for (place, first) in crowd.iter().zip([Some(""), Some("\r\n"), None]) {
+        place.admit_queued(true, true);
+        match first {
+            Some(first) => place.note_read(first.as_bytes()),
+            None => place.note_nothing(),
+        }
+        assert!(!place.is_late() && matches!(place.phase.get(), Phase::Idle(_)), "{first:?}");
+    }
+    scene.queue.own.borrow_mut().truncate(1);
     scene.turn_after(Duration::ZERO, &[]);
-    assert_eq!(scene.line.left.get(), REQUESTS_A_TURN);
+    assert_eq!(scene.queue.left.get(), REQUESTS_A_TURN);
+    scene.read_if_called(&crowd[0], Kind::Own);
+    assert!(!crowd[0].begin_request(), "it is not refused");
 }
 
 /// A connection that asks several times before it reads takes one turn.
 #[test]
 fn a_turn_is_taken_once() {
     let scene = Scene::new(1000);
-    let place = Place::new(scene.line.clone(), Connections::new(Shares::of_clients(1)).open());
+    let place = Connections::new(Shares::of_clients(1)).open(&scene.queue);
     let mut context = Context::from_waker(Waker::noop());
     for _ in 0..2 {
         assert!(place.poll_turn(&mut context, |_| unreachable!("there is a turn left")).is_ready());
     }
     place.note_read(b"GET / HTTP/1.1");
-    assert_eq!(scene.line.left.get(), REQUESTS_A_TURN - 1);
+    assert_eq!(scene.queue.left.get(), REQUESTS_A_TURN - 1);
 }
 
 /// An RPC on a node's connection for RPCs takes up no turn; a client's on the same one does, and
@@ -190,17 +208,17 @@ fn a_turn_is_taken_once() {
 #[test]
 fn rpcs_take_no_turn() {
     let scene = Scene::new(1000);
-    let place = Place::new(scene.line.clone(), Connections::new(Shares::of_clients(1)).open());
+    let place = Connections::new(Shares::of_clients(1)).open(&scene.queue);
     for (first, left) in [("POST /raft-append", 1), ("POST /raft-append", 2)] {
         scene.read_if_called_with(&place, Kind::Own, first);
-        assert_eq!(scene.line.left.get(), REQUESTS_A_TURN - left, "{first}");
-        place.end_request(false);
+        assert_eq!(scene.queue.left.get(), REQUESTS_A_TURN - left, "{first}");
+        end(&place);
     }
-    place.presence.keep_for(1);
+    place.keep_for(1);
     for (first, left) in [("POST /raft-append", 2), ("POST /raft-append", 2), ("PUT /v1/kv/a", 2), ("", 3)] {
         scene.read_if_called_with(&place, Kind::Own, first);
-        assert_eq!(scene.line.left.get(), REQUESTS_A_TURN - left, "{first}");
-        place.end_request(false);
+        assert_eq!(scene.queue.left.get(), REQUESTS_A_TURN - left, "{first}");
+        end(&place);
     }
 }
 
@@ -214,13 +232,13 @@ fn who_is_late() {
         (LINE_WAIT_MAX + STALL_MIN, Kind::Own, true),
         (LINE_WAIT_MAX + STALL_MIN, Kind::PassedOn, true),
     ] {
-        scene.line.left.set(0);
+        scene.queue.left.set(0);
         let crowd = scene.come(1, kind);
         scene.now += waited;
-        scene.line.begin_turn(scene.now);
-        assert_eq!(crowd[0].is_called_late(), is_late, "{kind:?} after {waited:?}");
+        scene.queue.begin_turn(scene.now);
+        assert_eq!(crowd[0].is_late(), is_late, "{kind:?} after {waited:?}");
         crowd[0].note_read(b"GET / HTTP/1.1");
-        assert!(!crowd[0].is_called_late());
+        assert!(!crowd[0].is_late());
     }
 }
 
@@ -254,11 +272,11 @@ fn overload_begins_and_ends() {
     let mut scene = Scene::new(1000);
     let crowd = scene.come(20 * REQUESTS_A_TURN, Kind::Own);
     // There is room for hardly anybody.
-    while scene.now + STALL_MIN <= scene.line.short_at.get() + OVERLOAD_AFTER {
+    while scene.now + STALL_MIN <= scene.queue.shedding.short_at.get() + OVERLOAD_AFTER {
         scene.room.set(1 + scene.room.get() % 2);
         scene.turn_after(STALL_MIN, &[&crowd]);
     }
-    let pause = scene.line.short_at.get() + OVERLOAD_AFTER - scene.now;
+    let pause = scene.queue.shedding.short_at.get() + OVERLOAD_AFTER - scene.now;
     scene.turn_after(pause, &[&crowd]);
     scene.room.set(1000);
     let last = scene.come(REQUESTS_A_TURN, Kind::Own);
@@ -270,11 +288,11 @@ fn overload_begins_and_ends() {
     assert_eq!(refused(&last[REQUESTS_A_TURN - share..]), share, "who came last goes first");
     scene.turn_after(REFUSED_WAIT_MAX, &[&crowd]);
     assert_eq!(refused(&crowd) + refused(&last), share, "who has waited is done");
-    while crowd.iter().chain(&last).any(|place| place.state.get() == State::InLine) {
+    while crowd.iter().chain(&last).any(|place| place.phase.get() == Phase::Queued) {
         scene.turn_after(Duration::ZERO, &[&crowd, &last]);
     }
     assert_eq!(refused(&crowd) + refused(&last), share);
-    assert!(!scene.line.is_overloaded.get());
+    assert!(!scene.queue.shedding.is_overloaded());
 }
 
 /// With next to nothing done, whoever comes still hears of it.
@@ -285,7 +303,7 @@ fn refusals_go_on_without_room() {
     let first = scene.come(1, Kind::Own);
     let turn = |scene: &mut Scene, pause| {
         // Something moved a moment ago.
-        scene.line.last_room.set(((scene.line.room)(), scene.now + pause));
+        scene.queue.last_room.set(((scene.queue.room)(), scene.now + pause));
         scene.turn_after(pause, &[]);
     };
     for _ in 0..=(LINE_WAIT_MAX + OVERLOAD_AFTER).as_millis() / STALL_MIN.as_millis() + 1 {
