@@ -201,8 +201,6 @@ pub const NODE_CONNECTIONS_MIN: usize = 32;
 /// Connections of one member with Raft's RPCs that are never closed to make room. A node uses three: appends,
 /// heartbeats and snapshots have each their own.
 pub const CONNECTIONS_KEPT_A_MEMBER: usize = 8;
-/// How many RPCs are read in a turn ahead of those in line, from connections that are not yet known to be a node's.
-pub const FIRST_RPCS_A_TURN: usize = 16;
 /// How often a node looks for connections that only take up room: heads that do not end, and
 /// while it has hardly any room, connections that have done nothing for that long, or up to twice that.
 pub const CROWD_LOOK: Duration = Duration::from_secs(1);

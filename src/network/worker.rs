@@ -11,7 +11,8 @@ use super::listener::connection_limits::{Connections, Shares};
 use super::listener::slices::Slices;
 use super::proposals::{Proposals, Proposed};
 use super::read_index::SharedReads;
-use crate::app::ExampleApp;
+use crate::app::{ExampleApp, Room};
+use crate::config::REQUESTS_A_TURN;
 use crate::connection::connections;
 use crate::types::Command;
 
@@ -46,12 +47,13 @@ impl Worker {
         if let Some(worker) = Self::current() {
             return worker;
         }
+        let connections_of_this = Connections::new(shares);
         let queue = AdmissionQueue::new({
-            let app = app.clone();
-            move || app.room_for_writes()
+            let (app, are_nodes) = (app.clone(), connections_of_this.are_nodes());
+            // RPCs take none of the room for writes.
+            move || if are_nodes { Room { free: REQUESTS_A_TURN, kept: 0 } } else { app.room_for_writes() }
         });
         tokio::task::spawn_local(app.essential("admission").run(queue.clone().take_turns()));
-        let connections_of_this = Connections::new(shares);
         tokio::task::spawn_local(app.essential("idle reaping").run(connections_of_this.clone().keep_room()));
         let slices = Slices::new();
         tokio::task::spawn_local(app.essential("turns for long bodies").run(slices.clone().take_turns()));

@@ -127,6 +127,33 @@ fn assert_taken(answer: &Answer) {
     assert_eq!(answer, AppendEntriesResponse::Success);
 }
 
+/// A member's RPC on a connection that a thread for clients serves is answered, and is the last on it: the next one
+/// comes on a connection that Raft's thread serves.
+///
+/// Method: after a request of a client's, a heartbeat in the leader's name on the same connection, which is read to its
+/// end.
+#[tokio::test]
+async fn rpcs_leave_the_threads_of_clients() {
+    let cluster = TestCluster::form("stray", &ALL, CALM).await;
+    let forger = Forger::new(&cluster, &ALL).await;
+    let mut stream = TcpStream::connect(cluster.addr(forger.follower())).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.write_all(b"GET /no-such-route HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+    let mut first = [0; 12];
+    stream.read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"HTTP/1.1 404");
+    let heartbeat = AppendEntriesRequest { prev_log_id: Some(forger.last), ..append(forger.vote) };
+    let body = body_of(forger.leader, &forger.to, heartbeat);
+    let head = format!("POST /raft-append HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", body.len());
+    stream.write_all(&[head.as_bytes(), &body].concat()).unwrap();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).unwrap();
+    let rest = String::from_utf8_lossy(&rest);
+    let answer = &rest[rest.find("HTTP/1.1 ").expect("it is answered")..];
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+}
+
 /// Asserts that these nodes have the same data, without the forged key, and come to have it.
 async fn have_the_same(cluster: &TestCluster, ids: &[NodeId]) {
     cluster.all_applied(ids).await;

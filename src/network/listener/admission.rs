@@ -74,6 +74,9 @@ where
         let mut closes = exchange.is_some_and(|exchange| exchange.end(is_stream));
         // Nobody keeps a connection to Raft's thread but other nodes.
         closes |= under_way.state().is_some_and(|state| state.is_for_nodes() && !state.is_node());
+        // A member's RPC that has come to a client's thread, since its first bytes came in pieces or it follows
+        // another request: the next one is to come on a new connection, which moves to Raft's thread.
+        closes |= under_way.state().is_some_and(|state| !state.is_for_nodes() && state.is_kept());
         if let Ok(answer) = &mut answer {
             if closes {
                 answer.head_mut().set_connection_type(ConnectionType::Close);

@@ -4,8 +4,8 @@
 //! A thread reads requests, and a write takes several steps of it. Whatever was ready at once would
 //! be read at once, and each step of everything under way would wait until a thousand requests were
 //! read. So a turn reads [`REQUESTS_A_TURN`], and lets all else go on before the next. Who comes
-//! when a turn is used up is queued, in its order. The end of a connection is not, nor are the
-//! nodes' own requests. (A turn counts what is read, and a request is
+//! when a turn is used up is queued, in its order. The end of a connection is not, nor is what comes
+//! on Raft's thread from known nodes, since a leader that is heard too late is none. (A turn counts what is read, and a request is
 //! mostly read at once. Who sends several requests together, or one in many pieces, gets more
 //! than a turn's worth.)
 //!
@@ -23,8 +23,7 @@ use super::connection_state::ConnectionState;
 use super::load_shedding::LoadShedding;
 use crate::app::Room;
 use crate::config::{
-    FIRST_RPCS_A_TURN, LINE_WAIT_MAX, LOOKS_A_TURN, PASSED_ON_A_TURN, REFUSAL_INTERVAL_MAX, REFUSED_WAIT_MAX,
-    REQUESTS_A_TURN, STALL_MIN,
+    LINE_WAIT_MAX, LOOKS_A_TURN, PASSED_ON_A_TURN, REFUSAL_INTERVAL_MAX, REFUSED_WAIT_MAX, REQUESTS_A_TURN, STALL_MIN,
 };
 
 /// Those who wait to be read, on one thread.
@@ -33,9 +32,6 @@ pub struct AdmissionQueue {
     pub(super) left: Cell<usize>,
     /// How many may still look how the node is, in this turn, ahead of the queue.
     looks_left: Cell<usize>,
-    /// How many RPCs may still be read, in this turn, ahead of the queue, from whoever has not yet shown
-    /// to be a node.
-    first_rpcs_left: Cell<usize>,
     /// How many more may be under way. Who is slow to send takes up none of it.
     room: Box<dyn Fn() -> Room>,
     /// What it was when it last changed, and when that was.
@@ -72,8 +68,7 @@ struct Waiting {
 pub enum Kind {
     /// The end of a connection. It is not queued.
     End,
-    /// An RPC. It is not queued, since a leader that is heard too late is none; of those that come
-    /// on connections that are not known to be a node's, [`FIRST_RPCS_A_TURN`] are not.
+    /// An RPC, which Raft's thread serves.
     Rpc,
     /// What tells how the node is: [`LOOKS_A_TURN`] are not queued.
     Look,
@@ -93,7 +88,7 @@ impl Kind {
     pub fn of(first: &[u8]) -> Self {
         if first.is_empty() {
             Kind::End
-        } else if is_rpc(first) {
+        } else if first.starts_with(b"POST /raft-") || first.starts_with(b"GET /raft-") {
             Kind::Rpc
         } else if first.starts_with(b"GET /metrics ") || first.starts_with(b"HEAD /metrics ") {
             Kind::Look
@@ -105,11 +100,6 @@ impl Kind {
     }
 }
 
-/// Whether a request that begins so is an RPC.
-pub(super) fn is_rpc(first: &[u8]) -> bool {
-    first.starts_with(b"POST /raft-") || first.starts_with(b"GET /raft-")
-}
-
 impl AdmissionQueue {
     /// An empty queue.
     pub fn new(room: impl Fn() -> Room + 'static) -> Rc<Self> {
@@ -117,7 +107,6 @@ impl AdmissionQueue {
         Rc::new(AdmissionQueue {
             left: Cell::new(REQUESTS_A_TURN),
             looks_left: Cell::new(LOOKS_A_TURN),
-            first_rpcs_left: Cell::new(FIRST_RPCS_A_TURN),
             last_room: Cell::new((room(), now)),
             room: Box::new(room),
             own: RefCell::default(),
@@ -161,7 +150,6 @@ impl AdmissionQueue {
             self.shedding.note_shed(now);
         }
         self.looks_left.set(LOOKS_A_TURN);
-        self.first_rpcs_left.set(FIRST_RPCS_A_TURN);
         let is_empty = own.is_empty() && passed_on.is_empty();
         self.left.set(if is_empty { REQUESTS_A_TURN - admitted } else { 0 });
         match (admitted + shed, is_empty) {
@@ -192,11 +180,11 @@ impl AdmissionQueue {
         now: impl FnOnce() -> Instant,
         kind: impl FnOnce() -> Kind,
     ) -> bool {
+        if state.is_for_nodes() && state.is_node() {
+            return true;
+        }
         let left = self.left.get();
         if left > 0 {
-            if state.was_rpc() && state.is_node() {
-                return true;
-            }
             if left == REQUESTS_A_TURN {
                 self.wake.notify_one();
             }
@@ -205,11 +193,6 @@ impl AdmissionQueue {
         }
         let queue = match kind() {
             Kind::End => return true,
-            Kind::Rpc if state.is_node() => return true,
-            Kind::Rpc if self.first_rpcs_left.get() > 0 => {
-                self.first_rpcs_left.set(self.first_rpcs_left.get() - 1);
-                return true;
-            }
             Kind::Look if self.looks_left.get() > 0 => {
                 self.looks_left.set(self.looks_left.get() - 1);
                 return true;

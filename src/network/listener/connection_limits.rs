@@ -251,6 +251,11 @@ impl ConnectionState {
         self.connections.are_nodes()
     }
 
+    /// Whether a member has sent Raft's RPCs on it.
+    pub fn is_kept(&self) -> bool {
+        self.is_kept.get()
+    }
+
     /// Whether another node has shown that it is one on this connection.
     pub fn is_node(&self) -> bool {
         self.class.get() == Class::Node

@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
-use super::admission_queue::{AdmissionQueue, Kind, is_rpc};
+use super::admission_queue::{AdmissionQueue, Kind};
 use super::connection_limits::{Class, Connections};
 use super::head::without_empty_lines;
 
@@ -31,8 +31,6 @@ pub struct ConnectionState {
     was_read: Cell<bool>,
     /// Whether it is closed for one that was accepted: if it stays, another one has to go.
     makes_room: Cell<bool>,
-    /// Whether the last request was an RPC: so most likely is the next, which then takes up no turn.
-    was_rpc: Cell<bool>,
     /// Wakes the task of the connection.
     waker: RefCell<Option<Waker>>,
 }
@@ -99,7 +97,6 @@ impl ConnectionState {
             leave: Cell::default(),
             was_read: Cell::default(),
             makes_room: Cell::default(),
-            was_rpc: Cell::default(),
             waker: RefCell::default(),
         }
     }
@@ -157,11 +154,9 @@ impl ConnectionState {
             return;
         };
         // An empty line may follow the body of the request before.
-        let request = without_empty_lines(bytes);
-        if request.is_empty() {
+        if without_empty_lines(bytes).is_empty() {
             return self.note_nothing();
         }
-        self.was_rpc.set(is_rpc(request));
         self.enter(Phase::Arriving { since: self.connections.looks.get(), is_shed });
     }
 
@@ -204,11 +199,6 @@ impl ConnectionState {
                 self.connections.make_room();
             }
         }
-    }
-
-    /// Whether the last request was an RPC.
-    pub(super) fn was_rpc(&self) -> bool {
-        self.was_rpc.get()
     }
 
     /// There is something to do on it after all, if only a response that is still being written: it

@@ -63,14 +63,6 @@ fn is_shed(place: &ConnectionState) -> bool {
     matches!(place.phase.get(), Phase::Admitted { is_shed: true, .. } | Phase::Arriving { is_shed: true, .. })
 }
 
-/// Ends the request that was read, if one was.
-fn end(place: &ConnectionState) {
-    if matches!(place.phase.get(), Phase::Arriving { .. }) {
-        place.begin_request();
-        place.end_request(false);
-    }
-}
-
 fn refused(crowd: &[Rc<ConnectionState>]) -> usize {
     crowd.iter().filter(|place| is_shed(place)).count()
 }
@@ -119,8 +111,8 @@ fn shares() {
     let own = scene.come(REQUESTS_A_TURN, Kind::Own);
     let passed_on = scene.come(2 * REQUESTS_A_TURN, Kind::PassedOn);
     assert_eq!(under_way(&scene.come(1, Kind::End)), 1);
-    assert_eq!(under_way(&scene.come(FIRST_RPCS_A_TURN + 1, Kind::Rpc)), FIRST_RPCS_A_TURN);
-    let node = Connections::new(Shares::of_clients(1)).open(&scene.queue);
+    assert_eq!(under_way(&scene.come(1, Kind::Rpc)), 0);
+    let node = Connections::new(Shares::of_nodes(1)).open(&scene.queue);
     node.keep_for(1);
     scene.read_if_called(&node, Kind::Rpc);
     assert_eq!(under_way(&[node]), 1);
@@ -203,22 +195,20 @@ fn a_turn_is_taken_once() {
     assert_eq!(scene.queue.left.get(), REQUESTS_A_TURN - 1);
 }
 
-/// An RPC on a node's connection for RPCs takes up no turn; a client's on the same one does, and
-/// what looks like an RPC on any other connection.
+/// What comes from a known node on Raft's thread takes up no turn; from others there it does, and from
+/// everybody on the threads of clients.
 #[test]
-fn rpcs_take_no_turn() {
-    let scene = Scene::new(1000);
-    let place = Connections::new(Shares::of_clients(1)).open(&scene.queue);
-    for (first, left) in [("POST /raft-append", 1), ("POST /raft-append", 2)] {
-        scene.read_if_called_with(&place, Kind::Own, first);
-        assert_eq!(scene.queue.left.get(), REQUESTS_A_TURN - left, "{first}");
-        end(&place);
-    }
-    place.keep_for(1);
-    for (first, left) in [("POST /raft-append", 2), ("POST /raft-append", 2), ("PUT /v1/kv/a", 2), ("", 3)] {
-        scene.read_if_called_with(&place, Kind::Own, first);
-        assert_eq!(scene.queue.left.get(), REQUESTS_A_TURN - left, "{first}");
-        end(&place);
+fn nodes_take_no_turn() {
+    for (shares, turns) in [(Shares::of_nodes(1), 1), (Shares::of_clients(1), 2)] {
+        let scene = Scene::new(1000);
+        let place = Connections::new(shares).open(&scene.queue);
+        for _ in 0..2 {
+            scene.read_if_called_with(&place, Kind::Rpc, "POST /raft-append");
+            place.begin_request();
+            place.end_request(false);
+            place.keep_for(1);
+        }
+        assert_eq!(scene.queue.left.get(), REQUESTS_A_TURN - turns, "{shares:?}");
     }
 }
 
