@@ -244,7 +244,7 @@ mod tests {
             [
                 "59e907a329ae93b194afb55aaeedaceb",
                 "088932435f45c05ff7696b9c98e8b124",
-                "8cac485b63e3a55b38e57f85744533ef"
+                "c55a2b8ebf8fb2af4c513d9f39dd6eaf"
             ]
         );
     }
@@ -260,7 +260,7 @@ mod tests {
         let delete = |deleted, unfinished| WriteResult::Delete { deleted, revision: 1, unfinished };
         let found = KeyValue {
             key: "key".to_owned(),
-            value: Some("AA==".to_owned()),
+            value: Some("/w==".to_owned()),
             encoding: None,
             revision: 1,
             create_revision: 1,
@@ -298,7 +298,7 @@ mod tests {
             get(found.clone()),
             get(KeyValue { key: "other".to_owned(), ..found.clone() }),
             get(KeyValue { value: Some("other".to_owned()), ..found.clone() }),
-            get(KeyValue { value: None, ..found.clone() }),
+            get(KeyValue { value: Some(String::new()), ..found.clone() }),
             get(KeyValue { encoding: Some(Encoding::Base64), ..found.clone() }),
             get(KeyValue { revision: 2, ..found.clone() }),
             get(KeyValue { create_revision: 2, ..found.clone() }),

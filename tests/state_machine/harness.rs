@@ -90,14 +90,20 @@ impl Replicas {
 
 /// Writes a state to a file, and loads it from there.
 pub fn through_a_file(machine: &ExampleStateMachine) -> ExampleStateMachine {
-    let in_memory = Path::new("/dev/shm");
-    let file = NamedTempFile::new_in(in_memory).or_else(|_| NamedTempFile::new());
-    let mut file = file.unwrap();
-    write(machine, &meta_of(machine), file.as_file_mut()).unwrap();
+    let file = file_of(machine);
     let (meta, loaded) = load(file.path()).unwrap();
     assert_eq!(meta, meta_of(machine));
     assert!(loaded == *machine, "a state that is loaded is another");
     loaded
+}
+
+/// A snapshot of a state.
+pub fn file_of(machine: &ExampleStateMachine) -> NamedTempFile {
+    let in_memory = Path::new("/dev/shm");
+    let file = NamedTempFile::new_in(in_memory).or_else(|_| NamedTempFile::new());
+    let mut file = file.unwrap();
+    assert!(write(machine, &meta_of(machine), file.as_file_mut()).unwrap(), "it is not what was applied");
+    file
 }
 
 /// Compares all that can be seen.

@@ -3,6 +3,7 @@
 //! | module | question |
 //! | --- | --- |
 //! | [`apply_time`] | how long does an entry take that looks at many keys |
+//! | [`fixed`] | do nodes of all versions make the same hash and the same snapshot of the same log |
 //! | [`model`] | what the state machine is to do, written down a second time |
 //! | [`harness`] | are the two the same after each entry, and after each snapshot |
 //! | [`operations`] | which entries are tried |
@@ -13,6 +14,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod apply_time;
+mod fixed;
 mod harness;
 mod model;
 mod operations;
