@@ -3,14 +3,19 @@
 //! The log keeps these as MessagePack with field names: a field may be added,
 //! with a default for the logs that lack it, and none may be renamed.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-use serde::de::Visitor;
+use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use smol_str::SmolStr;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::Schema;
+use utoipa::{PartialSchema, ToSchema};
+use xxhash_rust::xxh3::Xxh3;
 
-use crate::body::{PutAnswer, TouchAnswer, TxnAnswer};
+use crate::body::{EncodedValue, KeyValue, PutAnswer, TouchAnswer, TxnAnswer, TxnDeleted, TxnResult};
 use crate::config::IDEMPOTENCY_KEY_BYTES_MAX;
 use crate::store::StateHash;
 
@@ -91,6 +96,21 @@ pub struct RequestId {
     pub key: Key,
     /// A hash of what is asked for.
     pub fingerprint: [u64; 2],
+}
+
+impl RequestId {
+    /// The id of a request that has this `Idempotency-Key` and asks for this.
+    ///
+    /// # Errors
+    ///
+    /// What is asked for cannot be written to a log.
+    pub fn new(key: Key, operation: &Operation) -> Result<Self, rmp_serde::encode::Error> {
+        // What is hashed is in the log anyway, so it is the same in every version that reads the log.
+        let mut hasher = Xxh3::new();
+        rmp_serde::encode::write_named(&mut hasher, operation)?;
+        let hash = hasher.digest128();
+        Ok(RequestId { key, fingerprint: [(hash >> 64) as u64, hash as u64] })
+    }
 }
 
 impl fmt::Debug for RequestId {
@@ -216,7 +236,7 @@ pub struct Comparison {
 }
 
 /// How two things stand to each other.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum Relation {
     /// `=`
     #[default]
@@ -269,7 +289,10 @@ pub enum TxnStep {
 }
 
 /// What became of a write.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+///
+/// Serialized, it is what clients get as JSON. What a snapshot holds has types of its own (`store/stored_results.rs`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(description = "What became of a write.")]
 pub enum WriteResult {
     /// The key was set.
     Put(PutAnswer),
@@ -287,7 +310,7 @@ pub enum WriteResult {
         unfinished: Option<u64>,
     },
     /// The transaction was done.
-    Txn(Arc<TxnAnswer>),
+    Txn(Arc<TxnDone>),
     /// The condition does not hold; nothing was done.
     ConditionFailed {
         /// The key's revision; `None` if it is not there.
@@ -302,6 +325,145 @@ pub enum WriteResult {
     },
     /// The `Idempotency-Key` was that of another request; nothing was done.
     RequestIdReused,
+}
+
+/// What became of a transaction. Values that it read are shared, not copied, with the state machine: entries are
+/// applied one after another, and each one waits for the copies of those before. What clients get, a [`TxnAnswer`], is
+/// made of it when it is sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TxnDone {
+    /// Whether the comparisons held, so that `success` was done.
+    pub succeeded: bool,
+    /// The store's revision after it.
+    pub revision: u64,
+    /// What became of each step, in their order.
+    pub results: Vec<StepResult>,
+}
+
+/// What became of one step of a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StepResult {
+    /// The key was set.
+    Put(PutAnswer),
+    /// 1 if the key existed, otherwise 0.
+    Delete(TxnDeleted),
+    /// What was read; `None` if the key does not exist.
+    Get(Option<Found>),
+    /// The key's time was renewed; `None` if the key does not exist.
+    Touch(Option<TouchAnswer>),
+}
+
+/// A key as a transaction found it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The key.
+    pub key: Key,
+    /// The value.
+    pub value: Value,
+    /// The revision of the last change.
+    pub revision: u64,
+    /// The revision at which the key came to be.
+    pub create_revision: u64,
+    /// How often the key was changed since then: 1 when it is new.
+    pub version: u64,
+    /// How long the key had left when it was read, in milliseconds, if it is to expire. A replay shows the same.
+    pub expires_in_ms: Option<u64>,
+}
+
+impl WriteResult {
+    /// How many bytes the values in it have.
+    pub fn value_bytes(&self) -> usize {
+        let WriteResult::Txn(done) = self else { return 0 };
+        let bytes = |result: &StepResult| match result {
+            StepResult::Get(Some(found)) => found.value.0.len(),
+            _ => 0,
+        };
+        done.results.iter().map(bytes).sum()
+    }
+}
+
+impl From<&TxnDone> for TxnAnswer {
+    fn from(done: &TxnDone) -> Self {
+        let results = done.results.iter().map(TxnResult::from).collect();
+        TxnAnswer { succeeded: done.succeeded, revision: done.revision, results }
+    }
+}
+
+impl From<&StepResult> for TxnResult {
+    fn from(result: &StepResult) -> Self {
+        match result {
+            StepResult::Put(put) => TxnResult::Put(*put),
+            StepResult::Delete(deleted) => TxnResult::Delete(*deleted),
+            StepResult::Get(found) => TxnResult::Get(found.as_ref().map(KeyValue::from)),
+            StepResult::Touch(touch) => TxnResult::Touch(*touch),
+        }
+    }
+}
+
+impl From<&Found> for KeyValue {
+    fn from(found: &Found) -> Self {
+        let EncodedValue { value, encoding } = EncodedValue::of(found.value.as_bytes());
+        KeyValue {
+            key: found.key.to_string(),
+            value: Some(value),
+            encoding,
+            revision: found.revision,
+            create_revision: found.create_revision,
+            version: found.version,
+            expires_in_ms: found.expires_in_ms,
+        }
+    }
+}
+
+// For clients it is the `TxnAnswer` that it is serialized as.
+
+impl PartialSchema for TxnDone {
+    fn schema() -> RefOr<Schema> {
+        TxnAnswer::schema()
+    }
+}
+
+impl ToSchema for TxnDone {
+    fn name() -> Cow<'static, str> {
+        TxnAnswer::name()
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        TxnAnswer::schemas(schemas);
+    }
+}
+
+impl Serialize for TxnDone {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        TxnAnswer::from(self).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for TxnDone {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let TxnAnswer { succeeded, revision, results } = TxnAnswer::deserialize(deserializer)?;
+        let found = |found: KeyValue| {
+            let value = found.bytes().ok_or_else(|| D::Error::custom("a key that was read has no value"))?;
+            Ok(Found {
+                key: found.key.into(),
+                value: Value::from(&value),
+                revision: found.revision,
+                create_revision: found.create_revision,
+                version: found.version,
+                expires_in_ms: found.expires_in_ms,
+            })
+        };
+        let step = |result| {
+            Ok(match result {
+                TxnResult::Put(put) => StepResult::Put(put),
+                TxnResult::Delete(deleted) => StepResult::Delete(deleted),
+                TxnResult::Get(read) => StepResult::Get(read.map(found).transpose()?),
+                TxnResult::Touch(touch) => StepResult::Touch(touch),
+            })
+        };
+        let results = results.into_iter().map(step).collect::<Result<_, _>>()?;
+        Ok(TxnDone { succeeded, revision, results })
+    }
 }
 
 impl Operation {
@@ -379,5 +541,92 @@ impl Relation {
             Relation::Greater => left > right,
             Relation::GreaterOrEqual => left >= right,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn get(value: &[u8], expires_in_ms: Option<u64>) -> StepResult {
+        let key = "key".into();
+        StepResult::Get(Some(Found {
+            key,
+            value: value.into(),
+            revision: 3,
+            create_revision: 1,
+            version: 2,
+            expires_in_ms,
+        }))
+    }
+
+    /// Clients get the result of a transaction as it was when results were kept as JSON.
+    #[test]
+    fn results_are_sent_as_json() {
+        let put = PutAnswer { revision: 4, version: 1 };
+        let touch = TouchAnswer { revision: 3, version: 2, expires_in_ms: Some(5) };
+        let rows = [
+            (get("é\u{2028}".as_bytes(), None), "{\"get\":{\"key\":\"key\",\"value\":\"é\u{2028}\",NUMBERS}}"),
+            (get(b"", Some(0)), r#"{"get":{"key":"key","value":"",NUMBERS,"expires_in_ms":0}}"#),
+            (get(b"\xff\0", None), r#"{"get":{"key":"key","value":"/wA=","encoding":"base64",NUMBERS}}"#),
+            (StepResult::Get(None), r#"{"get":null}"#),
+            (StepResult::Put(put), r#"{"put":{"revision":4,"version":1}}"#),
+            (StepResult::Delete(TxnDeleted { deleted: 1 }), r#"{"delete":{"deleted":1}}"#),
+            (StepResult::Touch(Some(touch)), r#"{"touch":{"revision":3,"version":2,"expires_in_ms":5}}"#),
+            (StepResult::Touch(None), r#"{"touch":null}"#),
+        ];
+        for (result, expected) in rows {
+            let result = WriteResult::Txn(TxnDone { succeeded: true, revision: 4, results: vec![result] }.into());
+            let expected = expected.replace("NUMBERS", r#""revision":3,"create_revision":1,"version":2"#);
+            let expected = format!(r#"{{"Txn":{{"succeeded":true,"revision":4,"results":[{expected}]}}}}"#);
+            assert_eq!(serde_json::to_string(&result).unwrap(), expected);
+            assert_eq!(serde_json::from_str::<WriteResult>(&expected).unwrap(), result);
+        }
+        let without_value = r#"{"get":{"key":"key","revision":3,"create_revision":1,"version":2}}"#;
+        let without_value = format!(r#"{{"succeeded":true,"revision":4,"results":[{without_value}]}}"#);
+        assert!(serde_json::from_str::<TxnDone>(&without_value).is_err());
+    }
+
+    /// A request has the fingerprint that it had in all versions before, or what comes again is rejected as another one.
+    ///
+    /// Method: operations of all kinds; that of the MessagePack in one piece, and some by their numbers.
+    #[test]
+    fn fingerprints_are_fixed() {
+        let put = |bytes: usize| Put {
+            key: "key".into(),
+            value: (&vec![0xff; bytes]).into(),
+            ttl_ms: Some(7),
+            condition: Some(Condition::Revision(u64::MAX)),
+        };
+        let delete = || Delete { key: "key".into(), condition: Some(Condition::Missing) };
+        let touch = || Touch { key: "a key that is longer than others".into(), ttl_ms: None, condition: None };
+        let compare = [Operand::Exists(true), Operand::Value("value".into()), Operand::Revision(1)]
+            .map(|operand| Comparison { key: "key".into(), relation: Relation::NotEqual, operand });
+        let success = vec![TxnStep::Put(put(300)), TxnStep::Delete(delete()), TxnStep::Get("key".into())];
+        let txn = Txn { compare: compare.into(), success, failure: vec![TxnStep::Touch(touch())] };
+        let operations = [
+            Operation::Put(put(1)),
+            Operation::Put(put(1 << 20)),
+            Operation::Delete(delete()),
+            Operation::DeletePrefix { prefix: "prefix".into(), revision_max: Some(300) },
+            Operation::Touch(touch()),
+            Operation::Txn(Arc::new(txn)),
+            Operation::Expire,
+        ];
+        let fingerprints = operations.map(|operation| {
+            let RequestId { key, fingerprint: [high, low] } = RequestId::new("request".into(), &operation).unwrap();
+            let fingerprint = u128::from(high) << 64 | u128::from(low);
+            let in_one_piece = xxhash_rust::xxh3::xxh3_128(&rmp_serde::to_vec_named(&operation).unwrap());
+            assert_eq!((key.as_str(), fingerprint), ("request", in_one_piece), "{operation:?}");
+            format!("{fingerprint:032x}")
+        });
+        assert_eq!(
+            [&fingerprints[0], &fingerprints[1], &fingerprints[5]],
+            [
+                "9886dea0f088b1fc2d507916a1050dea",
+                "525ded788b46c55429edea80199250d5",
+                "f3856976e697f270afb57a487efd8a26"
+            ]
+        );
     }
 }

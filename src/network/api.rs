@@ -22,13 +22,13 @@ use super::parameters::{check_key_length, check_value_length, request_id};
 use super::read_index;
 use super::reply::{check_lists, json, ok, ok_body, parse_json, read_client_body};
 use super::txn::txn_operation;
-use super::v1::{check_result, memory_for_result, replay_marked};
+use super::v1::{check_result, encode_done, memory_for_result, replay_marked};
 use super::worker::Worker;
 use crate::app::ExampleApp;
 use crate::config::{LOG_UNCOMMITTED_BYTES_MAX, LOG_UNSYNCED_BYTES_MAX, Limits, REQUEST_DEADLINE};
 use crate::disk::DiskSpace;
 use crate::error::{ApiError, Details, Retry};
-use crate::operation::{Delete, Operation, Put, RequestId, Value, Write};
+use crate::operation::{Delete, Operation, Put, RequestId, Value, Write, WriteResult};
 use crate::seeded_bug::{self, SeededBug};
 use crate::types::{Command, ExampleRequest, ExampleResponse, TypeConfig};
 
@@ -88,7 +88,12 @@ pub async fn write(
                 response.data.result = None;
                 response.data.value = value;
             }
-            Ok(memory.until_written(replay_marked(ok(&response), replayed)))
+            let value_bytes = match (&response.data.value, &response.data.result) {
+                (Some(value), _) => value.len(),
+                (None, result) => result.as_ref().map_or(0, WriteResult::value_bytes),
+            };
+            let body = encode_done(&app, value_bytes, move || ok_body(&response)).await?;
+            Ok(memory.until_written(replay_marked(json(StatusCode::OK, body), replayed)))
         }
         Destination::Leader { leader_id, leader_node } => {
             forward::pass_on(&app, &request, body, leader_id, &leader_node)

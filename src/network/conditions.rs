@@ -10,11 +10,11 @@ use actix_web::HttpRequest;
 use actix_web::http::header::{self, HeaderName};
 
 use super::parameters::whole_number;
-use crate::body::{TxnAnswer, TxnResult};
 use crate::config::Limits;
 use crate::error::{ApiError, ConditionFailed, Outcome};
 use crate::operation::{
-    Comparison, Condition, Delete, Key, Operand, Operation, Put, Relation, Touch, Txn, TxnStep, WriteResult,
+    Comparison, Condition, Delete, Key, Operand, Operation, Put, Relation, StepResult, Touch, Txn, TxnDone, TxnStep,
+    WriteResult,
 };
 
 /// The content codings that proxies append to a tag.
@@ -232,7 +232,7 @@ impl Reading {
     /// The result of the write itself.
     pub fn result_of(self, result: Option<WriteResult>) -> Option<WriteResult> {
         match (self.0, result) {
-            (Some(done_if), Some(WriteResult::Txn(answer))) => result_of_txn(&answer, done_if),
+            (Some(done_if), Some(WriteResult::Txn(done))) => result_of_txn(&done, done_if),
             (_, result) => result,
         }
     }
@@ -244,20 +244,20 @@ impl From<Operation> for Guarded {
     }
 }
 
-fn result_of_txn(answer: &TxnAnswer, done_if: bool) -> Option<WriteResult> {
-    let result = answer.results.first()?;
-    if answer.succeeded != done_if {
-        let TxnResult::Get(found) = result else { return None };
+fn result_of_txn(done: &TxnDone, done_if: bool) -> Option<WriteResult> {
+    let result = done.results.first()?;
+    if done.succeeded != done_if {
+        let StepResult::Get(found) = result else { return None };
         return Some(WriteResult::ConditionFailed { revision: found.as_ref().map(|found| found.revision) });
     }
     Some(match result {
-        TxnResult::Put(put) => WriteResult::Put(*put),
-        TxnResult::Delete(delete) => {
-            WriteResult::Delete { deleted: delete.deleted, revision: answer.revision, unfinished: None }
+        StepResult::Put(put) => WriteResult::Put(*put),
+        StepResult::Delete(delete) => {
+            WriteResult::Delete { deleted: delete.deleted, revision: done.revision, unfinished: None }
         }
-        TxnResult::Touch(Some(touch)) => WriteResult::Touch(*touch),
-        TxnResult::Touch(None) => WriteResult::NoSuchKey,
-        TxnResult::Get(_) => return None,
+        StepResult::Touch(Some(touch)) => WriteResult::Touch(*touch),
+        StepResult::Touch(None) => WriteResult::NoSuchKey,
+        StepResult::Get(_) => return None,
     })
 }
 

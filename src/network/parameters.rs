@@ -220,12 +220,10 @@ pub fn milliseconds(text: &str) -> Option<u64> {
 pub fn request_id(request: &HttpRequest, operation: &Operation) -> Result<Option<Arc<RequestId>>, ApiError> {
     let Some(key) = one_header(request, IDEMPOTENCY_KEY)? else { return Ok(None) };
     check_idempotency_key(key).map_err(|message| ApiError::bad_request("invalid_idempotency_key", message))?;
-    // What is hashed is in the log anyway, so it is the same in every version that reads the log.
-    let bytes = rmp_serde::to_vec_named(operation).map_err(|error| {
+    let request = RequestId::new(key.into(), operation).map_err(|error| {
         ApiError::bad_request("invalid_idempotency_key", format!("the request cannot be hashed: {error}"))
     })?;
-    let hash = xxhash_rust::xxh3::xxh3_128(&bytes);
-    Ok(Some(Arc::new(RequestId { key: key.into(), fingerprint: [(hash >> 64) as u64, hash as u64] })))
+    Ok(Some(Arc::new(request)))
 }
 
 /// Whether a header says `no`, in any of its lines.

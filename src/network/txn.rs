@@ -12,9 +12,9 @@ use super::parameters::{Parameters, check_body_type, check_key, check_value_leng
 use super::reply::{check_lists, encode, parse_json, read_client_body};
 use super::v1::{self, Written, unexpected, written_as};
 use crate::app::ExampleApp;
-use crate::body::{Compare, EncodedValue, Encoding, TxnAnswer, TxnOperation, TxnRequest, TxnResult};
+use crate::body::{Compare, EncodedValue, Encoding, TxnAnswer, TxnOperation, TxnRequest};
 use crate::config::Limits;
-use crate::error::{ApiError, Details};
+use crate::error::ApiError;
 use crate::operation::{
     Comparison, Delete, Key, Operand, Operation, Put, Relation, Touch, Txn, TxnStep, Value, WriteResult,
 };
@@ -66,12 +66,9 @@ async fn do_txn(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) 
     match v1::write(app, request, body, operation).await? {
         Written::Answered(answer) => Ok(answer),
         Written::Here(response, memory) => match &response.result {
-            Some(WriteResult::Txn(answer)) => {
-                let data_bytes: usize = answer.results.iter().map(data_bytes).sum();
-                let answer = answer.clone();
-                let body = app.long_work.run(|| data_bytes, move || Ok(encode(answer.as_ref(), 256))).await;
-                // It is done, whatever hinders its response.
-                let body = body.map_err(|_| ApiError::OutcomeUnknown(Details::unknown("this node is stopping")))?;
+            Some(result @ WriteResult::Txn(done)) => {
+                let (value_bytes, done) = (result.value_bytes(), done.clone());
+                let body = v1::encode_done(app, value_bytes, move || encode(done.as_ref(), 256)).await?;
                 Ok(memory.until_written(written_as(&response, body, None)))
             }
             other => Err(unexpected(other.as_ref())),
@@ -83,14 +80,6 @@ fn parse_txn(body: &[u8], limits: &Limits) -> Result<Operation, ApiError> {
     let txn: TxnRequest = parse_json(body, TXN_BODY)?;
     check_lists(body, 1, TXN_BODY)?;
     txn_operation(txn, limits)
-}
-
-/// How many bytes of a value a result has.
-fn data_bytes(result: &TxnResult) -> usize {
-    match result {
-        TxnResult::Get(Some(found)) => found.value.as_ref().map_or(0, String::len),
-        _ => 0,
-    }
 }
 
 /// A transaction as the log holds it.

@@ -105,6 +105,21 @@ pub fn key_not_found(revision: u64) -> ApiError {
     })
 }
 
+/// Encodes the response to a write that was applied here, on another thread if it is long: it has values of so many bytes.
+///
+/// # Errors
+///
+/// [`ApiError::OutcomeUnknown`] if the node stops meanwhile.
+pub async fn encode_done(
+    app: &ExampleApp,
+    value_bytes: usize,
+    encode: impl FnOnce() -> Vec<u8> + Send + 'static,
+) -> Result<Vec<u8>, ApiError> {
+    let body = app.long_work.run(|| value_bytes, move || Ok(encode())).await;
+    // The write is done, whatever hinders its response.
+    body.map_err(|_| ApiError::OutcomeUnknown(Details::unknown("this node is stopping")))
+}
+
 /// The answer to a write that was applied here.
 pub fn written(response: &ExampleResponse, body: &impl Serialize, etag: Option<u64>) -> HttpResponse {
     written_as(response, encode(body, 256), etag)

@@ -32,6 +32,7 @@ pub mod snapshot_format;
 pub mod state_hash;
 pub mod state_machine;
 pub mod state_machine_store;
+mod stored_results;
 pub mod watch;
 
 use std::path::{Path, PathBuf};

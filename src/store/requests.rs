@@ -8,9 +8,9 @@ use std::sync::Arc;
 use imbl::{HashMap, Vector};
 
 use super::state_hash::{self, StateHash};
-use crate::body::TxnResult;
+use super::stored_results::StoredValue;
 use crate::config::{REQUESTS_REMEMBERED_BYTES_MAX, REQUESTS_REMEMBERED_MAX};
-use crate::operation::{Key, RequestId, WriteResult};
+use crate::operation::{Key, RequestId, StepResult, WriteResult};
 
 /// A request that was done, and what became of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,12 +88,15 @@ impl Requests {
 }
 
 /// About how much memory a remembered request takes, in bytes.
+///
+/// Frozen: which requests are forgotten depends on it. A value that was read counts as it is stored, though in
+/// memory it may be shared with the data: how long it is so depends on what other requests do.
 fn bytes_of(key: &str, remembered: &Remembered) -> usize {
     const REQUEST_BYTES: usize = 256;
     const RESULT_BYTES: usize = 128;
     let answer_bytes = match &remembered.result {
-        WriteResult::Txn(answer) => answer.results.iter().map(|result| match result {
-            TxnResult::Get(Some(found)) => RESULT_BYTES + found.key.len() + found.value.as_ref().map_or(0, String::len),
+        WriteResult::Txn(done) => done.results.iter().map(|result| match result {
+            StepResult::Get(Some(found)) => RESULT_BYTES + found.key.len() + StoredValue::of(&found.value).len(),
             _ => RESULT_BYTES,
         }),
         _ => return REQUEST_BYTES + key.len(),
@@ -104,7 +107,7 @@ fn bytes_of(key: &str, remembered: &Remembered) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::body::{KeyValue, TxnAnswer};
+    use crate::operation::{Found, TxnDone};
 
     fn request(number: usize) -> RequestId {
         RequestId { key: format!("request {number}").into(), fingerprint: [number as u64, 1] }
@@ -116,17 +119,16 @@ mod tests {
 
     /// The result of a transaction that read a value of this size.
     fn read_of(bytes: usize) -> WriteResult {
-        let found = KeyValue {
+        let found = Found {
             key: "key".into(),
-            value: Some("v".repeat(bytes)),
-            encoding: None,
+            value: "v".repeat(bytes).as_str().into(),
             revision: 1,
             create_revision: 1,
             version: 1,
             expires_in_ms: None,
         };
-        let results = vec![TxnResult::Get(Some(found)), TxnResult::Get(None)];
-        WriteResult::Txn(Arc::new(TxnAnswer { succeeded: true, revision: 1, results }))
+        let results = vec![StepResult::Get(Some(found)), StepResult::Get(None)];
+        WriteResult::Txn(Arc::new(TxnDone { succeeded: true, revision: 1, results }))
     }
 
     /// What must hold whatever was remembered. `first_came` are the requests in the order in which they first came.
@@ -200,5 +202,33 @@ mod tests {
             }
         }
         assert!(requests.order.len() < 20);
+    }
+
+    /// A request counts as many bytes as in all versions before, or nodes forget others.
+    #[test]
+    fn bytes_are_fixed() {
+        let read = |value: &[u8]| {
+            let key = "key".into();
+            let value = value.into();
+            let found = Found { key, value, revision: 1, create_revision: 1, version: 1, expires_in_ms: None };
+            let results = vec![StepResult::Get(Some(found)), StepResult::Get(None)];
+            WriteResult::Txn(Arc::new(TxnDone { succeeded: true, revision: 1, results }))
+        };
+        let rows = [
+            (deleted(1), 263),
+            (WriteResult::Txn(Arc::new(TxnDone { succeeded: false, revision: 1, results: vec![] })), 263),
+            (read(b""), 522),
+            (read("é".as_bytes()), 524),
+            (read(b"\xff"), 526),
+            (read(b"\xff\xff\xff"), 526),
+            (read(b"\xff\xff\xff\xff"), 530),
+        ];
+        for (result, expected) in rows {
+            assert_eq!(
+                bytes_of("request", &Remembered { fingerprint: [1, 2], result: result.clone() }),
+                expected,
+                "{result:?}"
+            );
+        }
     }
 }

@@ -27,8 +27,9 @@ use super::history::{Change, ChangeKind, History};
 use super::requests::Remembered;
 use super::state_hash::{self, StateHash};
 use super::state_machine::{ExampleStateMachine, Record as StateRecord};
+use super::stored_results::StoredResult;
 use crate::config::{SNAPSHOT_FRAME_BYTES, SNAPSHOT_FRAME_BYTES_MAX, SNAPSHOT_FRAMES_PER_SYNC, SNAPSHOT_LEAVES_BYTES};
-use crate::operation::{Key, RequestId, Value, WriteResult};
+use crate::operation::{Key, RequestId, Value};
 use crate::types::SnapshotMeta;
 
 const MAGIC: &[u8; 8] = b"RKVSNAP\0";
@@ -76,7 +77,7 @@ enum RecordRef<'a> {
     Request {
         key: &'a str,
         fingerprint: [u64; 2],
-        result: &'a WriteResult,
+        result: StoredResult<'a>,
     },
 }
 
@@ -127,7 +128,7 @@ enum Record {
     Request {
         key: Key,
         fingerprint: [u64; 2],
-        result: WriteResult,
+        result: StoredResult<'static>,
     },
 }
 
@@ -196,7 +197,7 @@ pub fn write(machine: &ExampleStateMachine, meta: &SnapshotMeta, file: &mut File
     for (key, remembered) in machine.requests.iter() {
         requests += state_hash::of_request(key, remembered);
         let Remembered { fingerprint, result } = remembered.as_ref();
-        frames.write_record(&RecordRef::Request { key, fingerprint: *fingerprint, result })?;
+        frames.write_record(&RecordRef::Request { key, fingerprint: *fingerprint, result: result.into() })?;
     }
     frames.write_footer()?;
     Ok(is_history_as_applied && machine.hash_with(keys, requests) == machine.hash())
@@ -394,6 +395,7 @@ fn load_record(
         Record::Delete { revision, key } => load_change(machine, revision, key, ChangeKind::Delete)?,
         Record::Expire { revision, key } => load_change(machine, revision, key, ChangeKind::Expire)?,
         Record::Request { key, fingerprint, result } => {
+            let result = result.try_into().map_err(|_| "the result of a request is none")?;
             machine.requests.remember(&RequestId { key, fingerprint }, result);
         }
     }

@@ -35,8 +35,9 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::history::{Change, ChangeKind};
 use super::requests::Remembered;
 use super::state_machine::Record;
-use crate::body::{KeyValue, TxnAnswer, TxnDeleted, TxnResult};
-use crate::operation::WriteResult;
+use super::stored_results::StoredValue;
+use crate::body::TxnDeleted;
+use crate::operation::{Found, StepResult, TxnDone, WriteResult};
 
 /// A hash, or a sum of hashes. As text it has 32 hexadecimal digits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -104,9 +105,9 @@ pub(super) fn of_request(key: &str, remembered: &Remembered) -> StateHash {
         WriteResult::Delete { deleted, revision, unfinished } => {
             of_result(3, *deleted, *revision, plus_one(*unfinished))
         }
-        WriteResult::Txn(answer) => {
-            let [answer_0, answer_1] = of_answer(answer).into();
-            of_result(4, answer_0, answer_1, 0)
+        WriteResult::Txn(done) => {
+            let [done_0, done_1] = of_txn(done).into();
+            of_result(4, done_0, done_1, 0)
         }
         WriteResult::ConditionFailed { revision } => of_result(5, plus_one(*revision), 0, 0),
         WriteResult::NoSuchKey => of_result(6, 0, 0, 0),
@@ -116,33 +117,34 @@ pub(super) fn of_request(key: &str, remembered: &Remembered) -> StateHash {
 }
 
 /// Each result is hashed with all before it, since their order counts.
-fn of_answer(answer: &TxnAnswer) -> StateHash {
-    let TxnAnswer { succeeded, revision, results } = answer;
+fn of_txn(done: &TxnDone) -> StateHash {
+    let TxnDone { succeeded, revision, results } = done;
     let mut hash = of_numbers([u64::from(*succeeded), *revision, results.len() as u64]);
     for result in results {
         let [before_0, before_1] = hash.into();
-        let [result_0, result_1] = of_txn_result(result).into();
+        let [result_0, result_1] = of_step(result).into();
         hash = of_numbers([before_0, before_1, result_0, result_1]);
     }
     hash
 }
 
-fn of_txn_result(result: &TxnResult) -> StateHash {
+fn of_step(result: &StepResult) -> StateHash {
     match result {
-        TxnResult::Put(put) => of_numbers([1, put.revision, put.version]),
-        TxnResult::Delete(TxnDeleted { deleted }) => of_numbers([2, *deleted]),
-        TxnResult::Get(None) => of_numbers([3]),
-        TxnResult::Get(Some(found)) => {
-            let KeyValue { key, value, encoding, revision, create_revision, version, expires_in_ms } = found;
+        StepResult::Put(put) => of_numbers([1, put.revision, put.version]),
+        StepResult::Delete(TxnDeleted { deleted }) => of_numbers([2, *deleted]),
+        StepResult::Get(None) => of_numbers([3]),
+        StepResult::Get(Some(found)) => {
+            let Found { key, value, revision, create_revision, version, expires_in_ms } = found;
             let [key_0, key_1] = of_bytes(key.as_bytes());
-            let [value_0, value_1] = value.as_deref().map(|value| of_bytes(value.as_bytes())).unwrap_or_default();
-            let (encoded, expires) = (u64::from(encoding.is_some()), plus_one(*expires_in_ms));
+            let value = StoredValue::of(value);
+            let [value_0, value_1] = StateHash(value.hash()).into();
+            let (encoded, expires) = (u64::from(value.is_base64()), plus_one(*expires_in_ms));
             let numbers = [*revision, *create_revision, *version, expires];
             let [numbers_0, numbers_1] = of_numbers(numbers).into();
             of_numbers([4, key_0, key_1, value_0, value_1, encoded, numbers_0, numbers_1])
         }
-        TxnResult::Touch(None) => of_numbers([5]),
-        TxnResult::Touch(Some(touch)) => of_numbers([6, touch.revision, touch.version, plus_one(touch.expires_in_ms)]),
+        StepResult::Touch(None) => of_numbers([5]),
+        StepResult::Touch(Some(touch)) => of_numbers([6, touch.revision, touch.version, plus_one(touch.expires_in_ms)]),
     }
 }
 
@@ -223,7 +225,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::body::{Encoding, PutAnswer, TouchAnswer};
+    use crate::body::{PutAnswer, TouchAnswer};
 
     /// A record, a change and every result have the hash that they had in all
     /// versions before: nodes compare them, and snapshots hold the sums.
@@ -258,20 +260,19 @@ mod tests {
             (PutAnswer { revision: 1, version: 2 }, TouchAnswer { revision: 1, version: 2, expires_in_ms: None });
         let renewed = TouchAnswer { expires_in_ms: Some(0), ..touch };
         let delete = |deleted, unfinished| WriteResult::Delete { deleted, revision: 1, unfinished };
-        let found = KeyValue {
-            key: "key".to_owned(),
-            value: Some("/w==".to_owned()),
-            encoding: None,
+        let found = Found {
+            key: "key".into(),
+            value: "/w==".into(),
             revision: 1,
             create_revision: 1,
             version: 1,
             expires_in_ms: None,
         };
-        let txn = |results: &[TxnResult]| {
-            WriteResult::Txn(Arc::new(TxnAnswer { succeeded: true, revision: 1, results: results.to_vec() }))
+        let txn = |results: &[StepResult]| {
+            WriteResult::Txn(Arc::new(TxnDone { succeeded: true, revision: 1, results: results.to_vec() }))
         };
-        let get = |found: KeyValue| txn(&[TxnResult::Get(Some(found))]);
-        let deleted = |deleted| TxnResult::Delete(TxnDeleted { deleted });
+        let get = |found: Found| txn(&[StepResult::Get(Some(found))]);
+        let deleted = |deleted| StepResult::Delete(TxnDeleted { deleted });
         vec![
             WriteResult::Put(put),
             WriteResult::Put(PutAnswer { revision: 2, version: 1 }),
@@ -286,24 +287,24 @@ mod tests {
             WriteResult::AnswerTooLarge { bytes: 1 },
             WriteResult::RequestIdReused,
             txn(&[]),
-            WriteResult::Txn(Arc::new(TxnAnswer { succeeded: false, revision: 1, results: Vec::new() })),
-            txn(&[TxnResult::Put(put)]),
+            WriteResult::Txn(Arc::new(TxnDone { succeeded: false, revision: 1, results: Vec::new() })),
+            txn(&[StepResult::Put(put)]),
             txn(&[deleted(1)]),
             txn(&[deleted(0), deleted(1)]),
             txn(&[deleted(1), deleted(0)]),
-            txn(&[TxnResult::Get(None)]),
-            txn(&[TxnResult::Touch(None)]),
-            txn(&[TxnResult::Touch(Some(touch))]),
-            txn(&[TxnResult::Touch(Some(renewed))]),
+            txn(&[StepResult::Get(None)]),
+            txn(&[StepResult::Touch(None)]),
+            txn(&[StepResult::Touch(Some(touch))]),
+            txn(&[StepResult::Touch(Some(renewed))]),
             get(found.clone()),
-            get(KeyValue { key: "other".to_owned(), ..found.clone() }),
-            get(KeyValue { value: Some("other".to_owned()), ..found.clone() }),
-            get(KeyValue { value: Some(String::new()), ..found.clone() }),
-            get(KeyValue { encoding: Some(Encoding::Base64), ..found.clone() }),
-            get(KeyValue { revision: 2, ..found.clone() }),
-            get(KeyValue { create_revision: 2, ..found.clone() }),
-            get(KeyValue { version: 2, ..found.clone() }),
-            get(KeyValue { expires_in_ms: Some(0), ..found }),
+            get(Found { key: "other".into(), ..found.clone() }),
+            get(Found { value: "other".into(), ..found.clone() }),
+            get(Found { value: "".into(), ..found.clone() }),
+            get(Found { value: (&[0xff_u8]).into(), ..found.clone() }),
+            get(Found { revision: 2, ..found.clone() }),
+            get(Found { create_revision: 2, ..found.clone() }),
+            get(Found { version: 2, ..found.clone() }),
+            get(Found { expires_in_ms: Some(0), ..found }),
         ]
     }
 }

@@ -18,11 +18,11 @@ use super::history::{ChangeKind, History};
 use super::least_revisions::LeastRevisions;
 use super::requests::Requests;
 use super::state_hash::{self, StateHash};
-use crate::body::{EncodedValue, KeyValue, PutAnswer, TouchAnswer, TxnAnswer, TxnDeleted, TxnResult};
+use crate::body::{EncodedValue, KeyValue, PutAnswer, TouchAnswer, TxnDeleted};
 use crate::config::{DELETE_STEP_KEYS_MAX, EXPIRE_KEYS_MAX, TXN_ANSWER_BYTES_MAX};
 use crate::operation::{
-    Comparison, Condition, Delete, Key, Operand, Operation, Put, RequestId, Touch, Txn, TxnStep, Value, Write,
-    WriteResult,
+    Comparison, Condition, Delete, Found, Key, Operand, Operation, Put, RequestId, StepResult, Touch, Txn, TxnDone,
+    TxnStep, Value, Write, WriteResult,
 };
 use crate::seeded_bug::{self, SeededBug};
 use crate::types::{Command, Entry, ExampleResponse, LogId, Payload, StoredMembership};
@@ -324,7 +324,7 @@ impl ExampleStateMachine {
         }
         let revision = self.revision + 1;
         let results = steps.iter().map(|step| self.txn_step(revision, step)).collect();
-        WriteResult::Txn(Arc::new(TxnAnswer { succeeded, revision: self.revision, results }))
+        WriteResult::Txn(Arc::new(TxnDone { succeeded, revision: self.revision, results }))
     }
 
     /// How many bytes of values have been replaced or removed, since this node was started.
@@ -368,17 +368,24 @@ impl ExampleStateMachine {
         bytes
     }
 
-    fn txn_step(&mut self, revision: u64, step: &TxnStep) -> TxnResult {
+    fn txn_step(&mut self, revision: u64, step: &TxnStep) -> StepResult {
         match step {
-            TxnStep::Put(put) => TxnResult::Put(self.put(revision, put.clone())),
+            TxnStep::Put(put) => StepResult::Put(self.put(revision, put.clone())),
             TxnStep::Delete(delete) => {
                 let deleted = u64::from(self.remove(revision, &delete.key, ChangeKind::Delete));
-                TxnResult::Delete(TxnDeleted { deleted })
+                StepResult::Delete(TxnDeleted { deleted })
             }
-            TxnStep::Touch(touch) => TxnResult::Touch(self.touch(touch)),
+            TxnStep::Touch(touch) => StepResult::Touch(self.touch(touch)),
             TxnStep::Get(key) => {
                 let found = self.data.get(key);
-                TxnResult::Get(found.map(|record| record.to_key_value(key, self.clock_ms)))
+                StepResult::Get(found.map(|record| Found {
+                    key: key.clone(),
+                    value: record.value.clone(),
+                    revision: record.revision,
+                    create_revision: record.create_revision,
+                    version: record.version,
+                    expires_in_ms: record.expires_in_ms(self.clock_ms),
+                }))
             }
         }
     }

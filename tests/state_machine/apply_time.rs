@@ -134,8 +134,8 @@ fn long_values() {
     }
 }
 
-fn fingerprint(operation: &Operation) -> u128 {
-    xxhash_rust::xxh3::xxh3_128(&rmp_serde::to_vec_named(operation).unwrap())
+fn fingerprint(operation: &Operation) -> [u64; 2] {
+    RequestId::new("key".into(), operation).unwrap().fingerprint
 }
 
 fn median(times: &mut [Duration]) -> Duration {

@@ -6,12 +6,13 @@
 
 use std::collections::BTreeMap;
 
-use raft_key_value::body::{Encoding, KeyValue, PutAnswer, TouchAnswer, TxnAnswer, TxnDeleted, TxnResult};
+use raft_key_value::body::{PutAnswer, TouchAnswer, TxnDeleted};
 use raft_key_value::config::{
     DELETE_STEP_KEYS_MAX, EXPIRE_KEYS_MAX, HISTORY_BYTES_MAX, HISTORY_CHANGES_MAX, TXN_ANSWER_BYTES_MAX,
 };
 use raft_key_value::operation::{
-    Comparison, Condition, Operand, Operation, Put, Relation, Touch, Txn, TxnStep, Write, WriteResult,
+    Comparison, Condition, Found, Operand, Operation, Put, Relation, StepResult, Touch, Txn, TxnDone, TxnStep, Write,
+    WriteResult,
 };
 use raft_key_value::types::{Command, Entry, ExampleResponse, LogId, Payload, StoredMembership};
 
@@ -286,15 +287,15 @@ impl Model {
             for step in steps {
                 results.push(match step {
                     TxnStep::Put(put) => {
-                        TxnResult::Put(state.set(revision, &put.key, put.value.as_bytes().to_vec(), put.ttl_ms))
+                        StepResult::Put(state.set(revision, &put.key, put.value.as_bytes().to_vec(), put.ttl_ms))
                     }
                     TxnStep::Delete(delete) => {
-                        TxnResult::Delete(TxnDeleted { deleted: state.delete(revision, &delete.key) })
+                        StepResult::Delete(TxnDeleted { deleted: state.delete(revision, &delete.key) })
                     }
-                    TxnStep::Touch(touch) => TxnResult::Touch(state.touch(&touch.key, touch.ttl_ms)),
+                    TxnStep::Touch(touch) => StepResult::Touch(state.touch(&touch.key, touch.ttl_ms)),
                     TxnStep::Get(key) => {
                         bytes_read += key.len() + state.items.get(&**key).map_or(0, |item| item.value.len());
-                        TxnResult::Get(state.items.get(&**key).map(|item| read(key, item, state.clock)))
+                        StepResult::Get(state.items.get(&**key).map(|item| read(key, item, state.clock)))
                     }
                 });
             }
@@ -304,7 +305,7 @@ impl Model {
             return WriteResult::AnswerTooLarge { bytes: bytes_read as u64 };
         }
         *self = after;
-        WriteResult::Txn(TxnAnswer { succeeded, revision: self.revision, results }.into())
+        WriteResult::Txn(TxnDone { succeeded, revision: self.revision, results }.into())
     }
 
     fn holds(&self, comparison: &Comparison) -> bool {
@@ -338,16 +339,10 @@ fn stands<T: Ord>(left: &T, relation: Relation, right: &T) -> bool {
     wanted.contains(&left.cmp(right))
 }
 
-fn read(key: &str, item: &Item, clock: u64) -> KeyValue {
-    use base64::Engine;
-    let (value, encoding) = match String::from_utf8(item.value.clone()) {
-        Ok(text) => (text, None),
-        Err(_) => (base64::prelude::BASE64_STANDARD.encode(&item.value), Some(Encoding::Base64)),
-    };
-    KeyValue {
-        key: key.to_owned(),
-        value: Some(value),
-        encoding,
+fn read(key: &str, item: &Item, clock: u64) -> Found {
+    Found {
+        key: key.into(),
+        value: (&item.value).into(),
         revision: item.revision,
         create_revision: item.created_at,
         version: item.changes,
