@@ -230,6 +230,9 @@ pub async fn serve_on(
     let (stopping, stopping_rx) = watch::channel(false);
     let browsers = Browsers::new(&config);
     let raft_thread = RaftThread::start(app.clone(), browsers.clone()).map_err(ServeError::Http)?;
+    // What Raft reports before it has begun is empty, and clients would take it for this node's state. An error
+    // means that Raft has ended, which is noticed below.
+    let _ = raft.with_raft_state(|_| ()).await;
     let http = serve_http(listeners, app.clone(), browsers, config.http_threads, &raft_thread, stopping_rx)
         .map_err(ServeError::Http)?;
     let http_handle = http.handle();

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{CALM, DEADLINE, TestCluster, Writers, eventually, report};
+use crate::harness::{Answer, CALM, DEADLINE, Http, TestCluster, Writers, eventually, report};
 
 const ALL: [u64; 3] = [1, 2, 3];
 
@@ -250,4 +250,35 @@ async fn a_paused_leader_answers_nothing_stale() {
     })
     .await;
     cluster.value_is(&ALL, "k", "new").await;
+}
+
+/// A node that was started again says nothing of itself before it knows it: neither term 0 nor an empty log.
+///
+/// Method: one node is killed and started ten times, and asked for `/metrics` all the while. The first answer, and all
+/// that follow, have the term that it had before.
+#[tokio::test]
+async fn a_node_reports_no_term_that_it_never_had() {
+    let mut cluster = TestCluster::form("first-metrics", &[1], &[]).await;
+    let addr = cluster.addr(1).to_owned();
+    let term_of = |answer: &Answer| answer.done()["Ok"]["vote"]["leader_id"]["term"].as_u64().unwrap();
+    for _ in 0..10 {
+        let before = term_of(&cluster.http().get(&addr, "/metrics").await.unwrap());
+        assert!(before > 0);
+        cluster.kill(1);
+        let http = Http::new();
+        let ask = async {
+            let mut answers = 0;
+            while answers < 20 {
+                match http.get(&addr, "/metrics").await {
+                    Ok(answer) => {
+                        answers += 1;
+                        let term = term_of(&answer);
+                        assert!(term >= before, "term {term} after term {before}, in answer {answers}");
+                    }
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        };
+        tokio::join!(ask, cluster.restart(1));
+    }
 }
