@@ -5,6 +5,7 @@
 //! something. All values ever written are different, so that a value names the
 //! write it comes from.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,22 @@ pub type ClientId = u32;
 pub type NodeId = u64;
 /// A text that many operations share.
 pub type Text = Arc<str>;
+
+/// Values from this length on, in bytes, are abridged in a history.
+const ABRIDGED_BYTES_MIN: usize = 24 << 10;
+
+/// A value as a history has it. Of a long one it has the beginning, the length and a hash: it names the write that
+/// the value comes from, and shows a value that is damaged, and the history stays small.
+pub fn abridged(value: &str) -> Text {
+    const BEGINNING_CHARACTERS: usize = 40;
+    if value.len() < ABRIDGED_BYTES_MIN {
+        return value.into();
+    }
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    let beginning: String = value.chars().take(BEGINNING_CHARACTERS).collect();
+    format!("{beginning}, {} bytes of hash {:016x}", value.len(), hasher.finish()).into()
+}
 
 /// One request of a client, over all its attempts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -193,4 +210,24 @@ pub struct History {
     pub watches: Vec<Vec<Change>>,
     /// One for each node that is a member at the end.
     pub finals: Vec<FinalState>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Long values are short in a history, and differ there as they do in the store.
+    #[test]
+    fn long_values_are_abridged() {
+        let short = "x".repeat(ABRIDGED_BYTES_MIN - 1);
+        assert_eq!(&*abridged(&short), short);
+        let long = "x".repeat(1 << 20);
+        assert!(abridged(&long).len() < 100);
+        assert_eq!(abridged(&long), abridged(&long.clone()));
+        let mut others = vec![format!("{long}x"), format!("y{}", &long[1..])];
+        others.push(format!("{}y{}", &long[..9999], &long[10_000..]));
+        for other in others {
+            assert_ne!(abridged(&other), abridged(&long));
+        }
+    }
 }

@@ -15,6 +15,7 @@ use crate::cluster::{CONVERGENCE_DEADLINE, Cluster, Plan};
 use crate::fault::{Fault, Scene};
 use crate::finding::{Finding, Symptom};
 use crate::history::{Call, Consistency, FinalState, History, Outcome};
+use crate::hostile::{Hostile, Misuses};
 use crate::lease::{self, Judge};
 use crate::load::{self, Load, LoadPlan, Recorder};
 use crate::network::Host;
@@ -45,6 +46,8 @@ pub struct LanePlan {
     pub name: &'static str,
     pub cluster: Plan,
     pub load: LoadPlan,
+    /// Whether there is a hostile client among the load.
+    pub hostile: bool,
     /// Keys of ten thousand bytes that are written first.
     pub ballast_keys: u64,
     /// The faults, and how often each comes; they come in an order of the seed's.
@@ -77,6 +80,7 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
     let hosts: Vec<Host> = cluster.nodes.iter().map(|node| node.host.clone()).collect();
     load::ballast(&cluster.client, &hosts, &recorder, plan.ballast_keys).await;
     let load = Load::start(plan.load, system, &cluster.client, &cluster.endpoints, &recorder);
+    let hostile = plan.hostile.then(|| Hostile::start(plan.load.seed, &cluster.client, &cluster.endpoints, &recorder));
     let mut findings: Vec<Finding> = Vec::new();
     let mut windows = Vec::new();
     let mut bad_inputs = 0;
@@ -122,6 +126,7 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
     if let Err(error) = load.stop().await {
         findings.push(Finding::harness(format!("a client ended before its time: {error:#}")));
     }
+    let misuses = stop_hostile(hostile, &mut findings).await;
     if plan.load.expiring {
         // Then nothing changes any more by itself.
         tokio::time::sleep(lease::TTL_MAX + lease::TOLERANCE).await;
@@ -159,6 +164,7 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
         not_begun,
         findings,
         bad_inputs,
+        misuses,
         sights,
         monitored,
         kills_at_calls,
@@ -170,6 +176,21 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
         report.require(&plan.faults);
     }
     Ok(report)
+}
+
+/// Ends the hostile client, if there is one; returns what it did.
+async fn stop_hostile(hostile: Option<Hostile>, findings: &mut Vec<Finding>) -> Misuses {
+    let Some(hostile) = hostile else { return Misuses::new() };
+    match hostile.stop().await {
+        Ok((misuses, wrong)) => {
+            findings.extend(wrong.into_iter().map(Finding::other));
+            misuses
+        }
+        Err(error) => {
+            findings.push(Finding::harness(format!("the hostile client ended before its time: {error:#}")));
+            Misuses::new()
+        }
+    }
 }
 
 /// The faults that a lane has yet to make.

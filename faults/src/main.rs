@@ -1,8 +1,8 @@
 //! Breaks machines and networks under a cluster, and checks every answer it gave.
 //!
 //! A run is a few lanes at the same time (`lane`): a cluster each, on hosts of its
-//! own (`sandbox`, `network`, `disk`), under load (`load`, `watcher`), with one fault
-//! after another (`fault`). What the clients were told is the `history`; `checker`
+//! own (`sandbox`, `network`, `disk`), under load (`load`, `hostile`, `watcher`), with one
+//! fault after another (`fault`). What the clients were told is the `history`; `checker`
 //! says whether a correct store can have told it.
 
 mod arguments;
@@ -12,6 +12,7 @@ mod disk;
 mod fault;
 mod finding;
 mod history;
+mod hostile;
 mod lane;
 mod lease;
 mod load;

@@ -141,6 +141,7 @@ pub async fn run(arguments: &RunArguments) -> Result<Verdict> {
     if is_whole(arguments) && arguments.schedule.is_complete() && total.verdict() != Verdict::Violation {
         total.check_faults(all_faults());
         total.check_sights();
+        total.check_misuses();
         total.check_amounts();
     }
     let figures = format!("{total}\n{} s, seed {seed}", began.elapsed().as_secs());
@@ -183,6 +184,7 @@ pub async fn soak(arguments: &SoakArguments) -> Result<Verdict> {
     if is_whole(&arguments.run) && arguments.hours >= 1.0 && total.verdict() != Verdict::Violation {
         total.check_faults(all_faults());
         total.check_sights();
+        total.check_misuses();
     }
     let figures = format!("{total}\n{:.2} h, seeds from {first}", hours());
     let nodes = arguments.run.nodes.map_or_else(|| "soak".to_owned(), |nodes| format!("soak-{nodes}"));
@@ -358,5 +360,6 @@ fn lane(
     // With more to carry, a snapshot is on its way for a while.
     let ballast_keys = if name == "members" { 500 } else { 0 };
     let (time_max, is_complete) = (schedule.time_max(), schedule.is_complete());
-    Some(LanePlan { name, cluster, load, ballast_keys, faults, time_max, is_complete })
+    let hostile = cluster.system == System::Ours;
+    Some(LanePlan { name, cluster, load, hostile, ballast_keys, faults, time_max, is_complete })
 }

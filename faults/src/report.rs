@@ -9,6 +9,7 @@ use crate::checker;
 use crate::fault::{Fault, Sight};
 use crate::finding::{Finding, Symptom};
 use crate::history::{Call, Consistency, History, Outcome};
+use crate::hostile::{Misuse, Misuses};
 use crate::load::{Recorder, is_done_write};
 use crate::verdict::Verdict;
 
@@ -52,6 +53,8 @@ pub struct Found {
     pub findings: Vec<Finding>,
     /// Requests that were sent to be refused.
     pub bad_inputs: usize,
+    /// What the hostile client did.
+    pub misuses: Misuses,
     /// What the faults were there for, and came.
     pub sights: Vec<Sight>,
     /// How often a node said what its vote is, and how far it has come.
@@ -70,6 +73,9 @@ impl Found {
         self.not_begun += other.not_begun;
         self.findings.extend(other.findings);
         self.bad_inputs += other.bad_inputs;
+        for (misuse, count) in other.misuses {
+            *self.misuses.entry(misuse).or_default() += count;
+        }
         self.sights.extend(other.sights);
         self.monitored += other.monitored;
         self.leases += other.leases;
@@ -263,6 +269,11 @@ impl LaneReport {
         self.found.bad_inputs
     }
 
+    /// How often the hostile client did this.
+    pub fn misuses(&self, misuse: Misuse) -> usize {
+        self.found.misuses.get(&misuse).copied().unwrap_or_default()
+    }
+
     /// How often it was seen.
     pub fn sights(&self, sight: Sight) -> usize {
         self.found.sights.iter().filter(|seen| **seen == sight).count()
@@ -346,6 +357,11 @@ impl fmt::Display for LaneReport {
         if !kills.is_empty() {
             let by_call: Vec<String> = kills.iter().map(|(call, count)| format!("{call} {count}")).collect();
             writeln!(f, "  killed at {} system calls: {}", kills.values().sum::<usize>(), by_call.join(", "))?;
+        }
+        let misuses = &self.found.misuses;
+        if !misuses.is_empty() {
+            let by_kind: Vec<String> = misuses.iter().map(|(misuse, count)| format!("{misuse} {count}")).collect();
+            writeln!(f, "  misused by a hostile client: {}", by_kind.join(", "))?;
         }
         writeln!(f, "    {:<26} {:>11} {:>11} {:>11}", "call", "done", "not applied", "unknown")?;
         for (kind, Outcomes { done, not_applied, unknown }) in &self.outcomes {

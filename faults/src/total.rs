@@ -5,6 +5,7 @@ use std::fmt;
 
 use crate::fault::{Fault, Sight};
 use crate::finding::Finding;
+use crate::hostile::Misuse;
 use crate::report::LaneReport;
 use crate::verdict::Verdict;
 
@@ -17,6 +18,9 @@ const KINDS_MIN: usize = 12;
 const BAD_INPUTS_MIN: usize = 6_000;
 /// Requests that were sent again and told the first answer.
 const REPLAYED_MIN: usize = 2_000;
+
+/// How often a complete run must have had each kind of misuse.
+const MISUSES_MIN: usize = 20;
 
 /// What some runs came to.
 #[derive(Debug, Default)]
@@ -67,6 +71,16 @@ impl Total {
         self.missing.extend(unseen);
     }
 
+    /// A hostile client must have done each kind of misuse, over all lanes and runs.
+    pub fn check_misuses(&mut self) {
+        for misuse in Misuse::ALL {
+            let count = self.sum(|report| report.misuses(misuse));
+            if count < MISUSES_MIN {
+                self.missing.push(format!("{misuse} came {count} times, and should {MISUSES_MIN} times"));
+            }
+        }
+    }
+
     /// There must have been as much of everything as a complete run is to have.
     pub fn check_amounts(&mut self) {
         let amounts = [
@@ -114,7 +128,9 @@ impl fmt::Display for Total {
         }
         let (operations, faults) = (self.sum(|report| report.operations), self.sum(LaneReport::faults));
         let (kinds, inputs) = (self.kinds(), self.sum(LaneReport::bad_inputs));
+        let misuses = self.sum(|report| report.found.misuses.values().sum());
         write!(f, "In all {operations} operations, {faults} faults of {kinds} kinds, {inputs} bad inputs, ")?;
+        write!(f, "{misuses} misuses, ")?;
         if self.runs > 1 {
             write!(f, "{} runs, ", self.runs)?;
         }
@@ -156,6 +172,7 @@ mod tests {
             windows,
             findings: Vec::new(),
             bad_inputs,
+            misuses: BTreeMap::new(),
             sights,
             monitored: 0,
             kills_at_calls: BTreeMap::new(),
@@ -232,6 +249,24 @@ mod tests {
         assert_eq!(missing(&[&[write], &[start, start]]), [] as [String; 0]);
         assert_eq!(missing(&[&[start]]), [format!("no {write}")]);
         assert_eq!(missing(&[&[]]), [format!("no {write}"), format!("no {start}")]);
+    }
+
+    /// Each kind of misuse must have come as often as it should, over all lanes.
+    #[test]
+    fn wants_each_kind_of_misuse() {
+        let missing = |counts: [usize; 2]| {
+            let mut total = Total::default();
+            for count in counts {
+                let mut lane = lane(&[], 0, &[]);
+                lane.found.misuses = Misuse::ALL.map(|misuse| (misuse, MISUSES_MIN)).into();
+                lane.found.misuses.insert(Misuse::Resets, count);
+                total.add(vec![Ok(lane)]);
+            }
+            total.check_misuses();
+            total.missing
+        };
+        assert_eq!(missing([5, MISUSES_MIN - 5]), [] as [String; 0]);
+        assert_eq!(missing([5, MISUSES_MIN - 6]), ["resets came 19 times, and should 20 times"]);
     }
 
     /// What is no violation makes a run incomplete, and says why: a fault that came too seldom, a lane that

@@ -69,7 +69,7 @@ async fn send_all(scene: &mut Scene<'_>, requests: Vec<Vec<u8>>) -> Result<Strin
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+pub enum End {
     /// No connection was made, so nothing was sent.
     Unreached,
     /// The status that it was answered with; none if the answer is no HTTP.
@@ -119,7 +119,8 @@ impl fmt::Display for Ends {
     }
 }
 
-async fn send(node: SocketAddr, request: &[u8], deadline: Duration) -> End {
+/// Sends a request, after which nothing more will come, and waits for its end.
+pub async fn send(node: SocketAddr, request: &[u8], deadline: Duration) -> End {
     let Ok(Ok(mut stream)) = tokio::time::timeout(deadline, TcpStream::connect(node)).await else {
         return End::Unreached;
     };
@@ -142,7 +143,8 @@ fn status_of(answer: &[u8; 12]) -> Option<u16> {
     std::str::from_utf8(answer).ok()?.strip_prefix("HTTP/1.1 ")?.parse().ok()
 }
 
-fn with_body(method: &str, path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
+/// A request with a `Content-Length`; each of `headers` ends with a line break.
+pub fn with_body(method: &str, path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
     let head =
         format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\n{headers}content-length: {}\r\n\r\n", body.len());
     [head.as_bytes(), body].concat()

@@ -2,7 +2,7 @@
 
 mod clock;
 mod disk;
-mod input;
+pub mod input;
 mod membership;
 mod network;
 mod process;

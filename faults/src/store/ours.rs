@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::{Attempt, LeaderId, LogId, NodeStatus, RaftState, Sink, WatchPlace};
 use crate::history::{
     Call, CallResult, Change, ChangeKind, Comparison, Condition, Consistency, FinalState, NodeId, Operand, Outcome,
-    Record, Step, StepResult, Text,
+    Record, Step, StepResult, Text, abridged,
 };
 use crate::node::Node;
 
@@ -129,7 +129,7 @@ fn step(step: &Step) -> Value {
 #[derive(Deserialize)]
 struct KeyValue {
     key: Text,
-    value: Text,
+    value: String,
     revision: u64,
     create_revision: u64,
     version: u64,
@@ -138,7 +138,7 @@ struct KeyValue {
 impl KeyValue {
     fn into_record(self) -> (Text, Record) {
         let KeyValue { key, value, revision, create_revision, version } = self;
-        (key, Record { value, revision, create_revision, version })
+        (key, Record { value: abridged(&value), revision, create_revision, version })
     }
 }
 
@@ -389,11 +389,15 @@ pub async fn watch(http: &Client, node: SocketAddr, place: &mut WatchPlace, sink
         bail!("{}: {}", answer.status(), answer.text().await?);
     }
     let mut unread: Vec<u8> = Vec::new();
+    // Where the search for the end of an event goes on: one may be long, and comes in many pieces.
+    let mut searched = 0;
     loop {
-        while let Some(end) = unread.windows(2).position(|pair| pair == b"\n\n") {
-            let event: Vec<u8> = unread.drain(..end + 2).collect();
+        while let Some(end) = unread[searched..].windows(2).position(|pair| pair == b"\n\n") {
+            let event: Vec<u8> = unread.drain(..searched + end + 2).collect();
+            searched = 0;
             take_event(std::str::from_utf8(&event)?, place, sink)?;
         }
+        searched = unread.len().saturating_sub(1);
         let chunk = tokio::time::timeout(WATCH_SILENCE_MAX, answer.chunk()).await.context("it is silent")?;
         match chunk? {
             Some(chunk) => unread.extend_from_slice(&chunk),
