@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::durable;
 use super::state_hash::StateHash;
 use crate::agreement::{OlderCopy, OtherEntry};
 use crate::types::NodeId;
@@ -152,6 +153,11 @@ pub enum StoreError {
 impl StoreError {
     pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         StoreError::Io { action, path: path.to_owned(), source }
+    }
+
+    /// Whether the disk has no room, or the user may take no more of it.
+    pub(crate) fn is_out_of_space(&self) -> bool {
+        matches!(self, StoreError::Io { source, .. } if durable::is_out_of_space(source))
     }
 
     /// What is damaged and how, without what to do about it.

@@ -251,7 +251,12 @@ impl SnapshotDirectory {
     /// nothing and takes the place of none: writing none is no reason to stop.
     pub fn build(&self, machine: &ExampleStateMachine) -> Result<(SnapshotMeta, SnapshotFile), StoreError> {
         let meta = meta_of(machine);
-        match self.write(machine, &meta) {
+        let mut written = self.write(machine, &meta);
+        // How long it becomes is known only now. Those before the newest are counted as room for it.
+        if written.as_ref().is_err_and(StoreError::is_out_of_space) && self.delete_older() {
+            written = self.write(machine, &meta);
+        }
+        match written {
             Ok(readable) => Ok((meta, readable)),
             Err(StoreError::Io { source, .. }) if durable::is_out_of_space(&source) => {
                 let index = index_of(&meta);
