@@ -244,6 +244,8 @@ pub const CLIENT_MEMORY_BYTES_LIMIT: usize = 1 << 40;
 pub const MEMORY_COUNTED_MIN: usize = 4 << 10;
 /// How long a request waits for others to give memory back, until it is refused.
 pub const MEMORY_WAIT_MAX: Duration = Duration::from_secs(5);
+/// What a request takes for each byte of its body: the body, and the operation that it becomes.
+pub const REQUEST_BYTES_A_BYTE: usize = 2;
 /// What a response may take for each byte of a value: a copy of it, and six where JSON escapes a control character.
 pub const ENCODED_BYTES_A_BYTE_MAX: usize = 7;
 /// A long response is handed to its connection in pieces of so many bytes.

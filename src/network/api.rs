@@ -24,7 +24,7 @@ use super::reply::{check_lists, json, ok, ok_body, parse_json, read_client_body}
 use super::txn::txn_operation;
 use super::v1::{check_result, encode_done, memory_for_result, replay_marked};
 use super::worker::Worker;
-use crate::app::ExampleApp;
+use crate::app::{ExampleApp, Role};
 use crate::config::{LOG_UNCOMMITTED_BYTES_MAX, LOG_UNSYNCED_BYTES_MAX, Limits, REQUEST_DEADLINE};
 use crate::disk::DiskSpace;
 use crate::error::{ApiError, Details, Retry};
@@ -71,7 +71,7 @@ pub async fn write(
     let memory = match &value {
         // It is repeated.
         Some(value) => app.client_memory.for_response(value.len()).await?,
-        None => memory_for_result(&app, &operation).await?,
+        None => memory_for_result(&app, &operation, request_id.as_deref()).await?,
     };
     let Ok(_permit) = app.writes_waiting.try_acquire() else {
         return Err(ApiError::Overloaded(Retry::soon("as many writes are waiting as this node takes on at once")));
@@ -278,6 +278,10 @@ pub async fn propose(
 ) -> Result<ClientWriteResponse<TypeConfig>, ApiError> {
     // First, since nothing is done while it waits.
     let _place = app.client_memory.for_proposal(operation.payload_bytes()).await?;
+    // It may have been deposed meanwhile, and nothing is proposed yet.
+    if app.role() != Role::Leader {
+        return Err(forward::no_leader(app));
+    }
     let taken = app.disk.take(ENTRY_BYTES + operation.payload_bytes());
     if let Err(rejected) = check_disk_space(app, &operation).and_then(|()| check_log(app)) {
         taken.release();

@@ -98,7 +98,8 @@ async fn list_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payloa
     let keys_only = parameters.flag("keys_only")?;
     let wanted = parameters.number("revision", 0, u64::MAX)?;
     ready_to_read(app, request, parameters.stale()?).await?;
-    let memory = app.client_memory.for_response(limits.page_bytes).await?;
+    // A page ends with the value that fills it.
+    let memory = app.client_memory.for_response(limits.page_bytes + limits.value_bytes).await?;
     let (revision, data, replaced_bytes) = state_of(app, wanted)?;
     // Not before the state: a key put meanwhile would have longer to live than its TTL.
     let now_ms = app.store.clock().now_ms();

@@ -3,6 +3,8 @@
 //! Decoding or encoding a mebibyte of JSON takes milliseconds, and the other clients of a thread would wait for each of
 //! those that come together.
 
+use std::sync::Arc;
+
 use tokio::sync::Semaphore;
 
 use super::forward;
@@ -12,12 +14,12 @@ use crate::error::ApiError;
 /// Bounds how much of a node long work takes.
 #[derive(Debug)]
 pub struct LongWork {
-    turns: Semaphore,
+    turns: Arc<Semaphore>,
 }
 
 impl Default for LongWork {
     fn default() -> Self {
-        LongWork { turns: Semaphore::new(LONG_WORK_AT_ONCE) }
+        LongWork { turns: Arc::new(Semaphore::new(LONG_WORK_AT_ONCE)) }
     }
 }
 
@@ -37,10 +39,15 @@ impl LongWork {
         if bytes() < LONG_WORK_BYTES {
             return work();
         }
-        let _turn = self.turns.acquire().await.map_err(|_| forward::stopping())?;
+        let turn = self.turns.clone().acquire_owned().await.map_err(|_| forward::stopping())?;
         if bytes() < LONG_WORK_BYTES {
             return work();
         }
+        let work = move || {
+            // Until it is done, even if nobody waits for it any more.
+            let _turn = turn;
+            work()
+        };
         tokio::task::spawn_blocking(work).await.map_err(|_| forward::stopping())?
     }
 }

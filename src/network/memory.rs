@@ -19,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::{
     BODY_PIECE_BYTES, ENCODED_BYTES_A_BYTE_MAX, MEMORY_COUNTED_MIN, MEMORY_WAIT_MAX, PROPOSED_BYTES_MAX,
+    REQUEST_BYTES_A_BYTE,
 };
 use crate::error::{ApiError, Retry};
 
@@ -60,7 +61,7 @@ impl ClientMemory {
     ///
     /// [`ApiError::Overloaded`], if others do not give back enough in time.
     pub async fn for_request(&self, body_bytes: usize) -> Result<HeldMemory, ApiError> {
-        self.requests.take(body_bytes, body_bytes.saturating_mul(2)).await.ok_or_else(|| {
+        self.requests.take(body_bytes, body_bytes.saturating_mul(REQUEST_BYTES_A_BYTE)).await.ok_or_else(|| {
             ApiError::Overloaded(Retry::soon(
                 "requests of other clients hold all memory that this node has for them (--client-memory-bytes)",
             ))
@@ -131,6 +132,11 @@ impl HeldMemory {
             }
             Err(body) => body,
         })
+    }
+
+    /// Gives back what is more than a request with a body of so many bytes takes.
+    pub fn keep_for_request(&mut self, body_bytes: usize) {
+        self.keep(body_bytes.saturating_mul(REQUEST_BYTES_A_BYTE));
     }
 
     /// Gives back what is more than so many bytes.

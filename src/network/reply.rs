@@ -40,7 +40,12 @@ pub async fn read_client_body(
         announced_bytes(request).unwrap_or_default().min(bytes_max)
     };
     match app.client_memory.for_request(bytes).await {
-        Ok(held) => Ok((read_body(request, payload, bytes_max).await?, held)),
+        Ok(mut held) => {
+            let body = read_body(request, payload, bytes_max).await?;
+            // Of a chunked one it is known only now how long it is.
+            held.keep_for_request(body.len());
+            Ok((body, held))
+        }
         Err(error) => {
             keep_for_a_while(payload);
             Err(error)

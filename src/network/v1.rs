@@ -15,7 +15,7 @@ use super::parameters::request_id;
 use super::reply::{self, encode, json};
 use crate::app::ExampleApp;
 use crate::error::{ApiError, ConditionFailed, Details, Outcome, Retry};
-use crate::operation::{Operation, WriteResult};
+use crate::operation::{Operation, RequestId, WriteResult};
 use crate::types::ExampleResponse;
 
 /// The store's revision that the answer shows.
@@ -45,7 +45,7 @@ pub async fn write(
 ) -> Result<Written, ApiError> {
     let Guarded { operation, reading } = write.into();
     let request_id = request_id(request, &operation)?;
-    let memory = memory_for_result(app, &operation).await?;
+    let memory = memory_for_result(app, &operation, request_id.as_deref()).await?;
     let Ok(_permit) = app.writes_waiting.try_acquire() else {
         return Err(ApiError::Overloaded(Retry::soon("as many writes are waiting as this node takes on at once")));
     };
@@ -73,10 +73,20 @@ pub async fn write(
 }
 
 /// Memory for the response to a write, from before anything is done, so that whoever gets none knows that nothing was.
-pub async fn memory_for_result(app: &ExampleApp, operation: &Operation) -> Result<HeldMemory, ApiError> {
+///
+/// It is for what the operation would read now, or for what the request read when it was applied before.
+pub async fn memory_for_result(
+    app: &ExampleApp,
+    operation: &Operation,
+    request_id: Option<&RequestId>,
+) -> Result<HeldMemory, ApiError> {
     // Of all others the response is short.
     let Operation::Txn(_) = operation else { return Ok(HeldMemory::default()) };
-    let data_bytes = app.store.state_machine.read(|machine| machine.answer_bytes_now(operation));
+    let data_bytes = app.store.state_machine.read(|machine| {
+        let before = request_id.and_then(|request_id| machine.replay(request_id));
+        let before_bytes = before.map_or(0, |(result, _)| result.value_bytes());
+        machine.answer_bytes_now(operation).max(before_bytes)
+    });
     app.client_memory.for_response(data_bytes).await
 }
 

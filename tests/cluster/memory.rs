@@ -1,6 +1,7 @@
 //! What clients make a node hold, and what it does when that is too much.
 
 use raft_key_value::config::LISTING_REPLACED_BYTES_MAX;
+use reqwest::Method;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -109,4 +110,39 @@ async fn a_listing_does_not_hold_all_that_is_replaced() {
         if page.status == 410 { Ok(page.refused(410, "revision_gone")) } else { Err(page.status) }
     })
     .await;
+}
+
+/// A response that is given again holds as much memory as the first one, whatever the keys that it read have become.
+///
+/// Method: a transaction with an `Idempotency-Key` reads a value of 1 MiB of control characters, which is then deleted.
+/// Clients send it again and do not read, until one gets 503.
+#[tokio::test]
+async fn responses_that_are_given_again_are_counted() {
+    let cluster = TestCluster::form("replay-memory", &[1], LEAST).await;
+    cluster.put(1, "/v1/kv/long", vec![1; MIB]).await.done();
+    let body = json!({"success": [{"put": {"key": "short", "value": "v"}}, {"get": {"key": "long"}}]}).to_string();
+    let headers = [("content-type", "application/json"), ("idempotency-key", "once")];
+    let first = cluster.v1(1, Method::POST, "/v1/txn", &headers, body.clone()).await.done();
+    cluster.delete(1, "/v1/kv/long").await.done();
+
+    let mut unread = Vec::new();
+    for _ in 0..3 {
+        let mut client = TcpStream::connect(cluster.addr(1)).await.unwrap();
+        let length = body.len();
+        let head = format!("POST /v1/txn HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n");
+        let head = head + "content-type: application/json\r\nidempotency-key: once\r\n\r\n";
+        client.write_all(head.as_bytes()).await.unwrap();
+        client.write_all(body.as_bytes()).await.unwrap();
+        unread.push(client);
+    }
+    let mut head = [0; 12];
+    unread[0].read_exact(&mut head).await.unwrap();
+    assert_eq!(&head, b"HTTP/1.1 200");
+    let refused = cluster.v1(1, Method::POST, "/v1/txn", &headers, body.clone()).await;
+    refused.refused(503, "overloaded");
+
+    drop(unread);
+    let again = cluster.v1(1, Method::POST, "/v1/txn", &headers, body).await;
+    assert_eq!(again.header("raft-replayed"), "true");
+    assert_eq!(again.done(), first);
 }
