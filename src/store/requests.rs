@@ -19,6 +19,19 @@ pub struct Remembered {
     pub fingerprint: [u64; 2],
     /// What became of it.
     pub result: WriteResult,
+    hash: StateHash,
+    bytes: usize,
+}
+
+impl Remembered {
+    /// The request with this key. It keeps its hash and [`bytes_of`] it: both read all of the result, and the hash
+    /// is of the base64 of values that are not UTF-8.
+    pub(super) fn new(key: &str, fingerprint: [u64; 2], result: WriteResult) -> Remembered {
+        let mut remembered = Remembered { fingerprint, result, hash: StateHash::default(), bytes: 0 };
+        remembered.hash = state_hash::of_request(key, &remembered);
+        remembered.bytes = bytes_of(key, &remembered);
+        remembered
+    }
 }
 
 /// The last requests that had an `Idempotency-Key`.
@@ -26,7 +39,7 @@ pub struct Remembered {
 /// Invariants: `order` has the keys of `by_key`, each once, in the order in which
 /// they first came; there are at most [`REQUESTS_REMEMBERED_MAX`] of them, of at
 /// most [`REQUESTS_REMEMBERED_BYTES_MAX`], except that the last one always stays.
-/// `hash` is the sum of the hashes of all of them.
+/// `hash` and `bytes` are the sums of what all of them keep of themselves.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Requests {
     by_key: HashMap<Key, Arc<Remembered>>,
@@ -58,12 +71,17 @@ impl Requests {
 
     /// Remembers what became of a request, and forgets the oldest if there are too many.
     pub(super) fn remember(&mut self, request: &RequestId, result: WriteResult) {
-        let remembered = Remembered { fingerprint: request.fingerprint, result };
-        self.bytes += bytes_of(&request.key, &remembered);
-        self.hash += state_hash::of_request(&request.key, &remembered);
+        let remembered = Remembered::new(&request.key, request.fingerprint, result);
+        self.bytes += remembered.bytes;
+        self.hash += remembered.hash;
         match self.by_key.insert(request.key.clone(), Arc::new(remembered)) {
-            // It goes on, and keeps its place.
-            Some(before) => self.let_go(&request.key, &before),
+            // It goes on, and keeps its place. The new result was made from the one before. If memory has changed that
+            // one, the new hash is of what it was changed to. So subtract the hash of the one before as it is now, not
+            // as it was: then the sum shows the change ever after.
+            Some(before) => {
+                self.bytes -= before.bytes;
+                self.hash -= state_hash::of_request(&request.key, &before);
+            }
             None => self.order.push_back(request.key.clone()),
         }
         while self.order.len() > 1
@@ -71,14 +89,10 @@ impl Requests {
         {
             let Some(oldest) = self.order.pop_front() else { break };
             if let Some(forgotten) = self.by_key.remove(&oldest) {
-                self.let_go(&oldest, &forgotten);
+                self.bytes -= forgotten.bytes;
+                self.hash -= forgotten.hash;
             }
         }
-    }
-
-    fn let_go(&mut self, key: &str, remembered: &Remembered) {
-        self.bytes -= bytes_of(key, remembered);
-        self.hash -= state_hash::of_request(key, remembered);
     }
 
     /// All that are remembered, in the order in which they came.
@@ -131,6 +145,10 @@ mod tests {
         WriteResult::Txn(Arc::new(TxnDone { succeeded: true, revision: 1, results }))
     }
 
+    fn hash_of_all(requests: &Requests) -> StateHash {
+        requests.iter().map(|(key, remembered)| state_hash::of_request(key, remembered)).sum()
+    }
+
     /// What must hold whatever was remembered. `first_came` are the requests in the order in which they first came.
     fn check(requests: &Requests, first_came: &[usize]) {
         let kept: Vec<&Key> = requests.iter().map(|(key, _)| key).collect();
@@ -139,6 +157,7 @@ mod tests {
         assert!(expected.eq(kept.iter().copied().cloned()), "the last requests are kept, in their order");
         let bytes: usize = requests.iter().map(|(key, remembered)| bytes_of(key, remembered)).sum();
         assert_eq!(requests.bytes, bytes, "the count of bytes has drifted");
+        assert_eq!(requests.hash, hash_of_all(requests), "the hash has drifted");
         let within = kept.len() <= REQUESTS_REMEMBERED_MAX && bytes <= REQUESTS_REMEMBERED_BYTES_MAX;
         assert!(within || kept.len() == 1, "{} requests of {bytes} bytes", kept.len());
         let mut loaded = Requests::default();
@@ -204,6 +223,23 @@ mod tests {
         assert!(requests.order.len() < 20);
     }
 
+    /// A result that changes by itself in memory is noticed, also after the request went on from there.
+    ///
+    /// Method: the result of a deletion that is not finished is changed underneath; the next step counts on from it.
+    #[test]
+    fn result_changed_in_memory() {
+        let unfinished = |deleted| WriteResult::Delete { deleted, revision: 1, unfinished: Some(1) };
+        let mut requests = Requests::default();
+        requests.remember(&request(0), unfinished(1_000));
+        requests.remember(&request(1), deleted(1));
+        assert_eq!(requests.hash, hash_of_all(&requests));
+        let remembered = Arc::make_mut(requests.by_key.get_mut("request 0").unwrap());
+        remembered.result = unfinished(1_001);
+        assert_ne!(requests.hash, hash_of_all(&requests), "the change is not noticed");
+        requests.remember(&request(0), unfinished(2_001));
+        assert_ne!(requests.hash, hash_of_all(&requests), "the change is hidden by the next step");
+    }
+
     /// A request counts as many bytes as in all versions before, or nodes forget others.
     #[test]
     fn bytes_are_fixed() {
@@ -225,7 +261,7 @@ mod tests {
         ];
         for (result, expected) in rows {
             assert_eq!(
-                bytes_of("request", &Remembered { fingerprint: [1, 2], result: result.clone() }),
+                bytes_of("request", &Remembered::new("request", [1, 2], result.clone())),
                 expected,
                 "{result:?}"
             );

@@ -196,7 +196,7 @@ pub fn write(machine: &ExampleStateMachine, meta: &SnapshotMeta, file: &mut File
     }
     for (key, remembered) in machine.requests.iter() {
         requests += state_hash::of_request(key, remembered);
-        let Remembered { fingerprint, result } = remembered.as_ref();
+        let Remembered { fingerprint, result, .. } = remembered.as_ref();
         frames.write_record(&RecordRef::Request { key, fingerprint: *fingerprint, result: result.into() })?;
     }
     frames.write_footer()?;

@@ -3,11 +3,12 @@
 //!
 //! Each key with its record, and each remembered request with its result, has a
 //! hash of its own; the sum of them (modulo 2^128) does not depend on their order.
-//! What is replaced or removed is subtracted: of a key the hash that its record keeps,
-//! of a request one that is worked out again. When a snapshot is written, all is worked
-//! out again, and memory which has changed underneath is noticed. What a put or a delete has
-//! replaced by then is gone but for the history, whose records are held against the hashes
-//! that they keep.
+//! What is replaced or removed is subtracted: the hash that the record or the request
+//! keeps, except where its content lives on in what replaces it, as after a touch. When a
+//! snapshot is written, all is worked out again, and memory which has changed underneath is
+//! noticed. What a put or a delete has replaced by then is gone but for the history, whose
+//! records are held against the hashes that they keep. A request that was forgotten by then
+//! is gone.
 //!
 //! All of it is XXH3 with 128 bits, of these bytes, numbers little-endian:
 //!
@@ -252,7 +253,7 @@ mod tests {
     }
 
     fn of_result(result: WriteResult) -> StateHash {
-        of_request("request", &Remembered { fingerprint: [1, 2], result })
+        of_request("request", &Remembered::new("request", [1, 2], result))
     }
 
     fn results() -> Vec<WriteResult> {
