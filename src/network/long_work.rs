@@ -26,7 +26,7 @@ impl Default for LongWork {
 impl LongWork {
     /// Does work on so many bytes: here if that is short, else on a thread of the blocking pool, when its turn comes.
     ///
-    /// `bytes` is asked again then, as somebody else may have done the work.
+    /// `bytes` is called again then, since another request may have done the work.
     ///
     /// # Errors
     ///
@@ -44,7 +44,7 @@ impl LongWork {
             return work();
         }
         let work = move || {
-            // Until it is done, even if nobody waits for it any more.
+            // Until it is done, even if its client has gone.
             let _turn = turn;
             work()
         };

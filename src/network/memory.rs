@@ -2,8 +2,8 @@
 //!
 //! One budget, in two halves: one for requests, from before a body is read until its result is known, and one for
 //! responses, from before a value is encoded until the client has taken it. What a request is not given stays in
-//! its socket. Whoever holds memory for a request may wait for that of its response, and never the other way
-//! round, so nobody waits for someone who waits for him.
+//! its socket. A request that has its own memory may wait for that of its response, and never the other way
+//! round, so no two requests wait for each other.
 //!
 //! Requests that get nothing at once wait in their order, and are refused after [`MEMORY_WAIT_MAX`]. What is
 //! shorter than [`MEMORY_COUNTED_MIN`] is not counted: the number of connections bounds it.
@@ -205,7 +205,7 @@ mod tests {
         assert_eq!(free(), (2048, 2048));
     }
 
-    /// They wait in their order, and nobody who wants little passes one who wants much.
+    /// They wait in their order: a short request does not pass a long one.
     #[tokio::test]
     async fn large_ones_wait_their_turn() {
         let memory = ClientMemory::new(4 << 20);

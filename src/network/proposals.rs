@@ -57,7 +57,7 @@ impl Proposals {
         proposed
     }
 
-    /// Sends what has come once nothing more comes at once: each batch costs Raft a write to the log and an RPC to
+    /// Sends the writes that wait, once a turn adds none: each batch costs Raft a write to the log and an RPC to
     /// each follower, whatever its length.
     async fn gather_and_send(&self) {
         let mut count = 0;

@@ -72,7 +72,7 @@ pub async fn write(
     }
 }
 
-/// Memory for the response to a write, from before anything is done, so that whoever gets none knows that nothing was.
+/// Memory for the response to a write, taken before anything is done, so that a request that gets none can be rejected.
 ///
 /// It is for what the operation would read now, or for what the request read when it was applied before.
 pub async fn memory_for_result(

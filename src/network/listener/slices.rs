@@ -1,7 +1,7 @@
 //! Long bodies are read and written in slices, in turns, so that short requests never wait for all of them.
 //!
 //! A thread runs the tasks that are ready one after another. When 3,000 watches get a value of 1 MiB each, they are
-//! all ready, and whoever comes next would wait until each had written as much as its socket takes; and once
+//! all ready, and a request that comes next would wait until each had written as much as its socket takes; and once
 //! more for each step of its request. So in one turn of a thread its connections move [`SLICE_BYTES_A_TURN`]
 //! and the others wait, in their order, until all else that is ready has run.
 
