@@ -17,6 +17,8 @@ const DEADLINE: Duration = Duration::from_secs(70);
 #[derive(Clone, Debug)]
 pub struct Http {
     client: reqwest::Client,
+    /// Connections for RPCs, as nodes have them: one that carried an RPC is for nothing else.
+    rpc_client: reqwest::Client,
 }
 
 /// What a node answered.
@@ -33,8 +35,8 @@ pub struct Answer {
 impl Http {
     /// Connections of their own.
     pub fn new() -> Self {
-        let client = reqwest::Client::builder().no_proxy().timeout(DEADLINE).build().unwrap();
-        Http { client }
+        let client = || reqwest::Client::builder().no_proxy().timeout(DEADLINE).build().unwrap();
+        Http { client: client(), rpc_client: client() }
     }
 
     /// `POST`, without any header that says what the body is.
@@ -77,7 +79,8 @@ impl Http {
         headers: &[(&str, &str)],
         body: impl Into<Body>,
     ) -> Result<Response, reqwest::Error> {
-        let mut request = self.client.request(method, format!("http://{addr}{path}")).body(body);
+        let client = if path.starts_with("/raft-") { &self.rpc_client } else { &self.client };
+        let mut request = client.request(method, format!("http://{addr}{path}")).body(body);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
