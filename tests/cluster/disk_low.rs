@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use raft_key_value::NodeId;
-use raft_key_value::config::LOG_UNCOMMITTED_BYTES_MAX;
+use raft_key_value::config::{LOG_UNCOMMITTED_BYTES_MAX, SNAPSHOT_LEAVES_BYTES};
+use raft_key_value::store::{ExampleStateMachine, ExampleStore};
+use raft_key_value::types::{self, Entry, LeaderId, LogId, Payload};
 use reqwest::Method;
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -262,11 +264,11 @@ async fn rewrite_on_a_small_disk() {
     assert_eq!(value[..16].trim(), "399");
 }
 
-/// Fills the disk that has `directory` but for 10 MiB. Returns the file that does.
-fn fill(directory: &Path) -> PathBuf {
+/// Fills the disk that has `directory`, except for so many bytes. Returns the file that does.
+fn fill(directory: &Path, free_bytes: u64) -> PathBuf {
     let filler = directory.join("filler");
     let stat = rustix::fs::statvfs(directory).unwrap();
-    let bytes = stat.f_bavail * stat.f_frsize - (10 << 20);
+    let bytes = stat.f_bavail * stat.f_frsize - free_bytes;
     let mut file = std::fs::File::create(&filler).unwrap();
     std::io::copy(&mut std::io::repeat(1).take(bytes), &mut file).unwrap();
     filler
@@ -301,7 +303,7 @@ async fn fill_a_small_disk() {
     }
     let mut cluster = TestCluster::form("filled-disk", &ALL, CALM_BUT_QUICK).await;
     cluster.put(1, "/v1/kv/kept", "before").await.done();
-    let filler = fill(&std::env::temp_dir());
+    let filler = fill(&std::env::temp_dir(), 10 << 20);
     for id in ALL {
         eventually(&format!("node {id} rejects deletes"), DEADLINE, async || {
             let answer = cluster.delete(id, "/v1/kv/none").await;
@@ -397,6 +399,46 @@ async fn follow_on_a_small_disk() {
     assert_eq!(value[..16].trim(), "199");
 }
 
+/// A snapshot that becomes longer than the newest, and than the free space, gets that of the one before.
+///
+/// Method: a disk of 400 MiB, and a state that grows; two snapshots of it, and then a file that takes the free space
+/// but for less than the third needs.
+#[test]
+fn a_snapshot_takes_the_room_of_the_one_before() {
+    run_on_small_disk("disk_low::snapshot_that_grows", 400);
+}
+
+#[test]
+#[ignore = "run on a small disk by `cargo test --test cluster disk_low::a_snapshot_takes_the_room_of_the_one_before`"]
+fn snapshot_that_grows() {
+    if std::env::var_os(SMALL_DISK).is_none() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let store = ExampleStore::open(directory.path(), 1).unwrap();
+    let snapshots = store.state_machine.snapshots();
+    let mut machine = ExampleStateMachine::default();
+    let value: Arc<str> = "v".repeat(1 << 20).into();
+    let mut build_with = |keys: u64| {
+        let from = machine.last_applied.map_or(0, |last| last.index);
+        for index in from + 1..=keys {
+            let set = types::Command::Set { key: format!("key-{index}").into(), value: value.clone() };
+            let payload = Payload::Normal(set);
+            machine.apply(Entry { log_id: LogId::new(LeaderId { term: 1, node_id: 1 }, index), payload });
+        }
+        (snapshots.build(&machine).unwrap().0.last_log_id, machine.last_applied)
+    };
+    for keys in [40, 60] {
+        let (snapshot, applied) = build_with(keys);
+        assert_eq!(snapshot, applied);
+    }
+    // The newest has 60 MiB, so there seems to be room; the next one takes 100, of which the oldest has 40.
+    fill(&std::env::temp_dir(), (80 << 20) + SNAPSHOT_LEAVES_BYTES);
+    assert!(snapshots.has_room());
+    let (snapshot, applied) = build_with(100);
+    assert_eq!(snapshot, applied, "it was given up");
+}
+
 /// A node that cannot even create the file of a snapshot goes on without one, and takes one once it can.
 ///
 /// Method: a disk with room for 400 files; empty files until there is no room for one more; more entries than there
@@ -459,7 +501,7 @@ async fn fill_the_followers() {
     cluster.post(1, "/change-membership", "[1,2,3]").await.ok().unwrap();
     let key = [("idempotency-key", "first")];
     let first = cluster.v1(1, Method::PUT, "/v1/kv/first", &key, "v").await;
-    let fillers = [2, 3].map(|id| fill(&cluster.node(id).directory()));
+    let fillers = [2, 3].map(|id| fill(&cluster.node(id).directory(), 10 << 20));
     for id in [2, 3] {
         eventually(&format!("node {id} says that its disk is full"), DEADLINE, async || {
             let log = cluster.node(id).log();
