@@ -328,9 +328,9 @@ async fn followers_with_few_open_files_go_on() {
     }
 }
 
-/// With [`FILES_MAX`] a node admits 24 clients, 12 of them watches, and accepts 30 connections.
-const CLIENTS_ADMITTED: usize = 24;
-const WATCHES_ADMITTED: usize = 12;
+/// With [`FILES_MAX`] a node admits 17 clients, 9 of them watches, and accepts 21 connections.
+const CLIENTS_ADMITTED: usize = 17;
+const WATCHES_ADMITTED: usize = 9;
 
 /// Asserts that a leader with few files that somebody took still serves: writes and reads through
 /// the followers, and those who look after it.
@@ -521,7 +521,7 @@ async fn only_nodes_keep_connections() {
 /// Connections that nobody uses make room for clients that come, those that have done nothing for
 /// longest first; a watch, a request that is under way and a client that goes on asking stay.
 ///
-/// Method: one node that may have 256 files open, so that it accepts 30 connections. A watch, half
+/// Method: one node that may have 256 files open, so that it accepts 21 connections. A watch, half
 /// a request and a client that asks all the time are there first, then more connections than there
 /// is room for, half of which were used once. A client that comes after them all puts, long before
 /// an idle connection is closed for its age; the watch hears of it. (The half request has 10 s to

@@ -157,11 +157,13 @@ impl Connection {
         let written = self.poll_slice(context, bytes);
         if written.is_ready() {
             self.stalled = None;
+            self.state.is_writing.set(false);
             return written;
         }
         if self.state.poll_leaving(context).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
+        self.state.is_writing.set(true);
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_STALL_MAX)));
         stalled.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }

@@ -186,7 +186,10 @@ impl Connections {
             return false;
         }
         let idle_since = |one: &ConnectionState| match one.phase.get() {
-            Phase::Idle(idle) if one.class.get() == Class::Client && !one.is_leaving() => Some(idle.order),
+            // One that still takes its response is not idle.
+            Phase::Idle(idle) if one.class.get() == Class::Client && !one.is_writing.get() && !one.is_leaving() => {
+                Some(idle.order)
+            }
             _ => None,
         };
         let all = self.all.borrow();

@@ -29,6 +29,8 @@ pub struct ConnectionState {
     pub(super) leave: Cell<Leave>,
     /// Whether all was read that came on it, and nothing was left to be written, when it was last looked at.
     was_read: Cell<bool>,
+    /// Whether some of a response waits for its client to take it.
+    pub(super) is_writing: Cell<bool>,
     /// Whether it is closed for one that was accepted: if it stays, another one has to go.
     makes_room: Cell<bool>,
     /// Wakes the task of the connection.
@@ -96,6 +98,7 @@ impl ConnectionState {
             is_kept: Cell::default(),
             leave: Cell::default(),
             was_read: Cell::default(),
+            is_writing: Cell::default(),
             makes_room: Cell::default(),
             waker: RefCell::default(),
         }

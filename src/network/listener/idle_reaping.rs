@@ -27,7 +27,7 @@ impl Connections {
             tokio::time::sleep(CROWD_LOOK).await;
             for some in self.look().chunks(REQUESTS_A_TURN) {
                 some.iter().for_each(|(one, phase)| one.let_go(*phase));
-                // All that is ready to run goes first, Raft too.
+                // All that is ready to run goes first.
                 tokio::task::yield_now().await;
             }
         }
@@ -68,7 +68,7 @@ impl Connections {
         let (open, max) = (self.open.get(), self.shares.total);
         if is_short && !self.is_crowded.replace(true) {
             tracing::warn!(
-                "{open} of the {max} connections that this node accepts are taken: those that have done nothing for \
+                "{open} of the {max} connections that one thread of this node accepts are taken: those that have done nothing for \
                  longest are closed (a higher limit of open files may allow more)"
             );
         } else if open <= max / 2 && self.is_crowded.replace(false) {

@@ -36,8 +36,8 @@ use super::routes;
 use super::worker::Worker;
 use crate::app::ExampleApp;
 use crate::config::{
-    CLIENTS_A_RESERVED_CONNECTION, CLIENTS_MAX, DISCONNECT_DEADLINE, FILES_RESERVED, KEEP_ALIVE, REQUEST_HEAD_DEADLINE,
-    SHUTDOWN_DEADLINE,
+    CLIENTS_A_RESERVED_CONNECTION, CLIENTS_MAX, DISCONNECT_DEADLINE, FILES_RESERVED, KEEP_ALIVE, NODE_CONNECTIONS_MIN,
+    REQUEST_HEAD_DEADLINE, SHUTDOWN_DEADLINE,
 };
 
 /// Serves clients on `http_threads` threads, and other nodes on Raft's.
@@ -177,10 +177,10 @@ pub(super) fn clients_max() -> usize {
 
 /// Of so many open files. A client that writes and reads over a connection to a follower takes two more, from
 /// that to the leader; two may be left idle that led to a former leader; and a part of one is reserved
-/// for each (see [`Shares`]).
+/// for each, on the threads for clients and on Raft's (see [`Shares`]).
 fn clients_of(files: usize) -> usize {
-    let files_a_client = 5 * CLIENTS_A_RESERVED_CONNECTION + 1;
-    let files = files.saturating_sub(FILES_RESERVED).min(CLIENTS_MAX * 6);
+    let files_a_client = 5 * CLIENTS_A_RESERVED_CONNECTION + 2;
+    let files = files.saturating_sub(FILES_RESERVED + NODE_CONNECTIONS_MIN).min(CLIENTS_MAX * 6);
     (files * CLIENTS_A_RESERVED_CONNECTION / files_a_client).clamp(16, CLIENTS_MAX)
 }
 
@@ -192,10 +192,11 @@ mod tests {
     /// and for the node itself.
     #[test]
     fn connections_leave_files() {
-        for (files, clients) in [(0, 16), (256, 24), (1024, 170), (4096, 755), (1 << 20, CLIENTS_MAX)] {
+        for (files, clients) in [(0, 16), (256, 17), (1024, 157), (4096, 715), (1 << 20, CLIENTS_MAX)] {
             assert_eq!(clients_of(files), clients, "{files}");
             let Shares { total, clients, .. } = Shares::of_clients(clients);
-            assert!(files < 256 || FILES_RESERVED + 4 * clients + total <= files + 2, "{files}");
+            let nodes = Shares::of_nodes(clients).total;
+            assert!(files < 256 || FILES_RESERVED + 4 * clients + total + nodes <= files + 2, "{files}");
         }
     }
 }

@@ -108,6 +108,8 @@ impl TestNode {
                 command
             }
         };
+        // Each thread has limits of its own, so tests of limits need a number that is the same on every machine.
+        command.env("RKV_HTTP_THREADS", "1");
         command.stdout(log.try_clone().unwrap());
         match &self.stderr {
             None => command.stderr(log),

@@ -78,10 +78,12 @@ fn shares() {
     let nodes = admitted(10, Class::Node);
     assert_eq!(nodes.len(), 8, "the last two are for operators");
     assert_eq!(admitted(5, Class::Operator).len(), 5);
+    clients[2].end();
+    clients[2].is_writing.set(true);
     clients[3].end();
     look(&connections);
     assert_eq!(admitted(2, Class::Client).len(), 1, "one that is idle makes room");
-    assert!(clients[3].is_leaving());
+    assert!(clients[3].is_leaving() && !clients[2].is_leaving(), "not one that still takes its response");
     let mut operators = admitted(OPERATORS_MIN, Class::Operator);
     operators.extend(admitted(1, Class::Operator));
     assert!(operators[0].is_leaving() && !operators[1].is_leaving(), "the oldest makes room for another");
