@@ -76,6 +76,8 @@ pub const WATCH_BATCHES_MAX: usize = 16;
 /// About how many bytes of changes are read from the history at once, for a watch
 /// that catches up.
 pub const WATCH_BATCH_BYTES: usize = 128 << 10;
+/// About how long a key is as JSON besides the key itself and its value, in bytes.
+pub const KEY_VALUE_EXTRA_BYTES: usize = 128;
 /// About how many changes a watch looks at in the history at once, to find those of its keys. Entries are not applied
 /// meanwhile, and other requests of its thread wait: so many take well below a millisecond.
 pub const WATCH_LOOKED_AT_MAX: usize = 4096;
@@ -110,9 +112,6 @@ pub const LISTING_KEPT: Duration = Duration::from_secs(60);
 /// Bytes of values that may be replaced or removed before a state from before that is not kept any more: such a
 /// state holds them, beside those that took their place.
 pub const LISTING_REPLACED_BYTES_MAX: u64 = 128 << 20;
-/// Pages shorter than this are put together on the thread that serves requests;
-/// longer ones elsewhere, so that no write waits for them.
-pub const PAGE_KEYS_HERE_MAX: usize = 32;
 /// How often a leader looks for keys whose time is over.
 pub const EXPIRY_INTERVAL: Duration = Duration::from_millis(100);
 /// For how long a follower keeps the best of the log times that the leader sent, and as long again: two clocks that
@@ -206,11 +205,11 @@ pub const CONNECTIONS_KEPT_A_MEMBER: usize = 8;
 pub const CROWD_LOOK: Duration = Duration::from_secs(1);
 /// Open files that are kept for the node's own: its log ([`LOG_FILES_MAX`]), its snapshots, its peers.
 pub const FILES_RESERVED: usize = 128;
-/// How long a request may take until its outcome is called unknown.
+/// How long a request that was proposed may take until its outcome is called unknown.
 pub const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
-/// How long a passed-on request is waited for: the leader's own deadline, and
-/// time to hear of it.
-pub const FORWARD_DEADLINE: Duration = Duration::from_secs(6);
+/// How long a passed-on request is waited for: as long as it may wait for memory at the leader, the leader's own
+/// deadline, and time to hear of it.
+pub const FORWARD_DEADLINE: Duration = Duration::from_secs(8);
 /// How long a change of the membership may take: a new node may need all data first.
 pub const MEMBERSHIP_DEADLINE: Duration = Duration::from_secs(60);
 /// Shortest time that voters have to answer before a membership change that needs them is rejected; otherwise it is
@@ -242,8 +241,8 @@ pub const CLIENT_MEMORY_BYTES_LEAST: usize = 16 << 20;
 pub const CLIENT_MEMORY_BYTES_LIMIT: usize = 1 << 40;
 /// Bodies and values shorter than this, in bytes, do not count for it. The number of connections bounds them.
 pub const MEMORY_COUNTED_MIN: usize = 4 << 10;
-/// How long a request waits for others to give memory back, until it is refused.
-pub const MEMORY_WAIT_MAX: Duration = Duration::from_secs(5);
+/// How long a request waits for others to give memory back, in all, until it is refused.
+pub const MEMORY_WAIT_MAX: Duration = Duration::from_secs(2);
 /// What a request takes for each byte of its body: the body, and the operation that it becomes.
 pub const REQUEST_BYTES_A_BYTE: usize = 2;
 /// What a response may take for each byte of a value: a copy of it, and six where JSON escapes a control character.
@@ -451,11 +450,11 @@ pub const SNAPSHOTS_KEPT: usize = 2;
 /// under way, the next log file, deletes and expiry, and for an operator to act.
 /// Room for the next snapshot, which no write may use, comes on top.
 pub const DISK_FREE_BYTES_MIN: u64 = 128 << 20;
-/// Free disk space below which a node takes no entry, as leader or as follower: a disk that is full ends the node.
-/// Room for the next snapshot comes on top. Entries are subtracted until the free space is looked up again, so this is
-/// only for votes and the like.
+/// Free disk space that is left for votes and the like, by snapshots too: a disk that is full ends the node.
 pub const DISK_FREE_BYTES_LEAST: u64 = 1 << 20;
-/// Free disk space that a snapshot leaves while it is written or received.
+/// Free disk space that a snapshot leaves while it is written or received. With less, and room for the next
+/// snapshot on top, a node takes no entry, as leader or as follower. Entries are subtracted until the free space
+/// is looked up again.
 pub const SNAPSHOT_LEAVES_BYTES: u64 = DISK_FREE_BYTES_LEAST + SNAPSHOT_BYTES_A_LOOK;
 /// Free disk space that must be left beyond what writes need, until a node keeps no log for followers and takes
 /// snapshots more often.
@@ -1028,7 +1027,6 @@ mod tests {
             );
             assert!(WATCH_BATCHES_MAX * WATCH_HANDED_OUT_BATCH_BYTES < WATCH_HANDED_OUT_BYTES_MAX);
             assert!(WATCH_LONG_EVENT_BYTES < WATCH_HANDED_OUT_BATCH_BYTES);
-            assert!(PAGE_KEYS_HERE_MAX < PAGE_KEYS_MAX_DEFAULT);
             // Both halves of a run that is divided are long enough.
             assert!(RUN_KEYS_MAX / 2 >= RUN_KEYS_MIN);
             assert!(WATCH_CONFIRMATION_AGE_MAX.as_secs() < WATCH_HEARTBEAT.as_secs());
@@ -1063,7 +1061,7 @@ mod tests {
             assert!(REFUSED_WAIT_MAX.as_millis() < 100);
             assert!(REFUSED_WAIT_MAX.as_millis() < LINE_WAIT_MAX.as_millis());
             assert!(STALL_MIN.as_millis() < LINE_WAIT_MAX.as_millis());
-            assert!(FORWARD_DEADLINE.as_millis() > REQUEST_DEADLINE.as_millis());
+            assert!(FORWARD_DEADLINE.as_millis() > MEMORY_WAIT_MAX.as_millis() + REQUEST_DEADLINE.as_millis());
             assert!(MEMBERS_PROBE_INTERVAL.as_millis() < MEMBERS_ANSWER_MIN.as_millis());
             assert!(MEMBERS_ANSWER_MIN.as_millis() < MEMBERS_ANSWER_MAX.as_millis());
             assert!(MEMBERS_ANSWER_MAX.as_secs() < MEMBERSHIP_DEADLINE.as_secs());

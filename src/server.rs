@@ -5,6 +5,7 @@ use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix_web::dev::ServerHandle;
 use actix_web::web;
@@ -406,7 +407,7 @@ async fn expire(app: web::Data<ExampleApp>) {
                 break;
             }
             // If it fails, another leader or the next attempt does it.
-            if propose(&app, None, Operation::Expire).await.is_err() {
+            if propose(&app, None, Operation::Expire, Duration::ZERO).await.is_err() {
                 break;
             }
         }
@@ -425,7 +426,7 @@ async fn announce_hashes(app: web::Data<ExampleApp>) {
         let Some(own) = app.store.state_machine.self_checks().to_announce() else { continue };
         // If it fails, another leader or the next attempt does it. Twice does no harm.
         let operation = Operation::SelfCheck { index: own.index, hash: own.hash };
-        if let Err(error) = propose(&app, None, operation).await {
+        if let Err(error) = propose(&app, None, operation, Duration::ZERO).await {
             tracing::debug!("the hash of the state at index {} was not proposed: {error}", own.index);
         }
     }

@@ -120,7 +120,7 @@ fn run(config: Config, log: &LogWriter, complaint: Option<String>) -> anyhow::Re
         // Not through `tracing`: the filter that is complained of could leave it out.
         let _ = log.clone().write_all(plain_line(config.log_format, "WARN", &complaint, None).as_bytes());
     }
-    // Only starts and stops the node; requests and Raft run on a thread of their own.
+    // Only starts and stops the node; requests and Raft run on threads of their own.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
     runtime.block_on(async {

@@ -7,6 +7,7 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::HeaderMap;
 use actix_web::{HttpRequest, HttpResponse, ResponseError, web};
 use bytes::Bytes;
+use futures_util::future::Either;
 use openraft::errors::{ClientWriteError, Fatal, LinearizableReadError, RaftError};
 use openraft::raft::ClientWriteResponse;
 use serde::Deserialize;
@@ -64,21 +65,21 @@ pub async fn write(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let (body, _memory) = read_client_body(&app, &request, payload).await?;
+    let (body, memory) = read_client_body(&app, &request, payload).await?;
     refuse_conditions(&request)?;
     let (operation, value) = decode(&app, &body, parse_write).await?;
     let request_id = request_id(&request, &operation)?;
-    let memory = match &value {
+    let for_result = match &value {
         // It is repeated.
-        Some(value) => app.client_memory.for_response(value.len()).await?,
-        None => memory_for_result(&app, &operation, request_id.as_deref()).await?,
+        Some(value) => app.client_memory.for_response(value.len(), memory.waited()).await?,
+        None => memory_for_result(&app, &operation, request_id.as_deref(), memory.waited()).await?,
     };
     let Ok(_permit) = app.writes_waiting.try_acquire() else {
         return Err(ApiError::Overloaded(Retry::soon("as many writes are waiting as this node takes on at once")));
     };
     match forward::destination(&app, request.headers())? {
         Destination::Here => {
-            let mut response = propose(&app, request_id, operation).await?;
+            let mut response = propose(&app, request_id, operation, for_result.waited()).await?;
             let replayed = response.data.replayed;
             if let Err(refused) = check_result(&response.data) {
                 return Ok(replay_marked(refused.error_response(), replayed));
@@ -93,12 +94,12 @@ pub async fn write(
                 (None, result) => result.as_ref().map_or(0, WriteResult::value_bytes),
             };
             let body = encode_done(&app, value_bytes, move || ok_body(&response)).await?;
-            Ok(memory.until_written(replay_marked(json(StatusCode::OK, body), replayed)))
+            Ok(for_result.until_written(replay_marked(json(StatusCode::OK, body), replayed)))
         }
         Destination::Leader { leader_id, leader_node } => {
             forward::pass_on(&app, &request, body, leader_id, &leader_node)
                 .await
-                .map(|answer| memory.until_written(answer))
+                .map(|answer| for_result.until_written(answer))
         }
     }
 }
@@ -203,7 +204,7 @@ async fn in_time(confirm: impl Future<Output = Result<(), ApiError>>) -> Result<
 async fn value_of(app: &ExampleApp, key: &str) -> Result<HttpResponse, ApiError> {
     let Some(record) = app.store.state_machine.read(|machine| machine.get(key)) else { return Ok(ok("")) };
     let value = record.value.as_bytes();
-    let memory = app.client_memory.for_response(value.len()).await?;
+    let memory = app.client_memory.for_response(value.len(), Duration::ZERO).await?;
     let length = value.len();
     // This route knows text only; what is none was put by another route.
     let encode = move || Ok(ok_body(&String::from_utf8_lossy(record.value.as_bytes())));
@@ -270,14 +271,15 @@ pub(crate) fn parse_key(body: &[u8], limits: &Limits) -> Result<String, ApiError
 /// What an entry takes besides its keys and values: the names of the fields, and the request's id.
 const ENTRY_BYTES: usize = 512;
 
-/// Proposes a write as leader, and waits until it is applied.
+/// Proposes a write as leader, and waits until it is applied. Its request has waited for `waited` before.
 pub async fn propose(
     app: &ExampleApp,
     request: Option<Arc<RequestId>>,
     operation: Operation,
+    waited: Duration,
 ) -> Result<ClientWriteResponse<TypeConfig>, ApiError> {
     // First, since nothing is done while it waits.
-    let _place = app.client_memory.for_proposal(operation.payload_bytes()).await?;
+    let place = app.client_memory.for_proposal(operation.payload_bytes(), waited).await?;
     // It may have been deposed meanwhile, and nothing is proposed yet.
     if app.role() != Role::Leader {
         return Err(forward::no_leader(app));
@@ -291,9 +293,14 @@ pub async fn propose(
     let operation = if judged_now { judge_now(app, operation)? } else { operation };
     let command = Command::Write(Write { at_ms: app.store.clock().leader_now_ms(), request, operation });
     let propose = async {
-        match Worker::propose(command) {
-            Ok(proposed) => proposed.await.unwrap_or(Err(RaftError::Fatal(Fatal::Stopped))),
-            Err(command) => app.raft.client_write(command).await,
+        // The task may go to another thread while it waits, and must not take the worker along.
+        let proposed = match Worker::current() {
+            Some(worker) => Either::Left(worker.proposals.propose(command, place)),
+            None => Either::Right((command, place)),
+        };
+        match proposed {
+            Either::Left(proposed) => proposed.await.unwrap_or(Err(RaftError::Fatal(Fatal::Stopped))),
+            Either::Right((command, _place)) => app.raft.client_write(command).await,
         }
     };
     match tokio::time::timeout(REQUEST_DEADLINE, propose).await {

@@ -1,5 +1,7 @@
 //! One key: get, put, delete, touch.
 
+use std::time::Duration;
+
 use actix_web::http::header::{self, HeaderValue};
 use actix_web::http::{Method, StatusCode};
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -7,6 +9,7 @@ use bytes::Bytes;
 
 use super::conditions::{Conditions, KeyWrite, ReadVerdict};
 use super::listener::connection::AsItIs;
+use super::memory::HeldMemory;
 use super::openapi::answers::{DeleteErrors, PutErrors, RawValue, ReadErrors, TouchErrors};
 use super::openapi::parameters::{
     ConditionHeaders, KeyInPath, PutParameters, ReadHeaders, ReadParameters, TouchParameters, WriteHeaders,
@@ -156,7 +159,7 @@ async fn get_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload)
     let mut response = if conditions.judge_read(record.revision)? == ReadVerdict::NotModified {
         HttpResponse::new(StatusCode::NOT_MODIFIED)
     } else if raw {
-        let memory = app.client_memory.for_response(record.value.as_bytes().len()).await?;
+        let memory = app.client_memory.for_response(record.value.as_bytes().len(), Duration::ZERO).await?;
         AsItIs::set(request);
         let value = Bytes::copy_from_slice(record.value.as_bytes());
         let octets = (header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
@@ -168,7 +171,7 @@ async fn get_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload)
             .body(value);
         memory.until_written(response)
     } else {
-        let memory = app.client_memory.for_response(record.value.as_bytes().len()).await?;
+        let memory = app.client_memory.for_response(record.value.as_bytes().len(), Duration::ZERO).await?;
         let (length, now_ms, record) = (record.value.as_bytes().len(), app.store.clock().now_ms(), record.clone());
         let encode = move || Ok(encode(&record.to_key_value(&key, now_ms), 256));
         memory.until_written(json(StatusCode::OK, app.long_work.run(|| length, encode).await?))
@@ -180,7 +183,7 @@ async fn get_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload)
 }
 
 async fn put_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
-    let (body, _memory) = read_client_body(app, request, payload).await?;
+    let (body, memory) = read_client_body(app, request, payload).await?;
     let key = key_of(request, &app.limits)?;
     let parameters = Parameters::of(request, &["ttl"])?;
     let ttl_ms = parameters.ttl_ms()?;
@@ -189,7 +192,7 @@ async fn put_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload)
     check_value_length(&body, &app.limits)?;
     // Copied: the body is a part of the connection's buffer, which is larger and used again.
     let put = Put { key: key.into(), value: (&body).into(), ttl_ms, condition: None };
-    match v1::write(app, request, body, condition.guard(KeyWrite::Put(put))).await? {
+    match v1::write(app, request, body, memory, condition.guard(KeyWrite::Put(put))).await? {
         Written::Answered(answer) => Ok(answer),
         Written::Here(response, _) => match &response.result {
             Some(WriteResult::Put(put)) => Ok(written(&response, put, Some(put.revision))),
@@ -204,7 +207,9 @@ async fn delete_key(app: &ExampleApp, request: &HttpRequest, payload: web::Paylo
     Parameters::of(request, &[])?;
     let condition = Conditions::of(request)?.of_write(&app.limits)?;
     let delete = Delete { key: key.into(), condition: None };
-    match v1::write(app, request, Bytes::new(), condition.guard(KeyWrite::Delete(delete))).await? {
+    match v1::write(app, request, Bytes::new(), HeldMemory::default(), condition.guard(KeyWrite::Delete(delete)))
+        .await?
+    {
         Written::Answered(answer) => Ok(answer),
         Written::Here(response, _) => match response.result {
             Some(WriteResult::Delete { deleted, revision, .. }) => {
@@ -225,7 +230,7 @@ async fn touch_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payloa
     };
     let condition = Conditions::of(request)?.of_write(&app.limits)?;
     let touch = Touch { key: key.into(), ttl_ms: Some(ttl_ms), condition: None };
-    match v1::write(app, request, Bytes::new(), condition.guard(KeyWrite::Touch(touch))).await? {
+    match v1::write(app, request, Bytes::new(), HeldMemory::default(), condition.guard(KeyWrite::Touch(touch))).await? {
         Written::Answered(answer) => Ok(answer),
         Written::Here(response, _) => match &response.result {
             Some(WriteResult::Touch(touch)) => Ok(written(&response, touch, Some(touch.revision))),

@@ -1,24 +1,27 @@
 //! Many keys: listing them page by page, and deleting them by prefix.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use actix_web::http::StatusCode;
 use actix_web::http::header::HeaderValue;
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 
 use super::conditions::refuse_conditions;
+use super::memory::HeldMemory;
 use super::openapi::answers::{DeletePrefixErrors, ListErrors};
 use super::openapi::parameters::{DeletePrefixParameters, ForwardHeader, ListParameters, WriteHeaders};
 use super::parameters::{IDEMPOTENCY_KEY, Parameters, invalid};
-use super::reply::json;
-use super::reply::refuse_body;
+use super::reply::{encode, json, refuse_body};
 use super::v1::{self, Written, ready_to_read, unexpected, written};
 use crate::app::{ExampleApp, Role};
-use crate::body::{DeleteAnswer, ListAnswer};
-use crate::config::PAGE_KEYS_HERE_MAX;
+use crate::body::{DeleteAnswer, KeyValue, ListAnswer};
+use crate::config::KEY_VALUE_EXTRA_BYTES;
 use crate::error::{ApiError, Details, Outcome, RevisionGone};
-use crate::operation::{Operation, WriteResult};
-use crate::store::Data;
+use crate::operation::{Key, Operation, WriteResult};
 use crate::store::listing::Range;
+use crate::store::{Data, Record};
 
 const LIST_PARAMETERS: &[&str] =
     &["prefix", "start", "end", "start_after", "limit", "keys_only", "reverse", "revision", "consistency"];
@@ -98,20 +101,14 @@ async fn list_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payloa
     let keys_only = parameters.flag("keys_only")?;
     let wanted = parameters.number("revision", 0, u64::MAX)?;
     ready_to_read(app, request, parameters.stale()?).await?;
-    // A page ends with the value that fills it.
-    let memory = app.client_memory.for_response(limits.page_bytes + limits.value_bytes).await?;
     let (revision, data, replaced_bytes) = state_of(app, wanted)?;
     // Not before the state: a key put meanwhile would have longer to live than its TTL.
     let now_ms = app.store.clock().now_ms();
     let page = Page { range, keys_max: keys_max as usize, bytes_max: limits.page_bytes, keys_only, now_ms };
-    let (body, more) = if page.keys_max <= PAGE_KEYS_HERE_MAX {
-        page_of(&page, revision, &data)?
-    } else {
-        // Where it holds up no write.
-        let data = data.clone();
-        let page = tokio::task::spawn_blocking(move || page_of(&page, revision, &data));
-        page.await.map_err(|_| super::forward::stopping())??
-    };
+    let records = page.records_of(&data);
+    let (bytes, more) = (records.bytes, records.more);
+    let memory = app.client_memory.for_response(bytes, Duration::ZERO).await?;
+    let body = app.long_work.run(|| bytes, move || Ok(page.encode(revision, &records))).await?;
     if more {
         let surplus = app.store.state_machine.listings().keep(revision, &data, replaced_bytes);
         if surplus.is_some() {
@@ -151,29 +148,39 @@ pub fn revision_in_future(wanted: u64, revision: u64) -> ApiError {
     ApiError::bad_request("revision_in_future", format!("revision {wanted} is not reached: the store is at {revision}"))
 }
 
-/// A page as JSON, and whether there is more.
-fn page_of(page: &Page, revision: u64, data: &Data) -> Result<(Vec<u8>, bool), ApiError> {
-    let mut answer = ListAnswer { revision, items: Vec::new(), next: None };
-    let mut bytes = 0;
-    let mut keys = page.range.of(data).peekable();
-    while answer.items.len() < page.keys_max && bytes < page.bytes_max {
-        let Some((key, record)) = keys.next() else { break };
-        bytes += key.len();
-        answer.items.push(if page.keys_only {
-            record.outline(key, page.now_ms)
-        } else {
-            bytes += record.value.as_bytes().len();
-            record.to_key_value(key, page.now_ms)
-        });
+/// What is on one page.
+struct Records {
+    records: Vec<(Key, Arc<Record>)>,
+    /// About how many bytes the page has before it is encoded.
+    bytes: usize,
+    /// Whether there is another page.
+    more: bool,
+}
+
+impl Page {
+    fn records_of(&self, data: &Data) -> Records {
+        let mut found = Records { records: Vec::new(), bytes: 0, more: false };
+        let mut keys = self.range.of(data).peekable();
+        let mut page_bytes = 0;
+        while found.records.len() < self.keys_max && page_bytes < self.bytes_max {
+            let Some((key, record)) = keys.next() else { break };
+            page_bytes += key.len() + if self.keys_only { 0 } else { record.value.as_bytes().len() };
+            found.records.push((key.clone(), record.clone()));
+        }
+        found.more = keys.peek().is_some();
+        found.bytes = page_bytes + KEY_VALUE_EXTRA_BYTES * found.records.len();
+        found
     }
-    if keys.peek().is_some() {
-        answer.next = answer.items.last().map(|item| item.key.clone());
+
+    fn encode(&self, revision: u64, records: &Records) -> Vec<u8> {
+        let key_value = |(key, record): &(Key, Arc<Record>)| match self.keys_only {
+            true => record.outline(key, self.now_ms),
+            false => record.to_key_value(key, self.now_ms),
+        };
+        let items: Vec<KeyValue> = records.records.iter().map(key_value).collect();
+        let next = items.last().filter(|_| records.more).map(|item| item.key.clone());
+        encode(&ListAnswer { revision, items, next }, records.bytes)
     }
-    let mut body = Vec::with_capacity(bytes + 128 * (answer.items.len() + 1));
-    serde_json::to_writer(&mut body, &answer).map_err(|error| {
-        ApiError::Conflict(Details::not_applied(format!("the page cannot be written as JSON: {error}")))
-    })?;
-    Ok((body, answer.next.is_some()))
 }
 
 async fn delete_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
@@ -198,7 +205,7 @@ async fn delete_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payl
             return Err(half_done("the leader changed"));
         }
         let operation = Operation::DeletePrefix { prefix: prefix.into(), revision_max };
-        match v1::write(app, request, Bytes::new(), operation).await {
+        match v1::write(app, request, Bytes::new(), HeldMemory::default(), operation).await {
             Ok(Written::Answered(answer)) if is_first_step => return Ok(answer),
             Ok(Written::Answered(answer)) if is_remembered && answer.status().is_success() => return Ok(answer),
             Ok(Written::Answered(_)) => return Err(half_done("the leader changed")),

@@ -11,6 +11,7 @@ use openraft::errors::{ClientWriteError, Fatal, RaftError};
 use openraft::raft::{ClientWriteResponse, WriteResponse};
 use tokio::sync::oneshot;
 
+use super::memory::HeldMemory;
 use crate::config::{GATHERING_TURNS_MAX, PROPOSED_BYTES_A_BATCH};
 use crate::types::{Command, ExampleRaft, TypeConfig};
 
@@ -26,7 +27,14 @@ pub struct Proposals {
 
 struct Proposal {
     command: Command,
+    outcome: Outcome,
+}
+
+/// Where the outcome of a write goes.
+struct Outcome {
     result: oneshot::Sender<Proposed>,
+    /// Held for as long as Raft has the write, even if its client has gone.
+    _place: HeldMemory,
 }
 
 impl Proposals {
@@ -35,13 +43,14 @@ impl Proposals {
         Rc::new(Proposals { raft, waiting: RefCell::default(), waiting_bytes: Cell::default() })
     }
 
-    /// Proposes a write. The result comes once it is applied; none comes if the node stops before.
-    pub fn propose(self: &Rc<Self>, command: Command) -> oneshot::Receiver<Proposed> {
+    /// Proposes a write, which has `place` among those that Raft has. The result comes once it is applied; none comes
+    /// if the node stops before.
+    pub fn propose(self: &Rc<Self>, command: Command, place: HeldMemory) -> oneshot::Receiver<Proposed> {
         let (result, proposed) = oneshot::channel();
         let bytes = self.waiting_bytes.get() + command.payload_bytes();
         let count = {
             let mut waiting = self.waiting.borrow_mut();
-            waiting.push(Proposal { command, result });
+            waiting.push(Proposal { command, outcome: Outcome { result, _place: place } });
             waiting.len()
         };
         self.waiting_bytes.set(bytes);
@@ -82,18 +91,18 @@ impl Proposals {
         if batch.is_empty() {
             return;
         }
-        let (commands, results): (Vec<_>, Vec<_>) =
-            batch.into_iter().map(|proposal| (proposal.command, proposal.result)).unzip();
+        let (commands, outcomes): (Vec<_>, Vec<_>) =
+            batch.into_iter().map(|proposal| (proposal.command, proposal.outcome)).unzip();
         let mut proposed = match self.raft.client_write_many(commands).await {
             Ok(proposed) => proposed,
             Err(fatal) => {
-                for result in results {
-                    let _ = result.send(Err(RaftError::Fatal(fatal.clone())));
+                for outcome in outcomes {
+                    let _ = outcome.result.send(Err(RaftError::Fatal(fatal.clone())));
                 }
                 return;
             }
         };
-        for result in results {
+        for outcome in outcomes {
             let became = match proposed.next().await {
                 Some(Ok(Ok(WriteResponse { log_id, response }))) => {
                     Ok(ClientWriteResponse { log_id, data: response, membership: None })
@@ -103,7 +112,7 @@ impl Proposals {
                 None => Err(RaftError::Fatal(Fatal::Stopped)),
             };
             // Its client may have gone.
-            let _ = result.send(became);
+            let _ = outcome.result.send(became);
         }
     }
 }

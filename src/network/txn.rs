@@ -57,13 +57,13 @@ pub async fn txn(app: web::Data<ExampleApp>, request: HttpRequest, payload: web:
 }
 
 async fn do_txn(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
-    let (body, _memory) = read_client_body(app, request, payload).await?;
+    let (body, memory) = read_client_body(app, request, payload).await?;
     Parameters::of(request, &[])?;
     refuse_conditions(request)?;
     check_body_type(request)?;
     let (text, limits) = (body.clone(), app.limits);
     let operation = app.long_work.run(|| body.len(), move || parse_txn(&text, &limits)).await?;
-    match v1::write(app, request, body, operation).await? {
+    match v1::write(app, request, body, memory, operation).await? {
         Written::Answered(answer) => Ok(answer),
         Written::Here(response, memory) => match &response.result {
             Some(result @ WriteResult::Txn(done)) => {

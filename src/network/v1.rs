@@ -1,6 +1,8 @@
 //! What all routes of the key-value API share: the way of a write, the readiness
 //! of a read, the headers and the errors of an answer.
 
+use std::time::Duration;
+
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -36,25 +38,26 @@ pub enum Written {
     Answered(HttpResponse),
 }
 
-/// Does a write here if this node leads, else has the leader do it.
+/// Does a write here if this node leads, else has the leader do it. `memory` is that of the request.
 pub async fn write(
     app: &ExampleApp,
     request: &HttpRequest,
     body: Bytes,
+    memory: HeldMemory,
     write: impl Into<Guarded>,
 ) -> Result<Written, ApiError> {
     let Guarded { operation, reading } = write.into();
     let request_id = request_id(request, &operation)?;
-    let memory = memory_for_result(app, &operation, request_id.as_deref()).await?;
+    let for_result = memory_for_result(app, &operation, request_id.as_deref(), memory.waited()).await?;
     let Ok(_permit) = app.writes_waiting.try_acquire() else {
         return Err(ApiError::Overloaded(Retry::soon("as many writes are waiting as this node takes on at once")));
     };
     match forward::destination(app, request.headers())? {
         Destination::Here => {
-            let mut response = propose(app, request_id, operation).await?.data;
+            let mut response = propose(app, request_id, operation, for_result.waited()).await?.data;
             response.result = reading.result_of(response.result);
             match check_result(&response) {
-                Ok(()) => Ok(Written::Here(response, memory)),
+                Ok(()) => Ok(Written::Here(response, for_result)),
                 Err(refused) => {
                     let mut answer = replay_marked(error_answer(&refused), response.replayed);
                     // Where it was refused, not where the store is by now.
@@ -67,27 +70,29 @@ pub async fn write(
         }
         Destination::Leader { leader_id, leader_node } => {
             let answer = forward::pass_on(app, request, body, leader_id, &leader_node).await?;
-            Ok(Written::Answered(memory.until_written(answer)))
+            Ok(Written::Answered(for_result.until_written(answer)))
         }
     }
 }
 
 /// Memory for the response to a write, taken before anything is done, so that a request that gets none can be rejected.
 ///
-/// It is for what the operation would read now, or for what the request read when it was applied before.
+/// It is for what the operation would read now, or for what the request read when it was applied before. The request has
+/// waited for `waited` before.
 pub async fn memory_for_result(
     app: &ExampleApp,
     operation: &Operation,
     request_id: Option<&RequestId>,
+    waited: Duration,
 ) -> Result<HeldMemory, ApiError> {
     // Of all others the response is short.
-    let Operation::Txn(_) = operation else { return Ok(HeldMemory::default()) };
+    let Operation::Txn(_) = operation else { return app.client_memory.for_response(0, waited).await };
     let data_bytes = app.store.state_machine.read(|machine| {
         let before = request_id.and_then(|request_id| machine.replay(request_id));
         let before_bytes = before.map_or(0, |(result, _)| result.value_bytes());
         machine.answer_bytes_now(operation).max(before_bytes)
     });
-    app.client_memory.for_response(data_bytes).await
+    app.client_memory.for_response(data_bytes, waited).await
 }
 
 /// What the state machine refused, as errors.

@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::io::Write;
+use std::sync::Arc;
 
 use actix_web::http::ConnectionType;
 use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -29,8 +30,8 @@ use super::v1::{self, may_read, ready_to_read};
 use crate::app::{ExampleApp, Exclusion};
 use crate::body::{EncodedValue, Encoding, WatchEnd, WatchEvent, write_json_line};
 use crate::config::{
-    REQUEST_DEADLINE, WATCH_BATCH_BYTES, WATCH_CONFIRMATION_DEADLINE, WATCH_HEARTBEAT, WATCH_LEADER_DEADLINE,
-    WATCH_LEADER_INTERVAL, WATCH_PIECE_BYTES_MAX,
+    KEY_VALUE_EXTRA_BYTES, REQUEST_DEADLINE, WATCH_BATCH_BYTES, WATCH_CONFIRMATION_DEADLINE, WATCH_HEARTBEAT,
+    WATCH_LEADER_DEADLINE, WATCH_LEADER_INTERVAL, WATCH_PIECE_BYTES_MAX,
 };
 use crate::confirmations::Wanted;
 use crate::error::{ApiError, Outcome, Retry, RevisionGone};
@@ -308,7 +309,7 @@ impl Watch {
             State::Watching(mut watching) => {
                 let sent = match watching.initial.take() {
                     Some(initial) => {
-                        watching.send_initial(&self.app, initial).map(|bytes| self.unsent.push_back(bytes))
+                        watching.send_initial(&self.app, initial).await.map(|pieces| self.unsent.extend(pieces))
                     }
                     None => watching.send_changes(&self.app, self.stale, &mut self.unsent).await,
                 };
@@ -404,37 +405,39 @@ async fn heartbeat_due(app: &ExampleApp, stale: bool) -> Result<(), WatchEnd> {
 }
 
 impl Watching {
-    fn send_initial(&mut self, app: &ExampleApp, initial: Initial) -> Result<Bytes, WatchEnd> {
+    async fn send_initial(&mut self, app: &ExampleApp, initial: Initial) -> Result<Vec<Bytes>, WatchEnd> {
         // Keeping an old state takes memory while the store changes, so who reads
         // it slowly must keep up with the history.
         let oldest = app.store.state_machine.read(|machine| machine.history.oldest());
         if oldest > initial.revision + 1 {
             return Err(too_slow(oldest));
         }
-        let mut events = Vec::new();
         let (prefix, end) = match &initial.filter {
             Filter::Prefix(prefix) => (prefix.to_string(), None),
             Filter::Key(key) => (key.to_string(), Some(format!("{key}\0"))),
         };
         let start_after = initial.after.as_deref().map(str::to_owned);
         let range = Range { prefix, end, start_after, ..Range::default() };
-        let mut last: Option<&Key> = None;
-        let mut unfinished_after = None;
+        let mut records: Vec<(Key, Arc<Record>)> = Vec::new();
+        let mut bytes = 0;
+        let mut is_last = true;
         for (key, record) in range.of(&initial.data) {
-            if events.len() >= WATCH_BATCH_BYTES {
-                unfinished_after = last.cloned();
+            if bytes >= WATCH_BATCH_BYTES {
+                is_last = false;
                 break;
             }
-            write_event(&mut events, None, &EventRef::Initial(KeyValueRef::of(key, record)));
-            last = Some(key);
+            bytes += KEY_VALUE_EXTRA_BYTES + key.len() + record.value.as_bytes().len();
+            records.push((key.clone(), record.clone()));
         }
-        if unfinished_after.is_some() {
-            self.initial = Some(Initial { after: unfinished_after, ..initial });
-            return Ok(piece_of(events));
+        if !is_last {
+            let after = records.last().map(|(key, _)| key.clone());
+            self.initial = Some(Initial { after, ..initial });
         }
-        let synced = EventRef::Synced { revision: initial.revision };
-        write_event(&mut events, Some((initial.revision, None)), &synced);
-        Ok(piece_of(events))
+        let synced = is_last.then_some(initial.revision);
+        let memory = app.client_memory.for_watch(bytes).await.map_err(|error| end_of(&error))?;
+        let encode = move || Ok(encode_initial(&records, synced));
+        let piece = app.long_work.run(|| bytes, encode).await.map_err(|error| end_of(&error))?;
+        Ok(memory.around(vec![piece]))
     }
 
     async fn send_changes(
@@ -448,10 +451,12 @@ impl Watching {
             () = app.stopped() => Err(end_of(&forward::stopping())),
             batch = self.subscription.next() => match batch {
                 Ok(batch) => {
+                    let memory = app.client_memory.for_watch(batch.unshared_bytes()).await;
+                    let memory = memory.map_err(|error| end_of(&error))?;
                     let (store, shared) = (app.store.state_machine.clone(), batch.clone());
                     let encode = move || Ok(store.encoded(&shared, encode).to_vec());
                     let pieces = app.long_work.run(|| batch.bytes_to_encode(), encode).await;
-                    unsent.extend(pieces.map_err(|error| end_of(&error))?);
+                    unsent.extend(memory.around(pieces.map_err(|error| end_of(&error))?));
                     Ok(())
                 }
                 Err(WatchError::Gone { oldest }) => Err(too_slow(oldest)),
@@ -558,6 +563,18 @@ fn encode(changes: &[Change], long_events: &LongEvents) -> Vec<Bytes> {
         pieces.push(piece_of(events));
     }
     pieces
+}
+
+/// Keys as they were when a watch began; with the revision that this was, if these are the last.
+fn encode_initial(records: &[(Key, Arc<Record>)], synced: Option<u64>) -> Bytes {
+    let mut events = Vec::new();
+    for (key, record) in records {
+        write_event(&mut events, None, &EventRef::Initial(KeyValueRef::of(key, record)));
+    }
+    if let Some(revision) = synced {
+        write_event(&mut events, Some((revision, None)), &EventRef::Synced { revision });
+    }
+    piece_of(events)
 }
 
 fn data_of(change: &Change) -> Bytes {

@@ -4,17 +4,15 @@ use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 
 use actix_web::web;
-use tokio::sync::oneshot;
 
 use super::listener::admission_queue::AdmissionQueue;
 use super::listener::connection_limits::{Connections, Shares};
 use super::listener::slices::Slices;
-use super::proposals::{Proposals, Proposed};
+use super::proposals::Proposals;
 use super::read_index::SharedReads;
 use crate::app::{ExampleApp, Room};
 use crate::config::REQUESTS_A_TURN;
 use crate::connection::connections;
-use crate::types::Command;
 
 /// What a thread that serves connections has of its own. All listeners share it.
 pub struct Worker {
@@ -68,14 +66,6 @@ impl Worker {
         });
         WORKER.with(|known| known.replace(Rc::downgrade(&worker)));
         worker
-    }
-
-    /// Proposes a write by the one of this thread; returns it if there is none.
-    pub fn propose(command: Command) -> Result<oneshot::Receiver<Proposed>, Command> {
-        match Self::current() {
-            Some(worker) => Ok(worker.proposals.propose(command)),
-            None => Err(command),
-        }
     }
 
     /// The one of this thread, if it serves connections.

@@ -178,8 +178,7 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
         Ok(())
     }
 
-    /// Takes no snapshot that the disk has no room for: failing to write one
-    /// would end the node, and the others with it, since all hold the same data.
+    /// Takes no snapshot that the disk has no room for: it would be written for nothing, and given up.
     async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<SnapshotBuilder> {
         let snapshots = self.snapshots.clone();
         // Not on this thread: it looks at the disk, and may delete large files. If it fails, the attempt shows why.

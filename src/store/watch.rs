@@ -190,6 +190,16 @@ impl Batch {
         &self.changes
     }
 
+    /// How many bytes of keys and values it has that no other watch shares: none of a batch that was handed out, nor
+    /// of long events.
+    pub fn unshared_bytes(&self) -> usize {
+        if self.counted_bytes() > 0 {
+            return 0;
+        }
+        let bytes = self.changes.iter().map(Change::bytes);
+        bytes.filter(|bytes| *bytes < WATCH_LONG_EVENT_BYTES).sum()
+    }
+
     /// How many bytes of keys and values are still to be encoded.
     pub fn bytes_to_encode(&self) -> usize {
         if self.encoded.get().is_some() { 0 } else { self.changes.iter().map(Change::bytes).sum() }

@@ -146,3 +146,38 @@ async fn responses_that_are_given_again_are_counted() {
     assert_eq!(again.header("raft-replayed"), "true");
     assert_eq!(again.done(), first);
 }
+
+/// Watches that do not read what they are sent at their beginning hold memory only up to their part of the budget.
+/// Others wait, and are told if that takes long; one that begins when those have gone gets everything.
+///
+/// Method: a value of 1 MiB of control characters, which takes more than the part as JSON. A watch with `initial`
+/// begins and reads no more than the head; another is ended, and says why; the first goes, and a third gets the value.
+#[tokio::test]
+async fn unread_watches_hold_little() {
+    let cluster = TestCluster::form("watch-memory", &[1], LEAST).await;
+    cluster.put(1, "/v1/kv/long", vec![1; MIB]).await.done();
+    let begin = async || {
+        let mut client = TcpStream::connect(cluster.addr(1)).await.unwrap();
+        client.write_all(b"GET /v1/watch?key=long&initial HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+        client
+    };
+    let mut unread = begin().await;
+    // Some of the event has come, so it has the memory.
+    let mut head = [0; 4096];
+    unread.read_exact(&mut head).await.unwrap();
+    let ended = read_to_end_of(&mut begin().await, "\"code\":\"overloaded\"").await;
+    assert!(!ended.contains("\"type\":\"initial\""), "{ended}");
+    drop(unread);
+    eventually("a watch gets the value", DEADLINE, async || {
+        let read = read_to_end_of(&mut begin().await, "\"type\":\"synced\"").await;
+        if read.contains("\"type\":\"initial\"") { Ok(()) } else { Err(read) }
+    })
+    .await;
+}
+
+/// Reads until this has come, or the stream ends.
+async fn read_to_end_of(client: &mut TcpStream, wanted: &str) -> String {
+    let mut read = Vec::new();
+    while memchr::memmem::find(&read, wanted.as_bytes()).is_none() && client.read_buf(&mut read).await.unwrap() > 0 {}
+    String::from_utf8_lossy(&read).into_owned()
+}
