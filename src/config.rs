@@ -431,8 +431,9 @@ pub const LOG_FILES_LIMIT: usize = 4096;
 /// otherwise let the queue grow without end.
 pub const LOG_UNSYNCED_BYTES_MAX: usize = 256 << 20;
 /// Bytes of entries that a leader's log may have which are not committed; beyond that writes are rejected. While too few
-/// nodes confirm them, the log would otherwise grow without end, and no snapshot could shorten it.
-pub const LOG_UNCOMMITTED_BYTES_MAX: usize = 256 << 20;
+/// nodes confirm them, the log would otherwise grow without end, and no snapshot could shorten it. Long writes are
+/// rejected before ([`PROPOSED_BYTES_MAX`]).
+pub const LOG_UNCOMMITTED_BYTES_MAX: usize = 32 << 20;
 /// Memory for entries of closed log files, for followers that are a little behind.
 pub const LOG_CACHE_BYTES_MAX: usize = 16 << 20;
 /// About how long a frame of a snapshot is.
@@ -1044,6 +1045,10 @@ mod tests {
             assert!(LOG_CHUNK_BYTES_MAX as u64 == SNAPSHOT_BYTES_DEFAULT / LOG_FILES_A_SNAPSHOT);
             // raft-log queues 1,024 requests, up to three for each file it begins.
             assert!(LOG_UNSYNCED_BYTES_MAX / LOG_CHUNK_BYTES_LIMIT_LEAST * 3 < 1024);
+            // As many as wait by default are no reason to reject one.
+            assert!(
+                PROPOSED_BYTES_MAX + WRITES_WAITING_MAX_DEFAULT * MEMORY_COUNTED_MIN < LOG_UNCOMMITTED_BYTES_MAX / 2
+            );
             // They take few of the log's files.
             assert!(LOG_UNCOMMITTED_BYTES_MAX / LOG_CHUNK_BYTES_MAX <= LOG_FILES_MAX / 5);
             // The others are for sockets, the runtime and snapshots.

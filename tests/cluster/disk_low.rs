@@ -7,18 +7,19 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use raft_key_value::NodeId;
-use raft_key_value::config::{LOG_UNCOMMITTED_BYTES_MAX, SNAPSHOT_LEAVES_BYTES};
+use raft_key_value::config::{
+    LOG_UNCOMMITTED_BYTES_MAX, MEMORY_COUNTED_MIN, PROPOSED_BYTES_MAX, SNAPSHOT_LEAVES_BYTES,
+};
 use raft_key_value::store::{ExampleStateMachine, ExampleStore};
 use raft_key_value::types::{self, Entry, LeaderId, LogId, Payload};
 use reqwest::Method;
 use serde_json::json;
-use tokio::task::JoinSet;
 
-use crate::harness::{Answer, CALM, CALM_BUT_QUICK, DEADLINE, TestCluster, eventually};
+use crate::harness::{Answer, CALM, CALM_BUT_QUICK, DEADLINE, TestCluster, Wire, eventually, raise_open_files};
 
 const ALL: [NodeId; 3] = [1, 2, 3];
 
@@ -476,12 +477,13 @@ async fn snapshot_without_a_file() {
     cluster.assert_alive();
 }
 
-/// A leader whose followers take no entries does not let its log grow without end: it rejects writes, and takes them again
-/// once the followers do. A request that was applied before still gets its first response.
+/// A leader whose followers take no entries does not let its log grow without end: it soon rejects long writes, and in the
+/// end short ones; and it takes them again once the followers do. A request that was applied before still gets its first
+/// response.
 ///
 /// Method: a disk of 2 GiB, and in it one of 300 MiB for each of two followers, which a file fills. They respond to
-/// heartbeats, and reject entries. Put 1 MiB to one key, each as soon as the one before is in the leader's log, until
-/// one is rejected; delete the files.
+/// heartbeats, and reject entries. Put 1 MiB to one key until one is rejected. Then short values, by 2,000
+/// clients at a time, until one is rejected. Delete the files.
 #[test]
 fn a_log_that_nobody_confirms_is_bounded() {
     run_on_small_disk("disk_low::fill_the_followers", 2048);
@@ -490,11 +492,14 @@ fn a_log_that_nobody_confirms_is_bounded() {
 #[tokio::test]
 #[ignore = "run on a small disk by `cargo test --test cluster disk_low::a_log_that_nobody_confirms_is_bounded`"]
 async fn fill_the_followers() {
-    const VALUE_BYTES: usize = 1 << 20;
+    const LONG_BYTES: usize = 1 << 20;
+    const SHORT_BYTES: usize = MEMORY_COUNTED_MIN - 100;
+    const CLIENTS: usize = 2000;
     if std::env::var_os(SMALL_DISK).is_none() {
         return;
     }
-    let mut cluster = TestCluster::form("unconfirmed", &[1], CALM).await;
+    let flags = [&["--max-writes-waiting", "4096"], CALM].concat();
+    let mut cluster = TestCluster::form("unconfirmed", &[1], &flags).await;
     for id in [2, 3] {
         add_node_with_disk(&mut cluster, id, "300M").await;
     }
@@ -509,44 +514,56 @@ async fn fill_the_followers() {
         })
         .await;
     }
-    let cluster = Arc::new(cluster);
-    let refused = Arc::new(AtomicU64::new(0));
-    let mut clients = JoinSet::new();
-    let mut put = 0;
-    while refused.load(Ordering::Relaxed) == 0 {
-        let before = cluster.metrics(1).await.last_log_index.unwrap();
-        let (cluster_of_client, refused_by) = (cluster.clone(), refused.clone());
-        clients.spawn(async move {
-            let answer = cluster_of_client.put(1, "/v1/kv/unconfirmed", "v".repeat(VALUE_BYTES)).await;
-            if answer.status == 503 {
-                let error = answer.refused(503, "overloaded");
-                assert_eq!(error["outcome"], "not_applied", "{error}");
-                assert!(error.to_string().contains("too few nodes keep up"), "{error}");
-                refused_by.fetch_add(1, Ordering::Relaxed);
-            } else {
-                assert_eq!((answer.status, answer.header("raft-outcome")), (504, "unknown"), "{}", answer.text());
-            }
-        });
-        put += 1;
-        assert!(put * VALUE_BYTES < 2 * LOG_UNCOMMITTED_BYTES_MAX, "{put} puts");
-        eventually("the put is in the log, or rejected", DEADLINE, async || {
-            let last = cluster.metrics(1).await.last_log_index.unwrap();
-            if last > before || refused.load(Ordering::Relaxed) > 0 { Ok(()) } else { Err(last) }
-        })
-        .await;
+    let last_index = async || cluster.metrics(1).await.last_log_index.unwrap();
+
+    let before = last_index().await;
+    let long = || cluster.put(1, "/v1/kv/long", "v".repeat(LONG_BYTES));
+    for answer in join_all((0..2 * PROPOSED_BYTES_MAX / LONG_BYTES).map(|_| long())).await {
+        if answer.status == 503 {
+            let error = answer.refused(503, "overloaded");
+            assert_eq!(error["outcome"], "not_applied", "{error}");
+            assert!(error.to_string().contains("does not keep up with writes as long"), "{error}");
+        } else {
+            assert_eq!((answer.status, answer.header("raft-outcome")), (504, "unknown"), "{}", answer.text());
+        }
     }
-    assert!(put * VALUE_BYTES > LOG_UNCOMMITTED_BYTES_MAX, "{put} puts are no reason to reject one");
+    let long_entries = last_index().await - before;
+    assert!((1..=PROPOSED_BYTES_MAX / LONG_BYTES).contains(&(long_entries as usize)), "{long_entries} entries");
+
+    let put = format!(
+        "PUT /v1/kv/short HTTP/1.1\r\nhost: {}\r\ncontent-length: {SHORT_BYTES}\r\n\r\n{}",
+        cluster.addr(1),
+        "v".repeat(SHORT_BYTES)
+    );
+    raise_open_files(CLIENTS as u64 + 500);
+    let mut clients = join_all((0..CLIENTS).map(|_| Wire::open(cluster.addr(1)))).await;
+    let (mut unknown, mut rejected) = (0, 0);
+    while rejected == 0 {
+        let response_to_put = async |client: &mut Wire| {
+            client.send(&put).await;
+            client.response_to("PUT").await
+        };
+        for response in join_all(clients.iter_mut().map(response_to_put)).await {
+            let outcome = response.header("raft-outcome");
+            match (response.status, outcome) {
+                (504, Some("unknown")) => unknown += 1,
+                (503, Some("not_applied")) if response.text().contains("too few nodes keep up") => rejected += 1,
+                _ => panic!("{response:?}: {}", response.text()),
+            }
+        }
+        let bytes = long_entries as usize * LONG_BYTES + unknown * SHORT_BYTES;
+        eprintln!("{bytes} bytes in the log; {unknown} unknown, {rejected} rejected");
+        assert!(bytes < LOG_UNCOMMITTED_BYTES_MAX + CLIENTS * SHORT_BYTES, "{unknown} puts and none rejected");
+        assert!(rejected == 0 || bytes > LOG_UNCOMMITTED_BYTES_MAX / 10 * 9, "{unknown} puts are no reason for it");
+    }
     let again = cluster.v1(1, Method::PUT, "/v1/kv/first", &key, "v").await;
     assert_eq!((again.done(), again.header("raft-replayed")), (first.done(), "true"));
-    while let Some(client) = clients.join_next().await {
-        client.unwrap();
-    }
-    let mut cluster = Arc::into_inner(cluster).unwrap();
     for filler in fillers {
         std::fs::remove_file(filler).unwrap();
     }
     puts_are_answered(&cluster, 1, 200).await;
     cluster.all_applied(&ALL).await;
-    assert_eq!(cluster.get(1, "/v1/kv/unconfirmed").await.done()["version"], put as u64 - 1);
+    assert_eq!(cluster.get(1, "/v1/kv/long").await.done()["version"], long_entries);
+    assert_eq!(cluster.get(1, "/v1/kv/short").await.done()["value"], "v".repeat(SHORT_BYTES));
     cluster.assert_alive();
 }
