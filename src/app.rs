@@ -18,6 +18,7 @@ use crate::connection::connections;
 use crate::disk::Disk;
 use crate::network::long_work::LongWork;
 use crate::network::memory::ClientMemory;
+use crate::network::watch_held::WatchesHeld;
 use crate::peers::Peers;
 use crate::store::{ClusterId, ExampleStore};
 use crate::types::{ExampleNode, ExampleRaft, LeaderId, LogId, NodeId, TypeConfig, Vote};
@@ -36,6 +37,8 @@ pub struct ExampleApp {
     pub http: reqwest::Client,
     /// What clients may make this node hold.
     pub client_memory: ClientMemory,
+    /// What watches hold, to take it back from slow ones.
+    pub watches_held: WatchesHeld,
     /// Turns for decoding and encoding what is long.
     pub long_work: LongWork,
     /// A permit for each write that may wait.
@@ -230,6 +233,7 @@ impl ExampleApp {
             peers,
             agreement: Agreement::default(),
             confirmations: Confirmations::default(),
+            watches_held: WatchesHeld::default(),
             appending: Arc::default(),
             heartbeat_interval: Duration::from_millis(config.heartbeat_interval_ms),
             cluster_header: OnceLock::new(),

@@ -91,6 +91,9 @@ pub const WATCH_HANDED_OUT_BYTES_MAX: usize = 32 << 20;
 pub const WATCH_LONG_EVENT_BYTES: usize = 16 << 10;
 /// Bytes of such events that a node keeps though no watch holds them, beside one of any length.
 pub const WATCH_LONG_EVENTS_BYTES_MAX: usize = 16 << 20;
+/// Bytes that all watches together may hold of batches which the history no longer has. They are at the end of what they
+/// can be sent, and read slowly; the oldest are cut off if there are more.
+pub const WATCH_GONE_BYTES_MAX: usize = 64 << 20;
 /// Bytes of a watch's events that are given to its connection at once.
 pub const WATCH_PIECE_BYTES_MAX: usize = 64 << 10;
 /// How often a watch with nothing to say says that it is there.
@@ -109,9 +112,9 @@ pub const WATCH_LEADER_INTERVAL: Duration = Duration::from_millis(500);
 pub const LISTINGS_KEPT_MAX: usize = 32;
 /// How long such a state is kept after its last page was read.
 pub const LISTING_KEPT: Duration = Duration::from_secs(60);
-/// Bytes of values that may be replaced or removed before a state from before that is not kept any more: such a
-/// state holds them, beside those that took their place.
-pub const LISTING_REPLACED_BYTES_MAX: u64 = 128 << 20;
+/// Bytes of values that may be replaced or removed before a state from before that is not kept any more, for a listing
+/// or the beginning of a watch: such a state holds them, in addition to those that took their place.
+pub const STATE_REPLACED_BYTES_MAX: u64 = 128 << 20;
 /// How often a leader looks for keys whose time is over.
 pub const EXPIRY_INTERVAL: Duration = Duration::from_millis(100);
 /// For how long a follower keeps the best of the log times that the leader sent, and as long again: two clocks that

@@ -388,16 +388,18 @@ async fn core_stopped(raft: &ExampleRaft, store: &ExampleStore) -> Fatal<TypeCon
     }
 }
 
-/// As leader, has keys removed whose time is over; and lets go of what listings no longer need.
+/// As leader, has keys removed whose time is over; and takes back what listings no longer need, and what slow watches hold.
 async fn expire(app: web::Data<ExampleApp>) {
     let mut interval = tokio::time::interval(EXPIRY_INTERVAL);
     loop {
         interval.tick().await;
-        let replaced_bytes = app.store.state_machine.read(ExampleStateMachine::replaced_bytes);
+        let (oldest, replaced_bytes) =
+            app.store.state_machine.read(|machine| (machine.history.oldest(), machine.replaced_bytes()));
         let unused = app.store.state_machine.listings().take_unused(replaced_bytes);
-        if !unused.is_empty() {
+        let too_slow = app.watches_held.take_back(oldest, replaced_bytes);
+        if !unused.is_empty() || !too_slow.is_empty() {
             // A large map takes long to free.
-            tokio::task::spawn_blocking(move || drop(unused));
+            tokio::task::spawn_blocking(move || drop((unused, too_slow)));
         }
         // As many entries as it takes: each removes a limited number.
         while app.role() == Role::Leader {

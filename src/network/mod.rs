@@ -30,6 +30,7 @@ pub mod rpc_check;
 pub mod txn;
 pub mod v1;
 pub mod watch;
+pub mod watch_held;
 mod worker;
 
 use actix_web::web::{self, ServiceConfig};

@@ -5,7 +5,6 @@
 //! `<revision>.<position>`, so that a watch which breaks between them is taken up
 //! again at the right one, and nothing comes twice or not at all.
 
-use std::collections::VecDeque;
 use std::io::Write;
 use std::sync::Arc;
 
@@ -27,6 +26,7 @@ use super::openapi::parameters::{WatchHeaders, WatchParameters};
 use super::parameters::{Parameters, check_key, invalid, one_header, says_no};
 use super::reply::refuse_body;
 use super::v1::{self, may_read, ready_to_read};
+use super::watch_held::{InitialState, WatchHeld};
 use crate::app::{ExampleApp, Exclusion};
 use crate::body::{EncodedValue, Encoding, WatchEnd, WatchEvent, write_json_line};
 use crate::config::{
@@ -37,7 +37,7 @@ use crate::confirmations::Wanted;
 use crate::error::{ApiError, Outcome, Retry, RevisionGone};
 use crate::operation::Key;
 use crate::store::listing::Range;
-use crate::store::{Change, ChangeKind, Data, Filter, LongEvents, Record, Subscription, WatchError};
+use crate::store::{Change, ChangeKind, Filter, LongEvents, Record, Subscription, WatchError};
 
 /// Where a watch goes on: the `id` of the last event that the reader has.
 pub const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -120,9 +120,10 @@ async fn start_watch(
     } else {
         ready.await
     };
+    let held = app.watches_held.of_new_watch();
     let (state, revision) = match ready {
         Ok(()) => {
-            let (watching, revision) = begin.now(app)?;
+            let (watching, revision) = begin.now(app, &held)?;
             (State::Watching(watching), Some(revision))
         }
         // A browser's EventSource never tries again after an error status.
@@ -131,7 +132,7 @@ async fn start_watch(
         }
         Err(error) => return Err(error),
     };
-    let watch = Watch { app: app.clone(), state, unsent: VecDeque::new(), stale, _permit: permit };
+    let watch = Watch { app: app.clone(), state, held, stale, _permit: permit };
     let mut response = HttpResponse::Ok()
         .insert_header((header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")))
         .insert_header((header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
@@ -154,11 +155,12 @@ struct Begin {
 
 impl Begin {
     /// Begins with what this node holds now, which is that of the revision returned.
-    fn now(&self, app: &ExampleApp) -> Result<(Watching, u64), ApiError> {
-        let (revision, oldest, data) = app
-            .store
-            .state_machine
-            .read(|machine| (machine.revision, machine.history.oldest(), self.initial.then(|| machine.data.clone())));
+    fn now(&self, app: &ExampleApp, held: &WatchHeld) -> Result<(Watching, u64), ApiError> {
+        let (oldest, state) = app.store.state_machine.read(|machine| {
+            let (data, revision, replaced_bytes) = (machine.data.clone(), machine.revision, machine.replaced_bytes());
+            (machine.history.oldest(), InitialState { data, revision, replaced_bytes })
+        });
+        let revision = state.revision;
         let cursor = match (self.resumed, self.from) {
             (Some(cursor), _) => cursor,
             (None, Some(from)) => (from, 0),
@@ -173,8 +175,11 @@ impl Begin {
         }
         let filter = self.filter.clone();
         let subscription = app.store.state_machine.watch(filter.clone(), cursor.0, cursor.1);
-        let initial =
-            data.filter(|_| self.resumed.is_none()).map(|data| Initial { data, filter, revision, after: None });
+        let begins_with_state = self.initial && self.resumed.is_none();
+        if begins_with_state {
+            held.begin_with(state);
+        }
+        let initial = begins_with_state.then_some(Initial { filter, after: None });
         Ok((Watching { subscription, initial }, revision))
     }
 }
@@ -211,8 +216,8 @@ fn gone(oldest: u64) -> ApiError {
 struct Watch {
     app: web::Data<ExampleApp>,
     state: State,
-    /// What comes before anything else; shared with other watches.
-    unsent: VecDeque<Bytes>,
+    /// What comes before anything else, and the state at its beginning.
+    held: WatchHeld,
     stale: bool,
     /// Counts it among the watches of this node.
     _permit: WatchPermit,
@@ -269,11 +274,9 @@ struct Watching {
     initial: Option<Initial>,
 }
 
-/// The state at the beginning of a watch, and how much of it was sent.
+/// How much of the state at its beginning a watch has sent.
 struct Initial {
-    data: Data,
     filter: Filter,
-    revision: u64,
     after: Option<Key>,
 }
 
@@ -282,19 +285,13 @@ impl Watch {
     /// reader takes it.
     async fn next(mut self) -> Option<(Result<Bytes, actix_web::Error>, Self)> {
         loop {
-            if let Some(piece) = self.next_unsent() {
-                return Some((Ok(piece), self));
+            match self.held.next(WATCH_PIECE_BYTES_MAX) {
+                Ok(None) => self.advance().await?,
+                Ok(Some(piece)) => return Some((Ok(piece), self)),
+                // The rest of an event must not look like its end.
+                Err(cut) => return Some((Err(std::io::Error::other(cut).into()), self)),
             }
-            self.advance().await?;
         }
-    }
-
-    fn next_unsent(&mut self) -> Option<Bytes> {
-        let first = self.unsent.front_mut()?;
-        if first.len() > WATCH_PIECE_BYTES_MAX {
-            return Some(first.split_to(WATCH_PIECE_BYTES_MAX));
-        }
-        self.unsent.pop_front()
     }
 
     /// Waits for something to send; `None` if nothing will come any more.
@@ -303,19 +300,17 @@ impl Watch {
             State::Ended => return None,
             State::Waiting(waiting) => {
                 let (bytes, state) = self.wait(waiting).await;
-                self.unsent.push_back(bytes);
+                self.held.push(bytes);
                 self.state = state;
             }
             State::Watching(mut watching) => {
                 let sent = match watching.initial.take() {
-                    Some(initial) => {
-                        watching.send_initial(&self.app, initial).await.map(|pieces| self.unsent.extend(pieces))
-                    }
-                    None => watching.send_changes(&self.app, self.stale, &mut self.unsent).await,
+                    Some(initial) => watching.send_initial(&self.app, initial, &self.held).await,
+                    None => watching.send_changes(&self.app, self.stale, &self.held).await,
                 };
                 match sent {
                     Ok(()) => self.state = State::Watching(watching),
-                    Err(end) => self.unsent.push_back(end_event(end)),
+                    Err(end) => self.held.push(end_event(end)),
                 }
             }
         }
@@ -345,7 +340,7 @@ impl Watch {
     }
 
     fn begin(&self, waiting: Waiting) -> (Bytes, State) {
-        match waiting.begin.now(&self.app) {
+        match waiting.begin.now(&self.app, &self.held) {
             // An id without data is no event, and is where a reader resumes.
             Ok((watching, revision)) => {
                 (format!(": the watch begins\nid: {revision}\n\n").into(), State::Watching(watching))
@@ -405,13 +400,14 @@ async fn heartbeat_due(app: &ExampleApp, stale: bool) -> Result<(), WatchEnd> {
 }
 
 impl Watching {
-    async fn send_initial(&mut self, app: &ExampleApp, initial: Initial) -> Result<Vec<Bytes>, WatchEnd> {
+    async fn send_initial(&mut self, app: &ExampleApp, initial: Initial, held: &WatchHeld) -> Result<(), WatchEnd> {
         // Keeping an old state takes memory while the store changes, so who reads
         // it slowly must keep up with the history.
         let oldest = app.store.state_machine.read(|machine| machine.history.oldest());
-        if oldest > initial.revision + 1 {
+        let Some(InitialState { data, revision, .. }) = held.initial().filter(|state| oldest <= state.revision + 1)
+        else {
             return Err(too_slow(oldest));
-        }
+        };
         let (prefix, end) = match &initial.filter {
             Filter::Prefix(prefix) => (prefix.to_string(), None),
             Filter::Key(key) => (key.to_string(), Some(format!("{key}\0"))),
@@ -421,7 +417,7 @@ impl Watching {
         let mut records: Vec<(Key, Arc<Record>)> = Vec::new();
         let mut bytes = 0;
         let mut is_last = true;
-        for (key, record) in range.of(&initial.data) {
+        for (key, record) in range.of(&data) {
             if bytes >= WATCH_BATCH_BYTES {
                 is_last = false;
                 break;
@@ -429,23 +425,22 @@ impl Watching {
             bytes += KEY_VALUE_EXTRA_BYTES + key.len() + record.value.as_bytes().len();
             records.push((key.clone(), record.clone()));
         }
-        if !is_last {
+        drop(data);
+        if is_last {
+            held.initial_is_sent();
+        } else {
             let after = records.last().map(|(key, _)| key.clone());
             self.initial = Some(Initial { after, ..initial });
         }
-        let synced = is_last.then_some(initial.revision);
+        let synced = is_last.then_some(revision);
         let memory = app.client_memory.for_watch(bytes).await.map_err(|error| end_of(&error))?;
         let encode = move || Ok(encode_initial(&records, synced));
         let piece = app.long_work.run(|| bytes, encode).await.map_err(|error| end_of(&error))?;
-        Ok(memory.around(vec![piece]))
+        held.extend(memory.around(vec![piece]), revision);
+        Ok(())
     }
 
-    async fn send_changes(
-        &mut self,
-        app: &ExampleApp,
-        stale: bool,
-        unsent: &mut VecDeque<Bytes>,
-    ) -> Result<(), WatchEnd> {
+    async fn send_changes(&mut self, app: &ExampleApp, stale: bool, held: &WatchHeld) -> Result<(), WatchEnd> {
         tokio::select! {
             biased;
             () = app.stopped() => Err(end_of(&forward::stopping())),
@@ -456,14 +451,15 @@ impl Watching {
                     let (store, shared) = (app.store.state_machine.clone(), batch.clone());
                     let encode = move || Ok(store.encoded(&shared, encode).to_vec());
                     let pieces = app.long_work.run(|| batch.bytes_to_encode(), encode).await;
-                    unsent.extend(memory.around(pieces.map_err(|error| end_of(&error))?));
+                    let last_revision = batch.changes().last().map_or(0, |change| change.revision);
+                    held.extend(memory.around(pieces.map_err(|error| end_of(&error))?), last_revision);
                     Ok(())
                 }
                 Err(WatchError::Gone { oldest }) => Err(too_slow(oldest)),
             },
             due = heartbeat_due(app, stale) => {
                 due?;
-                unsent.push_back(self.heartbeat());
+                held.push(self.heartbeat());
                 Ok(())
             }
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::state_machine::{Data, Record};
-use crate::config::{LISTING_KEPT, LISTING_REPLACED_BYTES_MAX, LISTINGS_KEPT_MAX};
+use crate::config::{LISTING_KEPT, LISTINGS_KEPT_MAX, STATE_REPLACED_BYTES_MAX};
 use crate::operation::Key;
 
 /// Which keys are listed, and in which order.
@@ -153,7 +153,7 @@ impl Listings {
     pub fn take_unused(&mut self, replaced_bytes: u64) -> Vec<Data> {
         let is_unused = |kept: &Kept| {
             kept.used.elapsed() > LISTING_KEPT
-                || replaced_bytes.saturating_sub(kept.replaced_bytes) > LISTING_REPLACED_BYTES_MAX
+                || replaced_bytes.saturating_sub(kept.replaced_bytes) > STATE_REPLACED_BYTES_MAX
         };
         let (unused, kept) = std::mem::take(&mut self.kept).into_iter().partition(is_unused);
         self.kept = kept;

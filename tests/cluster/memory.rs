@@ -1,12 +1,12 @@
 //! What clients make a node hold, and what it does when that is too much.
 
-use raft_key_value::config::LISTING_REPLACED_BYTES_MAX;
+use raft_key_value::config::{HISTORY_BYTES_MAX, STATE_REPLACED_BYTES_MAX};
 use reqwest::Method;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{DEADLINE, TestCluster, eventually};
+use crate::harness::{CALM, DEADLINE, TestCluster, eventually};
 
 /// The least that can be set. Half of it is for requests, and half for responses.
 const LEAST: &[&str] = &["--client-memory-bytes", "16777216"];
@@ -98,11 +98,11 @@ async fn a_listing_does_not_hold_all_that_is_replaced() {
     let page = cluster.get(1, "/v1/kv?limit=1").await;
     let next = format!("/v1/kv?limit=1&start_after=a&revision={}", page.number("raft-revision"));
     assert_eq!(page.json()["next"], "a", "{put:?}");
-    for _ in 0..LISTING_REPLACED_BYTES_MAX / (2 * MIB as u64) {
+    for _ in 0..STATE_REPLACED_BYTES_MAX / (2 * MIB as u64) {
         cluster.put(1, "/v1/kv/b", value.clone()).await.done();
     }
     cluster.get(1, &next).await.done();
-    for _ in 0..=LISTING_REPLACED_BYTES_MAX / (2 * MIB as u64) {
+    for _ in 0..=STATE_REPLACED_BYTES_MAX / (2 * MIB as u64) {
         cluster.put(1, "/v1/kv/b", value.clone()).await.done();
     }
     eventually("the state is not kept any more", DEADLINE, async || {
@@ -173,6 +173,49 @@ async fn unread_watches_hold_little() {
         if read.contains("\"type\":\"initial\"") { Ok(()) } else { Err(read) }
     })
     .await;
+}
+
+/// Watches that are not read hold little of what the history no longer has. The oldest are cut off, not in a way that looks
+/// like the end of an event; the others get the rest of theirs, and are told.
+///
+/// Method: 30 watches, each of an event of 1 MiB of control characters, which takes 6 MiB as JSON, more than sockets hold.
+/// They read only the head. Then put more than the history keeps, and wait for a key to expire: the task that removes such
+/// keys takes back events first. Read the rest.
+#[tokio::test]
+async fn unread_watches_are_cut_off() {
+    const WATCHES: usize = 30;
+    let cluster = TestCluster::form("watch-cut", &[1], CALM).await;
+    let mut unread = Vec::new();
+    for number in 0..WATCHES {
+        let revision = cluster.put(1, &format!("/v1/kv/{number}"), vec![1; MIB]).await.revision();
+        let mut watch = TcpStream::connect(cluster.addr(1)).await.unwrap();
+        let head = format!("GET /v1/watch?from={revision} HTTP/1.1\r\nhost: localhost\r\n\r\n");
+        watch.write_all(head.as_bytes()).await.unwrap();
+        let mut read = vec![0; 4096];
+        watch.read_exact(&mut read).await.unwrap();
+        unread.push((watch, read));
+    }
+    for _ in 0..=HISTORY_BYTES_MAX / MIB {
+        cluster.put(1, "/v1/kv/other", vec![b'v'; MIB]).await.done();
+    }
+    let mut expiry = cluster.watch(1, "key=short").await;
+    cluster.put(1, "/v1/kv/short?ttl=100ms", "v").await.done();
+    assert_eq!(expiry.take(2).await[1].kind(), "expire");
+    let (mut cut, mut told) = (0, 0);
+    for (mut watch, mut read) in unread {
+        watch.read_to_end(&mut read).await.unwrap();
+        let read = String::from_utf8_lossy(&read);
+        assert!(read.contains("\"type\":\"put\""), "{}", &read[..4096]);
+        if read.ends_with("\r\n0\r\n\r\n") {
+            assert!(read.contains("\"code\":\"too_slow\""), "{}", &read[read.len() - 4096..]);
+            told += 1;
+        } else {
+            assert!(read.len() < 6 * MIB, "the whole event has come: {} bytes", read.len());
+            assert_eq!(told, 0, "an older one was told");
+            cut += 1;
+        }
+    }
+    assert!(cut > 0 && told > 0, "{cut} cut off, {told} told");
 }
 
 /// Reads until this has come, or the stream ends.
