@@ -155,6 +155,10 @@ pub struct CompareArguments {
         value_parser = clap::value_parser!(u16).range(1..=4096)
     )]
     pub etcd_connections: Vec<u16>,
+
+    /// Spread the clients of our cluster over all its nodes, instead of sending all to the leader
+    #[arg(long, requires = "only")]
+    pub all_nodes: bool,
 }
 
 impl CompareArguments {

@@ -122,7 +122,12 @@ async fn measure(
     point: Point,
 ) -> Result<(bool, Measurement)> {
     let leader = cluster.leader().await?;
-    let target = point.target(system, leader);
+    let targets = match cluster {
+        Cluster::Ours(ours) if arguments.all_nodes => {
+            ours.addresses().iter().map(|node| Target::our_node(*node, point.clients)).collect()
+        }
+        _ => vec![point.target(system, leader)],
+    };
     let plan = LoadPlan {
         workload: point.workload,
         clients: point.clients,
@@ -132,7 +137,7 @@ async fn measure(
         // The same keys in the same order for both systems.
         seed: u64::from(round),
     };
-    let measurement = load::run(&target, &plan, &cluster.pids()).await?;
+    let measurement = load::run_on_all(&targets, &plan, &cluster.pids()).await?;
     Ok((cluster.leader().await? != leader, measurement))
 }
 
