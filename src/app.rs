@@ -20,8 +20,8 @@ use crate::network::long_work::LongWork;
 use crate::network::memory::ClientMemory;
 use crate::network::watch_held::WatchesHeld;
 use crate::peers::Peers;
-use crate::store::{ClusterId, ExampleStore};
-use crate::types::{ExampleNode, ExampleRaft, LeaderId, LogId, NodeId, TypeConfig, Vote};
+use crate::store::{ClusterId, ExampleRaft, ExampleStore};
+use crate::types::{ExampleNode, LeaderId, LogId, NodeId, TypeConfig, Vote};
 
 /// What a handler needs to answer a request.
 pub struct ExampleApp {

@@ -5,14 +5,12 @@
 //! base64 with `"encoding":"base64"` beside them.
 
 use std::borrow::Cow;
-use std::io;
+use std::{fmt, io};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-
-use crate::operation::Relation;
 
 /// Writes JSON without anything in it that some program takes for the end of a line.
 ///
@@ -210,6 +208,30 @@ pub struct Compare {
     /// How often the key was changed since it came to be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<u64>,
+}
+
+/// How two things compare.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub enum Relation {
+    /// `=`
+    #[default]
+    #[serde(rename = "=")]
+    Equal,
+    /// `!=`
+    #[serde(rename = "!=")]
+    NotEqual,
+    /// `<`
+    #[serde(rename = "<")]
+    Less,
+    /// `<=`
+    #[serde(rename = "<=")]
+    LessOrEqual,
+    /// `>`
+    #[serde(rename = ">")]
+    Greater,
+    /// `>=`
+    #[serde(rename = ">=")]
+    GreaterOrEqual,
 }
 
 /// One operation of a transaction, such as `{"put":{"key":"a","value":"1"}}`.
@@ -414,7 +436,7 @@ pub struct ErrorBody {
     /// For people.
     pub message: String,
     /// What became of the request.
-    pub outcome: crate::error::Outcome,
+    pub outcome: Outcome,
     /// Who leads, with `not_leader`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leader: Option<Leader>,
@@ -445,6 +467,32 @@ pub struct ErrorBody {
     /// The column in that line, from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub column: Option<usize>,
+}
+
+/// What became of a request that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Nothing changed, and nothing will.
+    NotApplied,
+    /// It may have been applied, or may yet be.
+    Unknown,
+}
+
+impl Outcome {
+    /// The word used in bodies and headers.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::NotApplied => "not_applied",
+            Outcome::Unknown => "unknown",
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 /// The node that leads.

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
-use crate::store::LogSizes;
 use crate::types::NodeId;
 
 // ---- what a request may hold ----
@@ -439,6 +438,22 @@ pub const LOG_UNSYNCED_BYTES_MAX: usize = 256 << 20;
 pub const LOG_UNCOMMITTED_BYTES_MAX: usize = 32 << 20;
 /// Memory for entries of closed log files, for followers that are a little behind.
 pub const LOG_CACHE_BYTES_MAX: usize = 16 << 20;
+
+/// When the log closes a file, and how much of closed files stays in memory.
+#[derive(Clone, Copy, Debug)]
+pub struct LogSizes {
+    /// See [`LOG_CHUNK_BYTES_MAX`].
+    pub chunk_bytes_max: usize,
+    /// See [`LOG_CACHE_BYTES_MAX`].
+    pub cache_bytes_max: usize,
+}
+
+impl Default for LogSizes {
+    fn default() -> Self {
+        LogSizes { chunk_bytes_max: LOG_CHUNK_BYTES_MAX, cache_bytes_max: LOG_CACHE_BYTES_MAX }
+    }
+}
+
 /// About how long a frame of a snapshot is.
 pub const SNAPSHOT_FRAME_BYTES: usize = 128 << 10;
 /// Frames of a snapshot that are synced at once while it is written: 2 MiB.
@@ -922,6 +937,20 @@ pub(crate) fn parse_host(text: &str) -> Result<String, String> {
     let host = host.strip_suffix('.').unwrap_or(host);
     let is_valid = !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
     if is_valid { Ok(host.to_ascii_lowercase()) } else { Err("a host must be a name, without port or path".to_owned()) }
+}
+
+/// Checks an `Idempotency-Key`, for clients and nodes alike.
+///
+/// # Errors
+///
+/// A message that says what the key must be.
+pub fn check_idempotency_key(key: &str) -> Result<(), String> {
+    // A tab may be in a header, too.
+    let is_printable = key.bytes().all(|byte| matches!(byte, b' ' | b'\t') || byte.is_ascii_graphic());
+    if is_printable && (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len()) {
+        return Ok(());
+    }
+    Err(format!("an Idempotency-Key must be 1 to {IDEMPOTENCY_KEY_BYTES_MAX} printable ASCII characters"))
 }
 
 /// Checks that an address is `HOST:PORT`, without looking the host up.

@@ -12,40 +12,13 @@
 //! proposal, whatever openraft returns is `unknown`: the entry may still be in
 //! some node's log and may still commit.
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use crate::body::Outcome;
 use crate::body::{ErrorAnswer, ErrorBody, Leader};
 use crate::config::MESSAGE_CHARACTERS_MAX;
 use crate::types::{ExampleNode, NodeId};
-
-/// What became of a request that failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// Nothing changed, and nothing will.
-    NotApplied,
-    /// It may have been applied, or may yet be.
-    Unknown,
-}
-
-impl Outcome {
-    /// The word used in bodies and headers.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Outcome::NotApplied => "not_applied",
-            Outcome::Unknown => "unknown",
-        }
-    }
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
 
 /// Why a request failed; the names are what stands in the body.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error, ToSchema)]

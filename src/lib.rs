@@ -7,6 +7,7 @@
 //! | [`types`] | requests, responses, and what Raft works on |
 //! | [`body`] | the bodies of the key-value API |
 //! | [`operation`] | writes as the log holds them |
+//! | [`hash`] | hashes of the replicated state |
 //! | [`store`] | the data directory: log, vote, snapshots, identity |
 //! | [`clock`] | log time: what leaders stamp entries with, and TTLs are counted in |
 //! | [`app`] | the handles that all HTTP handlers share |
@@ -18,7 +19,7 @@
 //! | [`error`] | error, status and outcome of a request |
 //! | [`seeded_bug`] | bugs that test the tests, never in a release |
 //!
-//! Imports point one way: `bin → server → network → app → store`.
+//! Imports point one way: `bin → server → network → app → store → types → operation → body` (`tests/imports.rs`).
 
 pub mod agreement;
 pub mod app;
@@ -33,6 +34,7 @@ pub mod disk;
 pub mod error;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+pub mod hash;
 pub mod network;
 pub mod operation;
 pub mod peers;
@@ -46,8 +48,8 @@ pub use app::ExampleApp;
 pub use client::{ClientError, ExampleClient};
 pub use config::Config;
 pub use server::{ServeError, listen, serve, serve_on};
-pub use store::{ExampleStateMachine, ExampleStore};
-pub use types::{ExampleNode, ExampleRaft, ExampleRequest, ExampleResponse, NodeId, TypeConfig};
+pub use store::{ExampleRaft, ExampleStateMachine, ExampleStore};
+pub use types::{ExampleNode, ExampleRequest, ExampleResponse, NodeId, TypeConfig};
 /// The original's names for these two.
 pub use types::{NodeId as ExampleNodeId, TypeConfig as ExampleTypeConfig};
 

@@ -15,9 +15,8 @@ use utoipa::openapi::schema::Schema;
 use utoipa::{PartialSchema, ToSchema};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::body::{EncodedValue, KeyValue, PutAnswer, TouchAnswer, TxnAnswer, TxnDeleted, TxnResult};
-use crate::config::IDEMPOTENCY_KEY_BYTES_MAX;
-use crate::store::StateHash;
+use crate::body::{self, EncodedValue, KeyValue, PutAnswer, TouchAnswer, TxnAnswer, TxnDeleted, TxnResult};
+use crate::hash::StateHash;
 
 /// A key. One of up to 23 bytes has no memory of its own, which spares the ordered
 /// map a look there at each comparison; a longer one is shared, and never copied.
@@ -117,20 +116,6 @@ impl fmt::Debug for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "request {:x?}", self.fingerprint)
     }
-}
-
-/// Checks an `Idempotency-Key`, for clients and nodes alike.
-///
-/// # Errors
-///
-/// What the key must be, if it is not.
-pub fn check_idempotency_key(key: &str) -> Result<(), String> {
-    // A tab may be in a header, too.
-    let is_printable = key.bytes().all(|byte| matches!(byte, b' ' | b'\t') || byte.is_ascii_graphic());
-    if is_printable && (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len()) {
-        return Ok(());
-    }
-    Err(format!("an Idempotency-Key must be 1 to {IDEMPOTENCY_KEY_BYTES_MAX} printable ASCII characters"))
 }
 
 /// What a write does.
@@ -235,11 +220,12 @@ pub struct Comparison {
     pub operand: Operand,
 }
 
-/// How two things stand to each other.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// How two things compare.
+///
+/// **In the log and in fingerprints: frozen.** Requests have a type of their own ([`body::Relation`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Relation {
     /// `=`
-    #[default]
     #[serde(rename = "=")]
     Equal,
     /// `!=`
@@ -257,6 +243,19 @@ pub enum Relation {
     /// `>=`
     #[serde(rename = ">=")]
     GreaterOrEqual,
+}
+
+impl From<body::Relation> for Relation {
+    fn from(relation: body::Relation) -> Self {
+        match relation {
+            body::Relation::Equal => Relation::Equal,
+            body::Relation::NotEqual => Relation::NotEqual,
+            body::Relation::Less => Relation::Less,
+            body::Relation::LessOrEqual => Relation::LessOrEqual,
+            body::Relation::Greater => Relation::Greater,
+            body::Relation::GreaterOrEqual => Relation::GreaterOrEqual,
+        }
+    }
 }
 
 /// What a key is compared with. A key that is not there has revision,
@@ -290,7 +289,7 @@ pub enum TxnStep {
 
 /// What became of a write.
 ///
-/// Serialized, it is what clients get as JSON. What a snapshot holds has types of its own (`store/stored_results.rs`).
+/// Serialized, it is what clients get as JSON. What a snapshot holds has types of its own (`store/state_machine/stored_results.rs`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(description = "What became of a write.")]
 pub enum WriteResult {

@@ -28,8 +28,8 @@ use crate::network::raft_network_impl::ExampleNetworkFactory;
 use crate::network::raft_thread::RaftThread;
 use crate::operation::Operation;
 use crate::peers::Peers;
-use crate::store::{ExampleStateMachine, ExampleStore, Identity, StoreError};
-use crate::types::{ExampleRaft, NodeId, TypeConfig};
+use crate::store::{ExampleRaft, ExampleStateMachine, ExampleStore, Identity, StoreError};
+use crate::types::{NodeId, TypeConfig};
 
 /// Why a node did not start or did not go on.
 #[derive(Debug, thiserror::Error)]

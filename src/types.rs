@@ -12,7 +12,6 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::body::TxnRequest;
 use crate::operation::{Key, Write, WriteResult};
-use crate::store::StateMachineStore;
 
 /// A node's number, chosen by whoever starts it. No other node of the cluster can
 /// have it for as long as it is a member.
@@ -26,9 +25,6 @@ openraft::declare_raft_types!(
         NodeId = NodeId,
         Node = ExampleNode,
 );
-
-/// The Raft instance of a node.
-pub type ExampleRaft = openraft::Raft<TypeConfig, StateMachineStore>;
 
 /// A leader: its term and its number.
 pub type LeaderId = openraft::alias::LeaderIdOf<TypeConfig>;

@@ -8,7 +8,7 @@
 use std::io::Cursor;
 
 use libfuzzer_sys::fuzzer_mutate;
-use raft_key_value::store::codec::LogTypes;
+use raft_key_value::store::log::LogTypes;
 use raft_log::RaftLogRecord;
 use raft_log::codeq::Decode;
 use serde::Deserialize;

@@ -34,11 +34,10 @@ use self::request::{Effect, Request};
 use self::retry::Retry;
 pub use self::txn::Txn;
 pub use self::watch::{Watch, WatchStream};
-pub use crate::body::{Compare, KeyValue, TxnOperation, TxnResult, WatchEvent};
+pub use crate::body::{Compare, KeyValue, Relation, TxnOperation, TxnResult, WatchEvent};
 use crate::config::{FORWARD_DEADLINE, MEMBERSHIP_DEADLINE, RETRY_DEADLINE_DEFAULT, check_address};
 use crate::connection::connections;
 use crate::error::ApiError;
-pub use crate::operation::Relation;
 use crate::types::{ExampleRequest, NodeId, TypeConfig};
 
 /// How many nodes a request is sent to at most, each naming the next as leader.

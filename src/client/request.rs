@@ -12,10 +12,9 @@ use super::error::ClientError;
 use super::retry::idempotency_key;
 use super::{ExampleClient, Written};
 use crate::body::ErrorAnswer;
-use crate::config::{KEY_BYTES_MAX_LIMIT, RESPONSE_BYTES_MAX};
+use crate::config::{KEY_BYTES_MAX_LIMIT, RESPONSE_BYTES_MAX, check_idempotency_key};
 use crate::connection::{read_response, reason_of};
 use crate::error::Outcome;
-use crate::operation::check_idempotency_key;
 
 /// The header that names the cluster of a node.
 const CLUSTER: &str = "raft-cluster";

@@ -10,8 +10,7 @@ use reqwest::Method;
 use super::error::ClientError;
 use super::request::{Effect, Request, ttl_text};
 use super::{ExampleClient, Written};
-use crate::body::{Compare, EncodedValue, TxnAnswer, TxnKey, TxnOperation, TxnPut, TxnRequest, TxnTouch};
-use crate::operation::Relation;
+use crate::body::{Compare, EncodedValue, Relation, TxnAnswer, TxnKey, TxnOperation, TxnPut, TxnRequest, TxnTouch};
 
 /// A transaction, which is sent when it is awaited.
 ///

@@ -12,15 +12,14 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tempfile::TempDir;
 
-use crate::ExampleStateMachine;
 use crate::config::LOG_TIME_MS_MAX;
 use crate::operation::{Key, Operation, Put, Write};
 use crate::store::clock_file;
-use crate::store::codec::{LogIdRecord, PayloadRecord, UserDataRecord, VoteRecord};
 use crate::store::identity::{self, Identity};
-use crate::store::log_check::CheckedLog;
-use crate::store::snapshot_format::{self, meta_of};
-use crate::store::{LogSizes, LogStore, StoreError};
+use crate::store::log::check::CheckedLog;
+use crate::store::log::codec::{LogIdRecord, PayloadRecord, UserDataRecord, VoteRecord};
+use crate::store::snapshot::format::{self, meta_of};
+use crate::store::{ExampleStateMachine, LogSizes, LogStore, StoreError};
 use crate::types::{Command, Entry, LogId, Payload};
 
 /// A `CLOCK` that is accepted is encoded as the same bytes, and has a possible log time.
@@ -99,7 +98,7 @@ pub fn snapshot(bytes: &[u8]) {
     let directory = scratch();
     let path = directory.path().join("received");
     fs::write(&path, bytes).expect("the file is written");
-    match snapshot_format::load(&path) {
+    match format::load(&path) {
         Ok((meta, mut machine)) => {
             assert_eq!(meta, meta_of(&machine));
             assert_snapshot_holds(&machine);
@@ -127,8 +126,8 @@ fn assert_snapshot_holds(machine: &ExampleStateMachine) {
     let directory = scratch();
     let path: PathBuf = directory.path().join("written");
     let mut file = File::create(&path).expect("the file is made");
-    snapshot_format::write(machine, &meta_of(machine), &mut file).expect("the state is written");
-    let (meta, loaded) = snapshot_format::load(&path).expect("what was written is read");
+    format::write(machine, &meta_of(machine), &mut file).expect("the state is written");
+    let (meta, loaded) = format::load(&path).expect("what was written is read");
     assert_eq!(meta, meta_of(machine));
     assert!(loaded == *machine, "the snapshot holds something else");
     assert_eq!(loaded.hash_of_all(), machine.hash_of_all());

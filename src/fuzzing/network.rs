@@ -40,9 +40,9 @@ use crate::network::rpc_check::{Append, SnapshotHead, check_append, check_candid
 use crate::network::txn::txn_operation;
 use crate::network::{api, management, watch};
 use crate::operation::{Condition, Operation, Write};
-use crate::store::codec::PayloadRecord;
-use crate::types::{Command, Entry, ExampleRequest, ExampleResponse, LogId, Payload, TypeConfig, Vote};
-use crate::{ExampleStateMachine, NodeId};
+use crate::store::ExampleStateMachine;
+use crate::store::log::codec::PayloadRecord;
+use crate::types::{Command, Entry, ExampleRequest, ExampleResponse, LogId, NodeId, Payload, TypeConfig, Vote};
 
 const LIMITS: Limits = Limits {
     request_bytes: REQUEST_BYTES_MAX_DEFAULT,

@@ -20,7 +20,7 @@ use crate::body::{DeleteAnswer, KeyValue, ListAnswer};
 use crate::config::KEY_VALUE_EXTRA_BYTES;
 use crate::error::{ApiError, Details, Outcome, RevisionGone};
 use crate::operation::{Key, Operation, WriteResult};
-use crate::store::listing::Range;
+use crate::store::state_machine::listing::Range;
 use crate::store::{Data, Record};
 
 const LIST_PARAMETERS: &[&str] =

@@ -7,9 +7,9 @@ use actix_web::HttpRequest;
 use actix_web::http::header::{self, HeaderMap, HeaderName};
 use percent_encoding::percent_decode_str;
 
-use crate::config::{KEY_BYTES_MAX_DEFAULT, Limits, TTL_MS_MAX, TTL_MS_MIN};
+use crate::config::{KEY_BYTES_MAX_DEFAULT, Limits, TTL_MS_MAX, TTL_MS_MIN, check_idempotency_key};
 use crate::error::{ApiError, Details};
-use crate::operation::{Operation, RequestId, check_idempotency_key};
+use crate::operation::{Operation, RequestId};
 
 /// A request with the same value is done once.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");

@@ -13,7 +13,8 @@ use tokio::sync::oneshot;
 
 use super::memory::HeldMemory;
 use crate::config::{GATHERING_TURNS_MAX, PROPOSED_BYTES_A_BATCH};
-use crate::types::{Command, ExampleRaft, TypeConfig};
+use crate::store::ExampleRaft;
+use crate::types::{Command, TypeConfig};
 
 /// What became of a write.
 pub type Proposed = Result<ClientWriteResponse<TypeConfig>, RaftError<TypeConfig, ClientWriteError<TypeConfig>>>;

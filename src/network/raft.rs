@@ -26,12 +26,12 @@ use super::{api, forward};
 use crate::app::{ExampleApp, Known};
 use crate::config::{
     APPEND_RPC_BYTES_MAX, LARGE_RPC_WAIT_MAX, LEADER_VIEW_INTERVALS, SMALL_RPC_BYTES_MAX, SNAPSHOT_BYTES_A_LOOK,
-    SNAPSHOT_DEADLINE, SNAPSHOT_HEAD_BYTES_MAX, SNAPSHOT_LEAVES_BYTES, SNAPSHOT_PAUSE_MAX, SNAPSHOT_WAIT_MAX,
+    SNAPSHOT_DEADLINE, SNAPSHOT_HEAD_BYTES_MAX, SNAPSHOT_PAUSE_MAX, SNAPSHOT_WAIT_MAX,
 };
 use crate::disk::{DiskSpace, Taken};
 use crate::error::{ApiError, Details, Retry};
-use crate::store::codec::PayloadRecord;
-use crate::store::durable;
+use crate::store::error::is_out_of_space;
+use crate::store::log::codec::PayloadRecord;
 use crate::store::snapshot::TemporaryFile;
 use crate::types::{Entry, NodeId, TypeConfig};
 
@@ -532,7 +532,7 @@ async fn save(
 ) -> Result<(), ApiError> {
     let failed = |error: io::Error| {
         let what = format!("cannot receive a snapshot into `{}`: {error}", temporary.path().display());
-        if durable::is_out_of_space(&error) {
+        if is_out_of_space(&error) {
             tracing::error!("{what}");
             return ApiError::DiskSpaceLow(Details::not_applied(what));
         }
@@ -546,7 +546,7 @@ async fn save(
         unlooked_bytes += chunk.len() as u64;
         if unlooked_bytes >= SNAPSHOT_BYTES_A_LOOK {
             unlooked_bytes = 0;
-            check_room(app, temporary).await?;
+            check_room(app).await?;
         }
         file.write_all(&chunk).await.map_err(failed)?;
         match next_chunk(payload).await? {
@@ -565,17 +565,11 @@ async fn next_chunk(payload: &mut web::Payload) -> Result<Option<Bytes>, ApiErro
     }
 }
 
-/// The log must still have room while a snapshot takes some; if it has not, older snapshots make room. If the free space
-/// cannot be known, it has.
-async fn check_room(app: &ExampleApp, temporary: &TemporaryFile) -> Result<(), ApiError> {
-    let path = temporary.path().to_owned();
+/// Checks that the disk has room for more of a snapshot; deletes older snapshots if necessary.
+async fn check_room(app: &ExampleApp) -> Result<(), ApiError> {
     let snapshots = app.store.state_machine.snapshots().clone();
-    let looked = tokio::task::spawn_blocking(move || {
-        let too_few = || durable::free_bytes(&path).ok().filter(|free_bytes| *free_bytes < SNAPSHOT_LEAVES_BYTES);
-        too_few().and_then(|free_bytes| if snapshots.delete_older() { too_few() } else { Some(free_bytes) })
-    });
-    match looked.await {
-        Ok(Some(free_bytes)) => Err(ApiError::DiskSpaceLow(Details::not_applied(format!(
+    match tokio::task::spawn_blocking(move || snapshots.make_room(0)).await {
+        Ok(Err(free_bytes)) => Err(ApiError::DiskSpaceLow(Details::not_applied(format!(
             "the disk has {free_bytes} bytes left, too few to receive a snapshot"
         )))),
         _ => Ok(()),

@@ -28,7 +28,7 @@ use crate::config::{APPEND_BYTES_PER_SECOND_MIN, PEER_RESPONSE_BYTES_MAX, SNAPSH
 use crate::connection::{connections, read_response, reason_of};
 use crate::peers::Peers;
 use crate::store::ExampleStore;
-use crate::store::codec::PayloadRecord;
+use crate::store::log::codec::PayloadRecord;
 use crate::store::snapshot::SnapshotFile;
 use crate::types::{ExampleNode, NodeId, TypeConfig, Vote};
 

@@ -145,7 +145,7 @@ fn comparison(compare: Compare, limits: &Limits) -> Result<Comparison, ApiError>
             "a comparison has exactly one of `exists`, `value`, `revision`, `create_revision` and `version`",
         ));
     };
-    let relation = op.unwrap_or_default();
+    let relation = Relation::from(op.unwrap_or_default());
     if matches!(operand, Operand::Exists(_)) && !matches!(relation, Relation::Equal | Relation::NotEqual) {
         return Err(invalid("`exists` is compared with = or !="));
     }

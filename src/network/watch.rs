@@ -36,7 +36,7 @@ use crate::config::{
 use crate::confirmations::Wanted;
 use crate::error::{ApiError, Outcome, Retry, RevisionGone};
 use crate::operation::Key;
-use crate::store::listing::Range;
+use crate::store::state_machine::listing::Range;
 use crate::store::{Change, ChangeKind, Filter, LongEvents, Record, Subscription, WatchError};
 
 /// Where a watch goes on: the `id` of the last event that the reader has.
@@ -625,6 +625,7 @@ mod tests {
     use super::*;
     use crate::config::WATCH_LONG_EVENT_BYTES;
     use crate::operation::Value;
+    use crate::store::RecordParts;
 
     /// What is kept to be sent takes no more memory than its length, by which it is counted.
     ///
@@ -634,7 +635,8 @@ mod tests {
         let values = [b'v', 0xff, 1].map(|byte| Value::from(&vec![byte; 1 << 20]));
         let values = [vec![Value::from("short"); 3], values.to_vec(), vec![Value::from("short"); 3]].concat();
         let change = |(revision, value)| {
-            let record = Record::new("key", value, [revision, 1, 1], 0);
+            let parts = RecordParts { value, revision, create_revision: 1, version: 1, expires_at_ms: 0 };
+            let record = Record::new("key", parts);
             Change { revision, position: 0, key: "key".into(), kind: ChangeKind::Put(Arc::new(record)) }
         };
         let changes: Vec<Change> = (1..).zip(values).map(change).collect();

@@ -9,11 +9,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use super::ownership;
+use super::ownership::{self, TEMPORARY_EXTENSION};
 use crate::seeded_bug::{self, SeededBug};
-
-/// The ending of a file that is being written.
-pub const TEMPORARY_EXTENSION: &str = "tmp";
 
 /// The temporary name under which `path` is written before it is published.
 pub fn temporary_path(path: &Path) -> PathBuf {
@@ -43,21 +40,18 @@ pub fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// How many bytes the disk under a directory has left.
+/// Free bytes on the disk of a directory or file that this user may take.
 pub fn free_bytes(path: &Path) -> io::Result<u64> {
-    let stat = rustix::fs::statvfs(path)?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    Ok(available(rustix::fs::statvfs(path)?))
 }
 
-/// How many bytes the disk that holds an open file has left.
+/// The same of an open file.
 pub fn free_bytes_of(file: &File) -> io::Result<u64> {
-    let stat = rustix::fs::fstatvfs(file)?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    Ok(available(rustix::fs::fstatvfs(file)?))
 }
 
-/// Whether an error only says that there is no space, or no more that this user may have.
-pub fn is_out_of_space(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+fn available(disk: rustix::fs::StatVfs) -> u64 {
+    disk.f_bavail.saturating_mul(disk.f_frsize)
 }
 
 /// Creates a directory and those above it, durably. One that exists is left as it is.

@@ -3,9 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::durable;
-use super::state_hash::StateHash;
 use crate::agreement::{OlderCopy, OtherEntry};
+use crate::hash::StateHash;
 use crate::types::NodeId;
 
 /// Why a data directory was refused or failed, or what it holds cannot be trusted.
@@ -155,9 +154,9 @@ impl StoreError {
         StoreError::Io { action, path: path.to_owned(), source }
     }
 
-    /// Whether the disk has no room, or the user may take no more of it.
+    /// Whether the disk is full, or the user's quota of it is used up.
     pub(crate) fn is_out_of_space(&self) -> bool {
-        matches!(self, StoreError::Io { source, .. } if durable::is_out_of_space(source))
+        matches!(self, StoreError::Io { source, .. } if is_out_of_space(source))
     }
 
     /// What is damaged and how, without what to do about it.
@@ -174,6 +173,11 @@ impl StoreError {
     pub(crate) fn damaged(path: &Path, offset: Option<u64>, what: impl Into<String>) -> Self {
         StoreError::Damaged { path: path.to_owned(), offset, what: what.into() }
     }
+}
+
+/// Whether an operation failed because the disk is full, or because the user's quota of it is used up.
+pub fn is_out_of_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 impl From<StoreError> for io::Error {

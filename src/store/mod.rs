@@ -14,25 +14,15 @@
 
 pub mod applied;
 pub mod clock_file;
-pub mod codec;
 pub mod durable;
 pub mod error;
-pub mod history;
 pub mod identity;
-mod least_revisions;
-pub mod listing;
 pub mod log;
-pub mod log_check;
 pub mod ownership;
-mod prefixes;
-pub mod requests;
 pub mod self_check;
 pub mod snapshot;
-pub mod snapshot_format;
-pub mod state_hash;
 pub mod state_machine;
 pub mod state_machine_store;
-mod stored_results;
 pub mod watch;
 
 use std::path::{Path, PathBuf};
@@ -40,23 +30,28 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::applied::TooManyWaits;
 pub use self::error::StoreError;
-pub use self::history::{Change, ChangeKind};
 pub use self::identity::{ClusterId, Identity};
-pub use self::log::{LogFile, LogSizes, LogStore};
+pub use self::log::{LogFile, LogStore};
 pub use self::self_check::{SelfCheck, SelfChecks};
-pub use self::state_hash::StateHash;
-pub use self::state_machine::{Data, ExampleStateMachine, Record};
+pub use self::state_machine::ExampleStateMachine;
+pub use self::state_machine::history::{Change, ChangeKind};
+pub use self::state_machine::record::{Data, Record, RecordParts};
 pub use self::state_machine_store::StateMachineStore;
 pub use self::watch::{Filter, LongEvents, Subscription, WatchError};
+pub use crate::config::LogSizes;
+pub use crate::hash::StateHash;
 /// Where the original has them.
 pub use crate::types::{ExampleRequest, ExampleResponse};
 
 use self::clock_file::ClockFile;
 use self::identity::{DirectoryLock, IdentityFile};
-use self::log_check::CheckedLog;
+use self::log::check::CheckedLog;
 use self::snapshot::SnapshotDirectory;
 use crate::clock::{LogClock, Reading};
-use crate::types::NodeId;
+use crate::types::{NodeId, TypeConfig};
+
+/// The Raft instance of a node.
+pub type ExampleRaft = openraft::Raft<TypeConfig, StateMachineStore>;
 
 /// An open data directory.
 #[derive(Debug)]

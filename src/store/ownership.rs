@@ -18,9 +18,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use rustix::process::geteuid;
 
-use super::durable::TEMPORARY_EXTENSION;
 use super::error::StoreError;
 
+/// The extension of a file that is being written, and has not got its name yet.
+pub const TEMPORARY_EXTENSION: &str = "tmp";
 const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 /// The user that every other user has to trust.

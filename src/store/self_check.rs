@@ -12,9 +12,9 @@
 use std::collections::VecDeque;
 
 use super::error::StoreError;
-use super::state_hash::StateHash;
 use super::state_machine::ExampleStateMachine;
 use crate::config::{SELF_CHECK_ENTRIES, SELF_CHECKS_KEPT};
+use crate::hash::StateHash;
 use crate::operation::{Operation, Write};
 use crate::types::{Command, Entry, LogId, NodeId, Payload};
 

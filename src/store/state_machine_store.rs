@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine, Snapshot};
 use openraft::{OptionalSend, RaftSnapshotBuilder};
@@ -11,12 +12,14 @@ use rustix::thread::gettid;
 
 use super::applied::{AppliedWaits, Due, TooManyWaits};
 use super::error::StoreError;
-use super::listing::Listings;
-use super::requests::Requests;
 use super::self_check::{self, Announced, SelfCheck, SelfChecks};
 use super::snapshot::{SnapshotDirectory, SnapshotFile};
 use super::state_machine::ExampleStateMachine;
-use super::watch::{Filter, Hub, Subscription};
+use super::state_machine::history::Change;
+use super::state_machine::listing::Listings;
+use super::state_machine::requests::Requests;
+use super::watch::hub::{Batch, Filter, Hub, LongEvents};
+use super::watch::subscription::Subscription;
 use crate::clock::LogClock;
 use crate::config::{APPLY_ENTRIES_MAX, SNAPSHOT_NICENESS};
 use crate::seeded_bug::{self, SeededBug};
@@ -68,7 +71,7 @@ impl StateMachineStore {
 
     /// Watches the keys of a filter, from the change at `revision` and `position` on.
     pub fn watch(&self, filter: Filter, revision: u64, position: u32) -> Subscription {
-        Subscription::new(self.clone(), filter, (revision, position))
+        Subscription::new(self.machine.clone(), self.hub.clone(), filter, (revision, position))
     }
 
     /// The state after an entry, once it is applied. It is after a later one if that is applied already, or if a
@@ -91,8 +94,13 @@ impl StateMachineStore {
         }
     }
 
-    pub(super) fn hub(&self) -> &Arc<Hub> {
-        &self.hub
+    /// A batch as `encode` writes it, in pieces: encoded once for all watches that share it.
+    pub fn encoded<'a>(
+        &self,
+        batch: &'a Batch,
+        encode: impl FnOnce(&[Change], &LongEvents) -> Vec<Bytes>,
+    ) -> &'a [Bytes] {
+        self.hub.encoded(batch, encode)
     }
 
     /// The states that are kept for listings of several pages.
@@ -298,7 +306,9 @@ async fn on_blocking_thread<T: Send + 'static>(work: impl FnOnce() -> io::Result
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{ChangeKind, ExampleStore, Record};
+    use crate::store::log::check::CheckedLog;
+    use crate::store::state_machine::history::ChangeKind;
+    use crate::store::state_machine::record::tests::new_record;
 
     /// What changed in memory by itself gets into no snapshot, and ends the node.
     ///
@@ -308,11 +318,11 @@ mod tests {
     async fn changed_memory_is_not_written() {
         let changes: [fn(&mut ExampleStateMachine); 2] = [
             |machine| {
-                let record = Record::new("key", "value".into(), [1, 1, 1], 0);
+                let record = new_record("key", "value".into(), 1);
                 machine.data.insert("key".into(), Arc::new(record));
             },
             |machine| {
-                let mut record = Record::new("key", "value".into(), [1, 1, 1], 0);
+                let mut record = new_record("key", "value".into(), 1);
                 record.value = "other".into();
                 machine.revision = 1;
                 machine.history.push(1, "key".into(), ChangeKind::Put(Arc::new(record)));
@@ -320,7 +330,9 @@ mod tests {
         ];
         for change in changes {
             let directory = tempfile::tempdir().unwrap();
-            let mut store = ExampleStore::open(directory.path(), 1).unwrap().state_machine;
+            let (snapshots, machine) = SnapshotDirectory::open(directory.path(), &CheckedLog::default()).unwrap();
+            let clock = Arc::new(LogClock::new(None));
+            let mut store = StateMachineStore::new(machine, snapshots, clock);
             store.get_snapshot_builder().await.build_snapshot().await.unwrap();
             store.write(change);
             let error = store.get_snapshot_builder().await.build_snapshot().await.map(drop).unwrap_err();

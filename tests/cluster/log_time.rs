@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use raft_key_value::NodeId;
 use raft_key_value::operation::{Operation, Write};
 use raft_key_value::store::clock_file::ClockFile;
-use raft_key_value::store::snapshot_format::{load, meta_of, write as write_snapshot};
+use raft_key_value::store::snapshot::format::{load, meta_of, write as write_snapshot};
 use raft_key_value::types::{Command, Entry, Payload};
 
 use crate::harness::{CALM_BUT_QUICK, DEADLINE, TestCluster, eventually, report};

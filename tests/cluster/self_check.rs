@@ -7,7 +7,7 @@ use futures_util::stream::{self, StreamExt};
 use raft_key_value::NodeId;
 use raft_key_value::config::{APPLIED_WAITING_MAX, SELF_CHECK_ENTRIES};
 use raft_key_value::operation::{Operation, Put, Write};
-use raft_key_value::store::snapshot_format::{load, meta_of, write as write_snapshot};
+use raft_key_value::store::snapshot::format::{load, meta_of, write as write_snapshot};
 use raft_key_value::types::{Command, Entry, Payload};
 use serde_json::{Value, json};
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use openraft::vote::RaftLeaderId;
 use raft_key_value::ExampleStateMachine;
-use raft_key_value::store::snapshot_format::{load, meta_of, write};
+use raft_key_value::store::snapshot::format::{load, meta_of, write};
 use raft_key_value::store::{ChangeKind, StateHash};
 use raft_key_value::types::{Entry, ExampleResponse, LogId, Payload};
 use tempfile::NamedTempFile;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use openraft::RaftLogReader;
 use raft_key_value::ExampleStateMachine;
-use raft_key_value::store::snapshot_format::load;
+use raft_key_value::store::snapshot::format::load;
 use raft_key_value::store::{ExampleStore, Identity};
 use raft_key_value::types::{Command, Entry, Payload};
 use tempfile::TempDir;

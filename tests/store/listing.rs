@@ -6,7 +6,7 @@ use proptest::collection::{btree_set, vec};
 use proptest::option;
 use proptest::prelude::{Strategy, any};
 use raft_key_value::ExampleStateMachine;
-use raft_key_value::store::listing::Range;
+use raft_key_value::store::state_machine::listing::Range;
 
 use crate::support::*;
 

@@ -137,9 +137,9 @@ fn snapshots(seeds: &mut Seeds) {
         });
         let directory = scratch();
         let path = directory.path().join("snapshot");
-        let meta = raft_key_value::store::snapshot_format::meta_of(&machine);
+        let meta = raft_key_value::store::snapshot::format::meta_of(&machine);
         let mut file = fs::File::create(&path).unwrap();
-        raft_key_value::store::snapshot_format::write(&machine, &meta, &mut file).unwrap();
+        raft_key_value::store::snapshot::format::write(&machine, &meta, &mut file).unwrap();
         seeds.insert(format!("snapshot/{name}"), fs::read(&path).unwrap());
     }
 }
@@ -165,7 +165,7 @@ fn messages(seeds: &mut Seeds) {
     let transfer = TransferLeaderRequest::<TypeConfig>::new(vote(2, true), 2, Some(log_id(1, 9)));
     let mut machine = ExampleStateMachine::default();
     machine.apply(membership(1, 0, &[1, 2, 3]));
-    let meta = raft_key_value::store::snapshot_format::meta_of(&machine);
+    let meta = raft_key_value::store::snapshot::format::meta_of(&machine);
     let head = SnapshotHead { vote: vote(1, true), meta };
     for (name, bytes) in [
         ("heartbeat", enveloped(b'a', heartbeat)),

@@ -6,7 +6,7 @@ use futures_util::stream;
 use openraft::storage::RaftStateMachine;
 use raft_key_value::config::SELF_CHECK_ENTRIES;
 use raft_key_value::operation::Operation;
-use raft_key_value::store::snapshot_format::{load, meta_of, write as write_snapshot};
+use raft_key_value::store::snapshot::format::{load, meta_of, write as write_snapshot};
 use raft_key_value::store::{ExampleStore, SelfCheck, StoreError};
 use raft_key_value::types::Entry;
 use tempfile::TempDir;

@@ -8,7 +8,7 @@ use openraft::RaftSnapshotBuilder;
 use openraft::storage::{RaftLogStorage, RaftStateMachine};
 use raft_key_value::ExampleStateMachine;
 use raft_key_value::config::{KEY_BYTES_MAX_LIMIT, SNAPSHOT_FRAME_BYTES_MAX, VALUE_BYTES_MAX_LIMIT};
-use raft_key_value::store::log_check::CheckedLog;
+use raft_key_value::store::log::check::CheckedLog;
 use raft_key_value::store::snapshot::{SnapshotDirectory, SnapshotSizes};
 use raft_key_value::store::{ExampleStore, StoreError};
 

@@ -16,7 +16,7 @@ use proptest::test_runner::{Config, RngSeed, TestRunner};
 use raft_key_value::operation::{
     self, Comparison, Condition, Delete, Operand, Operation, Put, Relation, RequestId, Touch, Txn, TxnStep, Value,
 };
-use raft_key_value::store::codec::LogTypes;
+use raft_key_value::store::log::LogTypes;
 use raft_key_value::store::{ClusterId, ExampleStore, LogSizes, StoreError};
 use raft_key_value::types::{Command, Entry, LogId, Payload, SnapshotMeta, StoredMembership, Vote};
 use raft_key_value::{ExampleNode, TypeConfig};

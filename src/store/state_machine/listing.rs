@@ -5,7 +5,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::state_machine::{Data, Record};
+use super::record::{Data, Record};
 use crate::config::{LISTING_KEPT, LISTINGS_KEPT_MAX, STATE_REPLACED_BYTES_MAX};
 use crate::operation::Key;
 

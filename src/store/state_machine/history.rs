@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use imbl::Vector;
 
-use super::state_machine::Record;
+use super::record::Record;
 use crate::config::{HISTORY_BYTES_MAX, HISTORY_CHANGES_MAX};
+use crate::hash::StateHash;
 use crate::operation::Key;
 
 /// One change of one key.
@@ -50,21 +51,41 @@ pub struct History {
 
 impl Change {
     /// What each takes without its key and value, in bytes.
-    pub(super) const FIXED_BYTES: usize = 128;
+    pub(crate) const FIXED_BYTES: usize = 128;
 
     /// About how much memory it takes, and how long it is when it is sent, in bytes.
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         let value_bytes = match &self.kind {
             ChangeKind::Put(record) => record.value.as_bytes().len(),
             ChangeKind::Delete | ChangeKind::Expire => 0,
         };
         Self::FIXED_BYTES + self.key.len() + value_bytes
     }
+
+    /// The hash of the change.
+    ///
+    /// **In the hash: frozen.** It is of these numbers: kind (1 put, 2 delete, 3 expiry), position; of a put the two
+    /// halves of the hash of the key with its record, otherwise the revision and the two halves of the key's hash.
+    pub(crate) fn hash(&self) -> StateHash {
+        let position = u64::from(self.position);
+        let removed = |kind| {
+            let [key_0, key_1] = StateHash::of_bytes(self.key.as_bytes()).halves();
+            StateHash::of_numbers([kind, position, self.revision, key_0, key_1])
+        };
+        match &self.kind {
+            ChangeKind::Put(record) => {
+                let [record_0, record_1] = record.computed_hash(&self.key).halves();
+                StateHash::of_numbers([1, position, record_0, record_1])
+            }
+            ChangeKind::Delete => removed(2),
+            ChangeKind::Expire => removed(3),
+        }
+    }
 }
 
 impl History {
     /// A history in which the next change is of `next_revision`.
-    pub(super) fn starting_at(next_revision: u64) -> Self {
+    pub(in crate::store) fn starting_at(next_revision: u64) -> Self {
         History { oldest: next_revision, ..History::default() }
     }
 
@@ -74,12 +95,12 @@ impl History {
     }
 
     /// The revision of the last change that is kept.
-    pub(super) fn newest(&self) -> Option<u64> {
+    pub(in crate::store) fn newest(&self) -> Option<u64> {
         self.changes.last().map(|change| change.revision)
     }
 
     /// Adds a change, and lets go of the oldest if there are too many.
-    pub(super) fn push(&mut self, revision: u64, key: Key, kind: ChangeKind) {
+    pub(in crate::store) fn push(&mut self, revision: u64, key: Key, kind: ChangeKind) {
         let position = match self.changes.last() {
             Some(last) if last.revision == revision => last.position + 1,
             _ => 0,
@@ -120,9 +141,11 @@ impl History {
 mod tests {
     use super::*;
     use crate::operation::Value;
+    use crate::store::state_machine::record::RecordParts;
+    use crate::store::state_machine::record::tests::new_record;
 
     fn put_of(value: &Value) -> ChangeKind {
-        ChangeKind::Put(Arc::new(Record::new("key", value.clone(), [1, 1, 1], 0)))
+        ChangeKind::Put(Arc::new(new_record("key", value.clone(), 1)))
     }
 
     /// What must hold whatever was pushed. `pushed` is the revision of each push.
@@ -228,5 +251,17 @@ mod tests {
                 assert_eq!(found, wanted, "since {revision}.{position}");
             }
         }
+    }
+
+    /// Changes have the hashes that they had in all versions before: nodes compare them.
+    #[test]
+    fn hashes_are_fixed() {
+        let parts =
+            RecordParts { value: "value".into(), revision: 7, create_revision: 5, version: 2, expires_at_ms: 0 };
+        let record = Arc::new(Record::new("key", parts));
+        let kinds = [ChangeKind::Put(record), ChangeKind::Delete, ChangeKind::Expire];
+        let hash_of = |kind| Change { revision: 7, position: 1, key: "key".into(), kind }.hash();
+        let sum: StateHash = kinds.into_iter().map(hash_of).sum();
+        assert_eq!(sum.to_string(), "088932435f45c05ff7696b9c98e8b124");
     }
 }

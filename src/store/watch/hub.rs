@@ -1,17 +1,4 @@
-//! Who waits for which changes.
-//!
-//! A watch first reads [`super::history`] from where it wants to begin. Once it
-//! has come to the end it joins the group of those that watch the same keys, and
-//! is handed what is applied from then on. One that falls behind its group goes
-//! back to the history; one that falls behind the history has lost, and is told.
-//!
-//! Each batch is encoded once for its group, however long it is, and each long
-//! event once for all groups. A slow reader holds only its place and the batch
-//! that is being sent to it: the others belong to the node, which keeps the
-//! newest up to a number of bytes.
-//!
-//! A write looks its key up once among the keys that are watched, and once among
-//! the prefixes, however many there are.
+//! Which watches there are, and what they are handed.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -19,18 +6,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use bytes::Bytes;
-use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::broadcast::{Receiver, Sender};
 
-use super::history::Change;
 use super::prefixes::Prefixes;
-use super::state_machine::ExampleStateMachine;
-use super::state_machine_store::StateMachineStore;
 use crate::config::{
-    WATCH_BATCH_BYTES, WATCH_BATCHES_MAX, WATCH_HANDED_OUT_BATCH_BYTES, WATCH_HANDED_OUT_BYTES_MAX,
-    WATCH_LONG_EVENT_BYTES, WATCH_LONG_EVENTS_BYTES_MAX, WATCH_LOOKED_AT_MAX,
+    WATCH_BATCHES_MAX, WATCH_HANDED_OUT_BATCH_BYTES, WATCH_HANDED_OUT_BYTES_MAX, WATCH_LONG_EVENT_BYTES,
+    WATCH_LONG_EVENTS_BYTES_MAX,
 };
 use crate::operation::Key;
+use crate::store::state_machine::ExampleStateMachine;
+use crate::store::state_machine::history::Change;
 
 /// Which keys are watched.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +40,7 @@ pub struct Batch {
 
 /// What the watches of a group receive.
 #[derive(Clone, Debug)]
-enum Handed {
+pub(super) enum Handed {
     /// The next batch, for as long as the node keeps it, and the revision of its first change. All changes of the
     /// group before that have been handed out.
     Batch(Weak<Batch>, u64),
@@ -63,37 +48,14 @@ enum Handed {
     Last(u64),
 }
 
-/// Why a watch cannot go on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum WatchError {
-    /// Changes that it should see are no longer kept.
-    #[error("the oldest revision that is kept is {oldest}")]
-    Gone {
-        /// The oldest revision from which all changes are kept.
-        oldest: u64,
-    },
-}
-
-/// The place of a watch in the sequence of all changes.
-pub struct Subscription {
-    store: StateMachineStore,
-    filter: Filter,
-    /// The revision and position of the next change that is wanted.
-    cursor: (u64, u32),
-    /// Its place in its group, which it keeps when it falls behind.
-    receiver: Option<Receiver<Handed>>,
-    /// Whether the receiver has all that comes after the cursor. Otherwise that is read from the history.
-    follows: bool,
-}
-
 /// All watches of one node.
 #[derive(Debug, Default)]
-pub(super) struct Hub {
+pub(in crate::store) struct Hub {
     groups: Mutex<Groups>,
     /// Whether there are any; looked at by each write.
     watched: AtomicBool,
     /// All changes up to this revision have been handed out. The state may be further.
-    published: AtomicU64,
+    pub(super) published: AtomicU64,
     // Taken after `groups`, if both are.
     handed_out: Mutex<HandedOut>,
     long_events: LongEvents,
@@ -176,7 +138,7 @@ impl Filter {
 
 impl Batch {
     /// `counted_bytes` is what it counts for in [`HandedOut`]; 0 if it is not to be there.
-    fn new(changes: Vec<Change>, counted_bytes: usize) -> Arc<Self> {
+    pub(super) fn new(changes: Vec<Change>, counted_bytes: usize) -> Arc<Self> {
         Arc::new(Batch {
             changes,
             encoded: OnceLock::new(),
@@ -288,184 +250,30 @@ impl LongEvents {
     }
 }
 
-impl Subscription {
-    pub(super) fn new(store: StateMachineStore, filter: Filter, cursor: (u64, u32)) -> Self {
-        Subscription { store, filter, cursor, receiver: None, follows: false }
-    }
-
-    /// The next changes, as soon as there are any. Nothing is lost if the future is dropped.
-    pub async fn next(&mut self) -> Result<Arc<Batch>, WatchError> {
-        loop {
-            let batch = match &mut self.receiver {
-                Some(receiver) if self.follows => match receiver.recv().await {
-                    Ok(Handed::Last(revision)) => {
-                        self.skip_to(revision);
-                        None
-                    }
-                    Ok(Handed::Batch(batch, first)) => match batch.upgrade() {
-                        Some(batch) => self.wanted_of(batch),
-                        // It fell behind by more bytes than are kept, if only by those of other groups.
-                        None => {
-                            self.skip_to(first);
-                            self.follows = false;
-                            None
-                        }
-                    },
-                    // It fell behind by more batches than are kept.
-                    Err(RecvError::Lagged(_)) => {
-                        self.follows = false;
-                        None
-                    }
-                    // The group has ended.
-                    Err(RecvError::Closed) => {
-                        self.leave();
-                        None
-                    }
-                },
-                _ => {
-                    let found = self.catch_up()?;
-                    if found.is_none() && !self.follows {
-                        // Others of this thread go first.
-                        tokio::task::yield_now().await;
-                    }
-                    found
-                }
-            };
-            if let Some(batch) = batch {
-                if let Some(last) = batch.changes.last() {
-                    self.cursor = self.cursor.max((last.revision, last.position + 1));
-                }
-                return Ok(batch);
-            }
-        }
-    }
-
-    /// See [`StateMachineStore::encoded`].
-    pub fn encoded<'a>(
-        &self,
-        batch: &'a Batch,
-        encode: impl FnOnce(&[Change], &LongEvents) -> Vec<Bytes>,
-    ) -> &'a [Bytes] {
-        self.store.encoded(batch, encode)
-    }
-
-    /// The revision up to which all has been taken that is wanted, if nothing is waiting.
-    pub fn caught_up(&mut self) -> Option<u64> {
-        // Before looking at what waits: what is handed out in between is not counted as taken.
-        let published = self.store.hub().published.load(Ordering::Acquire);
-        let receiver = self.receiver.as_ref()?;
-        // One that is closed is empty too, and the changes that a snapshot brought were not in it.
-        if !self.follows || !receiver.is_empty() || receiver.is_closed() {
-            return None;
-        }
-        self.skip_to(published + 1);
-        // In the middle of a revision it has a change that is only being handed out to others.
-        (self.cursor.1 == 0).then(|| self.cursor.0 - 1)
-    }
-
-    /// Notes that there is nothing more for it before a revision, so that a watch
-    /// of quiet keys does not lose its place when the history moves on.
-    fn skip_to(&mut self, revision: u64) {
-        self.cursor = self.cursor.max((revision, 0));
-    }
-
-    /// Reads on in the history, some of it. At its end the watch joins the group, or follows it again.
-    fn catch_up(&mut self) -> Result<Option<Arc<Batch>>, WatchError> {
-        let hub = self.store.hub().clone();
-        let (filter, receiver, cursor) = (&self.filter, &self.receiver, self.cursor);
-        let (changes, next, joined) = self.store.read(|machine| {
-            let oldest = machine.history.oldest();
-            if cursor.0 < oldest {
-                return Err(WatchError::Gone { oldest });
-            }
-            Ok(match changes_from(machine, filter, cursor) {
-                (changes, Some(next)) => (changes, next, None),
-                // Nothing is applied meanwhile, so nothing falls between the two. What was handed out before is of
-                // the history. If the group has ended, so has the new receiver.
-                (changes, None) => {
-                    let receiver = receiver.as_ref().map_or_else(|| hub.join(filter), Receiver::resubscribe);
-                    (changes, machine.revision + 1, Some(receiver))
-                }
-            })
-        })?;
-        if let Some(receiver) = joined {
-            self.receiver = Some(receiver);
-            self.follows = true;
-        }
-        self.skip_to(next);
-        Ok((!changes.is_empty()).then(|| Batch::new(changes, 0)))
-    }
-
-    /// A batch without what was wanted later, or was taken before.
-    fn wanted_of(&self, batch: Arc<Batch>) -> Option<Arc<Batch>> {
-        let wanted = |change: &Change| (change.revision, change.position) >= self.cursor;
-        if batch.changes.first().is_some_and(wanted) {
-            return Some(batch);
-        }
-        let changes: Vec<Change> = batch.changes.iter().filter(|change| wanted(change)).cloned().collect();
-        (!changes.is_empty()).then(|| Batch::new(changes, 0))
-    }
-
-    fn leave(&mut self) {
-        self.follows = false;
-        if self.receiver.take().is_some() {
-            self.store.hub().leave(&self.filter);
-        }
-    }
-}
-
-impl StateMachineStore {
+impl Hub {
     /// A batch as `encode` writes it, in pieces: encoded by the first that asks, for all that share it.
-    pub fn encoded<'a>(
+    pub(in crate::store) fn encoded<'a>(
         &self,
         batch: &'a Batch,
         encode: impl FnOnce(&[Change], &LongEvents) -> Vec<Bytes>,
     ) -> &'a [Bytes] {
-        let hub = self.hub();
         let mut is_first = false;
         let pieces = batch.encoded.get_or_init(|| {
             is_first = true;
-            encode(&batch.changes, &hub.long_events)
+            encode(&batch.changes, &self.long_events)
         });
         if is_first {
-            hub.handed_out().count_encoded(batch, pieces);
+            self.handed_out().count_encoded(batch, pieces);
         }
         pieces
     }
-}
 
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        self.leave();
-    }
-}
-
-/// Changes from a place on, of whole revisions, and the revision before which they end; `None` if these are all.
-fn changes_from(machine: &ExampleStateMachine, filter: &Filter, cursor: (u64, u32)) -> (Vec<Change>, Option<u64>) {
-    let mut changes: Vec<Change> = Vec::new();
-    let mut bytes = 0;
-    let mut last_revision = None;
-    for (looked_at, change) in machine.history.since(cursor.0, cursor.1).enumerate() {
-        let is_enough = bytes >= WATCH_BATCH_BYTES || looked_at >= WATCH_LOOKED_AT_MAX;
-        if is_enough && last_revision != Some(change.revision) {
-            return (changes, Some(change.revision));
-        }
-        last_revision = Some(change.revision);
-        if filter.matches(&change.key) {
-            bytes += change.bytes();
-            changes.push(change.clone());
-        }
-    }
-    (changes, None)
-}
-
-impl Hub {
     /// Hands out all changes after a revision. Requests may read them before this, or while it goes on;
     /// a watch that did drops what it is then handed.
     ///
     /// `machine` is the state after the last entry applied, and all changes up to `revision_before` have
     /// been handed out.
-    pub(super) fn publish(&self, machine: &ExampleStateMachine, revision_before: u64) {
+    pub(in crate::store) fn publish(&self, machine: &ExampleStateMachine, revision_before: u64) {
         if self.watched.load(Ordering::Acquire) && machine.revision != revision_before {
             self.hand_out(machine, revision_before);
         }
@@ -473,7 +281,7 @@ impl Hub {
     }
 
     /// The state is another one, or the first: watches read the history of this one.
-    pub(super) fn replaced(&self, machine: &ExampleStateMachine) {
+    pub(in crate::store) fn replaced(&self, machine: &ExampleStateMachine) {
         self.published.store(machine.revision, Ordering::Release);
     }
 
@@ -519,7 +327,7 @@ impl Hub {
 
     /// Sends all watches back to the history, after that was replaced, or has lost
     /// what they were to be handed. All changes before `revision` have been.
-    pub(super) fn reset(&self, revision: u64) {
+    pub(in crate::store) fn reset(&self, revision: u64) {
         let groups = {
             let mut groups = self.groups();
             // Locked still: whoever joins again after this must be handed what comes.
@@ -532,7 +340,7 @@ impl Hub {
         }
     }
 
-    fn join(&self, filter: &Filter) -> Receiver<Handed> {
+    pub(super) fn join(&self, filter: &Filter) -> Receiver<Handed> {
         let mut groups = self.groups();
         self.watched.store(true, Ordering::Release);
         let new = || Group { sender: Sender::new(WATCH_BATCHES_MAX), pending: Vec::new(), pending_bytes: 0 };
@@ -551,7 +359,7 @@ impl Hub {
     }
 
     /// Removes a group that nobody is in any more.
-    fn leave(&self, filter: &Filter) {
+    pub(super) fn leave(&self, filter: &Filter) {
         let mut groups = self.groups();
         let abandoned = |group: &Group| group.sender.receiver_count() == 0;
         match filter {

@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use imbl::{HashMap, Vector};
 
-use super::state_hash::{self, StateHash};
 use super::stored_results::StoredValue;
+use crate::body::TxnDeleted;
 use crate::config::{REQUESTS_REMEMBERED_BYTES_MAX, REQUESTS_REMEMBERED_MAX};
-use crate::operation::{Key, RequestId, StepResult, WriteResult};
+use crate::hash::{StateHash, plus_one};
+use crate::operation::{Found, Key, RequestId, StepResult, TxnDone, WriteResult};
 
 /// A request that was done, and what became of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,9 +29,36 @@ impl Remembered {
     /// is of the base64 of values that are not UTF-8.
     pub(super) fn new(key: &str, fingerprint: [u64; 2], result: WriteResult) -> Remembered {
         let mut remembered = Remembered { fingerprint, result, hash: StateHash::default(), bytes: 0 };
-        remembered.hash = state_hash::of_request(key, &remembered);
+        remembered.hash = remembered.computed_hash(key);
         remembered.bytes = bytes_of(key, &remembered);
         remembered
+    }
+
+    /// The hash of the request with its key, computed from what is in memory now.
+    ///
+    /// **In the hash: frozen.** It is of these numbers: the two halves of the key's hash, the fingerprint, the kind of
+    /// the result, and three numbers of the result. Of a transaction, the first two of these are a hash.
+    pub(in crate::store) fn computed_hash(&self, key: &str) -> StateHash {
+        let [key_0, key_1] = StateHash::of_bytes(key.as_bytes()).halves();
+        let [fingerprint_0, fingerprint_1] = self.fingerprint;
+        let of_result = |kind, one, two, three| {
+            StateHash::of_numbers([key_0, key_1, fingerprint_0, fingerprint_1, kind, one, two, three])
+        };
+        match &self.result {
+            WriteResult::Put(put) => of_result(1, put.revision, put.version, 0),
+            WriteResult::Touch(touch) => of_result(2, touch.revision, touch.version, plus_one(touch.expires_in_ms)),
+            WriteResult::Delete { deleted, revision, unfinished } => {
+                of_result(3, *deleted, *revision, plus_one(*unfinished))
+            }
+            WriteResult::Txn(done) => {
+                let [done_0, done_1] = hash_of_txn(done).halves();
+                of_result(4, done_0, done_1, 0)
+            }
+            WriteResult::ConditionFailed { revision } => of_result(5, plus_one(*revision), 0, 0),
+            WriteResult::NoSuchKey => of_result(6, 0, 0, 0),
+            WriteResult::AnswerTooLarge { bytes } => of_result(7, *bytes, 0, 0),
+            WriteResult::RequestIdReused => of_result(8, 0, 0, 0),
+        }
     }
 }
 
@@ -70,7 +98,7 @@ impl Requests {
     }
 
     /// Remembers what became of a request, and forgets the oldest if there are too many.
-    pub(super) fn remember(&mut self, request: &RequestId, result: WriteResult) {
+    pub(in crate::store) fn remember(&mut self, request: &RequestId, result: WriteResult) {
         let remembered = Remembered::new(&request.key, request.fingerprint, result);
         self.bytes += remembered.bytes;
         self.hash += remembered.hash;
@@ -80,7 +108,7 @@ impl Requests {
             // as it was: then the sum shows the change ever after.
             Some(before) => {
                 self.bytes -= before.bytes;
-                self.hash -= state_hash::of_request(&request.key, &before);
+                self.hash -= before.computed_hash(&request.key);
             }
             None => self.order.push_back(request.key.clone()),
         }
@@ -98,6 +126,39 @@ impl Requests {
     /// All that are remembered, in the order in which they came.
     pub fn iter(&self) -> impl Iterator<Item = (&Key, &Arc<Remembered>)> {
         self.order.iter().filter_map(|key| self.by_key.get(key).map(|remembered| (key, remembered)))
+    }
+}
+
+/// Each result is hashed together with the hash of those before it, since their order counts.
+fn hash_of_txn(done: &TxnDone) -> StateHash {
+    let TxnDone { succeeded, revision, results } = done;
+    let mut hash = StateHash::of_numbers([u64::from(*succeeded), *revision, results.len() as u64]);
+    for result in results {
+        let ([before_0, before_1], [result_0, result_1]) = (hash.halves(), hash_of_step(result).halves());
+        hash = StateHash::of_numbers([before_0, before_1, result_0, result_1]);
+    }
+    hash
+}
+
+fn hash_of_step(result: &StepResult) -> StateHash {
+    match result {
+        StepResult::Put(put) => StateHash::of_numbers([1, put.revision, put.version]),
+        StepResult::Delete(TxnDeleted { deleted }) => StateHash::of_numbers([2, *deleted]),
+        StepResult::Get(None) => StateHash::of_numbers([3]),
+        StepResult::Get(Some(found)) => {
+            let Found { key, value, revision, create_revision, version, expires_in_ms } = found;
+            let value = StoredValue::of(value);
+            let [key_0, key_1] = StateHash::of_bytes(key.as_bytes()).halves();
+            let [value_0, value_1] = value.hash().halves();
+            let numbers = [*revision, *create_revision, *version, plus_one(*expires_in_ms)];
+            let [numbers_0, numbers_1] = StateHash::of_numbers(numbers).halves();
+            let encoded = u64::from(value.is_base64());
+            StateHash::of_numbers([4, key_0, key_1, value_0, value_1, encoded, numbers_0, numbers_1])
+        }
+        StepResult::Touch(None) => StateHash::of_numbers([5]),
+        StepResult::Touch(Some(touch)) => {
+            StateHash::of_numbers([6, touch.revision, touch.version, plus_one(touch.expires_in_ms)])
+        }
     }
 }
 
@@ -121,7 +182,7 @@ fn bytes_of(key: &str, remembered: &Remembered) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operation::{Found, TxnDone};
+    use crate::body::{PutAnswer, TouchAnswer};
 
     fn request(number: usize) -> RequestId {
         RequestId { key: format!("request {number}").into(), fingerprint: [number as u64, 1] }
@@ -146,7 +207,7 @@ mod tests {
     }
 
     fn hash_of_all(requests: &Requests) -> StateHash {
-        requests.iter().map(|(key, remembered)| state_hash::of_request(key, remembered)).sum()
+        requests.iter().map(|(key, remembered)| remembered.computed_hash(key)).sum()
     }
 
     /// What must hold whatever was remembered. `first_came` are the requests in the order in which they first came.
@@ -266,5 +327,71 @@ mod tests {
                 "{result:?}"
             );
         }
+    }
+
+    /// Every result has the hash that it had in all versions before: nodes compare sums of them, and snapshots hold
+    /// those.
+    #[test]
+    fn hashes_are_fixed() {
+        let hash_of = |result| Remembered::new("request", [1, 2], result).hash;
+        let hashes: Vec<StateHash> = results().into_iter().map(hash_of).collect();
+        for (number, hash) in hashes.iter().enumerate() {
+            assert!(!hashes[..number].contains(hash), "result {number} has the hash of another");
+        }
+        let sum: StateHash = hashes.into_iter().sum();
+        assert_eq!(sum.to_string(), "c55a2b8ebf8fb2af4c513d9f39dd6eaf");
+    }
+
+    fn results() -> Vec<WriteResult> {
+        let (put, touch) =
+            (PutAnswer { revision: 1, version: 2 }, TouchAnswer { revision: 1, version: 2, expires_in_ms: None });
+        let renewed = TouchAnswer { expires_in_ms: Some(0), ..touch };
+        let delete = |deleted, unfinished| WriteResult::Delete { deleted, revision: 1, unfinished };
+        let found = Found {
+            key: "key".into(),
+            value: "/w==".into(),
+            revision: 1,
+            create_revision: 1,
+            version: 1,
+            expires_in_ms: None,
+        };
+        let txn = |results: &[StepResult]| {
+            WriteResult::Txn(Arc::new(TxnDone { succeeded: true, revision: 1, results: results.to_vec() }))
+        };
+        let get = |found: Found| txn(&[StepResult::Get(Some(found))]);
+        let deleted = |deleted| StepResult::Delete(TxnDeleted { deleted });
+        vec![
+            WriteResult::Put(put),
+            WriteResult::Put(PutAnswer { revision: 2, version: 1 }),
+            WriteResult::Touch(touch),
+            WriteResult::Touch(renewed),
+            delete(2, None),
+            delete(2, Some(0)),
+            delete(2, Some(1)),
+            WriteResult::ConditionFailed { revision: None },
+            WriteResult::ConditionFailed { revision: Some(0) },
+            WriteResult::NoSuchKey,
+            WriteResult::AnswerTooLarge { bytes: 1 },
+            WriteResult::RequestIdReused,
+            txn(&[]),
+            WriteResult::Txn(Arc::new(TxnDone { succeeded: false, revision: 1, results: Vec::new() })),
+            txn(&[StepResult::Put(put)]),
+            txn(&[deleted(1)]),
+            txn(&[deleted(0), deleted(1)]),
+            txn(&[deleted(1), deleted(0)]),
+            txn(&[StepResult::Get(None)]),
+            txn(&[StepResult::Touch(None)]),
+            txn(&[StepResult::Touch(Some(touch))]),
+            txn(&[StepResult::Touch(Some(renewed))]),
+            get(found.clone()),
+            get(Found { key: "other".into(), ..found.clone() }),
+            get(Found { value: "other".into(), ..found.clone() }),
+            get(Found { value: "".into(), ..found.clone() }),
+            get(Found { value: (&[0xff_u8]).into(), ..found.clone() }),
+            get(Found { revision: 2, ..found.clone() }),
+            get(Found { create_revision: 2, ..found.clone() }),
+            get(Found { version: 2, ..found.clone() }),
+            get(Found { expires_in_ms: Some(0), ..found }),
+        ]
     }
 }

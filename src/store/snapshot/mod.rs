@@ -5,7 +5,9 @@
 //! the disk damaged it. The second newest is kept for that case: it and the log
 //! give the same state, as long as the log has all that follows it.
 //!
-//! (The bytes of a file: [`super::snapshot_format`].)
+//! (The bytes of a file: [`format`].)
+
+pub mod format;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -15,11 +17,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::durable::{self, TEMPORARY_EXTENSION};
-use super::error::StoreError;
-use super::log_check::CheckedLog;
-use super::ownership;
-use super::snapshot_format::{self, meta_of};
+use self::format::meta_of;
+use super::durable;
+use super::error::{StoreError, is_out_of_space};
+use super::log::check::CheckedLog;
+use super::ownership::{self, TEMPORARY_EXTENSION};
 use super::state_machine::ExampleStateMachine;
 use crate::config::{SNAPSHOT_FRAME_BYTES, SNAPSHOT_LEAVES_BYTES, SNAPSHOTS_KEPT};
 use crate::types::{LogId, SnapshotMeta, StoredMembership};
@@ -171,17 +173,22 @@ impl SnapshotDirectory {
         Ok((SnapshotDirectory { path: path.to_owned(), kept, temporary_count }, machine))
     }
 
-    /// Whether the disk has room for another snapshot, as large as the newest; makes room if it has not, by deleting
-    /// those before the newest, which only stand in for it. If the free space cannot be known, it has. Blocks on the disk.
-    ///
-    /// The next may be larger: [`SnapshotDirectory::build`] gives up then.
+    /// Whether the disk has room for another snapshot of the size of the newest; makes room if necessary, see
+    /// [`SnapshotDirectory::make_room`]. The next one may be larger: then [`SnapshotDirectory::build`] gives up.
     pub fn has_room(&self) -> bool {
         let newest_bytes = self.newest().ok().flatten().map_or(0, |(_, snapshot)| snapshot.bytes);
-        let has_room = || match durable::free_bytes(&self.path) {
-            Ok(free_bytes) => free_bytes > newest_bytes + SNAPSHOT_LEAVES_BYTES,
-            Err(_) => true,
-        };
-        has_room() || (self.delete_older() && has_room())
+        self.make_room(newest_bytes).is_ok()
+    }
+
+    /// Checks that a snapshot may take `bytes` more of the disk. If it may not, deletes the snapshots before the
+    /// newest, which only stand in for it, and checks again. Blocks on the disk.
+    ///
+    /// # Errors
+    ///
+    /// The free bytes of the disk, if they are too few.
+    pub fn make_room(&self, bytes: u64) -> Result<(), u64> {
+        let check = || check_room(bytes, durable::free_bytes(&self.path));
+        check().or_else(|free_bytes| if self.delete_older() { check() } else { Err(free_bytes) })
     }
 
     /// How much of the disk the snapshots take. Blocks on the disk.
@@ -258,7 +265,7 @@ impl SnapshotDirectory {
         }
         match written {
             Ok(readable) => Ok((meta, readable)),
-            Err(StoreError::Io { source, .. }) if durable::is_out_of_space(&source) => {
+            Err(StoreError::Io { source, .. }) if is_out_of_space(&source) => {
                 let index = index_of(&meta);
                 tracing::warn!("no snapshot is taken at index {index}, for want of space: {source}; free some space");
                 let nothing = SnapshotMeta { last_log_id: None, last_membership: StoredMembership::default() };
@@ -274,7 +281,7 @@ impl SnapshotDirectory {
         let temporary = self.temporary_file();
         let failed = |error| StoreError::io("write", &temporary.path, error);
         let mut file = temporary.create().map_err(failed)?;
-        let is_as_applied = snapshot_format::write(machine, meta, &mut file).map_err(failed)?;
+        let is_as_applied = format::write(machine, meta, &mut file).map_err(failed)?;
         if !is_as_applied {
             return Err(StoreError::MemoryChanged);
         }
@@ -299,7 +306,7 @@ impl SnapshotDirectory {
 
     /// Verifies and decodes a snapshot that was received. Blocks on the disk.
     pub fn verify(&self, temporary: TemporaryFile) -> Result<(SnapshotMeta, SnapshotFile), StoreError> {
-        let (meta, machine) = snapshot_format::load(&temporary.path)?;
+        let (meta, machine) = format::load(&temporary.path)?;
         let snapshot = open_for_reading(&temporary.path)?;
         Ok((meta, SnapshotFile { received: Some(ReceivedSnapshot { machine, temporary }), ..snapshot }))
     }
@@ -318,7 +325,7 @@ impl SnapshotDirectory {
     fn receive(&self, snapshot: &SnapshotFile) -> Result<ReceivedSnapshot, StoreError> {
         let temporary = self.temporary_file();
         copy(snapshot, &temporary.path).map_err(|error| StoreError::io("write", &temporary.path, error))?;
-        let (_, machine) = snapshot_format::load(&temporary.path)?;
+        let (_, machine) = format::load(&temporary.path)?;
         Ok(ReceivedSnapshot { machine, temporary })
     }
 
@@ -355,6 +362,17 @@ impl SnapshotDirectory {
     }
 }
 
+/// Checks that a snapshot may take `bytes` more of a disk with this many free bytes, and returns these if it may not.
+///
+/// [`SNAPSHOT_LEAVES_BYTES`] must remain for the log: a log that cannot be written stops the node, while a snapshot can
+/// wait. A disk whose free space cannot be determined has room.
+fn check_room(bytes: u64, free_bytes: io::Result<u64>) -> Result<(), u64> {
+    match free_bytes {
+        Ok(free_bytes) if free_bytes < bytes.saturating_add(SNAPSHOT_LEAVES_BYTES) => Err(free_bytes),
+        _ => Ok(()),
+    }
+}
+
 /// Deletes snapshots. Only space is lost by keeping one, so this fails nothing.
 fn delete(files: Vec<(u64, PathBuf)>) {
     for (_, path) in files {
@@ -374,7 +392,7 @@ fn index_of(meta: &SnapshotMeta) -> u64 {
 
 /// Loads a snapshot file with `index` in its name; on failure also says up to which index it reached.
 fn load_named(path: &Path, index: u64) -> Result<(SnapshotMeta, ExampleStateMachine), (u64, StoreError)> {
-    let (meta, machine) = snapshot_format::load(path).map_err(|error| (index, error))?;
+    let (meta, machine) = format::load(path).map_err(|error| (index, error))?;
     let found = index_of(&meta);
     if found != index {
         let what = format!("it is the snapshot at index {found}, under another name");

@@ -17,6 +17,9 @@
 //! under the lock that appends need. Such reads are bounded to
 //! [`APPEND_BYTES_MAX`] each.
 
+pub mod check;
+pub mod codec;
+
 use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
@@ -34,12 +37,32 @@ use openraft::{OptionalSend, RaftLogReader};
 use raft_log::api::raft_log_writer::RaftLogWriter;
 use raft_log::{Callback, RaftLog};
 
-use super::codec::{LogIdRecord, LogTypes, PayloadRecord, VoteRecord};
+use self::check::CheckedLog;
+use self::codec::{LogIdRecord, PayloadRecord, UserDataRecord, VoteRecord};
 use super::error::StoreError;
-use super::log_check::CheckedLog;
-use crate::config::{APPEND_BYTES_MAX, APPLY_BYTES_MAX, LOG_CACHE_BYTES_MAX, LOG_CHUNK_BYTES_MAX};
+use crate::config::{APPEND_BYTES_MAX, APPLY_BYTES_MAX, LogSizes};
 use crate::seeded_bug::{self, SeededBug};
 use crate::types::{Entry, LogId, TypeConfig, Vote};
+
+/// What raft-log stores for us.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogTypes;
+
+impl raft_log::Types for LogTypes {
+    type LogId = LogIdRecord;
+    type LogPayload = PayloadRecord;
+    type Vote = VoteRecord;
+    type Callback = FlushCallback;
+    type UserData = UserDataRecord;
+
+    fn log_index(log_id: &LogIdRecord) -> u64 {
+        log_id.0.index
+    }
+
+    fn payload_size(payload: &PayloadRecord) -> u64 {
+        payload.bytes() as u64
+    }
+}
 
 /// The log and the vote of one node. Clones share it.
 #[derive(Clone, Debug)]
@@ -71,21 +94,6 @@ impl Drop for Owner {
             shared = Arc::try_unwrap(held).err();
             std::thread::yield_now();
         }
-    }
-}
-
-/// When a log file is closed, and how much of closed ones stays in memory.
-#[derive(Clone, Copy, Debug)]
-pub struct LogSizes {
-    /// See [`LOG_CHUNK_BYTES_MAX`].
-    pub chunk_bytes_max: usize,
-    /// See [`LOG_CACHE_BYTES_MAX`].
-    pub cache_bytes_max: usize,
-}
-
-impl Default for LogSizes {
-    fn default() -> Self {
-        LogSizes { chunk_bytes_max: LOG_CHUNK_BYTES_MAX, cache_bytes_max: LOG_CACHE_BYTES_MAX }
     }
 }
 

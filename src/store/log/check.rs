@@ -27,9 +27,10 @@ use std::path::{Path, PathBuf};
 use raft_log::codeq::Decode;
 use raft_log::{ChunkId, RaftLogAction, RaftLogRecord, WALRecord};
 
-use super::codec::{LogIdRecord, LogTypes};
-use super::error::StoreError;
+use super::LogTypes;
+use super::codec::LogIdRecord;
 use crate::seeded_bug::{self, SeededBug};
+use crate::store::error::StoreError;
 use crate::types::{LeaderId, LogId, Vote};
 
 const READ_BUFFER_BYTES: usize = 256 << 10;
@@ -370,7 +371,7 @@ mod tests {
     use raft_log::codeq::Encode;
 
     use super::*;
-    use crate::store::codec::{PayloadRecord, VoteRecord};
+    use crate::store::log::codec::{PayloadRecord, VoteRecord};
     use crate::types::Payload;
 
     type Record = RaftLogRecord<LogTypes>;

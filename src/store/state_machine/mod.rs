@@ -9,17 +9,25 @@
 //! is a long listing. A write after a copy copies the few tree nodes above what
 //! it changes.
 
+pub mod history;
+mod least_revisions;
+pub mod listing;
+pub mod record;
+pub mod requests;
+pub(super) mod stored_results;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use imbl::{OrdMap, OrdSet};
+use imbl::OrdSet;
 
-use super::history::{ChangeKind, History};
-use super::least_revisions::LeastRevisions;
-use super::requests::Requests;
-use super::state_hash::{self, StateHash};
-use crate::body::{EncodedValue, KeyValue, PutAnswer, TouchAnswer, TxnDeleted};
+use self::history::{Change, ChangeKind, History};
+use self::least_revisions::LeastRevisions;
+use self::record::{Data, Record, RecordParts};
+use self::requests::Requests;
+use crate::body::{PutAnswer, TouchAnswer, TxnDeleted};
 use crate::config::{DELETE_STEP_KEYS_MAX, EXPIRE_KEYS_MAX, TXN_ANSWER_BYTES_MAX};
+use crate::hash::StateHash;
 use crate::operation::{
     Comparison, Condition, Delete, Found, Key, Operand, Operation, Put, RequestId, StepResult, Touch, Txn, TxnDone,
     TxnStep, Value, Write, WriteResult,
@@ -27,27 +35,8 @@ use crate::operation::{
 use crate::seeded_bug::{self, SeededBug};
 use crate::types::{Command, Entry, ExampleResponse, LogId, Payload, StoredMembership};
 
-/// The keys, and what is known of each.
-pub type Data = OrdMap<Key, Arc<Record>>;
-
 /// The revision, create revision and version of keys from before there were revisions.
 const FORMER_REVISION: u64 = 1;
-
-/// A value and its history's outline.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
-    /// The value.
-    pub value: Value,
-    /// The revision of the last change.
-    pub revision: u64,
-    /// The revision at which the key came to be.
-    pub create_revision: u64,
-    /// How often the key was changed since then: 1 when it is new.
-    pub version: u64,
-    /// When it expires, by the state machine's clock, in milliseconds; 0 for never.
-    pub expires_at_ms: u64,
-    hash: StateHash,
-}
 
 /// The replicated data of one node, and how far it has come.
 ///
@@ -233,13 +222,14 @@ impl ExampleStateMachine {
         let (expired_at_ms, revision_before) = (record.expires_at_ms, record.revision);
         let renewed = ttl_ms.is_some() && record.value == value;
         if renewed {
-            set_expiry(&mut self.keys_hash, key, record, expires_at_ms);
+            record.set_expiry(key, expires_at_ms, &mut self.keys_hash);
         } else {
             let (create_revision, version) = (record.create_revision, record.version + 1);
-            self.keys_hash -= record.hash;
+            self.keys_hash -= record.hash();
             self.replaced.0 += record.value.as_bytes().len() as u64;
-            *record = Arc::new(Record::new(key, value, [revision, create_revision, version], expires_at_ms));
-            self.keys_hash += record.hash;
+            let parts = RecordParts { value, revision, create_revision, version, expires_at_ms };
+            *record = Arc::new(Record::new(key, parts));
+            self.keys_hash += record.hash();
         }
         let answer = PutAnswer { revision: record.revision, version: record.version };
         if expired_at_ms != expires_at_ms {
@@ -255,7 +245,8 @@ impl ExampleStateMachine {
     }
 
     fn create(&mut self, revision: u64, key: Key, value: Value, expires_at_ms: u64) -> PutAnswer {
-        let record = Arc::new(Record::new(&key, value, [revision, revision, 1], expires_at_ms));
+        let parts = RecordParts { value, revision, create_revision: revision, version: 1, expires_at_ms };
+        let record = Arc::new(Record::new(&key, parts));
         self.history.push(revision, key.clone(), ChangeKind::Put(record.clone()));
         self.insert_record(key, record);
         self.revision = revision;
@@ -271,7 +262,7 @@ impl ExampleStateMachine {
         let (key, record) = self.data.get_key_value_mut(&touch.key)?;
         reschedule(&mut self.expiring, key, record.expires_at_ms, expires_at_ms);
         if record.expires_at_ms != expires_at_ms {
-            set_expiry(&mut self.keys_hash, key, record, expires_at_ms);
+            record.set_expiry(key, expires_at_ms, &mut self.keys_hash);
         }
         Some(TouchAnswer { revision: record.revision, version: record.version, expires_in_ms: touch.ttl_ms })
     }
@@ -279,7 +270,7 @@ impl ExampleStateMachine {
     /// Removes a key at `revision`, which is the store's from then on; false if it is not there.
     fn remove(&mut self, revision: u64, key: &str, kind: ChangeKind) -> bool {
         let Some((key, record)) = self.data.remove_with_key(key) else { return false };
-        self.keys_hash -= record.hash;
+        self.keys_hash -= record.hash();
         self.replaced.0 += record.value.as_bytes().len() as u64;
         reschedule(&mut self.expiring, &key, record.expires_at_ms, 0);
         self.least_revisions.update(&self.data, &key, Some(record.revision), None);
@@ -425,11 +416,13 @@ impl ExampleStateMachine {
 
     /// Inserts a key from before there were revisions.
     pub(super) fn insert_former(&mut self, key: Key, value: Value) {
-        let record = Arc::new(Record::new(&key, value, [FORMER_REVISION; 3], 0));
-        self.keys_hash += record.hash;
+        let (revision, create_revision, version) = (FORMER_REVISION, FORMER_REVISION, FORMER_REVISION);
+        let parts = RecordParts { value, revision, create_revision, version, expires_at_ms: 0 };
+        let record = Arc::new(Record::new(&key, parts));
+        self.keys_hash += record.hash();
         let former = self.data.insert(key.clone(), record);
         if let Some(former) = &former {
-            self.keys_hash -= former.hash;
+            self.keys_hash -= former.hash();
             reschedule(&mut self.expiring, &key, former.expires_at_ms, 0);
         }
         let revision_before = former.map(|former| former.revision);
@@ -440,7 +433,7 @@ impl ExampleStateMachine {
 
     /// Inserts a key that is not there, with its record as it is.
     pub(super) fn insert_record(&mut self, key: Key, record: Arc<Record>) {
-        self.keys_hash += record.hash;
+        self.keys_hash += record.hash();
         reschedule(&mut self.expiring, &key, 0, record.expires_at_ms);
         let revision = record.revision;
         self.data.insert(key.clone(), record);
@@ -453,7 +446,7 @@ impl ExampleStateMachine {
         let keys: Vec<Key> = changed.map(|(key, _)| key.clone()).collect();
         for key in keys {
             let Some((key, record)) = self.data.remove_with_key(&key) else { continue };
-            self.keys_hash -= record.hash;
+            self.keys_hash -= record.hash();
             reschedule(&mut self.expiring, &key, record.expires_at_ms, 0);
             self.least_revisions.update(&self.data, &key, Some(record.revision), None);
         }
@@ -468,80 +461,43 @@ impl ExampleStateMachine {
         self.hash_with(self.keys_hash, self.requests.hash())
     }
 
-    /// The same, worked out from all that is there. It is another one only if
-    /// memory changed underneath, or if this program has a fault.
+    /// The same hash, computed from everything in memory. It differs only if memory changed underneath, or if this
+    /// program has a fault.
     pub fn hash_of_all(&self) -> StateHash {
-        let keys = self.data.iter().map(|(key, record)| state_hash::of_record(key, record)).sum();
-        let requests = self.requests.iter().map(|(key, remembered)| state_hash::of_request(key, remembered)).sum();
+        let keys = self.data.iter().map(|(key, record)| record.computed_hash(key)).sum();
+        let requests = self.requests.iter().map(|(key, remembered)| remembered.computed_hash(key)).sum();
         self.hash_with(keys, requests)
     }
 
-    /// The hash that goes with these sums.
+    /// The hash of the state, with these sums of the hashes of its keys and of its remembered requests.
+    ///
+    /// **In the hash: frozen.** It is of these numbers, where each hash is two numbers: revision, clock; number and
+    /// sum of the keys; number and sum of the requests; oldest revision and number of changes of the history, its
+    /// first and its last change (0 if it is empty). The changes between those two can differ only if the keys did.
+    /// The order of the requests and `last_applied` are not included.
     pub(super) fn hash_with(&self, keys: StateHash, requests: StateHash) -> StateHash {
         let mut changes = self.history.iter();
-        let parts = state_hash::Parts {
-            revision: self.revision,
-            clock_ms: self.clock_ms,
-            keys: (self.data.len(), keys),
-            requests: (self.requests.len(), requests),
-            oldest_revision: self.history.oldest(),
-            changes: changes.len(),
-            first_change: changes.next(),
-            last_change: self.history.iter().next_back(),
-        };
-        parts.hash()
-    }
-}
-
-/// Gives a record another time to expire. What is taken out of the sum is worked out from the
-/// record as it is, not as it was: if memory has changed, the sum shows it ever after.
-fn set_expiry(keys_hash: &mut StateHash, key: &str, record: &mut Arc<Record>, expires_at_ms: u64) {
-    *keys_hash -= state_hash::of_record(key, record);
-    let record = Arc::make_mut(record);
-    record.expires_at_ms = expires_at_ms;
-    record.hash = state_hash::of_record(key, record);
-    *keys_hash += record.hash;
-}
-
-impl Record {
-    /// A record of `key`. `numbers`: the revision, the create revision and the version.
-    pub fn new(key: &str, value: Value, numbers: [u64; 3], expires_at_ms: u64) -> Self {
-        let [revision, create_revision, version] = numbers;
-        let mut record =
-            Record { value, revision, create_revision, version, expires_at_ms, hash: StateHash::default() };
-        record.hash = state_hash::of_record(key, &record);
-        record
-    }
-
-    /// The hash of the record with its key, as of when it was made or last got another time to
-    /// expire. It is kept, so that nobody has to read a value again to replace it: that would cost
-    /// more than all the rest of it.
-    pub fn hash(&self) -> StateHash {
-        self.hash
-    }
-
-    /// The record for JSON. `clock_ms` is what the time left is counted from.
-    pub fn to_key_value(&self, key: &str, clock_ms: u64) -> KeyValue {
-        let EncodedValue { value, encoding } = EncodedValue::of(self.value.as_bytes());
-        KeyValue { value: Some(value), encoding, ..self.outline(key, clock_ms) }
-    }
-
-    /// The same without the value.
-    pub fn outline(&self, key: &str, clock_ms: u64) -> KeyValue {
-        KeyValue {
-            key: key.to_owned(),
-            value: None,
-            encoding: None,
-            revision: self.revision,
-            create_revision: self.create_revision,
-            version: self.version,
-            expires_in_ms: self.expires_in_ms(clock_ms),
-        }
-    }
-
-    /// How long the key has left, in milliseconds, if it is to expire.
-    pub fn expires_in_ms(&self, clock_ms: u64) -> Option<u64> {
-        (self.expires_at_ms > 0).then(|| self.expires_at_ms.saturating_sub(clock_ms))
+        let count = changes.len() as u64;
+        let hash_of = |change: Option<&Change>| change.map(Change::hash).unwrap_or_default().halves();
+        let ([first_0, first_1], [last_0, last_1]) =
+            (hash_of(changes.next()), hash_of(self.history.iter().next_back()));
+        let ([keys_0, keys_1], [requests_0, requests_1]) = (keys.halves(), requests.halves());
+        StateHash::of_numbers([
+            self.revision,
+            self.clock_ms,
+            self.data.len() as u64,
+            keys_0,
+            keys_1,
+            self.requests.len() as u64,
+            requests_0,
+            requests_1,
+            self.history.oldest(),
+            count,
+            first_0,
+            first_1,
+            last_0,
+            last_1,
+        ])
     }
 }
 
@@ -599,7 +555,9 @@ mod tests {
             change(Arc::make_mut(machine.data.get_mut("foo").unwrap()));
         }
         fn put_of(change: fn(&mut Record)) -> History {
-            let mut record = Record::new("foo", "1".into(), [1, 1, 1], 9);
+            let (value, revision, create_revision, version) = ("1".into(), 1, 1, 1);
+            let mut record =
+                Record::new("foo", RecordParts { value, revision, create_revision, version, expires_at_ms: 9 });
             change(&mut record);
             let mut history = History::starting_at(1);
             history.push(1, "foo".into(), ChangeKind::Put(Arc::new(record)));

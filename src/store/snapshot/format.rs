@@ -20,16 +20,17 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::codec::read_part;
-use super::durable;
-use super::error::StoreError;
-use super::history::{Change, ChangeKind, History};
-use super::requests::Remembered;
-use super::state_hash::{self, StateHash};
-use super::state_machine::{ExampleStateMachine, Record as StateRecord};
-use super::stored_results::StoredResult;
-use crate::config::{SNAPSHOT_FRAME_BYTES, SNAPSHOT_FRAME_BYTES_MAX, SNAPSHOT_FRAMES_PER_SYNC, SNAPSHOT_LEAVES_BYTES};
+use crate::config::{SNAPSHOT_FRAME_BYTES, SNAPSHOT_FRAME_BYTES_MAX, SNAPSHOT_FRAMES_PER_SYNC};
+use crate::hash::StateHash;
 use crate::operation::{Key, RequestId, Value};
+use crate::store::durable;
+use crate::store::error::StoreError;
+use crate::store::log::codec::read_part;
+use crate::store::state_machine::ExampleStateMachine;
+use crate::store::state_machine::history::{Change, ChangeKind, History};
+use crate::store::state_machine::record::{Record, RecordParts};
+use crate::store::state_machine::requests::Remembered;
+use crate::store::state_machine::stored_results::StoredResult;
 use crate::types::SnapshotMeta;
 
 const MAGIC: &[u8; 8] = b"RKVSNAP\0";
@@ -40,7 +41,7 @@ const META_BYTES_MAX: usize = 16 << 20;
 
 /// A record as it is written. Borrowed, since counting references would contend with the Raft thread for them.
 #[derive(Serialize)]
-enum RecordRef<'a> {
+enum StoredRecordRef<'a> {
     /// What there is one of; the first record.
     State {
         revision: u64,
@@ -93,7 +94,7 @@ struct FormerRef<'a> {
 
 /// A record as it is read.
 #[derive(Deserialize)]
-enum Record {
+enum StoredRecord {
     State {
         revision: u64,
         clock_ms: u64,
@@ -160,7 +161,7 @@ pub fn meta_of(machine: &ExampleStateMachine) -> SnapshotMeta {
 /// Writes a snapshot of `machine`, as one that is named by `meta`. Returns whether what it has
 /// written is what was applied: all hashes are worked out again, while it is read.
 ///
-/// Ends with [`io::ErrorKind::StorageFull`] rather than leave less than [`SNAPSHOT_LEAVES_BYTES`] of the disk.
+/// Ends with [`io::ErrorKind::StorageFull`] rather than leave less than [`SNAPSHOT_LEAVES_BYTES`](crate::config::SNAPSHOT_LEAVES_BYTES) of the disk.
 pub fn write(machine: &ExampleStateMachine, meta: &SnapshotMeta, file: &mut File) -> io::Result<bool> {
     let mut frames = FrameWriter {
         writer: BufWriter::with_capacity(SNAPSHOT_FRAME_BYTES, file),
@@ -170,7 +171,7 @@ pub fn write(machine: &ExampleStateMachine, meta: &SnapshotMeta, file: &mut File
         records: 0,
     };
     frames.write_header(meta)?;
-    let state = RecordRef::State {
+    let state = StoredRecordRef::State {
         revision: machine.revision,
         clock_ms: machine.clock_ms,
         oldest_revision: machine.history.oldest(),
@@ -179,41 +180,41 @@ pub fn write(machine: &ExampleStateMachine, meta: &SnapshotMeta, file: &mut File
     frames.write_record(&state)?;
     let (mut keys, mut requests) = (StateHash::default(), StateHash::default());
     for (key, record) in &machine.data {
-        keys += state_hash::of_record(key, record);
-        let StateRecord { value, revision, create_revision, version, expires_at_ms, .. } = record.as_ref();
+        keys += record.computed_hash(key);
+        let Record { value, revision, create_revision, version, expires_at_ms, .. } = record.as_ref();
         let (revision, create_revision, version) = (*revision, *create_revision, *version);
         let expires_at_ms = *expires_at_ms;
-        frames.write_record(&RecordRef::Key { key, value, revision, create_revision, version, expires_at_ms })?;
+        frames.write_record(&StoredRecordRef::Key { key, value, revision, create_revision, version, expires_at_ms })?;
     }
     let mut is_history_as_applied = true;
     for change in machine.history.iter() {
         let change_ref = change_ref(machine, change);
         // Values that are no longer the current ones are in no sum.
-        if let (ChangeKind::Put(record), RecordRef::Put { former: Some(_), .. }) = (&change.kind, &change_ref) {
-            is_history_as_applied &= state_hash::of_record(&change.key, record) == record.hash();
+        if let (ChangeKind::Put(record), StoredRecordRef::Put { former: Some(_), .. }) = (&change.kind, &change_ref) {
+            is_history_as_applied &= record.computed_hash(&change.key) == record.hash();
         }
         frames.write_record(&change_ref)?;
     }
     for (key, remembered) in machine.requests.iter() {
-        requests += state_hash::of_request(key, remembered);
+        requests += remembered.computed_hash(key);
         let Remembered { fingerprint, result, .. } = remembered.as_ref();
-        frames.write_record(&RecordRef::Request { key, fingerprint: *fingerprint, result: result.into() })?;
+        frames.write_record(&StoredRecordRef::Request { key, fingerprint: *fingerprint, result: result.into() })?;
     }
     frames.write_footer()?;
     Ok(is_history_as_applied && machine.hash_with(keys, requests) == machine.hash())
 }
 
-fn change_ref<'a>(machine: &'a ExampleStateMachine, change: &'a Change) -> RecordRef<'a> {
+fn change_ref<'a>(machine: &'a ExampleStateMachine, change: &'a Change) -> StoredRecordRef<'a> {
     let (key, revision) = (change.key.as_ref(), change.revision);
     match &change.kind {
-        ChangeKind::Delete => RecordRef::Delete { revision, key },
-        ChangeKind::Expire => RecordRef::Expire { revision, key },
+        ChangeKind::Delete => StoredRecordRef::Delete { revision, key },
+        ChangeKind::Expire => StoredRecordRef::Expire { revision, key },
         ChangeKind::Put(record) => {
             let current = machine.data.get(key).is_some_and(|current| Arc::ptr_eq(current, record));
-            let StateRecord { value, create_revision, version, expires_at_ms, .. } = record.as_ref();
+            let Record { value, create_revision, version, expires_at_ms, .. } = record.as_ref();
             let (create_revision, version, expires_at_ms) = (*create_revision, *version, *expires_at_ms);
             let former = (!current).then_some(FormerRef { value, create_revision, version, expires_at_ms });
-            RecordRef::Put { revision, key, former }
+            StoredRecordRef::Put { revision, key, former }
         }
     }
 }
@@ -241,7 +242,7 @@ impl FrameWriter<'_> {
         self.writer.write_all(&checksum)
     }
 
-    fn write_record(&mut self, record: &RecordRef<'_>) -> io::Result<()> {
+    fn write_record(&mut self, record: &StoredRecordRef<'_>) -> io::Result<()> {
         rmp_serde::encode::write_named(&mut self.frame, record).map_err(io::Error::other)?;
         self.records += 1;
         if self.frame.len() < SNAPSHOT_FRAME_BYTES {
@@ -253,20 +254,11 @@ impl FrameWriter<'_> {
             // log's syncs wait until it is done.
             self.writer.flush()?;
             self.writer.get_ref().sync_data()?;
-            self.check_room()?;
+            super::check_room(0, durable::free_bytes_of(self.writer.get_ref())).map_err(|free_bytes| {
+                io::Error::new(io::ErrorKind::StorageFull, format!("the disk has {free_bytes} bytes left"))
+            })?;
         }
         Ok(())
-    }
-
-    /// The log must still have room: a log that cannot be written ends the node, while a snapshot can wait.
-    /// If the free space cannot be known, it has.
-    fn check_room(&self) -> io::Result<()> {
-        match durable::free_bytes_of(self.writer.get_ref()) {
-            Ok(free_bytes) if free_bytes < SNAPSHOT_LEAVES_BYTES => {
-                Err(io::Error::new(io::ErrorKind::StorageFull, format!("the disk has {free_bytes} bytes left")))
-            }
-            _ => Ok(()),
-        }
     }
 
     fn write_frame(&mut self) -> io::Result<()> {
@@ -363,38 +355,38 @@ fn load_record(
     is_first: bool,
     bytes: &mut &[u8],
 ) -> Result<(), &'static str> {
-    let record = rmp_serde::from_read(bytes).map_err(|_| NO_RECORD)?;
-    if is_first != matches!(record, Record::State { .. }) {
+    let record: StoredRecord = rmp_serde::from_read(bytes).map_err(|_| NO_RECORD)?;
+    if is_first != matches!(record, StoredRecord::State { .. }) {
         return Err(NO_STATE);
     }
     match record {
-        Record::State { revision, clock_ms, oldest_revision, hash } => {
+        StoredRecord::State { revision, clock_ms, oldest_revision, hash } => {
             ensure(revision <= NUMBER_MAX && oldest_revision <= revision + 1, "its revisions are none of a store")?;
             (machine.revision, machine.clock_ms, *whole) = (revision, clock_ms, hash);
             machine.history = History::starting_at(oldest_revision);
         }
-        Record::Key { key, value, revision, create_revision, version, expires_at_ms } => {
+        StoredRecord::Key { key, value, revision, create_revision, version, expires_at_ms } => {
             let is_next = machine.data.get_max().is_none_or(|(last, _)| *last < key);
             ensure(is_next, "its keys are not in order")?;
             ensure(revision <= machine.revision, "a key is of a later revision than the store")?;
             ensure(version <= NUMBER_MAX, "a key was changed more often than can be")?;
-            let record = StateRecord::new(&key, value, [revision, create_revision, version], expires_at_ms);
+            let record = Record::new(&key, RecordParts { value, revision, create_revision, version, expires_at_ms });
             machine.insert_record(key, Arc::new(record));
         }
-        Record::Put { revision, key, former: None } => {
+        StoredRecord::Put { revision, key, former: None } => {
             let (key, record) = machine.data.get_key_value(&key).ok_or("a change is of a key that is not there")?;
             ensure(record.revision == revision, "a change is not the last one of its key")?;
             let (key, kind) = (key.clone(), ChangeKind::Put(record.clone()));
             load_change(machine, revision, key, kind)?;
         }
-        Record::Put { revision, key, former: Some(former) } => {
+        StoredRecord::Put { revision, key, former: Some(former) } => {
             let Former { value, create_revision, version, expires_at_ms } = former;
-            let record = StateRecord::new(&key, value, [revision, create_revision, version], expires_at_ms);
+            let record = Record::new(&key, RecordParts { value, revision, create_revision, version, expires_at_ms });
             load_change(machine, revision, key, ChangeKind::Put(Arc::new(record)))?;
         }
-        Record::Delete { revision, key } => load_change(machine, revision, key, ChangeKind::Delete)?,
-        Record::Expire { revision, key } => load_change(machine, revision, key, ChangeKind::Expire)?,
-        Record::Request { key, fingerprint, result } => {
+        StoredRecord::Delete { revision, key } => load_change(machine, revision, key, ChangeKind::Delete)?,
+        StoredRecord::Expire { revision, key } => load_change(machine, revision, key, ChangeKind::Expire)?,
+        StoredRecord::Request { key, fingerprint, result } => {
             let result = result.try_into().map_err(|_| "the result of a request is none")?;
             machine.requests.remember(&RequestId { key, fingerprint }, result);
         }

@@ -12,7 +12,7 @@ use std::ops::Bound::{Excluded, Included, Unbounded};
 use imbl::OrdMap;
 
 use super::listing::end_of_prefix;
-use super::state_machine::Data;
+use super::record::Data;
 use crate::config::{RUN_KEYS_MAX, RUN_KEYS_MIN};
 use crate::operation::Key;
 
@@ -21,7 +21,7 @@ use crate::operation::Key;
 /// Invariants, if [`update`](Self::update) was called for each change: each key is in one run. Runs have the number of keys and the least
 /// revision that they say. None has more than [`RUN_KEYS_MAX`] keys, and none but the last fewer than [`RUN_KEYS_MIN`].
 #[derive(Clone, Debug, Default)]
-pub(super) struct LeastRevisions {
+pub(in crate::store) struct LeastRevisions {
     /// By where they begin: each goes on to the beginning of the next one. The first one begins with the empty key.
     runs: OrdMap<Key, Run>,
 }
@@ -110,7 +110,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::store::Record;
+    use crate::store::state_machine::record::tests::new_record;
 
     #[derive(Default)]
     struct Store {
@@ -121,7 +121,7 @@ mod tests {
 
     impl Store {
         fn put(&mut self, key: Key, revision: u64) {
-            let record = Record::new(&key, "value".into(), [revision, revision, 1], 0);
+            let record = new_record(&key, "value".into(), revision);
             let before = self.data.insert(key.clone(), Arc::new(record)).map(|record| record.revision);
             self.least.update(&self.data, &key, before, Some(revision));
             self.revision = self.revision.max(revision);

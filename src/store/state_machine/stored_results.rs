@@ -13,14 +13,15 @@ use std::borrow::Cow;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::{Xxh3, xxh3_128};
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::body::{PutAnswer, TouchAnswer, TxnDeleted};
+use crate::hash::StateHash;
 use crate::operation::{Found, Key, StepResult, TxnDone, Value, WriteResult};
 
 /// What became of a write.
 #[derive(Serialize, Deserialize)]
-pub(super) enum StoredResult<'a> {
+pub(in crate::store) enum StoredResult<'a> {
     Put(StoredPut),
     Touch(StoredTouch),
     Delete {
@@ -42,13 +43,13 @@ pub(super) enum StoredResult<'a> {
 }
 
 #[derive(Serialize, Deserialize)]
-pub(super) struct StoredPut {
+pub(in crate::store) struct StoredPut {
     revision: u64,
     version: u64,
 }
 
 #[derive(Serialize, Deserialize)]
-pub(super) struct StoredTouch {
+pub(in crate::store) struct StoredTouch {
     revision: u64,
     version: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -56,7 +57,7 @@ pub(super) struct StoredTouch {
 }
 
 #[derive(Serialize, Deserialize)]
-pub(super) struct StoredTxn<'a> {
+pub(in crate::store) struct StoredTxn<'a> {
     succeeded: bool,
     revision: u64,
     results: Vec<StoredStep<'a>>,
@@ -97,7 +98,7 @@ enum StoredEncoding {
 
 /// A value that was read, in the form in which it is stored and counted.
 #[derive(Clone, Copy)]
-pub(super) enum StoredValue<'a> {
+pub(in crate::store) enum StoredValue<'a> {
     /// The text itself.
     Text(&'a str),
     /// The base64 of these bytes, which are not UTF-8.
@@ -122,18 +123,18 @@ impl<'a> StoredValue<'a> {
     }
 
     /// XXH3 of the stored text, with 128 bits.
-    pub fn hash(self) -> u128 {
+    pub fn hash(self) -> StateHash {
         // Only the last piece may have a length that base64 pads.
         const PIECE_BYTES: usize = 3 * 512;
         match self {
-            StoredValue::Text(text) => xxh3_128(text.as_bytes()),
+            StoredValue::Text(text) => StateHash::of_bytes(text.as_bytes()),
             StoredValue::Base64(bytes) => {
                 let (mut hasher, mut text) = (Xxh3::new(), [0; PIECE_BYTES / 3 * 4]);
                 for piece in bytes.chunks(PIECE_BYTES) {
                     let length = BASE64_STANDARD.encode_slice(piece, &mut text).expect("a piece has room");
                     hasher.update(&text[..length]);
                 }
-                hasher.digest128()
+                StateHash(hasher.digest128())
             }
         }
     }
@@ -210,7 +211,7 @@ impl From<&TouchAnswer> for StoredTouch {
 
 /// A result that no version has written.
 #[derive(Debug)]
-pub(super) struct NoResult;
+pub(in crate::store) struct NoResult;
 
 impl TryFrom<StoredResult<'_>> for WriteResult {
     type Error = NoResult;
@@ -385,7 +386,11 @@ mod tests {
             let stored = StoredValue::of(&value);
             let text = BASE64_STANDARD.encode(value.as_bytes());
             assert!(stored.is_base64());
-            assert_eq!((stored.len(), stored.hash()), (text.len(), xxh3_128(text.as_bytes())), "{length} bytes");
+            assert_eq!(
+                (stored.len(), stored.hash()),
+                (text.len(), StateHash::of_bytes(text.as_bytes())),
+                "{length} bytes"
+            );
             assert_eq!(stored.into_text(), text);
         }
     }

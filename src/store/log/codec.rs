@@ -19,29 +19,8 @@ use std::io::{self, Read, Write};
 use openraft::vote::RaftLeaderId;
 use raft_log::codeq::{Decode, Encode};
 
-use super::log::FlushCallback;
 use crate::config::LOG_PAYLOAD_BYTES_MAX;
 use crate::types::{LogId, Payload, Vote};
-
-/// What raft-log stores for us.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LogTypes;
-
-impl raft_log::Types for LogTypes {
-    type LogId = LogIdRecord;
-    type LogPayload = PayloadRecord;
-    type Vote = VoteRecord;
-    type Callback = FlushCallback;
-    type UserData = UserDataRecord;
-
-    fn log_index(log_id: &LogIdRecord) -> u64 {
-        log_id.0.index
-    }
-
-    fn payload_size(payload: &PayloadRecord) -> u64 {
-        payload.bytes() as u64
-    }
-}
 
 /// A [`LogId`] on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -192,7 +171,7 @@ fn read_array<const N: usize>(reader: &mut impl Read) -> io::Result<[u8; N]> {
 }
 
 /// Reads so many bytes. Takes memory for those that are there, not for those that a length announces.
-pub(super) fn read_part(reader: &mut impl Read, length: usize, bytes: &mut Vec<u8>) -> io::Result<()> {
+pub(in crate::store) fn read_part(reader: &mut impl Read, length: usize, bytes: &mut Vec<u8>) -> io::Result<()> {
     const RESERVED_BYTES_MAX: usize = 256 << 10;
     bytes.clear();
     bytes.reserve(length.min(RESERVED_BYTES_MAX));
