@@ -1,8 +1,10 @@
-//! The bodies of the key-value API (`/v1`), as JSON: what the server answers
-//! and what [`ExampleClient`](crate::ExampleClient) understands.
+//! The bodies of the key-value API (`/v1`), as JSON, for the server and for
+//! [`ExampleClient`](crate::ExampleClient).
 //!
-//! Values are bytes. In JSON they go as text if they are UTF-8, and otherwise as
-//! base64 with `"encoding":"base64"` beside them.
+//! They are only sent. Logs, snapshots and hashes have types of their own.
+//!
+//! Values are bytes. In JSON they are text if they are UTF-8, and otherwise base64
+//! together with `"encoding":"base64"`.
 
 use std::borrow::Cow;
 use std::{fmt, io};
@@ -12,11 +14,11 @@ use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// Writes JSON without anything in it that some program takes for the end of a line.
+/// Writes JSON without characters that some program takes for the end of a line.
 ///
 /// JSON allows U+0085, U+2028 and U+2029 inside strings, but several line splitters, such as Python's
-/// `str.splitlines`, break lines there. In a server-sent event, or in output with one object a line, they would cut the
-/// JSON in two. serde_json itself escapes the control characters below U+0020, so these three are all that is left.
+/// `str.splitlines`, break lines there. In a server-sent event, or in output with one object per line, they would split
+/// the JSON. serde_json itself escapes the control characters below U+0020, so only these three remain.
 ///
 /// # Errors
 ///
@@ -52,21 +54,21 @@ impl serde_json::ser::Formatter for OneLine {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Encoding {
-    /// Base64 with padding, of the standard alphabet (RFC 4648).
+    /// Base64 with padding and the standard alphabet (RFC 4648).
     Base64,
 }
 
-/// A value as text or base64.
+/// A value as a JSON string.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EncodedValue {
-    /// The text.
+    /// The text, or the base64.
     pub value: String,
-    /// `None` if the text is the value itself.
+    /// `None` if the value is text.
     pub encoding: Option<Encoding>,
 }
 
 impl EncodedValue {
-    /// A value for JSON.
+    /// Encodes a value.
     pub fn of(bytes: &[u8]) -> Self {
         match std::str::from_utf8(bytes) {
             Ok(text) => EncodedValue { value: text.to_owned(), encoding: None },
@@ -74,7 +76,11 @@ impl EncodedValue {
         }
     }
 
-    /// The bytes of a value from JSON; an error if it is no base64.
+    /// Decodes a value.
+    ///
+    /// # Errors
+    ///
+    /// The value must be base64, but is not.
     pub fn decode(value: &str, encoding: Option<Encoding>) -> Result<Cow<'_, [u8]>, base64::DecodeError> {
         match encoding {
             None => Ok(Cow::Borrowed(value.as_bytes())),
@@ -83,79 +89,78 @@ impl EncodedValue {
     }
 }
 
-/// A key and what the store has of it.
+/// A key with its value and revisions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct KeyValue {
-    /// The key.
+    /// 1 to 1,024 bytes, unless the node has another limit.
     pub key: String,
-    /// The value; not there if only keys were asked for.
+    /// The value; missing if the request had `keys_only`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
-    /// How the value is encoded, if it is not text.
+    /// Missing if the value is text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encoding: Option<Encoding>,
     /// The revision of the last change.
     pub revision: u64,
-    /// The revision at which the key came to be.
+    /// The revision at which the key was created.
     pub create_revision: u64,
-    /// How often the key was changed since then: 1 when it is new.
+    /// Number of puts since the key was created: 1 for a new key.
     pub version: u64,
-    /// How long the key has left, in milliseconds, if it is to expire.
+    /// Milliseconds until the key expires; missing if it never does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_in_ms: Option<u64>,
 }
 
 impl KeyValue {
-    /// The value's bytes; `None` if only the key was asked for, or if it is no base64.
+    /// The bytes of the value; `None` if it is missing, or if its base64 is invalid.
     pub fn bytes(&self) -> Option<Vec<u8>> {
         EncodedValue::decode(self.value.as_deref()?, self.encoding).ok().map(Cow::into_owned)
     }
 
-    /// The value as text; `None` if it is none, or if only the key was asked for.
+    /// The value as text; `None` if it is missing, or if it is not text.
     pub fn text(&self) -> Option<&str> {
         self.value.as_deref().filter(|_| self.encoding.is_none())
     }
 }
 
-/// The answer to a put.
+/// The response to a put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PutAnswer {
-    /// The key's revision now.
+    /// The revision of the key after the put.
     pub revision: u64,
-    /// How often the key was changed since it came to be.
+    /// Number of puts since the key was created, including this one.
     pub version: u64,
 }
 
-/// The answer to a touch.
+/// The response to a touch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TouchAnswer {
-    /// The key's revision, which stays.
+    /// The revision of the key, which a touch does not change.
     pub revision: u64,
-    /// The key's version, which stays.
+    /// The version of the key, which a touch does not change.
     pub version: u64,
-    /// How long the key has left, in milliseconds; not there if it does not expire.
+    /// Milliseconds until the key expires; missing if it never does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_in_ms: Option<u64>,
 }
 
-/// The answer to a delete.
+/// The response to a delete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DeleteAnswer {
-    /// The store's revision now.
+    /// The revision of the store after the delete.
     pub revision: u64,
-    /// How many keys were removed.
+    /// Number of removed keys.
     pub deleted: u64,
 }
 
 /// One page of a listing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ListAnswer {
-    /// The revision of the store that the page shows. Giving it as `revision`
-    /// with the next page makes both show the same state.
+    /// The revision of the store that the page shows. A next page with this `revision` shows the same state.
     pub revision: u64,
-    /// The keys, in order of their bytes.
+    /// The keys, ordered by their bytes.
     pub items: Vec<KeyValue>,
-    /// What to give as `start_after` for the next page; not there on the last one.
+    /// The `start_after` of the next page; missing on the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
 }
@@ -164,48 +169,47 @@ pub struct ListAnswer {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TxnRequest {
-    /// What must hold, all of it. Nothing: `success` is done.
+    /// If all of these hold, or if there are none, `success` is executed, otherwise `failure`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(max_items = 128)]
     pub compare: Vec<Compare>,
-    /// Done if all comparisons hold.
+    /// Executed if all comparisons hold.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(max_items = 128)]
     pub success: Vec<TxnOperation>,
-    /// Done if one of them does not.
+    /// Executed if a comparison does not hold.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(max_items = 128)]
     pub failure: Vec<TxnOperation>,
 }
 
-/// Compares one thing of a key. Exactly one of `exists`, `value`, `revision`,
-/// `create_revision` and `version` is given. A key that is not there has
-/// revision, create revision and version 0, and no value.
+/// Compares a property of a key with exactly one of `exists`, `value`, `revision`, `create_revision` and `version`. A
+/// key that does not exist has revision, create revision and version 0, and no value.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Compare {
-    /// The key.
+    /// The key. It may not exist.
     #[schema(min_length = 1, max_length = 1024)]
     pub key: String,
-    /// How the key's own is to stand to what is given; `=` if not said.
+    /// The relation of the property, on the left, to the given operand; `=` if omitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub op: Option<Relation>,
-    /// Whether the key is there.
+    /// Whether the key exists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exists: Option<bool>,
-    /// The value, by its bytes.
+    /// The value; compared bytewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
-    /// How `value` is encoded, if it is not text.
+    /// Omit it if `value` is text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encoding: Option<Encoding>,
-    /// The revision of the key's last change.
+    /// The revision of the last change of the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<u64>,
-    /// The revision at which the key came to be.
+    /// The revision at which the key was created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub create_revision: Option<u64>,
-    /// How often the key was changed since it came to be.
+    /// Number of puts since the key was created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<u64>,
 }
@@ -242,9 +246,9 @@ pub enum TxnOperation {
     Put(TxnPut),
     /// Removes a key.
     Delete(TxnKey),
-    /// Reads a key, as the operations before it left it.
+    /// Reads a key, including the changes of the operations before.
     Get(TxnKey),
-    /// Renews the time that a key has left.
+    /// Sets the expiry time of a key.
     Touch(TxnTouch),
 }
 
@@ -252,71 +256,71 @@ pub enum TxnOperation {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TxnPut {
-    /// The key.
+    /// The key to create or to change.
     #[schema(min_length = 1, max_length = 1024)]
     pub key: String,
-    /// The value.
+    /// The new value.
     pub value: String,
-    /// How `value` is encoded, if it is not text.
+    /// Omit it if `value` is text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encoding: Option<Encoding>,
-    /// How long the key is to stay, such as `30s`; for ever if not said.
+    /// Time until the key expires, such as `30s`. If omitted, the key is permanent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(pattern = "^0*[1-9][0-9]*(ms|s|m|h|d)$")]
     pub ttl: Option<String>,
 }
 
-/// Names a key.
+/// The key of an operation.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TxnKey {
-    /// The key.
+    /// The key. It may not exist.
     #[schema(min_length = 1, max_length = 1024)]
     pub key: String,
 }
 
-/// Renews the time that a key has left.
+/// Sets the expiry time of a key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TxnTouch {
-    /// The key.
+    /// The key. If it does not exist, nothing changes.
     #[schema(min_length = 1, max_length = 1024)]
     pub key: String,
-    /// How long the key is to stay from now on, such as `30s`; for ever if not said.
+    /// Time until the key expires, such as `30s`. If omitted, the key becomes permanent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(pattern = "^0*[1-9][0-9]*(ms|s|m|h|d)$")]
     pub ttl: Option<String>,
 }
 
-/// The answer to a transaction.
+/// The response to a transaction.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TxnAnswer {
-    /// Whether the comparisons held, so that `success` was done.
+    /// Whether all comparisons held, so that `success` was executed.
     pub succeeded: bool,
-    /// The store's revision now.
+    /// The revision of the store after the transaction.
     pub revision: u64,
-    /// What became of each operation, in their order.
+    /// The result of each operation, in their order.
     pub results: Vec<TxnResult>,
 }
 
-/// What became of one operation of a transaction.
+/// The result of an operation of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TxnResult {
     /// The key was set.
     Put(PutAnswer),
-    /// 1 if the key was there, else 0.
+    /// The number of removed keys.
     Delete(TxnDeleted),
-    /// What was read; null if the key is not there.
+    /// The key; null if it does not exist.
     Get(Option<KeyValue>),
-    /// The key's time was renewed; null if the key is not there.
+    /// The expiry time was set; null if the key does not exist.
     Touch(Option<TouchAnswer>),
 }
 
-/// How many keys an operation of a transaction removed.
+/// The result of a delete in a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TxnDeleted {
-    /// 1 if the key was there, else 0.
+    /// Number of removed keys: 1, or 0 if the key did not exist.
     pub deleted: u64,
 }
 
@@ -324,97 +328,96 @@ pub struct TxnDeleted {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum WatchEvent {
-    /// A key as it was when the watch began; only if asked for.
+    /// A key as it was when the watch began; only with `initial`.
     Initial(KeyValue),
-    /// All keys as they were at this revision have been sent; changes follow.
+    /// All keys have been sent; changes follow.
     Synced {
-        /// The revision.
+        /// The revision at which the keys were read.
         revision: u64,
     },
     /// A key was set.
     Put(KeyValue),
     /// A key was deleted.
     Delete(Removed),
-    /// A key's time was over.
+    /// A key expired.
     Expire(Removed),
-    /// The watch ends here, and may be taken up again after the last `id`.
+    /// The watch ends. It can be resumed after the last `id`.
     End(WatchEnd),
 }
 
-/// A key that is gone.
+/// A key that was deleted or expired.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Removed {
-    /// The key.
+    /// The removed key.
     pub key: String,
-    /// The revision at which it went.
+    /// The revision of the removal.
     pub revision: u64,
 }
 
 /// Why a watch ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct WatchEnd {
-    /// A word for programs: `too_slow`, `stopping`, `no_leader`, or the code with which the request would
-    /// have been rejected if the watch had not waited for a leader.
+    /// For programs: `too_slow`, `stopping`, `no_leader`, or the code of the error with which the request
+    /// would have been rejected if the watch had not waited for a leader.
     pub code: String,
-    /// For people.
+    /// For people; may change.
     pub message: String,
 }
 
 /// The members of the cluster after one was removed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MemberRemoved {
-    /// The number of the node that was removed.
+    /// The id of the removed node.
     pub removed: u64,
-    /// The members that are left, by their number.
+    /// The remaining members, ordered by id.
     pub members: Vec<Member>,
 }
 
 /// A member of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Member {
-    /// The node's number.
+    /// The id of the node.
     pub id: u64,
-    /// Whether it votes.
+    /// Whether it votes, and whether it is the leader.
     pub role: MemberRole,
-    /// Where the other nodes reach it, `host:port`.
+    /// Its address for other nodes, `HOST:PORT`.
     pub address: String,
 }
 
-/// What a member does.
+/// The role of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MemberRole {
-    /// The voter that leads.
+    /// The voter that is the leader.
     Leader,
-    /// It has a vote, and counts towards a majority.
+    /// It votes, and counts towards a majority.
     Voter,
-    /// It has all data, and no vote.
+    /// It receives all data, and does not vote.
     Learner,
 }
 
-/// What the data of one node is, as a hash.
+/// The hash of the data of a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HashAnswer {
-    /// The node's number.
+    /// The id of the node.
     pub node: u64,
-    /// The last entry of the log that is in it; not there if the node has applied none yet.
+    /// The index of the last applied log entry; missing if the node has not applied any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub applied_index: Option<u64>,
-    /// The store's revision after that entry.
+    /// The revision of the store after that entry.
     pub revision: u64,
-    /// 32 hexadecimal digits, the same on all nodes that have applied the same entries.
+    /// 32 hexadecimal digits; equal on all nodes that applied the same entries.
     #[schema(pattern = "^[0-9a-f]{32}$")]
     pub hash: String,
-    /// When the node last compared its data with the leader's and found it to be the same; not there if that is still
-    /// to come since it was started.
+    /// The last state of the node that was equal to the leader's; missing if none was compared since the node started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_self_check: Option<CheckedHash>,
 }
 
-/// A hash that was the same as the leader's.
+/// A hash that was equal to the leader's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CheckedHash {
-    /// The entry of the log after which it was.
+    /// The index of the last log entry in that state.
     pub index: u64,
     /// 32 hexadecimal digits.
     #[schema(pattern = "^[0-9a-f]{32}$")]
@@ -424,63 +427,63 @@ pub struct CheckedHash {
 /// The body of every error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorAnswer {
-    /// What is wrong.
+    /// The error.
     pub error: ErrorBody,
 }
 
-/// What is wrong, and what became of the request.
+/// An error, and the outcome of the request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
-    /// A word for programs.
+    /// For programs, such as `key_not_found`.
     pub code: String,
-    /// For people.
+    /// For people; may change.
     pub message: String,
-    /// What became of the request.
+    /// Whether the request may have been applied.
     pub outcome: Outcome,
-    /// Who leads, with `not_leader`.
+    /// With `not_leader`: the leader, if it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leader: Option<Leader>,
-    /// When to try again, in milliseconds.
+    /// Milliseconds after which to retry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
-    /// The largest that is taken, if something is too large.
+    /// The limit that the request exceeds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
-    /// The size that came.
+    /// The size of what exceeds the limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<usize>,
-    /// With `condition_failed`: the key's revision; not there if the key is not.
+    /// With `condition_failed`: the revision of the key; missing if the key does not exist.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub current_revision: Option<u64>,
-    /// With `key_not_found`: the store's revision.
+    /// With `key_not_found`: the revision of the store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<u64>,
-    /// With `revision_gone`: the oldest revision that is kept.
+    /// With `revision_gone`: the oldest revision that the history has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oldest_revision: Option<u64>,
-    /// With `applied_passed`: the last entry that the node has applied.
+    /// With `applied_passed`: the index of the last applied entry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub applied_index: Option<u64>,
-    /// The line of the body at which it went wrong, from 1.
+    /// The line of the error in the body, from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub line: Option<usize>,
-    /// The column in that line, from 1.
+    /// The column of the error in that line, from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub column: Option<usize>,
 }
 
-/// What became of a request that failed.
+/// Whether a failed request may have been applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// Nothing changed, and nothing will.
+    /// It was not applied, and never will be.
     NotApplied,
-    /// It may have been applied, or may yet be.
+    /// It may have been applied, or may be applied later.
     Unknown,
 }
 
 impl Outcome {
-    /// The word used in bodies and headers.
+    /// The word in bodies and headers.
     pub fn as_str(self) -> &'static str {
         match self {
             Outcome::NotApplied => "not_applied",
@@ -495,12 +498,12 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// The node that leads.
+/// The leader.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Leader {
-    /// Its number.
+    /// The id of its node.
     pub id: u64,
-    /// Where it is, `HOST:PORT`.
+    /// Its address, `HOST:PORT`.
     pub addr: String,
 }
 
@@ -508,10 +511,10 @@ pub struct Leader {
 mod tests {
     use super::*;
 
-    /// What is written is one line, and the same JSON as before.
+    /// The JSON is one line, and decodes to the same value.
     ///
-    /// Method: each character that splits lines anywhere, and its neighbors, alone and beside others, in a key and in
-    /// a value.
+    /// Method: each character that splits lines in some program, and its neighbors, alone and next to others, in a key
+    /// and in a value.
     #[test]
     fn json_lines_are_not_split() {
         const SPLITTERS: &str = "\n\r\u{b}\u{c}\u{1c}\u{1d}\u{1e}\u{85}\u{2028}\u{2029}";

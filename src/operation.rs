@@ -1,7 +1,8 @@
-//! What a write asks for, as the log holds it, and what became of it.
+//! Writes as the log stores them, and their results in memory.
 //!
-//! The log keeps these as MessagePack with field names: a field may be added,
-//! with a default for the logs that lack it, and none may be renamed.
+//! **In the log: frozen.** The log stores [`Write`] as MessagePack with field names.
+//! A field may be added, with a default for logs that lack it; none may be renamed.
+//! Results ([`WriteResult`]) are not stored in this form.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -18,8 +19,8 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::body::{self, EncodedValue, KeyValue, PutAnswer, TouchAnswer, TxnAnswer, TxnDeleted, TxnResult};
 use crate::hash::StateHash;
 
-/// A key. One of up to 23 bytes has no memory of its own, which spares the ordered
-/// map a look there at each comparison; a longer one is shared, and never copied.
+/// A key. A key of up to 23 bytes is stored inline, which saves the ordered map a
+/// memory access at each comparison; a longer one is shared, and never copied.
 pub type Key = SmolStr;
 
 /// A value: bytes, shared and never copied between the log's cache, the
@@ -33,7 +34,7 @@ impl Value {
         &self.0
     }
 
-    /// The bytes as text, if that is what they are.
+    /// The bytes as text; `None` if they are not UTF-8.
     pub fn as_text(&self) -> Option<&str> {
         std::str::from_utf8(&self.0).ok()
     }
@@ -45,7 +46,7 @@ impl<Bytes: AsRef<[u8]> + ?Sized> From<&Bytes> for Value {
     }
 }
 
-// Sizes only, here and below: data must not be logged.
+// Sizes only, here and below: user data must not be logged.
 impl fmt::Debug for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes", self.0.len())
@@ -76,35 +77,36 @@ impl<'de> Deserialize<'de> for Value {
     }
 }
 
-/// A write as it stands in the log.
+/// A write in the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Write {
-    /// Log time when the leader proposed this, in milliseconds since 1970.
+    /// Log time when the leader proposed the write, in milliseconds since 1970.
     pub at_ms: u64,
-    /// Set if the same request may come again.
+    /// Set if the request has an `Idempotency-Key`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<Arc<RequestId>>,
-    /// What is to be done.
+    /// The change that the write requests.
     pub operation: Operation,
 }
 
-/// What tells a request from all others, and that it is the same one.
+/// Identifies a request, so that it is executed once.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestId {
     /// The client's `Idempotency-Key`.
     pub key: Key,
-    /// A hash of what is asked for.
+    /// XXH3 with 128 bits of the operation as MessagePack with field names; the upper 64 bits first.
     pub fingerprint: [u64; 2],
 }
 
 impl RequestId {
-    /// The id of a request that has this `Idempotency-Key` and asks for this.
+    /// The id of a request with this `Idempotency-Key` and operation.
     ///
     /// # Errors
     ///
-    /// What is asked for cannot be written to a log.
+    /// The operation cannot be encoded.
     pub fn new(key: Key, operation: &Operation) -> Result<Self, rmp_serde::encode::Error> {
-        // What is hashed is in the log anyway, so it is the same in every version that reads the log.
+        // The encoding is that of the log, so it is the same in every version that reads the log. It is hashed piece by
+        // piece: a value of 1 MiB is not copied.
         let mut hasher = Xxh3::new();
         rmp_serde::encode::write_named(&mut hasher, operation)?;
         let hash = hasher.digest128();
@@ -118,33 +120,34 @@ impl fmt::Debug for RequestId {
     }
 }
 
-/// What a write does.
+/// The change of a write.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Operation {
-    /// Sets a key.
+    /// Sets a key if a condition holds.
     Put(Put),
-    /// Removes a key.
+    /// Removes a key if a condition holds.
     Delete(Delete),
     /// Removes keys that begin with a prefix, up to
     /// [`DELETE_STEP_KEYS_MAX`](crate::config::DELETE_STEP_KEYS_MAX) of them.
     DeletePrefix {
-        /// What the keys begin with.
+        /// The common beginning of the keys; empty for all keys.
         prefix: Key,
-        /// Keys changed after this revision stay. `None`: it is the first step.
+        /// Keys that were changed after this revision remain. `None` in the first step.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         revision_max: Option<u64>,
     },
-    /// Renews the time that a key has left.
+    /// Sets the expiry time of a key if a condition holds.
     Touch(Touch),
-    /// Several of these, all or none.
+    /// Executes several steps, all or none.
     Txn(Arc<Txn>),
-    /// Nothing but what each write does first: removing keys whose time is over.
+    /// Only removes expired keys, which every write does first.
     Expire,
-    /// The same, and says what the leader's state was once, for each node to compare with its own.
+    /// As [`Operation::Expire`]. It also carries the hash of an earlier state of the leader, which each node compares with
+    /// its own.
     SelfCheck {
-        /// After which entry.
+        /// The index of the last entry in that state.
         index: u64,
-        /// The hash of the state.
+        /// The hash of that state.
         hash: StateHash,
     },
 }
@@ -152,14 +155,14 @@ pub enum Operation {
 /// Sets a key.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Put {
-    /// The key.
+    /// The key to create or to change.
     pub key: Key,
-    /// The value.
+    /// The new value.
     pub value: Value,
-    /// How long the key is to stay; `None`: until it is deleted.
+    /// Milliseconds until the key expires; `None` for a permanent key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_ms: Option<u64>,
-    /// What must hold for this to be done.
+    /// The condition of the write; `None` for an unconditional one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub condition: Option<Condition>,
 }
@@ -167,56 +170,56 @@ pub struct Put {
 /// Removes a key.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delete {
-    /// The key.
+    /// The key to remove. It may not exist.
     pub key: Key,
-    /// What must hold for this to be done.
+    /// The condition of the write; `None` for an unconditional one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub condition: Option<Condition>,
 }
 
-/// Renews the time that a key has left; its value and revision stay.
+/// Sets the expiry time of a key. Its value and revision remain.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Touch {
-    /// The key.
+    /// The key, which must exist.
     pub key: Key,
-    /// How long the key is to stay from now on; `None`: until it is deleted.
+    /// Milliseconds until the key expires; `None` makes it permanent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_ms: Option<u64>,
-    /// What must hold for this to be done.
+    /// The condition of the write; `None` for an unconditional one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub condition: Option<Condition>,
 }
 
-/// What must hold for one key.
+/// A condition on a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Condition {
-    /// The key is not there.
+    /// The key does not exist.
     Missing,
-    /// The key is there.
+    /// The key exists.
     Present,
-    /// The key was last changed at this revision.
+    /// The key exists, and its last change was at this revision.
     Revision(u64),
 }
 
-/// Compares, and does one or the other.
+/// A transaction: compares, and executes one of two lists of steps.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Txn {
-    /// What must hold, all of it, for `success` to be done, else `failure` is.
+    /// If all of these hold, `success` is executed, otherwise `failure`.
     pub compare: Vec<Comparison>,
-    /// Done, all of it at one revision, if the comparisons hold.
+    /// Executed if all comparisons hold. All its changes have one revision.
     pub success: Vec<TxnStep>,
-    /// Done, all of it at one revision, if not.
+    /// Executed otherwise. All its changes have one revision.
     pub failure: Vec<TxnStep>,
 }
 
-/// Compares something of a key with an operand.
+/// Compares a property of a key with an operand.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Comparison {
-    /// The key.
+    /// The key. It may not exist.
     pub key: Key,
-    /// How the key's own is to stand to the operand.
+    /// The relation that must hold between the property, on the left, and the operand.
     pub relation: Relation,
-    /// What is compared, and with what.
+    /// The property, and the operand.
     pub operand: Operand,
 }
 
@@ -258,119 +261,119 @@ impl From<body::Relation> for Relation {
     }
 }
 
-/// What a key is compared with. A key that is not there has revision,
-/// create revision and version 0, and no value that anything is equal to.
+/// The property of a key that is compared, and what it is compared with. A key that does not exist has revision, create
+/// revision and version 0, and its value is less than every value.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Operand {
-    /// Whether the key is there.
+    /// Whether the key exists.
     Exists(bool),
-    /// The value, by its bytes.
+    /// The value; compared bytewise.
     Value(Value),
     /// The revision of the last change.
     Revision(u64),
-    /// The revision at which the key came to be.
+    /// The revision at which the key was created.
     CreateRevision(u64),
-    /// How often the key was changed since it came to be.
+    /// Number of puts since the key was created.
     Version(u64),
 }
 
-/// One operation of a transaction; conditions are in its comparisons.
+/// A step of a transaction. Its `condition`s are ignored: the transaction has comparisons.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TxnStep {
     /// Sets a key.
     Put(Put),
     /// Removes a key.
     Delete(Delete),
-    /// Renews the time that a key has left.
+    /// Sets the expiry time of a key.
     Touch(Touch),
-    /// Reads a key.
+    /// Reads a key, including changes of the steps before.
     Get(Key),
 }
 
-/// What became of a write.
+/// The result of a write.
 ///
-/// Serialized, it is what clients get as JSON. What a snapshot holds has types of its own (`store/state_machine/stored_results.rs`).
+/// Its serialized form is the JSON for clients. Snapshots have types of their own
+/// (`store/state_machine/stored_results.rs`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[schema(description = "What became of a write.")]
+#[schema(description = "The result of a write.")]
 pub enum WriteResult {
     /// The key was set.
     Put(PutAnswer),
-    /// The key's time was renewed.
+    /// The expiry time of the key was set.
     Touch(TouchAnswer),
-    /// This many keys were removed.
+    /// Keys were removed.
     Delete {
-        /// How many, over all steps.
+        /// Number of keys that all steps so far removed.
         deleted: u64,
-        /// The store's revision after it.
+        /// The revision of the store after the write.
         #[serde(default)]
         revision: u64,
-        /// Set if some are left: the request goes on with this as `revision_max`.
+        /// Set if keys remain: the next step has this `revision_max`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         unfinished: Option<u64>,
     },
-    /// The transaction was done.
+    /// The transaction was executed.
     Txn(Arc<TxnDone>),
-    /// The condition does not hold; nothing was done.
+    /// The condition does not hold. Nothing changed.
     ConditionFailed {
-        /// The key's revision; `None` if it is not there.
+        /// The revision of the key; `None` if it does not exist.
         revision: Option<u64>,
     },
-    /// The key to be touched is not there; nothing was done.
+    /// The key to touch does not exist. Nothing changed.
     NoSuchKey,
-    /// What the transaction reads is too large for an answer; nothing was done.
+    /// The values that the transaction reads are too long for a response. Nothing changed.
     AnswerTooLarge {
-        /// How large it would be, in bytes.
+        /// Bytes of the keys and values that it reads.
         bytes: u64,
     },
-    /// The `Idempotency-Key` was that of another request; nothing was done.
+    /// Another request had the same `Idempotency-Key`. Nothing changed.
     RequestIdReused,
 }
 
-/// What became of a transaction. Values that it read are shared, not copied, with the state machine: entries are
-/// applied one after another, and each one waits for the copies of those before. What clients get, a [`TxnAnswer`], is
-/// made of it when it is sent.
+/// The result of a transaction. It shares the values that it read with the state machine: entries are applied one after
+/// another, so copying values would delay all later ones. The [`TxnAnswer`] for clients is made when it is sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TxnDone {
-    /// Whether the comparisons held, so that `success` was done.
+    /// Whether all comparisons held, so that `success` was executed.
     pub succeeded: bool,
-    /// The store's revision after it.
+    /// The revision of the store after the transaction.
     pub revision: u64,
-    /// What became of each step, in their order.
+    /// The result of each step, in their order.
     pub results: Vec<StepResult>,
 }
 
-/// What became of one step of a transaction.
+/// The result of a step of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StepResult {
     /// The key was set.
     Put(PutAnswer),
-    /// 1 if the key existed, otherwise 0.
+    /// The number of removed keys: 1, or 0 if the key did not exist.
     Delete(TxnDeleted),
-    /// What was read; `None` if the key does not exist.
+    /// The key as it was read; `None` if it does not exist.
     Get(Option<Found>),
-    /// The key's time was renewed; `None` if the key does not exist.
+    /// The expiry time of the key was set; `None` if the key does not exist.
     Touch(Option<TouchAnswer>),
 }
 
-/// A key as a transaction found it.
+/// A key as a transaction read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// The key.
+    /// The key that the step reads.
     pub key: Key,
-    /// The value.
+    /// Its value, shared with the state machine.
     pub value: Value,
     /// The revision of the last change.
     pub revision: u64,
-    /// The revision at which the key came to be.
+    /// The revision at which the key was created.
     pub create_revision: u64,
-    /// How often the key was changed since then: 1 when it is new.
+    /// Number of puts since the key was created: 1 for a new key.
     pub version: u64,
-    /// How long the key had left when it was read, in milliseconds, if it is to expire. A replay shows the same.
+    /// Milliseconds until the key expires, counted when it was read; `None` if it never does. A replay has the same.
     pub expires_in_ms: Option<u64>,
 }
 
 impl WriteResult {
-    /// How many bytes the values in it have.
+    /// Bytes of the values in the result.
     pub fn value_bytes(&self) -> usize {
         let WriteResult::Txn(done) = self else { return 0 };
         let bytes = |result: &StepResult| match result {
@@ -414,7 +417,7 @@ impl From<&Found> for KeyValue {
     }
 }
 
-// For clients it is the `TxnAnswer` that it is serialized as.
+// For clients: it is serialized as a `TxnAnswer`.
 
 impl PartialSchema for TxnDone {
     fn schema() -> RefOr<Schema> {
@@ -466,17 +469,17 @@ impl<'de> Deserialize<'de> for TxnDone {
 }
 
 impl Operation {
-    /// Whether the operation leaves no more data than before, so that it can pass while the disk is nearly full.
+    /// Whether the operation does not add data, so that it is allowed while the disk is nearly full.
     pub fn stores_nothing(&self) -> bool {
         match self {
             Operation::Delete(_) | Operation::DeletePrefix { .. } | Operation::Touch(_) | Operation::Expire => true,
             Operation::Txn(txn) => !txn.success.iter().chain(&txn.failure).any(|step| matches!(step, TxnStep::Put(_))),
-            // A self-check can wait.
+            // A self-check is not urgent.
             Operation::Put(_) | Operation::SelfCheck { .. } => false,
         }
     }
 
-    /// About how many bytes of memory the keys and values take.
+    /// Approximate bytes of memory of the keys and values.
     pub fn payload_bytes(&self) -> usize {
         match self {
             Operation::Put(put) => put.payload_bytes(),
@@ -497,7 +500,7 @@ impl Put {
 
 impl Txn {
     fn payload_bytes(&self) -> usize {
-        // A fixed part for each, so that many small ones count too.
+        // For each part, so that many small ones count too.
         const PART_BYTES: usize = 64;
         let comparison = |part: &Comparison| match &part.operand {
             Operand::Value(value) => part.key.len() + value.0.len(),
@@ -530,7 +533,7 @@ impl fmt::Debug for Operation {
 }
 
 impl Relation {
-    /// Whether `left` stands so to `right`.
+    /// Whether the relation holds between `left` and `right`.
     pub fn holds<T: Ord>(self, left: T, right: T) -> bool {
         match self {
             Relation::Equal => left == right,
@@ -559,7 +562,7 @@ mod tests {
         }))
     }
 
-    /// Clients get the result of a transaction as it was when results were kept as JSON.
+    /// The JSON of a transaction's result for clients is fixed.
     #[test]
     fn results_are_sent_as_json() {
         let put = PutAnswer { revision: 4, version: 1 };
@@ -586,9 +589,11 @@ mod tests {
         assert!(serde_json::from_str::<TxnDone>(&without_value).is_err());
     }
 
-    /// A request has the fingerprint that it had in all versions before, or what comes again is rejected as another one.
+    /// A request has the fingerprint that it had in all versions before. Otherwise a request that is sent again would be
+    /// rejected as another one.
     ///
-    /// Method: operations of all kinds; that of the MessagePack in one piece, and some by their numbers.
+    /// Method: for operations of all kinds, compare with the hash of the MessagePack in one piece, and some with known
+    /// numbers.
     #[test]
     fn fingerprints_are_fixed() {
         let put = |bytes: usize| Put {

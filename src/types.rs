@@ -1,9 +1,9 @@
-//! The request and response types, and what Raft is configured with.
+//! The request and response types, and the types that Raft is configured with.
 //!
-//! [`ExampleRequest`] and [`ExampleResponse`] are what clients send and get, as
-//! JSON. [`Command`] is what the log holds, as MessagePack with field names. The
-//! two are apart so that either can grow without the other: a log written by an
-//! old version must stay readable, and a client's body must stay valid.
+//! Clients send [`ExampleRequest`] and get [`ExampleResponse`], as JSON. The log
+//! stores [`Command`], as MessagePack with field names. They are separate so that
+//! either can change without the other: logs of old versions must stay readable,
+//! and requests of old clients must stay valid.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,8 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::body::TxnRequest;
 use crate::operation::{Key, Write, WriteResult};
 
-/// A node's number, chosen by whoever starts it. No other node of the cluster can
-/// have it for as long as it is a member.
+/// The number of a node, set by `--id`. It is unique among the members of a cluster.
 pub type NodeId = u64;
 
 openraft::declare_raft_types!(
@@ -34,14 +33,14 @@ pub type LogId = openraft::alias::LogIdOf<TypeConfig>;
 pub type Vote = openraft::alias::VoteOf<TypeConfig>;
 /// A log entry.
 pub type Entry = openraft::alias::EntryOf<TypeConfig>;
-/// What a log entry carries: nothing, a [`Command`], or a membership.
+/// The content of a log entry: nothing, a [`Command`], or a membership.
 pub type Payload = openraft::alias::PayloadOf<TypeConfig>;
-/// A membership together with the log id it was proposed at.
+/// A membership, and the log id of its entry.
 pub type StoredMembership = openraft::alias::StoredMembershipOf<TypeConfig>;
-/// What identifies a snapshot: the last log id it covers, and its membership.
+/// The meta of a snapshot: the last log id that it covers, and the membership.
 pub type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
 
-/// A change that a client asks for, as the body of `POST /write`.
+/// A change that a client requests, as the body of `POST /write`.
 ///
 /// ```
 /// use raft_key_value::ExampleRequest;
@@ -52,9 +51,9 @@ pub type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(description = "A change that a client asks for.")]
+#[schema(description = "A change that a client requests.")]
 pub enum ExampleRequest {
-    /// Sets a key to a value, whether or not the key is there.
+    /// Sets a key to a value, whether or not the key exists.
     Set {
         /// 1 to 1,024 bytes of UTF-8.
         #[schema(min_length = 1, max_length = 1024)]
@@ -62,28 +61,28 @@ pub enum ExampleRequest {
         /// At most 1 MiB of UTF-8.
         value: String,
     },
-    /// Removes a key, whether or not it is there.
+    /// Removes a key, whether or not it exists.
     Delete {
         /// 1 to 1,024 bytes of UTF-8.
         #[schema(min_length = 1, max_length = 1024)]
         key: String,
     },
-    /// Compares, and does one or the other, all or nothing: the body of `POST /v1/txn`.
+    /// Compares, and executes one of two lists of operations atomically: the body of `POST /v1/txn`.
     Txn(TxnRequest),
 }
 
-/// What a write answers with, in `data`.
+/// The response to a write, in `data`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ExampleResponse {
-    /// The value that was written by `Set`, else `None`.
+    /// The value that `Set` wrote; null for other writes.
     pub value: Option<String>,
-    /// The store's revision after the write; `None` for a change of the membership.
+    /// The revision of the store after the write; missing for a membership change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<u64>,
-    /// What became of the write, other than a `Set`.
+    /// The result of the write, unless it is a `Set`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<WriteResult>,
-    /// Whether the request was done before, and this is what became of it then.
+    /// Whether the request was executed before, and this is its result from then.
     #[serde(default, skip_serializing_if = "is_false")]
     pub replayed: bool,
 }
@@ -101,17 +100,17 @@ impl fmt::Display for ExampleResponse {
     }
 }
 
-/// A change as the log holds it.
+/// A change as the log stores it.
 ///
-/// Keys and values are shared, not copied, between the log's cache, the
-/// replication to each follower and the state machine.
+/// **In the log: frozen.** Keys and values are shared, not copied, between the log's
+/// cache, the replication to each follower and the state machine.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
-    /// Sets a key to a value: how version 0.1 of the log had it. Only read.
+    /// Sets a key to a value. Only logs of format 1 have it; it is no longer written.
     Set {
-        /// The key.
+        /// The key to create or to change.
         key: Key,
-        /// The value.
+        /// The new value.
         value: Arc<str>,
     },
     /// Any write.
@@ -119,7 +118,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// About how many bytes of memory the keys and values take.
+    /// Approximate bytes of memory of the keys and values.
     pub fn payload_bytes(&self) -> usize {
         match self {
             Command::Set { key, value } => key.len() + value.len(),
@@ -128,7 +127,7 @@ impl Command {
     }
 }
 
-// Sizes only: openraft prints entries when it traces, and data must not be logged.
+// Sizes only: openraft prints entries when it traces, and user data must not be logged.
 impl fmt::Debug for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -146,19 +145,18 @@ impl fmt::Display for Command {
     }
 }
 
-/// Where a node is and which life of it is meant, as the membership holds it.
+/// The address and the incarnation of a node, as the membership has them.
 ///
-/// In JSON only the address shows (`{"addr":"127.0.0.1:21001"}`); the log, the
-/// snapshots and the RPCs carry the incarnation too.
+/// JSON has only the address (`{"addr":"127.0.0.1:21001"}`); the log, snapshots and
+/// RPCs have the incarnation too, in types of their own.
 #[derive(Clone, Debug, Default, PartialEq, Eq, utoipa::ToSchema)]
-#[schema(description = "Where a node is.")]
+#[schema(description = "The address of a node.")]
 pub struct ExampleNode {
-    /// What other nodes dial, `HOST:PORT`.
+    /// The address for other nodes, `HOST:PORT`.
     #[schema(example = "127.0.0.1:21001")]
     pub addr: String,
-    /// The random number the node drew when its data directory was made. A node
-    /// that comes back with an empty directory has another one, and is refused:
-    /// it may have forgotten a vote it gave. 0: not known.
+    /// The random number that the node drew when it created its data directory; 0 if unknown. A node that lost its
+    /// directory draws another one, and is rejected under its old id: it may have forgotten a vote.
     #[schema(ignore)]
     pub incarnation: u64,
 }
@@ -169,17 +167,22 @@ impl fmt::Display for ExampleNode {
     }
 }
 
+/// A node as JSON shows it.
 #[derive(Serialize)]
 struct ExampleNodeJson<'a> {
     addr: &'a str,
 }
 
+/// A node in the log, in snapshots and in RPCs.
+///
+/// **On disk: frozen.**
 #[derive(Serialize)]
 struct ExampleNodeBinary<'a> {
     addr: &'a str,
     incarnation: u64,
 }
 
+/// A node in either form. Logs of the first versions have no incarnations either.
 #[derive(Deserialize)]
 struct ExampleNodeOwned {
     addr: String,

@@ -1,7 +1,7 @@
-//! Who waits until an entry is applied.
+//! Requests that wait until an entry is applied.
 //!
-//! Each is told once, when its entry is applied, and what the state was then: entries for which nobody
-//! waits cost one comparison.
+//! Each is woken once, when its entry is applied, and gets the state after it. An entry for which no request waits costs
+//! one comparison.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,22 +13,24 @@ use super::self_check::SelfCheck;
 use super::state_machine::ExampleStateMachine;
 use crate::config::APPLIED_WAITING_MAX;
 
-/// All that wait on one node.
+/// All waiting requests of one node.
+///
+/// Invariant: `next_index` is the least index in `waiting`, whenever that is unlocked.
 #[derive(Debug)]
 pub(super) struct AppliedWaits {
     waiting: Mutex<Waiting>,
-    /// The lowest index that somebody waits for; `u64::MAX` if nobody does. Looked at after each entry.
+    /// The least index for which a request waits; `u64::MAX` if none does. Read after each entry.
     next_index: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
-    /// By the index, and a number that no other has.
+    /// By the index and a unique number; at most [`APPLIED_WAITING_MAX`].
     by_index: BTreeMap<(u64, u64), oneshot::Sender<SelfCheck>>,
     numbers: u64,
 }
 
-/// Waits for one entry until it is dropped.
+/// Waits for one entry. Dropping it ends the wait.
 #[derive(Debug)]
 pub(super) struct AppliedWait {
     waits: Arc<AppliedWaits>,
@@ -36,12 +38,12 @@ pub(super) struct AppliedWait {
     receiver: oneshot::Receiver<SelfCheck>,
 }
 
-/// Those whose entries were applied, and what they are to be told.
+/// Requests whose entries were applied, and the states for them.
 #[derive(Debug, Default)]
 #[must_use = "they wait"]
 pub(super) struct Due(Vec<(oneshot::Sender<SelfCheck>, SelfCheck)>);
 
-/// As many wait as a node lets wait.
+/// As many requests wait as a node allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooManyWaits;
 
@@ -52,7 +54,7 @@ impl Default for AppliedWaits {
 }
 
 impl AppliedWaits {
-    /// Waits for an entry. Called while the state is locked, at an earlier one.
+    /// Waits for an entry. Called while the state is locked and the entry is not applied.
     pub(super) fn wait(self: &Arc<Self>, index: u64) -> Result<AppliedWait, TooManyWaits> {
         let mut waiting = self.lock();
         if waiting.by_index.len() >= APPLIED_WAITING_MAX {
@@ -66,7 +68,7 @@ impl AppliedWaits {
         Ok(AppliedWait { waits: self.clone(), place, receiver })
     }
 
-    /// Adds those that wait for an entry up to the last one applied. Called while the state is locked.
+    /// Takes the requests that wait for an entry up to the last one applied. Called while the state is locked.
     pub(super) fn take_due(&self, machine: &ExampleStateMachine, due: &mut Due) {
         let index = machine.last_applied.map_or(0, |log_id| log_id.index);
         if index < self.next_index.load(Ordering::Acquire) {
@@ -93,8 +95,8 @@ impl AppliedWaits {
 }
 
 impl AppliedWait {
-    /// The state after the entry; or after a later one, if a snapshot brought both. `None` if applying it failed,
-    /// which ends the node.
+    /// The state after the entry, or after a later one if a snapshot contained both. `None` if applying it failed, which
+    /// stops the node.
     pub(super) async fn applied(&mut self) -> Option<SelfCheck> {
         (&mut self.receiver).await.ok()
     }
@@ -110,10 +112,10 @@ impl Drop for AppliedWait {
 }
 
 impl Due {
-    /// Wakes them. Called once the state is unlocked.
+    /// Wakes the requests. Called after the state is unlocked.
     pub(super) fn tell(self) {
         for (sender, state) in self.0 {
-            // An error means that it waits no longer.
+            // An error means that the request no longer waits.
             let _ = sender.send(state);
         }
     }
@@ -141,8 +143,8 @@ mod tests {
         woken
     }
 
-    /// Each is woken once, by its own entry or by what goes beyond it, and no more wait than the bound says. Those
-    /// that go away make room.
+    /// Each request is woken once, by its own entry or by a later one. The number of waiting requests is bounded, and
+    /// requests that end make room.
     #[test]
     fn each_is_woken_by_its_entry() {
         let waits = Arc::new(AppliedWaits::default());

@@ -1,9 +1,9 @@
-//! Files that are whole after a crash.
+//! Files that are whole after a crash, and free disk space.
 //!
 //! A file appears in one way only: it is written under a temporary name,
 //! synced, renamed, and its directory is synced. After a crash at any point the
-//! name holds all the old bytes or all the new ones. A leftover temporary file
-//! means nothing and is deleted at the next start.
+//! name has all the old bytes or all the new ones. The next start deletes leftover
+//! temporary files.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -17,7 +17,7 @@ pub fn temporary_path(path: &Path) -> PathBuf {
     path.with_extension(TEMPORARY_EXTENSION)
 }
 
-/// Replaces `path`; after a crash it holds all the old bytes or all the new.
+/// Replaces a file. After a crash it has all the old bytes or all the new ones.
 pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = temporary_path(path);
     let mut file = ownership::create_file(&temporary)?;
@@ -25,9 +25,9 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     publish(&file, &temporary, path)
 }
 
-/// Gives a completely written temporary file its name, durably.
+/// Gives a complete temporary file its final name, durably.
 pub fn publish(file: &File, temporary: &Path, path: &Path) -> io::Result<()> {
-    file.sync_all()?; // Before the rename, lest it publish a torn file.
+    file.sync_all()?; // Before the rename: otherwise a crash could publish a torn file.
     fs::rename(temporary, path)?;
     sync_directory(parent_of(path))
 }
@@ -54,7 +54,7 @@ fn available(disk: rustix::fs::StatVfs) -> u64 {
     disk.f_bavail.saturating_mul(disk.f_frsize)
 }
 
-/// Creates a directory and those above it, durably. One that exists is left as it is.
+/// Creates a directory and its parents, durably. Does not change existing ones.
 pub fn create_directory(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
@@ -68,7 +68,7 @@ pub fn create_directory(path: &Path) -> io::Result<()> {
     sync_directory(parent)
 }
 
-/// Deletes what an interrupted write left in a directory, and says what it deleted.
+/// Deletes the temporary files of interrupted writes in a directory, and returns their paths.
 pub fn remove_temporary_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut removed = Vec::new();
     for entry in fs::read_dir(directory)? {
@@ -81,7 +81,7 @@ pub fn remove_temporary_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(removed)
 }
 
-/// The directory that a path's name is in.
+/// The directory of a path.
 pub fn parent_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -93,7 +93,7 @@ pub fn parent_of(path: &Path) -> &Path {
 mod tests {
     use super::*;
 
-    /// A file that is replaced holds the new bytes, and no temporary file stays.
+    /// A replaced file has the new bytes, and no temporary file remains.
     #[test]
     fn replaces_a_file() {
         let directory = tempfile::tempdir().unwrap();
@@ -104,7 +104,7 @@ mod tests {
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 
-    /// What an interrupted write left is deleted, and nothing else is.
+    /// Only files of interrupted writes are deleted.
     #[test]
     fn removes_only_temporary_files() {
         let directory = tempfile::tempdir().unwrap();
@@ -115,7 +115,7 @@ mod tests {
         assert!(directory.path().join("7.snap").exists());
     }
 
-    /// Directories are made together with those above them, and again without complaint.
+    /// Directories are created together with their parents. Creating them again does nothing.
     #[test]
     fn creates_nested_directories() {
         let directory = tempfile::tempdir().unwrap();

@@ -7,9 +7,8 @@ use crate::agreement::{OlderCopy, OtherEntry};
 use crate::hash::StateHash;
 use crate::types::NodeId;
 
-/// Why a data directory was refused or failed, or what it holds cannot be trusted.
-/// Nothing in it was changed, except where [`StoreError::Io`] struck in the middle
-/// of a write.
+/// Why a data directory was rejected or failed, or why its content cannot be trusted.
+/// Nothing in it was changed, except if [`StoreError::Io`] interrupted a write.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Another process runs on the directory.
@@ -20,50 +19,50 @@ pub enum StoreError {
     Locked {
         /// The lock file.
         path: PathBuf,
-        /// The holder's process id as it wrote it down; may be empty.
+        /// The holder's process id, from the file; may be empty.
         holder: String,
     },
 
-    /// A file does not hold what was once written to it.
+    /// A file has other content than was written to it.
     #[error(
         "`{}` is damaged{}: {what}; nothing was changed. Replace the node: add one with a new id \
          and an empty directory, and put it in the place of this one with POST /change-membership \
-         (an older copy of this directory is no replacement: it has forgotten what the node promised since)",
+         (do not restore an older copy of this directory: it lacks votes and entries that the node acknowledged since)",
         path.display(), offset.map(|offset| format!(" at offset {offset}")).unwrap_or_default()
     )]
     Damaged {
         /// The damaged file, or the directory in which files do not fit together.
         path: PathBuf,
-        /// Where in the file, in bytes, if that is known.
+        /// The offset in the file, in bytes, if it is known.
         offset: Option<u64>,
-        /// What is wrong with it.
+        /// How it is damaged.
         what: String,
     },
 
-    /// This node's state is not the leader's.
+    /// This node's state differs from the leader's.
     #[error(
         "at log index {index} the state of this node has the hash {own}, and that of the leader, node {leader_id}, \
-         has {leaders}: one of the two holds other data than was written, and this node stopped. Compare \
-         `GET /v1/cluster/hash` of all nodes, or what those that stopped said. If it is this node that differs from \
-         the majority, replace it: add a node with a new id and an empty directory, and put it in the place of this \
-         one with POST /change-membership. If it is the leader, start this node again, and replace that one"
+         has {leaders}: the data of one of the two is wrong, and this node stopped. Compare `GET /v1/cluster/hash` of \
+         all nodes, or the messages of those that stopped. If this node differs from the majority, replace it: add a \
+         node with a new id and an empty directory, and put it in the place of this one with POST /change-membership. \
+         If the leader differs, start this node again, and replace the leader"
     )]
     OtherState {
-        /// After which entry.
+        /// The index of the last entry in both states.
         index: u64,
-        /// What this node's state was.
+        /// The hash of this node's state.
         own: StateHash,
-        /// Who led.
+        /// The node that was the leader.
         leader_id: NodeId,
-        /// What the leader's state was.
+        /// The hash of the leader's state.
         leaders: StateHash,
     },
 
-    /// The state is not what this node made it.
+    /// The state in memory changed by itself.
     #[error(
-        "the state changed in memory by itself, and this node stopped before it wrote that into a snapshot: its \
-         memory is probably defective. Start it on another machine, or replace it: add a node with a new id and \
-         an empty directory, and put it in the place of this one with POST /change-membership"
+        "the state changed in memory by itself, and this node stopped before it wrote it into a snapshot: the memory \
+         of this machine is probably defective. Start the node on another machine, or replace it: add a node with a \
+         new id and an empty directory, and put it in the place of this one with POST /change-membership"
     )]
     MemoryChanged,
 
@@ -80,7 +79,7 @@ pub enum StoreError {
     OlderCopy {
         /// The directory.
         path: PathBuf,
-        /// What the leader counts on, and what there is.
+        /// The entries that the leader relies on, and the entries of this node.
         found: OlderCopy,
     },
 
@@ -96,7 +95,7 @@ pub enum StoreError {
     OtherEntry {
         /// The directory.
         path: PathBuf,
-        /// Which entry, and who has another one.
+        /// The entry, and the leader that has another one.
         found: OtherEntry,
     },
 
@@ -106,9 +105,9 @@ pub enum StoreError {
         path.display()
     )]
     OtherNode {
-        /// The identity file.
+        /// The file `IDENTITY`.
         path: PathBuf,
-        /// The node it names.
+        /// The node in that file.
         found: NodeId,
         /// The node that was started.
         wanted: NodeId,
@@ -119,7 +118,7 @@ pub enum StoreError {
     NotPrivate {
         /// The directory or file.
         path: PathBuf,
-        /// What is wrong with it, and what to do.
+        /// Why it is rejected, and what to do.
         what: String,
     },
 
@@ -129,22 +128,22 @@ pub enum StoreError {
         path.display()
     )]
     NewerFormat {
-        /// The file that says so.
+        /// The file with the newer format.
         path: PathBuf,
-        /// Its format version.
+        /// The version of its format.
         found: u32,
-        /// The newest that this program knows.
+        /// The newest version that this program knows.
         known: u32,
     },
 
     /// The operating system failed.
     #[error("cannot {action} `{}`: {source}", path.display())]
     Io {
-        /// What was tried, as a verb.
+        /// The operation, as a verb.
         action: &'static str,
-        /// On what.
+        /// Its file or directory.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
 }
@@ -159,7 +158,7 @@ impl StoreError {
         matches!(self, StoreError::Io { source, .. } if is_out_of_space(source))
     }
 
-    /// What is damaged and how, without what to do about it.
+    /// What is damaged and how, without advice.
     pub(crate) fn finding(&self) -> String {
         match self {
             StoreError::Damaged { path, offset, what } => {

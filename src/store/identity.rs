@@ -1,15 +1,15 @@
-//! Whose data directory this is: the files `LOCK` and `IDENTITY`.
+//! The owner of a data directory: the files `LOCK` and `IDENTITY`.
 //!
-//! `IDENTITY` is one line of JSON with a checksum, made when the directory is
-//! made and rewritten once, when the node learns its cluster:
+//! **On disk: frozen.** `IDENTITY` is one line of JSON with a checksum. It is
+//! created with the directory, and replaced once, when the node joins a cluster:
 //!
 //! ```text
 //! {"format":3,"cluster_id":"9f…","node_id":1,"incarnation":"3c…","checksum":"5d1f09aa"}
 //! ```
 //!
 //! The checksum is the CRC-32 of the line's fields in that order. A file is
-//! accepted only if writing down what it says gives the same bytes again, so
-//! that no flipped byte goes unseen.
+//! accepted only if encoding its content gives the same bytes again, so that a
+//! flipped byte is always noticed.
 
 use std::fmt;
 use std::fs::{File, TryLockError};
@@ -23,13 +23,12 @@ use super::{durable, ownership};
 use crate::types::NodeId;
 
 /// The version of the data directory's layout that this program writes: 2 since
-/// the log holds more than sets of text, 3 since it holds hashes of the state. A
-/// directory of a former version becomes one of this version when it is opened, so
-/// that a program which only knows the former refuses it, rather than take what it
-/// cannot read for damage.
+/// the log has more than sets of text, 3 since it has hashes of the state. Opening a
+/// directory of a former version makes it one of this version, so that a program
+/// which only knows the former rejects it, instead of taking new entries for damage.
 pub const FORMAT_VERSION: u32 = 3;
 const FIRST_FORMAT_VERSION: u32 = 1;
-/// More than any version writes, in bytes; the rest of a longer file is not read.
+/// More than any version writes, in bytes. The rest of a longer file is not read.
 const IDENTITY_BYTES_MAX: u64 = 4096;
 
 /// The number that all nodes of a cluster share, never 0; 16 hexadecimal digits as text.
@@ -42,15 +41,14 @@ impl fmt::Display for ClusterId {
     }
 }
 
-/// Who the owner of a data directory is.
+/// The owner of a data directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The cluster the node belongs to; `None` until it founds or joins one.
     pub cluster_id: Option<ClusterId>,
     /// The node's number.
     pub node_id: NodeId,
-    /// A random number, drawn when the directory was made: another directory
-    /// for the same node is another life of it.
+    /// A random number, drawn when the directory was created. Another directory for the same node has another one.
     pub incarnation: u64,
 }
 
@@ -66,7 +64,7 @@ struct IdentityLine {
     _checksum: String,
 }
 
-/// What every version of the file has, so that a newer one is told from a damaged one.
+/// The part of the file that every version has, so that a newer file can be distinguished from a damaged one.
 #[derive(Deserialize)]
 struct FormatOnly {
     format: u32,
@@ -118,17 +116,17 @@ pub struct IdentityFile {
 }
 
 impl IdentityFile {
-    /// The identity file of the node whose directory this is.
+    /// The identity file of a node's directory.
     pub fn in_directory(directory: &Path) -> Self {
         IdentityFile { path: directory.join("IDENTITY") }
     }
 
-    /// Where the file is.
+    /// The path, for messages.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What the file says; `None` if it is not there.
+    /// Reads the file; `None` if it is missing.
     pub fn read(&self) -> Result<Option<Identity>, StoreError> {
         match self.read_bytes() {
             Ok(bytes) => Identity::decode(&self.path, &bytes).map(Some),
@@ -144,7 +142,7 @@ impl IdentityFile {
         Ok(bytes)
     }
 
-    /// Writes the identity of a node that has none yet.
+    /// Creates the identity of a new node, with a new incarnation.
     pub fn create(&self, node_id: NodeId) -> Result<Identity, StoreError> {
         let incarnation =
             random_nonzero().map_err(|error| StoreError::io("draw a random number for", &self.path, error))?;
@@ -153,27 +151,31 @@ impl IdentityFile {
         Ok(identity)
     }
 
-    /// Replaces the file by one of the current format, unless it is one.
+    /// Replaces the file with one of the current format, unless it has that.
     pub fn upgrade(&self, identity: &Identity) -> Result<(), StoreError> {
         let bytes = self.read_bytes().map_err(|error| StoreError::io("read", &self.path, error))?;
         if bytes == identity.encode(FORMAT_VERSION) { Ok(()) } else { self.write(identity) }
     }
 
-    /// Replaces what the file says, durably.
+    /// Replaces the file, durably.
     pub fn write(&self, identity: &Identity) -> Result<(), StoreError> {
         durable::replace_file(&self.path, &identity.encode(FORMAT_VERSION))
             .map_err(|error| StoreError::io("write", &self.path, error))
     }
 }
 
-/// The file `LOCK`, held as long as this value lives; it names the holder's process id.
+/// The lock on the file `LOCK`, held until this is dropped. The file contains the holder's process id.
 #[derive(Debug)]
 pub struct DirectoryLock {
     file: File,
 }
 
 impl DirectoryLock {
-    /// Takes the lock, or says which process holds it.
+    /// Takes the lock.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Locked`] with the holder's process id, or [`StoreError::Io`].
     pub fn acquire(directory: &Path) -> Result<Self, StoreError> {
         let path = directory.join("LOCK");
         let failed = |action, error| StoreError::io(action, &path, error);
@@ -188,7 +190,7 @@ impl DirectoryLock {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
-                // A holder that has not yet written its process id leaves this empty.
+                // Empty if the holder has not written its process id yet.
                 let _ = file.read_to_string(&mut holder);
                 return Err(StoreError::Locked { path, holder: holder.trim().to_owned() });
             }
@@ -206,8 +208,7 @@ impl DirectoryLock {
 
 impl Drop for DirectoryLock {
     fn drop(&mut self) {
-        // Closing the file would do, but for a child process that is just being
-        // started and has a copy of it.
+        // Closing the file is not sufficient while a child process that is being started has a copy of it.
         let _ = self.file.unlock();
     }
 }
@@ -229,7 +230,7 @@ mod tests {
         Identity { cluster_id: Some(ClusterId(0x1234)), node_id: 7, incarnation: 0xabcdef }
     }
 
-    /// What is written is read back, with and without a cluster.
+    /// An identity is read as it was written, with and without a cluster.
     #[test]
     fn round_trip() {
         let directory = tempfile::tempdir().unwrap();
@@ -242,7 +243,7 @@ mod tests {
         }
     }
 
-    /// No damage of one byte and no cut goes unseen.
+    /// Damage of one byte, and truncation, are always noticed.
     ///
     /// Method: every byte replaced by every other value, and every shorter length.
     #[test]
@@ -265,7 +266,7 @@ mod tests {
         }
     }
 
-    /// A file of a later version is told from a damaged one.
+    /// A file of a later version is distinguished from a damaged one.
     #[test]
     fn newer_format_is_named() {
         let result = Identity::decode(Path::new("IDENTITY"), b"{\"format\":4,\"something\":\"else\"}\n");
@@ -278,7 +279,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let held = DirectoryLock::acquire(directory.path()).unwrap();
         let Err(StoreError::Locked { holder, .. }) = DirectoryLock::acquire(directory.path()) else {
-            panic!("the lock was given twice");
+            panic!("two holders have the lock");
         };
         assert_eq!(holder, std::process::id().to_string());
         drop(held);

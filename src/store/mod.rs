@@ -9,8 +9,8 @@
 //!   snapshots/<index>.snap   the state machine at that log index
 //! ```
 //!
-//! Opening it either gives a node that has all it ever acknowledged, or an
-//! error that says what is wrong; it never drops data to get going.
+//! Opening it gives either a node with everything that it ever acknowledged, or an
+//! error that names the cause. It never drops data in order to start.
 
 pub mod applied;
 pub mod clock_file;
@@ -68,11 +68,11 @@ pub struct ExampleStore {
 }
 
 impl ExampleStore {
-    /// Opens the directory of a node below `data_dir`, making it if there is none.
+    /// Opens the directory of a node below `data_dir`; creates it if it does not exist.
     ///
     /// # Errors
     ///
-    /// See [`StoreError`]. A directory that is refused is left as it was.
+    /// See [`StoreError`]. A rejected directory is not changed.
     pub fn open(data_dir: &Path, node_id: NodeId) -> Result<Self, StoreError> {
         Self::open_with(data_dir, node_id, LogSizes::default())
     }
@@ -88,7 +88,7 @@ impl ExampleStore {
         durable::create_directory(&directory).map_err(|error| StoreError::io("create", &directory, error))?;
         let lock = DirectoryLock::acquire(&directory)?;
 
-        // First look through everything, so that a directory which is refused is left as it was.
+        // First check everything, so that a rejected directory is not changed.
         let identity_file = IdentityFile::in_directory(&directory);
         let log_directory = directory.join("log");
         let snapshot_directory = directory.join("snapshots");
@@ -101,7 +101,7 @@ impl ExampleStore {
         let (snapshots, machine) = SnapshotDirectory::open(&snapshot_directory, &checked)?;
         let has_data = !checked.is_pristine() || !snapshots.is_empty();
         if has_data && !joined {
-            let what = "it says that the node never joined a cluster, and there is data beside it";
+            let what = "it says that the node never joined a cluster, but the directory has a log or snapshots";
             return Err(StoreError::damaged(identity_file.path(), None, what));
         }
 
@@ -119,7 +119,7 @@ impl ExampleStore {
         }
         ownership::restrict(&directory)?;
         snapshots.clean()?;
-        // A process that was killed may leave names that are seen and not yet durable.
+        // A killed process may leave names that are visible but not durable.
         for path in [durable::parent_of(&directory), &directory, &log_directory, &snapshot_directory] {
             durable::sync_directory(path).map_err(|error| StoreError::io("sync", path, error))?;
         }
@@ -131,15 +131,14 @@ impl ExampleStore {
         Ok(ExampleStore { log, state_machine, identity, identity_file, clock_file, directory, _lock: lock })
     }
 
-    /// Who this node is.
+    /// The identity in the file `IDENTITY`.
     pub fn identity(&self) -> Identity {
         *self.lock_identity()
     }
 
-    /// Makes the node a member of a cluster, durably; once, and for good.
+    /// Makes the node a member of a cluster, durably. A node joins once, and never changes its cluster.
     ///
-    /// Returns the cluster that the node belongs to afterwards: another than
-    /// `cluster_id` if it already belonged to that.
+    /// Returns the cluster of the node afterwards, which is not `cluster_id` if it already belonged to another one.
     pub fn join_cluster(&self, cluster_id: ClusterId) -> Result<ClusterId, StoreError> {
         let mut identity = self.lock_identity();
         if let Some(current) = identity.cluster_id {
@@ -156,7 +155,7 @@ impl ExampleStore {
         self.state_machine.clock()
     }
 
-    /// Log time and wall clock as `CLOCK` has them for the next start, if the file exists.
+    /// Log time and wall clock in the file `CLOCK`, for the next start; `None` if it does not exist.
     pub fn recorded_clock(&self) -> Option<Reading> {
         self.clock_file.recorded()
     }
@@ -166,7 +165,7 @@ impl ExampleStore {
         self.clock_file.record(reading)
     }
 
-    /// The node's directory.
+    /// The path of the node's directory.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
@@ -176,7 +175,7 @@ impl ExampleStore {
     }
 }
 
-/// The directory must be this node's.
+/// Checks that the directory is this node's.
 fn check_owner(file: &IdentityFile, found: Option<&Identity>, node_id: NodeId) -> Result<(), StoreError> {
     match found {
         Some(identity) if identity.node_id != node_id => {
@@ -186,8 +185,8 @@ fn check_owner(file: &IdentityFile, found: Option<&Identity>, node_id: NodeId) -
     }
 }
 
-/// Data without an identity is nobody's; and a member of a cluster has had both
-/// directories since before it joined: it voted, or promised to.
+/// Checks that data has an identity, and that a member of a cluster has both directories: it has had them since before
+/// it joined.
 fn check_directories(
     file: &IdentityFile,
     found: Option<&Identity>,
@@ -197,11 +196,11 @@ fn check_directories(
         let exists = path.symlink_metadata().is_ok();
         match found.map(|identity| identity.cluster_id) {
             None if exists => {
-                let what = format!("it is missing beside `{}`", path.display());
+                let what = format!("it is missing, but `{}` exists", path.display());
                 return Err(StoreError::damaged(file.path(), None, what));
             }
             Some(Some(cluster_id)) if !exists => {
-                let what = format!("`IDENTITY` says that the node belongs to cluster {cluster_id}, and this is gone");
+                let what = format!("it is missing, but `IDENTITY` says that the node belongs to cluster {cluster_id}");
                 return Err(StoreError::damaged(path, None, what));
             }
             _ => {}

@@ -1,13 +1,13 @@
-//! Whether this node's state is the leader's, while both run.
+//! Compares this node's state with the leader's while both run.
 //!
-//! Every node notes the hash of its state after each [`SELF_CHECK_ENTRIES`]
-//! entries. The leader proposes its own ([`Operation::SelfCheck`]); a node that
-//! applies this and has noted another one for the same index must not go on: it
-//! or the leader holds something that was never written.
+//! Every node records the hash of its state after each [`SELF_CHECK_ENTRIES`]
+//! entries. The leader proposes its own ([`Operation::SelfCheck`]). A node that
+//! applies this entry and has recorded another hash for the same index must stop:
+//! its state or the leader's has data that was never written.
 //!
-//! What is noted here is one node's own, and no part of the replicated state: a
-//! node that began at a snapshot past the index has nothing to compare, and waits
-//! for the next.
+//! These records belong to one node, and are not a part of the replicated state. A
+//! node that began at a snapshot after the index has nothing to compare, and waits
+//! for the next entry of this kind.
 
 use std::collections::VecDeque;
 
@@ -18,44 +18,44 @@ use crate::hash::StateHash;
 use crate::operation::{Operation, Write};
 use crate::types::{Command, Entry, LogId, NodeId, Payload};
 
-/// What the state was once.
+/// The hash of a state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SelfCheck {
-    /// The last entry that was applied then.
+    /// The index of the last entry that was applied.
     pub index: u64,
-    /// The store's revision then.
+    /// The revision of the store after it.
     pub revision: u64,
-    /// The hash of the state.
+    /// The hash of the state after it.
     pub hash: StateHash,
 }
 
 impl SelfCheck {
-    /// What the state is now.
+    /// That of the current state.
     pub fn of(machine: &ExampleStateMachine) -> Self {
         let index = machine.last_applied.map_or(0, |log_id| log_id.index);
         SelfCheck { index, revision: machine.revision, hash: machine.hash() }
     }
 }
 
-/// What a node knows of its states to compare them.
+/// The hashes that a node recorded, and the results of comparing them.
 #[derive(Debug, Default)]
 pub struct SelfChecks {
     /// Oldest first; at most [`SELF_CHECKS_KEPT`].
     noted: VecDeque<SelfCheck>,
-    /// The largest index for which a leader has said what its hash is.
+    /// The largest index for which a leader has announced its hash.
     announced: u64,
-    /// The last entry that was in the log when the node was started.
+    /// The index of the last entry in the log when the node started.
     started_with: u64,
-    /// The last that was the same as the leader's.
+    /// The last one that was equal to the leader's.
     confirmed: Option<SelfCheck>,
-    /// Why the node must not go on.
+    /// Why the node must stop.
     failure: Option<StoreError>,
 }
 
-/// A leader's hash, as it stands in an entry.
+/// A leader's hash in an entry.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Announced {
-    /// The entry that says it.
+    /// The index of that entry.
     entry_index: u64,
     leader_id: NodeId,
     index: u64,
@@ -63,7 +63,7 @@ pub(super) struct Announced {
 }
 
 impl Announced {
-    /// What an entry says of the leader's state, if it is for that.
+    /// The hash in an entry; `None` if the entry is of another kind.
     pub fn in_entry(entry: &Entry) -> Option<Self> {
         let Payload::Normal(Command::Write(Write { operation, .. })) = &entry.payload else { return None };
         let Operation::SelfCheck { index, hash } = *operation else { return None };
@@ -72,40 +72,40 @@ impl Announced {
     }
 }
 
-/// Whether the state is to be noted that is reached with this entry. (The first, of index 0, makes a cluster.)
+/// Whether to record the state after this entry. (The entry of index 0 initializes the cluster.)
 pub(super) fn is_due(index: u64) -> bool {
     index > 0 && index.is_multiple_of(SELF_CHECK_ENTRIES)
 }
 
 impl SelfChecks {
-    /// The state after an entry, if that was noted.
+    /// The state after an entry, if it was recorded.
     pub fn at(&self, index: u64) -> Option<SelfCheck> {
         self.noted.iter().copied().find(|noted| noted.index == index)
     }
 
-    /// The last state that was the same as the leader's.
+    /// The last state that was equal to the leader's.
     pub fn confirmed(&self) -> Option<SelfCheck> {
         self.confirmed
     }
 
-    /// The newest state that was noted, unless a leader has said already what its own was.
+    /// The newest recorded state, unless a leader has announced its own already.
     pub fn to_announce(&self) -> Option<SelfCheck> {
         self.noted.back().copied().filter(|noted| noted.index > self.announced)
     }
 
-    /// Why the node must not go on, if that is so; said once.
+    /// Takes the reason why the node must stop, if any.
     pub fn take_failure(&mut self) -> Option<StoreError> {
         self.failure.take()
     }
 
-    /// Passes over what a leader says in entries up to this one, which the node had
-    /// before it was started. It may have stopped because of one of them, and the
-    /// leader may have been the wrong one: the majority that stopped must be able
-    /// to come back, and to check the others.
+    /// Ignores announcements in entries up to this one, which the node had before it started. It may have stopped
+    /// because of one of them while the leader's state was the wrong one. The majority that stopped must be able to
+    /// start again, and to check the others.
     pub(super) fn start_after(&mut self, last_log_index: u64) {
         self.started_with = last_log_index;
     }
 
+    /// Records the current state.
     pub(super) fn note(&mut self, machine: &ExampleStateMachine) {
         if self.noted.len() == SELF_CHECKS_KEPT {
             self.noted.pop_front();
@@ -113,7 +113,7 @@ impl SelfChecks {
         self.noted.push_back(SelfCheck::of(machine));
     }
 
-    /// Compares a leader's hash with this node's own; false if the node must not go on.
+    /// Compares a leader's hash with this node's own. Returns false if the node must stop.
     pub(super) fn compare(&mut self, announced: Announced) -> bool {
         let Announced { entry_index, leader_id, index, hash } = announced;
         self.announced = self.announced.max(index);
@@ -131,12 +131,12 @@ impl SelfChecks {
         }
     }
 
-    /// Says why the node must not go on. The first reason stays.
+    /// Records why the node must stop. The first reason stays.
     pub(super) fn fail(&mut self, why: StoreError) {
         self.failure.get_or_insert(why);
     }
 
-    /// Forgets what was noted of a state that another one has replaced.
+    /// Forgets the recorded states after a snapshot has replaced the state.
     pub(super) fn forget(&mut self) {
         self.noted.clear();
     }
@@ -151,7 +151,7 @@ mod tests {
 
     fn noted_at(checks: &mut SelfChecks, index: u64) -> StateHash {
         let last_applied = Some(LogId::new(RaftLeaderId::new(1, 1), index));
-        // Each state is another one.
+        // Each state has another hash.
         let machine = ExampleStateMachine { last_applied, revision: index, ..ExampleStateMachine::default() };
         checks.note(&machine);
         machine.hash()
@@ -161,12 +161,12 @@ mod tests {
         Announced { entry_index: index + 5, leader_id: 7, index, hash }
     }
 
-    /// What is the same is confirmed, what differs ends the node and says how, and
-    /// what cannot be compared is passed over.
+    /// Equal hashes are confirmed, different ones stop the node with a reason, and those without a counterpart are
+    /// ignored.
     #[test]
     fn comparing() {
         let mut checks = SelfChecks::default();
-        assert!(checks.compare(announced(10_000, StateHash(1))), "there is nothing to compare");
+        assert!(checks.compare(announced(10_000, StateHash(1))), "it has nothing to compare");
         assert_eq!(checks.confirmed(), None);
         let hash = noted_at(&mut checks, 20_000);
         assert!(checks.compare(announced(20_000, hash)));
@@ -178,19 +178,19 @@ mod tests {
         assert!(matches!(failure, Some(StoreError::OtherState { index: 30_000, leader_id: 7, .. })), "{failure:?}");
     }
 
-    /// What made a node stop does not keep it from starting again; what comes afterwards is compared.
+    /// An announcement that made a node stop does not prevent it from starting again. Later ones are compared.
     #[test]
     fn starting_again() {
         let mut checks = SelfChecks::default();
         checks.start_after(10_005);
         noted_at(&mut checks, 10_000);
-        assert!(checks.compare(announced(10_000, StateHash(1))), "the entry was there at the start");
+        assert!(checks.compare(announced(10_000, StateHash(1))), "the log had the entry at the start");
         assert_eq!(checks.confirmed(), None);
         noted_at(&mut checks, 20_000);
         assert!(!checks.compare(announced(20_000, StateHash(1))));
     }
 
-    /// A leader says once what its newest state was, also if another one led before it.
+    /// A leader announces its newest state once, even if another leader did it.
     #[test]
     fn announcing() {
         let mut checks = SelfChecks::default();
@@ -205,7 +205,7 @@ mod tests {
         assert_eq!((checks.to_announce(), checks.at(30_000)), (None, None));
     }
 
-    /// Only the last ones are kept.
+    /// The number of recorded states is bounded.
     #[test]
     fn bound() {
         let mut checks = SelfChecks::default();

@@ -30,15 +30,15 @@ type SnapshotOf = openraft::alias::SnapshotOf<TypeConfig, SnapshotFile>;
 /// The state machine of one node, with its snapshots. Clones share it.
 #[derive(Clone, Debug)]
 pub struct StateMachineStore {
-    // Readers of keys run beside each other; a writer holds the lock for one batch.
+    // Readers of keys run in parallel; a writer holds the lock for one batch.
     machine: Arc<RwLock<ExampleStateMachine>>,
     snapshots: Arc<SnapshotDirectory>,
     hub: Arc<Hub>,
     applied_waits: Arc<AppliedWaits>,
     listings: Arc<Mutex<Listings>>,
-    // Taken after the state's own lock, if both are.
+    // Locked after `machine`, if both are.
     self_checks: Arc<Mutex<SelfChecks>>,
-    // Told of the state's clock while the state is locked, so that no reader sees it behind.
+    // Updated while `machine` is locked, so that no reader sees it behind the state's clock.
     clock: Arc<LogClock>,
 }
 
@@ -58,10 +58,9 @@ impl StateMachineStore {
         }
     }
 
-    /// Runs `read` on the state as it is now.
+    /// Runs `read` on the current state. Entries are not applied meanwhile.
     pub fn read<T>(&self, read: impl FnOnce(&ExampleStateMachine) -> T) -> T {
-        // A panic while applying stops the node, so a poisoned state is only
-        // ever seen by requests that are already on their way.
+        // A panic while applying stops the node, so only requests that are already in progress see a poisoned state.
         read(&self.machine.read().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -69,23 +68,23 @@ impl StateMachineStore {
         write(&mut self.machine.write().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Watches the keys of a filter, from the change at `revision` and `position` on.
+    /// Watches the keys of a filter, beginning with the change at `revision` and `position`.
     pub fn watch(&self, filter: Filter, revision: u64, position: u32) -> Subscription {
         Subscription::new(self.machine.clone(), self.hub.clone(), filter, (revision, position))
     }
 
-    /// The state after an entry, once it is applied. It is after a later one if that is applied already, or if a
-    /// snapshot brought both. `None` if applying failed, which ends the node.
+    /// Waits until an entry is applied, and returns the state after it. It is the state after a later entry if that is
+    /// applied already, or if a snapshot contained both. `None` if applying failed, which stops the node.
     ///
     /// # Errors
     ///
-    /// [`APPLIED_WAITING_MAX`](crate::config::APPLIED_WAITING_MAX) others wait.
+    /// [`TooManyWaits`] if [`APPLIED_WAITING_MAX`](crate::config::APPLIED_WAITING_MAX) others wait.
     pub async fn state_after(&self, index: u64) -> Result<Option<SelfCheck>, TooManyWaits> {
         let waiting = self.read(|machine| {
             if machine.last_applied.is_some_and(|applied| applied.index >= index) {
                 return Err(SelfCheck::of(machine));
             }
-            // The entry is not applied in between, as the state is locked.
+            // The state is locked, so the entry is not applied in between.
             Ok(self.applied_waits.wait(index))
         });
         match waiting {
@@ -94,7 +93,7 @@ impl StateMachineStore {
         }
     }
 
-    /// A batch as `encode` writes it, in pieces: encoded once for all watches that share it.
+    /// The encoded batch, in pieces. The first caller encodes it for all watches that share it.
     pub fn encoded<'a>(
         &self,
         batch: &'a Batch,
@@ -103,22 +102,22 @@ impl StateMachineStore {
         self.hub.encoded(batch, encode)
     }
 
-    /// The states that are kept for listings of several pages.
+    /// The states kept for listings of several pages.
     pub fn listings(&self) -> MutexGuard<'_, Listings> {
         lock(&self.listings)
     }
 
-    /// What this node knows of its states to compare them with the leader's.
+    /// The hashes of this node's states, to compare them with the leader's.
     pub fn self_checks(&self) -> MutexGuard<'_, SelfChecks> {
         lock(&self.self_checks)
     }
 
-    /// Compares this node's state with the leader's, or notes it, if an entry that was just applied is for that.
+    /// Compares this node's state with the leader's, or records its hash, if the entry just applied requires that.
     fn check(&self, machine: &ExampleStateMachine, index: u64, announced: Option<Announced>) -> io::Result<()> {
         if let Some(announced) = announced
             && !self.self_checks().compare(announced)
         {
-            // What openraft is told only ends it; why is kept for whoever started the node.
+            // This error only stops openraft. `SelfChecks` keeps the cause for the server.
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the state differs from the leader's"));
         }
         if self_check::is_due(index) {
@@ -175,7 +174,7 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
                 self.clock.applied(machine.clock_ms);
                 io::Result::Ok(revision_before)
             })?;
-            // Readers go on meanwhile. Only this task changes the state, so it is still the same.
+            // Readers continue meanwhile. Only this task changes the state, so it is still the same.
             self.read(|machine| self.hub.publish(machine, revision_before));
             // Outside the lock: each wakes a request that is about to read.
             for (responder, response) in answers {
@@ -186,10 +185,10 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
         Ok(())
     }
 
-    /// Takes no snapshot that the disk has no room for: it would be written for nothing, and given up.
+    /// Takes no snapshot that the disk has no room for: it would be written in part, and given up.
     async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<SnapshotBuilder> {
         let snapshots = self.snapshots.clone();
-        // Not on this thread: it looks at the disk, and may delete large files. If it fails, the attempt shows why.
+        // Not on this thread: it reads the disk, and may delete large files. If that panics, writing will show the cause.
         let has_room = async { tokio::task::spawn_blocking(move || snapshots.has_room()).await.unwrap_or(true) };
         if !force && !has_room.await {
             tracing::warn!("no snapshot is taken: the disk has too little room for it; free some space");
@@ -219,7 +218,7 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
             std::mem::replace(current, machine)
         });
         due.tell();
-        // A large map takes long to free; nobody should wait for that.
+        // Freeing a large map is slow, so no caller waits for it.
         tokio::task::spawn_blocking(move || drop(old));
         Ok(())
     }
@@ -229,7 +228,7 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
     }
 }
 
-/// Writes a snapshot of the state as it was when this was made.
+/// Writes a snapshot of the state as it was when this was created.
 #[derive(Debug)]
 pub struct SnapshotBuilder {
     machine: ExampleStateMachine,
@@ -271,29 +270,30 @@ fn swap_two(entries: &mut [EntryResponder<TypeConfig>]) {
     }
 }
 
-/// A gap here would make this node differ from the others, and nobody would notice.
+/// Checks that no entry is missing before `next`: such a gap would make this node differ from the others, unnoticed
+/// until the next self-check.
 ///
-/// Only commands are looked at: openraft's conformance suite leaves gaps between others.
+/// Only for commands: openraft's conformance suite leaves gaps between other entries.
 fn check_next(applied: Option<LogId>, next: &Entry) -> io::Result<()> {
     let index = applied.map_or(0, |applied| applied.index + 1);
     if next.log_id.index == index || !matches!(next.payload, Payload::Normal(_)) {
         return Ok(());
     }
-    let message = format!("entry {} is to be applied where {index} is due", next.log_id.index);
+    let message = format!("the next entry to apply must have index {index}, got {}", next.log_id.index);
     Err(io::Error::new(io::ErrorKind::InvalidData, message))
 }
 
-/// Runs `work` on a thread of its own that leaves the processor to all others.
+/// Runs `work` on a new thread of low priority.
 ///
-/// (Not one of the blocking pool's: a thread cannot take its priority back.)
+/// (Not on the blocking pool: a thread cannot raise its priority again.)
 async fn in_the_background<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     let (tx, rx) = tokio::sync::oneshot::channel();
     std::thread::Builder::new().name("snapshot".into()).spawn(move || {
-        // On Linux a priority is a thread's. Without it the snapshot only gets in the way more.
+        // On Linux, each thread has a priority of its own. Without it, a snapshot only delays requests more.
         if let Err(error) = setpriority_process(Some(gettid()), SNAPSHOT_NICENESS) {
             tracing::debug!("cannot lower the priority of the snapshot thread: {error}");
         }
-        // The node may have stopped meanwhile.
+        // An error means that the node has stopped meanwhile.
         let _ = tx.send(work());
     })?;
     rx.await.map_err(|_| io::Error::other("the snapshot thread panicked"))?
@@ -310,10 +310,9 @@ mod tests {
     use crate::store::state_machine::history::ChangeKind;
     use crate::store::state_machine::record::tests::new_record;
 
-    /// What changed in memory by itself gets into no snapshot, and ends the node.
+    /// Memory that changed by itself is not written into a snapshot, and stops the node.
     ///
-    /// Method: a key that was never put, and a former value that is another than was put, behind
-    /// the back of the state machine.
+    /// Method: behind the back of the state machine, insert a key that was never put, or change a former value.
     #[tokio::test]
     async fn changed_memory_is_not_written() {
         let changes: [fn(&mut ExampleStateMachine); 2] = [

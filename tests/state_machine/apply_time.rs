@@ -59,11 +59,11 @@ impl Node {
 /// A name, the order in which keys are put, and which ones.
 type Case = (&'static str, fn(u64) -> u64, fn(u64) -> bool);
 
-/// A step of a deletion by prefix passes over keys that were put after it began: among a million of them it takes less
-/// than a millisecond if there are no others, and some milliseconds if each 50th is one that it deletes.
+/// A step of a deletion by prefix skips keys that were put after it began: among a million of them it takes less than a
+/// millisecond if it deletes none, and a few milliseconds if it deletes every 50th.
 ///
-/// Method: 256 deletions do a step each. Then keys are put again, in four ways, and the deletions go on for a step. The
-/// medians count, as other processes may get in between.
+/// Method: 256 deletions execute a step each. Then keys are put again, in four ways, and each deletion executes another
+/// step. The medians count, because other processes may interfere.
 #[test]
 #[ignore = "measures, in a release build: cargo test --release --test state_machine apply_time -- --ignored --nocapture"]
 fn deletions_by_prefix() {

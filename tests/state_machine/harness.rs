@@ -50,7 +50,7 @@ impl Replicas {
         answer
     }
 
-    /// Does what is to be done between two entries.
+    /// Executes the step between two entries.
     pub fn between(&mut self, between: Between) {
         match between {
             Between::Nothing => {}
@@ -59,11 +59,11 @@ impl Replicas {
         }
     }
 
-    /// The hash is what all that is there has, and tells this state from all others that were seen.
+    /// Asserts that the hash is that of everything in the state, and that no other state seen so far has the same.
     ///
-    /// Takes long for large states, so the tests with those leave it out.
+    /// It is slow for large states, so tests with those do not call it.
     pub fn check_hash(&mut self) {
-        // How far it has come is not part of it: that is known anyway.
+        // The hash does not include these.
         let stripped = |machine: &ExampleStateMachine| {
             let mut machine = machine.clone();
             (machine.last_applied, machine.last_membership) = Default::default();

@@ -221,7 +221,7 @@ impl Model {
         Some(TouchAnswer { revision: item.revision, version: item.changes, expires_in_ms: ttl })
     }
 
-    /// What is answered if a condition does not hold.
+    /// The result if a condition does not hold.
     fn refusal(&self, key: &str, condition: Option<Condition>) -> Option<WriteResult> {
         let revision = self.items.get(key).map(|item| item.revision);
         let refused = match condition {

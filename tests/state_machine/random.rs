@@ -23,10 +23,9 @@ fn check(steps: &[Step]) {
     replicas.finish();
 }
 
-/// The state machine does what the model does, whatever the log; one that goes
-/// through snapshots is the same as one that does not; a copy that was taken
-/// does not change; the hash that is kept is the hash of all that is there, and
-/// different states have different hashes.
+/// The state machine behaves like the model for every log. A state that passes through snapshots is equal to one that
+/// does not. A copy does not change. The hash is that of everything in the state, and different states have different
+/// hashes.
 ///
 /// Method: 100 random logs (PROPTEST_CASES: another number) of up to 60 entries
 /// with few keys, times that go forwards, backwards, to the moment of the next

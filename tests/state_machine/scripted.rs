@@ -28,9 +28,8 @@ fn txn(steps: Vec<TxnStep>) -> Operation {
     Operation::Txn(Arc::new(Txn { compare: vec![], success: steps, failure: vec![] }))
 }
 
-/// More keys than one step deletes go in several, up to the revision of the
-/// first step: what is put or changed between the steps stays. A request that is
-/// asked again goes on where it was, also after a snapshot, and counts all.
+/// More keys than one step deletes take several steps, up to the revision of the first one: keys that are put or changed
+/// between the steps remain. A request that is sent again continues, even after a snapshot, and counts all keys.
 ///
 /// Method: two steps' keys and five more; between the steps one key is changed,
 /// one put, one deleted, and the state goes through a file.
@@ -92,9 +91,8 @@ fn deletion_in_one_step() {
     replicas.finish();
 }
 
-/// An entry removes so many keys whose time is over and no more, the oldest
-/// first; those that are left go with the next ones, at a revision each, also
-/// those that do nothing else.
+/// An entry removes a bounded number of expired keys, the oldest first. The next entries remove the others, at one
+/// revision each, even entries that do nothing else.
 ///
 /// Method: keys of two times, two and a half times as many as one entry removes.
 #[test]
@@ -155,8 +153,8 @@ fn history_is_bounded_in_changes() {
     replicas.finish();
 }
 
-/// A transaction that reads more than an answer may hold is refused, leaves
-/// nothing behind, and is answered so again; one byte less is done.
+/// A transaction that reads more than a response may have is rejected, changes nothing, and is rejected again on a
+/// replay. One byte less is executed.
 ///
 /// Method: values put before, and values that the transaction itself puts,
 /// replaces and deletes before it reads them, so many times.
@@ -177,7 +175,7 @@ fn answers_are_bounded() {
         assert!(replicas.plain.get("other").is_none());
     }
 
-    // It reads what it has just put, and what it has replaced or deleted no more.
+    // It reads values that it has just put, and not those that it has replaced or deleted.
     let puts = |bytes| TxnStep::Put(put("n", &value(bytes), None));
     let delete = TxnStep::Delete(Delete { key: "n".into(), condition: None });
     let mut steps = vec![puts(quarter * 3), delete, get("n"), puts(quarter / 8)];

@@ -46,7 +46,7 @@ fn expected_value(key: &str) -> String {
     }
 }
 
-/// All that was written is there, as if it had been set before the first revision.
+/// Asserts that all keys exist, with the revision of keys from before there were revisions.
 #[track_caller]
 fn assert_all(machine: &ExampleStateMachine) {
     let mut keys: Vec<String> = (0..40).map(|number| format!("key-{number}")).collect();
@@ -72,8 +72,8 @@ fn assert_opens(data_dir: &Path) -> Identity {
     store.identity()
 }
 
-/// A directory of format 1 is opened with all that it holds, says from then on
-/// that it is of the current format, and is the same when it is opened again.
+/// A directory of format 1 is opened with everything in it, has the current format from then on, and is the same when it
+/// is opened again.
 ///
 /// Method: opened three times; between the last two a snapshot is written, which
 /// must be of the new format, and hold the same.
@@ -109,8 +109,8 @@ fn format_1_is_opened() {
     });
 }
 
-/// All that the node had applied, from the first entry on: what the log still has,
-/// and before that what was written. (The log was purged when the snapshot was there.)
+/// All entries that the node had applied: those that the log still has, and before those the writes as they were made,
+/// since the log was purged after the snapshot.
 fn all_entries(store: &ExampleStore) -> Vec<Entry> {
     let membership = store.state_machine.read(|machine| machine.last_membership.clone());
     let first =
@@ -218,7 +218,7 @@ fn format_1_that_is_refused_stays_so() {
     assert_opens(directory.path());
 }
 
-/// The log of the directory of format 2 goes on to here from its snapshot.
+/// The index of the snapshot of the directory of format 2, and that of its last entry.
 const FORMAT_2: (u64, u64) = (99, 117);
 /// What every later version must make of it: snapshots hold such hashes.
 const FORMAT_2_HASH: &str = "3dc09ce11f8f6bb7cb4df49000d031fb";
@@ -243,9 +243,8 @@ fn assert_all_of_format_2(machine: &ExampleStateMachine) {
     assert_eq!(machine.hash().to_string(), FORMAT_2_HASH);
 }
 
-/// A directory of format 2, whose snapshots have no hash, is opened with all that
-/// it holds, says from then on that it is of the current format, and is the same
-/// when it is opened again.
+/// A directory of format 2, whose snapshots have no hash, is opened with everything in it, has the current format from
+/// then on, and is the same when it is opened again.
 ///
 /// Method: opened three times; between the last two a snapshot is written, which must hold the same.
 #[test]

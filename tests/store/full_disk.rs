@@ -38,8 +38,8 @@ fn directory_from_environment() -> Option<PathBuf> {
     std::env::var_os(DIRECTORY).map(PathBuf::from)
 }
 
-/// The first write that fails is reported to its caller, all later ones are
-/// refused, and what was acknowledged before is there after a restart.
+/// The first write that fails is reported to its caller, all later ones are rejected, and acknowledged entries exist
+/// after a restart.
 ///
 /// Method: entries of 1 KiB appended until the file is full; then opened without the limit.
 #[test]

@@ -1,4 +1,4 @@
-//! The data directory: what is stored is there again, and damage is never taken for data.
+//! The data directory: stored data is read again, and damage is never taken for data.
 
 // What `clippy.toml` allows in test functions holds for what they share too.
 #![allow(clippy::unwrap_used)]

@@ -399,7 +399,7 @@ impl Drop for Case<'_> {
     }
 }
 
-/// For whoever runs it with `--nocapture`, or has it fail.
+/// Prints a line, for runs with `--nocapture` and for failures.
 fn tell(what: &str) {
     #[expect(clippy::print_stderr, reason = "the only way out of a test")]
     {
@@ -407,7 +407,7 @@ fn tell(what: &str) {
     }
 }
 
-/// Says every 10 seconds how far it has come.
+/// Prints the progress every 10 seconds.
 struct Progress {
     started: Instant,
     cases: u64,

@@ -38,7 +38,7 @@ fn announcement(index: u64, own: SelfCheck) -> Entry {
     write(1, index, 0, None, Operation::SelfCheck { index: own.index, hash: own.hash })
 }
 
-/// Applies an entry as openraft does, and returns why the node must not go on.
+/// Applies an entry as openraft does, and returns why the node must stop.
 fn failure_at(store: &ExampleStore, entry: Entry) -> Option<StoreError> {
     let result = run(store.state_machine.clone().apply(stream::iter([Ok((entry, None))])));
     let failure = store.state_machine.self_checks().take_failure();

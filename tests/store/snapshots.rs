@@ -109,7 +109,7 @@ fn damaged_newest_is_passed_over() {
         fs::write(&path, bytes).unwrap();
         let before = files(directory.path());
         let (store, warnings) = logged(|| open(directory.path()));
-        assert!(warnings.contains(&format!("passing over a damaged snapshot: `{}` at", path.display())), "{warnings}");
+        assert!(warnings.contains(&format!("skipping a damaged snapshot: `{}` at", path.display())), "{warnings}");
         assert_state(&store, &at_3, &damage);
         run(apply_from_log(&store, 8));
         assert_state(&store, &at_8, &damage);
@@ -134,7 +134,7 @@ fn damaged_newest_that_the_log_does_not_cover() {
     fs::remove_file(&path).unwrap();
     let (named, _, what) = assert_damaged(directory.path());
     assert_eq!(named, node_directory(directory.path()).join("snapshots"));
-    assert_eq!(what, "the log begins after T1-N1.4, and the snapshots end at T1-N1.3");
+    assert_eq!(what, "the log begins after T1-N1.4, but the snapshots end at T1-N1.3");
 }
 
 /// A damaged snapshot that was installed is refused if the log ends before it: the
@@ -185,8 +185,8 @@ fn two_are_kept() {
     }
 }
 
-/// A good snapshot is deleted only once two newer good ones are there; damaged
-/// ones that were passed over do not count, and go with it.
+/// A good snapshot is deleted only when two newer good ones exist. Skipped damaged ones do not count, and are deleted
+/// with it.
 ///
 /// Method: the newest, and then both, damaged; new ones built one after the other.
 #[test]
@@ -230,7 +230,7 @@ fn names_of_others() {
             continue;
         }
         let (store, warnings) = logged(|| open(directory.path()));
-        assert!(warnings.contains("it is the snapshot at index 5, under another name"), "{warnings}");
+        assert!(warnings.contains("it is the snapshot at index 5 under another name"), "{warnings}");
         assert_state(&store, &state_at(3), name);
     }
 }
@@ -348,7 +348,7 @@ fn built_while_a_newer_one_is_installed() {
 
 /// Snapshots that are built and installed at the same time do not delete each other.
 ///
-/// Method: two threads publish snapshots in turn; after each the newest is there, and whole.
+/// Method: two threads publish snapshots in turn; after each the newest exists, and is whole.
 #[test]
 fn published_at_the_same_time() {
     let directory = scratch();

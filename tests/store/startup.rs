@@ -228,7 +228,7 @@ fn log_files_are_missing() {
     assert_eq!(observe(&open_small(directory.path()).unwrap()), expected);
 }
 
-/// A log file that is there twice, or under another name, is not passed over.
+/// A log file that exists twice, or under another name, is not ignored.
 #[test]
 fn log_files_are_renamed() {
     let directory = scratch();
@@ -268,10 +268,10 @@ fn gap_between_snapshot_and_log() {
     fs::remove_file(snapshot_path(directory.path(), 10)).unwrap();
     let snapshots = node_directory(directory.path()).join("snapshots");
     let (path, _, what) = assert_damaged(directory.path());
-    assert_eq!((&path, what.as_str()), (&snapshots, "the log begins after T1-N1.9, and the snapshots end at T1-N1.8"));
+    assert_eq!((&path, what.as_str()), (&snapshots, "the log begins after T1-N1.9, but the snapshots end at T1-N1.8"));
     fs::remove_file(snapshot_path(directory.path(), 8)).unwrap();
     let (path, _, what) = assert_damaged(directory.path());
-    assert_eq!((&path, what.as_str()), (&snapshots, "the log begins after T1-N1.9, and the snapshots end at nothing"));
+    assert_eq!((&path, what.as_str()), (&snapshots, "the log begins after T1-N1.9, but the snapshots end at nothing"));
     fs::remove_dir(&snapshots).unwrap();
     assert_eq!(assert_damaged(directory.path()).0, snapshots);
 }
@@ -321,7 +321,7 @@ fn nothing_is_tidied_up_on_refusal() {
     }
 }
 
-/// What the operating system refuses is told as such: action, object and cause.
+/// An error of the operating system is reported with action, object and cause.
 ///
 /// Method: a file where a directory belongs, and the other way round. (Permissions
 /// do not stop root, who may run this.)
@@ -360,6 +360,6 @@ fn path_that_is_not_utf8() {
     let directory = scratch();
     let data_dir = directory.path().join(std::ffi::OsStr::from_bytes(b"d\xff"));
     let error = open_small(&data_dir).unwrap_err();
-    assert!(error.to_string().ends_with("the path is not UTF-8"), "{error}");
+    assert!(error.to_string().ends_with("the path must be UTF-8"), "{error}");
     assert!(matches!(error, StoreError::Io { .. }));
 }

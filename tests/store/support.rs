@@ -34,7 +34,7 @@ pub const CLUSTER: ClusterId = ClusterId(0xc1);
 pub const SMALL: LogSizes = LogSizes { chunk_bytes_max: 400, cache_bytes_max: 100 };
 
 /// A directory for a test that opens stores thousands of times: in memory where
-/// that can be had, since such a test is not about what survives a power loss.
+/// possible, since such a test is not about power loss.
 pub fn scratch() -> TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
@@ -228,7 +228,7 @@ pub fn observe(store: &ExampleStore) -> Observed {
 /// What is below a directory: a file's bytes, or nothing for a directory.
 pub type Files = BTreeMap<PathBuf, Option<Vec<u8>>>;
 
-/// All that is below a directory, but for lock files, which an attempt may touch.
+/// All files and directories below a directory, except lock files, which an attempt may touch.
 pub fn files(directory: &Path) -> Files {
     try_files(directory).unwrap()
 }

@@ -55,7 +55,7 @@ fn cut(path: &Path, bytes: u64) {
     fs::OpenOptions::new().write(true).open(path).unwrap().set_len(bytes).unwrap();
 }
 
-/// Cuts the last file to every length from `from` on, and checks what is there after each cut.
+/// Cuts the last file to every length from `from` on, and checks the state after each cut.
 fn cut_everywhere(data_dir: &Path, sizes: LogSizes, states: &[(u64, Observed)], from: u64) {
     let open = || ExampleStore::open_with(data_dir, NODE, sizes).unwrap();
     let whole = files(data_dir);
@@ -105,9 +105,8 @@ fn first_file_of_a_new_node() {
     }
 }
 
-/// Whatever part of the last record is missing, the store opens with exactly the
-/// records before it, says what it cut off, and goes on. A cut within the first
-/// record of all, which was synced before the node joined its cluster, is damage.
+/// Whatever part of the last record is missing, the store opens with exactly the records before it, and logs what it cut
+/// off. A cut within the very first record, which was synced before the node joined its cluster, is damage.
 ///
 /// Method: a log in one file, cut at every byte.
 #[test]

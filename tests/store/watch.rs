@@ -283,7 +283,7 @@ impl Run {
             }
             Some(Err(WatchError::Gone { oldest })) => {
                 assert_eq!(oldest, self.reference.history.oldest());
-                assert!(watch.cursor.0 < oldest, "from {:?}, and {oldest} is there", watch.cursor);
+                assert!(watch.cursor.0 < oldest, "from {:?}, but the history begins at {oldest}", watch.cursor);
                 self.gone += 1;
                 let filter = watch.filter.clone();
                 self.watches[number] = self.watch(filter, (oldest, 0));
@@ -317,8 +317,8 @@ fn check(actions: &[Action], large: &Value) -> u64 {
     state.gone
 }
 
-/// A watch is handed every change of its keys from where it begins, in order,
-/// once, by whole revisions, or is told that they are no longer kept.
+/// A watch receives every change of its keys from its beginning on, in order, once, by whole revisions, or an error that
+/// they are no longer kept.
 ///
 /// Method: 500 random sequences (PROPTEST_CASES: another number,
 /// PROPTEST_RNG_SEED: one seed) of batches that are applied, watches that begin
@@ -334,8 +334,8 @@ fn any_watch() {
     });
 }
 
-/// A batch of entries that pushes its own changes out of the history does not
-/// hand out the rest as if it were all: who is too slow is told.
+/// A batch of entries that pushes its own changes out of the history does not hand out the rest as if it were all: a
+/// watch that is too slow gets an error.
 ///
 /// Method: a watch that has all so far; twice as many bytes as the history keeps, in one batch.
 #[test]

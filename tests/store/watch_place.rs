@@ -77,7 +77,7 @@ fn a_watch_of_seldom_changes_keeps_its_place() {
     });
 }
 
-/// A watch reads the history in short steps, between which others go on, and misses nothing where a step ends.
+/// A watch reads the history in short steps, between which other tasks run, and misses nothing where a step ends.
 ///
 /// Method: revisions of three changes each, for several steps. A watch of a key that none of them has is polled, with a
 /// new future each time, until it has all: once for each step. Watches of one key, and of several, around the end of each

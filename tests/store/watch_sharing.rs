@@ -115,7 +115,7 @@ fn a_slow_reader_holds_a_bounded_number_of_bytes() {
         let held = values.iter().filter(|record| record.upgrade().is_some()).count();
         // And the one that is the key's value.
         assert!(held <= WATCH_HANDED_OUT_BYTES_MAX / VALUE_BYTES + 1, "{held} values are held");
-        assert!(watch.next().now_or_never().expect("it is told").is_err());
+        assert!(watch.next().now_or_never().expect("it ends").is_err());
     });
 }
 

@@ -1,24 +1,24 @@
-//! Reads a log through before it is opened, and changes nothing.
+//! Checks a log before it is opened, without changing anything.
 //!
-//! raft-log cuts a torn record off, and deletes a file that was only just begun,
-//! while it opens a log; it does not say in which file damage is, and does not
-//! miss entries whose file is gone from the log's beginning. So all that could
-//! make us refuse a log is looked for first, here.
+//! While raft-log opens a log, it cuts off a torn record and deletes a file that
+//! was only just begun. It does not say which file is damaged, and does not notice
+//! that a file at the beginning of the log is missing. So everything that makes
+//! this node reject a log is checked here first.
 //!
 //! A record is one of three:
 //! * whole: its checksum matches;
-//! * torn: it ends with the file, or it and all that follows is zero. A crash
-//!   during a write leaves that at the end of the last file, and of files that
-//!   were begun after it. Nothing torn was ever acknowledged;
-//! * damaged: anything else, and a torn record with whole ones after it.
+//! * torn: it runs past the end of the file, or it and all bytes after it are zero.
+//!   A crash during a write leaves this at the end of the last file, and of files
+//!   that were begun after it. A torn record was never acknowledged;
+//! * damaged: everything else, and a torn record with whole ones after it.
 //!
-//! Records are decoded by the code that raft-log decodes them with, so the two
-//! cannot disagree about what is whole. (See [`super::codec`] for why a flipped
-//! byte never looks like a torn record.) A whole record must also follow from those
-//! before it, as raft-log has it and a little more strictly: what it writes does.
+//! Records are decoded with raft-log's own code, so the two cannot disagree about
+//! what is whole. (See [`super::codec`] for why a flipped byte never looks like a
+//! torn record.) A whole record must also follow from the records before it, by
+//! raft-log's rules and a few stricter ones that its own records satisfy.
 //!
-//! Caveats: a file that lost whole records at its end, and a newest file that is
-//! gone, look like a crash before these were written.
+//! Caveats: a file that lost whole records at its end, and a missing newest file,
+//! look like a crash before these were written.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom};
@@ -35,34 +35,32 @@ use crate::types::{LeaderId, LogId, Vote};
 
 const READ_BUFFER_BYTES: usize = 256 << 10;
 
-/// What a log holds.
+/// The state of a log that was checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CheckedLog {
     /// The vote that was saved last.
     pub vote: Option<Vote>,
     /// The last log id that was removed from the log's beginning.
     pub purged: Option<LogId>,
-    /// The last log id in the log, or `purged` if there is none.
+    /// The last log id in the log, or `purged` if the log is empty.
     pub last: Option<LogId>,
-    /// What opening the log cuts off.
+    /// The torn records that opening the log cuts off.
     pub torn: Vec<TornTail>,
 }
 
 /// The end of a file that was being written when the node stopped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TornTail {
-    /// The file.
+    /// The log file.
     pub path: PathBuf,
-    /// Where in it the torn record begins, in bytes.
+    /// Offset of the torn record in the file, in bytes.
     pub offset: u64,
-    /// How many bytes there are from there on.
+    /// Bytes from there to the end of the file.
     pub bytes: u64,
 }
 
 impl CheckedLog {
-    /// Reads the log in `directory` through.
-    ///
-    /// A log that was never begun is right only if `may_be_new`.
+    /// Checks the log in `directory`. A log that was never begun is accepted only if `may_be_new`.
     ///
     /// # Errors
     ///
@@ -74,12 +72,11 @@ impl CheckedLog {
         for (start, path) in &files {
             let scan = scan(path, &mut replay)?;
             let end = start.checked_add(scan.whole_bytes + scan.torn_bytes);
-            end.ok_or_else(|| StoreError::damaged(path, None, "its name says that no log reaches its end"))?;
+            end.ok_or_else(|| StoreError::damaged(path, None, "its name gives an offset that no log reaches"))?;
             chain.append(*start, path, &scan)?;
         }
         if chain.end.is_none() {
-            // The first record of the first file is synced before the node joins
-            // a cluster or begins a second file.
+            // The first record of the first file is synced before the node joins a cluster or begins a second file.
             let is_first_start = match files.as_slice() {
                 [] => true,
                 [(start, _)] => *start == 0,
@@ -87,7 +84,7 @@ impl CheckedLog {
             };
             if !(may_be_new && is_first_start) {
                 let path = files.first().map_or(directory, |(_, path)| path);
-                return Err(StoreError::damaged(path, files.first().map(|_| 0), "its first record is gone"));
+                return Err(StoreError::damaged(path, files.first().map(|_| 0), "its first record is missing"));
             }
         }
         if let Some(contradiction) = replay.contradiction.take() {
@@ -98,13 +95,13 @@ impl CheckedLog {
         Ok(CheckedLog { vote, purged, last, torn: chain.torn })
     }
 
-    /// Whether there is neither a vote nor an entry, nor ever was.
+    /// Whether the log never had a vote or an entry.
     pub fn is_pristine(&self) -> bool {
         self.vote.is_none() && self.last.is_none()
     }
 }
 
-/// All files of a log with the position in the log at which each begins, oldest first.
+/// All files of a log, oldest first, each with the offset in the log at which it begins.
 fn log_files(directory: &Path) -> Result<Vec<(u64, PathBuf)>, StoreError> {
     let failed = |error| StoreError::io("list", directory, error);
     let mut files = Vec::new();
@@ -122,7 +119,7 @@ fn log_files(directory: &Path) -> Result<Vec<(u64, PathBuf)>, StoreError> {
             Ok(start) if raft_log::chunked_wal::Config::chunk_file_name(ChunkId(start)) == name => {
                 files.push((start, path));
             }
-            // raft-log would pass it over, and lose what is in it.
+            // raft-log would ignore it, and lose its records.
             _ => return Err(StoreError::damaged(&path, None, "its name is not that of a log file")),
         }
     }
@@ -130,12 +127,12 @@ fn log_files(directory: &Path) -> Result<Vec<(u64, PathBuf)>, StoreError> {
     Ok(files)
 }
 
-/// How the files that were read so far join up.
+/// How the files that were read so far follow each other.
 #[derive(Default)]
 struct Chain {
-    /// The last file with a whole record, where in it the last of them ends, and where in the log that is.
+    /// The last file with a whole record, and the end of that record as an offset in the file and in the log.
     end: Option<(PathBuf, u64, u64)>,
-    /// Where the first torn record is: nothing whole may follow it.
+    /// The place of the first torn record. No whole record may follow it.
     torn_at: Option<(PathBuf, u64)>,
     torn: Vec<TornTail>,
 }
@@ -144,7 +141,7 @@ impl Chain {
     fn append(&mut self, start: u64, path: &Path, scan: &Scan) -> Result<(), StoreError> {
         if scan.whole_bytes > 0 {
             if let Some((torn, offset)) = &self.torn_at {
-                let what = format!("a record ends too early, and `{}` goes on after it", name_of(path));
+                let what = format!("a record ends too early, and `{}` continues the log after it", name_of(path));
                 return Err(StoreError::damaged(torn, Some(*offset), what));
             }
             if let Some((before, offset, end)) = self.end.as_ref().filter(|(_, _, end)| *end != start) {
@@ -169,7 +166,7 @@ impl Chain {
     }
 }
 
-/// What a file holds, in bytes.
+/// The bytes of a file.
 struct Scan {
     whole_bytes: u64,
     torn_bytes: u64,
@@ -233,26 +230,26 @@ impl Read for Counted {
     }
 }
 
-/// What the records make of an empty log, as raft-log has it, without the entries themselves.
+/// The state that the records make of an empty log, by raft-log's rules, without the entries themselves.
 #[derive(Default)]
 struct Replay {
     vote: Option<Vote>,
     purged: Option<LogId>,
     committed: Option<LogId>,
     last: Option<LogId>,
-    /// The index of the first entry that is there.
+    /// The index of the first entry in the log.
     first_index: Option<u64>,
-    /// The leaders of the entries that are there, with the index of the first entry of each.
+    /// The leaders of the entries in the log, with the index of the first entry of each.
     leaders: Vec<(u64, LeaderId)>,
-    /// Whether there was a record.
+    /// Whether a record was applied.
     begun: bool,
-    /// The first record that does not follow from those before it. The rest is read all the
-    /// same: that a file is missing before it says more.
+    /// The first record that does not follow from the records before it. The other files are still read, since a
+    /// missing file is a better explanation.
     contradiction: Option<StoreError>,
 }
 
 impl Replay {
-    /// Applies a record, or says why none like it was ever written here.
+    /// Applies a record. The error says why it was never written here.
     fn apply(&mut self, record: &RaftLogRecord<LogTypes>) -> Result<(), &'static str> {
         let begun = std::mem::replace(&mut self.begun, true);
         match record {
@@ -263,17 +260,17 @@ impl Replay {
             WALRecord::Action(RaftLogAction::Append(log_id, _)) => self.append(log_id.0)?,
             WALRecord::Action(RaftLogAction::Commit(log_id)) => {
                 let committed = Some(log_id.0);
-                ensure(committed >= self.committed, "what is committed is less than before")?;
-                ensure(committed <= self.last, "an entry is committed that is not there")?;
+                ensure(committed >= self.committed, "fewer entries are committed than before")?;
+                ensure(committed <= self.last, "a missing entry is committed")?;
                 self.committed = committed;
             }
             WALRecord::Action(RaftLogAction::TruncateAfter(log_id)) => {
                 let kept = log_id.map(|log_id| log_id.0);
-                ensure(kept >= self.committed, "entries are removed that were committed")?;
+                ensure(kept >= self.committed, "committed entries are removed")?;
                 ensure(kept.is_none_or(|kept| kept.index < u64::MAX), INDEX_TOO_LARGE)?;
                 let (next, is_within) = (next_index(kept), kept <= self.last);
                 let is_there = is_within && next <= next_index(self.last) && self.has(kept);
-                ensure(is_there, "the entry is not there that is kept as the last")?;
+                ensure(is_there, "the entry that becomes the last one is missing")?;
                 self.last = kept;
                 self.first_index = self.first_index.filter(|first| *first < next);
                 self.leaders.retain(|(first, _)| *first < next);
@@ -286,8 +283,8 @@ impl Replay {
                 let last = log_id(state.last());
                 let found = (vote, purged, committed, last);
                 let expected = (self.vote, self.purged, self.committed, self.last);
-                ensure(!begun || found == expected, "it repeats what was before it, and says something else")?;
-                ensure(purged <= last && committed <= last, "what it says of the log contradicts itself")?;
+                ensure(!begun || found == expected, "it repeats the state of the records before it, and differs")?;
+                ensure(purged <= last && committed <= last, "the state in it contradicts itself")?;
                 for log_id in [purged, committed, last].into_iter().flatten() {
                     ensure(log_id.index < u64::MAX, INDEX_TOO_LARGE)?;
                 }
@@ -300,7 +297,7 @@ impl Replay {
     fn append(&mut self, log_id: LogId) -> Result<(), &'static str> {
         ensure(log_id.index < u64::MAX, INDEX_TOO_LARGE)?;
         ensure(Some(log_id) > self.last, "an entry is older than the one before it")?;
-        // A log whose beginning is in a snapshot may begin anywhere; where is looked at in the end.
+        // A log that continues a snapshot may begin anywhere; `check_entries` checks where.
         let follows = self.last.is_none() || log_id.index == next_index(self.last);
         ensure(follows, "the entries before it are missing")?;
         self.first_index.get_or_insert(log_id.index);
@@ -313,10 +310,10 @@ impl Replay {
 
     fn purge(&mut self, log_id: LogId) -> Result<(), &'static str> {
         ensure(log_id.index < u64::MAX, INDEX_TOO_LARGE)?;
-        ensure(Some(log_id) > self.purged, "entries are removed that were removed before")?;
-        // A snapshot takes the place of all entries, also of such as it contradicts.
+        ensure(Some(log_id) > self.purged, "entries are purged that were purged before")?;
+        // A snapshot replaces all entries, even those that it contradicts.
         let within = log_id.index < next_index(self.last).saturating_sub(1);
-        ensure(!within || self.has(Some(log_id)), "the entry is not there up to which entries are removed")?;
+        ensure(!within || self.has(Some(log_id)), "the entry up to which the log is purged is missing")?;
         self.purged = Some(log_id);
         self.last = self.last.max(self.purged);
         let next = log_id.index + 1;
@@ -328,8 +325,8 @@ impl Replay {
         Ok(())
     }
 
-    /// Whether an entry is what is known of the log at its index. Of entries that were
-    /// removed from the beginning together with their file nothing is.
+    /// Whether an entry agrees with what is known of the log at its index. Nothing is known of entries that were purged
+    /// together with their file.
     fn has(&self, log_id: Option<LogId>) -> bool {
         let Some(log_id) = log_id else { return self.purged.is_none() };
         let known = self.leaders.iter().rfind(|(first, _)| *first <= log_id.index).map(|(_, leader)| *leader);
@@ -339,7 +336,7 @@ impl Replay {
         }
     }
 
-    /// The entries that are there must be those after `purged`, up to `last`.
+    /// Checks that the log has all entries after `purged`, up to `last`.
     fn check_entries(&self, directory: &Path) -> Result<(), StoreError> {
         let expected = next_index(self.purged);
         let found = self.first_index.unwrap_or(next_index(self.last));
@@ -351,7 +348,7 @@ impl Replay {
     }
 }
 
-const INDEX_TOO_LARGE: &str = "its index is one that no log reaches";
+const INDEX_TOO_LARGE: &str = "it has an index that no log reaches";
 
 fn ensure(holds: bool, otherwise: &'static str) -> Result<(), &'static str> {
     if holds { Ok(()) } else { Err(otherwise) }
@@ -401,7 +398,7 @@ mod tests {
         WALRecord::Action(RaftLogAction::SaveVote(VoteRecord(vote)))
     }
 
-    /// Checks a log in one file, of the first record of a new log and these.
+    /// Checks a log of one file: the first record of a new log, followed by these.
     fn check(records: &[Record]) -> Result<CheckedLog, (u64, String)> {
         let mut bytes = Vec::new();
         let mut last_offset = 0;
@@ -420,7 +417,7 @@ mod tests {
         })
     }
 
-    /// Records that follow from each other are taken, and what they make is known.
+    /// Records that follow from each other are accepted, and the resulting state is known.
     #[test]
     fn records_that_follow() {
         let rows: [(&[Record], Option<LogIdRecord>, Option<LogIdRecord>); 7] = [
@@ -428,7 +425,7 @@ mod tests {
             (&[append(1, 0), append(1, 1), truncate(None), append(2, 0)], None, Some(id(2, 0))),
             (&[append(1, 0), append(2, 1), append(2, 2), truncate(Some(id(1, 0))), append(3, 1)], None, Some(id(3, 1))),
             (&[append(1, 0), commit(1, 0), append(1, 1), purge(1, 0)], Some(id(1, 0)), Some(id(1, 1))),
-            // A snapshot of another node takes the place of all that is there.
+            // A snapshot of another node replaces all entries.
             (&[append(1, 0), purge(3, 9), append(3, 10)], Some(id(3, 9)), Some(id(3, 10))),
             (&[append(1, 0), append(1, 1), purge(2, 1), append(2, 2)], Some(id(2, 1)), Some(id(2, 2))),
             (&[purge(3, 9), append(3, 10), truncate(Some(id(3, 9))), append(4, 10)], Some(id(3, 9)), Some(id(4, 10))),
@@ -440,8 +437,8 @@ mod tests {
         }
     }
 
-    /// A record that cannot follow those before it is damage, at its offset: raft-log would
-    /// refuse it only after it has begun to change files, or hold a log with a gap.
+    /// A record that cannot follow those before it is damage, at its offset. raft-log would reject it only after it began
+    /// to change files, or accept a log with a gap.
     #[test]
     fn records_that_contradict() {
         let rows: [(&[Record], &str); 14] = [
@@ -450,15 +447,15 @@ mod tests {
             (&[append(2, 0), append(1, 1)], "older than the one before"),
             (&[append(1, 0), append(1, 2)], "the entries before it are missing"),
             (&[append(1, u64::MAX)], "no log reaches"),
-            (&[append(1, 0), commit(1, 1)], "not there"),
-            (&[append(1, 0), append(1, 1), commit(1, 1), commit(1, 0)], "less than before"),
-            (&[append(1, 0), append(1, 1), commit(1, 1), truncate(Some(id(1, 0)))], "were committed"),
-            (&[append(1, 0), append(2, 1), append(2, 2), truncate(Some(id(1, 1)))], "is kept as the last"),
+            (&[append(1, 0), commit(1, 1)], "a missing entry"),
+            (&[append(1, 0), append(1, 1), commit(1, 1), commit(1, 0)], "fewer entries"),
+            (&[append(1, 0), append(1, 1), commit(1, 1), truncate(Some(id(1, 0)))], "committed entries are removed"),
+            (&[append(1, 0), append(2, 1), append(2, 2), truncate(Some(id(1, 1)))], "becomes the last one is missing"),
             (&[append(1, 0), append(3, 1), truncate(Some(id(2, u64::MAX)))], "no log reaches"),
-            (&[append(1, 0), append(1, 1), purge(2, 0)], "up to which entries are removed"),
-            (&[purge(2, 7), purge(2, 7)], "were removed before"),
+            (&[append(1, 0), append(1, 1), purge(2, 0)], "up to which the log is purged"),
+            (&[purge(2, 7), purge(2, 7)], "were purged before"),
             (&[purge(2, u64::MAX)], "no log reaches"),
-            (&[append(1, 0), WALRecord::Checkpoint(Default::default())], "repeats what was before it"),
+            (&[append(1, 0), WALRecord::Checkpoint(Default::default())], "repeats the state"),
         ];
         for (number, (records, expected)) in rows.into_iter().enumerate() {
             let (_, what) = check(records).unwrap_err();

@@ -1,10 +1,10 @@
-//! How log records look on disk, inside raft-log's frames.
+//! The bytes of log records on disk, inside raft-log's frames.
 //!
-//! raft-log frames a record as a type number (4 bytes), a body, and a CRC-32.
-//! It takes a record that ends early for a torn write and cuts it off. So that
-//! a flipped byte is never taken for a torn write, no body here ends early
-//! unless the file does: each begins with a letter of its own, and a payload's
-//! length has a checksum of its own. All numbers are big-endian.
+//! **On disk: frozen.** raft-log frames a record as a type number (4 bytes), a
+//! body, and a CRC-32. It takes a record that runs past the end of the file for a
+//! torn write, and cuts it off. So no body here may run past the end because of a
+//! flipped byte: each begins with a letter of its own, and the length of a payload
+//! has a checksum of its own. All numbers are big-endian.
 //!
 //! | body | bytes |
 //! | --- | --- |
@@ -34,19 +34,19 @@ pub struct VoteRecord(pub Vote);
 #[derive(Clone, Debug)]
 pub struct PayloadRecord(pub Payload);
 
-/// Nothing, in a form of its own.
+/// The unused field of raft-log's state record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UserDataRecord;
 
 impl PayloadRecord {
-    /// About how many bytes of memory the payload takes.
+    /// Approximate bytes of memory of the payload.
     pub fn bytes(&self) -> usize {
         Self::bytes_of(&self.0)
     }
 
-    /// About how many bytes of memory a payload takes.
+    /// Approximate bytes of memory of a payload.
     pub fn bytes_of(payload: &Payload) -> usize {
-        // A fixed part for the entry itself, so that many small entries count too.
+        // For the entry itself, so that many small entries count too.
         const ENTRY_BYTES: usize = 64;
         match payload {
             Payload::Blank => ENTRY_BYTES,
@@ -98,14 +98,14 @@ impl Decode for VoteRecord {
         let committed = match read_array::<1>(&mut reader)? {
             [0] => false,
             [1] => true,
-            [other] => return Err(invalid(format!("a vote is committed or not, found {other}"))),
+            [other] => return Err(invalid(format!("a vote must be committed (1) or not (0), got {other}"))),
         };
         Ok(VoteRecord(Vote { leader_id: RaftLeaderId::new(term, node_id), committed }))
     }
 }
 
 thread_local! {
-    // Records are encoded one after another; the buffer keeps its size between them.
+    // Records are encoded one after another; the buffer keeps its capacity.
     static PAYLOAD_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -143,8 +143,8 @@ impl Decode for PayloadRecord {
         }
         let mut bytes = Vec::new();
         read_part(&mut reader, length, &mut bytes)?;
-        // What the decoder says stays here: it may quote the data, and an error of
-        // kind UnexpectedEof would count as a torn write.
+        // Do not propagate the decoder's error: its message may contain user data, and its kind UnexpectedEof would count
+        // as a torn write.
         rmp_serde::from_slice(&bytes).map(PayloadRecord).map_err(|_| invalid("a payload cannot be decoded"))
     }
 }
@@ -170,7 +170,7 @@ fn read_array<const N: usize>(reader: &mut impl Read) -> io::Result<[u8; N]> {
     Ok(bytes)
 }
 
-/// Reads so many bytes. Takes memory for those that are there, not for those that a length announces.
+/// Reads `length` bytes. Allocates memory for bytes that exist, not for those that a damaged length announces.
 pub(in crate::store) fn read_part(reader: &mut impl Read, length: usize, bytes: &mut Vec<u8>) -> io::Result<()> {
     const RESERVED_BYTES_MAX: usize = 256 << 10;
     bytes.clear();
@@ -226,7 +226,7 @@ mod tests {
         VoteRecord(Vote { leader_id: RaftLeaderId::new(3, 2), committed: true })
     }
 
-    /// Every record is read back as it was written, and takes exactly its bytes.
+    /// Every record is decoded as it was encoded, and decoding consumes exactly its bytes.
     #[test]
     fn round_trip() {
         let nodes = BTreeMap::from([(1, ExampleNode { addr: "127.0.0.1:21001".into(), incarnation: 9 })]);
@@ -268,22 +268,22 @@ mod tests {
         assert_eq!(&encoded(&PayloadRecord(put("k", b"\xff")))[PAYLOAD_HEADER_BYTES..], expected.concat());
     }
 
-    /// A length that is announced takes no memory before the bytes are there.
+    /// A length takes no memory before its bytes exist.
     ///
-    /// Method: the beginning of the longest payload that may be, and two bytes of it.
+    /// Method: the header of the longest possible payload, followed by two bytes.
     #[test]
     fn memory_is_for_bytes_that_are_there() {
         let mut bytes = Vec::new();
         let error = read_part(&mut b"ab".as_slice(), LOG_PAYLOAD_BYTES_MAX, &mut bytes).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
-        assert!(bytes.capacity() < 1 << 20, "{} bytes were taken", bytes.capacity());
+        assert!(bytes.capacity() < 1 << 20, "{} bytes were allocated", bytes.capacity());
         let length = (LOG_PAYLOAD_BYTES_MAX as u32).to_be_bytes();
         let record = [b"P".as_slice(), &length, &crc32fast::hash(&length).to_be_bytes(), b"ab"].concat();
         let error = PayloadRecord::decode(record.as_slice()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 
-    /// No flipped bit makes a payload end early, which raft-log would take for a torn write.
+    /// No flipped bit makes a payload run past the end of the file, which raft-log would take for a torn write.
     #[test]
     fn damage_is_never_an_early_end() {
         let bytes = encoded(&PayloadRecord(put("k", b"value")));

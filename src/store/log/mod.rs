@@ -6,12 +6,12 @@
 //!
 //! **Group commit.** One sync is under way at a time. What is appended meanwhile
 //! waits, and is written and synced together as soon as the sync is done. A lone
-//! write is synced at once, and under load a sync serves all that came during
-//! the one before it, with no waiting time to tune.
+//! write is synced at once, and under load a sync serves all writes that arrived
+//! during the one before it, with no waiting time to tune.
 //!
-//! **Failure.** The first write or sync that fails ends it: every caller that
-//! waits hears of it, later calls are refused, and the node stops. What the
-//! kernel did with the lost pages is not knowable, so nothing is retried.
+//! **Failure.** The first write or sync that fails is the last: every waiting
+//! caller gets the error, later calls are rejected, and the node stops. Nothing is
+//! retried, because it is unknown which pages the kernel dropped.
 //!
 //! Caveat: a read of old entries, which are no longer cached, reads the disk
 //! under the lock that appends need. Such reads are bounded to
@@ -44,7 +44,7 @@ use crate::config::{APPEND_BYTES_MAX, APPLY_BYTES_MAX, LogSizes};
 use crate::seeded_bug::{self, SeededBug};
 use crate::types::{Entry, LogId, TypeConfig, Vote};
 
-/// What raft-log stores for us.
+/// The types of our records, for raft-log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LogTypes;
 
@@ -70,26 +70,25 @@ pub struct LogStore {
     owner: Arc<Owner>,
 }
 
-/// Closes the log when the last clone of its store is gone.
+/// Closes the log when the last clone of its store is dropped.
 #[derive(Debug)]
 struct Owner {
-    /// There until it is dropped.
+    /// `None` only while this is dropped.
     shared: Option<Arc<RwLock<Shared>>>,
-    /// Beside the lock, so that a write can look at it without waiting.
+    /// A copy of [`Shared::unsynced_bytes`] outside the lock, so that a write can read it without waiting. So are the
+    /// next two.
     unsynced_bytes: Arc<AtomicUsize>,
-    /// Beside the lock for the same reason.
     disk_bytes: AtomicU64,
-    /// Beside the lock for the same reason.
     uncommitted_bytes: AtomicUsize,
+    /// See [`LogStore::withhold_before`].
     withheld_before: AtomicU64,
 }
 
 impl Drop for Owner {
     fn drop(&mut self) {
         let mut shared = self.shared.take();
-        // A callback may hold it for a moment. It must not be left to that: closing
-        // the log waits for the thread that callbacks run on. And once this is
-        // done, the directory can be opened again.
+        // A callback may hold it for a moment. The callback must not be the one to close the log, because closing it
+        // waits for the thread that callbacks run on. When this returns, the directory can be opened again.
         while let Some(held) = shared {
             shared = Arc::try_unwrap(held).err();
             std::thread::yield_now();
@@ -100,22 +99,23 @@ impl Drop for Owner {
 /// One file of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogFile {
-    /// The last entry that the log had when the file ended, or has now; `None` if it has had no entry.
+    /// The last entry of the log when the file ended, or now; `None` if the log had no entry.
     ///
-    /// Its index is not always beyond that of the file before: entries may have been replaced by those of a later term.
+    /// Its index may be less than that of the file before, if entries of a later term replaced others.
     pub last: Option<LogId>,
-    /// Where the file begins, in bytes since the log began.
+    /// Offset of the first byte of the file, counted from the beginning of the log.
     pub start: u64,
-    /// Where it ends.
+    /// Offset after its last byte.
     pub end: u64,
 }
 
-/// How much of the log's end is not known to be committed.
+/// The entries at the end of the log that are not known to be committed.
+///
+/// Invariants: `bytes` is the sum of the appends' bytes. Their indexes increase.
 #[derive(Debug, Default)]
 struct Uncommitted {
-    /// The last index of each append, and about how many bytes it brought.
+    /// The last index of each append, and the approximate bytes of its entries.
     appends: VecDeque<(u64, usize)>,
-    /// Of all of them together.
     bytes: usize,
 }
 
@@ -125,7 +125,7 @@ impl Uncommitted {
         self.bytes += bytes;
     }
 
-    /// All up to `index` is committed. An append that was committed in part still counts as a whole.
+    /// Entries up to `index` are committed. An append of which a part is committed still counts as a whole.
     fn commit(&mut self, index: u64) {
         while let Some((_, bytes)) = self.appends.front().copied().filter(|(last_index, _)| *last_index <= index) {
             self.appends.pop_front();
@@ -133,7 +133,7 @@ impl Uncommitted {
         }
     }
 
-    /// All from `index` on is removed. An append of which a part is left no longer counts.
+    /// Entries from `index` on are removed. An append of which a part remains no longer counts.
     fn truncate(&mut self, index: u64) {
         while let Some((_, bytes)) = self.appends.back().copied().filter(|(last_index, _)| *last_index >= index) {
             self.appends.pop_back();
@@ -143,18 +143,20 @@ impl Uncommitted {
 }
 
 /// Invariants:
-/// * `waiting` is empty, or a sync is under way that will be followed by another;
-/// * once `failure` is set, it stays, and nothing is written any more.
+/// * if `waiting` is not empty or `sync_wanted` is set, a sync is under way, and another one follows it;
+/// * `waiting_bytes` is at most `unsynced_bytes`;
+/// * once `failure` is set, it stays, and nothing more is written.
 #[derive(Debug)]
 struct Shared {
     log: RaftLog<LogTypes>,
-    /// Who waits for the next sync.
+    /// The callers that wait for the next sync.
     waiting: Waiters,
     sync_under_way: bool,
     /// Bytes of entries that wait for the next sync.
     waiting_bytes: usize,
-    /// Whether something must be synced for which nobody waits.
+    /// Whether the next sync is necessary even without a waiting caller.
     sync_wanted: bool,
+    /// Approximate bytes of entries that were appended and are not on disk.
     unsynced_bytes: Arc<AtomicUsize>,
     uncommitted: Uncommitted,
     failure: Option<(io::ErrorKind, String)>,
@@ -180,11 +182,11 @@ impl Debug for Waiters {
     }
 }
 
-/// What raft-log calls, on its own thread, when a sync is done or has failed.
+/// Called by raft-log, on its own thread, when a sync is done or has failed.
 pub struct FlushCallback {
-    /// Taken once they are told.
+    /// Taken when they get the result.
     waiters: Option<Waiters>,
-    /// Bytes of entries that this sync covers.
+    /// Bytes of the entries that this sync covers.
     bytes: usize,
     unsynced_bytes: Arc<AtomicUsize>,
     shared: Weak<RwLock<Shared>>,
@@ -192,8 +194,7 @@ pub struct FlushCallback {
 
 impl Callback for FlushCallback {
     fn send(mut self, result: io::Result<()>) {
-        // First start the next sync, then wake those whose sync is done: the
-        // disk is the slower of the two.
+        // First start the next sync, then wake the callers of this one: the disk is the slower of the two.
         if let Some(shared) = self.shared.upgrade() {
             LogStore::sync_done(&shared, &result);
         }
@@ -202,13 +203,13 @@ impl Callback for FlushCallback {
     }
 }
 
-// raft-log's thread ends without a word to those in its queue if it cannot
-// delete a file of purged entries. They must hear of it all the same.
+// If raft-log's thread cannot delete a file of purged entries, it ends and drops the callbacks in its queue without
+// calling them. Their waiters must get an error too.
 impl Drop for FlushCallback {
     fn drop(&mut self) {
         let Some(waiters) = self.waiters.take() else { return };
         let shared = self.shared.clone();
-        // Elsewhere, because whoever drops this may hold the lock.
+        // On another thread, because the one that drops this may hold the lock.
         std::thread::spawn(move || {
             let mut error = io::Error::other(WRITER_STOPPED);
             if let Some(shared) = shared.upgrade() {
@@ -224,10 +225,10 @@ impl Drop for FlushCallback {
 const WRITER_STOPPED: &str = "the log writer stopped";
 
 impl Shared {
-    /// Ends all writing: tells everyone who waits for the next sync, and everyone who comes later.
+    /// Ends all writing: returns the error to every caller that waits for the next sync, and to every later call.
     fn fail(&mut self, error: &io::Error) {
         if self.failure.is_none() {
-            tracing::error!("cannot write the log: {error}; the node stops, since what is on disk is not known");
+            tracing::error!("cannot write the log: {error}; the node stops, since the state of the disk is unknown");
             self.failure = Some((error.kind(), error.to_string()));
         }
         std::mem::take(&mut self.waiting).tell(&Err(copy_of(error)));
@@ -242,11 +243,14 @@ impl Shared {
 impl LogStore {
     /// Opens the log in `directory`, and replays it.
     ///
-    /// `checked` is what [`CheckedLog::read`] found there: nothing but a torn
-    /// end, which is cut off now, with a warning.
+    /// `checked` is the result of [`CheckedLog::read`]. Torn records at the end are cut off now, with a warning.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Damaged`] or [`StoreError::Io`].
     pub fn open(directory: &Path, checked: &CheckedLog, sizes: LogSizes) -> Result<Self, StoreError> {
         let Some(directory_text) = directory.to_str() else {
-            let error = io::Error::new(io::ErrorKind::InvalidInput, "the path is not UTF-8");
+            let error = io::Error::new(io::ErrorKind::InvalidInput, "the path must be UTF-8");
             return Err(StoreError::io("open the log in", directory, error));
         };
         let config = raft_log::Config {
@@ -255,9 +259,9 @@ impl LogStore {
                 read_buffer_size: Some(1 << 20),
                 chunk_max_size: Some(sizes.chunk_bytes_max),
                 truncate_incomplete_record: Some(true),
-                // Batching is done above, so the writer must not wait for more.
+                // This store batches, so the writer must not wait for more.
                 flush_batch_wait: Some(Duration::ZERO),
-                // What waits is bounded by `LOG_UNSYNCED_BYTES_MAX`, before it is proposed.
+                // `LOG_UNSYNCED_BYTES_MAX` bounds the queue, before entries are proposed.
                 flush_queue_max_bytes: Some(usize::MAX / 2),
                 ..raft_log::chunked_wal::Config::default()
             },
@@ -265,15 +269,15 @@ impl LogStore {
             log_cache_capacity: Some(sizes.cache_bytes_max),
         };
         let mut log = RaftLog::open(Arc::new(config)).map_err(|error| open_error(directory, error))?;
-        // A process that was killed may leave records that are written and not
-        // synced. They are there for whoever reads them now, so they must stay.
+        // A killed process may leave records that are written but not synced. This node reads them now and acts on
+        // them, so they must be on disk.
         log.flush(true, None)
             .and_then(|()| log.wait_worker_idle())
             .map_err(|error| StoreError::io("write the log in", directory, error))?;
         for torn in &checked.torn {
             tracing::warn!(
-                "cut {} bytes off `{}` at offset {}: a record that was being written when the node stopped, and so was \
-                 never acknowledged (unless something else cut the file)",
+                "cut {} bytes off `{}` at offset {}: a record that was being written when the node stopped, and that was \
+                 never acknowledged (unless another program truncated the file)",
                 torn.bytes,
                 torn.path.display(),
                 torn.offset,
@@ -305,7 +309,7 @@ impl LogStore {
         })
     }
 
-    /// Writes and syncs all that was appended, and waits for it.
+    /// Writes and syncs all records, and waits until they are on disk.
     pub async fn flush(&self) -> io::Result<()> {
         self.write_and_sync(|_| Ok(())).await
     }
@@ -315,14 +319,14 @@ impl LogStore {
         Ok(self.read()?.log.log_state().purged().map(|record| record.0))
     }
 
-    /// Whether nothing was ever stored: neither a vote nor an entry.
+    /// Whether neither a vote nor an entry was ever stored.
     pub fn is_pristine(&self) -> io::Result<bool> {
         let shared = self.read()?;
         let state = shared.log.log_state();
         Ok(state.vote().is_none() && state.last().is_none())
     }
 
-    /// Where the log ends.
+    /// The index of [`LogStore::last`].
     pub fn last_index(&self) -> io::Result<Option<u64>> {
         let last = self.read()?.log.log_state().last().map(|record| record.0.index);
         Ok(last)
@@ -333,7 +337,7 @@ impl LogStore {
         Ok(self.read()?.log.log_state().last().map(|record| record.0))
     }
 
-    /// Whether the log has an entry, or had it before it was purged.
+    /// Whether the log contains this entry, or contained it before it was purged.
     pub fn has(&self, log_id: LogId) -> io::Result<bool> {
         let shared = self.read()?;
         let state = shared.log.log_state();
@@ -354,8 +358,8 @@ impl LogStore {
 
     /// The first of these entries, which follow one another, that the log has with the same log id and another payload.
     ///
-    /// Reads nothing unless they overlap the log, and then only what equals them, and one more entry. Entries that
-    /// follow one with another log id are not looked at: they will be removed. Nor are purged ones.
+    /// Reads nothing unless they overlap the log, and then only the entries that equal them and one more. Ignores
+    /// entries of the log after one with another log id, since they will be removed, and purged entries.
     pub fn first_other(&self, entries: &[Entry]) -> io::Result<Option<LogId>> {
         let Some(first) = entries.first().map(|entry| entry.log_id.index) else { return Ok(None) };
         let shared = self.read()?;
@@ -377,40 +381,40 @@ impl LogStore {
         Ok(None)
     }
 
-    /// Length of all files of the log, in bytes, with what is about to be written to them.
+    /// Length of all files of the log, in bytes, including records that are about to be written.
     pub fn disk_bytes(&self) -> u64 {
         self.owner.disk_bytes.load(Ordering::Relaxed)
     }
 
-    /// The files of the log, oldest first; the last is the one that is written to.
+    /// The files of the log, oldest first. Records are written to the last one.
     pub fn files(&self) -> io::Result<Vec<LogFile>> {
         Ok(files_of(&self.read()?.log))
     }
 
-    /// About how many bytes of entries were appended and are not on disk yet.
+    /// Approximate bytes of the entries that were appended and are not on disk yet.
     pub fn unsynced_bytes(&self) -> usize {
         self.owner.unsynced_bytes.load(Ordering::Relaxed)
     }
 
-    /// About how many bytes of entries the log has after the last that is known to be committed. After a start, up to a
-    /// file more.
+    /// Approximate bytes of the entries after the last one that is known to be committed. After a start, up to the
+    /// length of a log file more.
     pub fn uncommitted_bytes(&self) -> usize {
         self.owner.uncommitted_bytes.load(Ordering::Relaxed)
     }
 
-    /// Sends no entries before `index` to other nodes any more: they are to be purged, and whoever needs them gets a
-    /// snapshot.
+    /// From now on, entries before `index` are not sent to other nodes: they will be purged, and a follower that needs
+    /// them gets a snapshot.
     pub fn withhold_before(&self, index: u64) {
         self.owner.withheld_before.store(index, Ordering::Relaxed);
     }
 
-    /// Whether the entry at `index` is not to be sent.
+    /// Whether the entry at `index` must not be sent; see [`LogStore::withhold_before`].
     pub fn is_withheld(&self, index: u64) -> bool {
         index < self.owner.withheld_before.load(Ordering::Relaxed)
     }
 
     fn shared(&self) -> &Arc<RwLock<Shared>> {
-        self.owner.shared.as_ref().expect("it is taken when the last clone is dropped")
+        self.owner.shared.as_ref().expect("only dropping the last clone takes it")
     }
 
     fn read(&self) -> io::Result<RwLockReadGuard<'_, Shared>> {
@@ -427,8 +431,8 @@ impl LogStore {
         self.owner.disk_bytes.store(shared.log.on_disk_size(), Ordering::Relaxed);
         self.owner.uncommitted_bytes.store(shared.uncommitted.bytes, Ordering::Relaxed);
         if let Err(error) = &result {
-            // A record that could not be encoded may have left its beginning
-            // behind; whole records after it would make that damage.
+            // A record that could not be encoded may have left a part of itself in the file. With whole records after
+            // it, that part would be damage.
             shared.fail(error);
         }
         result
@@ -473,7 +477,7 @@ impl LogStore {
         shared.sync_under_way = false;
         let outcome = match result {
             Err(error) => Err(copy_of(error)),
-            Ok(()) if this.is_poisoned() => Err(io::Error::other("a thread panicked while it wrote the log")),
+            Ok(()) if this.is_poisoned() => Err(io::Error::other("a thread panicked while writing the log")),
             Ok(()) if shared.failure.is_some() => return,
             Ok(()) if shared.waiting.0.is_empty() && !shared.sync_wanted => return,
             Ok(()) => Self::start_sync(this, &mut shared),
@@ -483,8 +487,8 @@ impl LogStore {
         }
     }
 
-    /// Entries from `start` until `end` (exclusive), at least one if there is
-    /// one, and no more once they take `bytes_max`.
+    /// Entries from `start` until `end` (exclusive): at least one if any exists, and no more once they have
+    /// `bytes_max` bytes.
     fn entries(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
         let shared = self.read()?;
         let mut bytes = 0;
@@ -519,8 +523,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
         self.entries(start, end, APPEND_BYTES_MAX)
     }
 
-    /// Apply reads through this: after a restart the range may be all the log,
-    /// so it is read in parts.
+    /// Apply reads through this, in parts: after a restart the range may be the whole log.
     async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = io::Result<Entry>> + OptionalSend
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
@@ -566,14 +569,13 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.write_and_sync(|shared| shared.log.save_vote(VoteRecord(*vote)).map(drop)).await
     }
 
-    /// Stored with the next sync, not with one of its own: it only says from
-    /// where a restart may apply again without asking.
+    /// Does not request a sync: the record only says up to where a restarted node may apply without a leader.
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
         let Some(committed) = committed.map(LogIdRecord) else { return Ok(()) };
         self.write(|shared| {
             shared.uncommitted.commit(committed.0.index);
             let state = shared.log.log_state();
-            // A snapshot may be ahead of the log while it is being installed.
+            // While a snapshot is installed, it may be ahead of the log.
             let within_log = Some(&committed) <= state.last();
             if within_log && state.committed() < Some(&committed) {
                 shared.log.commit(committed)?;
@@ -611,9 +613,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         })
     }
 
-    /// Waits for the sync: a snapshot that is installed next may be on disk
-    /// before what comes later in the log, and must not meet the entries that
-    /// contradict it.
+    /// Waits for the sync. A snapshot that is installed next may be on disk before later records of the log, and the
+    /// log must not have entries then that contradict it.
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
         let next_index = last_log_id.map_or(0, |log_id| log_id.index + 1);
         self.write_and_sync(|shared| {
@@ -624,11 +625,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         .await
     }
 
-    /// Does not wait for the sync: without the record the log only begins earlier.
+    /// Does not wait for the sync: without the record, the log only begins earlier.
     ///
-    /// A snapshot may cover more than the log has, and the log end in entries of a
-    /// later term that were never committed. raft-log, which compares log ids by
-    /// their terms first, would take those for what comes after the snapshot.
+    /// A snapshot may cover more than the log, while the log ends with entries of a later term that were never
+    /// committed. raft-log compares log ids by their terms first, so it would keep those as entries after the snapshot.
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
         self.write(|shared| {
             let upto = LogIdRecord(log_id);
@@ -636,7 +636,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 shared.uncommitted.truncate(index);
                 shared.log.truncate(index)?;
             }
-            // Only what is committed is purged.
+            // Only committed entries are purged.
             shared.uncommitted.commit(log_id.index);
             shared.log.purge(upto)?;
             self.request_sync(shared, None)
@@ -657,7 +657,7 @@ fn files_of(log: &RaftLog<LogTypes>) -> Vec<LogFile> {
         .collect()
 }
 
-/// What a log has after the last entry that it says is committed, counted by its files.
+/// The entries after the last one that the log knows to be committed, counted by whole files.
 fn uncommitted_at_start(log: &RaftLog<LogTypes>) -> Uncommitted {
     let state = log.log_state();
     let committed = state.committed().max(state.purged()).map(|record| record.0);
@@ -672,14 +672,14 @@ fn uncommitted_at_start(log: &RaftLog<LogTypes>) -> Uncommitted {
     uncommitted
 }
 
-/// Where the entries begin that have a later log id than `upto`, if the log ends before its index.
+/// The first index of the entries with a later log id than `upto`, if the log ends before the index of `upto`.
 fn first_index_beyond(shared: &Shared, upto: &LogIdRecord) -> io::Result<Option<u64>> {
     let Some(last) = shared.log.log_state().last() else { return Ok(None) };
     let mut index = last.0.index;
     if last <= upto || index >= upto.0.index {
         return Ok(None);
     }
-    // Few, if any, ever: a leader's entries that nobody else has.
+    // They are few: entries of a leader that no other node has.
     while let Some(before) = index.checked_sub(1) {
         match shared.log.read(before, index).next().transpose()? {
             Some((log_id, _)) if log_id > *upto => index = before,
@@ -704,7 +704,7 @@ fn bounds_of(range: &impl RangeBounds<u64>) -> (u64, u64) {
     (start, end.max(start))
 }
 
-/// Tells damage from a failing disk.
+/// Distinguishes damage from a failing disk.
 fn open_error(directory: &Path, error: io::Error) -> StoreError {
     match error.kind() {
         io::ErrorKind::InvalidData

@@ -1,4 +1,4 @@
-//! What the writer promises to those who wait for it, with a callback in the tests' hands.
+//! What the writer guarantees its waiters, with a callback that the tests control.
 
 use std::time::Instant;
 
@@ -33,8 +33,7 @@ async fn append(log: &LogStore, index: u64) -> Waiting {
     rx
 }
 
-/// Makes the store believe that a sync is under way, so that the next ones wait for
-/// the callback that is returned, and for nothing else.
+/// Makes the store believe that a sync is under way, so that later ones wait only for the returned callback.
 fn pretend_sync(log: &LogStore) -> (FlushCallback, Waiting) {
     let (tx, rx) = TypeConfig::oneshot();
     log.shared().write().unwrap().sync_under_way = true;
@@ -59,7 +58,7 @@ async fn assert_refused(log: &LogStore, message: &str) {
     for error in errors {
         assert_eq!(error.unwrap_err().to_string(), message);
     }
-    assert!(rx.try_recv().is_err(), "an append that was refused must not be acknowledged");
+    assert!(rx.try_recv().is_err(), "a rejected append must not be acknowledged");
 }
 
 /// Nothing is acknowledged before the sync that follows it is done.
@@ -96,9 +95,9 @@ async fn acknowledged_after_the_next_sync() {
     assert!(!log.read().unwrap().sync_under_way);
 }
 
-/// All that is written during a sync is written and synced together after it.
+/// Records that are appended during a sync are written and synced together after it.
 ///
-/// Method: 100 entries written while a sync is under way; the number of syncs counted.
+/// Method: append 100 entries while a sync is under way, and count the syncs.
 #[tokio::test]
 async fn one_sync_for_all_that_wait() {
     let directory = tempfile::tempdir().unwrap();
@@ -118,9 +117,9 @@ async fn one_sync_for_all_that_wait() {
     assert_eq!(syncs(), before + 1);
 }
 
-/// What a killed process wrote and did not sync is synced before anyone relies on it.
+/// Records that a killed process wrote without syncing are synced before the node relies on them.
 ///
-/// Method: the syncs counted that opening a log makes.
+/// Method: count the syncs of opening a log.
 #[tokio::test]
 async fn opening_syncs() {
     let directory = tempfile::tempdir().unwrap();
@@ -131,8 +130,7 @@ async fn opening_syncs() {
     assert_eq!(log.read().unwrap().log.stat().flush_metrics.sync_batch_count, 1);
 }
 
-/// A sync that fails is reported to those it was for, to those that wait for the
-/// next one, and to all that come later.
+/// A sync that fails is reported to its callers, to those that wait for the next one, and to all later ones.
 #[tokio::test]
 async fn failed_sync() {
     let directory = tempfile::tempdir().unwrap();
@@ -147,10 +145,10 @@ async fn failed_sync() {
     assert_refused(&log, "no space left").await;
 }
 
-/// A writer that ends without a word fails everyone, too: nobody waits for ever.
+/// A writer that ends without calling its callbacks fails every caller, too.
 ///
-/// Method: a file of purged entries that cannot be deleted, as it is a directory by
-/// then; raft-log's thread ends over that.
+/// Method: a file of purged entries that cannot be deleted, because it was replaced by a directory; raft-log's thread
+/// ends on that error.
 #[tokio::test]
 async fn writer_that_ends() {
     let directory = tempfile::tempdir().unwrap();
@@ -186,8 +184,8 @@ async fn writer_that_ends() {
     assert_refused(&log, &error.to_string()).await;
 }
 
-/// A callback that is dropped tells its waiters, and those that wait for the next
-/// sync, even if whoever drops it holds the lock.
+/// A dropped callback returns an error to its waiters and to those of the next sync, even if it is dropped under the
+/// lock.
 #[tokio::test]
 async fn dropped_callback() {
     let directory = tempfile::tempdir().unwrap();
@@ -203,7 +201,7 @@ async fn dropped_callback() {
     assert_refused(&log, WRITER_STOPPED).await;
 }
 
-/// Once a log is dropped it can be opened again, also if a callback was just at work.
+/// After a log is dropped it can be opened again, even if a callback was running.
 #[test]
 fn dropped_while_a_callback_runs() {
     let directory = tempfile::tempdir().unwrap();
@@ -218,10 +216,9 @@ fn dropped_while_a_callback_runs() {
     callback.join().unwrap();
 }
 
-/// A record that cannot be written ends the log before it: what was acknowledged
-/// is there, and nothing follows what is left of the record.
+/// A record that cannot be written ends the log: acknowledged entries remain, and nothing follows the partial record.
 ///
-/// Method: a payload over the limit, between two that are not.
+/// Method: a payload over the limit between two within it.
 #[tokio::test]
 async fn payload_over_the_limit() {
     let directory = tempfile::tempdir().unwrap();
@@ -239,7 +236,7 @@ async fn payload_over_the_limit() {
     append(&log, 1).await.await.unwrap().unwrap();
 }
 
-/// Records are on disk in the order in which they were written, whoever waits for which.
+/// Records are on disk in the order in which they were written, no matter which callers wait.
 #[tokio::test]
 async fn order_is_kept() {
     let directory = tempfile::tempdir().unwrap();
@@ -249,7 +246,7 @@ async fn order_is_kept() {
         waiting.push(append(&log, index).await);
         if index % 5 == 0 {
             log.clone().save_vote(&vote(2 + index)).await.unwrap();
-            // The vote is on disk, so what was written before it is.
+            // The vote is on disk, so the records before it are.
             for acknowledged in waiting.drain(..) {
                 acknowledged.await.unwrap().unwrap();
             }
@@ -260,7 +257,7 @@ async fn order_is_kept() {
     }
 }
 
-/// A range of entries that begins before the log does is read from where the log begins, each once.
+/// A range that begins before the log is read from the beginning of the log, each entry once.
 #[tokio::test]
 async fn stream_of_entries() {
     use futures_util::StreamExt;
@@ -284,7 +281,7 @@ async fn stream_of_entries() {
     assert_eq!(indexes(0..2).await, [0u64; 0]);
 }
 
-/// What replication reads at once is bounded by bytes, and is never nothing.
+/// Replication reads a bounded number of bytes at once, and at least one entry.
 #[tokio::test]
 async fn limited_read() {
     let directory = tempfile::tempdir().unwrap();
@@ -302,7 +299,7 @@ async fn limited_read() {
     }
 }
 
-/// An entry is another one than that in the log if only its payload differs, wherever both have one.
+/// `first_other` finds an entry that the log has with another payload.
 ///
 /// Method: entries 0 to 4 of term 1, up to 1 purged; ranges with one payload changed, with other log ids, before, across
 /// and beyond the log.
@@ -317,7 +314,7 @@ async fn other_entries() {
         entries[(at - start) as usize] = entry(at, "other");
         entries
     };
-    assert_eq!(log.first_other(&range(0..9)).unwrap(), None, "there is no log");
+    assert_eq!(log.first_other(&range(0..9)).unwrap(), None, "the log is empty");
     log.append(range(0..5), IOFlushed::noop()).await.unwrap();
     log.purge(entry(1, "").log_id).await.unwrap();
     let mut later_term = changed(2..9, 4);
@@ -342,11 +339,11 @@ async fn other_entries() {
     }
 }
 
-/// A snapshot that goes beyond a tail of a later term, which was never committed,
-/// replaces that tail: the log goes on after the snapshot, also when it is opened again.
+/// A snapshot that covers more than a log whose tail has a later term and was never committed replaces that tail. The
+/// log continues after the snapshot, even when it is opened again.
 ///
-/// Method: entries of term 1, then one of term 3; purge up to a log id of term 2 that
-/// is further; append what follows it; open again.
+/// Method: entries of term 1, then one of term 3; purge up to a later log id of term 2; append the next entry; open
+/// again.
 #[tokio::test]
 async fn a_snapshot_beyond_a_tail_of_a_later_term() {
     let directory = tempfile::tempdir().unwrap();
@@ -366,7 +363,8 @@ async fn a_snapshot_beyond_a_tail_of_a_later_term() {
     assert_eq!(last(open(&directory).get_log_state().await.unwrap()), (Some(covered), Some(6)));
 }
 
-/// What is appended counts as uncommitted until it is committed, removed or purged, and after a start by its files.
+/// Appended entries count as uncommitted until they are committed, truncated or purged. After a start, whole files
+/// count.
 #[tokio::test]
 async fn uncommitted_bytes_are_counted() {
     let directory = tempfile::tempdir().unwrap();

@@ -1,17 +1,25 @@
 //! The bytes of a snapshot file: the whole state machine at one log id.
 //!
-//! All numbers are big-endian:
+//! **On disk: frozen.** All numbers are big-endian. MessagePack has field names.
 //!
-//! | part | bytes |
-//! | --- | --- |
-//! | header | `RKVSNAP` and a zero byte, format version 4, length 4, meta (MessagePack with field names), CRC-32 of all that 4 |
-//! | frame, repeated | length 4 (never 0), CRC-32 of the payload 4, payload: records (MessagePack with field names) one after another |
-//! | footer | zero 4, number of records 8, number of frames 8, CRC-32 of the header's, the frames' checksums and these numbers 4 |
+//! | part | offset in it | bytes | field |
+//! | --- | --- | --- | --- |
+//! | header | 0 | 8 | `RKVSNAP` and a zero byte |
+//! | | 8 | 4 | version of the format |
+//! | | 12 | 4 | length of the meta, *m* |
+//! | | 16 | *m* | meta: the last log id and the membership (MessagePack) |
+//! | | 16 + *m* | 4 | CRC-32 of the header up to here |
+//! | frame, repeated | 0 | 4 | length of the payload, *n*; never 0 |
+//! | | 4 | 4 | CRC-32 of the payload |
+//! | | 8 | *n* | payload: records (MessagePack), one after another |
+//! | footer | 0 | 4 | 0 |
+//! | | 4 | 8 | number of records |
+//! | | 12 | 8 | number of frames |
+//! | | 20 | 4 | CRC-32 of the checksums of the header and of all frames, and of these two numbers |
 //!
-//! Nothing may follow the footer. A frame is about [`SNAPSHOT_FRAME_BYTES`]
-//! long, so writing, sending and reading need no more memory than that beyond
-//! the data itself. Every later format keeps the header as it is, up to what
-//! the meta holds, so that a newer file is told from a damaged one.
+//! The file ends with the footer. A payload has about [`SNAPSHOT_FRAME_BYTES`] bytes, so writing, sending and reading
+//! need no more memory than that in addition to the data itself. Every later format keeps the header, except for the
+//! content of the meta, so that a newer file can be distinguished from a damaged one.
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -39,17 +47,17 @@ const FORMAT_VERSION: u32 = 2;
 const FORMER_FORMAT_VERSION: u32 = 1;
 const META_BYTES_MAX: usize = 16 << 20;
 
-/// A record as it is written. Borrowed, since counting references would contend with the Raft thread for them.
+/// A record to write. It borrows the data, since counting references would contend with the Raft thread.
 #[derive(Serialize)]
 enum StoredRecordRef<'a> {
-    /// What there is one of; the first record.
+    /// Everything that exists once; always the first record.
     State {
         revision: u64,
         clock_ms: u64,
         oldest_revision: u64,
         hash: StateHash,
     },
-    /// A key, in order.
+    /// A key and its record; keys are in order.
     Key {
         key: &'a str,
         value: &'a Value,
@@ -59,7 +67,7 @@ enum StoredRecordRef<'a> {
         #[serde(skip_serializing_if = "is_zero")]
         expires_at_ms: u64,
     },
-    /// A change, oldest first, after all keys. A put without its value left what the key has now.
+    /// A change, oldest first, after all keys. A put without `former` set the current record of its key.
     Put {
         revision: u64,
         key: &'a str,
@@ -74,7 +82,7 @@ enum StoredRecordRef<'a> {
         revision: u64,
         key: &'a str,
     },
-    /// A request that was done, oldest first, at the end.
+    /// A remembered request, oldest first, after all changes.
     Request {
         key: &'a str,
         fingerprint: [u64; 2],
@@ -82,7 +90,7 @@ enum StoredRecordRef<'a> {
     },
 }
 
-/// What a change set a key to that has something else now.
+/// The record that a put set and that is no longer the current one of its key.
 #[derive(Serialize)]
 struct FormerRef<'a> {
     value: &'a Value,
@@ -92,14 +100,14 @@ struct FormerRef<'a> {
     expires_at_ms: u64,
 }
 
-/// A record as it is read.
+/// A record that was read.
 #[derive(Deserialize)]
 enum StoredRecord {
     State {
         revision: u64,
         clock_ms: u64,
         oldest_revision: u64,
-        /// What all of it must come to. Directories of format 2 have none.
+        /// The hash of the whole state. `None` in snapshots of directories of format 2.
         #[serde(default)]
         hash: Option<StateHash>,
     },
@@ -142,7 +150,7 @@ struct Former {
     expires_at_ms: u64,
 }
 
-/// A record of the former format.
+/// A record of format 1.
 #[derive(Deserialize)]
 struct FormerFormatRecord {
     key: Key,
@@ -153,15 +161,17 @@ fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
-/// What identifies a snapshot of `machine`.
+/// The meta of a snapshot of `machine`.
 pub fn meta_of(machine: &ExampleStateMachine) -> SnapshotMeta {
     SnapshotMeta { last_log_id: machine.last_applied, last_membership: machine.last_membership.clone() }
 }
 
-/// Writes a snapshot of `machine`, as one that is named by `meta`. Returns whether what it has
-/// written is what was applied: all hashes are worked out again, while it is read.
+/// Writes a snapshot of `machine` with this `meta`. Returns whether the state is as it was applied: the hashes of
+/// everything that is written are computed again.
 ///
-/// Ends with [`io::ErrorKind::StorageFull`] rather than leave less than [`SNAPSHOT_LEAVES_BYTES`](crate::config::SNAPSHOT_LEAVES_BYTES) of the disk.
+/// # Errors
+///
+/// Those of writing the file; [`io::ErrorKind::StorageFull`] also if the disk would have less than [`SNAPSHOT_LEAVES_BYTES`](crate::config::SNAPSHOT_LEAVES_BYTES) free bytes.
 pub fn write(machine: &ExampleStateMachine, meta: &SnapshotMeta, file: &mut File) -> io::Result<bool> {
     let mut frames = FrameWriter {
         writer: BufWriter::with_capacity(SNAPSHOT_FRAME_BYTES, file),
@@ -189,7 +199,7 @@ pub fn write(machine: &ExampleStateMachine, meta: &SnapshotMeta, file: &mut File
     let mut is_history_as_applied = true;
     for change in machine.history.iter() {
         let change_ref = change_ref(machine, change);
-        // Values that are no longer the current ones are in no sum.
+        // No sum includes values that are no longer the current ones.
         if let (ChangeKind::Put(record), StoredRecordRef::Put { former: Some(_), .. }) = (&change.kind, &change_ref) {
             is_history_as_applied &= record.computed_hash(&change.key) == record.hash();
         }
@@ -221,7 +231,7 @@ fn change_ref<'a>(machine: &'a ExampleStateMachine, change: &'a Change) -> Store
 
 struct FrameWriter<'a> {
     writer: BufWriter<&'a mut File>,
-    /// Records that are not yet written.
+    /// The payload of the next frame.
     frame: Vec<u8>,
     checksums: crc32fast::Hasher,
     count: u64,
@@ -250,8 +260,7 @@ impl FrameWriter<'_> {
         }
         self.write_frame()?;
         if self.count.is_multiple_of(SNAPSHOT_FRAMES_PER_SYNC) {
-            // Little by little: one sync of it all at the end would make the
-            // log's syncs wait until it is done.
+            // One sync at the end would take long, and the log's syncs would wait for it.
             self.writer.flush()?;
             self.writer.get_ref().sync_data()?;
             super::check_room(0, durable::free_bytes_of(self.writer.get_ref())).map_err(|free_bytes| {
@@ -286,7 +295,7 @@ impl FrameWriter<'_> {
     }
 }
 
-/// What is too long to be read must not be written: the log is purged once a snapshot is there.
+/// A part that is too long to be read must not be written: the log is purged once the snapshot exists.
 fn check_length(part: &str, bytes: usize, bytes_max: usize) -> io::Result<()> {
     if bytes <= bytes_max {
         return Ok(());
@@ -299,8 +308,12 @@ fn footer_of(records: u64, frames: u64) -> [u8; 16] {
     ((u128::from(records) << 64) | u128::from(frames)).to_be_bytes()
 }
 
-/// Reads a snapshot file, and refuses it unless every byte of it is accounted for,
-/// and its records make a state that could have been written so.
+/// Reads a snapshot file.
+///
+/// # Errors
+///
+/// [`StoreError::Damaged`] unless every byte of the file is accounted for and its records make a state that could have
+/// been written like this; [`StoreError::NewerFormat`] or [`StoreError::Io`].
 pub fn load(path: &Path) -> Result<(SnapshotMeta, ExampleStateMachine), StoreError> {
     let file = File::open(path).map_err(|error| StoreError::io("open", path, error))?;
     let reader = BufReader::with_capacity(SNAPSHOT_FRAME_BYTES, file);
@@ -331,16 +344,16 @@ pub fn load(path: &Path) -> Result<(SnapshotMeta, ExampleStateMachine), StoreErr
     }
     frames.read_footer(records)?;
     if hash.is_some_and(|hash| hash != machine.hash()) {
-        return Err(StoreError::damaged(path, None, "what it holds does not have the hash that it says"));
+        return Err(StoreError::damaged(path, None, "its state does not have the hash that it contains"));
     }
     Ok((meta, machine))
 }
 
-// What the decoder says is kept out of the errors: it may quote the data.
+// Errors do not include the decoder's message: it may quote user data.
 const NO_RECORD: &str = "a record cannot be decoded";
-const NO_STATE: &str = "its first record, and no other, says at which revision the state is";
+const NO_STATE: &str = "its first record, and no other, must say at which revision the state is";
 
-/// No store counts that far, and what comes after it can still be counted.
+/// The largest revision and version of a file. No store reaches it, and counting on from it does not overflow.
 const NUMBER_MAX: u64 = u64::MAX / 2;
 
 fn load_former_record(machine: &mut ExampleStateMachine, bytes: &mut &[u8]) -> Result<(), &'static str> {
@@ -361,20 +374,23 @@ fn load_record(
     }
     match record {
         StoredRecord::State { revision, clock_ms, oldest_revision, hash } => {
-            ensure(revision <= NUMBER_MAX && oldest_revision <= revision + 1, "its revisions are none of a store")?;
+            ensure(
+                revision <= NUMBER_MAX && oldest_revision <= revision + 1,
+                "its revisions are not those of a store",
+            )?;
             (machine.revision, machine.clock_ms, *whole) = (revision, clock_ms, hash);
             machine.history = History::starting_at(oldest_revision);
         }
         StoredRecord::Key { key, value, revision, create_revision, version, expires_at_ms } => {
             let is_next = machine.data.get_max().is_none_or(|(last, _)| *last < key);
             ensure(is_next, "its keys are not in order")?;
-            ensure(revision <= machine.revision, "a key is of a later revision than the store")?;
-            ensure(version <= NUMBER_MAX, "a key was changed more often than can be")?;
+            ensure(revision <= machine.revision, "a key has a later revision than the store")?;
+            ensure(version <= NUMBER_MAX, "a key has an impossible version")?;
             let record = Record::new(&key, RecordParts { value, revision, create_revision, version, expires_at_ms });
             machine.insert_record(key, Arc::new(record));
         }
         StoredRecord::Put { revision, key, former: None } => {
-            let (key, record) = machine.data.get_key_value(&key).ok_or("a change is of a key that is not there")?;
+            let (key, record) = machine.data.get_key_value(&key).ok_or("it has a change of a missing key")?;
             ensure(record.revision == revision, "a change is not the last one of its key")?;
             let (key, kind) = (key.clone(), ChangeKind::Put(record.clone()));
             load_change(machine, revision, key, kind)?;
@@ -387,7 +403,7 @@ fn load_record(
         StoredRecord::Delete { revision, key } => load_change(machine, revision, key, ChangeKind::Delete)?,
         StoredRecord::Expire { revision, key } => load_change(machine, revision, key, ChangeKind::Expire)?,
         StoredRecord::Request { key, fingerprint, result } => {
-            let result = result.try_into().map_err(|_| "the result of a request is none")?;
+            let result = result.try_into().map_err(|_| "it has an invalid result of a request")?;
             machine.requests.remember(&RequestId { key, fingerprint }, result);
         }
     }
@@ -416,12 +432,12 @@ struct FrameReader<'a> {
     checksums: crc32fast::Hasher,
     count: u64,
     offset: u64,
-    /// Where the header, frame or footer begins that is being read.
+    /// The offset of the header, frame or footer that is being read.
     part_offset: u64,
 }
 
 impl FrameReader<'_> {
-    /// The format version, and what identifies the snapshot.
+    /// Returns the version of the format, and the meta.
     fn read_header(&mut self) -> Result<(u32, SnapshotMeta), StoreError> {
         let magic: [u8; 8] = self.array()?;
         if &magic != MAGIC {
@@ -443,7 +459,7 @@ impl FrameReader<'_> {
             found if found > FORMAT_VERSION => {
                 return Err(StoreError::NewerFormat { path: self.path.to_owned(), found, known: FORMAT_VERSION });
             }
-            found => return Err(self.damaged(format!("there is no format {found}"))),
+            found => return Err(self.damaged(format!("format {found} does not exist"))),
         }
         let meta = rmp_serde::from_slice(&meta).map_err(|_| self.damaged("its header cannot be decoded"))?;
         Ok((version, meta))
@@ -474,7 +490,7 @@ impl FrameReader<'_> {
             return Err(self.damaged("the checksum of its footer does not match"));
         }
         if footer != footer_of(records, self.count) {
-            return Err(self.damaged("its footer counts other records than it has"));
+            return Err(self.damaged("its footer has a wrong number of records or frames"));
         }
         self.part_offset = self.offset;
         let mut byte = [0];
@@ -549,7 +565,7 @@ mod tests {
             log_id,
             b"\xaflast_membership",
             membership,
-            b"\xabsnapshot_id\xa0", // openraft writes it for its older versions, and reads it no more.
+            b"\xabsnapshot_id\xa0", // openraft writes it for its older versions, and no longer reads it.
         ]
         .concat();
         let meta_bytes = (meta.len() as u32).to_be_bytes();
@@ -575,8 +591,7 @@ mod tests {
         [state, &records.concat()].concat()
     }
 
-    /// The bytes on disk are these, for as long as format 2 is read. The hash was
-    /// added later, and may be missing.
+    /// The bytes on disk of format 2 are these. The hash was added later, and may be missing.
     #[test]
     fn bytes_are_fixed() {
         let mut machine = ExampleStateMachine::default();
@@ -595,7 +610,7 @@ mod tests {
         assert_eq!((meta, loaded), (meta_of(&machine), machine));
     }
 
-    /// A file whose checksums are right, and which does not hold what its hash says, is damaged.
+    /// A file with correct checksums whose state does not have the hash in it is damaged.
     ///
     /// Method: another value, no key, and a key too many.
     #[test]
@@ -617,7 +632,7 @@ mod tests {
         }
     }
 
-    /// A file of format 1 is read: its keys are as if they had been set before the first revision.
+    /// A file of format 1 is read: its keys have the revision of keys from before there were revisions.
     #[test]
     fn former_format() {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -628,10 +643,9 @@ mod tests {
         assert_eq!((loaded.revision, loaded.history.oldest()), (1, 2));
     }
 
-    /// Records that no state is written as are damage, though all checksums match.
+    /// Records that do not make a state are damage, even with correct checksums.
     ///
-    /// Method: files of what one state is written as, with its records in another order, more
-    /// than once, not at all, or changed.
+    /// Method: the records of one state in another order, repeated, omitted or changed.
     #[test]
     fn records_that_contradict() {
         let state = b"\x81\xa5State\x83\xa8revision\x05\xa8clock_ms\x00\xafoldest_revision\x03".as_slice();
@@ -652,17 +666,17 @@ mod tests {
             (&[state, state], "its first record"),
             (&[state, b, a], "its keys are not in order"),
             (&[state, a, a], "its keys are not in order"),
-            (&[state, later], "of a later revision than the store"),
+            (&[state, later], "a later revision than the store"),
             (&[state, a, b, put_a, put_b], "its changes are not in order"),
             (&[state, a, &put("a", 4)], "not the last one of its key"),
             (&[state, &key("a", 2), &put("a", 2)], "its changes are not in order"),
-            (&[state, put_a], "a key that is not there"),
+            (&[state, put_a], "of a missing key"),
         ];
         for (number, (records, expected)) in rows.into_iter().enumerate() {
             let file = tempfile::NamedTempFile::new().unwrap();
             let mut bytes = file_of(2, &records.concat(), records.len() as u8);
             if records.is_empty() {
-                // A frame is never empty: what follows the header is the footer, of 24 bytes.
+                // A frame is never empty, so the footer of 24 bytes follows the header.
                 let header_end = bytes.len() - 24 - 8;
                 let counts = [&[0; 4][..], &[0; 16]].concat();
                 let checksum = crc32fast::hash(&[&bytes[header_end - 4..header_end], &counts[4..]].concat());
@@ -681,7 +695,7 @@ mod tests {
         }
     }
 
-    /// A state without keys has a snapshot too.
+    /// A state without keys can be written and read.
     #[test]
     fn empty_state() {
         let machine = ExampleStateMachine::default();

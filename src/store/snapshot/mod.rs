@@ -1,11 +1,11 @@
 //! The directory of a node's snapshots: `<index>.snap`, the newest two.
 //!
 //! A snapshot is built or received under a temporary name, synced, and then
-//! published by renaming it, so a file with a snapshot's name is whole unless
+//! published by renaming it. So a file with a snapshot's name is whole unless
 //! the disk damaged it. The second newest is kept for that case: it and the log
-//! give the same state, as long as the log has all that follows it.
+//! give the same state, as long as the log has all entries after it.
 //!
-//! (The bytes of a file: [`format`].)
+//! (The bytes of a file: [`mod@format`].)
 
 pub mod format;
 
@@ -28,18 +28,19 @@ use crate::types::{LogId, SnapshotMeta, StoredMembership};
 
 const EXTENSION: &str = "snap";
 
-/// A snapshot that can be sent or installed.
+/// A snapshot to send or to install.
 #[derive(Debug)]
 pub struct SnapshotFile {
-    /// The file, open for reading from any position.
+    /// Open for reading from any position.
     pub file: Arc<OpenFile>,
-    /// Its length.
+    /// The length of the file.
     pub bytes: u64,
-    /// Set if it came from another node and is not installed yet.
+    /// Set if another node sent it and it is not installed yet.
     received: Option<ReceivedSnapshot>,
 }
 
-/// The open file of a snapshot, which is closed where that may take long: its space may be free only then.
+/// The open file of a snapshot. It is closed on a thread that may block: closing the last descriptor of a deleted file
+/// frees its space, which is slow.
 #[derive(Debug)]
 pub struct OpenFile(Option<File>);
 
@@ -53,7 +54,7 @@ impl Deref for OpenFile {
     type Target = File;
 
     fn deref(&self) -> &File {
-        self.0.as_ref().expect("it is taken when this is dropped")
+        self.0.as_ref().expect("only dropping this takes the file")
     }
 }
 
@@ -64,7 +65,7 @@ impl Drop for OpenFile {
     }
 }
 
-/// Runs what may take long on a thread that serves no requests, if this one may.
+/// Runs slow work on the blocking pool if this thread belongs to a runtime, otherwise here.
 fn where_it_may_block(work: impl FnOnce() + Send + 'static) {
     match tokio::runtime::Handle::try_current() {
         Ok(runtime) => drop(runtime.spawn_blocking(work)),
@@ -72,7 +73,7 @@ fn where_it_may_block(work: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// A snapshot that came from another node: verified, decoded, not yet published.
+/// A snapshot of another node: verified, decoded, not yet published.
 #[derive(Debug)]
 struct ReceivedSnapshot {
     machine: ExampleStateMachine,
@@ -86,7 +87,7 @@ pub struct TemporaryFile {
 }
 
 impl TemporaryFile {
-    /// Where the file is.
+    /// The temporary name. The file may not exist yet.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -104,22 +105,21 @@ impl TemporaryFile {
 impl Drop for TemporaryFile {
     fn drop(&mut self) {
         let path = std::mem::take(&mut self.path);
-        // After it was published there is nothing here; and what cannot be
-        // deleted now is deleted at the next start.
+        // It does not exist if it was published. If it cannot be deleted now, the next start deletes it.
         where_it_may_block(move || drop(fs::remove_file(path)));
     }
 }
 
-/// How much of the disk snapshots take.
+/// Disk space of the snapshots.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SnapshotSizes {
-    /// Length of the newest, 0 if there is none.
+    /// Length of the newest; 0 if there is no snapshot.
     pub newest_bytes: u64,
-    /// Length of those before it together, which [`SnapshotDirectory::delete_older`] deletes.
+    /// Total length of the older ones, which [`SnapshotDirectory::delete_older`] deletes.
     pub older_bytes: u64,
-    /// Up to which index the last of those reaches.
+    /// The index of the last of those.
     pub former_index: Option<u64>,
-    /// Length of those that are being written or received.
+    /// Total length of those that are being written or received.
     pub unfinished_bytes: u64,
 }
 
@@ -127,8 +127,9 @@ pub struct SnapshotSizes {
 #[derive(Debug)]
 pub struct SnapshotDirectory {
     path: PathBuf,
-    /// The snapshots known to be good, oldest first. Files that are not among
-    /// them stay until [`SNAPSHOTS_KEPT`] newer good ones are there.
+    /// The snapshots known to be good, oldest first. Other files stay until [`SNAPSHOTS_KEPT`] newer good ones exist.
+    ///
+    /// Invariants: log ids strictly increase; at most [`SNAPSHOTS_KEPT`].
     kept: Mutex<Vec<SnapshotMeta>>,
     temporary_count: AtomicU64,
 }
@@ -136,21 +137,24 @@ pub struct SnapshotDirectory {
 impl SnapshotDirectory {
     /// Loads the newest snapshot that is whole. Changes nothing; the directory may be missing.
     ///
-    /// A damaged one is passed over with a warning if `log` has all entries from
-    /// the one before it up to the damaged one. (That the log reaches that far
-    /// matters too: whoever sent the damaged one was told that its entries are here.)
+    /// Skips a damaged one with a warning if `log` has all entries from the one before it up to the damaged one.
+    /// (The log must reach the damaged one because this node acknowledged its entries to the leader that sent it.)
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Damaged`], [`StoreError::NewerFormat`] or [`StoreError::Io`].
     pub fn open(path: &Path, log: &CheckedLog) -> Result<(Self, ExampleStateMachine), StoreError> {
         for file in files(path)? {
-            // Someone's copy; it is neither used nor deleted.
+            // A copy that a person made; it is neither used nor deleted.
             if index_in_name(&file).is_none() && file.extension().is_some_and(|extension| extension == EXTENSION) {
-                tracing::warn!("ignoring `{}`, which is not named as snapshots are", file.display());
+                tracing::warn!("ignoring `{}`: its name is not that of a snapshot", file.display());
             }
         }
         let mut found = None;
         let mut damaged = None;
         for (index, file) in snapshot_files(path)?.into_iter().rev() {
             match load_named(&file, index) {
-                // Those before it are not needed now, and would only cost time to verify.
+                // The older ones are not needed now, and verifying them takes time.
                 Ok(loaded) => {
                     found = Some(loaded);
                     break;
@@ -191,12 +195,12 @@ impl SnapshotDirectory {
         check().or_else(|free_bytes| if self.delete_older() { check() } else { Err(free_bytes) })
     }
 
-    /// How much of the disk the snapshots take. Blocks on the disk.
+    /// The disk space of the snapshots. Blocks on the disk.
     pub fn sizes(&self) -> Result<SnapshotSizes, StoreError> {
         let newest = self.kept().last().map(index_of);
         let mut sizes = SnapshotSizes::default();
         for path in files(&self.path)? {
-            // One that was deleted meanwhile takes nothing.
+            // A file that was deleted meanwhile takes no space.
             let bytes = || fs::metadata(&path).map_or(0, |metadata| metadata.len());
             match index_in_name(&path) {
                 Some(index) if Some(index) == newest => sizes.newest_bytes = bytes(),
@@ -204,7 +208,7 @@ impl SnapshotDirectory {
                     sizes.older_bytes += bytes();
                     sizes.former_index = sizes.former_index.max(Some(index));
                 }
-                // It is damaged, or just being published, and is not deleted for its space.
+                // It is damaged, or just being published; neither is deleted for its space.
                 Some(_) => {}
                 None if path.extension().is_some_and(|extension| extension == TEMPORARY_EXTENSION) => {
                     sizes.unfinished_bytes += bytes();
@@ -215,7 +219,7 @@ impl SnapshotDirectory {
         Ok(sizes)
     }
 
-    /// Deletes the snapshots before the newest, for their space. Returns whether there was one. Blocks on the disk.
+    /// Deletes the snapshots before the newest, for their space. Returns whether there were any. Blocks on the disk.
     pub fn delete_older(&self) -> bool {
         let mut kept = self.kept();
         let Some(newest) = kept.pop() else { return false };
@@ -223,13 +227,13 @@ impl SnapshotDirectory {
         let newest_index = index_of(&newest);
         kept.push(newest);
         let Ok(mut older) = snapshot_files(&self.path) else { return false };
-        // A file with a higher index is damaged, or another node's that is just being published.
+        // A file with a higher index is damaged, or a snapshot of another node that is just being published.
         older.retain(|(index, _)| *index < newest_index);
         drop(kept);
         if older.is_empty() {
             return false;
         }
-        tracing::info!("the disk has little space: deleting the snapshots before that at index {newest_index}");
+        tracing::info!("the disk has little space: deleting the snapshots before the one at index {newest_index}");
         delete(older);
         true
     }
@@ -239,7 +243,7 @@ impl SnapshotDirectory {
         self.kept().is_empty()
     }
 
-    /// Deletes what was being written when the node stopped.
+    /// Deletes snapshots that were being written when the node stopped.
     pub fn clean(&self) -> Result<(), StoreError> {
         let removed = durable::remove_temporary_files(&self.path);
         for path in removed.map_err(|error| StoreError::io("clean", &self.path, error))? {
@@ -250,16 +254,17 @@ impl SnapshotDirectory {
 
     /// Writes a snapshot of `machine` and publishes it. Blocks on the disk.
     ///
-    /// Does not publish one of another state than was applied ([`StoreError::MemoryChanged`]):
-    /// all of it is read here anyway, and the log is purged of what a snapshot has.
+    /// Returns it even if a newer one was installed meanwhile. That one stays the newest. If the disk has too little
+    /// room, returns an empty snapshot that replaces none: a node without a new snapshot need not stop.
     ///
-    /// Returns it even if a newer one was installed meanwhile, which is then the
-    /// one that counts. If the disk has too little room for it, returns one that holds
-    /// nothing and takes the place of none: writing none is no reason to stop.
+    /// # Errors
+    ///
+    /// [`StoreError::MemoryChanged`] if the state is not as it was applied. Such a snapshot is not published, since the
+    /// log is purged of the entries that a snapshot covers. [`StoreError::Io`] if the disk fails.
     pub fn build(&self, machine: &ExampleStateMachine) -> Result<(SnapshotMeta, SnapshotFile), StoreError> {
         let meta = meta_of(machine);
         let mut written = self.write(machine, &meta);
-        // How long it becomes is known only now. Those before the newest are counted as room for it.
+        // Its length is known only now. The space of those before the newest counts as room for it.
         if written.as_ref().is_err_and(StoreError::is_out_of_space) && self.delete_older() {
             written = self.write(machine, &meta);
         }
@@ -267,9 +272,10 @@ impl SnapshotDirectory {
             Ok(readable) => Ok((meta, readable)),
             Err(StoreError::Io { source, .. }) if is_out_of_space(&source) => {
                 let index = index_of(&meta);
-                tracing::warn!("no snapshot is taken at index {index}, for want of space: {source}; free some space");
+                tracing::warn!("no snapshot is taken at index {index}: the disk is full ({source}); free some space");
                 let nothing = SnapshotMeta { last_log_id: None, last_membership: StoredMembership::default() };
-                // Not what was written, whose space is free only once no descriptor is left. Nobody reads it.
+                // Not the file that was written: its space is free only when all its descriptors are closed. The file of
+                // an empty snapshot is never read.
                 let file = File::open(&self.path).map_err(|error| StoreError::io("open", &self.path, error))?;
                 Ok((nothing, SnapshotFile { file: OpenFile::new(file), bytes: 0, received: None }))
             }
@@ -290,7 +296,7 @@ impl SnapshotDirectory {
         Ok(readable)
     }
 
-    /// The newest snapshot, if there is one.
+    /// The newest snapshot, open for reading.
     pub fn newest(&self) -> Result<Option<(SnapshotMeta, SnapshotFile)>, StoreError> {
         // The lock keeps the file from being deleted before it is open.
         let kept = self.kept();
@@ -298,20 +304,20 @@ impl SnapshotDirectory {
         Ok(Some((meta.clone(), open_for_reading(&self.path_of(meta))?)))
     }
 
-    /// A new temporary file to build a snapshot in, or to receive one into.
+    /// A new name for a snapshot that is to be built or received.
     pub fn temporary_file(&self) -> TemporaryFile {
         let number = self.temporary_count.fetch_add(1, Ordering::Relaxed);
         TemporaryFile { path: self.path.join(format!("new-{number}.{TEMPORARY_EXTENSION}")) }
     }
 
-    /// Verifies and decodes a snapshot that was received. Blocks on the disk.
+    /// Verifies and decodes a received snapshot. Blocks on the disk.
     pub fn verify(&self, temporary: TemporaryFile) -> Result<(SnapshotMeta, SnapshotFile), StoreError> {
         let (meta, machine) = format::load(&temporary.path)?;
         let snapshot = open_for_reading(&temporary.path)?;
         Ok((meta, SnapshotFile { received: Some(ReceivedSnapshot { machine, temporary }), ..snapshot }))
     }
 
-    /// Publishes a snapshot of another node, and returns the state it holds. Blocks on the disk.
+    /// Publishes a snapshot of another node, and returns its state. Blocks on the disk.
     pub fn install(&self, snapshot: SnapshotFile) -> Result<ExampleStateMachine, StoreError> {
         let ReceivedSnapshot { machine, temporary } = match snapshot.received {
             Some(received) => received,
@@ -332,9 +338,9 @@ impl SnapshotDirectory {
     fn publish(&self, file: &File, temporary: &TemporaryFile, meta: &SnapshotMeta) -> Result<(), StoreError> {
         let path = self.path_of(meta);
         let failed = |error| StoreError::io("publish", &path, error);
-        // Before the lock is taken: a large file takes long to sync.
+        // Sync before taking the lock: syncing a large file is slow.
         file.sync_all().map_err(failed)?;
-        // One at a time, lest a snapshot that is built delete one that is just being installed.
+        // Under the lock: otherwise a snapshot that is built could delete one that is just being installed.
         let mut kept = self.kept();
         durable::publish(file, &temporary.path, &path).map_err(failed)?;
         kept.retain(|other| other.last_log_id != meta.last_log_id);
@@ -348,7 +354,7 @@ impl SnapshotDirectory {
         let keep: Vec<PathBuf> = kept.iter().map(|meta| self.path_of(meta)).collect();
         let mut surplus = snapshot_files(&self.path)?;
         surplus.retain(|(_, path)| !keep.contains(path));
-        drop(kept); // Deleting a large file takes long, too.
+        drop(kept); // Deleting a large file is slow, too.
         delete(surplus);
         Ok(())
     }
@@ -373,7 +379,7 @@ fn check_room(bytes: u64, free_bytes: io::Result<u64>) -> Result<(), u64> {
     }
 }
 
-/// Deletes snapshots. Only space is lost by keeping one, so this fails nothing.
+/// Deletes snapshots. A failure is only logged: a file that stays costs nothing but space.
 fn delete(files: Vec<(u64, PathBuf)>) {
     for (_, path) in files {
         match fs::remove_file(&path) {
@@ -385,23 +391,23 @@ fn delete(files: Vec<(u64, PathBuf)>) {
     }
 }
 
-/// The index in a snapshot's name.
+/// The index for a snapshot's name.
 fn index_of(meta: &SnapshotMeta) -> u64 {
     meta.last_log_id.map_or(0, |log_id| log_id.index)
 }
 
-/// Loads a snapshot file with `index` in its name; on failure also says up to which index it reached.
+/// Loads a snapshot file with `index` in its name. On failure also returns the index up to which it reached.
 fn load_named(path: &Path, index: u64) -> Result<(SnapshotMeta, ExampleStateMachine), (u64, StoreError)> {
     let (meta, machine) = format::load(path).map_err(|error| (index, error))?;
     let found = index_of(&meta);
     if found != index {
-        let what = format!("it is the snapshot at index {found}, under another name");
+        let what = format!("it is the snapshot at index {found} under another name");
         return Err((found.max(index), StoreError::damaged(path, None, what)));
     }
     Ok((meta, machine))
 }
 
-/// All that the snapshots lack must be in the log.
+/// Checks that the log has all entries that the snapshots lack.
 fn check_log_covers(
     directory: &Path,
     log: &CheckedLog,
@@ -409,14 +415,14 @@ fn check_log_covers(
     damaged: Option<(u64, StoreError)>,
 ) -> Result<(), StoreError> {
     let describe = |log_id: Option<LogId>| log_id.map_or_else(|| "nothing".to_owned(), |log_id| log_id.to_string());
-    // Entries up to `purged` are only in snapshots: without these there is a gap.
+    // Entries up to `purged` are only in snapshots.
     let no_gap = log.purged <= machine.last_applied;
     let Some((reached, error)) = damaged else {
         if no_gap {
             return Ok(());
         }
         let (purged, applied) = (describe(log.purged), describe(machine.last_applied));
-        let what = format!("the log begins after {purged}, and the snapshots end at {applied}");
+        let what = format!("the log begins after {purged}, but the snapshots end at {applied}");
         return Err(StoreError::damaged(directory, None, what));
     };
     let reaches = log.last.is_some_and(|last| last.index >= reached);
@@ -425,13 +431,13 @@ fn check_log_covers(
     }
     let applied = describe(machine.last_applied);
     tracing::warn!(
-        "passing over a damaged snapshot: {}; the log has all entries from {applied} up to {reached}",
+        "skipping a damaged snapshot: {}; the log has all entries from {applied} up to {reached}",
         error.finding()
     );
     Ok(())
 }
 
-/// The files of a directory, which may be missing.
+/// The files of a directory; none if it is missing.
 fn files(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let failed = |error| StoreError::io("list", directory, error);
     match fs::read_dir(directory) {
@@ -440,7 +446,7 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
     }
 }
 
-/// The index in a file's name, if it is named as snapshots are.
+/// The index in a file's name, if that is the name of a snapshot.
 fn index_in_name(path: &Path) -> Option<u64> {
     let stem = path.extension().filter(|extension| *extension == EXTENSION).and(path.file_stem())?.to_str()?;
     stem.parse::<u64>().ok().filter(|index| index.to_string() == stem)

@@ -1,7 +1,7 @@
-//! The last changes, so that a watch can be resumed, on any node and after any restart.
+//! The last changes, so that a watch can be resumed on any node and after any restart.
 //!
-//! It is a part of the replicated state: what is kept depends on nothing but the
-//! changes themselves, so all nodes keep the same.
+//! The history is a part of the replicated state: which changes it keeps depends
+//! only on the changes themselves, so all nodes keep the same.
 
 use std::sync::Arc;
 
@@ -15,45 +15,51 @@ use crate::operation::Key;
 /// One change of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// The revision at which it was made. Several keys may change at one.
+    /// The revision of the change. Several keys may change at one revision.
     pub revision: u64,
-    /// Which change of its revision this is, from 0.
+    /// The number of the change within its revision, from 0.
     pub position: u32,
-    /// The key.
+    /// The key that changed.
     pub key: Key,
-    /// What became of it.
+    /// How it changed.
     pub kind: ChangeKind,
 }
 
-/// What became of a key.
+/// How a key changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ChangeKind {
-    /// It was set.
+    /// A write set it; this is its record afterwards.
     Put(Arc<Record>),
-    /// It was deleted.
+    /// A write deleted it.
     Delete,
-    /// Its time was over.
+    /// It expired.
     Expire,
 }
 
 /// The last changes, oldest first.
 ///
-/// Invariants: revisions never fall; of a revision all changes are kept or none;
-/// there are at most [`HISTORY_CHANGES_MAX`] of them, of at most
-/// [`HISTORY_BYTES_MAX`], except that the newest revision is always whole.
+/// Invariants:
+/// * revisions never decrease, and the positions of each revision count from 0;
+/// * of a revision, all changes are kept or none;
+/// * `bytes` is the sum of the changes' bytes;
+/// * at most [`HISTORY_CHANGES_MAX`] changes of at most [`HISTORY_BYTES_MAX`] bytes are kept, unless all of them have
+///   the newest revision;
+/// * no change has a revision below `oldest`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct History {
     changes: Vector<Change>,
     bytes: usize,
-    /// All changes of this revision and of those after it are kept.
+    /// All changes from this revision on are kept.
     oldest: u64,
 }
 
 impl Change {
-    /// What each takes without its key and value, in bytes.
+    /// The part of [`Change::bytes`] that does not depend on the key and the value.
     pub(crate) const FIXED_BYTES: usize = 128;
 
-    /// About how much memory it takes, and how long it is when it is sent, in bytes.
+    /// Approximate bytes of the change in memory, and as an event.
+    ///
+    /// **Frozen**: which changes all nodes keep depends on it.
     pub(crate) fn bytes(&self) -> usize {
         let value_bytes = match &self.kind {
             ChangeKind::Put(record) => record.value.as_bytes().len(),
@@ -84,22 +90,22 @@ impl Change {
 }
 
 impl History {
-    /// A history in which the next change is of `next_revision`.
+    /// An empty history whose next change has at least this revision.
     pub(in crate::store) fn starting_at(next_revision: u64) -> Self {
         History { oldest: next_revision, ..History::default() }
     }
 
-    /// All changes from this revision on are kept.
+    /// The revision from which on all changes are kept.
     pub fn oldest(&self) -> u64 {
         self.oldest
     }
 
-    /// The revision of the last change that is kept.
+    /// The revision of the last change; `None` if there is none.
     pub(in crate::store) fn newest(&self) -> Option<u64> {
         self.changes.last().map(|change| change.revision)
     }
 
-    /// Adds a change, and lets go of the oldest if there are too many.
+    /// Adds a change, and removes the oldest revisions if there are too many changes or bytes.
     pub(in crate::store) fn push(&mut self, revision: u64, key: Key, kind: ChangeKind) {
         let position = match self.changes.last() {
             Some(last) if last.revision == revision => last.position + 1,
@@ -123,12 +129,12 @@ impl History {
         self.oldest = revision + 1;
     }
 
-    /// All that is kept, oldest first.
+    /// All changes, oldest first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Change> + ExactSizeIterator {
         self.changes.iter()
     }
 
-    /// The changes from one on, oldest first: those of `revision` from `position` on, and all later ones.
+    /// The changes of `revision` from `position` on, and all later ones, oldest first.
     pub fn since(&self, revision: u64, position: u32) -> impl Iterator<Item = &Change> {
         let found =
             self.changes.binary_search_by(|change| (change.revision, change.position).cmp(&(revision, position)));
@@ -148,7 +154,7 @@ mod tests {
         ChangeKind::Put(Arc::new(new_record("key", value.clone(), 1)))
     }
 
-    /// What must hold whatever was pushed. `pushed` is the revision of each push.
+    /// Asserts the invariants. `pushed` is the revision of each push.
     fn check(history: &History, pushed: &[u64]) {
         let kept: Vec<u64> = history.iter().map(|change| change.revision).collect();
         assert_eq!(kept, pushed[pushed.len() - kept.len()..], "the last changes are kept");
@@ -167,12 +173,11 @@ mod tests {
         assert!(loaded == *history, "a history that is loaded is another");
     }
 
-    /// The history keeps whole revisions, the newest ones, within its bounds, knows
-    /// from where on it is complete, and is the same when it is loaded.
+    /// The history keeps the newest revisions, whole and within its bounds, knows from which revision on it is complete,
+    /// and is the same after it is loaded.
     ///
-    /// Method: revisions of 1 to 5 changes, of values of up to 9 MB (which share
-    /// their memory), far past the bound of bytes; all that must hold is checked
-    /// after each change.
+    /// Method: revisions of 1 to 5 changes, of values of up to 9 MB (which share their memory), far past the bound of
+    /// bytes; the invariants are checked after each change.
     #[test]
     fn bound_of_bytes() {
         let values: Vec<Value> =
@@ -192,10 +197,10 @@ mod tests {
                 check(&history, &pushed);
             }
         }
-        assert!(history.oldest() > 300, "next to nothing was forgotten");
+        assert!(history.oldest() > 300, "almost nothing was removed");
     }
 
-    /// A newest revision that is over the bound by itself is kept whole, and alone.
+    /// A newest revision that exceeds the bound by itself is kept whole, and alone.
     ///
     /// Method: 10 changes of 9 MB each at one revision, between others.
     #[test]
@@ -216,7 +221,7 @@ mod tests {
         assert_eq!((history.oldest(), history.iter().len()), (4, 1));
     }
 
-    /// No more changes are kept than the bound says, and whole revisions go.
+    /// The number of changes stays within its bound, and whole revisions are removed.
     ///
     /// Method: revisions of 3 changes, past the bound by 100.
     #[test]
@@ -233,9 +238,10 @@ mod tests {
         assert!(history.iter().len() > HISTORY_CHANGES_MAX - 3);
     }
 
-    /// What is read from a place on is all that is kept from there on.
+    /// Reading from a place returns all changes from there on.
     ///
-    /// Method: revisions with gaps between them and up to 3 changes each; from every place, also ones between and beyond.
+    /// Method: revisions with gaps between them and up to 3 changes each; from every place, including places between
+    /// changes and after the last one.
     #[test]
     fn since() {
         let mut history = History::starting_at(4);

@@ -1,11 +1,11 @@
 //! Finds the keys that have not changed since a revision.
 //!
-//! A deletion by prefix spares the keys that have changed since it began. If each of its steps looked at all of these,
-//! deletions that are sent again after a million keys were rewritten would hold up all nodes. So the keys are divided
-//! into short runs, and the least revision of each run is known: a run without a key to delete is passed over.
+//! A deletion by prefix keeps the keys that have changed since it began. If each of its steps visited all of these,
+//! deletions that are sent again after a million keys were rewritten would delay all nodes. So the keys are divided
+//! into short runs with a known least revision, and a run without a key to delete is skipped.
 //!
-//! Runs follow from the keys, and change how long keys take to find, never which are found. So they are in no snapshot
-//! and in no hash, and nodes may have different ones.
+//! Runs affect how long it takes to find keys, and never which keys are found. So they are not in snapshots or in the
+//! hash, and nodes may have different ones.
 
 use std::ops::Bound::{Excluded, Included, Unbounded};
 
@@ -18,18 +18,19 @@ use crate::operation::Key;
 
 /// The least revision of each run of neighboring keys.
 ///
-/// Invariants, if [`update`](Self::update) was called for each change: each key is in one run. Runs have the number of keys and the least
-/// revision that they say. None has more than [`RUN_KEYS_MAX`] keys, and none but the last fewer than [`RUN_KEYS_MIN`].
+/// Invariants, if [`update`](Self::update) was called for each change:
+/// * each key is in one run, and each run has the number of keys and the least revision that [`Run`] says;
+/// * no run has more than [`RUN_KEYS_MAX`] keys, and only the last one may have fewer than [`RUN_KEYS_MIN`].
 #[derive(Clone, Debug, Default)]
 pub(in crate::store) struct LeastRevisions {
-    /// By where they begin: each goes on to the beginning of the next one. The first one begins with the empty key.
+    /// The runs by their first possible key: each extends to the next one. The first one begins with the empty key.
     runs: OrdMap<Key, Run>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Run {
     keys: usize,
-    /// `u64::MAX` if it has no keys.
+    /// The least revision of its keys; `u64::MAX` if it has none.
     revision_min: u64,
 }
 
@@ -43,9 +44,10 @@ impl PartialEq for LeastRevisions {
 impl Eq for LeastRevisions {}
 
 impl LeastRevisions {
-    /// Notes a key's revision before and after a change, which `data` already has; `None` if there is no such key.
+    /// Updates the run of a key after a change of `data`. `before` and `now` are the key's revisions; `None` if the key
+    /// did not or does not exist.
     pub(super) fn update(&mut self, data: &Data, key: &Key, before: Option<u64>, now: Option<u64>) {
-        // Looked up without changing anything first, which is much faster and enough for most puts.
+        // First look it up without changing anything, which is much faster and sufficient for most puts.
         if let (Some((_, run)), Some(before), Some(now)) = (self.runs.get_prev(key), before, now)
             && before.min(now) > run.revision_min
         {
@@ -68,7 +70,7 @@ impl LeastRevisions {
         }
     }
 
-    /// The first keys with a prefix that have not changed since a revision, up to `count` of them.
+    /// The first `count` keys with a prefix that have not changed since a revision.
     pub(super) fn first_unchanged(&self, data: &Data, prefix: &str, revision_max: u64, count: usize) -> Vec<Key> {
         let start = self.runs.get_prev(prefix).map_or_else(Key::default, |(start, _)| start.clone());
         let end = end_of_prefix(prefix).map_or(Unbounded, |end| Excluded(Key::from(end)));
@@ -82,7 +84,7 @@ impl LeastRevisions {
             .collect()
     }
 
-    /// Joins a run with the next one, if there is one.
+    /// Joins a run with the next one, if one exists.
     fn join_next(&mut self, data: &Data, start: Key, keys: usize) {
         let next = self.runs.range((Excluded(start.clone()), Unbounded)).next();
         let Some((next, run)) = next.map(|(next, run)| (next.clone(), *run)) else {
@@ -92,7 +94,7 @@ impl LeastRevisions {
         self.renew(data, start, keys + run.keys);
     }
 
-    /// Looks at the keys of a run again; divides it if there are too many.
+    /// Recomputes a run of this many keys, and divides it if they are too many.
     fn renew(&mut self, data: &Data, start: Key, keys: usize) {
         let first_keys = if keys > RUN_KEYS_MAX { keys / 2 } else { keys };
         let mut records = data.range(start.clone()..).take(keys);
@@ -132,7 +134,7 @@ mod tests {
             self.least.update(&self.data, &key, Some(record.revision), None);
         }
 
-        /// Asserts that runs are what they say, and that the keys found are those that looking at all of them finds.
+        /// Asserts the invariants, and that the keys found are those that a full scan finds.
         fn check(&self, prefix: &str, revision_max: u64, count: usize) -> Vec<Key> {
             let starts: Vec<&Key> = self.least.runs.keys().collect();
             assert!(starts.first().is_none_or(|start| start.is_empty()));
@@ -154,13 +156,13 @@ mod tests {
         }
     }
 
-    /// The keys that are found are those that looking at all of them finds, and runs are neither long nor many.
+    /// The keys that are found are those that a full scan finds, and runs are neither long nor many.
     ///
     /// Method: 20,000 pseudorandom puts and removals of keys of up to three of three letters and a number, some
     /// of them at an earlier revision, and deletions of up to 4 keys; more puts at first, then more removals,
     /// until there are none.
     #[test]
-    fn as_if_all_were_looked_at() {
+    fn finds_what_a_full_scan_finds() {
         let mut store = Store::default();
         let mut state = 1_u64;
         let mut random = |below: u64| {

@@ -9,23 +9,23 @@ use super::record::{Data, Record};
 use crate::config::{LISTING_KEPT, LISTINGS_KEPT_MAX, STATE_REPLACED_BYTES_MAX};
 use crate::operation::Key;
 
-/// Which keys are listed, and in which order.
+/// The keys of a listing, and their order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Range {
-    /// What the keys begin with.
+    /// All keys begin with this.
     pub prefix: String,
-    /// The smallest key, itself included; empty for the first.
+    /// All keys are at least this.
     pub start: String,
-    /// The key that all are smaller than; `None` for no such end.
+    /// All keys are smaller than this; `None` for no upper bound.
     pub end: Option<String>,
-    /// The key that the listing goes on after, in its own direction.
+    /// The last key of the page before, after which this one continues, in the order of the listing.
     pub start_after: Option<String>,
-    /// From the largest key to the smallest.
+    /// Whether the order is from the largest key to the smallest.
     pub reverse: bool,
 }
 
 impl Range {
-    /// The keys of the range, in its order.
+    /// The keys of the range, with their records, in its order.
     pub fn of<'a>(&'a self, data: &'a Data) -> Box<dyn Iterator<Item = (&'a Key, &'a Arc<Record>)> + 'a> {
         let (lower, upper) = self.bounds();
         if is_empty(&lower, &upper) {
@@ -68,7 +68,7 @@ fn as_ref(bound: &Bound<String>) -> Bound<&str> {
     }
 }
 
-/// Whether nothing can be between the two, as an ordered map must not be asked for.
+/// Whether no key can be between the two. An ordered map panics on such a range.
 fn is_empty(lower: &Bound<String>, upper: &Bound<String>) -> bool {
     match (lower, upper) {
         (Bound::Included(lower) | Bound::Excluded(lower), Bound::Excluded(upper)) => lower >= upper,
@@ -76,11 +76,11 @@ fn is_empty(lower: &Bound<String>, upper: &Bound<String>) -> bool {
     }
 }
 
-/// The smallest text that is larger than all that begin with `prefix`, if there is one.
+/// The smallest text that is larger than all texts that begin with `prefix`, if one exists.
 pub(super) fn end_of_prefix(prefix: &str) -> Option<String> {
     let mut characters: Vec<char> = prefix.chars().collect();
     while let Some(last) = characters.pop() {
-        // Characters sort as their UTF-8 does; the surrogates between are none.
+        // Characters sort like their UTF-8. The surrogates in between are not characters.
         let next = match last {
             '\u{d7ff}' => Some('\u{e000}'),
             _ => char::from_u32(u32::from(last) + 1),
@@ -93,10 +93,10 @@ pub(super) fn end_of_prefix(prefix: &str) -> Option<String> {
     None
 }
 
-/// The states of the store that listings of several pages are read from.
+/// The states that listings of several pages read from; at most [`LISTINGS_KEPT_MAX`].
 #[derive(Debug, Default)]
 pub struct Listings {
-    /// The one that was used last comes last.
+    /// Ordered by when they were last used, the most recent last.
     kept: VecDeque<Kept>,
 }
 
@@ -105,15 +105,14 @@ struct Kept {
     revision: u64,
     data: Data,
     used: Instant,
-    /// How many bytes of values had been replaced when it was current.
+    /// Bytes of values that had been replaced when it was current.
     replaced_bytes: u64,
-    /// Whether a second page was read from it, as of many listings none ever is.
+    /// Whether a second page was read from it. Many listings never read one.
     is_continued: bool,
 }
 
 impl Listings {
-    /// Keeps the state of a revision for a while. Returns one that has to make
-    /// room for it, since freeing takes time.
+    /// Keeps the state of a revision. Returns one that it replaces, which the caller frees, since that takes time.
     pub fn keep(&mut self, revision: u64, data: &Data, replaced_bytes: u64) -> Option<Data> {
         if let Some(position) = self.position_of(revision) {
             self.use_again(position);
@@ -129,7 +128,7 @@ impl Listings {
         self.kept.remove(position).map(|kept| kept.data)
     }
 
-    /// The state of a revision, if it is kept, for another page, and how many bytes had been replaced then.
+    /// The state of a revision for another page, and the bytes that had been replaced then; `None` if it is not kept.
     pub fn get(&mut self, revision: u64) -> Option<(Data, u64)> {
         let position = self.position_of(revision)?;
         let kept = self.use_again(position)?;
@@ -148,8 +147,8 @@ impl Listings {
         self.kept.back_mut()
     }
 
-    /// Lets go of those that were not used for long, and of those before which too much was replaced, so that they
-    /// hold too much; returns them, since freeing takes time. `replaced_bytes` is that of the current state.
+    /// Removes states that were not used for long, and states that hold too much memory because too much was replaced
+    /// since. Returns them, since freeing takes time. `replaced_bytes` is that of the current state.
     pub fn take_unused(&mut self, replaced_bytes: u64) -> Vec<Data> {
         let is_unused = |kept: &Kept| {
             kept.used.elapsed() > LISTING_KEPT
@@ -165,7 +164,7 @@ impl Listings {
 mod tests {
     use super::*;
 
-    /// The end of a prefix is above all that begin with it, and below all that follow.
+    /// The end of a prefix is above all texts that begin with it, and below all texts that follow.
     #[test]
     fn ends_of_prefixes() {
         assert_eq!(end_of_prefix("a/"), Some("a0".into()));

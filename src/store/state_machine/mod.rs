@@ -1,13 +1,12 @@
-//! The state machine: what the log's entries make of the data.
+//! The state machine: applies the log's entries to the data.
 //!
-//! Nothing here reads a clock, a file or a random number, so that every node
-//! which applies the same entries holds the same state. Time is what the leaders
-//! wrote into the entries.
+//! Nothing here reads a clock, a file or a random number. So every node that
+//! applied the same entries has the same state. Time comes from the entries, into
+//! which the leaders wrote it.
 //!
-//! The data is a persistent ordered map: a copy of it takes no time and shares
-//! all its memory, so a snapshot is built from a copy while writes go on, and so
-//! is a long listing. A write after a copy copies the few tree nodes above what
-//! it changes.
+//! The data is a persistent ordered map: copying it takes no time and shares all
+//! memory. So snapshots and long listings read from a copy while writes continue.
+//! A write after a copy copies the few tree nodes above the key that it changes.
 
 pub mod history;
 mod least_revisions;
@@ -38,28 +37,30 @@ use crate::types::{Command, Entry, ExampleResponse, LogId, Payload, StoredMember
 /// The revision, create revision and version of keys from before there were revisions.
 const FORMER_REVISION: u64 = 1;
 
-/// The replicated data of one node, and how far it has come.
+/// The replicated state of one node.
 ///
-/// Invariants: it holds what the entries up to `last_applied`, and no others,
-/// make of an empty state. `expiring` has exactly the keys of `data` that
-/// expire, at their times. No key's revision is above `revision`. `keys_hash` is
-/// the sum of the hashes that all records keep of themselves and their keys. `least_revisions`
-/// knows of each change of `data`.
+/// Invariants:
+/// * it is the result of applying the entries up to `last_applied` to an empty state;
+/// * `expiring` has exactly the keys of `data` that expire, with their times;
+/// * no key and no change has a revision above `revision`, which never decreases;
+/// * `keys_hash` is the sum of [`Record::hash`] of all records;
+/// * `least_revisions` was updated for each change of `data`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExampleStateMachine {
-    /// The last entry that was applied.
+    /// The last entry that was applied; `None` before the first.
     pub last_applied: Option<LogId>,
-    /// The last membership that was applied.
+    /// The last membership that was applied. It may not be the current one: Raft uses a membership before it is
+    /// committed.
     pub last_membership: StoredMembership,
-    /// The keys and their values.
+    /// All keys. Those that are due to expire remain until an entry removes them.
     pub data: Data,
-    /// One more for each request that changed something.
+    /// Increases by one for each request that changed a key, and for each entry that removed expired keys.
     pub revision: u64,
     /// Log time as of the last write: the largest time any leader stamped an entry with, in milliseconds since 1970.
     pub clock_ms: u64,
-    /// The last changes.
+    /// The last changes, for watches.
     pub history: History,
-    /// The last requests that may come again.
+    /// The last requests with an `Idempotency-Key`, and their results.
     pub requests: Requests,
     pub(super) expiring: OrdSet<(u64, Key)>,
     pub(super) keys_hash: StateHash,
@@ -67,7 +68,7 @@ pub struct ExampleStateMachine {
     pub(super) least_revisions: LeastRevisions,
 }
 
-/// Bytes of values that were replaced or removed since the node was started. It is no part of the state, so all are equal.
+/// Bytes of values that were replaced or removed since the node started. Not a part of the state, so all are equal.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Replaced(u64);
 
@@ -81,16 +82,17 @@ impl Eq for Replaced {}
 
 /// Whether a request was executed before.
 enum Executed {
-    /// It was not, as far as is remembered.
+    /// No such request is remembered.
     Never,
-    /// A deletion in steps: how many keys it has deleted so far, and up to which revision it deletes.
+    /// A deletion in steps that is not finished: the number of keys that it deleted, and the largest revision of keys
+    /// that it deletes.
     Partly { deleted: u64, revision_max: u64 },
-    /// It was, or its key is that of another request.
+    /// The result is known: that of the same request, or the rejection because its key is that of another request.
     Done { result: WriteResult, replayed: bool },
 }
 
 impl ExampleStateMachine {
-    /// Applies one entry, and returns what its proposer is told.
+    /// Applies one entry, and returns the response for its proposer.
     pub fn apply(&mut self, entry: Entry) -> ExampleResponse {
         self.last_applied = Some(entry.log_id);
         match entry.payload {
@@ -104,12 +106,12 @@ impl ExampleStateMachine {
         }
     }
 
-    /// The value of a key, if it is there.
+    /// The record of a key; `None` if the key does not exist.
     pub fn get(&self, key: &str) -> Option<Arc<Record>> {
         self.data.get(key).cloned()
     }
 
-    /// When the next key expires, by the clock of the state machine.
+    /// When the next key expires, in milliseconds of log time; `None` if no key expires.
     pub fn next_expiry_ms(&self) -> Option<u64> {
         self.expiring.get_min().map(|(at_ms, _)| *at_ms)
     }
@@ -129,8 +131,8 @@ impl ExampleStateMachine {
         ExampleResponse { revision: Some(self.revision), result: Some(result), replayed, ..Default::default() }
     }
 
-    /// What a request that was executed before returned then, and whether this is a replay of it:
-    /// not if another request had the same `Idempotency-Key`. `None` if it is to be executed.
+    /// The result of a request that was executed before, and whether it is a replay. It is not one if another request
+    /// had the same `Idempotency-Key`. `None` if the request must be executed.
     pub fn replay(&self, request: &RequestId) -> Option<(WriteResult, bool)> {
         match self.executed_before(request) {
             Executed::Done { result, replayed } => Some((result, replayed)),
@@ -154,7 +156,7 @@ impl ExampleStateMachine {
         }
     }
 
-    /// Executes a request unless that was done before; also says whether it was.
+    /// Executes a request unless it was executed before. Returns the result, and whether it is a replay.
     fn execute_once(&mut self, request: &RequestId, operation: Operation) -> (WriteResult, bool) {
         let done = match self.executed_before(request) {
             Executed::Done { result, replayed } => return (result, replayed),
@@ -166,7 +168,7 @@ impl ExampleStateMachine {
         (result, false)
     }
 
-    /// `done`: how much of a deletion in steps was done before, and up to which revision it deletes.
+    /// `done`: the [`Executed::Partly`] of a deletion in steps.
     fn execute(&mut self, operation: Operation, done: Option<(u64, u64)>) -> WriteResult {
         let revision = self.revision + 1;
         match operation {
@@ -193,7 +195,7 @@ impl ExampleStateMachine {
                 Err(failed) => failed,
             },
             Operation::Txn(txn) => self.txn(&txn),
-            // What is to be compared is compared by whoever applies this, before the state goes on.
+            // `StateMachineStore` compares the states, before it applies the next entry.
             Operation::Expire | Operation::SelfCheck { .. } => {
                 WriteResult::Delete { deleted: 0, revision: self.revision, unfinished: None }
             }
@@ -211,8 +213,8 @@ impl ExampleStateMachine {
         if holds { Ok(()) } else { Err(WriteResult::ConditionFailed { revision }) }
     }
 
-    /// Sets a key at `revision`, which is the store's from then on. If the value
-    /// stays and a time is given, only that is renewed, and no revision changes.
+    /// Sets a key at `revision`, which becomes the revision of the store. A put of the current value with a TTL only
+    /// renews the expiry time, and changes no revision.
     fn put(&mut self, revision: u64, put: Put) -> PutAnswer {
         let Put { key, value, ttl_ms, .. } = put;
         let expires_at_ms = self.expiry_of(ttl_ms);
@@ -267,7 +269,7 @@ impl ExampleStateMachine {
         Some(TouchAnswer { revision: record.revision, version: record.version, expires_in_ms: touch.ttl_ms })
     }
 
-    /// Removes a key at `revision`, which is the store's from then on; false if it is not there.
+    /// Removes a key at `revision`, which becomes the revision of the store. Returns false if the key does not exist.
     fn remove(&mut self, revision: u64, key: &str, kind: ChangeKind) -> bool {
         let Some((key, record)) = self.data.remove_with_key(key) else { return false };
         self.keys_hash -= record.hash();
@@ -279,7 +281,7 @@ impl ExampleStateMachine {
         true
     }
 
-    /// Removes keys with a prefix that were not changed after `revision_max`, up to a number.
+    /// Removes up to [`DELETE_STEP_KEYS_MAX`] keys with a prefix that were not changed after `revision_max`.
     fn delete_prefix(&mut self, prefix: &str, revision_max: u64, deleted_before: u64) -> WriteResult {
         let count = DELETE_STEP_KEYS_MAX + 1;
         let mut keys = self.least_revisions.first_unchanged(&self.data, prefix, revision_max, count);
@@ -292,8 +294,8 @@ impl ExampleStateMachine {
         WriteResult::Delete { deleted: deleted_before + keys.len() as u64, revision: self.revision, unfinished }
     }
 
-    /// Removes keys whose time is over, a number of them at most: an entry must
-    /// not take long. The others go with the next entries.
+    /// Removes up to [`EXPIRE_KEYS_MAX`] keys that have expired, since an entry must not take long. The next entries
+    /// remove the others.
     fn expire(&mut self) {
         let revision = self.revision + 1;
         for _ in 0..EXPIRE_KEYS_MAX {
@@ -318,12 +320,12 @@ impl ExampleStateMachine {
         WriteResult::Txn(Arc::new(TxnDone { succeeded, revision: self.revision, results }))
     }
 
-    /// How many bytes of values have been replaced or removed, since this node was started.
+    /// Bytes of values that were replaced or removed since this node started.
     pub fn replaced_bytes(&self) -> u64 {
         self.replaced.0
     }
 
-    /// About how many bytes of keys and values the answer to an operation would have now.
+    /// Approximate bytes of keys and values in the response to an operation, if it were applied now.
     pub fn answer_bytes_now(&self, operation: &Operation) -> usize {
         match operation {
             Operation::Txn(txn) => self.answer_bytes(&txn.success).max(self.answer_bytes(&txn.failure)),
@@ -331,10 +333,10 @@ impl ExampleStateMachine {
         }
     }
 
-    /// About how long what a transaction reads will be as JSON, in bytes.
+    /// Bytes of the keys and values that a transaction reads.
     ///
-    /// It may read what it has just put, and that many times: one put with many
-    /// reads of it would else make an answer that no snapshot has room for.
+    /// It counts values that the transaction itself puts: otherwise one put with many reads of it could make a result
+    /// that does not fit into a snapshot.
     fn answer_bytes(&self, steps: &[TxnStep]) -> usize {
         let value_bytes = |key: &Key| self.data.get(key).map_or(0, |record| record.value.as_bytes().len());
         if !steps.iter().any(|step| matches!(step, TxnStep::Get(_))) {
@@ -398,12 +400,11 @@ impl ExampleStateMachine {
 
     // ---- from before there were revisions ----
 
-    /// Sets a key as an entry from before there were revisions asks for.
+    /// Applies an entry from before there were revisions.
     ///
-    /// When a node began to count must not show, since each has another snapshot
-    /// to go on from. So all that was set before the first [`Write`] has the same
-    /// revision, whether it comes from a snapshot or from the log. (The first
-    /// write that changes anything leaves a history, and that never gets empty again.)
+    /// The result must not depend on when a node began to count revisions, since each node begins at another snapshot.
+    /// So all keys that were set before the first [`Write`] have the same revision, whether they come from a snapshot or
+    /// from the log. (The first write that changes anything adds to the history, which is never empty again.)
     fn apply_former_set(&mut self, key: Key, value: &str) -> ExampleResponse {
         let former = Value::from(value);
         if self.revision <= FORMER_REVISION && self.history.iter().len() == 0 {
@@ -431,7 +432,7 @@ impl ExampleStateMachine {
         self.history = History::starting_at(FORMER_REVISION + 1);
     }
 
-    /// Inserts a key that is not there, with its record as it is.
+    /// Inserts a key that does not exist, with this record.
     pub(super) fn insert_record(&mut self, key: Key, record: Arc<Record>) {
         self.keys_hash += record.hash();
         reschedule(&mut self.expiring, &key, 0, record.expires_at_ms);
@@ -440,7 +441,7 @@ impl ExampleStateMachine {
         self.least_revisions.update(&self.data, &key, None, Some(revision));
     }
 
-    /// Without the keys that were changed last: [`SeededBug::SnapshotMissesLastEntry`].
+    /// The state without the keys that were changed last: [`SeededBug::SnapshotMissesLastEntry`].
     pub(super) fn without_last_change(mut self) -> Self {
         let changed = self.data.iter().filter(|(_, record)| record.revision == self.revision);
         let keys: Vec<Key> = changed.map(|(key, _)| key.clone()).collect();
@@ -453,10 +454,10 @@ impl ExampleStateMachine {
         self
     }
 
-    // ---- to tell nodes apart ----
+    // ---- the hash of the state ----
 
-    /// A hash of what is replicated: two nodes that applied the same entries have
-    /// the same. It takes no longer for more data.
+    /// The hash of the replicated state: nodes that applied the same entries have the same. Its cost does not depend on
+    /// how much data there is.
     pub fn hash(&self) -> StateHash {
         self.hash_with(self.keys_hash, self.requests.hash())
     }
@@ -501,7 +502,7 @@ impl ExampleStateMachine {
     }
 }
 
-/// Notes that a key expires at another time than before; 0 is never.
+/// Changes when a key expires, in milliseconds of log time; 0 for never.
 fn reschedule(expiring: &mut OrdSet<(u64, Key)>, key: &Key, before_ms: u64, now_ms: u64) {
     if before_ms == now_ms {
         return;
@@ -526,7 +527,7 @@ mod tests {
         Entry { log_id: LogId::new(RaftLeaderId::new(1, 1), index), payload: Payload::Normal(Command::Write(write)) }
     }
 
-    /// A copy keeps its state while the original goes on: snapshots rely on it.
+    /// A copy does not change when entries are applied to the original: snapshots rely on it.
     #[test]
     fn a_copy_does_not_change() {
         let value = |machine: &ExampleStateMachine, key| machine.get(key).map(|record| record.value.clone());
@@ -542,12 +543,11 @@ mod tests {
         assert_eq!(machine.last_applied.map(|log_id| log_id.index), Some(3));
     }
 
-    /// No part of the state is left out of the hash, but for how far it has come and
-    /// what is between the first and the last change. What changes by itself in
-    /// memory is told from what was applied.
+    /// The hash includes every part of the state except `last_applied` and the changes between the first and the last.
+    /// It detects memory that changed by itself.
     ///
-    /// Method: a state that has one of everything; each number and text in it
-    /// changed by itself, and each thing left out; all hashes must differ.
+    /// Method: a state that has one of everything; each number and text in it changed by itself, and each part removed;
+    /// all hashes must differ.
     #[test]
     fn hash_of_every_field() {
         type Change = fn(&mut ExampleStateMachine);
@@ -613,7 +613,7 @@ mod tests {
             assert_eq!(other, None, "change {number} has the hash of this one");
             if changed.data != state.data {
                 assert_ne!(changed.hash(), changed.hash_of_all(), "change {number} is not noticed");
-                // Nor does a touch make up for it.
+                // A touch does not hide the change.
                 let touch = Touch { key: "foo".into(), ttl_ms: Some(7), condition: None };
                 changed.apply_write(Write { at_ms: 1, request: None, operation: Operation::Touch(touch) });
                 assert_ne!(changed.hash(), changed.hash_of_all(), "change {number} is hidden by a touch");

@@ -1,7 +1,7 @@
-//! The requests that were done, so that one which comes again is not done again.
+//! The last requests with an `Idempotency-Key`, so that a request that is sent again is not executed again.
 //!
-//! Like [`super::history`] it is a part of the replicated state: which requests
-//! are remembered depends on nothing but the requests themselves.
+//! Like [`super::history`], they are a part of the replicated state: which requests are remembered depends only on the
+//! requests themselves.
 
 use std::sync::Arc;
 
@@ -13,20 +13,20 @@ use crate::config::{REQUESTS_REMEMBERED_BYTES_MAX, REQUESTS_REMEMBERED_MAX};
 use crate::hash::{StateHash, plus_one};
 use crate::operation::{Found, Key, RequestId, StepResult, TxnDone, WriteResult};
 
-/// A request that was done, and what became of it.
+/// A request that was executed, and its result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remembered {
-    /// A hash of what was asked for.
+    /// See [`RequestId::fingerprint`].
     pub fingerprint: [u64; 2],
-    /// What became of it.
+    /// The result; of a deletion in steps, that of the last step.
     pub result: WriteResult,
     hash: StateHash,
     bytes: usize,
 }
 
 impl Remembered {
-    /// The request with this key. It keeps its hash and [`bytes_of`] it: both read all of the result, and the hash
-    /// is of the base64 of values that are not UTF-8.
+    /// The request with this key. It keeps its hash and its size ([`bytes_of`]), since computing them reads the whole
+    /// result and encodes values that are not UTF-8.
     pub(super) fn new(key: &str, fingerprint: [u64; 2], result: WriteResult) -> Remembered {
         let mut remembered = Remembered { fingerprint, result, hash: StateHash::default(), bytes: 0 };
         remembered.hash = remembered.computed_hash(key);
@@ -64,10 +64,11 @@ impl Remembered {
 
 /// The last requests that had an `Idempotency-Key`.
 ///
-/// Invariants: `order` has the keys of `by_key`, each once, in the order in which
-/// they first came; there are at most [`REQUESTS_REMEMBERED_MAX`] of them, of at
-/// most [`REQUESTS_REMEMBERED_BYTES_MAX`], except that the last one always stays.
-/// `hash` and `bytes` are the sums of what all of them keep of themselves.
+/// Invariants:
+/// * `order` has the keys of `by_key`, each once, in the order in which they first came;
+/// * at most [`REQUESTS_REMEMBERED_MAX`] requests of at most [`REQUESTS_REMEMBERED_BYTES_MAX`] bytes are remembered,
+///   except that the last one always is;
+/// * `hash` and `bytes` are the sums of the hashes and sizes that the requests keep.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Requests {
     by_key: HashMap<Key, Arc<Remembered>>,
@@ -77,35 +78,35 @@ pub struct Requests {
 }
 
 impl Requests {
-    /// How many are remembered.
+    /// Number of remembered requests.
     pub fn len(&self) -> usize {
         self.order.len()
     }
 
-    /// Whether none is remembered.
+    /// Whether no request is remembered.
     pub fn is_empty(&self) -> bool {
         self.order.is_empty()
     }
 
-    /// The sum of the hashes of all that are remembered.
+    /// The sum of the hashes of all remembered requests.
     pub(super) fn hash(&self) -> StateHash {
         self.hash
     }
 
-    /// What became of a request, if it is remembered.
+    /// The request with this `Idempotency-Key`, if it is remembered.
     pub fn get(&self, key: &str) -> Option<&Arc<Remembered>> {
         self.by_key.get(key)
     }
 
-    /// Remembers what became of a request, and forgets the oldest if there are too many.
+    /// Remembers the result of a request, and forgets the oldest requests if there are too many requests or bytes.
     pub(in crate::store) fn remember(&mut self, request: &RequestId, result: WriteResult) {
         let remembered = Remembered::new(&request.key, request.fingerprint, result);
         self.bytes += remembered.bytes;
         self.hash += remembered.hash;
         match self.by_key.insert(request.key.clone(), Arc::new(remembered)) {
-            // It goes on, and keeps its place. The new result was made from the one before. If memory has changed that
-            // one, the new hash is of what it was changed to. So subtract the hash of the one before as it is now, not
-            // as it was: then the sum shows the change ever after.
+            // The next step of a deletion; it keeps its place. Its result was made from the one before. If memory
+            // changed that one, the new hash includes the change. So subtract the hash of the former result as it is in
+            // memory now: then the sum differs from then on.
             Some(before) => {
                 self.bytes -= before.bytes;
                 self.hash -= before.computed_hash(&request.key);
@@ -123,7 +124,7 @@ impl Requests {
         }
     }
 
-    /// All that are remembered, in the order in which they came.
+    /// All remembered requests, in the order in which they first came.
     pub fn iter(&self) -> impl Iterator<Item = (&Key, &Arc<Remembered>)> {
         self.order.iter().filter_map(|key| self.by_key.get(key).map(|remembered| (key, remembered)))
     }
@@ -162,10 +163,10 @@ fn hash_of_step(result: &StepResult) -> StateHash {
     }
 }
 
-/// About how much memory a remembered request takes, in bytes.
+/// Approximate bytes of a remembered request.
 ///
-/// Frozen: which requests are forgotten depends on it. A value that was read counts as it is stored, though in
-/// memory it may be shared with the data: how long it is so depends on what other requests do.
+/// **Frozen**: which requests all nodes forget depends on it. A value that was read counts with its stored length, even
+/// while it shares its memory with the data, because how long it does depends on other requests.
 fn bytes_of(key: &str, remembered: &Remembered) -> usize {
     const REQUEST_BYTES: usize = 256;
     const RESULT_BYTES: usize = 128;
@@ -210,7 +211,7 @@ mod tests {
         requests.iter().map(|(key, remembered)| remembered.computed_hash(key)).sum()
     }
 
-    /// What must hold whatever was remembered. `first_came` are the requests in the order in which they first came.
+    /// Asserts the invariants. `first_came` has the requests in the order in which they first came.
     fn check(requests: &Requests, first_came: &[usize]) {
         let kept: Vec<&Key> = requests.iter().map(|(key, _)| key).collect();
         assert_eq!((kept.len(), kept.len()), (requests.order.len(), requests.by_key.len()));
@@ -229,10 +230,9 @@ mod tests {
         assert!(loaded == *requests, "requests that are loaded are others");
     }
 
-    /// The last requests are remembered, as many as the bound says, in their order,
-    /// and one that goes on keeps its place.
+    /// The last requests are remembered, up to the bound, in their order. A request that is continued keeps its place.
     ///
-    /// Method: past the bound by 100; now and then one of those before comes again, with another result.
+    /// Method: 100 more than the bound; every 5,000th time an earlier request comes again, with another result.
     #[test]
     fn bound_of_requests() {
         let mut requests = Requests::default();
@@ -253,10 +253,9 @@ mod tests {
         assert_eq!(requests.get("request 95999").map(|it| it.result.clone()), Some(deleted(1)));
     }
 
-    /// Large results push the oldest requests out, and the newest stays, whatever its size.
+    /// Large results make the oldest requests be forgotten. The newest stays, whatever its size.
     ///
-    /// Method: results of 0 to 20 MB, and one that is over the bound by itself;
-    /// all that must hold is checked after each.
+    /// Method: results of 0 to 20 MB, and one that exceeds the bound by itself; the invariants are checked after each.
     #[test]
     fn bound_of_bytes() {
         let large = read_of(20_000_000);
@@ -275,7 +274,7 @@ mod tests {
             if number == 50 {
                 assert_eq!(requests.order.len(), 1);
             }
-            // One that comes again with a larger result stays where it is.
+            // A request that comes again with a larger result keeps its place.
             if number % 7 == 6 {
                 requests.remember(&request(number - 1), read_of(1_000_000));
                 check(&requests, &first_came);
@@ -284,9 +283,9 @@ mod tests {
         assert!(requests.order.len() < 20);
     }
 
-    /// A result that changes by itself in memory is noticed, also after the request went on from there.
+    /// A result that changes by itself in memory is noticed, even after the next step of the request.
     ///
-    /// Method: the result of a deletion that is not finished is changed underneath; the next step counts on from it.
+    /// Method: change the result of an unfinished deletion underneath; the next step counts on from it.
     #[test]
     fn result_changed_in_memory() {
         let unfinished = |deleted| WriteResult::Delete { deleted, revision: 1, unfinished: Some(1) };
@@ -301,7 +300,7 @@ mod tests {
         assert_ne!(requests.hash, hash_of_all(&requests), "the change is hidden by the next step");
     }
 
-    /// A request counts as many bytes as in all versions before, or nodes forget others.
+    /// A request counts as many bytes as in all versions before: otherwise nodes would forget different requests.
     #[test]
     fn bytes_are_fixed() {
         let read = |value: &[u8]| {

@@ -1,9 +1,9 @@
-//! What became of a request, as snapshots hold it and as the state's hash and the bound of remembered requests count it.
+//! Results of requests, as snapshots store them and as the state's hash and the bound of remembered requests count them.
 //!
 //! **On disk and in the hash: frozen.** Old snapshots must load, and nodes of all versions must agree on hashes and
-//! on which requests are remembered. So these types are apart from those in memory
+//! on which requests are remembered. So these types are separate from those in memory
 //! ([`crate::operation::WriteResult`]) and from those that clients get ([`crate::body`]). A field may be added to the
-//! latter; here it needs another format of the data directory.
+//! latter; here it requires another format of the data directory.
 //!
 //! A result is MessagePack with field names. A value that a transaction read is text if it is UTF-8, and otherwise
 //! base64 with `"encoding": "base64"`. The hash and the bound count it in that form too.
@@ -19,7 +19,7 @@ use crate::body::{PutAnswer, TouchAnswer, TxnDeleted};
 use crate::hash::StateHash;
 use crate::operation::{Found, Key, StepResult, TxnDone, Value, WriteResult};
 
-/// What became of a write.
+/// The result of a write.
 #[derive(Serialize, Deserialize)]
 pub(in crate::store) enum StoredResult<'a> {
     Put(StoredPut),
@@ -96,7 +96,7 @@ enum StoredEncoding {
     Base64,
 }
 
-/// A value that was read, in the form in which it is stored and counted.
+/// A value that a transaction read, in the form in which it is stored and counted.
 #[derive(Clone, Copy)]
 pub(in crate::store) enum StoredValue<'a> {
     /// The text itself.
@@ -147,7 +147,7 @@ impl<'a> StoredValue<'a> {
     }
 }
 
-// Each type is taken apart field by field: a field that is added to a type in memory must not be lost unnoticed.
+// Each type is destructured, so that a field that is added to a type in memory cannot be lost unnoticed.
 
 impl<'a> From<&'a WriteResult> for StoredResult<'a> {
     fn from(result: &'a WriteResult) -> Self {
@@ -257,7 +257,7 @@ impl TryFrom<StoredFound<'_>> for Found {
             None => Value::from(value.as_bytes()),
             Some(StoredEncoding::Base64) => {
                 let value = Value::from(&BASE64_STANDARD.decode(value.as_bytes()).map_err(|_| NoResult)?);
-                // It would be stored as text, and have another hash.
+                // A version of this program would have stored it as text, with another hash.
                 if value.as_text().is_some() {
                     return Err(NoResult);
                 }
@@ -311,7 +311,7 @@ mod tests {
         stored.try_into().map_err(|NoResult| ())
     }
 
-    /// Each result is stored as these bytes, and read back from them.
+    /// Each result is stored as these bytes, and decoded from them.
     #[test]
     fn bytes_are_fixed() {
         let put = PutAnswer { revision: 1, version: 2 };
@@ -362,7 +362,7 @@ mod tests {
         assert_eq!(read(b"\x81\xa6Delete\x81\xa7deleted\x02"), Ok(former));
     }
 
-    /// What no version has written is no result: it would be written otherwise than it was read.
+    /// A result that no version has written is rejected: it would be written differently than it was read.
     #[test]
     fn values_of_no_version() {
         let stored = written(&get("k", b"\xff\0", None));
@@ -371,12 +371,12 @@ mod tests {
             [&stored[..position], value, &stored[position + 4..]].concat()
         };
         assert_eq!(read(&with_value(b"/gA=")), Ok(get("k", b"\xfe\0", None)));
-        for (value, what) in [(b"YWE=", "text"), (b"/wA*", "no base64"), (b"/wB=", "with bits that are not used")] {
+        for (value, what) in [(b"YWE=", "text"), (b"/wA*", "not base64"), (b"/wB=", "with unused bits")] {
             assert_eq!(read(&with_value(value)), Err(()), "{what}");
         }
     }
 
-    /// A value that is no text is counted and hashed as its base64 is.
+    /// A value that is not text is counted and hashed as its base64.
     ///
     /// Method: all lengths around those at which a piece ends.
     #[test]

@@ -1,4 +1,4 @@
-//! Which watches there are, and what they are handed.
+//! The watches of a node in groups, and the batches of changes that it hands out to them.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -17,7 +17,7 @@ use crate::operation::Key;
 use crate::store::state_machine::ExampleStateMachine;
 use crate::store::state_machine::history::Change;
 
-/// Which keys are watched.
+/// The keys of a watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Filter {
     /// One key.
@@ -26,23 +26,23 @@ pub enum Filter {
     Prefix(Key),
 }
 
-/// Changes that follow each other, of whole revisions.
+/// Consecutive changes, of whole revisions.
 #[derive(Debug)]
 pub struct Batch {
     changes: Vec<Change>,
-    /// As it is sent, in pieces, so that it is encoded once for all that watch the same.
+    /// The batch as it is sent, in pieces: encoded once for all watches of the same keys.
     encoded: OnceLock<Vec<Bytes>>,
-    /// The bytes its changes count for in [`HandedOut`]; 0 if it is not there. Changed while that is locked.
+    /// The bytes that its changes count in [`HandedOut`]; 0 if it is not in there. Changes only while that is locked.
     counted_bytes: AtomicUsize,
-    /// Whether `encoded` is counted there too. Changed while that is locked.
+    /// Whether `encoded` counts in there too. Changes only while that is locked.
     encoded_is_counted: AtomicBool,
 }
 
-/// What the watches of a group receive.
+/// A message to the watches of a group.
 #[derive(Clone, Debug)]
 pub(super) enum Handed {
-    /// The next batch, for as long as the node keeps it, and the revision of its first change. All changes of the
-    /// group before that have been handed out.
+    /// The next batch, which exists for as long as the node keeps it, and the revision of its first change. All changes
+    /// of the group before that have been handed out.
     Batch(Weak<Batch>, u64),
     /// The group ends: all changes before this revision have been handed out.
     Last(u64),
@@ -52,9 +52,9 @@ pub(super) enum Handed {
 #[derive(Debug, Default)]
 pub(in crate::store) struct Hub {
     groups: Mutex<Groups>,
-    /// Whether there are any; looked at by each write.
+    /// Whether any group exists. Each write reads it.
     watched: AtomicBool,
-    /// All changes up to this revision have been handed out. The state may be further.
+    /// All changes up to this revision have been handed out. The state may be ahead of it.
     pub(super) published: AtomicU64,
     // Taken after `groups`, if both are.
     handed_out: Mutex<HandedOut>,
@@ -63,23 +63,23 @@ pub(in crate::store) struct Hub {
 
 /// The newest batches that were handed out, oldest first.
 ///
-/// Each byte in memory is counted once, however many groups share it. A change counts
-/// [`Change::FIXED_BYTES`] in each batch. Its key and value count in the last batch that has it: batches
-/// are dropped in their order, so these bytes are counted for as long as a batch here holds them.
-/// A piece as it is sent is counted once for all batches that have it, from when the first is encoded.
+/// Each byte in memory counts once, however many groups share it. A change counts [`Change::FIXED_BYTES`] in each batch.
+/// Its key and value count in the last batch that has it: batches are dropped in order, so these bytes count for as long
+/// as a batch in here holds them. An encoded piece counts once for all batches that have it, from when the first of them
+/// is encoded.
 ///
 /// Invariant: `bytes` is the sum of the batches' `counted_bytes` and of the pieces of those whose
-/// `encoded_is_counted`, and at most [`WATCH_HANDED_OUT_BYTES_MAX`] unless there is only one batch.
+/// `encoded_is_counted`, and at most [`WATCH_HANDED_OUT_BYTES_MAX`] unless only one batch is kept.
 #[derive(Debug, Default)]
 struct HandedOut {
     batches: VecDeque<Arc<Batch>>,
-    /// How many batches have each piece, by its address, which is no other's while one has it.
+    /// Number of batches that have each piece, by its address, which is unique while a batch has it.
     pieces: HashMap<usize, usize>,
     bytes: usize,
 }
 
-/// The data of long events, by revision and position. It is the same for every watch, so groups and readers of
-/// the history share it: an event is encoded again only if it is not one of the last and no watch holds it.
+/// The data of long events, by revision and position. It is the same for every watch, so groups and readers of the
+/// history share it: an event is encoded again only if it is not one of the last and no watch holds it.
 #[derive(Debug, Default)]
 pub struct LongEvents {
     encoded: Mutex<Encoded>,
@@ -88,12 +88,12 @@ pub struct LongEvents {
 #[derive(Debug, Default)]
 struct Encoded {
     events: HashMap<(u64, u32), Weak<Bytes>>,
-    /// Those that were encoded last, and their bytes.
+    /// The events that were encoded last, and their bytes.
     last: VecDeque<Arc<Bytes>>,
     last_bytes: usize,
 }
 
-/// An event that a watch holds, in its batch or in what it sends.
+/// An event that a watch holds, in its batch or while it is being sent.
 struct Held(Arc<Bytes>);
 
 impl AsRef<[u8]> for Held {
@@ -111,23 +111,23 @@ struct Groups {
 #[derive(Debug)]
 struct Group {
     sender: Sender<Handed>,
-    /// Changes of the batches that are being put together.
+    /// Changes of the batches that are being assembled.
     pending: Vec<Pending>,
-    /// About how long they are when they are sent.
+    /// The sum of their [`Change::bytes`].
     pending_bytes: usize,
 }
 
 #[derive(Debug)]
 struct Pending {
     change: Change,
-    /// As [`Change::bytes`] says.
+    /// [`Change::bytes`].
     bytes: usize,
-    /// What it counts for in [`HandedOut`].
+    /// The bytes that it counts in [`HandedOut`].
     counted_bytes: usize,
 }
 
 impl Filter {
-    /// Whether a key is watched.
+    /// Whether the watch includes a key.
     pub fn matches(&self, key: &str) -> bool {
         match self {
             Filter::Key(wanted) => key == wanted.as_str(),
@@ -137,7 +137,7 @@ impl Filter {
 }
 
 impl Batch {
-    /// `counted_bytes` is what it counts for in [`HandedOut`]; 0 if it is not to be there.
+    /// `counted_bytes`: the bytes that it counts in [`HandedOut`]; 0 if it will not be in there.
     pub(super) fn new(changes: Vec<Change>, counted_bytes: usize) -> Arc<Self> {
         Arc::new(Batch {
             changes,
@@ -152,8 +152,7 @@ impl Batch {
         &self.changes
     }
 
-    /// How many bytes of keys and values it has that no other watch shares: none of a batch that was handed out, nor
-    /// of long events.
+    /// Bytes of the changes that no other watch shares: 0 for a batch that was handed out. Long events do not count.
     pub fn unshared_bytes(&self) -> usize {
         if self.counted_bytes() > 0 {
             return 0;
@@ -162,7 +161,7 @@ impl Batch {
         bytes.filter(|bytes| *bytes < WATCH_LONG_EVENT_BYTES).sum()
     }
 
-    /// How many bytes of keys and values are still to be encoded.
+    /// Bytes of the changes, unless they are encoded already.
     pub fn bytes_to_encode(&self) -> usize {
         if self.encoded.get().is_some() { 0 } else { self.changes.iter().map(Change::bytes).sum() }
     }
@@ -195,7 +194,7 @@ impl HandedOut {
         self.trim();
     }
 
-    /// Drops the oldest batches while there are too many bytes, and those that all readers have taken.
+    /// Drops the oldest batches while they have too many bytes, and batches that all readers have taken.
     fn trim(&mut self) {
         while let Some(oldest) = self.batches.front() {
             let is_too_much = self.bytes > WATCH_HANDED_OUT_BYTES_MAX && self.batches.len() > 1;
@@ -221,7 +220,7 @@ impl HandedOut {
 }
 
 impl LongEvents {
-    /// Whether the data of a change is to be taken from here.
+    /// Whether the event of a change is long, and its data must be taken from here.
     pub fn is_for(&self, change: &Change) -> bool {
         change.bytes() >= WATCH_LONG_EVENT_BYTES
     }
@@ -232,7 +231,7 @@ impl LongEvents {
         if let Some(found) = self.lock().events.get(&place).and_then(Weak::upgrade) {
             return Bytes::from_owner(Held(found));
         }
-        // Unlocked meanwhile: another thread may encode the same, which does no harm.
+        // Without the lock: another thread may encode the same event, which is harmless.
         let event = Arc::new(encode());
         let mut encoded = self.lock();
         encoded.events.retain(|_, event| event.strong_count() > 0);
@@ -251,7 +250,7 @@ impl LongEvents {
 }
 
 impl Hub {
-    /// A batch as `encode` writes it, in pieces: encoded by the first that asks, for all that share it.
+    /// The encoded batch, in pieces. The first caller encodes it for all watches that share it.
     pub(in crate::store) fn encoded<'a>(
         &self,
         batch: &'a Batch,
@@ -268,8 +267,8 @@ impl Hub {
         pieces
     }
 
-    /// Hands out all changes after a revision. Requests may read them before this, or while it goes on;
-    /// a watch that did drops what it is then handed.
+    /// Hands out all changes after a revision. Watches may read them from the history before this is done; such a watch
+    /// drops the changes that it is handed again.
     ///
     /// `machine` is the state after the last entry applied, and all changes up to `revision_before` have
     /// been handed out.
@@ -280,20 +279,20 @@ impl Hub {
         self.published.store(machine.revision, Ordering::Release);
     }
 
-    /// The state is another one, or the first: watches read the history of this one.
+    /// The state was replaced, or is the first one: watches read its history.
     pub(in crate::store) fn replaced(&self, machine: &ExampleStateMachine) {
         self.published.store(machine.revision, Ordering::Release);
     }
 
     fn hand_out(&self, machine: &ExampleStateMachine, revision_before: u64) {
         if machine.history.oldest() > revision_before + 1 {
-            // So much was applied at once that some of it is already forgotten:
-            // who waits for it must not miss that.
+            // One batch of entries made more changes than the history keeps. The watches must notice that some are
+            // missing.
             return self.reset(revision_before + 1);
         }
         let mut groups = self.groups();
         let Groups { by_key, by_prefix } = &mut *groups;
-        // In the order in which their changes came, a shorter prefix before the longer ones that begin with it.
+        // In the order of their changes, a shorter prefix before the longer ones that begin with it.
         let mut keys: Vec<Key> = Vec::new();
         let mut prefixes: Vec<usize> = Vec::new();
         for change in machine.history.since(revision_before + 1, 0) {
@@ -321,21 +320,21 @@ impl Hub {
             }
         };
         keys.iter().for_each(|key| send(by_key.get_mut(key)));
-        // The shortest prefix of a change last, as that counts its key and value.
+        // The shortest prefix of a change last, since its batch counts the key and value.
         prefixes.iter().rev().for_each(|number| send(by_prefix.get_numbered(*number)));
     }
 
-    /// Sends all watches back to the history, after that was replaced, or has lost
-    /// what they were to be handed. All changes before `revision` have been.
+    /// Sends all watches back to the history, after it was replaced or has lost changes that were not handed out. All
+    /// changes before `revision` were.
     pub(in crate::store) fn reset(&self, revision: u64) {
         let groups = {
             let mut groups = self.groups();
-            // Locked still: whoever joins again after this must be handed what comes.
+            // Under the lock: a watch that joins after this must receive later changes.
             self.watched.store(false, Ordering::Release);
             std::mem::take(&mut *groups)
         };
         for group in groups.by_key.values().chain(groups.by_prefix.values()) {
-            // An error means that the last one has just left.
+            // An error means that the last watch has just left.
             let _ = group.sender.send(Handed::Last(revision));
         }
     }
@@ -358,7 +357,7 @@ impl Hub {
         }
     }
 
-    /// Removes a group that nobody is in any more.
+    /// Removes the group of a filter if no watch is in it.
     pub(super) fn leave(&self, filter: &Filter) {
         let mut groups = self.groups();
         let abandoned = |group: &Group| group.sender.receiver_count() == 0;
@@ -397,20 +396,19 @@ impl Group {
         self.pending.push(Pending { change: change.clone(), bytes, counted_bytes: Change::FIXED_BYTES });
     }
 
-    /// Hands out what was put together.
+    /// Hands out the assembled changes.
     fn send(&mut self, handed_out: &mut HandedOut) {
         let changes = std::mem::take(&mut self.pending);
         for batch in batches_of(changes, std::mem::take(&mut self.pending_bytes)) {
             let first = batch.changes.first().map_or(0, |change| change.revision);
-            // An error means that the last one has just left. It may count what others hold, so it is added all the same.
+            // An error means that the last watch has just left. The batch may count bytes that others hold, so keep it.
             let _ = self.sender.send(Handed::Batch(Arc::downgrade(&batch), first));
             handed_out.add(batch);
         }
     }
 }
 
-/// Batches of whole revisions, of `bytes` in all: short ones, and no more than half of those that a
-/// watch may fall behind.
+/// Batches of whole revisions, of `bytes` in total: short ones, and at most half as many as a watch may fall behind.
 fn batches_of(pending: Vec<Pending>, bytes: usize) -> Vec<Arc<Batch>> {
     let batch_bytes = WATCH_HANDED_OUT_BATCH_BYTES.max(bytes.div_ceil(WATCH_BATCHES_MAX / 2));
     let mut batches = Vec::new();

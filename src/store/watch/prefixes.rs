@@ -1,7 +1,7 @@
-//! A map from prefixes, which finds all prefixes of a key with one look-up.
+//! A map from prefixes that finds all prefixes of a key with one lookup.
 //!
-//! Each prefix knows the longest other one that it begins with. In order, the last prefix that is not after a
-//! key begins with every prefix of that key: so those are found by following it from there.
+//! Each prefix knows the longest other prefix that it begins with. In sorted order, the last prefix that is not after a
+//! key begins with every prefix of that key. So these are found by following the references from there.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -12,7 +12,7 @@ use crate::operation::Key;
 #[derive(Debug)]
 pub(super) struct Prefixes<T> {
     numbers: BTreeMap<Key, usize>,
-    /// By number; `None` if it is free.
+    /// By number; `None` for a free number.
     nodes: Vec<Option<Node<T>>>,
     free: Vec<usize>,
 }
@@ -21,7 +21,7 @@ pub(super) struct Prefixes<T> {
 struct Node<T> {
     /// The prefix's length in bytes.
     length: usize,
-    /// The longest other prefix that this one begins with.
+    /// The number of the longest other prefix that this one begins with.
     parent: Option<usize>,
     value: T,
 }
@@ -45,12 +45,12 @@ impl<T> Prefixes<T> {
         self.node(*self.numbers.get(prefix)?).map(|node| &node.value)
     }
 
-    /// The value with a number that [`Prefixes::for_each_of`] gave, if it was not removed since.
+    /// The value of a number from [`Prefixes::for_each_of`]; `None` if it was removed since.
     pub(super) fn get_numbered(&mut self, number: usize) -> Option<&mut T> {
         self.node_mut(number).map(|node| &mut node.value)
     }
 
-    /// Adds a prefix that is not there. Takes as long as there are prefixes that begin with it.
+    /// Adds a prefix that the map does not have. The cost is linear in the prefixes that begin with it.
     pub(super) fn insert(&mut self, prefix: Key, value: T) {
         let parent = self.longest_of(&prefix);
         let node = Some(Node { length: prefix.len(), parent, value });
@@ -68,7 +68,7 @@ impl<T> Prefixes<T> {
         self.numbers.insert(prefix, number);
     }
 
-    /// Takes as long as [`Prefixes::insert`].
+    /// The cost is that of [`Prefixes::insert`].
     pub(super) fn remove(&mut self, prefix: &str) -> Option<T> {
         let number = self.numbers.remove(prefix)?;
         let node = self.nodes[number].take()?;
@@ -77,7 +77,7 @@ impl<T> Prefixes<T> {
         Some(node.value)
     }
 
-    /// Calls `visit` with each prefix of a key, by number, the longest first.
+    /// Calls `visit` with the number and value of each prefix of a key, the longest first.
     pub(super) fn for_each_of(&mut self, key: &str, mut visit: impl FnMut(usize, &mut T)) {
         let mut next = self.longest_of(key);
         while let Some(number) = next {
@@ -100,7 +100,7 @@ impl<T> Prefixes<T> {
         number
     }
 
-    /// Gives those that begin with a prefix, and whose parent is `before`, another one.
+    /// Replaces the parent `before` of all prefixes that begin with `prefix`.
     fn replace_parent(&mut self, prefix: &str, before: Option<usize>, after: Option<usize>) {
         let longer = self.numbers.range::<str, _>((Bound::Excluded(prefix), Bound::Unbounded));
         for (_, number) in longer.take_while(|(other, _)| other.starts_with(prefix)) {
@@ -127,10 +127,10 @@ mod tests {
 
     use super::*;
 
-    /// The prefixes that are found for a key are those it begins with, the longest first.
+    /// The prefixes that are found for a key are those that it begins with, the longest first.
     ///
-    /// Method: 20,000 pseudorandom insertions and removals of short prefixes of few letters, some of
-    /// more than a byte; each time a key is looked up and compared with looking at all.
+    /// Method: 20,000 pseudorandom insertions and removals of short prefixes of few letters, some of more than a byte;
+    /// each time, the result for a key is compared with that of a full scan.
     #[test]
     fn all_prefixes_of_a_key() {
         let mut state = 1_u64;

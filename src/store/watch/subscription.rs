@@ -12,10 +12,10 @@ use crate::config::{WATCH_BATCH_BYTES, WATCH_LOOKED_AT_MAX};
 use crate::store::state_machine::ExampleStateMachine;
 use crate::store::state_machine::history::Change;
 
-/// Why a watch cannot go on.
+/// Why a watch cannot continue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WatchError {
-    /// Changes that it should see are no longer kept.
+    /// The history no longer has the next changes of the watch.
     #[error("the oldest revision that is kept is {oldest}")]
     Gone {
         /// The oldest revision from which all changes are kept.
@@ -28,11 +28,11 @@ pub struct Subscription {
     machine: Arc<RwLock<ExampleStateMachine>>,
     hub: Arc<Hub>,
     filter: Filter,
-    /// The revision and position of the next change that is wanted.
+    /// The first revision and position that the watch has not passed.
     cursor: (u64, u32),
-    /// Its place in its group, which it keeps when it falls behind.
+    /// Its place in its group, kept when it falls behind.
     receiver: Option<Receiver<Handed>>,
-    /// Whether the receiver has all that comes after the cursor. Otherwise that is read from the history.
+    /// Whether the receiver has all changes from the cursor on. Otherwise they are read from the history.
     follows: bool,
 }
 
@@ -46,7 +46,11 @@ impl Subscription {
         Subscription { machine, hub, filter, cursor, receiver: None, follows: false }
     }
 
-    /// The next changes, as soon as there are any. Nothing is lost if the future is dropped.
+    /// The next changes, as soon as any exist. Dropping the future loses nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`WatchError::Gone`] if the watch fell behind the history.
     pub async fn next(&mut self) -> Result<Arc<Batch>, WatchError> {
         loop {
             let batch = match &mut self.receiver {
@@ -57,14 +61,14 @@ impl Subscription {
                     }
                     Ok(Handed::Batch(batch, first)) => match batch.upgrade() {
                         Some(batch) => self.wanted_of(batch),
-                        // It fell behind by more bytes than are kept, if only by those of other groups.
+                        // It fell behind by more bytes than the node keeps, which may be those of other groups.
                         None => {
                             self.skip_to(first);
                             self.follows = false;
                             None
                         }
                     },
-                    // It fell behind by more batches than are kept.
+                    // It fell behind by more batches than the group keeps.
                     Err(RecvError::Lagged(_)) => {
                         self.follows = false;
                         None
@@ -78,7 +82,7 @@ impl Subscription {
                 _ => {
                     let found = self.catch_up()?;
                     if found.is_none() && !self.follows {
-                        // Others of this thread go first.
+                        // Let other tasks of this thread run.
                         tokio::task::yield_now().await;
                     }
                     found
@@ -93,7 +97,7 @@ impl Subscription {
         }
     }
 
-    /// A batch as `encode` writes it, in pieces: encoded once for all watches that share it.
+    /// See [`StateMachineStore::encoded`](crate::store::StateMachineStore::encoded).
     pub fn encoded<'a>(
         &self,
         batch: &'a Batch,
@@ -102,27 +106,27 @@ impl Subscription {
         self.hub.encoded(batch, encode)
     }
 
-    /// The revision up to which all has been taken that is wanted, if nothing is waiting.
+    /// The revision up to which the watch has received all its changes; `None` if some may be waiting.
     pub fn caught_up(&mut self) -> Option<u64> {
-        // Before looking at what waits: what is handed out in between is not counted as taken.
+        // Read it before checking the receiver: changes that are handed out in between do not count as received.
         let published = self.hub.published.load(Ordering::Acquire);
         let receiver = self.receiver.as_ref()?;
-        // One that is closed is empty too, and the changes that a snapshot brought were not in it.
+        // A closed receiver is empty too, but it did not have the changes of the snapshot that closed it.
         if !self.follows || !receiver.is_empty() || receiver.is_closed() {
             return None;
         }
         self.skip_to(published + 1);
-        // In the middle of a revision it has a change that is only being handed out to others.
+        // In the middle of a revision, the rest of it is still being handed out.
         (self.cursor.1 == 0).then(|| self.cursor.0 - 1)
     }
 
-    /// Notes that there is nothing more for it before a revision, so that a watch
-    /// of quiet keys does not lose its place when the history moves on.
+    /// Moves the place forward to a revision before which nothing is left, so that a watch of quiet keys does not fall
+    /// behind the history.
     fn skip_to(&mut self, revision: u64) {
         self.cursor = self.cursor.max((revision, 0));
     }
 
-    /// Reads on in the history, some of it. At its end the watch joins the group, or follows it again.
+    /// Reads the next part of the history. At its end the watch joins its group, or follows it again.
     fn catch_up(&mut self) -> Result<Option<Arc<Batch>>, WatchError> {
         let machine = self.machine.read().unwrap_or_else(PoisonError::into_inner);
         let oldest = machine.history.oldest();
@@ -143,7 +147,7 @@ impl Subscription {
         Ok((!changes.is_empty()).then(|| Batch::new(changes, 0)))
     }
 
-    /// A batch without what was wanted later, or was taken before.
+    /// The changes of a batch that the watch has not passed; `None` if there are none.
     fn wanted_of(&self, batch: Arc<Batch>) -> Option<Arc<Batch>> {
         let wanted = |change: &Change| (change.revision, change.position) >= self.cursor;
         if batch.changes().first().is_some_and(wanted) {
@@ -167,7 +171,7 @@ impl Drop for Subscription {
     }
 }
 
-/// Changes from a place on, of whole revisions, and the revision before which they end; `None` if these are all.
+/// Changes from a place on, of whole revisions, and the revision before which they end; `None` if they are all.
 fn changes_from(machine: &ExampleStateMachine, filter: &Filter, cursor: (u64, u32)) -> (Vec<Change>, Option<u64>) {
     let mut changes: Vec<Change> = Vec::new();
     let mut bytes = 0;
