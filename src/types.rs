@@ -207,3 +207,20 @@ impl<'de> Deserialize<'de> for ExampleNode {
         Ok(ExampleNode { addr, incarnation })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bytes of a node in logs and snapshots are these, and JSON has no incarnation. A node without one is read.
+    #[test]
+    fn nodes_are_fixed() {
+        let node = ExampleNode { addr: "a:1".into(), incarnation: 258 };
+        let stored = rmp_serde::to_vec_named(&node).unwrap();
+        assert_eq!(stored, b"\x82\xa4addr\xa3a:1\xabincarnation\xcd\x01\x02");
+        assert_eq!(rmp_serde::from_slice::<ExampleNode>(&stored).unwrap(), node);
+        assert_eq!(serde_json::to_string(&node).unwrap(), r#"{"addr":"a:1"}"#);
+        let without = rmp_serde::from_slice::<ExampleNode>(b"\x81\xa4addr\xa3a:1").unwrap();
+        assert_eq!(without, ExampleNode { incarnation: 0, ..node });
+    }
+}

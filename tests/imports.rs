@@ -28,7 +28,7 @@ const MAY_NAME: [(&str, &str); 33] = [
     ("store::durable", "seeded_bug store::ownership"),
     ("store::identity", "types store::error store::ownership store::durable"),
     ("store::clock_file", "config clock store::error store::ownership store::durable"),
-    ("store::log", "config operation seeded_bug types store::error"),
+    ("store::log", "config hash operation seeded_bug types store::error"),
     ("store::state_machine", "body clock config hash operation seeded_bug types"),
     (
         "store::snapshot",

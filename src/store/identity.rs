@@ -230,6 +230,14 @@ mod tests {
         Identity { cluster_id: Some(ClusterId(0x1234)), node_id: 7, incarnation: 0xabcdef }
     }
 
+    /// The bytes on disk are these.
+    #[test]
+    fn bytes_are_fixed() {
+        let line = "{\"format\":3,\"cluster_id\":\"0000000000001234\",\"node_id\":7,\
+                    \"incarnation\":\"0000000000abcdef\",\"checksum\":\"ee9dd2dd\"}\n";
+        assert_eq!(String::from_utf8(example().encode(3)).unwrap(), line);
+    }
+
     /// An identity is read as it was written, with and without a cluster.
     #[test]
     fn round_trip() {

@@ -199,11 +199,15 @@ fn invalid(what: impl Into<String>) -> io::Error {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::sync::Arc;
 
     use openraft::Membership;
 
     use super::*;
-    use crate::operation::{Operation, Put, Write};
+    use crate::hash::StateHash;
+    use crate::operation::{
+        Comparison, Condition, Delete, Key, Operand, Operation, Put, Relation, RequestId, Touch, Txn, TxnStep, Write,
+    };
     use crate::types::{Command, ExampleNode};
 
     fn encoded(record: &impl Encode) -> Vec<u8> {
@@ -266,6 +270,77 @@ mod tests {
             b"\xff",
         ];
         assert_eq!(&encoded(&PayloadRecord(put("k", b"\xff")))[PAYLOAD_HEADER_BYTES..], expected.concat());
+    }
+
+    /// The bytes of every kind of write on disk are these.
+    #[test]
+    fn writes_are_fixed() {
+        let key = || Key::from("k");
+        let put = |ttl_ms, condition| Put { key: key(), value: "v".into(), ttl_ms, condition };
+        let delete = |condition| Delete { key: key(), condition };
+        let touch = |ttl_ms, condition| Touch { key: key(), ttl_ms, condition };
+        let operands = [
+            (Relation::Equal, Operand::Exists(true)),
+            (Relation::NotEqual, Operand::Value("v".into())),
+            (Relation::Less, Operand::Revision(1)),
+            (Relation::LessOrEqual, Operand::CreateRevision(2)),
+            (Relation::Greater, Operand::Version(3)),
+            (Relation::GreaterOrEqual, Operand::Version(4)),
+        ];
+        let compare = operands.map(|(relation, operand)| Comparison { key: key(), relation, operand });
+        let success = vec![TxnStep::Put(put(None, None)), TxnStep::Get(key())];
+        let failure = vec![TxnStep::Delete(delete(None)), TxnStep::Touch(touch(None, None))];
+        let txn = Txn { compare: compare.into(), success, failure };
+        let rows: [(Operation, &str); 8] = [
+            (
+                Operation::Put(put(Some(7), Some(Condition::Missing))),
+                r"\x81\xa3Put\x84\xa3key\xa1k\xa5value\xc4\x01v\xa6ttl_ms\x07\xa9condition\xa7Missing",
+            ),
+            (
+                Operation::Delete(delete(Some(Condition::Present))),
+                r"\x81\xa6Delete\x82\xa3key\xa1k\xa9condition\xa7Present",
+            ),
+            (
+                Operation::Touch(touch(Some(7), Some(Condition::Revision(7)))),
+                r"\x81\xa5Touch\x83\xa3key\xa1k\xa6ttl_ms\x07\xa9condition\x81\xa8Revision\x07",
+            ),
+            (Operation::DeletePrefix { prefix: key(), revision_max: None }, r"\x81\xacDeletePrefix\x81\xa6prefix\xa1k"),
+            (
+                Operation::DeletePrefix { prefix: key(), revision_max: Some(7) },
+                r"\x81\xacDeletePrefix\x82\xa6prefix\xa1k\xacrevision_max\x07",
+            ),
+            (
+                Operation::Txn(txn.into()),
+                &[
+                    r"\x81\xa3Txn\x83\xa7compare\x96",
+                    r"\x83\xa3key\xa1k\xa8relation\xa1=\xa7operand\x81\xa6Exists\xc3",
+                    r"\x83\xa3key\xa1k\xa8relation\xa2!=\xa7operand\x81\xa5Value\xc4\x01v",
+                    r"\x83\xa3key\xa1k\xa8relation\xa1<\xa7operand\x81\xa8Revision\x01",
+                    r"\x83\xa3key\xa1k\xa8relation\xa2<=\xa7operand\x81\xaeCreateRevision\x02",
+                    r"\x83\xa3key\xa1k\xa8relation\xa1>\xa7operand\x81\xa7Version\x03",
+                    r"\x83\xa3key\xa1k\xa8relation\xa2>=\xa7operand\x81\xa7Version\x04",
+                    r"\xa7success\x92\x81\xa3Put\x82\xa3key\xa1k\xa5value\xc4\x01v\x81\xa3Get\xa1k",
+                    r"\xa7failure\x92\x81\xa6Delete\x81\xa3key\xa1k\x81\xa5Touch\x81\xa3key\xa1k",
+                ]
+                .concat(),
+            ),
+            (Operation::Expire, r"\xa6Expire"),
+            (
+                Operation::SelfCheck { index: 7, hash: StateHash(1 << 64 | 2) },
+                r"\x81\xa9SelfCheck\x82\xa5index\x07\xa4hash\x92\x01\x02",
+            ),
+        ];
+        let request = Some(Arc::new(RequestId { key: "request".into(), fingerprint: [1, 2] }));
+        for (operation, expected) in rows {
+            let write = Write { at_ms: 258, request: request.clone(), operation };
+            let payload = Payload::Normal(Command::Write(write));
+            let bytes = encoded(&PayloadRecord(payload.clone()));
+            assert_eq!(PayloadRecord::decode(bytes.as_slice()).unwrap().0, payload);
+            let text = bytes[PAYLOAD_HEADER_BYTES..].escape_ascii().to_string();
+            let head = r"\x81\xa6Normal\x81\xa5Write\x83\xa5at_ms\xcd\x01\x02";
+            let request = r"\xa7request\x82\xa3key\xa7request\xabfingerprint\x92\x01\x02\xa9operation";
+            assert_eq!(text, format!("{head}{request}{expected}"));
+        }
     }
 
     /// A length takes no memory before its bytes exist.

@@ -610,6 +610,36 @@ mod tests {
         assert_eq!((meta, loaded), (meta_of(&machine), machine));
     }
 
+    /// The bytes of records with optional fields are these.
+    #[test]
+    fn records_are_fixed() {
+        let value = Value::from(b"\xff".as_slice());
+        let value = &value;
+        let numbers = b"\xafcreate_revision\x02\xa7version\x03".as_slice();
+        let former = |expires_at_ms| Some(FormerRef { value, create_revision: 2, version: 3, expires_at_ms });
+        let put = |former| StoredRecordRef::Put { revision: 7, key: "k", former };
+        let key =
+            StoredRecordRef::Key { key: "k", value, revision: 7, create_revision: 2, version: 3, expires_at_ms: 9 };
+        let former_head = b"\x81\xa3Put\x83\xa8revision\x07\xa3key\xa1k\xa6former".as_slice();
+        let rows: [(_, &[&[u8]]); 5] = [
+            (StoredRecordRef::Delete { revision: 7, key: "k" }, &[b"\x81\xa6Delete\x82\xa8revision\x07\xa3key\xa1k"]),
+            (StoredRecordRef::Expire { revision: 7, key: "k" }, &[b"\x81\xa6Expire\x82\xa8revision\x07\xa3key\xa1k"]),
+            (put(former(0)), &[former_head, b"\x83\xa5value\xc4\x01\xff", numbers]),
+            (put(former(9)), &[former_head, b"\x84\xa5value\xc4\x01\xff", numbers, b"\xadexpires_at_ms\x09"]),
+            (
+                key,
+                &[
+                    b"\x81\xa3Key\x86\xa3key\xa1k\xa5value\xc4\x01\xff\xa8revision\x07",
+                    numbers,
+                    b"\xadexpires_at_ms\x09",
+                ],
+            ),
+        ];
+        for (number, (record, expected)) in rows.into_iter().enumerate() {
+            assert_eq!(rmp_serde::to_vec_named(&record).unwrap(), expected.concat(), "row {number}");
+        }
+    }
+
     /// A file with correct checksums whose state does not have the hash in it is damaged.
     ///
     /// Method: another value, no key, and a key too many.
