@@ -110,7 +110,9 @@ impl SelfChecks {
         if self.noted.len() == SELF_CHECKS_KEPT {
             self.noted.pop_front();
         }
-        self.noted.push_back(SelfCheck::of(machine));
+        let state = SelfCheck::of(machine);
+        debug_assert!(self.noted.back().is_none_or(|last| last.index < state.index), "states are noted in order");
+        self.noted.push_back(state);
     }
 
     /// Compares a leader's hash with this node's own. Returns false if the node must stop.

@@ -121,6 +121,7 @@ struct Uncommitted {
 
 impl Uncommitted {
     fn append(&mut self, last_index: u64, bytes: usize) {
+        debug_assert!(self.appends.back().is_none_or(|(before, _)| *before < last_index), "appends are in order");
         self.appends.push_back((last_index, bytes));
         self.bytes += bytes;
     }
@@ -225,6 +226,15 @@ impl Drop for FlushCallback {
 const WRITER_STOPPED: &str = "the log writer stopped";
 
 impl Shared {
+    fn check(&self) {
+        let is_quiet = self.waiting.0.is_empty() && !self.sync_wanted;
+        debug_assert!(self.sync_under_way || is_quiet || self.failure.is_some(), "no sync will follow");
+        debug_assert!(
+            self.waiting_bytes <= self.unsynced_bytes.load(Ordering::Relaxed),
+            "synced bytes wait for a sync"
+        );
+    }
+
     /// Ends all writing: returns the error to every caller that waits for the next sync, and to every later call.
     fn fail(&mut self, error: &io::Error) {
         if self.failure.is_none() {
@@ -435,6 +445,7 @@ impl LogStore {
             // it, that part would be damage.
             shared.fail(error);
         }
+        shared.check();
         result
     }
 
@@ -485,6 +496,7 @@ impl LogStore {
         if let Err(error) = outcome {
             shared.fail(&error);
         }
+        shared.check();
     }
 
     /// Entries from `start` until `end` (exclusive): at least one if any exists, and no more once they have
@@ -595,14 +607,16 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     {
         self.write(|shared| {
             let mut bytes = 0;
-            let mut last_index = 0;
+            let mut last_index = None;
             shared.log.append(entries.into_iter().map(|entry| {
                 let payload = PayloadRecord(entry.payload);
                 bytes += payload.bytes();
-                last_index = entry.log_id.index;
+                last_index = Some(entry.log_id.index);
                 (LogIdRecord(entry.log_id), payload)
             }))?;
-            shared.uncommitted.append(last_index, bytes);
+            if let Some(last_index) = last_index {
+                shared.uncommitted.append(last_index, bytes);
+            }
             shared.waiting_bytes += bytes;
             shared.unsynced_bytes.fetch_add(bytes, Ordering::Relaxed);
             if seeded_bug::is_on(SeededBug::AcknowledgedBeforeSync) {
@@ -618,8 +632,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
         let next_index = last_log_id.map_or(0, |log_id| log_id.index + 1);
         self.write_and_sync(|shared| {
+            let state = shared.log.log_state();
+            let keeps_committed = state.committed().is_none_or(|committed| committed.0.index < next_index);
+            assert!(keeps_committed, "committed entries from index {next_index} on are to be removed");
+            let ends_before = state.last().is_none_or(|last| last.0.index < next_index);
             shared.uncommitted.truncate(next_index);
-            let ends_before = shared.log.log_state().last().is_none_or(|last| last.0.index < next_index);
             if ends_before { Ok(()) } else { shared.log.truncate(next_index).map(drop) }
         })
         .await

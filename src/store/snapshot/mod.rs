@@ -348,6 +348,7 @@ impl SnapshotDirectory {
         kept.sort_by_key(|meta| meta.last_log_id);
         let surplus = kept.len().saturating_sub(SNAPSHOTS_KEPT);
         kept.drain(..surplus);
+        debug_assert!(kept.is_sorted_by(|one, next| one.last_log_id < next.last_log_id), "log ids strictly increase");
         if kept.len() < SNAPSHOTS_KEPT {
             return Ok(());
         }

@@ -107,6 +107,8 @@ impl History {
 
     /// Adds a change, and removes the oldest revisions if there are too many changes or bytes.
     pub(in crate::store) fn push(&mut self, revision: u64, key: Key, kind: ChangeKind) {
+        let newest = self.newest().unwrap_or(self.oldest);
+        assert!(newest <= revision, "a change of revision {revision} follows one of {newest}");
         let position = match self.changes.last() {
             Some(last) if last.revision == revision => last.position + 1,
             _ => 0,
@@ -120,6 +122,7 @@ impl History {
                 _ => break,
             }
         }
+        debug_assert!(self.changes.front().is_some_and(|front| front.position == 0 && front.revision >= self.oldest));
     }
 
     fn forget(&mut self, revision: u64) {

@@ -95,15 +95,36 @@ impl ExampleStateMachine {
     /// Applies one entry, and returns the response for its proposer.
     pub fn apply(&mut self, entry: Entry) -> ExampleResponse {
         self.last_applied = Some(entry.log_id);
-        match entry.payload {
+        let response = self.apply_payload(entry.log_id, entry.payload);
+        self.assert_invariants();
+        response
+    }
+
+    fn apply_payload(&mut self, log_id: LogId, payload: Payload) -> ExampleResponse {
+        match payload {
             Payload::Blank => ExampleResponse::default(),
             Payload::Normal(Command::Write(write)) => self.apply_write(write),
             Payload::Normal(Command::Set { key, value }) => self.apply_former_set(key, &value),
             Payload::Membership(membership) => {
-                self.last_membership = StoredMembership::new(Some(entry.log_id), membership);
+                self.last_membership = StoredMembership::new(Some(log_id), membership);
                 ExampleResponse::default()
             }
         }
+    }
+
+    /// Asserts the invariants, of small states only, since that reads all keys.
+    fn assert_invariants(&self) {
+        const KEYS_MAX: usize = 64;
+        if !cfg!(debug_assertions) || self.data.len() > KEYS_MAX {
+            return;
+        }
+        let expiring = self.data.iter().filter(|(_, record)| record.expires_at_ms > 0);
+        let expiring: OrdSet<(u64, Key)> = expiring.map(|(key, record)| (record.expires_at_ms, key.clone())).collect();
+        assert!(expiring == self.expiring, "`expiring` differs from the keys that expire");
+        assert!(self.data.values().all(|record| record.revision <= self.revision), "a key is ahead of the store");
+        assert!(self.history.newest() <= Some(self.revision), "a change is ahead of the store");
+        let keys_hash: StateHash = self.data.values().map(|record| record.hash()).sum();
+        assert_eq!(self.keys_hash, keys_hash, "the sum of the hashes has drifted");
     }
 
     /// The record of a key; `None` if the key does not exist.
@@ -238,10 +259,9 @@ impl ExampleStateMachine {
             reschedule(&mut self.expiring, key, expired_at_ms, expires_at_ms);
         }
         if !renewed {
-            let key = key.clone();
-            self.history.push(revision, key.clone(), ChangeKind::Put(record.clone()));
+            let (key, record) = (key.clone(), record.clone());
             self.least_revisions.update(&self.data, &key, Some(revision_before), Some(revision));
-            self.revision = revision;
+            self.note_change(revision, key, ChangeKind::Put(record));
         }
         answer
     }
@@ -249,10 +269,16 @@ impl ExampleStateMachine {
     fn create(&mut self, revision: u64, key: Key, value: Value, expires_at_ms: u64) -> PutAnswer {
         let parts = RecordParts { value, revision, create_revision: revision, version: 1, expires_at_ms };
         let record = Arc::new(Record::new(&key, parts));
-        self.history.push(revision, key.clone(), ChangeKind::Put(record.clone()));
-        self.insert_record(key, record);
-        self.revision = revision;
+        self.insert_record(key.clone(), record.clone());
+        self.note_change(revision, key, ChangeKind::Put(record));
         PutAnswer { revision, version: 1 }
+    }
+
+    /// Adds a change to the history. Its revision becomes that of the store.
+    fn note_change(&mut self, revision: u64, key: Key, kind: ChangeKind) {
+        debug_assert!((self.revision..=self.revision + 1).contains(&revision), "{revision} after {}", self.revision);
+        self.history.push(revision, key, kind);
+        self.revision = revision;
     }
 
     fn expiry_of(&self, ttl_ms: Option<u64>) -> u64 {
@@ -276,8 +302,7 @@ impl ExampleStateMachine {
         self.replaced.0 += record.value.as_bytes().len() as u64;
         reschedule(&mut self.expiring, &key, record.expires_at_ms, 0);
         self.least_revisions.update(&self.data, &key, Some(record.revision), None);
-        self.history.push(revision, key, kind);
-        self.revision = revision;
+        self.note_change(revision, key, kind);
         true
     }
 
@@ -437,7 +462,8 @@ impl ExampleStateMachine {
         self.keys_hash += record.hash();
         reschedule(&mut self.expiring, &key, 0, record.expires_at_ms);
         let revision = record.revision;
-        self.data.insert(key.clone(), record);
+        let former = self.data.insert(key.clone(), record);
+        assert!(former.is_none(), "an existing key is inserted again");
         self.least_revisions.update(&self.data, &key, None, Some(revision));
     }
 
@@ -614,8 +640,7 @@ mod tests {
             if changed.data != state.data {
                 assert_ne!(changed.hash(), changed.hash_of_all(), "change {number} is not noticed");
                 // A touch does not hide the change.
-                let touch = Touch { key: "foo".into(), ttl_ms: Some(7), condition: None };
-                changed.apply_write(Write { at_ms: 1, request: None, operation: Operation::Touch(touch) });
+                changed.touch(&Touch { key: "foo".into(), ttl_ms: Some(7), condition: None });
                 assert_ne!(changed.hash(), changed.hash_of_all(), "change {number} is hidden by a touch");
             }
         }

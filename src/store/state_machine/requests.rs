@@ -116,17 +116,17 @@ impl Requests {
         while self.order.len() > 1
             && (self.order.len() > REQUESTS_REMEMBERED_MAX || self.bytes > REQUESTS_REMEMBERED_BYTES_MAX)
         {
-            let Some(oldest) = self.order.pop_front() else { break };
-            if let Some(forgotten) = self.by_key.remove(&oldest) {
-                self.bytes -= forgotten.bytes;
-                self.hash -= forgotten.hash;
-            }
+            let oldest = self.order.pop_front();
+            let forgotten = oldest.and_then(|key| self.by_key.remove(&key)).expect("`order` has the keys of `by_key`");
+            self.bytes -= forgotten.bytes;
+            self.hash -= forgotten.hash;
         }
+        debug_assert_eq!(self.order.len(), self.by_key.len(), "`order` has each key once");
     }
 
     /// All remembered requests, in the order in which they first came.
     pub fn iter(&self) -> impl Iterator<Item = (&Key, &Arc<Remembered>)> {
-        self.order.iter().filter_map(|key| self.by_key.get(key).map(|remembered| (key, remembered)))
+        self.order.iter().map(|key| (key, &self.by_key[key]))
     }
 }
 

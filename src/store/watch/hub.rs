@@ -216,6 +216,8 @@ impl HandedOut {
                 }
             }
         }
+        debug_assert!(self.bytes <= WATCH_HANDED_OUT_BYTES_MAX || self.batches.len() == 1, "{} bytes", self.bytes);
+        debug_assert!(!self.batches.is_empty() || self.bytes == 0 && self.pieces.is_empty(), "{} bytes", self.bytes);
     }
 }
 
