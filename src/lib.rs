@@ -17,6 +17,7 @@
 //! | [`connection`] | how nodes are dialled |
 //! | [`telemetry`] | logging |
 //! | [`error`] | error, status and outcome of a request |
+//! | [`headers`] | the names of HTTP headers |
 //! | [`seeded_bug`] | bugs that test the tests, never in a release |
 //!
 //! Imports point one way: `bin → server → network → app → store → types → operation → body` (`tests/imports.rs`).
@@ -35,6 +36,7 @@ pub mod error;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod hash;
+pub mod headers;
 pub mod network;
 pub mod operation;
 pub mod peers;

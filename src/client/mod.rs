@@ -38,6 +38,7 @@ pub use crate::body::{Compare, KeyValue, Relation, TxnOperation, TxnResult, Watc
 use crate::config::{FORWARD_DEADLINE, MEMBERSHIP_DEADLINE, RETRY_DEADLINE_DEFAULT, check_address};
 use crate::connection::connections;
 use crate::error::ApiError;
+use crate::headers::FORWARD;
 use crate::types::{ExampleRequest, NodeId, TypeConfig};
 
 /// How many nodes a request is sent to at most, each naming the next as leader.
@@ -263,7 +264,7 @@ impl ExampleClient {
         let (_, addr) = self.leader();
         let mut request = request.clone();
         if self.follows_leader {
-            request = request.header("raft-forward", "no");
+            request = request.header(FORWARD.as_str(), "no");
         }
         let answer = self.exchange(&addr, &request).await?;
         let decoded: Result<Response, ApiError> = serde_json::from_slice(&answer.body)

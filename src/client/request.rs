@@ -15,9 +15,8 @@ use crate::body::ErrorAnswer;
 use crate::config::{KEY_BYTES_MAX_LIMIT, RESPONSE_BYTES_MAX, check_idempotency_key};
 use crate::connection::{read_response, reason_of};
 use crate::error::Outcome;
+use crate::headers::{CLUSTER, IDEMPOTENCY_KEY, REPLAYED};
 
-/// The header that names the cluster of a node.
-const CLUSTER: &str = "raft-cluster";
 /// What stands as itself in a parameter.
 const PARAMETER: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 /// What stands as itself in a path.
@@ -76,7 +75,7 @@ impl Request {
     pub fn once(self, key: Option<String>) -> Result<Self, ClientError> {
         let key = key.map_or_else(idempotency_key, Ok)?;
         check_idempotency_key(&key).map_err(|reason| ClientError::InvalidRequest { reason })?;
-        Ok(self.header("idempotency-key", key))
+        Ok(self.header(IDEMPOTENCY_KEY.as_str(), key))
     }
 
     /// The error of a request whose answer did not come.
@@ -98,7 +97,7 @@ impl ExampleClient {
         }
         if let Some(cluster) = self.cluster.get() {
             // A node of another cluster rejects the request then.
-            sent = sent.header(CLUSTER, cluster);
+            sent = sent.header(CLUSTER.as_str(), cluster);
         }
         if !request.body.is_empty() || request.method == Method::PUT {
             sent = sent.body(request.body.clone());
@@ -118,7 +117,7 @@ impl ExampleClient {
 
     /// Rejects an answer of another cluster than the first one that answered.
     fn check_cluster(&self, addr: &str, request: &Request, answer: &reqwest::Response) -> Result<(), ClientError> {
-        let Some(found) = answer.headers().get(CLUSTER).and_then(|value| value.to_str().ok()) else { return Ok(()) };
+        let Some(found) = answer.headers().get(CLUSTER.as_str()).and_then(|value| value.to_str().ok()) else { return Ok(()) };
         let expected = self.cluster.get_or_init(|| found.to_owned());
         if expected == found {
             return Ok(());
@@ -137,7 +136,7 @@ impl ExampleClient {
         let exchange = async {
             let answer = self.begin(addr, request).await?;
             let status = answer.status().as_u16();
-            let replayed = answer.headers().contains_key("raft-replayed");
+            let replayed = answer.headers().contains_key(REPLAYED.as_str());
             let body = read_response(answer, RESPONSE_BYTES_MAX).await;
             let body = body.map_err(|error| request.lost(addr, error.to_string()))?;
             Ok(Answer { addr: addr.to_owned(), status, replayed, body })

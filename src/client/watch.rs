@@ -16,6 +16,7 @@ use super::retry::Retry;
 use crate::body::WatchEvent;
 use crate::config::{RESPONSE_BYTES_MAX, WATCH_SILENCE_MAX};
 use crate::connection::{read_response, reason_of};
+use crate::headers::{LAST_EVENT_ID, REVISION, WAIT};
 
 /// The events of a watch.
 pub type WatchStream<'a> = BoxStream<'a, Result<WatchEvent, ClientError>>;
@@ -238,8 +239,8 @@ impl<'a> Progress<'a> {
         let (_, addr) = self.client.leader();
         let mut request = self.request.clone();
         // Another node may know a leader.
-        request.headers.push(("raft-wait", "no".to_owned()));
-        request.headers.extend(self.last_id.clone().map(|id| ("last-event-id", id)));
+        request.headers.push((WAIT.as_str(), "no".to_owned()));
+        request.headers.extend(self.last_id.clone().map(|id| (LAST_EVENT_ID.as_str(), id)));
         let begun = timeout(request.deadline, async {
             let response = self.client.begin(&addr, &request).await?;
             let status = response.status().as_u16();
@@ -254,7 +255,7 @@ impl<'a> Progress<'a> {
         let response = begun.inspect_err(|_| self.client.turn_from(&addr))?;
         if self.begins_now && self.last_id.is_none() {
             // Where "now" was; a connection that breaks before the first event must not move it.
-            let revision = response.headers().get("raft-revision").and_then(|value| value.to_str().ok());
+            let revision = response.headers().get(REVISION.as_str()).and_then(|value| value.to_str().ok());
             let revision =
                 revision.ok_or_else(|| request.lost(&addr, "it does not say at which revision it begins"))?;
             self.last_id = Some(revision.to_owned());

@@ -18,12 +18,11 @@ use actix_http::header::HeaderMap;
 use actix_http::{HttpMessage, Method, Request, StatusCode};
 use actix_web::http::header::{self, HeaderName, HeaderValue};
 
-use super::forward::{self, FORWARD};
-use super::parameters::IDEMPOTENCY_KEY;
-use super::watch::{LAST_EVENT_ID, WAIT};
+use super::forward;
 use crate::app::ExampleApp;
 use crate::config::{BROWSER_PREFLIGHT_SECONDS, Config, parse_host, parse_origin};
 use crate::error::{ApiError, Details, shortened};
+use crate::headers::{FORWARD, IDEMPOTENCY_KEY, LAST_EVENT_ID, WAIT};
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, PUT, POST, DELETE");
 /// Headers of answers that a page may read.
@@ -143,9 +142,9 @@ impl AllowedOrigin {
         let mut response = actix_http::Response::with_body(StatusCode::NO_CONTENT, ()).map_into_boxed_body();
         let sent = response.headers_mut();
         sent.insert(header::ACCESS_CONTROL_ALLOW_METHODS, METHODS);
-        let allowed = [header::CONTENT_TYPE, header::IF_MATCH, header::IF_NONE_MATCH, IDEMPOTENCY_KEY, LAST_EVENT_ID];
-        for name in allowed.into_iter().chain([FORWARD, WAIT]) {
-            sent.append(header::ACCESS_CONTROL_ALLOW_HEADERS, name.into());
+        let standard = [&header::CONTENT_TYPE, &header::IF_MATCH, &header::IF_NONE_MATCH];
+        for name in standard.into_iter().chain([&IDEMPOTENCY_KEY, &LAST_EVENT_ID, &FORWARD, &WAIT]) {
+            sent.append(header::ACCESS_CONTROL_ALLOW_HEADERS, name.clone().into());
         }
         sent.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from(BROWSER_PREFLIGHT_SECONDS));
         if headers.contains_key(PRIVATE_NETWORK_REQUEST) {

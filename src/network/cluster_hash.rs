@@ -14,6 +14,7 @@ use crate::app::ExampleApp;
 use crate::body::{CheckedHash, HashAnswer};
 use crate::config::{APPLIED_WAITING_MAX, REQUEST_DEADLINE};
 use crate::error::{ApiError, AppliedPassed, Details, Outcome, Retry};
+use crate::headers::REVISION;
 use crate::store::{SelfCheck, TooManyWaits};
 
 /// Says what this node's data is, as a hash.
@@ -63,7 +64,7 @@ async fn hash_of(app: &ExampleApp, request: &HttpRequest, payload: web::Payload)
     let (revision, hash) = (state.revision, state.hash.to_string());
     let body = HashAnswer { node: app.id, applied_index, revision, hash, last_self_check };
     let mut answer = json_answer(StatusCode::OK, &body);
-    answer.headers_mut().insert(v1::REVISION, HeaderValue::from(revision));
+    answer.headers_mut().insert(REVISION.clone(), HeaderValue::from(revision));
     Ok(answer)
 }
 

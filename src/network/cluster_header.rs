@@ -4,7 +4,7 @@
 //! that names another cluster is rejected before anything is done, so that no client mixes their data.
 
 use actix_http::body::BoxBody;
-use actix_http::header::{HeaderName, HeaderValue};
+use actix_http::header::HeaderValue;
 use actix_http::{HttpMessage, Request, Response};
 use actix_service::Service;
 use actix_web::{ResponseError, web};
@@ -14,10 +14,8 @@ use super::reply::keep_for_a_while;
 use super::v1;
 use crate::app::ExampleApp;
 use crate::error::{ApiError, Details};
+use crate::headers::CLUSTER;
 use crate::store::ClusterId;
-
-/// The id of a cluster: of the node that answers, or of the one that a request is meant for.
-pub const CLUSTER: HeaderName = HeaderName::from_static("raft-cluster");
 
 /// Names the cluster in an answer, if the node belongs to one.
 pub async fn named<E>(
@@ -28,7 +26,7 @@ pub async fn named<E>(
     if let Ok(answer) = &mut answer
         && let Some(cluster) = app.cluster_header()
     {
-        answer.headers_mut().insert(CLUSTER, cluster.clone());
+        answer.headers_mut().insert(CLUSTER.clone(), cluster.clone());
     }
     answer
 }

@@ -6,27 +6,21 @@
 //! the leader is instead sends `Raft-Forward: no`.
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use actix_web::http::header::{self, HeaderMap, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse};
 use bytes::Bytes;
 
-use super::cluster_header::CLUSTER;
-use super::parameters::{IDEMPOTENCY_KEY, says_no};
+use super::parameters::says_no;
 use super::worker::Worker;
-use super::{reply, v1};
 use crate::app::{ExampleApp, Exclusion, Role};
 use crate::config::{FORWARD_DEADLINE, MEMBERSHIP_DEADLINE, PASSED_ON_RESPONSE_BYTES_MAX};
 use crate::connection::{BodyError, read_response};
 use crate::error::{ApiError, Details, LeaderHint, Retry};
+use crate::headers::{
+    CLUSTER, FORWARD, FORWARDED, FORWARDED_TO, IDEMPOTENCY_KEY, NODE, OUTCOME, REPLAYED, REVISION, TERM,
+};
 use crate::store::ClusterId;
 use crate::types::{ExampleNode, NodeId};
-
-/// `no`: answer 421 instead of passing the request on.
-pub const FORWARD: HeaderName = HeaderName::from_static("raft-forward");
-/// The number of the node that passed the request on.
-pub const FORWARDED: HeaderName = HeaderName::from_static("raft-forwarded");
-/// The cluster, node and incarnation that a request was passed on to.
-pub const FORWARDED_TO: HeaderName = HeaderName::from_static("raft-forwarded-to");
 
 /// Where a request is to be answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,13 +48,13 @@ pub fn destination(app: &ExampleApp, headers: &HeaderMap) -> Result<Destination,
         // It remembers who led, and would wait in vain for what it is not sent.
         Role::Follower { .. } if !app.hears_a_leader() && app.moved().is_some() => Err(no_leader(app)),
         Role::Follower { leader_id, leader_node } => {
-            if says_no(headers, &FORWARD) || headers.contains_key(FORWARDED) {
+            if says_no(headers, &FORWARD) || headers.contains_key(&FORWARDED) {
                 Err(ApiError::ForwardToLeader(LeaderHint { leader_id, leader_node }))
             } else {
                 Ok(Destination::Leader { leader_id, leader_node })
             }
         }
-        Role::NoLeader if headers.contains_key(FORWARDED) && app.is_left_out() => {
+        Role::NoLeader if headers.contains_key(&FORWARDED) && app.is_left_out() => {
             // For whoever passed it on; its client asked a node that is no less a member.
             Err(ApiError::WrongNode(Details::not_applied("this node led, and was removed from the cluster")))
         }
@@ -70,14 +64,14 @@ pub fn destination(app: &ExampleApp, headers: &HeaderMap) -> Result<Destination,
 
 /// Whether another node of the cluster passed a request on to this very node.
 pub fn is_passed_on(app: &ExampleApp, headers: &HeaderMap) -> bool {
-    let Some(receiver) = headers.get(FORWARDED_TO).and_then(|value| value.to_str().ok()) else { return false };
+    let Some(receiver) = headers.get(&FORWARDED_TO).and_then(|value| value.to_str().ok()) else { return false };
     let own = app.store.identity();
-    headers.contains_key(FORWARDED) && receiver == receiver_text(own.cluster_id, own.node_id, own.incarnation)
+    headers.contains_key(&FORWARDED) && receiver == receiver_text(own.cluster_id, own.node_id, own.incarnation)
 }
 
 /// Refuses what was passed on to another node that once had this address.
 fn check_passed_on(app: &ExampleApp, headers: &HeaderMap) -> Result<(), ApiError> {
-    let Some(receiver) = headers.get(FORWARDED_TO).and_then(|value| value.to_str().ok()) else { return Ok(()) };
+    let Some(receiver) = headers.get(&FORWARDED_TO).and_then(|value| value.to_str().ok()) else { return Ok(()) };
     let own = app.store.identity();
     if receiver == receiver_text(own.cluster_id, own.node_id, own.incarnation) {
         return Ok(());
@@ -169,9 +163,9 @@ pub async fn pass_on(
         .header(FORWARDED.as_str(), app.id)
         .header(FORWARDED_TO.as_str(), receiver)
         .timeout(deadline_of(request));
-    for name in [header::CONTENT_TYPE, header::IF_MATCH, header::IF_NONE_MATCH, IDEMPOTENCY_KEY] {
+    for name in [&header::CONTENT_TYPE, &header::IF_MATCH, &header::IF_NONE_MATCH, &IDEMPOTENCY_KEY] {
         // A list may be spread over several lines of a header.
-        for value in request.headers().get_all(&name) {
+        for value in request.headers().get_all(name) {
             passed_on = passed_on.header(name.as_str(), value.as_bytes());
         }
     }
@@ -206,8 +200,8 @@ pub async fn pass_on(
         return Err(no_leader(app));
     }
     let mut response = HttpResponse::build(StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY));
-    let own = [reply::OUTCOME, v1::REVISION, v1::TERM, v1::NODE, v1::REPLAYED];
-    for name in [header::CONTENT_TYPE, header::RETRY_AFTER, header::ETAG].into_iter().chain(own) {
+    let own = [&OUTCOME, &REVISION, &TERM, &NODE, &REPLAYED];
+    for name in [&header::CONTENT_TYPE, &header::RETRY_AFTER, &header::ETAG].into_iter().chain(own) {
         let value = answer.headers().get(name.as_str());
         if let Some(Ok(value)) = value.map(|value| HeaderValue::from_bytes(value.as_bytes())) {
             response.insert_header((name, value));

@@ -20,6 +20,7 @@ use super::v1::{self, Written, etag_of, key_not_found, ready_to_read, unexpected
 use crate::app::ExampleApp;
 use crate::body::{DeleteAnswer, KeyValue, PutAnswer, TouchAnswer};
 use crate::error::ApiError;
+use crate::headers;
 use crate::operation::{Delete, Put, Touch, WriteResult};
 
 /// Any method on `/v1/kv/{key}`.
@@ -176,9 +177,9 @@ async fn get_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload)
         let encode = move || Ok(encode(&record.to_key_value(&key, now_ms), 256));
         memory.until_written(json(StatusCode::OK, app.long_work.run(|| length, encode).await?))
     };
-    let headers = response.headers_mut();
-    headers.insert(header::ETAG, etag_of(record.revision));
-    headers.insert(v1::REVISION, HeaderValue::from(revision));
+    let sent = response.headers_mut();
+    sent.insert(header::ETAG, etag_of(record.revision));
+    sent.insert(headers::REVISION.clone(), HeaderValue::from(revision));
     Ok(response)
 }
 

@@ -12,13 +12,14 @@ use super::conditions::refuse_conditions;
 use super::memory::HeldMemory;
 use super::openapi::answers::{DeletePrefixErrors, ListErrors};
 use super::openapi::parameters::{DeletePrefixParameters, ForwardHeader, ListParameters, WriteHeaders};
-use super::parameters::{IDEMPOTENCY_KEY, Parameters, invalid};
+use super::parameters::{Parameters, invalid};
 use super::reply::{encode, json, refuse_body};
 use super::v1::{self, Written, ready_to_read, unexpected, written};
 use crate::app::{ExampleApp, Role};
 use crate::body::{DeleteAnswer, KeyValue, ListAnswer};
 use crate::config::KEY_VALUE_EXTRA_BYTES;
 use crate::error::{ApiError, Details, Outcome, RevisionGone};
+use crate::headers::{IDEMPOTENCY_KEY, REVISION};
 use crate::operation::{Key, Operation, WriteResult};
 use crate::store::state_machine::listing::Range;
 use crate::store::{Data, Record};
@@ -116,7 +117,7 @@ async fn list_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payloa
         }
     }
     let mut response = json(StatusCode::OK, body);
-    response.headers_mut().insert(v1::REVISION, HeaderValue::from(revision));
+    response.headers_mut().insert(REVISION.clone(), HeaderValue::from(revision));
     Ok(memory.until_written(response))
 }
 
@@ -198,7 +199,7 @@ async fn delete_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payl
     let mut deleted_before = 0;
     let mut is_first_step = true;
     // With an Idempotency-Key the state machine knows where it was.
-    let is_remembered = request.headers().contains_key(IDEMPOTENCY_KEY);
+    let is_remembered = request.headers().contains_key(&IDEMPOTENCY_KEY);
     loop {
         // Another leader would begin anew, and not spare what was changed meanwhile.
         if !is_first_step && !is_remembered && app.role() != Role::Leader {

@@ -10,9 +10,7 @@ use percent_encoding::percent_decode_str;
 use crate::config::{KEY_BYTES_MAX_DEFAULT, Limits, TTL_MS_MAX, TTL_MS_MIN, check_idempotency_key};
 use crate::error::{ApiError, Details};
 use crate::operation::{Operation, RequestId};
-
-/// A request with the same value is done once.
-pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+use crate::headers::IDEMPOTENCY_KEY;
 
 /// What stands between the path of a key and the key.
 const KEY_PREFIX: &str = "/v1/kv/";
@@ -218,7 +216,7 @@ pub fn milliseconds(text: &str) -> Option<u64> {
 
 /// The `Idempotency-Key` of a request, with a hash of what it asks for.
 pub fn request_id(request: &HttpRequest, operation: &Operation) -> Result<Option<Arc<RequestId>>, ApiError> {
-    let Some(key) = one_header(request, IDEMPOTENCY_KEY)? else { return Ok(None) };
+    let Some(key) = one_header(request, &IDEMPOTENCY_KEY)? else { return Ok(None) };
     check_idempotency_key(key).map_err(|message| ApiError::bad_request("invalid_idempotency_key", message))?;
     let request = RequestId::new(key.into(), operation).map_err(|error| {
         ApiError::bad_request("invalid_idempotency_key", format!("the request cannot be hashed: {error}"))
@@ -232,8 +230,8 @@ pub fn says_no(headers: &HeaderMap, name: &HeaderName) -> bool {
 }
 
 /// A header that may be given once, as text without spaces around it.
-pub fn one_header(request: &HttpRequest, name: HeaderName) -> Result<Option<&str>, ApiError> {
-    let mut values = request.headers().get_all(&name);
+pub fn one_header<'a>(request: &'a HttpRequest, name: &HeaderName) -> Result<Option<&'a str>, ApiError> {
+    let mut values = request.headers().get_all(name);
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
         return Err(ApiError::bad_request("repeated_header", format!("the header {name} is given twice")));

@@ -12,7 +12,7 @@
 use std::time::{Duration, Instant};
 
 use actix_web::HttpRequest;
-use actix_web::http::header::{HeaderMap, HeaderName};
+use actix_web::http::header::HeaderMap;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -23,31 +23,21 @@ use crate::app::{ExampleApp, Exclusion, Known};
 use crate::config::{CONNECT_DEADLINE, LOG_TIME_MS_MAX, PEER_RESPONSE_BYTES_MAX, RPC_DEPTH_MAX};
 use crate::connection::{BodyError, read_response, resolves_to_every_address};
 use crate::error::{ApiError, Details, Retry};
+use crate::headers::{ENVELOPE, LOG_TIME};
 use crate::store::{ClusterId, ExampleStore};
 use crate::types::{ExampleNode, LogId, NodeId};
 
-/// The sender's log time, in milliseconds since 1970: a leader sends it with appends, and a voter
-/// that knows it with its vote. Nodes of former versions neither send it nor read it.
-pub const LOG_TIME: HeaderName = HeaderName::from_static("raft-log-time");
-
-/// The same from a voter that does not know log time, by its wall clock.
-pub const LOG_TIME_BY_WALL: HeaderName = HeaderName::from_static("raft-log-time-by-wall");
-
 /// The log time that a leader sent.
 pub fn log_ms_in(headers: &HeaderMap) -> Option<u64> {
-    parse_log_ms(headers.get(LOG_TIME)?.as_bytes())
+    parse_log_ms(headers.get(&LOG_TIME)?.as_bytes())
 }
 
-/// The value of [`LOG_TIME`] or [`LOG_TIME_BY_WALL`], if it is a possible time.
+/// The value of [`LOG_TIME`] or [`LOG_TIME_BY_WALL`](crate::headers::LOG_TIME_BY_WALL), if it is a possible time.
 pub fn parse_log_ms(value: &[u8]) -> Option<u64> {
     let log_ms = std::str::from_utf8(value).ok()?.parse().ok()?;
     (log_ms <= LOG_TIME_MS_MAX).then_some(log_ms)
 }
-/// The ids of an RPC: `<cluster>/<from>/<to>/<incarnation of the receiver>`. What follows after
-/// another `/` is left to later versions.
-pub const ENVELOPE: &str = "raft-envelope";
-/// In an RPC and its answer: a random number of the process that sends it.
-pub const RUN: &str = "raft-run";
+
 /// How an error begins that says that a body is no RPC.
 pub(super) const NOT_AN_RPC: &str = "not an RPC of this version";
 
@@ -125,7 +115,7 @@ pub fn encode<T: Serialize>(ids: &Ids, rpc: &T, bytes: usize) -> Result<Vec<u8>,
 /// The ids in the headers of an RPC, if it has them. Rejects it if they are not for this node: its
 /// body need not be read then.
 pub fn announced(app: &ExampleApp, request: &HttpRequest) -> Result<Option<Ids>, ApiError> {
-    let Some(header) = request.headers().get(ENVELOPE) else { return Ok(None) };
+    let Some(header) = request.headers().get(&ENVELOPE) else { return Ok(None) };
     let ids = Ids::parse(header.as_bytes()).ok_or_else(|| {
         let message = "the header Raft-Envelope must be <cluster>/<from>/<to>/<incarnation>";
         ApiError::bad_request("invalid_rpc", message)
@@ -174,7 +164,7 @@ pub async fn decode<T: DeserializeOwned>(
     Ok(envelope)
 }
 
-/// The number in the header [`RUN`].
+/// The number in the header [`RUN`](crate::headers::RUN).
 pub(super) fn parse_run(header: &[u8]) -> Option<u64> {
     std::str::from_utf8(header).ok()?.parse().ok()
 }
@@ -334,7 +324,7 @@ pub async fn ask_read_index(
     let url = format!("http://{}/raft-read-index", leader.addr);
     let lost = |error: reqwest::Error| unreachable(leader_id, &leader.addr, &error);
     let http = Worker::current().map_or_else(|| app.http.clone(), |worker| worker.http.clone());
-    let sent = http.post(url).timeout(deadline).header(ENVELOPE, ids.header()).body(body).send();
+    let sent = http.post(url).timeout(deadline).header(ENVELOPE.as_str(), ids.header()).body(body).send();
     let answer = sent.await.map_err(lost)?;
     let succeeded = answer.status().is_success();
     let body: Bytes = match read_response(answer, PEER_RESPONSE_BYTES_MAX).await {

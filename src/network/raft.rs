@@ -32,6 +32,7 @@ use crate::disk::{DiskSpace, Taken};
 use crate::error::{ApiError, Details, Retry};
 use crate::store::error::is_out_of_space;
 use crate::store::log::codec::PayloadRecord;
+use crate::headers::{ENVELOPE, LOG_TIME, LOG_TIME_BY_WALL, RUN};
 use crate::store::snapshot::TemporaryFile;
 use crate::types::{Entry, NodeId, TypeConfig};
 
@@ -102,7 +103,7 @@ async fn receive_candidate(
         rpc_check::check_candidate(&envelope.rpc, envelope.from, known, app.hears_a_leader())
     };
     let (envelope, _) = receive(app, request, payload, SMALL_RPC_BYTES_MAX, check).await?;
-    let run = request.headers().get(peer::RUN).and_then(|run| peer::parse_run(run.as_bytes()));
+    let run = request.headers().get(&RUN).and_then(|run| peer::parse_run(run.as_bytes()));
     if run.is_some_and(|run| app.peers.note_candidate(envelope.from, run)) {
         let error = ApiError::Conflict(Details::not_applied(format!(
             "two processes run as node {}, and another than this one answers at its address: stop the one that runs on \
@@ -303,10 +304,10 @@ fn answer_candidate(app: &ExampleApp, answer: &VoteResponse<TypeConfig>) -> Resu
     let mut response = answer_with(app, answer)?;
     let clock = app.store.clock();
     let (name, log_ms) = match clock.known_ms() {
-        Some(log_ms) => (peer::LOG_TIME, log_ms),
-        None => (peer::LOG_TIME_BY_WALL, clock.by_wall_ms()),
+        Some(log_ms) => (&LOG_TIME, log_ms),
+        None => (&LOG_TIME_BY_WALL, clock.by_wall_ms()),
     };
-    response.headers_mut().insert(name, HeaderValue::from(log_ms));
+    response.headers_mut().insert(name.clone(), HeaderValue::from(log_ms));
     Ok(response)
 }
 
@@ -327,7 +328,7 @@ async fn wait_for_leader(app: &ExampleApp, head: &SnapshotHead) -> Result<(), Ap
 }
 
 fn note_refusal(app: &ExampleApp, request: &HttpRequest, error: &ApiError) {
-    let ids = request.headers().get(peer::ENVELOPE).and_then(|header| Ids::parse(header.as_bytes()));
+    let ids = request.headers().get(&ENVELOPE).and_then(|header| Ids::parse(header.as_bytes()));
     // Do not log what the decoder says: it may quote data.
     let message = error.to_string();
     let why = if message.starts_with(peer::NOT_AN_RPC) { peer::NOT_AN_RPC } else { &message };
@@ -494,7 +495,7 @@ fn no_member(id: NodeId) -> ApiError {
 fn answer_with(app: &ExampleApp, answer: &impl Serialize) -> Result<HttpResponse, ApiError> {
     match rmp_serde::to_vec_named(answer) {
         Ok(body) => Ok(HttpResponse::Ok()
-            .insert_header((peer::RUN, app.peers.run()))
+            .insert_header((&RUN, app.peers.run()))
             .content_type("application/msgpack")
             .body(body)),
         Err(error) => {

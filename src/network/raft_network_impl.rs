@@ -21,11 +21,11 @@ use reqwest::header::HeaderValue;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::cluster_header::CLUSTER;
-use super::peer::{self, ENVELOPE, Ids, RUN};
+use super::peer::{self, Ids};
 use super::rpc_check::{SnapshotHead, is_answer_plausible};
 use crate::config::{APPEND_BYTES_PER_SECOND_MIN, PEER_RESPONSE_BYTES_MAX, SNAPSHOT_FRAME_BYTES};
 use crate::connection::{connections, read_response, reason_of};
+use crate::headers::{CLUSTER, ENVELOPE, LOG_TIME, LOG_TIME_BY_WALL, RUN};
 use crate::peers::Peers;
 use crate::store::ExampleStore;
 use crate::store::log::codec::PayloadRecord;
@@ -137,10 +137,10 @@ impl ExampleNetwork {
         let url = format!("http://{}{path}", self.node.addr);
         let envelope = self.envelope()?;
         let sent = Instant::now();
-        let request = self.http.post(url).timeout(deadline).header(ENVELOPE, envelope).header(RUN, self.peers.run());
-        let mut request = request.body(body);
+        let request = self.http.post(url).timeout(deadline).header(ENVELOPE.as_str(), envelope);
+        let mut request = request.header(RUN.as_str(), self.peers.run()).body(body);
         if let Some(log_ms) = log_ms {
-            request = request.header(peer::LOG_TIME.as_str(), log_ms);
+            request = request.header(LOG_TIME.as_str(), log_ms);
         }
         let answer = match request.send().await {
             Ok(answer) => answer,
@@ -152,7 +152,7 @@ impl ExampleNetwork {
             }
         };
         if self.peers.has_candidates()
-            && let Some(run) = answer.headers().get(RUN).and_then(|run| peer::parse_run(run.as_bytes()))
+            && let Some(run) = answer.headers().get(RUN.as_str()).and_then(|run| peer::parse_run(run.as_bytes()))
         {
             self.peers.note_answer(self.target, run, sent);
         }
@@ -185,10 +185,10 @@ impl ExampleNetwork {
 
     /// Notes what a voter knows of log time, before openraft counts its vote.
     fn note_log_time(&self, headers: &reqwest::header::HeaderMap) {
-        let log_ms = |name: HeaderName| peer::parse_log_ms(headers.get(name.as_str())?.as_bytes());
-        if let Some(log_ms) = log_ms(peer::LOG_TIME) {
+        let log_ms = |name: &HeaderName| peer::parse_log_ms(headers.get(name.as_str())?.as_bytes());
+        if let Some(log_ms) = log_ms(&LOG_TIME) {
             self.store.clock().told_by_voter(log_ms);
-        } else if let Some(log_ms) = log_ms(peer::LOG_TIME_BY_WALL) {
+        } else if let Some(log_ms) = log_ms(&LOG_TIME_BY_WALL) {
             self.store.clock().told_by_wall(log_ms);
         }
     }

@@ -2,7 +2,7 @@
 
 use actix_web::error::PayloadError;
 use actix_web::http::StatusCode;
-use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use actix_web::http::header::{self, HeaderMap, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, ResponseError, web};
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
@@ -16,9 +16,7 @@ use super::v1;
 use crate::app::ExampleApp;
 use crate::config::{BODY_BYTES_RESERVED_MAX, REFUSED_BODY_KEPT, REQUEST_BODY_DEADLINE};
 use crate::error::{ApiError, Details};
-
-/// What became of a request that failed: `not_applied` or `unknown`.
-pub const OUTCOME: HeaderName = HeaderName::from_static("raft-outcome");
+use crate::headers::OUTCOME;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
@@ -234,7 +232,7 @@ impl ResponseError for ApiError {
 
 /// What became of the request, and when to try again.
 pub fn insert_error_headers(error: &ApiError, headers: &mut HeaderMap) {
-    headers.insert(OUTCOME, HeaderValue::from_static(error.outcome().as_str()));
+    headers.insert(OUTCOME.clone(), HeaderValue::from_static(error.outcome().as_str()));
     if let Some(retry_after_ms) = error.retry_after_ms() {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_ms.div_ceil(1000)));
     }

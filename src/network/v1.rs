@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use actix_web::http::header::{self, HeaderMap, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 use serde::Serialize;
@@ -17,17 +17,9 @@ use super::parameters::request_id;
 use super::reply::{self, encode, json};
 use crate::app::ExampleApp;
 use crate::error::{ApiError, ConditionFailed, Details, Outcome, Retry};
+use crate::headers::{NODE, REPLAYED, REVISION, TERM};
 use crate::operation::{Operation, RequestId, WriteResult};
 use crate::types::ExampleResponse;
-
-/// The store's revision that the answer shows.
-pub const REVISION: HeaderName = HeaderName::from_static("raft-revision");
-/// The term in which the answer was given.
-pub const TERM: HeaderName = HeaderName::from_static("raft-term");
-/// The number of the node that answered.
-pub const NODE: HeaderName = HeaderName::from_static("raft-node");
-/// `true`: the request was done before, and this is the answer it got then.
-pub const REPLAYED: HeaderName = HeaderName::from_static("raft-replayed");
 
 /// What became of a write.
 pub enum Written {
@@ -62,7 +54,7 @@ pub async fn write(
                     let mut answer = replay_marked(error_answer(&refused), response.replayed);
                     // Where it was refused, not where the store is by now.
                     if let Some(revision) = response.revision {
-                        answer.headers_mut().insert(REVISION, HeaderValue::from(revision));
+                        answer.headers_mut().insert(REVISION.clone(), HeaderValue::from(revision));
                     }
                     Ok(Written::Answered(answer))
                 }
@@ -148,7 +140,7 @@ pub fn written_as(response: &ExampleResponse, body: Vec<u8>, etag: Option<u64>) 
         headers.insert(header::ETAG, etag_of(revision));
     }
     if let Some(revision) = response.revision {
-        headers.insert(REVISION, HeaderValue::from(revision));
+        headers.insert(REVISION.clone(), HeaderValue::from(revision));
     }
     replay_marked(answer, response.replayed)
 }
@@ -156,7 +148,7 @@ pub fn written_as(response: &ExampleResponse, body: Vec<u8>, etag: Option<u64>) 
 /// An answer that says whether it was given before.
 pub fn replay_marked(mut answer: HttpResponse, replayed: bool) -> HttpResponse {
     if replayed {
-        answer.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+        answer.headers_mut().insert(REPLAYED.clone(), HeaderValue::from_static("true"));
     }
     answer
 }
@@ -195,12 +187,12 @@ pub fn answer(app: &ExampleApp, result: Result<HttpResponse, ApiError>) -> HttpR
     let mut response = result.unwrap_or_else(|error| error_answer(&error));
     let headers = response.headers_mut();
     // A leader that a request was passed on to has put in its own.
-    if !headers.contains_key(NODE) {
-        headers.insert(NODE, HeaderValue::from(app.id));
-        headers.insert(TERM, HeaderValue::from(app.term()));
+    if !headers.contains_key(&NODE) {
+        headers.insert(NODE.clone(), HeaderValue::from(app.id));
+        headers.insert(TERM.clone(), HeaderValue::from(app.term()));
     }
-    if !headers.contains_key(REVISION) {
-        headers.insert(REVISION, HeaderValue::from(app.store.state_machine.read(|machine| machine.revision)));
+    if !headers.contains_key(&REVISION) {
+        headers.insert(REVISION.clone(), HeaderValue::from(app.store.state_machine.read(|machine| machine.revision)));
     }
     response
 }

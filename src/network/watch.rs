@@ -9,7 +9,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use actix_web::http::ConnectionType;
-use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use actix_web::http::header::{self, HeaderMap, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 use futures_util::stream;
@@ -35,15 +35,10 @@ use crate::config::{
 };
 use crate::confirmations::Wanted;
 use crate::error::{ApiError, Outcome, Retry, RevisionGone};
+use crate::headers::{LAST_EVENT_ID, REVISION, WAIT};
 use crate::operation::Key;
 use crate::store::state_machine::listing::Range;
 use crate::store::{Change, ChangeKind, Filter, LongEvents, Record, Subscription, WatchError};
-
-/// Where a watch goes on: the `id` of the last event that the reader has.
-pub const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
-
-/// `no`: answer with 503 if there is no leader, instead of waiting for one.
-pub const WAIT: HeaderName = HeaderName::from_static("raft-wait");
 
 /// Sends changes as they happen.
 ///
@@ -138,7 +133,7 @@ async fn start_watch(
         .insert_header((header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
         .streaming(stream::unfold(watch, |watch| async { watch.next().await }));
     if let Some(revision) = revision {
-        response.headers_mut().insert(v1::REVISION, HeaderValue::from(revision));
+        response.headers_mut().insert(REVISION.clone(), HeaderValue::from(revision));
     }
     Ok(response)
 }
@@ -186,7 +181,7 @@ impl Begin {
 
 /// What comes after the last event that the reader has.
 pub(crate) fn resumed_after(request: &HttpRequest) -> Result<Option<(u64, u32)>, ApiError> {
-    let Some(text) = one_header(request, LAST_EVENT_ID)? else { return Ok(None) };
+    let Some(text) = one_header(request, &LAST_EVENT_ID)? else { return Ok(None) };
     let number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<u64>().ok());
     let cursor = match text.split_once('.') {
         None => number(text).flatten().and_then(|revision| Some((revision.checked_add(1)?, 0))),

@@ -29,7 +29,7 @@ use crate::config::{
     SLICE_BYTES_MIN, WRITE_STALL_MAX,
 };
 use crate::error::{ApiError, Details};
-use crate::network::reply::OUTCOME;
+use crate::headers::OUTCOME;
 
 /// Whether what is written to a connection stays as it is from now on: a value
 /// that is sent as bytes may look like an error of the HTTP library.
