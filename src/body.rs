@@ -70,9 +70,15 @@ pub struct EncodedValue {
 impl EncodedValue {
     /// Encodes a value.
     pub fn of(bytes: &[u8]) -> Self {
+        let (value, encoding) = Self::borrowed(bytes);
+        EncodedValue { value: value.into_owned(), encoding }
+    }
+
+    /// A value for JSON, which is not copied if it is text.
+    fn borrowed(bytes: &[u8]) -> (Cow<'_, str>, Option<Encoding>) {
         match std::str::from_utf8(bytes) {
-            Ok(text) => EncodedValue { value: text.to_owned(), encoding: None },
-            Err(_) => EncodedValue { value: BASE64_STANDARD.encode(bytes), encoding: Some(Encoding::Base64) },
+            Ok(text) => (Cow::Borrowed(text), None),
+            Err(_) => (Cow::Owned(BASE64_STANDARD.encode(bytes)), Some(Encoding::Base64)),
         }
     }
 
@@ -120,6 +126,34 @@ impl KeyValue {
     /// The value as text; `None` if it is missing, or if it is not text.
     pub fn text(&self) -> Option<&str> {
         self.value.as_deref().filter(|_| self.encoding.is_none())
+    }
+}
+
+/// A [`KeyValue`] to be written, without copies of the key and of a value that is text.
+#[derive(Serialize)]
+pub(crate) struct KeyValueRef<'a> {
+    key: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encoding: Option<Encoding>,
+    revision: u64,
+    create_revision: u64,
+    version: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_in_ms: Option<u64>,
+}
+
+impl<'a> KeyValueRef<'a> {
+    /// A key without its value. `numbers`: the revision, the create revision and the version.
+    pub(crate) fn new(key: &'a str, numbers: [u64; 3], expires_in_ms: Option<u64>) -> Self {
+        let [revision, create_revision, version] = numbers;
+        KeyValueRef { key, value: None, encoding: None, revision, create_revision, version, expires_in_ms }
+    }
+
+    pub(crate) fn with_value(self, bytes: &'a [u8]) -> Self {
+        let (value, encoding) = EncodedValue::borrowed(bytes);
+        KeyValueRef { value: Some(value), encoding, ..self }
     }
 }
 
@@ -510,6 +544,24 @@ pub struct Leader {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A key that is written without copies reads as what it is.
+    ///
+    /// Method: no value, a text and bytes, each with and without a time to expire.
+    #[test]
+    fn borrowed_keys_are_read_as_they_are() {
+        for bytes in [None, Some(&b"a \"text\""[..]), Some(b""), Some(&[0xff, 0, 1])] {
+            for expires_in_ms in [None, Some(5)] {
+                let written = KeyValueRef::new("k", [7, 3, 2], expires_in_ms);
+                let written = bytes.into_iter().fold(written, KeyValueRef::with_value);
+                let read: KeyValue = serde_json::from_slice(&serde_json::to_vec(&written).unwrap()).unwrap();
+                assert_eq!(read.bytes().as_deref(), bytes);
+                assert_eq!(read.encoding.is_some(), bytes.is_some_and(|bytes| bytes.contains(&0xff)));
+                let KeyValue { key, revision, create_revision, version, expires_in_ms: left, .. } = read;
+                assert_eq!((key.as_str(), revision, create_revision, version, left), ("k", 7, 3, 2, expires_in_ms));
+            }
+        }
+    }
 
     /// The JSON is one line, and decodes to the same value.
     ///

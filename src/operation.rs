@@ -18,6 +18,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::body::{self, EncodedValue, KeyValue, PutAnswer, TouchAnswer, TxnAnswer, TxnDeleted, TxnResult};
 use crate::hash::StateHash;
+use crate::body::{KeyValue, KeyValueRef, PutAnswer, TouchAnswer, TxnAnswer, TxnDeleted, TxnResult};
 
 /// A key. A key of up to 23 bytes is stored inline, which saves the ordered map a
 /// memory access at each comparison; a longer one is shared, and never copied.
@@ -384,39 +385,6 @@ impl WriteResult {
     }
 }
 
-impl From<&TxnDone> for TxnAnswer {
-    fn from(done: &TxnDone) -> Self {
-        let results = done.results.iter().map(TxnResult::from).collect();
-        TxnAnswer { succeeded: done.succeeded, revision: done.revision, results }
-    }
-}
-
-impl From<&StepResult> for TxnResult {
-    fn from(result: &StepResult) -> Self {
-        match result {
-            StepResult::Put(put) => TxnResult::Put(*put),
-            StepResult::Delete(deleted) => TxnResult::Delete(*deleted),
-            StepResult::Get(found) => TxnResult::Get(found.as_ref().map(KeyValue::from)),
-            StepResult::Touch(touch) => TxnResult::Touch(*touch),
-        }
-    }
-}
-
-impl From<&Found> for KeyValue {
-    fn from(found: &Found) -> Self {
-        let EncodedValue { value, encoding } = EncodedValue::of(found.value.as_bytes());
-        KeyValue {
-            key: found.key.to_string(),
-            value: Some(value),
-            encoding,
-            revision: found.revision,
-            create_revision: found.create_revision,
-            version: found.version,
-            expires_in_ms: found.expires_in_ms,
-        }
-    }
-}
-
 // For clients: it is serialized as a `TxnAnswer`.
 
 impl PartialSchema for TxnDone {
@@ -437,7 +405,33 @@ impl ToSchema for TxnDone {
 
 impl Serialize for TxnDone {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        TxnAnswer::from(self).serialize(serializer)
+        #[derive(Serialize)]
+        struct Answer<'a> {
+            succeeded: bool,
+            revision: u64,
+            results: Vec<StepAnswer<'a>>,
+        }
+        // As a `TxnResult`, without copies of the values.
+        #[derive(Serialize)]
+        #[serde(rename_all = "snake_case")]
+        enum StepAnswer<'a> {
+            Put(PutAnswer),
+            Delete(TxnDeleted),
+            Get(Option<KeyValueRef<'a>>),
+            Touch(Option<TouchAnswer>),
+        }
+        fn key_value(found: &Found) -> KeyValueRef<'_> {
+            let numbers = [found.revision, found.create_revision, found.version];
+            KeyValueRef::new(&found.key, numbers, found.expires_in_ms).with_value(found.value.as_bytes())
+        }
+        let results = self.results.iter().map(|result| match result {
+            StepResult::Put(put) => StepAnswer::Put(*put),
+            StepResult::Delete(deleted) => StepAnswer::Delete(*deleted),
+            StepResult::Get(read) => StepAnswer::Get(read.as_ref().map(key_value)),
+            StepResult::Touch(touch) => StepAnswer::Touch(*touch),
+        });
+        let TxnDone { succeeded, revision, .. } = *self;
+        Answer { succeeded, revision, results: results.collect() }.serialize(serializer)
     }
 }
 
