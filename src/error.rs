@@ -1,60 +1,66 @@
-//! What can go wrong with a request: the code, the status, and what became of it.
+//! Why a request failed: the code, the status and the outcome.
 //!
-//! The body is `{"Err":{"<Code>":{…}}}`, in the shape of a serialized
-//! `Result<_, ApiError>`, and every error also says its outcome in the header
-//! `Raft-Outcome`:
+//! The body is `{"Err":{"<Code>":{…}}}`, in the shape of a serialized `Result<_, ApiError>`. Every error also has its
+//! outcome in the header `Raft-Outcome`:
 //!
-//! * `not_applied`: the request changed nothing and never will; trying again is safe.
-//! * `unknown`: it may or may not have been applied, or may yet be.
+//! * `not_applied`: the request changed nothing and never will; retrying is safe.
+//! * `unknown`: the request may have been applied, or may yet be.
 //!
-//! `not_applied` is said only of a request that was refused before it was
-//! proposed to Raft, or that Raft refused because of what it asks. After a
-//! proposal, whatever openraft returns is `unknown`: the entry may still be in
-//! some node's log and may still commit.
+//! Only a request that was rejected before it was proposed to Raft, or by the state machine, is `not_applied`. After a
+//! proposal, whatever openraft returns is `unknown`: the entry may be in the log of some node, and may still commit.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use crate::body::Outcome;
 use crate::body::{ErrorAnswer, ErrorBody, Leader};
-use crate::config::MESSAGE_CHARACTERS_MAX;
+use crate::config::{MESSAGE_CHARACTERS_MAX, RETRY_AFTER};
 use crate::types::{ExampleNode, NodeId};
 
-/// Why a request failed; the names are what stands in the body.
+/// The outcome of errors that have no other: [`Outcome::NotApplied`] in JSON. It takes no memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NotApplied {
+    /// The only value.
+    #[default]
+    NotApplied,
+}
+
+/// Why a request failed. The names are the codes in the body.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error, ToSchema)]
 #[non_exhaustive]
 pub enum ApiError {
-    /// The body or the parameters are not what the route takes. 400.
+    /// The body, a parameter or a header is invalid. 400.
     #[error("{}", .0.message)]
     BadRequest(BadRequest),
-    /// The request comes from a web page that may not use this node. 403.
+    /// The request comes from a web page that must not use this node. 403.
     #[error("{}", .0.message)]
     Forbidden(Details),
-    /// There is no such route. 404.
+    /// No such route exists. 404.
     #[error("{}", .0.message)]
     NotFound(Details),
-    /// The route is there, for other methods. 405.
+    /// The route exists, but not with this method. 405.
     #[error("{}", .0.message)]
     MethodNotAllowed(Details),
-    /// The body did not come in time. 408.
+    /// The request did not arrive in time. 408.
     #[error("{}", .0.message)]
     RequestTimeout(Details),
-    /// There is no such key. 404.
+    /// The key does not exist. 404.
     #[error("{}", .0.message)]
     KeyNotFound(KeyNotFound),
-    /// There is no such member of the cluster. 404.
+    /// The node is not a member of the cluster. 404.
     #[error("{}", .0.message)]
     MemberNotFound(Details),
-    /// The cluster's state does not allow it. 409.
+    /// The state of the cluster does not allow the request. 409.
     #[error("{}", .0.message)]
     Conflict(Details),
-    /// The cluster is initialized already. 409.
+    /// The cluster is already initialized. 409.
     #[error("{}", .0.message)]
     NotAllowed(NotAllowed),
-    /// The revision that is asked for is no longer kept. 410.
+    /// The requested revision is no longer kept. 410.
     #[error("{}", .0.message)]
     RevisionGone(RevisionGone),
-    /// The node has gone on from the index that is asked for. 410.
+    /// The node has applied entries after the requested index. 410.
     #[error("{}", .0.message)]
     AppliedPassed(AppliedPassed),
     /// The condition of the request does not hold. 412.
@@ -63,7 +69,7 @@ pub enum ApiError {
     /// The request, the key or the value is too large. 413.
     #[error("{}", .0.message)]
     TooLarge(TooLarge),
-    /// The body is of a type that would be misunderstood. 415.
+    /// The body has a type or an encoding that the route does not decode. 415.
     #[error("{}", .0.message)]
     UnsupportedMediaType(Details),
     /// The `Idempotency-Key` was used for another request. 422.
@@ -72,68 +78,82 @@ pub enum ApiError {
     /// The head of the request is too long. 431.
     #[error("{}", .0.message)]
     HeadTooLarge(Details),
-    /// The caller asked not to be passed on, and this node is not the leader. 421.
+    /// This node is not the leader, and the caller does not want the request forwarded. 421.
     #[error("this node is not the leader; the leader is node {} at {}", .0.leader_id, .0.leader_node)]
     ForwardToLeader(LeaderHint),
-    /// A message between nodes reached a node that it was not meant for. 421.
+    /// A request that names its receiver reached another node. 421.
     #[error("{}", .0.message)]
     WrongNode(Details),
-    /// No leader is known now. 503.
+    /// The node failed to handle the request. 500.
+    #[error("{}", .0.message)]
+    Internal(Interrupted),
+    /// No leader is known. 503.
     #[error("{}", .0.message)]
     NoLeader(Retry),
-    /// This node is no member of the cluster any more, or not with this data directory. 503.
+    /// The node is not a member of the cluster, or not with this data directory. 503.
     #[error("{}", .0.message)]
     NotMember(Retry),
-    /// The node has as much to do as it takes on. 503.
+    /// A limit of the node is reached. 503.
     #[error("{}", .0.message)]
     Overloaded(Retry),
     /// The node has not yet recovered what it had before it was started. 503.
     #[error("{}", .0.message)]
     Recovering(Retry),
-    /// Another node that is needed does not answer. 503.
+    /// Another node that is needed does not respond. 503.
     #[error("{}", .0.message)]
     Unreachable(Retry),
     /// The node is stopping. 503.
     #[error("{}", .0.message)]
     Stopping(Retry),
-    /// The deadline passed after the request was proposed. 504.
+    /// The deadline of the request expired. 504.
     #[error("{}", .0.message)]
-    DeadlinePassed(Details),
+    DeadlinePassed(Interrupted),
     /// The request was proposed, and then the leader changed or failed. 504.
     #[error("{}", .0.message)]
-    OutcomeUnknown(Details),
+    OutcomeUnknown(Interrupted),
     /// The disk is nearly full. 507.
     #[error("{}", .0.message)]
     DiskSpaceLow(Details),
 }
 
-/// What is wrong with a request.
+/// An invalid part of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct BadRequest {
     /// A word for programs, such as `invalid_json`.
     pub code: String,
-    /// What was expected, for people.
+    /// For people: what was expected, and what was given.
     pub message: String,
-    /// The line of the body at which it went wrong, from 1.
+    /// The line of the body with the error, from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub line: Option<usize>,
     /// The column in that line, from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub column: Option<usize>,
     /// Always `not_applied`.
-    pub outcome: Outcome,
+    #[schema(value_type = Outcome)]
+    pub outcome: NotApplied,
 }
 
-/// What happened, and what became of the request.
+/// A request that was not applied.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Details {
     /// For people.
     pub message: String,
-    /// What became of the request.
+    /// Always `not_applied`.
+    #[schema(value_type = Outcome)]
+    pub outcome: NotApplied,
+}
+
+/// A request that was given up, before it was proposed or after.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Interrupted {
+    /// For people.
+    pub message: String,
+    /// `unknown` if the request was proposed, `not_applied` otherwise.
     pub outcome: Outcome,
 }
 
-/// Why a cluster was not initialized.
+/// The state of a node that cannot be initialized.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NotAllowed {
     /// The last log id of the node.
@@ -145,33 +165,36 @@ pub struct NotAllowed {
     /// For people.
     pub message: String,
     /// Always `not_applied`.
-    pub outcome: Outcome,
+    #[schema(value_type = Outcome)]
+    pub outcome: NotApplied,
 }
 
-/// What was too large.
+/// Something that exceeds its limit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TooLarge {
     /// A word for programs: `request_too_large`, `key_too_large` or `value_too_large`.
     pub code: String,
     /// For people.
     pub message: String,
-    /// The largest that is taken, in bytes.
+    /// The limit, in bytes.
     pub limit: usize,
-    /// The size that came, in bytes; at least that much, if the rest was not read.
+    /// The size, in bytes; a lower bound if the rest was not read.
     pub size: usize,
     /// Always `not_applied`.
-    pub outcome: Outcome,
+    #[schema(value_type = Outcome)]
+    pub outcome: NotApplied,
 }
 
-/// A key that is not there.
+/// A key that does not exist.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct KeyNotFound {
     /// For people.
     pub message: String,
-    /// The revision of the store at which it is not there.
+    /// The revision of the store at which the key does not exist.
     pub revision: u64,
     /// Always `not_applied`.
-    pub outcome: Outcome,
+    #[schema(value_type = Outcome)]
+    pub outcome: NotApplied,
 }
 
 /// A condition that does not hold.
@@ -179,10 +202,11 @@ pub struct KeyNotFound {
 pub struct ConditionFailed {
     /// For people.
     pub message: String,
-    /// The key's revision; `None` if it is not there.
+    /// The key's revision; `None` if the key does not exist.
     pub current_revision: Option<u64>,
     /// Always `not_applied`.
-    pub outcome: Outcome,
+    #[schema(value_type = Outcome)]
+    pub outcome: NotApplied,
 }
 
 /// A revision that is no longer kept.
@@ -190,57 +214,82 @@ pub struct ConditionFailed {
 pub struct RevisionGone {
     /// For people.
     pub message: String,
-    /// The oldest revision that can be had.
+    /// The oldest revision that is kept.
     pub oldest_revision: u64,
     /// Always `not_applied`.
-    pub outcome: Outcome,
+    #[schema(value_type = Outcome)]
+    pub outcome: NotApplied,
 }
 
-/// An index that the node has gone on from.
+/// An index after which the node has applied more entries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AppliedPassed {
     /// For people.
     pub message: String,
-    /// The last entry that the node has applied.
+    /// The index of the last entry that the node has applied.
     pub applied_index: u64,
     /// Always `not_applied`.
-    pub outcome: Outcome,
+    #[schema(value_type = Outcome)]
+    pub outcome: NotApplied,
 }
 
-/// Who leads.
+/// The leader.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LeaderHint {
     /// The leader's number.
     #[schema(value_type = u64)]
     pub leader_id: NodeId,
-    /// Where the leader is.
+    /// The leader's address.
     pub leader_node: ExampleNode,
 }
 
-/// What happened, and when to try again.
+/// A request that was not applied, and when to retry it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Retry {
     /// For people.
     pub message: String,
-    /// When to try again, in milliseconds.
+    /// When to retry, in milliseconds.
     pub retry_after_ms: u64,
     /// Always `not_applied`.
-    pub outcome: Outcome,
+    #[schema(value_type = Outcome)]
+    pub outcome: NotApplied,
+}
+
+/// The properties of an error that follow from its variant.
+struct Properties<'a> {
+    code: &'a str,
+    status: u16,
+    outcome: Outcome,
+    retry_after_ms: Option<u64>,
+}
+
+impl<'a> Properties<'a> {
+    fn of(code: &'a str, status: u16) -> Self {
+        Properties { code, status, outcome: Outcome::NotApplied, retry_after_ms: None }
+    }
+
+    fn retry(code: &'a str, retry: &Retry) -> Self {
+        Properties { retry_after_ms: Some(retry.retry_after_ms), ..Self::of(code, 503) }
+    }
+
+    fn interrupted(code: &'a str, status: u16, interrupted: &Interrupted) -> Self {
+        Properties { outcome: interrupted.outcome, ..Self::of(code, status) }
+    }
 }
 
 impl ApiError {
-    /// A request that is not what the route takes.
+    /// A request with an invalid part.
     pub fn bad_request(code: &str, message: impl Into<String>) -> Self {
         ApiError::BadRequest(BadRequest {
             code: code.to_owned(),
             message: shortened(message.into()),
             line: None,
             column: None,
-            outcome: Outcome::NotApplied,
+            outcome: NotApplied::NotApplied,
         })
     }
 
-    /// A body that is not the JSON that was expected.
+    /// A body that is not the expected JSON.
     pub fn invalid_json(error: &serde_json::Error, expected: &str) -> Self {
         let reason = explain_json(error);
         let located = error.line() > 0;
@@ -250,94 +299,88 @@ impl ApiError {
             line: located.then_some(error.line()),
             // serde_json counts a line break as column 0 of the line after it.
             column: located.then_some(error.column().max(1)),
-            outcome: Outcome::NotApplied,
+            outcome: NotApplied::NotApplied,
         })
     }
 
-    /// Something that is larger than it may be.
+    /// Something that exceeds its limit.
     pub fn too_large(what: &str, limit: usize, size: usize) -> Self {
         ApiError::TooLarge(TooLarge {
             code: format!("{what}_too_large"),
-            message: format!("the {what} has {size} bytes or more, and may have {limit}"),
+            message: format!("the {what} must be at most {limit} bytes, got at least {size}"),
             limit,
             size,
-            outcome: Outcome::NotApplied,
+            outcome: NotApplied::NotApplied,
         })
     }
 
-    /// What became of the request.
-    pub fn outcome(&self) -> Outcome {
+    /// A fault of this program, before anything was proposed.
+    pub fn internal(message: impl Into<String>) -> Self {
+        ApiError::Internal(Interrupted::not_applied(message))
+    }
+
+    fn properties(&self) -> Properties<'_> {
         match self {
-            ApiError::DeadlinePassed(details) | ApiError::OutcomeUnknown(details) => details.outcome,
-            ApiError::BadRequest(_)
-            | ApiError::Forbidden(_)
-            | ApiError::NotFound(_)
-            | ApiError::MethodNotAllowed(_)
-            | ApiError::RequestTimeout(_)
-            | ApiError::KeyNotFound(_)
-            | ApiError::MemberNotFound(_)
-            | ApiError::Conflict(_)
-            | ApiError::NotAllowed(_)
-            | ApiError::RevisionGone(_)
-            | ApiError::AppliedPassed(_)
-            | ApiError::ConditionFailed(_)
-            | ApiError::TooLarge(_)
-            | ApiError::UnsupportedMediaType(_)
-            | ApiError::IdempotencyKeyReused(_)
-            | ApiError::HeadTooLarge(_)
-            | ApiError::ForwardToLeader(_)
-            | ApiError::WrongNode(_)
-            | ApiError::NoLeader(_)
-            | ApiError::NotMember(_)
-            | ApiError::Overloaded(_)
-            | ApiError::Recovering(_)
-            | ApiError::Unreachable(_)
-            | ApiError::Stopping(_)
-            | ApiError::DiskSpaceLow(_) => Outcome::NotApplied,
+            ApiError::BadRequest(bad) => Properties::of(&bad.code, 400),
+            ApiError::Forbidden(_) => Properties::of("forbidden", 403),
+            ApiError::NotFound(_) => Properties::of("no_such_route", 404),
+            ApiError::KeyNotFound(_) => Properties::of("key_not_found", 404),
+            ApiError::MemberNotFound(_) => Properties::of("member_not_found", 404),
+            ApiError::MethodNotAllowed(_) => Properties::of("method_not_allowed", 405),
+            ApiError::RequestTimeout(_) => Properties::of("request_timeout", 408),
+            ApiError::Conflict(_) => Properties::of("conflict", 409),
+            ApiError::NotAllowed(_) => Properties::of("not_allowed", 409),
+            ApiError::RevisionGone(_) => Properties::of("revision_gone", 410),
+            ApiError::AppliedPassed(_) => Properties::of("applied_passed", 410),
+            ApiError::ConditionFailed(_) => Properties::of("condition_failed", 412),
+            ApiError::TooLarge(large) => Properties::of(&large.code, 413),
+            ApiError::UnsupportedMediaType(_) => Properties::of("unsupported_media_type", 415),
+            ApiError::ForwardToLeader(_) => Properties::of("not_leader", 421),
+            ApiError::WrongNode(_) => Properties::of("wrong_node", 421),
+            ApiError::IdempotencyKeyReused(_) => Properties::of("idempotency_key_reused", 422),
+            ApiError::HeadTooLarge(_) => Properties::of("head_too_large", 431),
+            ApiError::Internal(failed) => Properties::interrupted("internal", 500, failed),
+            ApiError::NoLeader(retry) => Properties::retry("no_leader", retry),
+            ApiError::NotMember(retry) => Properties::retry("not_member", retry),
+            ApiError::Overloaded(retry) => Properties::retry("overloaded", retry),
+            ApiError::Recovering(retry) => Properties::retry("recovering", retry),
+            ApiError::Unreachable(retry) => Properties::retry("unreachable", retry),
+            ApiError::Stopping(retry) => Properties::retry("stopping", retry),
+            ApiError::DeadlinePassed(expired) => Properties::interrupted("deadline_passed", 504, expired),
+            ApiError::OutcomeUnknown(lost) => Properties::interrupted("outcome_unknown", 504, lost),
+            ApiError::DiskSpaceLow(_) => Properties::of("disk_space_low", 507),
         }
     }
 
-    /// The word for it in `/v1`.
+    /// Whether the request was applied.
+    pub fn outcome(&self) -> Outcome {
+        self.properties().outcome
+    }
+
+    /// The code in `/v1`.
     pub fn code(&self) -> &str {
-        match self {
-            ApiError::BadRequest(bad) => &bad.code,
-            ApiError::Forbidden(_) => "forbidden",
-            ApiError::NotFound(_) => "no_such_route",
-            ApiError::MethodNotAllowed(_) => "method_not_allowed",
-            ApiError::RequestTimeout(_) => "request_timeout",
-            ApiError::KeyNotFound(_) => "key_not_found",
-            ApiError::MemberNotFound(_) => "member_not_found",
-            ApiError::Conflict(_) => "conflict",
-            ApiError::NotAllowed(_) => "not_allowed",
-            ApiError::RevisionGone(_) => "revision_gone",
-            ApiError::AppliedPassed(_) => "applied_passed",
-            ApiError::ConditionFailed(_) => "condition_failed",
-            ApiError::TooLarge(large) => &large.code,
-            ApiError::UnsupportedMediaType(_) => "unsupported_media_type",
-            ApiError::ForwardToLeader(_) => "not_leader",
-            ApiError::WrongNode(_) => "wrong_node",
-            ApiError::IdempotencyKeyReused(_) => "idempotency_key_reused",
-            ApiError::HeadTooLarge(_) => "head_too_large",
-            ApiError::NoLeader(_) => "no_leader",
-            ApiError::NotMember(_) => "not_member",
-            ApiError::Overloaded(_) => "overloaded",
-            ApiError::Recovering(_) => "recovering",
-            ApiError::Unreachable(_) => "unreachable",
-            ApiError::Stopping(_) => "stopping",
-            ApiError::DeadlinePassed(_) => "deadline_passed",
-            ApiError::OutcomeUnknown(_) => "outcome_unknown",
-            ApiError::DiskSpaceLow(_) => "disk_space_low",
-        }
+        self.properties().code
+    }
+
+    /// The HTTP status.
+    pub fn status(&self) -> u16 {
+        self.properties().status
+    }
+
+    /// When to retry, in milliseconds, if the response says so.
+    pub fn retry_after_ms(&self) -> Option<u64> {
+        self.properties().retry_after_ms
     }
 
     /// The body of this error in `/v1`.
     pub fn to_body(&self) -> ErrorAnswer {
+        let Properties { code, outcome, retry_after_ms, .. } = self.properties();
         let mut error = ErrorBody {
-            code: self.code().to_owned(),
+            code: code.to_owned(),
             message: self.to_string(),
-            outcome: self.outcome(),
+            outcome,
             leader: None,
-            retry_after_ms: self.retry_after_ms(),
+            retry_after_ms,
             limit: None,
             size: None,
             current_revision: None,
@@ -360,46 +403,6 @@ impl ApiError {
             _ => {}
         }
         ErrorAnswer { error }
-    }
-
-    /// The HTTP status.
-    pub fn status(&self) -> u16 {
-        match self {
-            ApiError::BadRequest(_) => 400,
-            ApiError::Forbidden(_) => 403,
-            ApiError::NotFound(_) | ApiError::KeyNotFound(_) | ApiError::MemberNotFound(_) => 404,
-            ApiError::MethodNotAllowed(_) => 405,
-            ApiError::RequestTimeout(_) => 408,
-            ApiError::Conflict(_) | ApiError::NotAllowed(_) => 409,
-            ApiError::RevisionGone(_) | ApiError::AppliedPassed(_) => 410,
-            ApiError::ConditionFailed(_) => 412,
-            ApiError::TooLarge(_) => 413,
-            ApiError::UnsupportedMediaType(_) => 415,
-            ApiError::ForwardToLeader(_) | ApiError::WrongNode(_) => 421,
-            ApiError::IdempotencyKeyReused(_) => 422,
-            ApiError::HeadTooLarge(_) => 431,
-            ApiError::NoLeader(_)
-            | ApiError::NotMember(_)
-            | ApiError::Overloaded(_)
-            | ApiError::Recovering(_)
-            | ApiError::Unreachable(_)
-            | ApiError::Stopping(_) => 503,
-            ApiError::DeadlinePassed(_) | ApiError::OutcomeUnknown(_) => 504,
-            ApiError::DiskSpaceLow(_) => 507,
-        }
-    }
-
-    /// When to try again, if the answer is to say so.
-    pub fn retry_after_ms(&self) -> Option<u64> {
-        match self {
-            ApiError::NoLeader(retry)
-            | ApiError::NotMember(retry)
-            | ApiError::Overloaded(retry)
-            | ApiError::Recovering(retry)
-            | ApiError::Unreachable(retry)
-            | ApiError::Stopping(retry) => Some(retry.retry_after_ms),
-            _ => None,
-        }
     }
 }
 
@@ -510,7 +513,7 @@ fn given_kind(given: &str) -> String {
     }
 }
 
-/// As much of a message as somebody reads: decoders quote what came, however long that is.
+/// A message of bounded length: decoders quote their input, however long it is.
 pub(crate) fn shortened(mut message: String) -> String {
     if let Some((end, _)) = message.char_indices().nth(MESSAGE_CHARACTERS_MAX) {
         message.truncate(end);
@@ -520,24 +523,31 @@ pub(crate) fn shortened(mut message: String) -> String {
 }
 
 impl Details {
-    /// A request that changed nothing.
+    /// A request that was not applied.
     pub fn not_applied(message: impl Into<String>) -> Self {
-        Details { message: message.into(), outcome: Outcome::NotApplied }
+        Details { message: message.into(), outcome: NotApplied::NotApplied }
+    }
+}
+
+impl Interrupted {
+    /// A request that was given up before it was proposed.
+    pub fn not_applied(message: impl Into<String>) -> Self {
+        Interrupted { message: message.into(), outcome: Outcome::NotApplied }
     }
 
-    /// A request that may have changed something.
+    /// A request that was given up after it was proposed.
     pub fn unknown(message: impl Into<String>) -> Self {
-        Details { message: message.into(), outcome: Outcome::Unknown }
+        Interrupted { message: message.into(), outcome: Outcome::Unknown }
     }
 }
 
 impl Retry {
-    /// A request that changed nothing and may be tried again.
+    /// A request that was not applied and may be retried after [`RETRY_AFTER`].
     pub fn soon(message: impl Into<String>) -> Self {
         Retry {
             message: message.into(),
-            retry_after_ms: crate::config::RETRY_AFTER.as_millis() as u64,
-            outcome: Outcome::NotApplied,
+            retry_after_ms: RETRY_AFTER.as_millis() as u64,
+            outcome: NotApplied::NotApplied,
         }
     }
 }
@@ -626,7 +636,7 @@ mod tests {
         assert_eq!(explained::<serde_json::Value>(deep.as_bytes()), "the JSON is nested too deeply");
     }
 
-    /// An error quotes what came, and not a megabyte of it.
+    /// An error quotes its input, but not a megabyte of it.
     ///
     /// Method: a name that no request has, of characters of two bytes, as JSON and as what a parameter's error says.
     #[test]

@@ -21,8 +21,8 @@ use crate::config::{
     CLOCK_CHECK_INTERVAL, Config, ConfigError, EXPIRY_INTERVAL, HAND_OVER_DEADLINE, PORT_ATTEMPTS_MAX,
     SELF_CHECK_INTERVAL, SHUTDOWN_DEADLINE,
 };
-use crate::network::api::propose;
 use crate::network::browser::Browsers;
+use crate::network::consensus::propose;
 use crate::network::listener::serve_http;
 use crate::network::raft_network_impl::ExampleNetworkFactory;
 use crate::network::raft_thread::RaftThread;
@@ -31,18 +31,18 @@ use crate::peers::Peers;
 use crate::store::{ExampleRaft, ExampleStateMachine, ExampleStore, Identity, StoreError};
 use crate::types::{NodeId, TypeConfig};
 
-/// Why a node did not start or did not go on.
+/// Why a node did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The settings cannot be used.
+    /// The settings are invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The address cannot be listened on.
+    /// The node cannot listen on the address.
     #[error("cannot listen on {addr}: {source}; {}", listen_advice(source))]
     Listen {
         /// The address.
         addr: String,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// The data directory cannot be used.
@@ -52,7 +52,7 @@ pub enum ServeError {
     #[error("the HTTP server failed: {0}")]
     Http(io::Error),
     /// The disk failed while the node was running.
-    #[error("the disk failed, and the node stopped before it could acknowledge anything more: {0}")]
+    #[error("the disk failed, and the node stopped without acknowledging anything more: {0}")]
     Storage(String),
     /// A background task that the node needs ended.
     #[error("the task `{0}` ended unexpectedly, see the log; starting the node again recovers it")]
@@ -62,7 +62,7 @@ pub enum ServeError {
     Raft(String),
 }
 
-/// What to do if an address cannot be listened on.
+/// What to do if the node cannot listen on an address.
 fn listen_advice(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::AddrInUse => "stop the process that uses it, or give another --http-addr",
@@ -76,7 +76,7 @@ fn listen_advice(error: &io::Error) -> &'static str {
 }
 
 impl ServeError {
-    /// The address in `config` cannot be listened on.
+    /// The node cannot listen on the address in `config`.
     pub fn listen(config: &Config, source: io::Error) -> Self {
         ServeError::Listen { addr: config.http_addr.clone(), source }
     }
@@ -131,12 +131,12 @@ fn failure_error(failure: Failure, store: &ExampleStore) -> ServeError {
 
 /// Listens on every address of `--http-addr`.
 ///
-/// An address that this machine does not have, such as `::1` without IPv6, is left out with a warning unless it is the
+/// An address that this machine does not have, such as `::1` without IPv6, is omitted with a warning unless it is the
 /// only one. With port 0, all listeners have the port that the system chooses for the first.
 ///
 /// # Errors
 ///
-/// [`ServeError::Config`] if there is no address, [`ServeError::Listen`] if one is in use or none can be listened on.
+/// [`ServeError::Config`] if there is no address, [`ServeError::Listen`] if one is in use or all are unavailable.
 pub fn listen(config: &Config) -> Result<Vec<TcpListener>, ServeError> {
     let addrs = config.socket_addrs()?;
     let mut attempts = 1..=PORT_ATTEMPTS_MAX;
@@ -144,7 +144,7 @@ pub fn listen(config: &Config) -> Result<Vec<TcpListener>, ServeError> {
         let _ = attempts.next();
         match listen_on(&addrs) {
             Ok(listeners) => return Ok(listeners),
-            // The port that the system chose for the first address may be taken on another.
+            // The port that the system chose for the first address may be in use on another.
             Err((addr, source))
                 if source.kind() == io::ErrorKind::AddrInUse && addr.port() == 0 && !attempts.is_empty() => {}
             Err((addr, source)) => return Err(ServeError::listen_on(config, addr, source)),
@@ -152,7 +152,7 @@ pub fn listen(config: &Config) -> Result<Vec<TcpListener>, ServeError> {
     }
 }
 
-/// Listens on those of the addresses that this machine has. An error names the address as it was given.
+/// Listens on the addresses that this machine has. An error names the address as it was given.
 fn listen_on(addrs: &[SocketAddr]) -> Result<Vec<TcpListener>, (SocketAddr, io::Error)> {
     let mut listeners: Vec<TcpListener> = Vec::new();
     let mut left_out = Vec::new();
@@ -178,20 +178,20 @@ fn listen_on(addrs: &[SocketAddr]) -> Result<Vec<TcpListener>, (SocketAddr, io::
     Ok(listeners)
 }
 
-/// Whether this machine does not have the address, or its kind.
+/// Whether this machine does not have the address, or its family.
 fn is_not_here(error: &io::Error) -> bool {
     let unsupported = Errno::AFNOSUPPORT.raw_os_error();
     error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(unsupported)
 }
 
-/// Runs a node on `listener` until `shutdown` is done or the node fails.
+/// Runs a node on `listener` until `shutdown` completes or the node fails.
 ///
-/// On shutdown it stops accepting, finishes the requests that are under way (for
-/// at most 5 s), writes what is not yet written, and returns.
+/// On shutdown it stops accepting connections, completes the requests under way (for at most 5 s), syncs its data, and
+/// returns.
 ///
 /// # Errors
 ///
-/// See [`ServeError`]. After an error nothing of the node goes on.
+/// See [`ServeError`]. After an error no part of the node is left running.
 pub async fn serve(
     listener: TcpListener,
     config: Config,
@@ -219,7 +219,7 @@ pub async fn serve_on(
     };
     let advertised = match &config.advertise_addr {
         Some(addr) => addr.clone(),
-        // With port 0 the system chose one, and others must be told which.
+        // With port 0 the system chose the port, and other nodes must dial it.
         None if config.http_addr.ends_with(":0") => local_addr.to_string(),
         None => config.http_addr.clone(),
     };
@@ -231,8 +231,8 @@ pub async fn serve_on(
     let (stopping, stopping_rx) = watch::channel(false);
     let browsers = Browsers::new(&config);
     let raft_thread = RaftThread::start(app.clone(), browsers.clone()).map_err(ServeError::Http)?;
-    // What Raft reports before it has begun is empty, and clients would take it for this node's state. An error
-    // means that Raft has ended, which is noticed below.
+    // Before Raft has begun, its metrics are empty, and clients would take them for this node's state. An error means
+    // that Raft has ended, which is noticed below.
     let _ = raft.with_raft_state(|_| ()).await;
     let http = serve_http(listeners, app.clone(), browsers, config.http_threads, &raft_thread, stopping_rx)
         .map_err(ServeError::Http)?;
@@ -245,7 +245,7 @@ pub async fn serve_on(
     let address_watch = tokio::spawn(app.essential("address").run(watch_address(app.clone())));
     let listens_on = local_addrs.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(" and ");
     tracing::info!(
-        "node {} listens on {listens_on}, is reached at {}, keeps its data in `{}`",
+        "node {} listening on {listens_on} (advertised as {}), data in `{}`",
         config.id,
         app.addr,
         store.directory().display()
@@ -270,18 +270,18 @@ pub async fn serve_on(
     address_watch.abort();
     let result = match result {
         Ok(()) => {
-            // First, lest a write come between two leaders and its outcome be unknown.
+            // First, so that no write comes between two leaders, where its outcome would be unknown.
             app.set_stopping();
-            // A leader that was removed is followed by another anyway.
+            // After a removed leader another one is elected anyway.
             if app.has_member(config.id) {
                 hand_over_leadership(&raft, config.id).await;
             }
-            // Idle connections are closed; whoever is waiting is answered first.
+            // Idle connections are closed. Requests under way get their responses first.
             let _ = stopping.send(true);
             stop(&http_handle, &raft, &store).await
         }
         Err(error) => {
-            // No half-alive node: what is under way is cut off, its outcome unknown.
+            // No half-alive node: requests under way are cut off, with an unknown outcome.
             http_handle.stop(false).await;
             Err(error)
         }
@@ -298,7 +298,7 @@ async fn open_store(config: &Config) -> Result<Arc<ExampleStore>, ServeError> {
     Ok(Arc::new(store))
 }
 
-/// Why the state cannot be trusted, if that is what ended Raft: only the state machine knows.
+/// Why the state cannot be trusted, if that ended Raft: only the state machine knows.
 fn state_error(store: &ExampleStore) -> Option<ServeError> {
     store.state_machine.self_checks().take_failure().map(ServeError::Store)
 }
@@ -314,12 +314,12 @@ async fn build_raft(config: &Config, store: &Arc<ExampleStore>, peers: &Arc<Peer
     Ok(ExampleRaft::build(config.id, Arc::new(raft_config), network, log, state_machine).await?)
 }
 
-/// What was on disk before Raft began.
+/// The contents of the log before Raft began.
 #[derive(Clone, Copy)]
 struct AtStart {
-    /// Nothing: neither a vote nor an entry.
+    /// Whether it had neither a vote nor an entry.
     pristine: bool,
-    /// Where the log ended.
+    /// The last index of the log.
     last_index: Option<u64>,
 }
 
@@ -328,9 +328,9 @@ impl AtStart {
         Ok(AtStart { pristine: store.log.is_pristine()?, last_index: store.log.last_index()? })
     }
 
-    /// Whether all that was there is either applied or known never to have been committed.
-    /// (openraft's own waits for the end of the log as it is now, which may never come while
-    /// writes do. What it reports before it has begun is empty.)
+    /// Whether everything in the log at the start is either applied or known never to have been committed. (openraft's
+    /// own wait is for the current end of the log, which may never come while there are writes. Before Raft has begun,
+    /// its metrics are empty.)
     fn has_recovered(self, metrics: &RaftMetrics<TypeConfig>) -> bool {
         let needed = self.last_index.min(metrics.last_log_index);
         let committed = metrics.cluster_committed.map(|log_id| log_id.index);
@@ -339,32 +339,32 @@ impl AtStart {
     }
 }
 
-/// Waits until the node has all it had acknowledged or shown before it was started.
+/// Waits until the node has applied everything that it had acknowledged or shown before it was started.
 async fn recover(app: web::Data<ExampleApp>, at_start: AtStart) {
     let has_recovered = |metrics: &RaftMetrics<TypeConfig>| at_start.has_recovered(metrics);
     let essential = app.essential("recovery");
     let wait = app.raft.wait(None);
-    if at_start.pristine || wait.metrics(has_recovered, "what was there at the start is applied").await.is_ok() {
+    if at_start.pristine || wait.metrics(has_recovered, "the entries of the start are applied").await.is_ok() {
         app.set_recovered();
     }
-    // It has done its work; or Raft has stopped, which is reported as that.
+    // Its work is complete. Or Raft has stopped, which is reported elsewhere.
     essential.fulfilled();
 }
 
 /// Whether a node may stand for election: the membership must name it with its own data directory.
 ///
-/// A removed number may be used again. Its new node receives the log from the beginning, and may find a membership there
-/// in which the former node was the only voter: openraft has such a voter elect itself at once, with a log that ends
+/// A removed number may be used again. Its new node receives the log from the beginning, where it may find a membership
+/// in which the former node was the only voter. openraft would have it elect itself at once, with a log that ends
 /// there, while the cluster has another leader.
 fn may_stand(metrics: &RaftServerMetrics<TypeConfig>, own: &Identity) -> bool {
     [&metrics.membership_config, &metrics.committed_membership_config].into_iter().any(|stored| {
         let member = stored.membership().get_node(&own.node_id);
-        // 0 stands for not known.
+        // 0 stands for unknown.
         member.is_some_and(|member| member.incarnation == own.incarnation || member.incarnation == 0)
     })
 }
 
-/// Logs who leads whenever that changes, keeps elections to members, and is done when Raft has stopped.
+/// Logs each change of the leader, keeps elections to members, and completes once Raft has stopped.
 async fn core_stopped(raft: &ExampleRaft, store: &ExampleStore) -> Fatal<TypeConfig> {
     let mut metrics = raft.server_metrics();
     let mut said = (0, None);
@@ -389,6 +389,7 @@ async fn core_stopped(raft: &ExampleRaft, store: &ExampleStore) -> Fatal<TypeCon
 }
 
 /// As leader, has keys removed whose time is over; and takes back what listings no longer need, and what slow watches hold.
+/// As leader, deletes expired keys; and frees states that listings no longer need.
 async fn expire(app: web::Data<ExampleApp>) {
     let mut interval = tokio::time::interval(EXPIRY_INTERVAL);
     loop {
@@ -398,17 +399,17 @@ async fn expire(app: web::Data<ExampleApp>) {
         let unused = app.store.state_machine.listings().take_unused(replaced_bytes);
         let too_slow = app.watches_held.take_back(oldest, replaced_bytes);
         if !unused.is_empty() || !too_slow.is_empty() {
-            // A large map takes long to free.
+            // Freeing a large map is slow.
             tokio::task::spawn_blocking(move || drop((unused, too_slow)));
         }
-        // As many entries as it takes: each removes a limited number.
+        // Each entry deletes a limited number of keys.
         while app.role() == Role::Leader {
             let now_ms = app.store.clock().leader_now_ms();
             let next_ms = app.store.state_machine.read(ExampleStateMachine::next_expiry_ms);
             if next_ms.is_none_or(|next_ms| next_ms > now_ms) {
                 break;
             }
-            // If it fails, another leader or the next attempt does it.
+            // If it fails, another leader or the next attempt deletes them.
             if propose(&app, None, Operation::Expire, Duration::ZERO).await.is_err() {
                 break;
             }
@@ -416,17 +417,17 @@ async fn expire(app: web::Data<ExampleApp>) {
     }
 }
 
-/// As leader, has all nodes compare the hash of its state with theirs.
+/// As leader, makes all nodes compare the hash of its state with theirs.
 async fn announce_hashes(app: web::Data<ExampleApp>) {
     let mut interval = tokio::time::interval(SELF_CHECK_INTERVAL);
     loop {
         interval.tick().await;
-        // Before that, what stands in the log may have been said already.
+        // Before the recovery, the log may already have such an entry.
         if app.role() != Role::Leader || !app.recovered() {
             continue;
         }
         let Some(own) = app.store.state_machine.self_checks().to_announce() else { continue };
-        // If it fails, another leader or the next attempt does it. Twice does no harm.
+        // If it fails, another leader or the next attempt proposes it. Proposing it twice does no harm.
         let operation = Operation::SelfCheck { index: own.index, hash: own.hash };
         if let Err(error) = propose(&app, None, operation, Duration::ZERO).await {
             tracing::debug!("the hash of the state at index {} was not proposed: {error}", own.index);
@@ -446,7 +447,7 @@ async fn record_clock(app: web::Data<ExampleApp>) {
         }
         let store = app.store.clone();
         match tokio::task::spawn_blocking(move || store.record_clock(reading)).await {
-            // No acknowledged write depends on it.
+            // No acknowledged write depends on this record.
             Ok(Err(error)) if !has_failed => {
                 tracing::warn!("{error}: if all nodes stop now, TTLs may not count the time until they run again");
                 has_failed = true;
@@ -471,13 +472,13 @@ async fn watch_address(app: web::Data<ExampleApp>) {
             said = moved;
         }
         if metrics.changed().await.is_err() {
-            // Raft has stopped, which is reported as that.
+            // Raft has stopped, which is reported elsewhere.
             std::future::pending::<()>().await;
         }
     }
 }
 
-/// Makes another voter the leader, so that nobody has to wait for an election.
+/// Makes another voter the leader, so that no client has to wait for an election.
 async fn hand_over_leadership(raft: &ExampleRaft, id: NodeId) {
     let successor = {
         let metrics = raft.metrics();
@@ -487,7 +488,7 @@ async fn hand_over_leadership(raft: &ExampleRaft, id: NodeId) {
         let candidates = replication.filter(|(node, _)| **node != id && voters.contains(node));
         candidates.max_by_key(|(_, matched)| **matched).map(|(node, _)| *node)
     };
-    // Only a leader replicates, so another node has no successor to name.
+    // Only a leader replicates, so another node finds no successor.
     let Some(successor) = successor else { return };
     if raft.trigger().transfer_leader(successor).await.is_err() {
         return;
@@ -495,14 +496,15 @@ async fn hand_over_leadership(raft: &ExampleRaft, id: NodeId) {
     let wait = raft.wait(Some(HAND_OVER_DEADLINE));
     match wait.metrics(|metrics| metrics.current_leader.is_some_and(|leader| leader != id), "another leader").await {
         Ok(metrics) => tracing::info!("node {} leads now", metrics.current_leader.unwrap_or(successor)),
-        Err(_) => tracing::warn!("node {successor} did not take over the lead in time: an election will follow"),
+        Err(_) => tracing::warn!("node {successor} did not become the leader in time: an election will follow"),
     }
 }
 
 async fn stop(http: &ServerHandle, raft: &ExampleRaft, store: &ExampleStore) -> Result<(), ServeError> {
-    tracing::info!("stopping: finishing what is under way");
+    tracing::info!("stopping: completing the requests under way");
     http.stop(true).await;
-    // If it takes too long it ends with its thread. Either way the log below is flushed, and says if that fails.
+    // If the shutdown takes too long, Raft ends with its thread. Either way the log is flushed below, and reports a
+    // failure.
     let _ = tokio::time::timeout(SHUTDOWN_DEADLINE, raft.shutdown()).await;
     store.log.flush().await.map_err(|error| ServeError::Storage(error.to_string()))?;
     if let Some(reading) = store.clock().reading()
@@ -519,7 +521,8 @@ mod tests {
     use super::*;
     use crate::types::{LeaderId, LogId};
 
-    /// A node listens on all addresses that the machine has, with one port. An address in use is an error that names it.
+    /// A node listens on all addresses that the machine has, with one port. An address in use is an error that names
+    /// it.
     ///
     /// Method: two loopback addresses and one reserved for documentation, in several orders, with port 0; then a port
     /// that is in use on one of them.
@@ -542,8 +545,8 @@ mod tests {
         assert_eq!((named, error.kind()), (taken, io::ErrorKind::AddrInUse), "{holder:?}");
     }
 
-    /// A node has recovered when it has applied what was in its log, or what of it is still there,
-    /// and not before it knows how far the cluster is.
+    /// A node has recovered when it has applied the entries that its log had at the start, or those that remain, and
+    /// not before it knows the committed index of the cluster.
     #[test]
     fn recovery() {
         let at_start = AtStart { pristine: false, last_index: Some(5) };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::HOPS_MAX;
 use crate::body::ErrorBody;
-use crate::error::{ApiError, ConditionFailed, LeaderHint, Outcome};
+use crate::error::{ApiError, ConditionFailed, LeaderHint, NotApplied, Outcome};
 
 /// Why a request failed, and what became of it.
 #[derive(Debug, thiserror::Error)]
@@ -134,8 +134,8 @@ impl ClientError {
     /// The condition of a write that does not hold, and the revision that the key has instead.
     pub fn condition_failed(&self) -> Option<ConditionFailed> {
         let error = self.answer().filter(|error| error.code == "condition_failed")?.into_owned();
-        let ErrorBody { message, current_revision, outcome, .. } = error;
-        Some(ConditionFailed { message, current_revision, outcome })
+        let ErrorBody { message, current_revision, .. } = error;
+        Some(ConditionFailed { message, current_revision, outcome: NotApplied::NotApplied })
     }
 
     /// The oldest revision that can be had, if the one that was asked for is no longer kept.

@@ -31,7 +31,7 @@ pub use self::error::ClientError;
 pub use self::kv::{KeyWrite, Written};
 pub use self::list::List;
 use self::request::{Effect, Request};
-use self::retry::Retry;
+use self::retry::Retries;
 pub use self::txn::Txn;
 pub use self::watch::{Watch, WatchStream};
 pub use crate::body::{Compare, KeyValue, Relation, TxnOperation, TxnResult, WatchEvent};
@@ -205,7 +205,7 @@ impl ExampleClient {
     where
         Attempt: Future<Output = Result<T, ClientError>>,
     {
-        let mut retry = Retry::new(self.retry_deadline);
+        let mut retry = Retries::new(self.retry_deadline);
         loop {
             let (_, addr) = self.leader();
             let error = match attempt(addr).await {

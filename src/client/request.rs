@@ -117,7 +117,9 @@ impl ExampleClient {
 
     /// Rejects an answer of another cluster than the first one that answered.
     fn check_cluster(&self, addr: &str, request: &Request, answer: &reqwest::Response) -> Result<(), ClientError> {
-        let Some(found) = answer.headers().get(CLUSTER.as_str()).and_then(|value| value.to_str().ok()) else { return Ok(()) };
+        let Some(found) = answer.headers().get(CLUSTER.as_str()).and_then(|value| value.to_str().ok()) else {
+            return Ok(());
+        };
         let expected = self.cluster.get_or_init(|| found.to_owned());
         if expected == found {
             return Ok(());

@@ -14,18 +14,18 @@ use crate::error::Outcome;
 /// nothing of the first: the request as a whole stays unknown, unless the
 /// replicated state itself gives the answer.
 #[derive(Debug)]
-pub(super) struct Retry {
+pub(super) struct Retries {
     /// `None`: without end.
     until: Option<Instant>,
     attempts: u32,
     unknown: Option<Box<ClientError>>,
 }
 
-impl Retry {
+impl Retries {
     /// No attempt begins later than `deadline` from now.
     pub(super) fn new(deadline: Duration) -> Self {
         // A time that no clock reaches is `Duration::MAX`, or near it.
-        Retry { until: Instant::now().checked_add(deadline), attempts: 0, unknown: None }
+        Retries { until: Instant::now().checked_add(deadline), attempts: 0, unknown: None }
     }
 
     /// How long to wait before another attempt; `None` if there is to be none.
@@ -78,7 +78,7 @@ pub(super) fn idempotency_key() -> Result<String, ClientError> {
 mod tests {
     use super::*;
     use crate::config::RETRY_AFTER;
-    use crate::error::{ApiError, ConditionFailed, Details, Retry as RetryLater};
+    use crate::error::{ApiError, ConditionFailed, Details, NotApplied, Retry};
 
     fn refused(error: &ApiError) -> ClientError {
         ClientError::Refused { addr: "a:1".into(), status: error.status(), error: Box::new(error.to_body().error) }
@@ -91,13 +91,13 @@ mod tests {
     /// A refusal after a lost answer leaves the doubt; a decision of the state ends it.
     #[test]
     fn doubt_stays_until_the_state_decides() {
-        let unavailable = || refused(&ApiError::NoLeader(RetryLater::soon("no leader")));
+        let unavailable = || refused(&ApiError::NoLeader(Retry::soon("no leader")));
         let full = || refused(&ApiError::DiskSpaceLow(Details::not_applied("full")));
         let failed = || {
             refused(&ApiError::ConditionFailed(ConditionFailed {
                 message: "no".into(),
                 current_revision: Some(3),
-                outcome: Outcome::NotApplied,
+                outcome: NotApplied::NotApplied,
             }))
         };
         let rows = [
@@ -109,7 +109,7 @@ mod tests {
         ];
         for (unknown, last, outcome) in rows {
             let what = format!("{unknown:?}, then {last}");
-            let mut retry = Retry { unknown: unknown.map(Box::new), ..Retry::new(Duration::ZERO) };
+            let mut retry = Retries { unknown: unknown.map(Box::new), ..Retries::new(Duration::ZERO) };
             assert_eq!(retry.resolve(last).outcome(), outcome, "{what}");
         }
     }
@@ -117,12 +117,12 @@ mod tests {
     /// With no time for it nothing is tried again, and after a 503 not before the node wants it.
     #[tokio::test]
     async fn pauses_are_kept() {
-        let unavailable = || refused(&ApiError::NoLeader(RetryLater::soon("no leader")));
-        assert!(Retry::new(Duration::ZERO).pause(lost()).await.is_err());
-        assert!(Retry::new(RETRY_AFTER / 2).pause(unavailable()).await.is_err());
+        let unavailable = || refused(&ApiError::NoLeader(Retry::soon("no leader")));
+        assert!(Retries::new(Duration::ZERO).pause(lost()).await.is_err());
+        assert!(Retries::new(RETRY_AFTER / 2).pause(unavailable()).await.is_err());
         let before = Instant::now();
-        Retry::new(3 * RETRY_AFTER).pause(unavailable()).await.unwrap();
+        Retries::new(3 * RETRY_AFTER).pause(unavailable()).await.unwrap();
         assert!(before.elapsed() >= RETRY_AFTER);
-        assert!(Retry::new(Duration::MAX).delay(&unavailable()).is_some(), "without end");
+        assert!(Retries::new(Duration::MAX).delay(&unavailable()).is_some(), "without end");
     }
 }

@@ -12,7 +12,7 @@ use super::ExampleClient;
 use super::error::ClientError;
 use super::events::{Event, EventParser};
 use super::request::{Effect, Request, refusal, target_of};
-use super::retry::Retry;
+use super::retry::Retries;
 use crate::body::WatchEvent;
 use crate::config::{RESPONSE_BYTES_MAX, WATCH_SILENCE_MAX};
 use crate::connection::{read_response, reason_of};
@@ -146,7 +146,7 @@ struct Progress<'a> {
     /// What happened after that.
     failed: Option<ClientError>,
     /// Set from the first failure on until something comes again.
-    retry: Option<Retry>,
+    retry: Option<Retries>,
     ended: bool,
 }
 
@@ -179,7 +179,7 @@ impl<'a> Progress<'a> {
 
     /// Waits until it is time to try again; an error if there is to be no other attempt.
     async fn pause(&mut self, error: ClientError) -> Result<(), ClientError> {
-        let retry = self.retry.get_or_insert_with(|| Retry::new(self.client.retry_deadline));
+        let retry = self.retry.get_or_insert_with(|| Retries::new(self.client.retry_deadline));
         let Some(delay) = retry.delay(&error) else {
             self.retry = None;
             return Err(error);

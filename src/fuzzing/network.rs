@@ -35,7 +35,7 @@ use crate::network::founding::Step;
 use crate::network::listener::intake::{Intake, Next};
 use crate::network::parameters::{Parameters, check_body_type, key_from, key_of, key_with_action, request_id, ttl_ms};
 use crate::network::peer::{self, Envelope, Ids, PeerIdentity};
-use crate::network::reply::{check_lists, parse_json};
+use crate::network::request_body::{check_lists, parse_json};
 use crate::network::rpc_check::{Append, SnapshotHead, check_append, check_candidate, check_snapshot, check_transfer};
 use crate::network::txn::txn_operation;
 use crate::network::{api, management, watch};

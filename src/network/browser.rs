@@ -1,16 +1,16 @@
-//! What a web page may do with a node: nothing, unless the operator says so.
+//! Protection against web pages: a page must not use a node unless the operator allows it.
 //!
-//! A browser on a machine that reaches a node sends requests for any page that is open in it.
-//! Two headers that pages cannot forge tell such requests apart:
+//! A browser on a machine that reaches a node sends requests for any page that it shows. Pages cannot forge two headers
+//! that tell such requests apart:
 //!
-//! * `Origin` names the page's own server. A request with an origin that is neither this node nor
-//!   one of `--allowed-origins` is rejected, whatever its method and content type.
-//! * `Host` names the server that the browser believes it is talking to. If a page's server makes
-//!   its own name resolve to a node's address (DNS rebinding), the browser takes the node for that
-//!   server and sends no foreign origin, but the name stays in `Host`. So a host must be an IP
-//!   address, `localhost`, a name of this node, or one of `--allowed-hosts`.
+//! * `Origin` names the page's own server. A request with an origin that is neither this node nor one of
+//!   `--allowed-origins` is rejected, whatever its method and content type.
+//! * `Host` names the server that the browser believes it is talking to. If a page's server makes its own name resolve
+//!   to a node's address (DNS rebinding), the browser takes the node for that server and sends no foreign origin, but
+//!   the name remains in `Host`. So a host must be an IP address, `localhost`, a name of this node, or one of
+//!   `--allowed-hosts`.
 //!
-//! Answers to an allowed origin carry the CORS headers with which a page may read them.
+//! Responses to an allowed origin have the CORS headers that let the page read them.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -25,7 +25,7 @@ use crate::error::{ApiError, Details, shortened};
 use crate::headers::{FORWARD, IDEMPOTENCY_KEY, LAST_EVENT_ID, WAIT};
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, PUT, POST, DELETE");
-/// Headers of answers that a page may read.
+/// Headers of responses that a page may read.
 const EXPOSED: HeaderValue = HeaderValue::from_static(
     "ETag, Retry-After, Raft-Revision, Raft-Term, Raft-Node, Raft-Cluster, Raft-Outcome, Raft-Replayed",
 );
@@ -43,12 +43,12 @@ pub struct Browsers {
     origins: Vec<String>,
 }
 
-/// The origin of a page that may read the answer.
+/// The origin of a page that may read the response.
 #[derive(Debug, PartialEq, Eq)]
 pub struct AllowedOrigin(HeaderValue);
 
 impl Browsers {
-    /// What a node with these settings accepts.
+    /// The hosts and origins that a node with these settings accepts.
     pub fn new(config: &Config) -> Self {
         let own = [config.http_addr.as_str(), config.advertised()].map(|addr| host_of(addr).to_owned());
         let system = rustix::system::uname().nodename().to_string_lossy().into_owned();
@@ -59,7 +59,7 @@ impl Browsers {
         }
     }
 
-    /// Checks the headers of a request; returns the page's origin if it is another server's and allowed.
+    /// Checks the headers of a request. Returns the page's origin if it is foreign and allowed.
     ///
     /// # Errors
     ///
@@ -67,23 +67,22 @@ impl Browsers {
     pub fn check(&self, app: &ExampleApp, request: &Request) -> Result<Option<AllowedOrigin>, ApiError> {
         let headers = request.headers();
         if request.method() == Method::POST && request.path().starts_with("/raft-") {
-            // Nodes of a former version send RPCs to whatever name the membership has, and no node
-            // ever sends an origin.
+            // Nodes of a former version send RPCs to whatever name the membership has. No node sends an origin.
             return match headers.get(header::ORIGIN) {
                 None => Ok(None),
                 Some(_) => Err(forbidden("web pages must not call `/raft-` routes".to_owned())),
             };
         }
-        // A target with an authority takes the place of the Host header.
+        // A target with an authority overrides the Host header.
         let authority = request.uri().authority().map(|authority| authority.as_str());
         let host = authority.or_else(|| headers.get(header::HOST).map(|host| host.to_str().unwrap_or_default()));
-        // Only HTTP/1.0 has requests without one, and no browser speaks that.
+        // Only HTTP/1.0 allows a request without a host, and no browser speaks that.
         if let Some(host) = host
             && !self.accepts_host(host)
             && !is_advertised(app, host)
-            && !forward::is_passed_on(app, headers)
+            && !forward::is_forwarded(app, headers)
         {
-            // A hint only if the flag would take it.
+            // Add a hint only if the flag would accept the name.
             let hint = parse_host(host_of(host)).map(|name| format!(", or start it with --allowed-hosts {name}"));
             return Err(forbidden(format!(
                 "the host {host:?} does not name this node; use its IP address or its own name{}",
@@ -96,11 +95,11 @@ impl Browsers {
 
     fn accepts_host(&self, host: &str) -> bool {
         let name = normalized(host_of(host));
-        // Empty is what a program sends that has no name for the node; a browser always has one.
+        // A program that has no name for the node sends an empty host. A browser always sends a name.
         host.is_empty() || is_address(&name) || name == "localhost" || self.hosts.contains(&name)
     }
 
-    /// Whether answers differ by the page that asks.
+    /// Whether responses depend on the page.
     pub fn vary(&self) -> bool {
         !self.origins.is_empty()
     }
@@ -116,7 +115,7 @@ impl Browsers {
                 let hint = parse_origin(text)
                     .map(|origin| format!("; to allow it, start every node with --allowed-origins {origin}"));
                 return Err(forbidden(format!(
-                    "pages from the origin {text:?} may not use this node{}",
+                    "pages from the origin {text:?} must not use this node{}",
                     hint.unwrap_or_default()
                 )));
             }
@@ -127,13 +126,13 @@ impl Browsers {
 }
 
 impl AllowedOrigin {
-    /// Lets the page read an answer.
+    /// Lets the page read the response.
     pub fn insert_into(self, headers: &mut HeaderMap) {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, self.0);
         headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
     }
 
-    /// The answer to the question that a browser asks before a request other than a simple one.
+    /// The response to a preflight request, which a browser sends before requests other than simple ones.
     pub fn preflight(&self, request: &Request) -> Option<actix_http::Response<actix_http::body::BoxBody>> {
         let headers = request.headers();
         if request.method() != Method::OPTIONS || !headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD) {
@@ -154,7 +153,7 @@ impl AllowedOrigin {
     }
 }
 
-/// Rejects what a page of another server embeds, such as an image: such requests have no origin.
+/// Rejects requests for what a foreign page embeds, such as an image: they have no origin.
 ///
 /// A link to a page of the node may be followed from anywhere.
 fn check_fetch(headers: &HeaderMap) -> Result<(), ApiError> {
@@ -176,7 +175,7 @@ fn forbidden(message: String) -> ApiError {
     ApiError::Forbidden(Details::not_applied(shortened(message)))
 }
 
-/// Whether a page was served by the node that it asks, under the name by which it asks.
+/// Whether the node itself served the page, under the name that the request is for.
 fn is_own(origin: &str, headers: &HeaderMap) -> bool {
     let authority = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
@@ -186,7 +185,7 @@ fn is_own(origin: &str, headers: &HeaderMap) -> bool {
 /// The host in `HOST` or `HOST:PORT`.
 fn host_of(authority: &str) -> &str {
     match authority.rsplit_once(':') {
-        // The colons of an IPv6 address stand in brackets.
+        // The colons of an IPv6 address are in brackets.
         Some((host, port)) if !port.contains(']') => host,
         _ => authority,
     }
@@ -200,7 +199,7 @@ fn is_address(host: &str) -> bool {
     }
 }
 
-/// Lower case, and without the dot that ends an absolute name.
+/// Lower case, without the dot at the end of an absolute name.
 fn normalized(host: &str) -> String {
     host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
 }
@@ -228,7 +227,7 @@ mod tests {
         headers
     }
 
-    /// Names and addresses of the node are accepted with any port, others are not.
+    /// Names and addresses of the node are accepted with any port, others are rejected.
     #[test]
     fn hosts() {
         let browsers = browsers();
@@ -245,7 +244,7 @@ mod tests {
         }
     }
 
-    /// A page of this node and one of an allowed origin may ask, others may not.
+    /// A page of this node and one of an allowed origin are accepted, others are rejected.
     #[test]
     fn origins() {
         let browsers = browsers();
@@ -261,7 +260,7 @@ mod tests {
             assert!(check(&[origin]).is_err(), "{origin:?}");
             assert!(check(&["http://127.0.0.1:21001", origin]).is_err(), "after one's own: {origin:?}");
         }
-        // The hint is one that the flag takes.
+        // The hint is one that the flag accepts.
         let message = |origin| check(&[origin]).unwrap_err().to_string();
         assert!(message("https://A.example:443").ends_with("--allowed-origins https://a.example"));
         for origin in ["null", "", "https://console.example/", "file://"] {

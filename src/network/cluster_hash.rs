@@ -1,28 +1,28 @@
-//! `GET /v1/cluster/hash`: what this node's state is, for it to be compared with that of the others.
+//! `GET /v1/cluster/hash`: the hash of this node's state, to compare nodes.
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::HeaderValue;
 use actix_web::{HttpRequest, HttpResponse, web};
 
-use super::forward::stopping;
 use super::openapi::answers::HashErrors;
 use super::openapi::parameters::HashParameters;
 use super::parameters::Parameters;
-use super::reply::refuse_body;
+use super::refusals::stopping;
+use super::request_body::reject_body;
 use super::v1::{self, json_answer};
 use crate::app::ExampleApp;
 use crate::body::{CheckedHash, HashAnswer};
 use crate::config::{APPLIED_WAITING_MAX, REQUEST_DEADLINE};
-use crate::error::{ApiError, AppliedPassed, Details, Outcome, Retry};
+use crate::error::{ApiError, AppliedPassed, Interrupted, NotApplied, Retry};
 use crate::headers::REVISION;
 use crate::store::{SelfCheck, TooManyWaits};
 
-/// Says what this node's data is, as a hash.
+/// Returns a hash of this node's data.
 ///
-/// Nodes that have applied the same entries have the same hash. With `applied`, the answer is for exactly that index:
-/// ask the first node without it, and the others for the `applied_index` of its answer. While there are writes, ask
-/// all nodes for the next multiple of 10,000, which each remembers for a while. Needs no other node. On each node 64
-/// requests may wait for an index.
+/// Nodes that have applied the same entries have the same hash. With `applied`, the response is for exactly that index.
+/// Request the hash of the first node without it, and those of the others with the `applied_index` of the first
+/// response. While there are writes, request the next multiple of 10,000 of all nodes: each remembers it for a while.
+/// The node needs no other node for this. At most 64 requests may wait for an index on a node.
 #[utoipa::path(
     get,
     path = "/v1/cluster/hash",
@@ -50,7 +50,7 @@ pub async fn cluster_hash(app: web::Data<ExampleApp>, request: HttpRequest, payl
 }
 
 async fn hash_of(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
-    refuse_body(app, request, payload).await?;
+    reject_body(app, request, payload).await?;
     let wanted = Parameters::of(request, &["applied"])?.number("applied", 0, i64::MAX as u64)?;
     let (applied_index, state) = match wanted {
         None => current(app),
@@ -68,7 +68,7 @@ async fn hash_of(app: &ExampleApp, request: &HttpRequest, payload: web::Payload)
     Ok(answer)
 }
 
-/// The last entry that was applied, and what the state is now.
+/// The index of the last entry that was applied, and the current state.
 fn current(app: &ExampleApp) -> (Option<u64>, SelfCheck) {
     app.store.state_machine.read(|machine| (machine.last_applied.map(|log_id| log_id.index), SelfCheck::of(machine)))
 }
@@ -80,13 +80,13 @@ async fn exactly(app: &ExampleApp, wanted: u64) -> Result<SelfCheck, ApiError> {
         state = app.store.state_machine.state_after(wanted) => state,
         () = app.stopped() => return Err(stopping()),
         () = tokio::time::sleep(REQUEST_DEADLINE) => {
-            return Err(ApiError::DeadlinePassed(Details::not_applied(format!(
+            return Err(ApiError::DeadlinePassed(Interrupted::not_applied(format!(
                 "this node did not apply entry {wanted} in time; nothing was changed"
             ))));
         }
     };
     let state = state.map_err(|TooManyWaits| {
-        let message = format!("{APPLIED_WAITING_MAX} requests wait for entries to be applied on this node already");
+        let message = format!("{APPLIED_WAITING_MAX} requests already wait for entries to be applied on this node");
         ApiError::Overloaded(Retry::soon(message))
     })?;
     let state = state.ok_or_else(stopping)?;
@@ -97,12 +97,12 @@ async fn exactly(app: &ExampleApp, wanted: u64) -> Result<SelfCheck, ApiError> {
         let applied_index = state.index;
         ApiError::AppliedPassed(AppliedPassed {
             message: format!(
-                "this node has gone on from entry {wanted} to {applied_index}, and does not remember what its state \
-                 was; ask for an index to come, or for the last multiple of {}",
+                "this node has already applied entry {applied_index}, and does not remember its state after entry {wanted}; \
+                 request an index that it has not applied yet, or the last multiple of {}",
                 crate::config::SELF_CHECK_ENTRIES
             ),
             applied_index,
-            outcome: Outcome::NotApplied,
+            outcome: NotApplied::NotApplied,
         })
     })
 }

@@ -11,7 +11,7 @@ use actix_web::http::header::{self, HeaderName};
 
 use super::parameters::whole_number;
 use crate::config::Limits;
-use crate::error::{ApiError, ConditionFailed, Outcome};
+use crate::error::{ApiError, ConditionFailed, NotApplied};
 use crate::operation::{
     Comparison, Condition, Delete, Key, Operand, Operation, Put, Relation, StepResult, Touch, Txn, TxnDone, TxnStep,
     WriteResult,
@@ -23,7 +23,7 @@ const CODINGS: [&str; 4] = ["-gzip", "-br", "-zstd", "-deflate"];
 /// The entity tags of one header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Tags {
-    /// `*`, which stands alone.
+    /// `*`, which must stand alone.
     Any,
     /// The revisions that the tags name, in ascending order and each once.
     Revisions(Vec<u64>),
@@ -141,7 +141,7 @@ pub enum WriteCondition {
     },
 }
 
-/// A write to one key, before its condition is put in.
+/// A write to one key, without its condition.
 #[derive(Clone)]
 pub enum KeyWrite {
     /// Sets the key.
@@ -152,7 +152,7 @@ pub enum KeyWrite {
     Touch(Touch),
 }
 
-/// An operation for the log, and how its result is to be read.
+/// An operation for the log, and how to read its result.
 pub struct Guarded {
     /// What is proposed.
     pub operation: Operation,
@@ -162,8 +162,8 @@ pub struct Guarded {
 
 /// How to read the result of a [`Guarded`] operation.
 ///
-/// `None`: as it is. Otherwise the operation is a transaction in place of a plain write, which was done if `succeeded`
-/// has this value.
+/// `None`: unchanged. Otherwise the operation is a transaction that replaces a plain write, and the write was applied
+/// if `succeeded` has this value.
 #[derive(Clone, Copy, Debug)]
 pub struct Reading(Option<bool>);
 
@@ -178,9 +178,9 @@ impl WriteCondition {
 
     /// Puts the condition into a write.
     ///
-    /// A condition in the log names one revision at most, and old nodes must be able to apply it. More than one
-    /// becomes a transaction, which is just as atomic. All comparisons of a transaction must hold, so "one of these"
-    /// is expressed by its opposite: "none of these", with the write in `failure`.
+    /// A condition in the log names at most one revision, and old nodes must be able to apply it. More than one becomes
+    /// a transaction, which is just as atomic. All comparisons of a transaction must hold, so "one of these" is
+    /// expressed by its opposite: "none of these", with the write in `failure`.
     pub fn guard(self, write: KeyWrite) -> Guarded {
         let (revisions, must_exist, done_if) = match self {
             WriteCondition::Single(condition) => {
@@ -194,7 +194,7 @@ impl WriteCondition {
         let exists = must_exist.then_some((Relation::Equal, Operand::Exists(true)));
         let compare = revisions.into_iter().map(differs).chain(exists);
         let compare = compare.map(|(relation, operand)| Comparison { key: key.clone(), relation, operand }).collect();
-        // The read says at which revision the key is if the condition does not hold.
+        // If the condition does not hold, the read returns the revision of the key.
         let (write, read) = (vec![write.into_step()], vec![TxnStep::Get(key)]);
         let (success, failure) = if done_if { (write, read) } else { (read, write) };
         let operation = Operation::Txn(Arc::new(Txn { compare, success, failure }));
@@ -261,24 +261,25 @@ fn result_of_txn(done: &TxnDone, done_if: bool) -> Option<WriteResult> {
     })
 }
 
-/// A condition that does not hold for a key at this revision; `None`: a key that does not exist.
+/// The error for a condition that does not hold. `None`: the key does not exist.
 pub fn condition_failed(revision: Option<u64>) -> ApiError {
     ApiError::ConditionFailed(ConditionFailed {
         message: match revision {
-            Some(revision) => format!("the condition does not hold: the key is there, at revision {revision}"),
-            None => "the condition does not hold: the key is not there".to_owned(),
+            Some(revision) => format!("the condition does not hold: the key is at revision {revision}"),
+            None => "the condition does not hold: the key does not exist".to_owned(),
         },
         current_revision: revision,
-        outcome: Outcome::NotApplied,
+        outcome: NotApplied::NotApplied,
     })
 }
 
-/// Rejects conditions on a route that has none: ignoring them would change what the client wanted to protect.
-pub fn refuse_conditions(request: &HttpRequest) -> Result<(), ApiError> {
+/// Rejects conditions on a route that does not support them: ignoring them would change what the client wanted to
+/// protect.
+pub fn reject_conditions(request: &HttpRequest) -> Result<(), ApiError> {
     let headers = request.headers();
     if headers.contains_key(header::IF_MATCH) || headers.contains_key(header::IF_NONE_MATCH) {
         let message = format!(
-            "{} takes no If-Match or If-None-Match: they apply to one key, /v1/kv/<key>; POST /v1/txn takes comparisons",
+            "{} does not support If-Match and If-None-Match: they apply to one key, /v1/kv/<key>; POST /v1/txn has comparisons",
             request.path()
         );
         return Err(ApiError::bad_request("invalid_condition", message));
@@ -286,7 +287,7 @@ pub fn refuse_conditions(request: &HttpRequest) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// The tags of a header: several lines of it are one list.
+/// The tags of a header, whose lines form one list.
 fn tags_of(request: &HttpRequest, name: &HeaderName) -> Result<Option<Tags>, ApiError> {
     let mut lines = request.headers().get_all(name).peekable();
     if lines.peek().is_none() {
@@ -325,7 +326,7 @@ fn tags_of(request: &HttpRequest, name: &HeaderName) -> Result<Option<Tags>, Api
 
 enum Tag<'a> {
     Any,
-    /// What stands between the quotes.
+    /// The text between the quotes.
     Opaque(&'a [u8]),
     Bare(&'a [u8]),
 }
@@ -339,7 +340,7 @@ fn next_tag(list: &[u8]) -> Result<Option<(Tag<'_>, &[u8])>, &[u8]> {
     let (tag, rest) = match quoted.strip_prefix(b"\"") {
         Some(opaque) => {
             let end = opaque.iter().position(|byte| *byte == b'"').ok_or(element)?;
-            // etagc: visible ASCII but the quote, and whatever lies beyond ASCII.
+            // etagc: visible ASCII except the quote, and everything beyond ASCII.
             if opaque[..end].iter().any(|byte| *byte <= b' ' || *byte == 0x7f) {
                 return Err(element);
             }
@@ -421,7 +422,7 @@ mod tests {
         }
     }
 
-    /// What is not a list of entity tags is rejected, wherever in it the mistake is.
+    /// Everything that is not a list of entity tags is rejected, wherever the mistake is.
     #[test]
     fn malformed_lists_are_rejected() {
         for line in [
@@ -453,7 +454,7 @@ mod tests {
         }
     }
 
-    /// A read is judged by If-Match first and If-None-Match then; a write checks the same.
+    /// A read is judged by If-Match first and then by If-None-Match; a write checks the same.
     #[test]
     fn both_headers_are_judged_in_order() {
         let limits = Config::new(1, "127.0.0.1:1").limits();

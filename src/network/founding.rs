@@ -1,15 +1,15 @@
-//! How nodes that belong to no cluster become one: `POST /init`.
+//! Founding a cluster: `POST /init`.
 //!
 //! The same list may be sent to any or all of its nodes, at once and repeatedly, and makes one cluster:
 //!
-//! * The cluster's id follows from the list and the incarnations of its nodes, so all nodes compute the same one. A node
-//!   that stopped after it had joined goes on when the list is sent again.
-//! * Before anything is written, each listed node is reserved for that id, in the order of their numbers. Of two lists
-//!   that share a node only one gets it; the other is rejected. Of several nodes that were sent the same list, the one
-//!   that first reserves the lowest number founds the cluster; the others wait until it has a leader.
+//! * The cluster id is a hash of the list and the incarnations of its nodes, so all nodes compute the same one. A node
+//!   that stopped after it had joined continues when the list is sent again.
+//! * Before anything is written, each listed node is reserved for that id, in the order of the node numbers. Of two
+//!   lists that share a node only one gets it; the other is rejected. Of several nodes that were sent the same list,
+//!   the first to reserve the lowest number founds the cluster; the others wait until it has a leader.
 //!
-//! A founder that is rejected ends its reservations. They are kept in memory and end by themselves, so one that dies
-//! blocks nobody.
+//! A founder that is rejected ends its reservations. Reservations are in memory and expire, so a founder that dies
+//! blocks no other.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -21,17 +21,18 @@ use openraft::errors::{InitializeError, RaftError};
 use openraft::metrics::RaftMetrics;
 use serde::{Deserialize, Serialize};
 
-use super::forward;
 use super::peer::{self, Envelope, PeerIdentity};
-use super::reply::{keep_for_a_while, ok, read_body};
+use super::refusals::{other_directory, raft_ended, stopping};
+use super::reply::ok;
+use super::request_body::{keep_for_a_while, read_body};
 use crate::app::{ExampleApp, FoundingHold};
 use crate::config::{CONNECT_DEADLINE, FOUNDING_HOLD, PEER_RESPONSE_BYTES_MAX, REQUEST_DEADLINE};
 use crate::connection::{BodyError, read_response};
-use crate::error::{ApiError, Details, NotAllowed, Outcome, Retry};
+use crate::error::{ApiError, Details, Interrupted, NotAllowed, NotApplied, Retry};
 use crate::store::ClusterId;
 use crate::types::{ExampleNode, NodeId, TypeConfig};
 
-/// Makes the listed nodes a cluster; returns once it has a leader that has committed an entry.
+/// Makes the listed nodes a cluster; returns once a leader has committed an entry.
 pub async fn found(app: &ExampleApp, members: BTreeMap<NodeId, String>) -> Result<(), ApiError> {
     if is_founded(app).await? {
         return Err(already_initialized(app));
@@ -51,13 +52,13 @@ pub async fn found(app: &ExampleApp, members: BTreeMap<NodeId, String>) -> Resul
     wait_for_leader(app).await
 }
 
-/// Makes this node the first of a cluster, unless another node does so.
+/// Founds the cluster on this node, unless another node does so.
 async fn found_unless_reserved(
     app: &ExampleApp,
     nodes: BTreeMap<NodeId, ExampleNode>,
     cluster_id: ClusterId,
 ) -> Result<(), ApiError> {
-    // One at a time: otherwise one request would end the reservations that another counts on.
+    // One request at a time: otherwise one could end the reservations of another.
     let _turn = app.founding_turn.lock().await;
     match reserve_all(app, &nodes, cluster_id).await {
         Ok(true) => {}
@@ -71,21 +72,21 @@ async fn found_unless_reserved(
         return Err(belongs_to_a_cluster(app.id));
     }
     match app.raft.initialize(nodes).await {
-        // In the latter case another node has founded this very cluster, and asked for a vote.
+        // `NotAllowed`: another node has founded this same cluster, and has already requested a vote.
         Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
         Err(RaftError::APIError(InitializeError::NotInMembers(error))) => {
             Err(ApiError::bad_request("not_in_members", error.to_string()))
         }
-        Err(RaftError::Fatal(_)) => Err(ApiError::OutcomeUnknown(Details::unknown(
-            "this node stopped meanwhile: the cluster may or may not be initialized; start the node again and look at \
+        Err(RaftError::Fatal(_)) => Err(ApiError::OutcomeUnknown(Interrupted::unknown(
+            "this node stopped meanwhile: the cluster may or may not be initialized; start the node again and see \
              /metrics",
         ))),
     }
 }
 
-/// Whether this node belongs to a cluster that has come to be, rather than to one that is being founded.
+/// Whether this node belongs to an initialized cluster, rather than to one that is being founded.
 async fn is_founded(app: &ExampleApp) -> Result<bool, ApiError> {
-    if !app.raft.is_initialized().await.map_err(|_| forward::stopping())? {
+    if !app.raft.is_initialized().await.map_err(|fatal| raft_ended(&fatal))? {
         return Ok(false);
     }
     let metrics = app.raft.metrics();
@@ -94,14 +95,14 @@ async fn is_founded(app: &ExampleApp) -> Result<bool, ApiError> {
     Ok(is_led(&metrics) || metrics.last_log_index > Some(1))
 }
 
-/// Whether there is a leader that has committed an entry: before that it takes no membership change.
+/// Whether a leader has committed an entry. Before that, openraft accepts no membership change.
 fn is_led(metrics: &RaftMetrics<TypeConfig>) -> bool {
     let led = metrics.current_leader.map(|leader| (metrics.current_term, leader));
     let committed = metrics.cluster_committed.map(|log_id| (log_id.leader_id.term, log_id.leader_id.node_id));
     led.is_some() && committed == led
 }
 
-/// A node can be a member if it belongs to no cluster, or to this one already.
+/// Rejects a node that belongs to another cluster.
 fn check_free(
     app: &ExampleApp,
     identity: &PeerIdentity,
@@ -114,17 +115,17 @@ fn check_free(
             return Err(belongs_to_a_cluster(id));
         }
         let addr = nodes.get(&id).map_or("", |node| &node.addr);
-        let message = format!("node {id} at {addr} belongs to another cluster already");
+        let message = format!("node {id} at {addr} already belongs to another cluster");
         return Err(ApiError::Conflict(Details::not_applied(message)));
     }
     match identity.former_cluster_id {
-        // Clients would take the new cluster for the one that has their data.
-        Some(former) => Err(ApiError::Conflict(Details::not_applied(forward::other_directory(id, former)))),
+        // Clients would take the new cluster for the one with their data.
+        Some(former) => Err(ApiError::Conflict(Details::not_applied(other_directory(id, former)))),
         None => Ok(()),
     }
 }
 
-/// The id of the cluster that a list founds: the same on all nodes, and another for another list or directory.
+/// The id of the cluster that a list founds: the same on all nodes, and different for any other list or directory.
 fn cluster_id_of(nodes: &BTreeMap<NodeId, ExampleNode>) -> ClusterId {
     let mut hashed = b"raft-key-value cluster".to_vec();
     for (id, node) in nodes {
@@ -136,7 +137,7 @@ fn cluster_id_of(nodes: &BTreeMap<NodeId, ExampleNode>) -> ClusterId {
     ClusterId(xxhash_rust::xxh3::xxh3_64(&hashed).max(1))
 }
 
-/// Reserves all nodes for a cluster; returns whether this node is to found it.
+/// Reserves all nodes for a cluster; returns whether this node must found it.
 async fn reserve_all(
     app: &ExampleApp,
     nodes: &BTreeMap<NodeId, ExampleNode>,
@@ -149,36 +150,36 @@ async fn reserve_all(
             false => ask_for(app, *id, node, cluster_id, Step::Reserve).await,
         };
         let Reserved { founder } = reserved.map_err(|error| match error {
-            // It joined another cluster, or its directory was replaced, since it said who it is.
+            // It joined another cluster, or its directory was replaced, since it sent its identity.
             ApiError::WrongNode(details) => ApiError::Conflict(details),
             other => other,
         })?;
-        // Whoever has the lowest number has the others, or is about to.
+        // The founder that holds the lowest number holds the others, or is about to.
         if position == 0 && founder != app.id {
             return Ok(false);
         }
     }
     if begun.elapsed() > FOUNDING_HOLD / 2 {
-        // The first reservations may end before the nodes hear of their cluster.
-        let message = "the listed nodes took too long to answer; nothing was changed";
+        // The first reservations may expire before the nodes join the cluster.
+        let message = "the listed nodes took too long to respond; nothing was changed";
         return Err(ApiError::Unreachable(Retry::soon(message)));
     }
     Ok(true)
 }
 
-/// What a founder asks of a node.
+/// A request of a founder to a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Step {
-    /// To be reserved.
+    /// Reserve the node.
     Reserve,
-    /// To be so no longer.
+    /// End the reservation.
     Release,
 }
 
-/// What a node answers: who founds the cluster.
+/// The response of a node.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Reserved {
-    /// The first node that asked.
+    /// The node that founds the cluster: the first to reserve this one.
     pub founder: NodeId,
 }
 
@@ -191,7 +192,7 @@ async fn reserve(app: &ExampleApp, cluster_id: ClusterId, founder: NodeId) -> Re
     let held = founding.filter(|hold| hold.until > Instant::now());
     match held {
         Some(hold) if hold.cluster_id != cluster_id => Err(ApiError::Conflict(Details::not_applied(format!(
-            "node {} is just being made a member of another new cluster, by node {}",
+            "node {} is being added to another new cluster by node {}",
             app.id, hold.founder
         )))),
         Some(hold) if hold.founder != founder => Ok(Reserved { founder: hold.founder }),
@@ -208,16 +209,16 @@ async fn end(app: &ExampleApp, cluster_id: ClusterId, founder: NodeId) {
     founding.take_if(|hold| (hold.cluster_id, hold.founder) == (cluster_id, founder));
 }
 
-/// Ends the reservation of a node for a cluster that this one does not found after all.
+/// Ends the reservation of a node for a cluster that this node does not found after all.
 async fn release(app: &ExampleApp, id: NodeId, node: &ExampleNode, cluster_id: ClusterId) {
     if id == app.id {
         return end(app, cluster_id, app.id).await;
     }
-    // Otherwise it ends by itself.
+    // A reservation that cannot be ended expires.
     let _ = ask_for(app, id, node, cluster_id, Step::Release).await;
 }
 
-/// Has another node reserve itself for a cluster that this one founds, or end that.
+/// Asks another node to reserve itself for a cluster that this node founds, or to end the reservation.
 async fn ask_for(
     app: &ExampleApp,
     id: NodeId,
@@ -227,12 +228,12 @@ async fn ask_for(
 ) -> Result<Reserved, ApiError> {
     let envelope = Envelope { cluster_id, from: app.id, to: id, to_incarnation: node.incarnation, rpc: step };
     let body = rmp_serde::to_vec_named(&envelope)
-        .map_err(|error| ApiError::Unreachable(Retry::soon(format!("the request cannot be encoded: {error}"))))?;
+        .map_err(|error| ApiError::internal(format!("cannot encode the request to node {id}: {error}")))?;
     let url = format!("http://{}/raft-found", node.addr);
     let lost = |error: reqwest::Error| peer::unreachable(id, &node.addr, &error);
     let response = app.http.post(url).timeout(CONNECT_DEADLINE).body(body).send().await.map_err(lost)?;
     if response.status().as_u16() == 404 {
-        // A node of a former version knows no reservations, and does without.
+        // A node of a former version has no reservations, and works without them.
         return Ok(Reserved { founder: app.id });
     }
     let body = match read_response(response, PEER_RESPONSE_BYTES_MAX).await {
@@ -248,7 +249,8 @@ async fn ask_for(
     }
 }
 
-/// `POST /raft-found`: reserves this node for the cluster of the envelope, which the sender founds, or ends that.
+/// `POST /raft-found`: reserves this node for the cluster of the envelope, which the sender founds, or ends the
+/// reservation.
 pub async fn receive(
     app: web::Data<ExampleApp>,
     request: HttpRequest,
@@ -266,17 +268,17 @@ pub async fn receive(
     peer::check_announced(announced, &envelope)?;
     let own = app.store.identity();
     if (envelope.to, envelope.to_incarnation) != (own.node_id, own.incarnation) || envelope.from == own.node_id {
-        let message = format!("this is node {} with another data directory than the one meant", own.node_id);
+        let message = format!("this is node {}, but not with the data directory that the request is for", own.node_id);
         return Err(ApiError::WrongNode(Details::not_applied(message)));
     }
     if own.cluster_id.is_some_and(|other| other != envelope.cluster_id) {
         return Err(belongs_elsewhere(own.node_id));
     }
     if envelope.cluster_id.0 == 0 || envelope.from == 0 {
-        return Err(ApiError::bad_request("invalid_rpc", "a cluster's id and a node's number are not 0"));
+        return Err(ApiError::bad_request("invalid_rpc", "the cluster id and the node number must not be 0"));
     }
     if app.is_stopping() {
-        return Err(forward::stopping());
+        return Err(stopping());
     }
     let reserved = match envelope.rpc {
         Step::Reserve => reserve(&app, envelope.cluster_id, envelope.from).await?,
@@ -289,12 +291,12 @@ pub async fn receive(
 }
 
 fn belongs_elsewhere(id: NodeId) -> ApiError {
-    ApiError::WrongNode(Details::not_applied(format!("node {id} belongs to another cluster already")))
+    ApiError::WrongNode(Details::not_applied(format!("node {id} already belongs to another cluster")))
 }
 
 fn belongs_to_a_cluster(id: NodeId) -> ApiError {
     ApiError::Conflict(Details::not_applied(format!(
-        "node {id} was added to a cluster, or was stopped in the middle of /init: add it to that cluster, \
+        "node {id} was added to a cluster, or was stopped during /init: add it to that cluster, \
          send the same list to /init again, or start the node with an empty --data-dir"
     )))
 }
@@ -305,18 +307,18 @@ fn already_initialized(app: &ExampleApp) -> ApiError {
     ApiError::NotAllowed(NotAllowed {
         last_log_id: metrics.last_applied, // What is known for certain of the log.
         vote: metrics.vote,
-        message: "this node belongs to an initialized cluster already".to_owned(),
-        outcome: Outcome::NotApplied,
+        message: "this node already belongs to an initialized cluster".to_owned(),
+        outcome: NotApplied::NotApplied,
     })
 }
 
-/// The answer to `/init` is followed by a cluster that takes requests.
+/// Waits for a leader, so that the cluster accepts requests once `/init` has returned.
 async fn wait_for_leader(app: &ExampleApp) -> Result<(), ApiError> {
     let wait = app.raft.wait(Some(REQUEST_DEADLINE));
     match wait.metrics(is_led, "a leader with a committed entry").await {
         Ok(_) => Ok(()),
-        Err(_) => Err(ApiError::DeadlinePassed(Details::unknown(
-            "the cluster has no leader yet: start a majority of the listed nodes, look at /metrics, and send the same \
+        Err(_) => Err(ApiError::DeadlinePassed(Interrupted::unknown(
+            "the cluster has no leader yet: start a majority of the listed nodes, see /metrics, and send the same \
              list again if there is none",
         ))),
     }
@@ -326,7 +328,7 @@ async fn wait_for_leader(app: &ExampleApp) -> Result<(), ApiError> {
 mod tests {
     use super::*;
 
-    /// The id of a cluster differs with each part of the list, and with nothing else.
+    /// The cluster id differs for each part of the list, and for nothing else.
     #[test]
     fn cluster_ids() {
         let list = |nodes: &[(NodeId, &str, u64)]| {

@@ -1,4 +1,4 @@
-//! One key: get, put, delete, touch.
+//! Routes of one key: get, put, delete, touch.
 
 use std::time::Duration;
 
@@ -15,31 +15,33 @@ use super::openapi::parameters::{
     ConditionHeaders, KeyInPath, PutParameters, ReadHeaders, ReadParameters, TouchParameters, WriteHeaders,
 };
 use super::parameters::{Parameters, check_body_type, check_value_length, encoded_key, key_of, key_with_action};
-use super::reply::{encode, json, read_client_body, refuse_body};
-use super::v1::{self, Written, etag_of, key_not_found, ready_to_read, unexpected, written};
+use super::reply::{encode, json, wrong_method};
+use super::request_body::{read_client_body, reject_body};
+use super::v1::{self, WriteOutcome, etag_of, key_not_found, ready_to_read, unexpected, written};
 use crate::app::ExampleApp;
 use crate::body::{DeleteAnswer, KeyValue, PutAnswer, TouchAnswer};
+use crate::config::KEY_VALUE_EXTRA_BYTES;
 use crate::error::ApiError;
 use crate::headers;
 use crate::operation::{Delete, Put, Touch, WriteResult};
 
-/// Any method on `/v1/kv/{key}`.
+/// Serves `/v1/kv/{key}` with any method.
 pub async fn any(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
-    // A key may end with `/touch` itself; the method tells which is meant.
+    // A key may itself end with `/touch`. The method tells the two apart.
     let is_touch = encoded_key(&request).ends_with("/touch");
     match *request.method() {
         Method::GET => get(app, request, payload).await,
         Method::PUT => put(app, request, payload).await,
         Method::DELETE => delete(app, request, payload).await,
         Method::POST if is_touch => touch(app, request, payload).await,
-        _ if is_touch => v1::wrong_method(&app, &request, "GET, HEAD, PUT, DELETE, POST"),
-        _ => v1::wrong_method(&app, &request, "GET, HEAD, PUT, DELETE"),
+        _ if is_touch => wrong_method(&app, &request, "GET, HEAD, PUT, DELETE, POST"),
+        _ => wrong_method(&app, &request, "GET, HEAD, PUT, DELETE"),
     }
 }
 
 /// Reads a key.
 ///
-/// Values that are no UTF-8 come as base64, with `"encoding":"base64"` beside them.
+/// A value that is not UTF-8 is base64, with `"encoding":"base64"` beside it.
 #[utoipa::path(
     get,
     path = "/v1/kv/{key}",
@@ -49,7 +51,7 @@ pub async fn any(app: web::Data<ExampleApp>, request: HttpRequest, payload: web:
     responses(
         (
             status = 200,
-            description = "The key; with `raw` only the bytes of its value.",
+            description = "The key; with `raw`, only the bytes of its value.",
             headers(("ETag" = String, description = "The key's revision in quotes.")),
             content(
                 (KeyValue = "application/json", example = json!({
@@ -60,7 +62,7 @@ pub async fn any(app: web::Data<ExampleApp>, request: HttpRequest, payload: web:
         ),
         (
             status = 304,
-            description = "The key is at the revision that is known already.",
+            description = "The key is still at the revision that the client has.",
             headers(("ETag" = String, description = "The key's revision in quotes.")),
         ),
         ReadErrors,
@@ -72,8 +74,8 @@ pub async fn get(app: web::Data<ExampleApp>, request: HttpRequest, payload: web:
 
 /// Sets a key.
 ///
-/// The value is the body as it is, of whatever `Content-Type`. With a `ttl`, putting the same value again renews the
-/// time that the key has left, and nothing else.
+/// The value is the body, whatever its `Content-Type`. If a put with a `ttl` does not change the value, it only renews
+/// the TTL.
 #[utoipa::path(
     put,
     path = "/v1/kv/{key}",
@@ -83,13 +85,13 @@ pub async fn get(app: web::Data<ExampleApp>, request: HttpRequest, payload: web:
     request_body(
         content = RawValue,
         content_type = "application/octet-stream",
-        description = "The value: at most 1 MiB, and none at all is a value too.",
+        description = "The value, at most 1 MiB. It may be empty.",
         example = json!("green"),
     ),
     responses(
         (
             status = 200,
-            description = "A majority has it on disk.",
+            description = "A majority of the nodes has the write on disk.",
             body = PutAnswer,
             headers(("ETag" = String, description = "The key's revision in quotes.")),
             example = json!({"revision": 3, "version": 1}),
@@ -101,9 +103,9 @@ pub async fn put(app: web::Data<ExampleApp>, request: HttpRequest, payload: web:
     v1::answer(&app, put_key(&app, &request, payload).await)
 }
 
-/// Removes a key.
+/// Deletes a key.
 ///
-/// That it is not there is no error, unless `If-Match` says that it must be.
+/// Deleting a key that does not exist is not an error, unless `If-Match` requires that it exists.
 #[utoipa::path(
     delete,
     path = "/v1/kv/{key}",
@@ -113,7 +115,7 @@ pub async fn put(app: web::Data<ExampleApp>, request: HttpRequest, payload: web:
     responses(
         (
             status = 200,
-            description = "The key is gone.",
+            description = "The key does not exist any longer.",
             body = DeleteAnswer,
             example = json!({"revision": 5, "deleted": 1}),
         ),
@@ -124,9 +126,9 @@ pub async fn delete(app: web::Data<ExampleApp>, request: HttpRequest, payload: w
     v1::answer(&app, delete_key(&app, &request, payload).await)
 }
 
-/// Renews the time that a key has left.
+/// Renews the TTL of a key.
 ///
-/// Value, revision and version stay, so a lock that is kept alive keeps the revision it is fenced by.
+/// The value, the revision and the version stay the same, so a lock that is kept alive keeps its fencing revision.
 #[utoipa::path(
     post,
     path = "/v1/kv/{key}/touch",
@@ -136,7 +138,7 @@ pub async fn delete(app: web::Data<ExampleApp>, request: HttpRequest, payload: w
     responses(
         (
             status = 200,
-            description = "The key stays as long as was asked.",
+            description = "The key has the new TTL.",
             body = TouchAnswer,
             headers(("ETag" = String, description = "The key's revision in quotes.")),
             example = json!({"revision": 3, "version": 1, "expires_in_ms": 30000}),
@@ -149,12 +151,12 @@ pub async fn touch(app: web::Data<ExampleApp>, request: HttpRequest, payload: we
 }
 
 async fn get_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
-    refuse_body(app, request, payload).await?;
+    reject_body(app, request, payload).await?;
     let key = key_of(request, &app.limits)?;
     let parameters = Parameters::of(request, &["raw", "consistency"])?;
     let raw = parameters.flag("raw")?;
     let conditions = Conditions::of(request)?;
-    ready_to_read(app, request, parameters.stale()?).await?;
+    ready_to_read(app, request.headers(), parameters.stale()?).await?;
     let (record, revision) = app.store.state_machine.read(|machine| (machine.get(&key), machine.revision));
     let Some(record) = record else { return Err(key_not_found(revision)) };
     let mut response = if conditions.judge_read(record.revision)? == ReadVerdict::NotModified {
@@ -164,7 +166,7 @@ async fn get_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload)
         AsItIs::set(request);
         let value = Bytes::copy_from_slice(record.value.as_bytes());
         let octets = (header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-        // Whatever the bytes are, a browser that shows them runs nothing.
+        // A browser that shows the bytes must not run them.
         let response = HttpResponse::Ok()
             .insert_header(octets)
             .insert_header((header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")))
@@ -174,7 +176,10 @@ async fn get_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload)
     } else {
         let memory = app.client_memory.for_response(record.value.as_bytes().len(), Duration::ZERO).await?;
         let (length, now_ms, record) = (record.value.as_bytes().len(), app.store.clock().now_ms(), record.clone());
-        let encode = move || Ok(encode(&record.to_key_value(&key, now_ms), 256));
+        let encode = move || {
+            let expires_in_ms = record.expires_in_ms(now_ms);
+            Ok(encode(&v1::key_value(&key, &record, expires_in_ms), KEY_VALUE_EXTRA_BYTES + key.len() + length))
+        };
         memory.until_written(json(StatusCode::OK, app.long_work.run(|| length, encode).await?))
     };
     let sent = response.headers_mut();
@@ -191,11 +196,11 @@ async fn put_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload)
     let condition = Conditions::of(request)?.of_write(&app.limits)?;
     check_body_type(request)?;
     check_value_length(&body, &app.limits)?;
-    // Copied: the body is a part of the connection's buffer, which is larger and used again.
+    // The value is copied, because the body is a part of the connection's larger buffer, which is reused.
     let put = Put { key: key.into(), value: (&body).into(), ttl_ms, condition: None };
     match v1::write(app, request, body, memory, condition.guard(KeyWrite::Put(put))).await? {
-        Written::Answered(answer) => Ok(answer),
-        Written::Here(response, _) => match &response.result {
+        WriteOutcome::Response(answer) => Ok(answer),
+        WriteOutcome::Here(response, _) => match &response.result {
             Some(WriteResult::Put(put)) => Ok(written(&response, put, Some(put.revision))),
             other => Err(unexpected(other.as_ref())),
         },
@@ -203,7 +208,7 @@ async fn put_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload)
 }
 
 async fn delete_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
-    refuse_body(app, request, payload).await?;
+    reject_body(app, request, payload).await?;
     let key = key_of(request, &app.limits)?;
     Parameters::of(request, &[])?;
     let condition = Conditions::of(request)?.of_write(&app.limits)?;
@@ -211,8 +216,8 @@ async fn delete_key(app: &ExampleApp, request: &HttpRequest, payload: web::Paylo
     match v1::write(app, request, Bytes::new(), HeldMemory::default(), condition.guard(KeyWrite::Delete(delete)))
         .await?
     {
-        Written::Answered(answer) => Ok(answer),
-        Written::Here(response, _) => match response.result {
+        WriteOutcome::Response(answer) => Ok(answer),
+        WriteOutcome::Here(response, _) => match response.result {
             Some(WriteResult::Delete { deleted, revision, .. }) => {
                 Ok(written(&response, &DeleteAnswer { revision, deleted }, None))
             }
@@ -222,18 +227,18 @@ async fn delete_key(app: &ExampleApp, request: &HttpRequest, payload: web::Paylo
 }
 
 async fn touch_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
-    refuse_body(app, request, payload).await?;
+    reject_body(app, request, payload).await?;
     let key = key_with_action(request, "touch", &app.limits)?;
     let parameters = Parameters::of(request, &["ttl"])?;
     let Some(ttl_ms) = parameters.ttl_ms()? else {
-        let message = "a touch takes a time to live, such as ?ttl=30s";
+        let message = "a touch must have a TTL, such as ?ttl=30s";
         return Err(ApiError::bad_request("invalid_ttl", message));
     };
     let condition = Conditions::of(request)?.of_write(&app.limits)?;
     let touch = Touch { key: key.into(), ttl_ms: Some(ttl_ms), condition: None };
     match v1::write(app, request, Bytes::new(), HeldMemory::default(), condition.guard(KeyWrite::Touch(touch))).await? {
-        Written::Answered(answer) => Ok(answer),
-        Written::Here(response, _) => match &response.result {
+        WriteOutcome::Response(answer) => Ok(answer),
+        WriteOutcome::Here(response, _) => match &response.result {
             Some(WriteResult::Touch(touch)) => Ok(written(&response, touch, Some(touch.revision))),
             other => Err(unexpected(other.as_ref())),
         },

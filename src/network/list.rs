@@ -1,4 +1,4 @@
-//! Many keys: listing them page by page, and deleting them by prefix.
+//! Routes of many keys: listing them page by page, and deleting them by prefix.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,18 +7,20 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::HeaderValue;
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
+use serde::Serialize;
 
-use super::conditions::refuse_conditions;
+use super::conditions::reject_conditions;
 use super::memory::HeldMemory;
 use super::openapi::answers::{DeletePrefixErrors, ListErrors};
 use super::openapi::parameters::{DeletePrefixParameters, ForwardHeader, ListParameters, WriteHeaders};
 use super::parameters::{Parameters, invalid};
-use super::reply::{encode, json, refuse_body};
-use super::v1::{self, Written, ready_to_read, unexpected, written};
+use super::reply::{encode, json};
+use super::request_body::reject_body;
+use super::v1::{self, WriteOutcome, ready_to_read, unexpected, written};
 use crate::app::{ExampleApp, Role};
-use crate::body::{DeleteAnswer, KeyValue, ListAnswer};
+use crate::body::{DeleteAnswer, KeyValueRef, ListAnswer};
 use crate::config::KEY_VALUE_EXTRA_BYTES;
-use crate::error::{ApiError, Details, Outcome, RevisionGone};
+use crate::error::{ApiError, Interrupted, NotApplied, RevisionGone};
 use crate::headers::{IDEMPOTENCY_KEY, REVISION};
 use crate::operation::{Key, Operation, WriteResult};
 use crate::store::state_machine::listing::Range;
@@ -29,8 +31,8 @@ const LIST_PARAMETERS: &[&str] =
 
 /// Lists keys.
 ///
-/// In the order of their bytes, page by page. A page has up to 1,000 keys or 1 MiB; `next`, if it is there, is the
-/// `start_after` of the next one. With the `revision` of the first page all pages show the same state.
+/// Keys are in the order of their bytes, in pages of at most 1,000 keys or 1 MiB. If the page has a `next`, it is the
+/// `start_after` of the next page. With the `revision` of the first page, all pages show the same state.
 #[utoipa::path(
     get,
     path = "/v1/kv",
@@ -53,9 +55,10 @@ pub async fn list(app: web::Data<ExampleApp>, request: HttpRequest, payload: web
     v1::answer(&app, list_keys(&app, &request, payload).await)
 }
 
-/// Removes many keys.
+/// Deletes many keys.
 ///
-/// Up to 1,000 keys go at one revision. More go in several steps, which spare keys that were changed meanwhile.
+/// At most 1,000 keys are deleted at one revision. More are deleted in several steps, which skip keys that changed
+/// meanwhile.
 #[utoipa::path(
     delete,
     path = "/v1/kv",
@@ -65,7 +68,7 @@ pub async fn list(app: web::Data<ExampleApp>, request: HttpRequest, payload: web
     responses(
         (
             status = 200,
-            description = "The keys are gone.",
+            description = "The keys do not exist any longer.",
             body = DeleteAnswer,
             example = json!({"revision": 6, "deleted": 2}),
         ),
@@ -76,18 +79,18 @@ pub async fn delete_prefix(app: web::Data<ExampleApp>, request: HttpRequest, pay
     v1::answer(&app, delete_keys(&app, &request, payload).await)
 }
 
-/// What one page is to show.
+/// What a page must contain.
 struct Page {
     range: Range,
     keys_max: usize,
     bytes_max: usize,
     keys_only: bool,
-    /// What the time that a key has left is counted from.
+    /// The time from which the rest of a TTL is computed.
     now_ms: u64,
 }
 
 async fn list_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
-    refuse_body(app, request, payload).await?;
+    reject_body(app, request, payload).await?;
     let parameters = Parameters::of(request, LIST_PARAMETERS)?;
     let limits = &app.limits;
     let part = |name| parameters.key_part(name, limits).map(|text| text.map(str::to_owned));
@@ -101,9 +104,9 @@ async fn list_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payloa
     let keys_max = parameters.number("limit", 1, limits.page_keys as u64)?.unwrap_or(limits.page_keys as u64);
     let keys_only = parameters.flag("keys_only")?;
     let wanted = parameters.number("revision", 0, u64::MAX)?;
-    ready_to_read(app, request, parameters.stale()?).await?;
+    ready_to_read(app, request.headers(), parameters.stale()?).await?;
     let (revision, data, replaced_bytes) = state_of(app, wanted)?;
-    // Not before the state: a key put meanwhile would have longer to live than its TTL.
+    // Read the clock after the state: otherwise a key that was put meanwhile would have more than its TTL left.
     let now_ms = app.store.clock().now_ms();
     let page = Page { range, keys_max: keys_max as usize, bytes_max: limits.page_bytes, keys_only, now_ms };
     let records = page.records_of(&data);
@@ -121,7 +124,7 @@ async fn list_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payloa
     Ok(memory.until_written(response))
 }
 
-/// The state to be listed: the current one, or one that an earlier page showed.
+/// The state to list: the current one, or the one that an earlier page showed.
 fn state_of(app: &ExampleApp, wanted: Option<u64>) -> Result<(u64, Data, u64), ApiError> {
     let (revision, data, replaced_bytes) =
         app.store.state_machine.read(|machine| (machine.revision, machine.data.clone(), machine.replaced_bytes()));
@@ -133,23 +136,26 @@ fn state_of(app: &ExampleApp, wanted: Option<u64>) -> Result<(u64, Data, u64), A
             Some((data, replaced_bytes)) => Ok((wanted, data, replaced_bytes)),
             None => Err(ApiError::RevisionGone(RevisionGone {
                 message: format!(
-                    "the state of revision {wanted} is not kept on node {}: pages of one listing come from one node, \
-                     and not long after each other; begin again without `revision`",
+                    "the state of revision {wanted} is not kept on node {}: request all pages of a listing from one node, \
+                     each soon after the one before; start again without `revision`",
                     app.id
                 ),
                 oldest_revision: revision,
-                outcome: Outcome::NotApplied,
+                outcome: NotApplied::NotApplied,
             })),
         },
     }
 }
 
-/// A revision that no answer of this cluster can have had.
+/// A revision that the store has not reached, so that no response can have shown it.
 pub fn revision_in_future(wanted: u64, revision: u64) -> ApiError {
-    ApiError::bad_request("revision_in_future", format!("revision {wanted} is not reached: the store is at {revision}"))
+    ApiError::bad_request(
+        "revision_in_future",
+        format!("revision {wanted} does not exist yet: the store is at revision {revision}"),
+    )
 }
 
-/// What is on one page.
+/// The keys of one page.
 struct Records {
     records: Vec<(Key, Arc<Record>)>,
     /// About how many bytes the page has before it is encoded.
@@ -174,43 +180,54 @@ impl Page {
     }
 
     fn encode(&self, revision: u64, records: &Records) -> Vec<u8> {
-        let key_value = |(key, record): &(Key, Arc<Record>)| match self.keys_only {
-            true => record.outline(key, self.now_ms),
-            false => record.to_key_value(key, self.now_ms),
-        };
-        let items: Vec<KeyValue> = records.records.iter().map(key_value).collect();
-        let next = items.last().filter(|_| records.more).map(|item| item.key.clone());
-        encode(&ListAnswer { revision, items, next }, records.bytes)
+        let next = records.records.last().filter(|_| records.more).map(|(key, _)| key.as_str());
+        let items = records.records.iter().map(|(key, record)| {
+            let expires_in_ms = record.expires_in_ms(self.now_ms);
+            match self.keys_only {
+                true => v1::outline(key, record, expires_in_ms),
+                false => v1::key_value(key, record, expires_in_ms),
+            }
+        });
+        encode(&ListRef { revision, items: items.collect(), next }, records.bytes)
     }
 }
 
+/// A [`ListAnswer`] to be written, without copies.
+#[derive(Serialize)]
+struct ListRef<'a> {
+    revision: u64,
+    items: Vec<KeyValueRef<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<&'a str>,
+}
+
 async fn delete_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
-    refuse_body(app, request, payload).await?;
+    reject_body(app, request, payload).await?;
     let parameters = Parameters::of(request, &["prefix", "all"])?;
-    refuse_conditions(request)?;
+    reject_conditions(request)?;
     let all = parameters.flag("all")?;
     let prefix = match (parameters.key_part("prefix", &app.limits)?, all) {
         (Some(prefix), false) if !prefix.is_empty() => prefix,
         (None, true) => "",
-        (Some(_), true) => return Err(invalid("all", "and `prefix` are not given together")),
-        (_, false) => return Err(invalid("prefix", "must not be empty; to delete every key, say `all`")),
+        (Some(_), true) => return Err(invalid("all", "and `prefix` must not be given together")),
+        (_, false) => return Err(invalid("prefix", "must not be empty; use `all` to delete every key")),
     };
     let mut revision_max = None;
     let mut deleted_before = 0;
     let mut is_first_step = true;
-    // With an Idempotency-Key the state machine knows where it was.
+    // With an Idempotency-Key the state machine remembers the position.
     let is_remembered = request.headers().contains_key(&IDEMPOTENCY_KEY);
     loop {
-        // Another leader would begin anew, and not spare what was changed meanwhile.
+        // Another leader would start again, and delete keys that changed meanwhile.
         if !is_first_step && !is_remembered && app.role() != Role::Leader {
             return Err(half_done("the leader changed"));
         }
         let operation = Operation::DeletePrefix { prefix: prefix.into(), revision_max };
         match v1::write(app, request, Bytes::new(), HeldMemory::default(), operation).await {
-            Ok(Written::Answered(answer)) if is_first_step => return Ok(answer),
-            Ok(Written::Answered(answer)) if is_remembered && answer.status().is_success() => return Ok(answer),
-            Ok(Written::Answered(_)) => return Err(half_done("the leader changed")),
-            Ok(Written::Here(response, _)) => match response.result {
+            Ok(WriteOutcome::Response(answer)) if is_first_step => return Ok(answer),
+            Ok(WriteOutcome::Response(answer)) if is_remembered && answer.status().is_success() => return Ok(answer),
+            Ok(WriteOutcome::Response(_)) => return Err(half_done("the leader changed")),
+            Ok(WriteOutcome::Here(response, _)) => match response.result {
                 Some(WriteResult::Delete { deleted, revision, unfinished: None }) => {
                     let deleted = deleted_before + deleted;
                     return Ok(written(&response, &DeleteAnswer { revision, deleted }, None));
@@ -230,9 +247,9 @@ async fn delete_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payl
     }
 }
 
-/// Some steps of a deletion are done and some are not.
+/// Some steps of a deletion are applied, and some are not.
 fn half_done(why: &str) -> ApiError {
-    ApiError::OutcomeUnknown(Details::unknown(format!(
-        "some keys were deleted, and then: {why}; try again to delete the rest"
+    ApiError::OutcomeUnknown(Interrupted::unknown(format!(
+        "some keys were deleted, and then: {why}; retry to delete the rest"
     )))
 }

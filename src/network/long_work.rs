@@ -1,17 +1,16 @@
 //! Long work on a request's data runs on other threads than those that serve clients.
 //!
-//! Decoding or encoding a mebibyte of JSON takes milliseconds, and the other clients of a thread would wait for each of
-//! those that come together.
+//! Decoding or encoding a mebibyte of JSON takes milliseconds, and all other clients of the thread would wait for it.
 
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
-use super::forward;
+use super::refusals::{stopping, task_ended};
 use crate::config::{LONG_WORK_AT_ONCE, LONG_WORK_BYTES};
 use crate::error::ApiError;
 
-/// Bounds how much of a node long work takes.
+/// Bounds how many threads long work takes.
 #[derive(Debug)]
 pub struct LongWork {
     turns: Arc<Semaphore>,
@@ -24,13 +23,15 @@ impl Default for LongWork {
 }
 
 impl LongWork {
-    /// Does work on so many bytes: here if that is short, else on a thread of the blocking pool, when its turn comes.
+    /// Runs `work` on `bytes` bytes of data: at once if they are few, otherwise on a thread of the blocking pool when
+    /// its turn comes.
     ///
-    /// `bytes` is called again then, since another request may have done the work.
+    /// `bytes` is called again at that time, since another request may have done the work.
     ///
     /// # Errors
     ///
-    /// What `work` fails with; and [`ApiError::Stopping`], if the node stops meanwhile.
+    /// The error of `work`; [`ApiError::Stopping`] if the node stops meanwhile; [`ApiError::Internal`] if `work`
+    /// panics.
     pub async fn run<T: Send + 'static>(
         &self,
         bytes: impl Fn() -> usize,
@@ -39,15 +40,15 @@ impl LongWork {
         if bytes() < LONG_WORK_BYTES {
             return work();
         }
-        let turn = self.turns.clone().acquire_owned().await.map_err(|_| forward::stopping())?;
+        let turn = self.turns.clone().acquire_owned().await.map_err(|_| stopping())?;
         if bytes() < LONG_WORK_BYTES {
             return work();
         }
         let work = move || {
-            // Until it is done, even if its client has gone.
+            // Held until the work is done, even if the client disconnects.
             let _turn = turn;
             work()
         };
-        tokio::task::spawn_blocking(work).await.map_err(|_| forward::stopping())?
+        tokio::task::spawn_blocking(work).await.map_err(|error| task_ended(&error))?
     }
 }

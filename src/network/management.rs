@@ -1,4 +1,4 @@
-//! The routes for whoever runs the cluster.
+//! Routes for operators.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,29 +7,33 @@ use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
 use openraft::metrics::RaftMetrics;
 use openraft::raft::ClientWriteResponse;
+use tokio::task::JoinError;
 
-use super::api::write_error;
-use super::conditions::refuse_conditions;
-use super::forward::{self, Destination};
+use super::conditions::reject_conditions;
+use super::consensus::write_error;
+use super::forward;
 use super::founding;
 use super::members::{self, Wanted};
 use super::openapi::answers::{EntryAnswer, InitAnswer, InitErrors, MembershipErrors, MetricsBody, OkAnswer};
 use super::openapi::parameters::ForwardHeader;
 use super::peer;
-use super::reply::{ok, parse_json, read_client_body};
+use super::readiness::Destination;
+use super::reply::ok;
+use super::request_body::{parse_json, read_client_body};
 use crate::app::ExampleApp;
 use crate::config::{INIT_MEMBERS_MAX, MEMBERSHIP_DEADLINE, check_dialable};
-use crate::error::{ApiError, Details};
+use crate::error::{ApiError, Details, Interrupted};
 use crate::types::{ExampleNode, LogId, NodeId, TypeConfig};
 
 const INIT_BODY: &str = r#"nothing, or a list of members, such as [[1,"127.0.0.1:21001"]]"#;
 const ADD_LEARNER_BODY: &str = r#"a node's number and address, such as [2,"127.0.0.1:21002"]"#;
 const CHANGE_MEMBERSHIP_BODY: &str = "the numbers of the voters, such as [1,2,3]";
 
-/// Makes this node, or the nodes given, a new cluster.
+/// Founds a cluster.
 ///
-/// Nothing, `{}` or `[]` is this node alone. Nodes that are given must be started, and this one be among them. The same
-/// list may be sent to all of them, at once and again: it makes one cluster.
+/// The body is a list of nodes, which must be running and include this one. An empty body, `{}` or `[]` founds a
+/// cluster of this node alone. The same list may be sent to all of its nodes, at once and repeatedly: it founds one
+/// cluster.
 #[utoipa::path(
     post,
     path = "/init",
@@ -44,7 +48,7 @@ const CHANGE_MEMBERSHIP_BODY: &str = "the numbers of the voters, such as [1,2,3]
     responses(
         (
             status = 200,
-            description = "The cluster is there, and has a leader.",
+            description = "The cluster exists and has a leader.",
             body = InitAnswer,
             example = json!({"Ok": null}),
         ),
@@ -57,16 +61,16 @@ pub async fn init(
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let (body, _memory) = read_client_body(&app, &request, payload).await?;
-    refuse_conditions(&request)?;
+    reject_conditions(&request)?;
     let members = parse_members(app.id, &app.addr, &body)?;
-    // A task of its own: a cluster that is half founded must not be left so when the caller goes.
+    // A task of its own, so that founding completes even if the client disconnects.
     let founding = tokio::spawn(async move { founding::found(&app, members).await });
-    founding.await.unwrap_or_else(|_| Err(membership_unknown())).map(|()| ok(&()))
+    founding.await.unwrap_or_else(|error| Err(change_lost(&error))).map(|()| ok(&()))
 }
 
-/// Takes a node in, and waits until it has all data.
+/// Adds a node as a learner, and waits until it has all data.
 ///
-/// The node is started, with an empty data directory, and gets no vote yet.
+/// The node must be running, with an empty data directory. It has no vote.
 #[utoipa::path(
     post,
     path = "/add-learner",
@@ -122,10 +126,9 @@ pub async fn add_learner(
     on_leader(&app, &request, body, change, ok).await
 }
 
-/// Waits until a learner has all that was in the log when it was taken in.
+/// Waits until a learner has all entries that were in the log when it was added.
 ///
-/// openraft would wait too, but takes a learner that lags by a whole snapshot
-/// for one that has the data.
+/// openraft's own wait counts a learner that lags by a whole snapshot as caught up.
 async fn wait_for_data(app: &ExampleApp, id: NodeId, log_id: LogId) -> Result<(), ApiError> {
     let matched = |metrics: &RaftMetrics<TypeConfig>| {
         let replication = metrics.replication.as_ref();
@@ -141,22 +144,22 @@ async fn wait_for_data(app: &ExampleApp, id: NodeId, log_id: LogId) -> Result<()
         |metrics: &RaftMetrics<TypeConfig>| matched(metrics) || removed(metrics) || metrics.current_leader != Some(own);
     match wait.metrics(done, "the learner has the data").await {
         Ok(metrics) if matched(&metrics) => Ok(()),
-        Ok(metrics) if removed(&metrics) => Err(ApiError::OutcomeUnknown(Details::unknown(
-            "the node was added, and removed again before it had all data",
+        Ok(metrics) if removed(&metrics) => Err(ApiError::OutcomeUnknown(Interrupted::unknown(
+            "the node was added, and was removed before it had all data",
         ))),
-        Ok(_) => Err(ApiError::OutcomeUnknown(Details::unknown(
-            "the leader changed meanwhile: the node is a learner, or is not; look at /metrics",
+        Ok(_) => Err(ApiError::OutcomeUnknown(Interrupted::unknown(
+            "the leader changed meanwhile: the node may or may not be a learner; see /metrics",
         ))),
-        Err(_) => Err(ApiError::DeadlinePassed(Details::unknown(
-            "the node was taken in, and does not have all data yet; look at /metrics",
+        Err(_) => Err(ApiError::DeadlinePassed(Interrupted::unknown(
+            "the node was added, but does not have all data yet; see /metrics",
         ))),
     }
 }
 
-/// Makes these nodes the voters.
+/// Sets the voters.
 ///
-/// Voters that are not listed leave the cluster. Rejected with 409 unless a majority of these voters, and of the current
-/// ones, answers and is caught up.
+/// Voters that are not listed leave the cluster. Returns 409 unless a majority of the new voters, and of the current
+/// ones, responds and is caught up.
 #[utoipa::path(
     post,
     path = "/change-membership",
@@ -167,7 +170,7 @@ async fn wait_for_data(app: &ExampleApp, id: NodeId, log_id: LogId) -> Result<()
     responses(
         (
             status = 200,
-            description = "They are the voters.",
+            description = "The listed nodes are the voters.",
             body = OkAnswer<EntryAnswer>,
             example = json!({"Ok": {
                 "log_id": {"leader_id": {"term": 1, "node_id": 1}, "index": 5},
@@ -193,14 +196,14 @@ pub async fn change_membership(
     let (body, _memory) = read_client_body(&app, &request, payload).await?;
     let listed: Vec<NodeId> = parse_json(&body, CHANGE_MEMBERSHIP_BODY)?;
     let mut ids = BTreeSet::new();
-    // Most likely another number was meant, and a voter would leave unnoticed.
+    // Most likely another number was meant, and its node would lose its vote.
     if let Some(id) = listed.into_iter().find(|id| !ids.insert(*id)) {
         return Err(listed_twice(id));
     }
     if ids.is_empty() {
         return Err(ApiError::bad_request(
             "no_voters",
-            format!("a cluster needs a voter; expected {CHANGE_MEMBERSHIP_BODY}"),
+            format!("a cluster must have at least one voter; expected {CHANGE_MEMBERSHIP_BODY}"),
         ));
     }
     let leader = app.clone();
@@ -208,22 +211,22 @@ pub async fn change_membership(
     on_leader(&app, &request, body, change, ok).await
 }
 
-/// Says what this node knows of itself and of the cluster.
+/// Returns the metrics of this node.
 ///
-/// State, term, leader, log, membership and replication, as openraft's `RaftMetrics` has them.
+/// State, term, leader, log, membership and replication, in the shape of openraft's `RaftMetrics`.
 #[utoipa::path(
     get,
     path = "/metrics",
     operation_id = "metrics",
     tag = "The cluster",
-    responses((status = 200, description = "What it knows.", body = OkAnswer<MetricsBody>))
+    responses((status = 200, description = "The metrics.", body = OkAnswer<MetricsBody>))
 )]
 pub async fn metrics(app: web::Data<ExampleApp>) -> HttpResponse {
     let metrics = app.raft.metrics().borrow_watched().clone();
     ok(&metrics)
 }
 
-/// Changes the membership here if this node leads, else has the leader do it.
+/// Changes the membership if this node leads, and forwards the request to the leader otherwise.
 pub(super) async fn on_leader(
     app: &ExampleApp,
     request: &HttpRequest,
@@ -231,19 +234,22 @@ pub(super) async fn on_leader(
     change: impl Future<Output = Result<ClientWriteResponse<TypeConfig>, ApiError>> + Send + 'static,
     answer: impl FnOnce(&ClientWriteResponse<TypeConfig>) -> HttpResponse,
 ) -> Result<HttpResponse, ApiError> {
-    refuse_conditions(request)?;
+    reject_conditions(request)?;
     match forward::destination(app, request.headers())? {
         Destination::Here => {
-            // A task of its own: a change has two steps, and must not be left
-            // between them when the caller goes or the deadline passes.
+            // A task of its own: a change has two steps, and must complete even if the client disconnects or the
+            // deadline expires.
             let change = tokio::spawn(change);
             match tokio::time::timeout(MEMBERSHIP_DEADLINE, change).await {
                 Ok(Ok(result)) => result.map(|response| answer(&response)),
-                Ok(Err(_)) | Err(_) => Err(membership_unknown()),
+                Ok(Err(error)) => Err(change_lost(&error)),
+                Err(_) => Err(ApiError::DeadlinePassed(Interrupted::unknown(
+                    "the membership change is still under way: see /metrics, and retry if it was not made",
+                ))),
             }
         }
         Destination::Leader { leader_id, leader_node } => {
-            forward::pass_on(app, request, body, leader_id, &leader_node).await
+            forward::to_leader(app, request, body, leader_id, &leader_node).await
         }
     }
 }
@@ -252,7 +258,7 @@ pub(crate) fn parse_members(own_id: NodeId, own_addr: &str, body: &[u8]) -> Resu
     let body = body.trim_ascii();
     let list: Vec<(NodeId, String)> = match body {
         b"" => Vec::new(),
-        // `{}` is what the original's client sends.
+        // The original's client sends `{}`.
         _ if body.starts_with(b"{") => {
             #[derive(serde::Deserialize)]
             #[serde(deny_unknown_fields)]
@@ -284,7 +290,7 @@ pub(crate) fn parse_members(own_id: NodeId, own_addr: &str, body: &[u8]) -> Resu
         }
     }
     if !members.contains_key(&own_id) {
-        let message = format!("the list must contain the node that is asked, which is node {own_id}");
+        let message = format!("the list must contain this node, which is node {own_id}");
         return Err(ApiError::bad_request("not_in_members", message));
     }
     Ok(members)
@@ -296,19 +302,19 @@ fn listed_twice(id: NodeId) -> ApiError {
 
 pub(crate) fn check_member(id: NodeId, addr: &str) -> Result<(), ApiError> {
     if id == 0 {
-        return Err(ApiError::bad_request("invalid_node_id", "a node's number is at least 1"));
+        return Err(ApiError::bad_request("invalid_node_id", "a node number must be at least 1"));
     }
     check_dialable("the address", addr).map_err(|error| ApiError::bad_request("invalid_address", error.to_string()))
 }
 
-/// A member is known by its directory, and is where it was when it was taken in.
+/// Rejects a member with another data directory or address than it was added with.
 fn check_same_node(app: &ExampleApp, id: NodeId, node: &ExampleNode) -> Result<(), ApiError> {
     let metrics = app.raft.server_metrics();
     let metrics = metrics.borrow_watched();
     let message = match metrics.membership_config.membership().get_node(&id) {
-        // It may have forgotten votes it gave.
+        // It may have forgotten its votes.
         Some(member) if member.incarnation != node.incarnation => format!(
-            "node {id} is a member, and what is at {node} has another data directory: \
+            "node {id} is a member, but the node at {node} has another data directory: \
              give this one a new number, add it under that, and put it in the place of node {id} with \
              POST /change-membership; or remove node {id} first, with DELETE /v1/cluster/members/{id}"
         ),
@@ -322,8 +328,8 @@ fn check_same_node(app: &ExampleApp, id: NodeId, node: &ExampleNode) -> Result<(
     Err(ApiError::Conflict(Details::not_applied(message)))
 }
 
-fn membership_unknown() -> ApiError {
-    ApiError::DeadlinePassed(Details::unknown(
-        "the change takes long and may still be made: look at /metrics, and ask for it again if it is not",
-    ))
+/// The task of a change ended without a result: it panicked, or the node is stopping.
+fn change_lost(error: &JoinError) -> ApiError {
+    let lost = Interrupted::unknown("the change was interrupted: see /metrics, and retry if it was not made");
+    if error.is_panic() { ApiError::Internal(lost) } else { ApiError::OutcomeUnknown(lost) }
 }

@@ -1,9 +1,10 @@
 //! Whether a membership change may be proposed, and `DELETE /v1/cluster/members/{id}`.
 //!
-//! openraft proposes every change that it is given. One to voters that are down cannot be committed, and takes the old
-//! majority with it: from the moment when a leader appends the joint configuration it needs both. So the leader judges
-//! first, by heartbeats that it sends for this purpose: of each set of voters that the change needs, a majority must
-//! answer and must have the log. A node that dies between the judgement and the commit is not noticed by it.
+//! openraft proposes every change that it is given. A change to voters that are down cannot be committed, and blocks
+//! the old majority too: once a leader has appended the joint configuration, it needs both majorities. So the leader
+//! judges a change first, by heartbeats that it sends for this purpose: of each set of voters that the change needs, a
+//! majority must respond and must have the log. This does not detect a node that dies between the judgement and the
+//! commit.
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
@@ -19,42 +20,42 @@ use openraft::metrics::RaftMetrics;
 use openraft::raft::{ClientWriteResponse, Precondition};
 use openraft::{ChangeMembers, Instant, ServerState};
 
-use super::api::write_error;
-use super::forward::{no_leader, stopping};
+use super::consensus::write_error;
 use super::management::on_leader;
 use super::openapi::answers::MemberErrors;
 use super::openapi::parameters::{ForwardHeader, MemberInPath};
 use super::parameters::Parameters;
 use super::peer;
-use super::reply::refuse_body;
+use super::refusals::{no_leader, raft_ended, unconfirmed};
+use super::request_body::reject_body;
 use super::v1::{self, json_answer};
 use crate::app::ExampleApp;
 use crate::body::{Member, MemberRemoved, MemberRole};
 use crate::config::{MEMBER_LAG_ENTRIES_MAX, MEMBERS_PROBE_INTERVAL, REQUEST_DEADLINE};
-use crate::error::{ApiError, Details, Retry};
+use crate::error::{ApiError, Details, Interrupted};
 use crate::types::{ExampleNode, ExampleResponse, LogId, NodeId, TypeConfig};
 
 type Metrics = RaftMetrics<TypeConfig>;
 type Response = ClientWriteResponse<TypeConfig>;
 
-/// The membership that is asked for.
+/// A requested membership.
 #[derive(Clone, Debug)]
 pub enum Wanted {
-    /// These voters; voters that are not among them leave.
+    /// These voters. Voters that are not among them leave.
     Voters(BTreeSet<NodeId>),
     /// The current members without this one.
     Without(NodeId),
 }
 
-/// A change as it is proposed.
+/// A change to be proposed.
 struct Plan {
     change: ChangeMembers<NodeId, ExampleNode>,
     voters: BTreeSet<NodeId>,
-    /// Where the membership stands that it was judged on.
+    /// The log id of the membership that it was judged by.
     based_on: Option<LogId>,
 }
 
-/// Changes the membership, as leader, unless that would leave no majority that answers and has the log.
+/// Changes the membership as leader, unless that would leave no majority that responds and has the log.
 pub async fn change(app: &ExampleApp, wanted: &Wanted) -> Result<Response, ApiError> {
     let plan = judge(app, wanted).await?;
     let change = std::pin::pin!(propose(app, &plan));
@@ -71,7 +72,7 @@ async fn propose(app: &ExampleApp, plan: &Plan) -> Result<Response, ApiError> {
         RaftError::APIError(ClientWriteError::PreconditionFailed(
             PreconditionFailed::LastMembershipLogIdMismatch { expected, .. },
         )) if *expected == plan.based_on => ApiError::Conflict(Details::not_applied(
-            "another membership change was made meanwhile: look at /metrics, and ask again if need be",
+            "another membership change was made meanwhile: see /metrics, and retry if needed",
         )),
         _ => write_error(&error),
     })
@@ -79,8 +80,8 @@ async fn propose(app: &ExampleApp, plan: &Plan) -> Result<Response, ApiError> {
 
 /// Waits for a change that removes this leader.
 ///
-/// The others may elect a leader before this one has heard that the change is committed; a voter that is left alone does
-/// so at once. This node then gets no more entries, and asks the new voters whether they still have it as a member.
+/// The other voters may elect a leader before this node learns that the change is committed; a single remaining voter
+/// does so at once. This node then gets no more entries, and asks the new voters whether it is still a member.
 async fn finish_without_leading(
     app: &ExampleApp,
     plan: &Plan,
@@ -99,7 +100,7 @@ async fn finish_without_leading(
         }
         let last = app.raft.metrics().borrow_watched().membership_config.clone();
         let membership = last.membership();
-        // Until the second of its two entries this node is a member, and hears what becomes of the change.
+        // Until the second of the two entries this node is a member, and learns the result of the change.
         if membership.get_joint_config().as_slice() != [plan.voters.clone()] {
             continue;
         }
@@ -111,18 +112,18 @@ async fn finish_without_leading(
             }
         }
     }
-    Err(ApiError::OutcomeUnknown(Details::unknown(
-        "the leader changed meanwhile: the change may or may not have been made; look at /metrics on another node",
+    Err(ApiError::OutcomeUnknown(Interrupted::unknown(
+        "the leader changed meanwhile: the change may or may not have been made; see /metrics on another node",
     )))
 }
 
-/// Waits until the voters that a change needs have answered, for [`ExampleApp::members_answer_deadline`] at most.
+/// Waits until the voters that a change needs have responded, for at most [`ExampleApp::members_answer_deadline`].
 async fn judge(app: &ExampleApp, wanted: &Wanted) -> Result<Plan, ApiError> {
     let asked_at = InstantOf::<TypeConfig>::now();
     let log_end = app.raft.metrics().borrow_watched().last_log_index.unwrap_or_default();
     let judge = |metrics: &Metrics| Judgement { app, metrics, asked_at, log_end }.of(wanted);
     loop {
-        app.raft.trigger().heartbeat().await.map_err(|_| stopping())?;
+        app.raft.trigger().heartbeat().await.map_err(|fatal| raft_ended(&fatal))?;
         let wait = app.raft.wait(Some(MEMBERS_PROBE_INTERVAL));
         let decided = |metrics: &Metrics| !matches!(judge(metrics), Verdict::NotYet(_));
         let metrics = match wait.metrics(decided, "the voters answer").await {
@@ -141,15 +142,15 @@ async fn judge(app: &ExampleApp, wanted: &Wanted) -> Result<Plan, ApiError> {
 enum Verdict {
     Ready(Plan),
     Rejected(ApiError),
-    /// The error if nothing more comes.
+    /// Not decided yet. The error is for the case that the deadline expires.
     NotYet(ApiError),
 }
 
-/// What a leader knows of the members, and since when that counts.
+/// What a leader knows of the members since the change was requested.
 struct Judgement<'a> {
     app: &'a ExampleApp,
     metrics: &'a Metrics,
-    /// Answers to what was sent before do not count.
+    /// Responses to earlier requests do not count.
     asked_at: InstantOf<TypeConfig>,
     /// The last index of the log at that time.
     log_end: u64,
@@ -162,10 +163,9 @@ impl Judgement<'_> {
         }
         let membership = self.metrics.membership_config.membership();
         let current = membership.get_joint_config();
-        // Only a leader that a majority confirms knows who is a member.
+        // Only a leader that a majority confirms knows the members.
         if !current.iter().all(|voters| is_majority(voters, |id| self.answers(id))) {
-            let message = "too few nodes can be reached to confirm that this one still leads";
-            return Verdict::NotYet(ApiError::Unreachable(Retry::soon(message)));
+            return Verdict::NotYet(unconfirmed());
         }
         let plan = match self.plan(wanted) {
             Ok(plan) => plan,
@@ -211,18 +211,18 @@ impl Judgement<'_> {
         }
     }
 
-    /// Whether a node has answered since the change was asked for.
+    /// Whether a node has responded since the change was requested.
     fn answers(&self, id: NodeId) -> bool {
         id == self.app.id || self.last_answer(id).is_some_and(|answered_at| answered_at >= self.asked_at)
     }
 
-    /// When the last request was sent that a node has answered.
+    /// When the last request was sent to which a node has responded.
     fn last_answer(&self, id: NodeId) -> Option<InstantOf<TypeConfig>> {
         let heartbeats = self.metrics.heartbeat.as_ref()?;
         heartbeats.get(&id).copied().flatten().map(|answered| answered.into_inner())
     }
 
-    /// How many entries a node lacks of those that were in the log; `None` if nothing is known of its log.
+    /// How many of the entries in the log a node lacks; `None` if nothing is known of its log.
     fn lag(&self, id: NodeId) -> Option<u64> {
         if id == self.app.id {
             return Some(0);
@@ -231,13 +231,13 @@ impl Judgement<'_> {
         Some(self.log_end.saturating_sub(matched.index))
     }
 
-    /// Who is missing from a majority of these voters, and why.
+    /// The voters that are missing from a majority, and why.
     fn refusal(&self, which: &str, voters: &BTreeSet<NodeId>) -> String {
         let faults: Vec<String> = voters.iter().filter_map(|id| self.fault_of(*id)).collect();
         let (needed, ready) = (voters.len() / 2 + 1, voters.len() - faults.len());
         let listed: Vec<String> = voters.iter().map(NodeId::to_string).collect();
         format!(
-            "the change was not proposed: {needed} of the {which} voters [{}] must answer and be caught up, and {ready} \
+            "the change was not proposed: {needed} of the {which} voters [{}] must respond and be caught up, and {ready} \
              {}: {}",
             listed.join(", "),
             if ready == 1 { "does" } else { "do" },
@@ -248,15 +248,15 @@ impl Judgement<'_> {
     fn fault_of(&self, id: NodeId) -> Option<String> {
         if !self.answers(id) {
             return Some(match self.last_answer(id) {
-                Some(answered_at) => format!("node {id} has not answered for {}", seconds(answered_at.elapsed())),
-                None => format!("node {id} has not answered this leader yet"),
+                Some(answered_at) => format!("node {id} has not responded for {}", seconds(answered_at.elapsed())),
+                None => format!("node {id} has not responded to this leader yet"),
             });
         }
         match self.lag(id) {
             Some(lag) if is_small(lag) => None,
-            Some(lag) => Some(format!("node {id} answers, and is {lag} entries behind")),
+            Some(lag) => Some(format!("node {id} responds, but is {lag} entries behind")),
             None => {
-                Some(format!("node {id} answers, and has not received any of the {} entries yet", self.log_end + 1))
+                Some(format!("node {id} responds, but has not received any of the {} entries yet", self.log_end + 1))
             }
         }
     }
@@ -274,10 +274,10 @@ fn seconds(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
 }
 
-/// Removes a member, also one that is down.
+/// Removes a member, which may be down.
 ///
-/// A learner or a voter, also the leader. Rejected with 409 if too few of the voters that are left answer and are caught
-/// up. The removed number may be used again, with another data directory.
+/// The member may be a learner, a voter or the leader. Returns 409 unless a majority of the remaining voters responds
+/// and is caught up. The number of a removed node may be used again, with another data directory.
 #[utoipa::path(
     delete,
     path = "/v1/cluster/members/{id}",
@@ -309,7 +309,7 @@ async fn remove(
     request: &HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    refuse_body(app, request, payload).await?;
+    reject_body(app, request, payload).await?;
     Parameters::of(request, &[])?;
     let id = node_id_from(request.match_info().query("id"))?;
     let leader = app.clone();
@@ -322,10 +322,11 @@ async fn remove(
     .await
 }
 
-/// Digits as they are written: one number has one path.
+/// The decimal digits of a number, without variants, so that each number has one path.
 pub(crate) fn node_id_from(text: &str) -> Result<NodeId, ApiError> {
     let id = text.parse().ok().filter(|id: &NodeId| *id > 0 && id.to_string() == text);
-    let message = format!("a node's number is an integer from 1 to {}, without sign or leading zeros", NodeId::MAX);
+    let message =
+        format!("a node number must be an integer from 1 to {}, without a sign or leading zeros", NodeId::MAX);
     id.ok_or_else(|| ApiError::bad_request("invalid_node_id", message))
 }
 

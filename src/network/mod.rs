@@ -1,13 +1,14 @@
 //! The routes of a node, and the RPCs between nodes.
 //!
-//! A handler decodes, calls once, and encodes. Who may do what, and which way a
-//! request takes, is decided in [`forward`].
+//! A handler decodes, calls once, and encodes. [`readiness`] decides whether a node can serve a request, [`forward`]
+//! where, and [`consensus`] does it.
 
 pub mod api;
 pub mod browser;
 pub mod cluster_hash;
 pub mod cluster_header;
 pub mod conditions;
+pub mod consensus;
 pub mod forward;
 pub mod founding;
 pub mod kv;
@@ -25,7 +26,10 @@ pub mod raft;
 pub mod raft_network_impl;
 pub mod raft_thread;
 mod read_index;
+pub mod readiness;
+pub mod refusals;
 pub mod reply;
+pub mod request_body;
 pub mod rpc_check;
 pub mod txn;
 pub mod v1;
@@ -36,9 +40,9 @@ mod worker;
 use actix_web::web::{self, ServiceConfig};
 use actix_web::{Resource, Route, Scope};
 
-/// A path with what answers on it.
-pub struct Entry {
-    /// The methods and paths that users may know: those in the document of the API.
+/// A path and its handlers.
+pub struct Endpoint {
+    /// The methods and paths in the document of the API.
     pub operations: Vec<(&'static str, &'static str)>,
     service: Service,
 }
@@ -48,33 +52,33 @@ enum Service {
     Scope(Scope),
 }
 
-/// For users: one method on a path, in the original's manner.
-fn original(method: &'static str, path: &'static str, route: Route) -> Entry {
+/// A public path with one method, whose errors have the original's shape.
+fn original(method: &'static str, path: &'static str, route: Route) -> Endpoint {
     let resource = web::resource(path).route(route);
     let resource = match method {
         "get" => resource.default_service(web::to(reply::only_get)),
         _ => resource.default_service(web::to(reply::only_post)),
     };
     let operations = if method == "get" { get_and_head(path).to_vec() } else { vec![(method, path)] };
-    Entry { operations, service: Service::Resource(resource) }
+    Endpoint { operations, service: Service::Resource(resource) }
 }
 
-/// HEAD is taken wherever GET is: `listener::admission` turns it into GET.
+/// Every `GET` route also accepts `HEAD`: `listener::admission` turns it into `GET`.
 const fn get_and_head(path: &'static str) -> [(&'static str, &'static str); 2] {
     [("get", path), ("head", path)]
 }
 
-/// For the other nodes, so in no document.
-fn node(method: &'static str, path: &'static str, route: Route) -> Entry {
-    Entry { operations: Vec::new(), ..original(method, path, route) }
+/// A path for other nodes, which is not in the document of the API.
+fn node(method: &'static str, path: &'static str, route: Route) -> Endpoint {
+    Endpoint { operations: Vec::new(), ..original(method, path, route) }
 }
 
 /// The route table.
-pub fn table() -> Vec<Entry> {
+pub fn table() -> Vec<Endpoint> {
     let key = "/v1/kv/{key}";
     vec![
         // For applications.
-        Entry {
+        Endpoint {
             operations: vec![
                 ("get", "/v1/kv"),
                 ("head", "/v1/kv"),
@@ -91,23 +95,22 @@ pub fn table() -> Vec<Entry> {
                         web::resource("")
                             .route(web::get().to(list::list))
                             .route(web::delete().to(list::delete_prefix))
-                            .default_service(web::to(v1::only_list_methods)),
+                            .default_service(web::to(reply::only_list_methods)),
                     )
-                    // Keys. A pattern for them would be a regular expression, which
-                    // costs a put 4 % of its time.
+                    // Single keys. A pattern would be a regular expression, which costs a put 4 % of its time.
                     .default_service(web::to(kv::any)),
             ),
         },
-        Entry {
+        Endpoint {
             operations: vec![("post", "/v1/txn")],
             service: Service::Resource(
-                web::resource("/v1/txn").route(web::post().to(txn::txn)).default_service(web::to(v1::only_post)),
+                web::resource("/v1/txn").route(web::post().to(txn::txn)).default_service(web::to(reply::only_post)),
             ),
         },
-        Entry {
+        Endpoint {
             operations: get_and_head("/v1/watch").to_vec(),
             service: Service::Resource(
-                web::resource("/v1/watch").route(web::get().to(watch::watch)).default_service(web::to(v1::only_get)),
+                web::resource("/v1/watch").route(web::get().to(watch::watch)).default_service(web::to(reply::only_get)),
             ),
         },
         original("post", "/write", web::post().to(api::write)),
@@ -115,25 +118,25 @@ pub fn table() -> Vec<Entry> {
         original("post", "/consistent_read", web::post().to(api::consistent_read)),
         original("get", "/openapi.json", web::get().to(openapi::openapi_json)),
         original("get", "/docs", web::get().to(openapi::docs)),
-        // For whoever runs the cluster.
+        // For operators.
         original("post", "/init", web::post().to(management::init)),
         original("post", "/add-learner", web::post().to(management::add_learner)),
         original("post", "/change-membership", web::post().to(management::change_membership)),
         original("get", "/metrics", web::get().to(management::metrics)),
-        Entry {
+        Endpoint {
             operations: get_and_head("/v1/cluster/hash").to_vec(),
             service: Service::Resource(
                 web::resource("/v1/cluster/hash")
                     .route(web::get().to(cluster_hash::cluster_hash))
-                    .default_service(web::to(v1::only_get)),
+                    .default_service(web::to(reply::only_get)),
             ),
         },
-        Entry {
+        Endpoint {
             operations: vec![("delete", "/v1/cluster/members/{id}")],
             service: Service::Resource(
                 web::resource("/v1/cluster/members/{id}")
                     .route(web::delete().to(members::remove_member))
-                    .default_service(web::to(v1::only_delete)),
+                    .default_service(web::to(reply::only_delete)),
             ),
         },
         // For the other nodes.
@@ -148,10 +151,10 @@ pub fn table() -> Vec<Entry> {
     ]
 }
 
-/// Sets a server up with the route table.
+/// Configures a server with the route table.
 pub fn routes(config: &mut ServiceConfig) {
-    for entry in table() {
-        match entry.service {
+    for endpoint in table() {
+        match endpoint.service {
             Service::Resource(resource) => config.service(resource),
             Service::Scope(scope) => config.service(scope),
         };

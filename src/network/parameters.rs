@@ -1,5 +1,5 @@
-//! What a request says outside its body: the key in the path, the parameters after `?`, and the headers that all
-//! writes have. Conditions have a module of their own.
+//! The parts of a request outside its body: the key in the path, the parameters after `?`, and the headers that all
+//! writes accept. Conditions have a module of their own.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::error::{ApiError, Details};
 use crate::operation::{Operation, RequestId};
 use crate::headers::IDEMPOTENCY_KEY;
 
-/// What stands between the path of a key and the key.
+/// The path before a key.
 const KEY_PREFIX: &str = "/v1/kv/";
 
 /// The key in the path of a request.
@@ -31,7 +31,7 @@ pub fn key_with_action(request: &HttpRequest, action: &str, limits: &Limits) -> 
     match encoded_key(request).strip_suffix(action).and_then(|rest| rest.strip_suffix('/')) {
         Some(key) => key_from(key, limits),
         None => {
-            let message = format!("POST on a key takes an action after it: POST {KEY_PREFIX}<key>/{action}");
+            let message = format!("POST on a key must name an action after it: POST {KEY_PREFIX}<key>/{action}");
             Err(ApiError::NotFound(Details::not_applied(message)))
         }
     }
@@ -43,24 +43,26 @@ pub(crate) fn key_from(encoded: &str, limits: &Limits) -> Result<String, ApiErro
     Ok(key)
 }
 
-/// A key that `/v1` takes: of the right length, and one that a URL can name.
+/// Checks a key for `/v1`: its length, and whether a URL can contain it.
 pub fn check_key(key: &str, limits: &Limits) -> Result<(), ApiError> {
     check_key_length(key, limits)?;
     let invalid = |why: &str| Err(ApiError::bad_request("invalid_key", why));
     if key.contains('\0') {
-        return invalid("a key holds no NUL");
+        return invalid("a key must not contain NUL");
     }
-    // Clients and proxies take such parts out of a path before they send it.
+    // Clients and proxies remove such parts from a path before they send it.
     if key.split('/').any(|part| part == "." || part == "..") {
-        return invalid("no part of a key between slashes is `.` or `..`: a URL with them names another key");
+        return invalid(
+            "no part of a key between slashes may be `.` or `..`: a URL with such a part names another key",
+        );
     }
     Ok(())
 }
 
-/// A key of the right length.
+/// Checks the length of a key.
 pub fn check_key_length(key: &str, limits: &Limits) -> Result<(), ApiError> {
     if key.is_empty() {
-        let message = format!("a key has 1 to {} bytes, and this one none", limits.key_bytes);
+        let message = format!("key must be 1 to {} bytes, got 0", limits.key_bytes);
         return Err(ApiError::bad_request("key_empty", message));
     }
     if key.len() > limits.key_bytes {
@@ -69,7 +71,7 @@ pub fn check_key_length(key: &str, limits: &Limits) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// A value of the right length.
+/// Checks the length of a value.
 pub fn check_value_length(value: &[u8], limits: &Limits) -> Result<(), ApiError> {
     if value.len() > limits.value_bytes {
         return Err(ApiError::too_large("value", limits.value_bytes, value.len()));
@@ -83,28 +85,28 @@ fn percent_decode(what: &str, encoded: &str) -> Result<String, ApiError> {
     while let Some(position) = rest.iter().position(|byte| *byte == b'%') {
         match rest.get(position + 1..position + 3) {
             Some(digits) if digits.iter().all(u8::is_ascii_hexdigit) => rest = &rest[position + 3..],
-            _ => return Err(invalid("has a % that two hexadecimal digits do not follow; write % as %25")),
+            _ => return Err(invalid("must have two hexadecimal digits after each %; write % itself as %25")),
         }
     }
     match percent_decode_str(encoded).decode_utf8() {
         Ok(decoded) => Ok(decoded.into_owned()),
-        Err(_) => Err(invalid("is not UTF-8 when it is decoded")),
+        Err(_) => Err(invalid("must be UTF-8 when it is decoded")),
     }
 }
 
-/// The parameters of a request, each at most once, and none that is unknown.
+/// The parameters of a request: each known, and given at most once.
 pub struct Parameters {
     pairs: Vec<(&'static str, String)>,
 }
 
 impl Parameters {
-    /// The parameters of a request that takes those in `known`.
+    /// The parameters of a request to a route that accepts those in `known`.
     pub fn of(request: &HttpRequest, known: &[&'static str]) -> Result<Self, ApiError> {
         let mut pairs: Vec<(&'static str, String)> = Vec::new();
         let query = request.uri().query().unwrap_or_default();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            // As forms have it.
+            // As in HTML forms.
             let decode = |what: &str, text: &str| percent_decode(what, &text.replace('+', " "));
             let name = decode("the name of a parameter", name)?;
             let Some(name) = known.iter().find(|known| **known == name) else {
@@ -119,15 +121,15 @@ impl Parameters {
         Ok(Parameters { pairs })
     }
 
-    /// A parameter, if it is given.
+    /// The value of a parameter, if it is given.
     pub fn text(&self, name: &str) -> Option<&str> {
         self.pairs.iter().find(|(other, _)| *other == name).map(|(_, value)| value.as_str())
     }
 
-    /// A prefix or a bound of a range: no longer than a key may be.
+    /// A prefix or a bound of a range, no longer than a key may be.
     pub fn key_part(&self, name: &str, limits: &Limits) -> Result<Option<&str>, ApiError> {
         match self.text(name) {
-            // Keys from before the limit was set lower are still there to be named.
+            // Keys from before the limit was lowered still exist, and can be named.
             Some(text) if text.len() > limits.key_bytes.max(KEY_BYTES_MAX_DEFAULT) => {
                 Err(ApiError::too_large(name, limits.key_bytes.max(KEY_BYTES_MAX_DEFAULT), text.len()))
             }
@@ -140,30 +142,30 @@ impl Parameters {
         match self.text(name) {
             None | Some("false") => Ok(false),
             Some("" | "true") => Ok(true),
-            Some(_) => Err(invalid(name, "is given alone, or is `true` or `false`")),
+            Some(text) => Err(invalid(name, &format!("must be given alone or be `true` or `false`, got `{text}`"))),
         }
     }
 
-    /// A whole number, if it is given.
+    /// An integer parameter, if it is given.
     pub fn number(&self, name: &str, least: u64, most: u64) -> Result<Option<u64>, ApiError> {
         let Some(text) = self.text(name) else { return Ok(None) };
         match whole_number(text) {
             Some(number) if (least..=most).contains(&number) => Ok(Some(number)),
-            _ => Err(invalid(name, &format!("is a whole number from {least} to {most}"))),
+            _ => Err(invalid(name, &format!("must be an integer from {least} to {most}, got `{text}`"))),
         }
     }
 
-    /// A time to live, if it is given.
+    /// The TTL, if it is given.
     pub fn ttl_ms(&self) -> Result<Option<u64>, ApiError> {
         self.text("ttl").map(ttl_ms).transpose()
     }
 
-    /// Whether what this node holds is good enough.
+    /// Whether the read may be stale.
     pub fn stale(&self) -> Result<bool, ApiError> {
         match self.text("consistency") {
             None | Some("linearizable") => Ok(false),
             Some("stale") => Ok(true),
-            Some(_) => Err(invalid("consistency", "is `linearizable` or `stale`")),
+            Some(text) => Err(invalid("consistency", &format!("must be `linearizable` or `stale`, got `{text}`"))),
         }
     }
 }
@@ -174,11 +176,11 @@ fn unknown(name: &str, known: &[&str]) -> ApiError {
         [] => "none".to_owned(),
         known => known.join(", "),
     };
-    let message = format!("there is no parameter {name:?} here; this route takes {known}");
+    let message = format!("unknown parameter {name:?}; this route accepts {known}");
     ApiError::bad_request("unknown_parameter", message)
 }
 
-/// A parameter that is not what it should be.
+/// An invalid parameter. The message is its name and `what`.
 pub fn invalid(name: &str, what: &str) -> ApiError {
     ApiError::bad_request("invalid_parameter", format!("`{name}` {what}"))
 }
@@ -189,17 +191,17 @@ pub(super) fn whole_number(text: &str) -> Option<u64> {
     if digits { text.parse().ok() } else { None }
 }
 
-/// A time to live such as `500ms`, `30s`, `5m`, `12h` or `7d`, in milliseconds.
+/// A TTL such as `500ms`, `30s`, `5m`, `12h` or `7d`, in milliseconds.
 pub fn ttl_ms(text: &str) -> Result<u64, ApiError> {
     milliseconds(text).filter(|ttl_ms| (TTL_MS_MIN..=TTL_MS_MAX).contains(ttl_ms)).ok_or_else(|| {
         ApiError::bad_request(
             "invalid_ttl",
-            "a time to live is a whole number and a unit, such as 500ms, 30s, 5m, 12h or 7d, from 100ms to 3650d",
+            "a TTL must be an integer and a unit, such as 500ms, 30s, 5m, 12h or 7d, from 100ms to 3650d",
         )
     })
 }
 
-/// A duration such as `0s`, `500ms` or `7d`, in milliseconds; `None` if the text is none.
+/// A duration such as `0s`, `500ms` or `7d`, in milliseconds; `None` if the text is not a duration.
 pub fn milliseconds(text: &str) -> Option<u64> {
     let number_end = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(number_end);
@@ -214,22 +216,21 @@ pub fn milliseconds(text: &str) -> Option<u64> {
     whole_number(number)?.checked_mul(unit_ms)
 }
 
-/// The `Idempotency-Key` of a request, with a hash of what it asks for.
+/// The `Idempotency-Key` of a request, with a hash of the operation.
 pub fn request_id(request: &HttpRequest, operation: &Operation) -> Result<Option<Arc<RequestId>>, ApiError> {
     let Some(key) = one_header(request, &IDEMPOTENCY_KEY)? else { return Ok(None) };
     check_idempotency_key(key).map_err(|message| ApiError::bad_request("invalid_idempotency_key", message))?;
-    let request = RequestId::new(key.into(), operation).map_err(|error| {
-        ApiError::bad_request("invalid_idempotency_key", format!("the request cannot be hashed: {error}"))
-    })?;
+    let request = RequestId::new(key.into(), operation)
+        .map_err(|error| ApiError::internal(format!("cannot hash the request: {error}")))?;
     Ok(Some(Arc::new(request)))
 }
 
-/// Whether a header says `no`, in any of its lines.
+/// Whether any line of a header is `no`.
 pub fn says_no(headers: &HeaderMap, name: &HeaderName) -> bool {
     headers.get_all(name).any(|value| value.as_bytes().eq_ignore_ascii_case(b"no"))
 }
 
-/// A header that may be given once, as text without spaces around it.
+/// A header that may be given at most once, as text without surrounding spaces.
 pub fn one_header<'a>(request: &'a HttpRequest, name: &HeaderName) -> Result<Option<&'a str>, ApiError> {
     let mut values = request.headers().get_all(name);
     let Some(value) = values.next() else { return Ok(None) };
@@ -238,11 +239,11 @@ pub fn one_header<'a>(request: &'a HttpRequest, name: &HeaderName) -> Result<Opt
     }
     match value.to_str() {
         Ok(text) => Ok(Some(text.trim())),
-        Err(_) => Err(ApiError::bad_request("invalid_header", format!("the header {name} is not visible ASCII"))),
+        Err(_) => Err(ApiError::bad_request("invalid_header", format!("the header {name} must be visible ASCII"))),
     }
 }
 
-/// Refuses a body that would be stored as something else than it is meant to be.
+/// Rejects a body that a client wants decoded, and that the store would keep encoded.
 pub fn check_body_type(request: &HttpRequest) -> Result<(), ApiError> {
     let refuse = |message: &str| Err(ApiError::UnsupportedMediaType(Details::not_applied(message)));
     let headers = request.headers();
@@ -252,14 +253,14 @@ pub fn check_body_type(request: &HttpRequest) -> Result<(), ApiError> {
         .any(|value| value.as_bytes().get(..FORM.len()).is_some_and(|found| found.eq_ignore_ascii_case(FORM)));
     if is_form {
         return refuse(
-            "the body is taken as it is, and no form is unpacked; with curl use --data-binary or -T, not -F",
+            "the body is stored unchanged, so it must not be a form; with curl use --data-binary or -T, not -F",
         );
     }
     let encoded = |value: &header::HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"identity");
     if headers.get_all(header::CONTENT_ENCODING).any(encoded) {
-        return refuse("the body is taken as it is, and not decompressed; send it without Content-Encoding");
+        return refuse("the body is stored unchanged, so it must not be compressed; send it without Content-Encoding");
     }
-    // RFC 9110, section 14.5. The part would take the place of the whole value.
+    // RFC 9110, section 14.5. The part would replace the whole value.
     if headers.contains_key(header::CONTENT_RANGE) {
         let message = "a part of a value cannot be written; send the whole value without Content-Range";
         return Err(ApiError::bad_request("unexpected_range", message));

@@ -1,13 +1,11 @@
-//! What the nodes say to each other, around the RPCs of Raft.
+//! The envelope of RPCs, and requests between nodes besides Raft's.
 //!
-//! Every RPC is wrapped into an envelope that says which node of which cluster
-//! it is from, and which life of which node it is meant for. A node answers 421
-//! to anything else: to what was meant for another node that once had its
-//! address, for another cluster, or for a life of its own that it has
-//! forgotten, together with the votes it then gave.
+//! Every RPC is wrapped into an envelope that names the cluster, the sender, the receiver and the receiver's
+//! incarnation. A node returns 421 to an RPC for another node that once had its address, for another cluster, or for an
+//! earlier incarnation of its own, whose votes it has forgotten.
 //!
-//! The same ids are in the header `Raft-Envelope`, so that a body is read only if it is for this
-//! node. Nodes of former versions send no such header; their RPCs are checked once the body is read.
+//! The header `Raft-Envelope` has the same ids, so that a node reads the body only if the RPC is for it. Nodes of
+//! former versions do not send the header; their RPCs are checked once the body is read.
 
 use std::time::{Duration, Instant};
 
@@ -17,31 +15,32 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::forward;
+use super::refusals::{no_leader, other_directory, removed};
 use super::worker::Worker;
 use crate::app::{ExampleApp, Exclusion, Known};
 use crate::config::{CONNECT_DEADLINE, LOG_TIME_MS_MAX, PEER_RESPONSE_BYTES_MAX, RPC_DEPTH_MAX};
 use crate::connection::{BodyError, read_response, resolves_to_every_address};
 use crate::error::{ApiError, Details, Retry};
 use crate::headers::{ENVELOPE, LOG_TIME};
+use crate::store::codec::PayloadRecord;
 use crate::store::{ClusterId, ExampleStore};
-use crate::types::{ExampleNode, LogId, NodeId};
+use crate::types::{Entry, ExampleNode, LogId, NodeId};
 
-/// The log time that a leader sent.
+/// The log time of a leader.
 pub fn log_ms_in(headers: &HeaderMap) -> Option<u64> {
     parse_log_ms(headers.get(&LOG_TIME)?.as_bytes())
 }
 
-/// The value of [`LOG_TIME`] or [`LOG_TIME_BY_WALL`](crate::headers::LOG_TIME_BY_WALL), if it is a possible time.
+/// The value of [`LOG_TIME`] or [`LOG_TIME_BY_WALL`](crate::headers::LOG_TIME_BY_WALL), if it is a valid time.
 pub fn parse_log_ms(value: &[u8]) -> Option<u64> {
     let log_ms = std::str::from_utf8(value).ok()?.parse().ok()?;
     (log_ms <= LOG_TIME_MS_MAX).then_some(log_ms)
 }
 
-/// How an error begins that says that a body is no RPC.
+/// The beginning of the error for a body that is not an RPC.
 pub(super) const NOT_AN_RPC: &str = "not an RPC of this version";
 
-/// An RPC and whom it is for, as MessagePack with field names.
+/// An RPC and its ids, as MessagePack with field names.
 #[derive(Serialize, Deserialize)]
 pub struct Envelope<T> {
     /// The cluster of the sender.
@@ -50,13 +49,13 @@ pub struct Envelope<T> {
     pub from: NodeId,
     /// The receiver.
     pub to: NodeId,
-    /// The life of the receiver, as the membership has it.
+    /// The incarnation of the receiver, as the membership has it.
     pub to_incarnation: u64,
     /// The request itself.
     pub rpc: T,
 }
 
-/// Whom an RPC is from and for.
+/// The ids of an RPC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ids {
     /// The cluster of the sender.
@@ -65,12 +64,12 @@ pub struct Ids {
     pub from: NodeId,
     /// The receiver.
     pub to: NodeId,
-    /// The life of the receiver, as the membership has it.
+    /// The incarnation of the receiver, as the membership has it.
     pub to_incarnation: u64,
 }
 
 impl Ids {
-    /// Those of an RPC from the node whose data this is.
+    /// The ids of an RPC from the node with this store.
     pub fn to(store: &ExampleStore, to: NodeId, to_incarnation: u64) -> Result<Self, String> {
         let identity = store.identity();
         let Some(cluster_id) = identity.cluster_id else {
@@ -79,7 +78,7 @@ impl Ids {
         Ok(Ids { cluster_id, from: identity.node_id, to, to_incarnation })
     }
 
-    /// As they are in the header [`ENVELOPE`].
+    /// The value of the header [`ENVELOPE`].
     pub fn header(&self) -> String {
         format!("{}/{}/{}/{:016x}", self.cluster_id, self.from, self.to, self.to_incarnation)
     }
@@ -103,7 +102,13 @@ impl<T> Envelope<T> {
     }
 }
 
-/// Wraps and encodes an RPC. `bytes` is about how long it will be.
+/// About how many bytes entries take in an RPC and in the log.
+pub fn entries_bytes(entries: &[Entry]) -> usize {
+    const ENTRY_BYTES: usize = 96; // The names of the fields, and the log id.
+    entries.iter().map(|entry| ENTRY_BYTES + PayloadRecord::bytes_of(&entry.payload)).sum()
+}
+
+/// Wraps and encodes an RPC of about `bytes` bytes.
 pub fn encode<T: Serialize>(ids: &Ids, rpc: &T, bytes: usize) -> Result<Vec<u8>, String> {
     let Ids { cluster_id, from, to, to_incarnation } = *ids;
     let envelope = Envelope { cluster_id, from, to, to_incarnation, rpc };
@@ -112,8 +117,7 @@ pub fn encode<T: Serialize>(ids: &Ids, rpc: &T, bytes: usize) -> Result<Vec<u8>,
     Ok(body)
 }
 
-/// The ids in the headers of an RPC, if it has them. Rejects it if they are not for this node: its
-/// body need not be read then.
+/// The ids in the headers of an RPC, if it has them. Rejects an RPC for another node, whose body then need not be read.
 pub fn announced(app: &ExampleApp, request: &HttpRequest) -> Result<Option<Ids>, ApiError> {
     let Some(header) = request.headers().get(&ENVELOPE) else { return Ok(None) };
     let ids = Ids::parse(header.as_bytes()).ok_or_else(|| {
@@ -124,7 +128,7 @@ pub fn announced(app: &ExampleApp, request: &HttpRequest) -> Result<Option<Ids>,
     Ok(Some(ids))
 }
 
-/// Rejects an RPC whose header, if it has one, names other ids than its body.
+/// Rejects an RPC whose header has other ids than its body.
 pub fn check_announced<T>(announced: Option<Ids>, envelope: &Envelope<T>) -> Result<(), ApiError> {
     if announced.is_none_or(|announced| announced == envelope.ids()) {
         return Ok(());
@@ -133,9 +137,9 @@ pub fn check_announced<T>(announced: Option<Ids>, envelope: &Envelope<T>) -> Res
     Err(ApiError::bad_request("invalid_rpc", message))
 }
 
-/// Decodes an RPC, and rejects it unless it is meant for this node and passes `check`.
+/// Decodes an RPC, and rejects it unless it is for this node and passes `check`.
 ///
-/// A node that belongs to no cluster yet then joins the one that the RPC is from, if `joins`.
+/// If `joins`, a node that belongs to no cluster then joins the cluster of the RPC.
 pub async fn decode<T: DeserializeOwned>(
     app: &ExampleApp,
     announced: Option<Ids>,
@@ -155,21 +159,21 @@ pub async fn decode<T: DeserializeOwned>(
         None if joins => join_cluster(app, envelope.cluster_id).await?,
         None => return Ok(envelope),
     };
-    // Two clusters may have asked at the same time.
+    // Two clusters may have sent an RPC at the same time.
     if joined != envelope.cluster_id {
         return Err(wrong_cluster(app.id, joined, &ids));
     }
-    // Whoever sends this has this very node as a member, whatever others said before.
+    // The sender has this node as a member, whatever other nodes said before.
     app.clear_exclusion();
     Ok(envelope)
 }
 
-/// The number in the header [`RUN`](crate::headers::RUN).
+/// The value of the header [`RUN`](crate::headers::RUN).
 pub(super) fn parse_run(header: &[u8]) -> Option<u64> {
     std::str::from_utf8(header).ok()?.parse().ok()
 }
 
-/// Decodes an RPC, whomever it is for.
+/// Decodes an RPC for any node.
 pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<Envelope<T>, ApiError> {
     let mut deserializer = rmp_serde::Deserializer::from_read_ref(body);
     deserializer.set_max_depth(RPC_DEPTH_MAX);
@@ -177,7 +181,7 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<Envelope<T>, Api
         .map_err(|error| ApiError::bad_request("invalid_rpc", format!("{NOT_AN_RPC}: {error}")))
 }
 
-/// The cluster first: if two share an address by mistake, nothing else that differs is the cause.
+/// Checks the cluster first: if two clusters share an address, that explains every other difference.
 fn check_receiver(app: &ExampleApp, ids: &Ids) -> Result<(), ApiError> {
     let own = app.store.identity();
     let wrong = |message: String| Err(ApiError::WrongNode(Details::not_applied(message)));
@@ -190,14 +194,14 @@ fn check_receiver(app: &ExampleApp, ids: &Ids) -> Result<(), ApiError> {
         return wrong(format!("this is node {}, and the RPC is for node {}", own.node_id, ids.to));
     }
     if ids.from == own.node_id {
-        return wrong(format!("this is node {}, and another process claims to be it", own.node_id));
+        return wrong(format!("this is node {}, and the RPC claims to be from it too", own.node_id));
     }
     if ids.to_incarnation != own.incarnation {
         if own.cluster_id.is_none() {
             note_other_directory(app, ids.cluster_id, ids.from);
         }
         return wrong(format!(
-            "node {} has another data directory than the one it joined with, and may have forgotten votes it gave: \
+            "node {} has another data directory than the one with which it joined, and may have forgotten its votes: \
              add a node with a new number and an empty directory, and put it in the place of this one with \
              POST /change-membership",
             own.node_id
@@ -206,11 +210,11 @@ fn check_receiver(app: &ExampleApp, ids: &Ids) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Remembers that a cluster has this node's number as a member with another data
-/// directory, lest it found a second cluster that clients take for the first.
+/// Remembers that a cluster has this node's number as a member with another data directory, so that this node does not
+/// found a second cluster, which clients could take for the first.
 fn note_other_directory(app: &ExampleApp, cluster_id: ClusterId, from: NodeId) {
     if app.set_exclusion(Exclusion::OtherDirectory { cluster_id }) {
-        tracing::warn!("node {from} says: {}", forward::other_directory(app.id, cluster_id));
+        tracing::warn!("node {from} says: {}", other_directory(app.id, cluster_id));
     }
 }
 
@@ -222,42 +226,41 @@ fn wrong_cluster(own_id: NodeId, own: ClusterId, ids: &Ids) -> ApiError {
     )))
 }
 
-/// Makes this node a member of a cluster, durably; returns the one it belongs to afterwards.
+/// Makes this node a member of a cluster, durably; returns the cluster to which it belongs afterwards.
 pub async fn join_cluster(app: &ExampleApp, cluster_id: ClusterId) -> Result<ClusterId, ApiError> {
-    // Held until it is on disk, so that it cannot be reserved for another cluster meanwhile.
+    // Held until the membership is on disk, so that the node cannot be reserved for another cluster meanwhile.
     let founding = app.founding.lock().await;
     let reserved = founding.filter(|hold| hold.cluster_id != cluster_id && hold.until > Instant::now());
     if let Some(hold) = reserved.filter(|_| app.store.identity().cluster_id.is_none()) {
-        let message =
-            format!("node {} is just being made a member of another new cluster, by node {}", app.id, hold.founder);
+        let message = format!("node {} is being added to another new cluster by node {}", app.id, hold.founder);
         return Err(ApiError::WrongNode(Details::not_applied(message)));
     }
     let store = app.store.clone();
     let joined = tokio::task::spawn_blocking(move || store.join_cluster(cluster_id)).await;
     let failed = |error: String| {
-        // What is on disk is not known now, so the node must not go on.
+        // The contents of the disk are unknown, so the node must exit.
         app.set_disk_failure(format!("cannot join cluster {cluster_id}: {error}"));
-        ApiError::Stopping(Retry::soon("the disk of this node failed"))
+        ApiError::internal("the disk of this node failed, and the node is about to exit")
     };
     joined.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
 }
 
-/// Who a node is, as `GET /raft-identity` answers.
+/// The identity of a node, in the response of `GET /raft-identity`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerIdentity {
-    /// Its number.
+    /// The node's number.
     pub node_id: NodeId,
-    /// The cluster it belongs to, if any.
+    /// The node's cluster, if it belongs to one.
     pub cluster_id: Option<ClusterId>,
-    /// Which life of it this is.
+    /// The node's incarnation.
     pub incarnation: u64,
-    /// The cluster that has its number as a member with another data directory.
+    /// The cluster that has the node's number as a member with another data directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub former_cluster_id: Option<ClusterId>,
 }
 
 impl PeerIdentity {
-    /// Who this node is.
+    /// The identity of this node.
     pub fn of(app: &ExampleApp) -> Self {
         let own = app.store.identity();
         let former_cluster_id = match app.exclusion() {
@@ -273,21 +276,22 @@ impl PeerIdentity {
     }
 }
 
-/// Asks the node at `addr` who it is, and refuses it if it is not node `id`.
+/// Asks the node at `addr` for its identity; an error unless it is node `id`.
 pub async fn identify(app: &ExampleApp, id: NodeId, addr: &str) -> Result<PeerIdentity, ApiError> {
     if id == app.id {
         if addr != app.addr {
-            let message = format!("node {id} is this node, and it is reached at {}", app.addr);
+            let message = format!("node {id} is this node, and its address is {}", app.addr);
             return Err(ApiError::bad_request("wrong_address", message));
         }
         return Ok(PeerIdentity::of(app));
     }
     if resolves_to_every_address(addr).await {
-        let message = format!("the address {addr} resolves to every address of a machine, which is not one to dial");
+        let message =
+            format!("the address {addr} stands for every address of a machine; give one that other nodes can dial");
         return Err(ApiError::bad_request("invalid_address", message));
     }
     let request = app.http.get(format!("http://{addr}/raft-identity"));
-    // The address may be a name that the other node does not know for its own (`network::browser`).
+    // The other node may not know the name in `addr` as its own (`network::browser`).
     let sent = request.header("host", "localhost").timeout(CONNECT_DEADLINE).send();
     let answer = sent.await.map_err(|error| unreachable(id, addr, &error))?;
     let body = match read_response(answer, PEER_RESPONSE_BYTES_MAX).await {
@@ -306,12 +310,12 @@ pub async fn identify(app: &ExampleApp, id: NodeId, addr: &str) -> Result<PeerId
     }
 }
 
-/// What is reached at an address speaks another protocol.
+/// The server at an address is not a node of this program.
 pub(super) fn not_a_node(addr: &str) -> ApiError {
-    ApiError::Conflict(Details::not_applied(format!("what answers at {addr} is not a node of this program")))
+    ApiError::Conflict(Details::not_applied(format!("the server at {addr} is not a node of this program")))
 }
 
-/// Asks the leader for the log id up to which a linearizable read must have applied.
+/// Asks the leader for the log id that a linearizable read must have applied.
 pub async fn ask_read_index(
     app: &ExampleApp,
     leader_id: NodeId,
@@ -320,7 +324,7 @@ pub async fn ask_read_index(
 ) -> Result<LogId, ApiError> {
     let failed = |message: String| ApiError::Unreachable(Retry::soon(message));
     let ids = Ids::to(&app.store, leader_id, leader.incarnation).map_err(failed)?;
-    let body = encode(&ids, &(), 0).map_err(failed)?;
+    let body = encode(&ids, &(), 0).map_err(ApiError::internal)?;
     let url = format!("http://{}/raft-read-index", leader.addr);
     let lost = |error: reqwest::Error| unreachable(leader_id, &leader.addr, &error);
     let http = Worker::current().map_or_else(|| app.http.clone(), |worker| worker.http.clone());
@@ -330,27 +334,27 @@ pub async fn ask_read_index(
     let body: Bytes = match read_response(answer, PEER_RESPONSE_BYTES_MAX).await {
         Ok(body) => body,
         Err(BodyError::Broken(error)) => return Err(lost(error)),
-        Err(error) => return Err(failed(format!("the leader, node {leader_id}, cannot be asked: {error}"))),
+        Err(error) => return Err(failed(format!("the leader, node {leader_id}, sent no read index: {error}"))),
     };
     if !succeeded {
         return Err(match serde_json::from_slice::<Result<(), ApiError>>(&body) {
-            // It led a moment ago.
-            Ok(Err(ApiError::NoLeader(_) | ApiError::NotMember(_))) | Err(_) | Ok(Ok(())) => forward::no_leader(app),
-            // So the leader says of this node.
+            // It was the leader until now.
+            Ok(Err(ApiError::NoLeader(_) | ApiError::NotMember(_))) | Err(_) | Ok(Ok(())) => no_leader(app),
+            // The leader does not have this node as a member.
             Ok(Err(ApiError::Conflict(_))) => {
                 if app.set_exclusion(Exclusion::Removed) {
-                    tracing::warn!("node {leader_id}, which leads, says: {}", forward::removed(app.id));
+                    tracing::warn!("node {leader_id}, which leads, says: {}", removed(app.id));
                 }
-                forward::removed(app.id)
+                removed(app.id)
             }
-            Ok(Err(error)) => failed(format!("the leader, node {leader_id}, refused: {error}")),
+            Ok(Err(error)) => failed(format!("the leader, node {leader_id}, rejected the request: {error}")),
         });
     }
-    rmp_serde::from_slice(&body).map_err(|error| failed(format!("the leader's answer cannot be read: {error}")))
+    rmp_serde::from_slice(&body).map_err(|error| failed(format!("cannot decode the leader's response: {error}")))
 }
 
-/// A peer that is needed does not answer.
+/// A node that is needed does not respond.
 pub(super) fn unreachable(id: NodeId, addr: &str, error: &reqwest::Error) -> ApiError {
-    let reason = if error.is_timeout() { "it does not answer" } else { "nothing answers there" };
-    ApiError::Unreachable(Retry::soon(format!("node {id} cannot be reached at {addr}: {reason}; is it started?")))
+    let reason = if error.is_timeout() { "it does not respond" } else { "no connection" };
+    ApiError::Unreachable(Retry::soon(format!("node {id} cannot be reached at {addr}: {reason}; is it running?")))
 }

@@ -1,4 +1,4 @@
-//! The routes for the other nodes: incoming RPCs of Raft.
+//! Routes for other nodes: incoming RPCs of Raft.
 
 use std::io;
 use std::pin::Pin;
@@ -9,6 +9,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::StreamExt;
 use openraft::ReadPolicy;
+use openraft::errors::RaftError;
 use openraft::raft::{AppendEntriesResponse, TransferLeaderRequest, VoteRequest, VoteResponse};
 use openraft::storage::Snapshot;
 use serde::Serialize;
@@ -17,21 +18,23 @@ use tokio::io::AsyncWriteExt;
 use tokio::runtime::Handle;
 use tokio::sync::SemaphorePermit;
 
+use super::consensus::read_error;
 use super::listener::admission::state_of;
 use super::listener::connection_limits::Class;
 use super::peer::{self, Envelope, Ids, PeerIdentity};
-use super::reply::{keep_for_a_while, ok, read_body};
+use super::refusals::{raft_ended, task_ended};
+use super::reply::ok;
+use super::request_body::{keep_for_a_while, read_body};
 use super::rpc_check::{self, Append, SnapshotHead};
-use super::{api, forward};
 use crate::app::{ExampleApp, Known};
 use crate::config::{
     APPEND_RPC_BYTES_MAX, LARGE_RPC_WAIT_MAX, LEADER_VIEW_INTERVALS, SMALL_RPC_BYTES_MAX, SNAPSHOT_BYTES_A_LOOK,
     SNAPSHOT_DEADLINE, SNAPSHOT_HEAD_BYTES_MAX, SNAPSHOT_PAUSE_MAX, SNAPSHOT_WAIT_MAX,
 };
 use crate::disk::{DiskSpace, Taken};
-use crate::error::{ApiError, Details, Retry};
 use crate::store::error::is_out_of_space;
 use crate::store::log::codec::PayloadRecord;
+use crate::error::{ApiError, Details, Interrupted, Retry};
 use crate::headers::{ENVELOPE, LOG_TIME, LOG_TIME_BY_WALL, RUN};
 use crate::store::snapshot::TemporaryFile;
 use crate::types::{Entry, NodeId, TypeConfig};
@@ -52,8 +55,8 @@ pub async fn append(
         check_sender(&app, envelope.from)?;
         rpc_check::check_append(&envelope.rpc, envelope.from, bytes, known)
     };
-    // The place is held until Raft has the entries: those that wait take memory, too.
-    let (envelope, _place) = receive(&app, &request, payload, APPEND_RPC_BYTES_MAX, check).await?;
+    // Hold the permit until Raft has the entries: entries that wait take memory, too.
+    let (envelope, _permit) = receive(&app, &request, payload, APPEND_RPC_BYTES_MAX, check).await?;
     let append = envelope.rpc;
     check_agreement(&app, &append).await?;
     let (vote, last_covered) = (append.vote, append.last_covered());
@@ -61,7 +64,7 @@ pub async fn append(
     if matches!(answer, AppendEntriesResponse::Success | AppendEntriesResponse::PartialSuccess(_)) {
         app.agreement.note_accepted(&vote, last_covered);
     }
-    // Not from a former leader.
+    // A former leader does not count.
     if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
         app.peers.note_leader();
         if let Some(leader_ms) = leader_ms {
@@ -78,7 +81,7 @@ pub async fn vote(
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let rpc = receive_candidate(&app, &request, payload).await?;
-    let answer = app.raft.vote(rpc).await.map_err(|_| forward::stopping())?;
+    let answer = app.raft.vote(rpc).await.map_err(|error| raft_failed(&error))?;
     answer_candidate(&app, &answer)
 }
 
@@ -89,7 +92,7 @@ pub async fn pre_vote(
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let rpc = receive_candidate(&app, &request, payload).await?;
-    let answer = app.raft.pre_vote(rpc).await.map_err(|_| forward::stopping())?;
+    let answer = app.raft.pre_vote(rpc).await.map_err(|error| raft_failed(&error))?;
     answer_candidate(&app, &answer)
 }
 
@@ -106,7 +109,7 @@ async fn receive_candidate(
     let run = request.headers().get(&RUN).and_then(|run| peer::parse_run(run.as_bytes()));
     if run.is_some_and(|run| app.peers.note_candidate(envelope.from, run)) {
         let error = ApiError::Conflict(Details::not_applied(format!(
-            "two processes run as node {}, and another than this one answers at its address: stop the one that runs on \
+            "two processes run as node {}, and another one has its address: stop the one that runs on \
              a copy of the data directory",
             envelope.from
         )));
@@ -126,7 +129,7 @@ pub async fn transfer_leader(
         rpc_check::check_transfer(&envelope.rpc, envelope.from, known)
     };
     let (envelope, _) = receive(&app, &request, payload, SMALL_RPC_BYTES_MAX, check).await?;
-    let answer = app.raft.handle_transfer_leader(envelope.rpc).await.map_err(|_| forward::stopping())?;
+    let answer = app.raft.handle_transfer_leader(envelope.rpc).await.map_err(|fatal| raft_ended(&fatal))?;
     answer_with(&app, &answer)
 }
 
@@ -138,9 +141,9 @@ pub async fn read_index(
 ) -> Result<HttpResponse, ApiError> {
     let (envelope, _) = receive::<()>(&app, &request, payload, SMALL_RPC_BYTES_MAX, |_, _, _| Ok(())).await?;
     let read_log_id = app.raft.get_read_log_id(ReadPolicy::ReadIndex).await;
-    let (read_log_id, _applied) = read_log_id.map_err(|error| api::read_error(&app, &error))?;
-    // Only now it is certain that this node leads and knows who is a member. One that
-    // is none gets no more entries, and would wait for that log id in vain.
+    let (read_log_id, _applied) = read_log_id.map_err(|error| read_error(&app, &error))?;
+    // Only now it is certain that this node leads and knows the members. A node that is not a member gets no more
+    // entries, and would wait for that log id in vain.
     if !app.has_member(envelope.from) {
         return Err(no_member(envelope.from));
     }
@@ -154,8 +157,8 @@ pub async fn identity(app: web::Data<ExampleApp>) -> HttpResponse {
 
 /// `POST /raft-snapshot`: the length of the envelope (4 bytes, big-endian), the envelope, the file.
 ///
-/// The file goes to disk as it comes, is verified as a whole, and only then
-/// handed to Raft: a broken transfer costs nothing but itself.
+/// The file is written to disk as it arrives, verified as a whole, and only then passed to Raft. A broken transfer has
+/// no other effect.
 pub async fn snapshot(
     app: web::Data<ExampleApp>,
     request: HttpRequest,
@@ -165,7 +168,7 @@ pub async fn snapshot(
         Ok(announced) => {
             let received = receive_snapshot(&app, &request, announced, &mut payload);
             let result = tokio::time::timeout(SNAPSHOT_DEADLINE, received).await;
-            result.unwrap_or_else(|_| Err(too_slow("the snapshot took too long")))
+            result.unwrap_or_else(|_| Err(too_slow("the snapshot did not arrive in time")))
         }
         Err(error) => Err(error),
     };
@@ -200,7 +203,7 @@ async fn receive_snapshot(
     }
     wait_for_leader(app, &head).await?;
     let Some(mut turn) = app.peers.snapshot_turn().await else {
-        return Err(ApiError::Overloaded(Retry::soon("this node is still busy with the snapshot before this one")));
+        return Err(ApiError::Overloaded(Retry::soon("this node is still receiving an earlier snapshot")));
     };
     let temporary = app.store.state_machine.snapshots().temporary_file();
     tokio::select! {
@@ -213,20 +216,20 @@ async fn receive_snapshot(
     let verified = tokio::task::spawn_blocking(move || snapshots.verify(temporary)).await;
     let (found, snapshot) = match verified {
         Ok(Ok(verified)) => verified,
-        Ok(Err(error)) => return Err(invalid(&format!("the snapshot arrived damaged: {error}"))),
-        Err(_) => return Err(forward::stopping()),
+        Ok(Err(error)) => return Err(invalid(&format!("the snapshot is damaged: {error}"))),
+        Err(error) => return Err(task_ended(&error)),
     };
     if found != head.meta {
-        return Err(invalid("the snapshot is not the one that was announced"));
+        return Err(invalid("the snapshot is not the announced one"));
     }
-    // While it arrived, more was committed.
+    // More entries were committed while it arrived.
     rpc_check::check_snapshot(&head, envelope.from, &app.known())?;
     let snapshot = Snapshot { meta: found, snapshot };
-    let answer = app.raft.install_full_snapshot(head.vote, snapshot).await.map_err(|_| forward::stopping())?;
+    let answer = app.raft.install_full_snapshot(head.vote, snapshot).await.map_err(|fatal| raft_ended(&fatal))?;
     answer_with(app, &answer)
 }
 
-/// Reads and checks an RPC; returns the place of a long one with it. `check` gets the length of the body, too.
+/// Reads and checks an RPC; returns it with the permit of a long one. `check` also gets the length of the body.
 async fn receive<'a, T: DeserializeOwned>(
     app: &'a ExampleApp,
     request: &HttpRequest,
@@ -242,8 +245,8 @@ async fn receive<'a, T: DeserializeOwned>(
                 return Err(error);
             }
         };
-        let place = match place_for_body(app, request, announced).await {
-            Ok(place) => place,
+        let permit = match body_permit(app, request, announced).await {
+            Ok(permit) => permit,
             Err(error) => {
                 keep_for_a_while(payload);
                 return Err(error);
@@ -252,17 +255,17 @@ async fn receive<'a, T: DeserializeOwned>(
         let body = read_body(request, payload, bytes_max).await?;
         let check = |envelope: &Envelope<T>, known: &Known| check(envelope, known, body.len());
         let envelope = peer::decode(app, announced, &body, joins(request.path()), check).await?;
-        Ok((envelope, place))
+        Ok((envelope, permit))
     };
-    let (envelope, place) = received.await.inspect_err(|error| note_refusal(app, request, error))?;
+    let (envelope, permit) = received.await.inspect_err(|error| note_refusal(app, request, error))?;
     note_node(app, request, envelope.from);
-    Ok((envelope, place))
+    Ok((envelope, permit))
 }
 
-/// A place for the body of an RPC, if it is long: together they take as much memory as there are places.
+/// A permit for the body of an RPC, unless it is short: the permits bound the memory for long bodies.
 ///
-/// Members have places of their own, so that those who do not claim to be one cannot hold up what a leader sends.
-async fn place_for_body<'a>(
+/// Members have permits of their own, so that other senders cannot delay a leader.
+async fn body_permit<'a>(
     app: &'a ExampleApp,
     request: &HttpRequest,
     announced: Option<Ids>,
@@ -272,26 +275,26 @@ async fn place_for_body<'a>(
         return Ok(None);
     }
     let is_member = announced.is_some_and(|ids| app.has_member(ids.from));
-    let places = if is_member { &app.peers.large_from_members } else { &app.peers.large_from_others };
-    match tokio::time::timeout(LARGE_RPC_WAIT_MAX, places.acquire()).await {
-        Ok(Ok(place)) => Ok(Some(place)),
-        _ => Err(ApiError::Overloaded(Retry::soon("this node is busy with other long RPCs"))),
+    let permits = if is_member { &app.peers.large_from_members } else { &app.peers.large_from_others };
+    match tokio::time::timeout(LARGE_RPC_WAIT_MAX, permits.acquire()).await {
+        Ok(Ok(permit)) => Ok(Some(permit)),
+        _ => Err(ApiError::Overloaded(Retry::soon("the limit of long RPCs of this node is reached"))),
     }
 }
 
-/// Whether an RPC makes a node that belongs to no cluster join the one that it is from, durably.
+/// Whether an RPC makes a node without a cluster join the sender's cluster, durably.
 ///
-/// A leader's appends do, and so do requests for a vote. A vote is durable, and what it promises holds in one cluster.
-/// The first leader of a cluster needs votes of nodes that nobody has sent an append. So does the second one if the
-/// first died before it reached all of them. Nothing else needs more than an answer.
+/// A leader's appends do, and so do requests for a vote, because a vote is durable and counts in one cluster only. The
+/// first leader of a cluster needs votes of nodes that have not received an append, and so does the second one if the
+/// first died before it reached all nodes. All other RPCs only need a response.
 fn joins(path: &str) -> bool {
     matches!(path, APPEND | VOTE)
 }
 
-/// The connection of an RPC is a node's from now on.
+/// Marks the connection of an RPC as a node's.
 fn note_node(app: &ExampleApp, request: &HttpRequest, from: NodeId) {
     let Some(state) = state_of(request).filter(|_| app.has_member(from)) else { return };
-    // Reads are many, and one whose connection is closed just then is asked for again.
+    // Reads are frequent, and a node retries one whose connection is closed.
     if request.path() == READ_INDEX {
         state.admit(Class::Node);
     } else {
@@ -311,8 +314,8 @@ fn answer_candidate(app: &ExampleApp, answer: &VoteResponse<TypeConfig>) -> Resu
     Ok(response)
 }
 
-/// A leader heartbeats before it sends a snapshot, and sends only what it said is committed. So no
-/// node that is up to date installs a snapshot, not even a forged one.
+/// Waits until this node follows the sender. A leader heartbeats before it sends a snapshot, and sends only what it has
+/// declared committed. So a node that is up to date never installs a snapshot, not even a forged one.
 async fn wait_for_leader(app: &ExampleApp, head: &SnapshotHead) -> Result<(), ApiError> {
     let is_expected = |known: &Known| {
         known.vote == head.vote
@@ -322,20 +325,20 @@ async fn wait_for_leader(app: &ExampleApp, head: &SnapshotHead) -> Result<(), Ap
     let heard = app.wait_for_leader(&head.vote, is_expected);
     tokio::time::timeout(SNAPSHOT_WAIT_MAX, heard).await.map_err(|_| {
         ApiError::Conflict(Details::not_applied(
-            "a snapshot must be from the current leader, and hold only what the leader said is committed",
+            "a snapshot must be from the current leader, and must hold only entries that the leader declared committed",
         ))
     })
 }
 
 fn note_refusal(app: &ExampleApp, request: &HttpRequest, error: &ApiError) {
     let ids = request.headers().get(&ENVELOPE).and_then(|header| Ids::parse(header.as_bytes()));
-    // Do not log what the decoder says: it may quote data.
+    // Do not log the decoder's message: it may quote data.
     let message = error.to_string();
     let why = if message.starts_with(peer::NOT_AN_RPC) { peer::NOT_AN_RPC } else { &message };
     app.peers.note_rejection(request.path(), request.peer_addr(), ids.map(|ids| ids.from), error, why);
 }
 
-/// Passes an append that this node can respond to: see [`agreement`](crate::agreement).
+/// Rejects an append that this node cannot confirm: see [`agreement`](crate::agreement).
 async fn check_agreement(app: &ExampleApp, append: &Append) -> Result<(), ApiError> {
     let vote = &append.vote;
     let Some(previous) = append.prev_log_id else { return Ok(()) };
@@ -345,7 +348,7 @@ async fn check_agreement(app: &ExampleApp, append: &Append) -> Result<(), ApiErr
     let known = app.known();
     let is_committed = known.committed.is_some_and(|committed| previous.index <= committed.index);
     let has = |log_id| app.store.log.has(log_id).map_err(|error| unreadable_log(app, &error));
-    // Raft rejects a deposed leader by itself.
+    // Raft itself rejects a deposed leader.
     if vote.leader_id < known.vote.leader_id || is_committed || has(previous)? {
         return Ok(());
     }
@@ -354,7 +357,7 @@ async fn check_agreement(app: &ExampleApp, append: &Append) -> Result<(), ApiErr
         return if app.agreement.wait_for(vote, within).await {
             Ok(())
         } else {
-            let message = "this node waits for a heartbeat, to learn what the leader counts on";
+            let message = "this node waits for a heartbeat, which tells the entries that the leader counts on";
             Err(ApiError::Recovering(Retry::soon(message)))
         };
     }
@@ -365,7 +368,7 @@ async fn check_agreement(app: &ExampleApp, append: &Append) -> Result<(), ApiErr
     Err(missing_entry())
 }
 
-/// Hands an append to Raft, unless the log has its entries with another content, or no room for them.
+/// Passes an append to Raft, unless the log has its entries with other content, or no room for them.
 async fn hand_to_raft(
     app: &ExampleApp,
     request: &HttpRequest,
@@ -373,9 +376,9 @@ async fn hand_to_raft(
 ) -> Result<AppendEntriesResponse<TypeConfig>, ApiError> {
     if append.entries.is_empty() {
         note_said_committed(app, &append);
-        return app.raft.append_entries(append.into()).await.map_err(|_| forward::stopping());
+        return app.raft.append_entries(append.into()).await.map_err(|error| raft_failed(&error));
     }
-    // One at a time: the log must have the entries of the append before this one. A leader sends a node one at a time.
+    // One at a time: the log must have the entries of the previous append. A leader sends a node one append at a time.
     let turn = app.appending.clone().lock_owned().await;
     check_overlap(app, &append).inspect_err(|error| note_refusal(app, request, error))?;
     let taken = take_disk_space(app, &append).inspect_err(|error| note_refusal(app, request, error))?;
@@ -386,7 +389,15 @@ async fn hand_to_raft(
         drop((taken, turn));
         answer
     });
-    answer.await.map_err(|_| forward::stopping())
+    answer.await.map_err(|error| raft_failed(&error))
+}
+
+/// An RPC can only fail because Raft has ended.
+fn raft_failed(error: &RaftError<TypeConfig>) -> ApiError {
+    match error {
+        RaftError::Fatal(fatal) => raft_ended(fatal),
+        RaftError::APIError(never) => match *never {},
+    }
 }
 
 fn note_said_committed(app: &ExampleApp, append: &Append) {
@@ -395,8 +406,8 @@ fn note_said_committed(app: &ExampleApp, append: &Append) {
     }
 }
 
-/// Rejects entries that the log has with another content. Raft would take them for the same, since it compares log ids
-/// only, and the nodes would differ from then on. Raft skips what is committed here.
+/// Rejects entries that the log has with other content. Raft compares only log ids, so it would take them for the same,
+/// and the nodes would differ from then on. Raft skips entries that are committed here.
 fn check_overlap(app: &ExampleApp, append: &Append) -> Result<(), ApiError> {
     let Append { vote, entries, .. } = append;
     let log = &app.store.log;
@@ -406,30 +417,30 @@ fn check_overlap(app: &ExampleApp, append: &Append) -> Result<(), ApiError> {
         return Ok(());
     }
     let known = app.known();
-    // Raft rejects a deposed leader by itself.
+    // Raft itself rejects a deposed leader.
     if vote.leader_id < known.vote.leader_id {
         return Ok(());
     }
     let is_committed = |entry: &Entry| known.committed.is_some_and(|committed| entry.log_id.index <= committed.index);
     let open = &entries[entries.partition_point(is_committed)..];
     let Some(log_id) = log.first_other(open).map_err(|error| unreadable_log(app, &error))? else { return Ok(()) };
-    // Either of the two may be the leader's. The leader sends its own until this node has it.
+    // Either of the two may be the leader's. The leader resends its own until this node has it.
     if let Some(found) = app.agreement.note_other_entry(vote, log_id) {
         app.set_other_entry(found);
     }
     Err(ApiError::Conflict(Details::not_applied(format!(
-        "the log of this node has another entry at index {} of term {}: one of the two is not the leader's",
+        "the log of this node has another entry at index {} of term {}; one of the two is not the leader's",
         log_id.index, log_id.leader_id.term
     ))))
 }
 
-/// The log cannot be read: the node must end, since it cannot tell what it has.
+/// The log cannot be read: the node must exit, since it cannot tell which entries it has.
 fn unreadable_log(app: &ExampleApp, error: &io::Error) -> ApiError {
     app.set_disk_failure(format!("cannot read the log: {error}"));
-    forward::stopping()
+    ApiError::internal("this node cannot read its log, and is about to exit")
 }
 
-/// A future that runs to its end even if it is dropped before, for example because a client hung up.
+/// A future that completes even if it is dropped before, for example because a client disconnected.
 struct Completing<F: Future<Output: Send> + Send + 'static>(Option<Pin<Box<F>>>);
 
 impl<F: Future<Output: Send> + Send + 'static> Completing<F> {
@@ -451,23 +462,21 @@ impl<F: Future<Output: Send> + Send + 'static> Future for Completing<F> {
 
 impl<F: Future<Output: Send> + Send + 'static> Drop for Completing<F> {
     fn drop(&mut self) {
-        // Without a runtime the node has ended.
+        // Without a runtime the node has stopped.
         if let (Some(future), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
             runtime.spawn(future);
         }
     }
 }
 
-/// Sets disk space aside for the entries of an append, until they are on disk, or rejects them: a node whose disk is
-/// full stops, and until then it votes and makes room by itself. Heartbeats do not come here.
+/// Sets disk space aside for the entries of an append until they are on disk, or rejects them: a node whose disk is
+/// full exits, but until then it can vote and free space. Heartbeats do not need space.
 fn take_disk_space(app: &ExampleApp, append: &Append) -> Result<Taken, ApiError> {
-    const ENTRY_BYTES: usize = 96; // The names of the fields, and the log id.
     if app.log_is_full() {
         let message = "this node's log has no more files until a snapshot is written";
         return Err(ApiError::Overloaded(Retry::soon(message)));
     }
-    let bytes = append.entries.iter().map(|entry| ENTRY_BYTES + PayloadRecord::bytes_of(&entry.payload)).sum();
-    let taken = app.disk.take(bytes);
+    let taken = app.disk.take(peer::entries_bytes(&append.entries));
     if app.disk.space() == DiskSpace::Exhausted {
         taken.release();
         let message = "this node's disk is full: free some space";
@@ -482,8 +491,8 @@ fn missing_entry() -> ApiError {
     ))
 }
 
-/// Rejects what nodes say that are no members, unless one of them may be a leader or a candidate
-/// that this node has not yet heard of.
+/// Rejects an RPC of a node that is not a member, unless it may be a leader or a candidate that this node does not know
+/// yet.
 fn check_sender(app: &ExampleApp, from: NodeId) -> Result<(), ApiError> {
     if app.has_member(from) || !app.hears_a_leader() { Ok(()) } else { Err(no_member(from)) }
 }
@@ -494,13 +503,12 @@ fn no_member(id: NodeId) -> ApiError {
 
 fn answer_with(app: &ExampleApp, answer: &impl Serialize) -> Result<HttpResponse, ApiError> {
     match rmp_serde::to_vec_named(answer) {
-        Ok(body) => Ok(HttpResponse::Ok()
-            .insert_header((&RUN, app.peers.run()))
-            .content_type("application/msgpack")
-            .body(body)),
+        Ok(body) => {
+            Ok(HttpResponse::Ok().insert_header((&RUN, app.peers.run())).content_type("application/msgpack").body(body))
+        }
         Err(error) => {
-            tracing::error!("an answer cannot be written as MessagePack: {error}");
-            Err(forward::stopping())
+            tracing::error!("cannot encode the response to an RPC as MessagePack: {error}");
+            Err(ApiError::Internal(Interrupted::unknown("this node cannot encode its response")))
         }
     }
 }
@@ -513,18 +521,19 @@ fn too_slow(message: &str) -> ApiError {
     ApiError::RequestTimeout(Details::not_applied(message))
 }
 
-/// Takes `length` bytes off the front of what comes.
+/// Takes the first `length` bytes of the body.
 async fn read_until(payload: &mut web::Payload, received: &mut BytesMut, length: usize) -> Result<Bytes, ApiError> {
     while received.len() < length {
         match next_chunk(payload).await? {
             Some(chunk) => received.extend_from_slice(&chunk),
-            None => return Err(invalid("the snapshot ends too early")),
+            None => return Err(invalid("the snapshot is truncated")),
         }
     }
     Ok(received.split_to(length).freeze())
 }
 
-/// Nothing of the node's own is lost if there is no space for it: it is refused, and sent again.
+/// Writes a snapshot to disk. If there is no space for it, the node loses nothing of its own: it rejects the snapshot,
+/// and the leader resends it.
 async fn save(
     app: &ExampleApp,
     payload: &mut web::Payload,
@@ -538,7 +547,7 @@ async fn save(
             return ApiError::DiskSpaceLow(Details::not_applied(what));
         }
         app.set_disk_failure(what);
-        forward::stopping()
+        ApiError::internal("this node cannot write a snapshot, and is about to exit")
     };
     let mut file = tokio::fs::File::from_std(temporary.create().map_err(failed)?);
     let mut chunk = first;
@@ -561,8 +570,8 @@ async fn next_chunk(payload: &mut web::Payload) -> Result<Option<Bytes>, ApiErro
     match tokio::time::timeout(SNAPSHOT_PAUSE_MAX, payload.next()).await {
         Ok(None) => Ok(None),
         Ok(Some(Ok(chunk))) => Ok(Some(chunk)),
-        Ok(Some(Err(error))) => Err(invalid(&format!("the snapshot breaks off: {error}"))),
-        Err(_) => Err(too_slow("no more of the snapshot arrived")),
+        Ok(Some(Err(error))) => Err(invalid(&format!("the snapshot is truncated: {error}"))),
+        Err(_) => Err(too_slow("the rest of the snapshot did not arrive in time")),
     }
 }
 
@@ -571,7 +580,7 @@ async fn check_room(app: &ExampleApp) -> Result<(), ApiError> {
     let snapshots = app.store.state_machine.snapshots().clone();
     match tokio::task::spawn_blocking(move || snapshots.make_room(0)).await {
         Ok(Err(free_bytes)) => Err(ApiError::DiskSpaceLow(Details::not_applied(format!(
-            "the disk has {free_bytes} bytes left, too few to receive a snapshot"
+            "the disk has only {free_bytes} bytes left, too few to receive a snapshot"
         )))),
         _ => Ok(()),
     }
@@ -581,9 +590,9 @@ async fn check_room(app: &ExampleApp) -> Result<(), ApiError> {
 mod tests {
     use super::*;
 
-    /// Raft gets the entries of a sender that hung up, and no others before they are in the log.
+    /// Raft gets the entries of a sender that disconnected, and no others before they are in the log.
     ///
-    /// Method: drop the future while what it waits for is not there.
+    /// Method: drop the future while it waits.
     #[tokio::test]
     async fn completing() {
         let lock = std::sync::Arc::new(tokio::sync::Mutex::new(0));
@@ -593,7 +602,7 @@ mod tests {
             *turn = ready_rx.await.unwrap();
         });
         assert!(futures_util::FutureExt::now_or_never(completing).is_none());
-        assert!(lock.try_lock().is_err(), "it goes on");
+        assert!(lock.try_lock().is_err(), "it still runs");
         ready_tx.send(7).unwrap();
         assert_eq!(*lock.lock().await, 7);
         assert_eq!(Completing::new(async { 5 }).await, 5);

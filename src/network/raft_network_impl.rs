@@ -1,7 +1,7 @@
 //! Outgoing RPCs of Raft, over reqwest.
 //!
-//! Appends, heartbeats and snapshots have connections of their own, so that a
-//! long body of one never delays another: a late heartbeat would be an election.
+//! Appends, heartbeats and snapshots have connections of their own, so that a long body of one never delays another: a
+//! late heartbeat would cause an election.
 
 use std::io;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ use crate::types::{ExampleNode, NodeId, TypeConfig, Vote};
 type RpcError = RPCError<TypeConfig>;
 type SnapshotOf = openraft::alias::SnapshotOf<TypeConfig, SnapshotFile>;
 
-/// Makes the connections to the other nodes.
+/// Creates the connections to other nodes.
 pub struct ExampleNetworkFactory {
     store: Arc<ExampleStore>,
     peers: Arc<Peers>,
@@ -45,7 +45,7 @@ pub struct ExampleNetworkFactory {
 }
 
 impl ExampleNetworkFactory {
-    /// The network of the node whose data this is.
+    /// The network of the node with this store.
     pub fn new(store: Arc<ExampleStore>, peers: Arc<Peers>) -> Self {
         ExampleNetworkFactory { store, peers, append: connections(), heartbeat: connections(), snapshot: connections() }
     }
@@ -79,7 +79,7 @@ impl RaftNetworkFactory<TypeConfig> for ExampleNetworkFactory {
     }
 }
 
-/// One use of one connection to one node.
+/// The connections for one purpose to one node.
 pub struct ExampleNetwork {
     store: Arc<ExampleStore>,
     peers: Arc<Peers>,
@@ -87,7 +87,7 @@ pub struct ExampleNetwork {
     target: NodeId,
     node: ExampleNode,
     envelope: Option<HeaderValue>,
-    /// Why the last RPC was not answered, if it was not: what is logged is the change.
+    /// Why the last RPC failed, if it did. Only changes are logged.
     trouble: Option<String>,
 }
 
@@ -106,7 +106,7 @@ impl ExampleNetwork {
         Ids::to(&self.store, self.target, self.node.incarnation).map_err(network_error)
     }
 
-    /// The ids as a header, which is made once.
+    /// The ids as a header, which is encoded once.
     fn envelope(&mut self) -> Result<HeaderValue, RpcError> {
         if let Some(envelope) = &self.envelope {
             return Ok(envelope.clone());
@@ -116,14 +116,14 @@ impl ExampleNetwork {
         Ok(self.envelope.insert(envelope).clone())
     }
 
-    /// Refuses an answer that no node gives, before Raft adopts its term.
+    /// Rejects an implausible vote in a response, before Raft adopts its term.
     fn check_vote(&self, answered: &Vote, own: &Vote) -> Result<(), RpcError> {
         if is_answer_plausible(answered, own) {
             return Ok(());
         }
         let reason =
-            format!("its term {} is too far above the own one, {}", answered.leader_id.term, own.leader_id.term);
-        tracing::warn!("node {} at {} answered, and {reason}", self.target, self.node);
+            format!("its term {} is too far above this node's, {}", answered.leader_id.term, own.leader_id.term);
+        tracing::warn!("rejecting a response of node {} at {}: {reason}", self.target, self.node);
         Err(unreachable(reason))
     }
 
@@ -171,19 +171,21 @@ impl ExampleNetwork {
         };
         if !status.is_success() {
             let reason = match self.other_cluster(cluster.as_ref()) {
-                Some(other) => format!("cluster {other} answers there: do two clusters share an address?"),
+                Some(other) => {
+                    format!("the address belongs to a node of cluster {other}: do two clusters share an address?")
+                }
                 None => refusal_of(status.as_u16(), &body),
             };
             self.note_unreached(path, &reason);
             return Err(unreachable(reason));
         }
         if self.trouble.take().is_some() {
-            tracing::info!("node {} at {} answers {path} again", self.target, self.node);
+            tracing::info!("{path} to node {} at {} succeeds again", self.target, self.node);
         }
-        rmp_serde::from_slice(&body).map_err(|error| network_error(format!("its answer cannot be read: {error}")))
+        rmp_serde::from_slice(&body).map_err(|error| network_error(format!("cannot decode its response: {error}")))
     }
 
-    /// Notes what a voter knows of log time, before openraft counts its vote.
+    /// Notes the log time of a voter, before openraft counts its vote.
     fn note_log_time(&self, headers: &reqwest::header::HeaderMap) {
         let log_ms = |name: &HeaderName| peer::parse_log_ms(headers.get(name.as_str())?.as_bytes());
         if let Some(log_ms) = log_ms(&LOG_TIME) {
@@ -193,7 +195,7 @@ impl ExampleNetwork {
         }
     }
 
-    /// The cluster that an answer is from, if it is not the own one.
+    /// The cluster that sent a response, if it is another one.
     fn other_cluster<'a>(&self, found: Option<&'a HeaderValue>) -> Option<&'a str> {
         let own = self.store.identity().cluster_id?.to_string();
         found.and_then(|found| found.to_str().ok()).filter(|found| *found != own)
@@ -202,7 +204,7 @@ impl ExampleNetwork {
     fn note_unreached(&mut self, path: &str, reason: &str) {
         if self.trouble.as_deref() != Some(reason) {
             self.trouble = Some(reason.to_owned());
-            tracing::warn!("node {} at {} does not answer {path}: {reason}", self.target, self.node);
+            tracing::warn!("{path} to node {} at {} failed: {reason}", self.target, self.node);
         }
     }
 }
@@ -215,14 +217,15 @@ impl RaftNetworkV2<TypeConfig> for ExampleNetwork {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
-        const ENTRY_BYTES: usize = 96; // The names of the fields, and the log id.
         if rpc.entries.first().is_some_and(|entry| self.store.log.is_withheld(entry.log_id.index)) {
-            return Err(network_error("it is so far behind that it gets a snapshot instead of these entries".into()));
+            return Err(network_error(
+                "it is so far behind that it will get a snapshot instead of these entries".into(),
+            ));
         }
-        let bytes: usize = rpc.entries.iter().map(|entry| ENTRY_BYTES + PayloadRecord::bytes_of(&entry.payload)).sum();
-        // A follower may need several syncs of a slow disk for what it was sent, and
-        // a slow network its time for many bytes; sending it again would only give
-        // both more to do. Heartbeats go elsewhere, so nothing waits for this.
+        let bytes = peer::entries_bytes(&rpc.entries);
+        // A follower with a slow disk may need several syncs for the entries, and a slow network time for many bytes.
+        // Resending them would only add work for both. Heartbeats have other connections, so nothing waits for this
+        // RPC.
         let deadline = if rpc.entries.is_empty() {
             option.soft_ttl()
         } else {
@@ -290,7 +293,7 @@ impl RaftNetworkV2<TypeConfig> for ExampleNetwork {
     }
 }
 
-/// The bytes of a snapshot, read as they are sent.
+/// Reads the bytes of a snapshot as they are sent.
 fn file_stream(snapshot: SnapshotFile) -> impl Stream<Item = io::Result<Bytes>> {
     use std::os::unix::fs::FileExt;
     stream::try_unfold((snapshot.file, 0), |(file, offset)| async move {
@@ -316,7 +319,7 @@ fn unreachable(reason: String) -> RpcError {
 
 fn refusal_of(status: u16, body: &[u8]) -> String {
     match serde_json::from_slice::<Result<(), crate::error::ApiError>>(body) {
-        Ok(Err(error)) => format!("it refused ({status}): {error}"),
-        _ => format!("it refused ({status})"),
+        Ok(Err(error)) => format!("it rejected the RPC ({status}): {error}"),
+        _ => format!("it rejected the RPC ({status})"),
     }
 }

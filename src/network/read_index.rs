@@ -1,8 +1,7 @@
-//! Linearizable reads that wait at the same time share what confirms them.
+//! Linearizable reads that wait at the same time share one confirmation by the leader.
 //!
-//! A read needs a log id that the leader named after the read came, and may be served once that is
-//! applied here. All reads of a thread that come while others are being confirmed wait for the next
-//! confirmation, and share it.
+//! A read needs a log id that the leader named after the read arrived, and may be served once that entry is applied
+//! here. All reads of a thread that arrive while others are being confirmed share the next confirmation.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -13,20 +12,21 @@ use openraft::ReadPolicy;
 use openraft::raft::linearizable_read::{Linearizer, ReadLogId};
 use tokio::sync::oneshot;
 
-use super::api::read_error;
-use super::forward::{self, Destination};
+use super::consensus::read_error;
 use super::peer;
+use super::readiness::Destination;
+use super::refusals::stopping;
 use crate::app::ExampleApp;
 use crate::config::{CONFIRMATIONS_AT_ONCE, REQUEST_DEADLINE};
 use crate::error::ApiError;
 
-/// The reads of one thread that wait for a confirmation.
+/// The reads of one thread that wait for confirmation.
 pub struct SharedReads {
     app: web::Data<ExampleApp>,
     current: RefCell<Option<Rc<Round>>>,
 }
 
-/// The reads that are confirmed by the same leader.
+/// The reads that the same leader confirms.
 struct Round {
     destination: Destination,
     waiting: RefCell<Vec<oneshot::Sender<Result<(), ApiError>>>>,
@@ -34,12 +34,13 @@ struct Round {
 }
 
 impl SharedReads {
-    /// None yet.
+    /// A thread without reads.
     pub fn new(app: web::Data<ExampleApp>) -> Self {
         SharedReads { app, current: RefCell::default() }
     }
 
-    /// The result comes once this node has applied all that was written before; none comes if it stops.
+    /// The result arrives once this node has applied all that was written before the call. If the node stops, none
+    /// arrives.
     pub fn confirm(&self, destination: Destination) -> oneshot::Receiver<Result<(), ApiError>> {
         let (sender, confirmed) = oneshot::channel();
         let round = self.round_of(destination);
@@ -51,13 +52,13 @@ impl SharedReads {
         if is_first && round.under_way.get() < CONFIRMATIONS_AT_ONCE {
             let under_way = UnderWay::begin(round);
             let app = self.app.clone();
-            // The task runs after those that are ready now, and confirms what they read with it.
+            // The task runs after all tasks that are ready now, so it confirms their reads too.
             tokio::task::spawn_local(async move { under_way.run(&app).await });
         }
         confirmed
     }
 
-    /// Requests that wait for a former leader do not hold up those that ask the present one.
+    /// Requests that wait for a former leader do not delay those to the current one.
     fn round_of(&self, destination: Destination) -> Rc<Round> {
         let mut current = self.current.borrow_mut();
         match &*current {
@@ -86,7 +87,7 @@ impl UnderWay {
             }
             let confirmed = confirm(app, &self.0.destination, REQUEST_DEADLINE).await;
             for one in waiting {
-                // Its client may have gone.
+                // The client may have disconnected.
                 let _ = one.send(confirmed.clone());
             }
         }
@@ -99,8 +100,8 @@ impl Drop for UnderWay {
     }
 }
 
-/// Waits until this node has applied all that was written before, whichever node leads. One that is another
-/// must answer within `answer_deadline`.
+/// Waits until this node has applied all that was written before the call, whichever node leads. If another node leads,
+/// it must respond within `answer_deadline`.
 pub async fn confirm(app: &ExampleApp, destination: &Destination, answer_deadline: Duration) -> Result<(), ApiError> {
     match destination {
         Destination::Here => {
@@ -109,7 +110,7 @@ pub async fn confirm(app: &ExampleApp, destination: &Destination, answer_deadlin
         Destination::Leader { leader_id, leader_node } => {
             let read_log_id = peer::ask_read_index(app, *leader_id, leader_node, answer_deadline).await?;
             let linearizer = Linearizer::new(*leader_id, ReadLogId::from_log_id(read_log_id), None);
-            linearizer.await_ready(&app.raft).await.map_err(|_| forward::stopping())?;
+            linearizer.await_ready(&app.raft).await.map_err(|_| stopping())?;
         }
     }
     Ok(())

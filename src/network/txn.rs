@@ -1,16 +1,17 @@
-//! `POST /v1/txn`: compare, and do one or the other, all or nothing.
+//! `POST /v1/txn`: compares, and then applies one of two lists of operations, all or nothing.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use actix_web::{HttpRequest, HttpResponse, web};
 
-use super::conditions::refuse_conditions;
+use super::conditions::reject_conditions;
 use super::openapi::answers::TxnErrors;
 use super::openapi::parameters::WriteHeaders;
 use super::parameters::{Parameters, check_body_type, check_key, check_value_length, ttl_ms};
-use super::reply::{check_lists, encode, parse_json, read_client_body};
-use super::v1::{self, Written, unexpected, written_as};
+use super::reply::encode;
+use super::request_body::{check_lists, parse_json, read_client_body};
+use super::v1::{self, WriteOutcome, unexpected, written_as};
 use crate::app::ExampleApp;
 use crate::body::{Compare, EncodedValue, Encoding, TxnAnswer, TxnOperation, TxnRequest};
 use crate::config::Limits;
@@ -22,10 +23,11 @@ use crate::operation::{
 const TXN_BODY: &str =
     r#"{"compare":[{"key":"a","revision":7}],"success":[{"put":{"key":"a","value":"1"}}],"failure":[]}"#;
 
-/// Compares, and does one or the other, all or nothing.
+/// Compares, and then applies one of two lists of operations, all or nothing.
 ///
-/// `success` is done if everything in `compare` holds, else `failure`: up to 128 of each. All that is changed has the
-/// same revision. One list writes a key once at most. With only `success` it is a batch.
+/// If every comparison in `compare` holds, the operations in `success` are applied, otherwise those in `failure`. Each
+/// list has at most 128 entries. All changes have the same revision. A list must not write a key twice. A transaction
+/// with only `success` is a batch.
 #[utoipa::path(
     post,
     path = "/v1/txn",
@@ -43,7 +45,7 @@ const TXN_BODY: &str =
     responses(
         (
             status = 200,
-            description = "One of the two was done.",
+            description = "One of the two lists was applied.",
             body = TxnAnswer,
             example = json!({"succeeded": true, "revision": 4, "results": [
                 {"put": {"revision": 4, "version": 2}}, {"put": {"revision": 4, "version": 1}}
@@ -59,13 +61,13 @@ pub async fn txn(app: web::Data<ExampleApp>, request: HttpRequest, payload: web:
 async fn do_txn(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
     let (body, memory) = read_client_body(app, request, payload).await?;
     Parameters::of(request, &[])?;
-    refuse_conditions(request)?;
+    reject_conditions(request)?;
     check_body_type(request)?;
     let (text, limits) = (body.clone(), app.limits);
     let operation = app.long_work.run(|| body.len(), move || parse_txn(&text, &limits)).await?;
     match v1::write(app, request, body, memory, operation).await? {
-        Written::Answered(answer) => Ok(answer),
-        Written::Here(response, memory) => match &response.result {
+        WriteOutcome::Response(answer) => Ok(answer),
+        WriteOutcome::Here(response, memory) => match &response.result {
             Some(result @ WriteResult::Txn(done)) => {
                 let (value_bytes, done) = (result.value_bytes(), done.clone());
                 let body = v1::encode_done(app, value_bytes, move || encode(done.as_ref(), 256)).await?;
@@ -82,16 +84,16 @@ fn parse_txn(body: &[u8], limits: &Limits) -> Result<Operation, ApiError> {
     txn_operation(txn, limits)
 }
 
-/// A transaction as the log holds it.
+/// Converts a transaction to the operation in the log.
 pub fn txn_operation(txn: TxnRequest, limits: &Limits) -> Result<Operation, ApiError> {
     if txn.success.is_empty() && txn.failure.is_empty() {
-        return Err(invalid("a transaction has an operation at least, in `success` or in `failure`"));
+        return Err(invalid("a transaction must have at least one operation, in `success` or in `failure`"));
     }
     let counts = [("compare", txn.compare.len()), ("success", txn.success.len()), ("failure", txn.failure.len())];
     if let Some((list, count)) = counts.into_iter().find(|(_, count)| *count > limits.txn_operations) {
         return Err(ApiError::bad_request(
             "too_many_operations",
-            format!("`{list}` has {count} entries, and may have {}", limits.txn_operations),
+            format!("`{list}` must have at most {} entries, got {count}", limits.txn_operations),
         ));
     }
     let compare = collect(txn.compare, "compare", |compare| comparison(compare, limits))?;
@@ -102,7 +104,7 @@ pub fn txn_operation(txn: TxnRequest, limits: &Limits) -> Result<Operation, ApiE
     Ok(Operation::Txn(Arc::new(Txn { compare, success, failure })))
 }
 
-/// Converts a list, and says of which entry an error is.
+/// Converts a list. An error names the entry.
 fn collect<From, To>(
     list: Vec<From>,
     name: &str,
@@ -128,7 +130,7 @@ fn comparison(compare: Compare, limits: &Limits) -> Result<Comparison, ApiError>
     let Compare { key, op, exists, value, encoding, revision, create_revision, version } = compare;
     check_key(&key, limits)?;
     if encoding.is_some() && value.is_none() {
-        return Err(invalid("`encoding` is that of a `value`, and there is none"));
+        return Err(invalid("`encoding` must not be given without `value`"));
     }
     let value = value.map(|value| decode(&value, encoding, limits)).transpose()?;
     let mut operands = [
@@ -142,12 +144,12 @@ fn comparison(compare: Compare, limits: &Limits) -> Result<Comparison, ApiError>
     .flatten();
     let (Some(operand), None) = (operands.next(), operands.next()) else {
         return Err(invalid(
-            "a comparison has exactly one of `exists`, `value`, `revision`, `create_revision` and `version`",
+            "a comparison must have exactly one of `exists`, `value`, `revision`, `create_revision` and `version`",
         ));
     };
     let relation = Relation::from(op.unwrap_or_default());
     if matches!(operand, Operand::Exists(_)) && !matches!(relation, Relation::Equal | Relation::NotEqual) {
-        return Err(invalid("`exists` is compared with = or !="));
+        return Err(invalid("`op` must be = or != with `exists`"));
     }
     Ok(Comparison { key: key.into(), relation, operand })
 }
@@ -178,7 +180,7 @@ fn decode(value: &str, encoding: Option<Encoding>, limits: &Limits) -> Result<Va
     Ok(Value::from(&bytes))
 }
 
-/// What two writes to one key in one revision should mean, nobody could say.
+/// Two writes to one key at one revision have no defined meaning.
 fn check_each_key_once(list: &str, steps: &[TxnStep]) -> Result<(), ApiError> {
     let mut written = HashSet::new();
     for (position, step) in steps.iter().enumerate() {
@@ -189,7 +191,7 @@ fn check_each_key_once(list: &str, steps: &[TxnStep]) -> Result<(), ApiError> {
             TxnStep::Get(_) => continue,
         };
         if !written.insert(key) {
-            let message = format!("{list}[{position}]: a transaction writes a key once, and this one twice");
+            let message = format!("{list}[{position}]: a transaction must not write a key twice");
             return Err(ApiError::bad_request("key_twice", message));
         }
     }

@@ -1,9 +1,8 @@
-//! `GET /v1/watch`: changes as server-sent events, from any revision that is kept.
+//! `GET /v1/watch`: changes as server-sent events, from any revision in the history.
 //!
-//! The `id` of an event is its revision. A revision may change several keys; of
-//! those only the last has the plain revision, the others have
-//! `<revision>.<position>`, so that a watch which breaks between them is taken up
-//! again at the right one, and nothing comes twice or not at all.
+//! The `id` of an event is its revision. A revision may change several keys. Only the last of its events has the plain
+//! revision as its id; the others have `<revision>.<position>`. So a watch that breaks between them resumes at the
+//! right one, and no event is skipped or sent twice.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -16,39 +15,41 @@ use futures_util::stream;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::api::linearize_if_answered;
-use super::forward;
+use super::consensus::linearize_alone;
 use super::list::revision_in_future;
 use super::listener::admission::state_of;
 use super::listener::connection_limits::WatchPermit;
 use super::openapi::answers::{EventStream, WatchErrors};
 use super::openapi::parameters::{WatchHeaders, WatchParameters};
 use super::parameters::{Parameters, check_key, invalid, one_header, says_no};
-use super::reply::refuse_body;
-use super::v1::{self, may_read, ready_to_read};
 use super::watch_held::{InitialState, WatchHeld};
+use super::readiness;
+use super::refusals::{no_leader, stopping};
+use super::request_body::reject_body;
+use super::v1::{self, key_value, ready_to_read};
 use crate::app::{ExampleApp, Exclusion};
-use crate::body::{EncodedValue, Encoding, WatchEnd, WatchEvent, write_json_line};
+use crate::body::{KeyValueRef, WatchEnd, WatchEvent, write_json_line};
 use crate::config::{
     KEY_VALUE_EXTRA_BYTES, REQUEST_DEADLINE, WATCH_BATCH_BYTES, WATCH_CONFIRMATION_DEADLINE, WATCH_HEARTBEAT,
     WATCH_LEADER_DEADLINE, WATCH_LEADER_INTERVAL, WATCH_PIECE_BYTES_MAX,
 };
 use crate::confirmations::Wanted;
-use crate::error::{ApiError, Outcome, Retry, RevisionGone};
+use crate::error::{ApiError, NotApplied, Retry, RevisionGone};
 use crate::headers::{LAST_EVENT_ID, REVISION, WAIT};
 use crate::operation::Key;
 use crate::store::state_machine::listing::Range;
 use crate::store::{Change, ChangeKind, Filter, LongEvents, Record, Subscription, WatchError};
 
-/// Sends changes as they happen.
+/// Streams changes as they happen.
 ///
-/// Server-sent events, one a change, each with a `WatchEvent` as its `data`. Its `id` is the revision (and
-/// `<revision>.<n>` for all but the last, when a request changed several keys), and is where a watch goes on, on any
-/// node, after the connection broke. The last 100,000 changes (or 64 MiB of them) are kept.
+/// The response is a stream of server-sent events, one for each change, with a `WatchEvent` as its `data`. The `id` is
+/// the revision. If a request changed several keys, all events but the last have `<revision>.<n>`. After a broken
+/// connection the watch resumes after the `id` of the last event, on any node. The last 100,000 changes (at most 64 MiB
+/// of them) are kept.
 ///
-/// While no leader is known, a watch that begins waits for one for up to 30 seconds, with comments meanwhile, and
-/// then ends with an `end` event; so an `EventSource` connects again. An error status says that the request is wrong, or
-/// that the node has as many watches as it admits.
+/// While no leader is known, a new watch waits for one for up to 30 seconds. It sends comments meanwhile, and then ends
+/// with an `end` event, so an `EventSource` connects again. An error status means that the request is invalid, or that
+/// the watch limit of the node is reached.
 #[utoipa::path(
     get,
     path = "/v1/watch",
@@ -58,7 +59,7 @@ use crate::store::{Change, ChangeKind, Filter, LongEvents, Record, Subscription,
     responses(
         (
             status = 200,
-            description = "Events, without end.",
+            description = "A stream of events without an end.",
             body = EventStream,
             content_type = "text/event-stream",
             example = json!("id: 3\ndata: {\"type\":\"put\",\"key\":\"config/color\",\"value\":\"green\",\
@@ -72,7 +73,7 @@ pub async fn watch(app: web::Data<ExampleApp>, request: HttpRequest, payload: we
     let is_crowded = matches!(started, Err(ApiError::Overloaded(_)));
     let mut response = v1::answer(&app, started);
     if is_crowded {
-        // Its connection would take the place of another client's.
+        // Its connection would take up one of the clients' share.
         response.head_mut().set_connection_type(ConnectionType::Close);
     }
     response
@@ -83,10 +84,10 @@ async fn start_watch(
     request: &HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    refuse_body(app, request, payload).await?;
+    reject_body(app, request, payload).await?;
     let parameters = Parameters::of(request, &["prefix", "key", "from", "initial", "consistency"])?;
     let filter = match (parameters.key_part("prefix", &app.limits)?, parameters.text("key")) {
-        (Some(_), Some(_)) => return Err(invalid("key", "and `prefix` are not given together")),
+        (Some(_), Some(_)) => return Err(invalid("key", "and `prefix` must not be given together")),
         (_, Some(key)) => {
             check_key(key, &app.limits)?;
             Filter::Key(key.into())
@@ -97,21 +98,24 @@ async fn start_watch(
     let initial = parameters.flag("initial")?;
     let stale = parameters.stale()?;
     if initial && from.is_some() {
-        return Err(invalid("from", "and `initial` are not given together: the one begins then, the other now"));
+        return Err(invalid(
+            "from",
+            "and `initial` must not be given together: `from` begins at a revision, `initial` with the current state",
+        ));
     }
     let begin = Begin { resumed: resumed_after(request)?, filter, from, initial, stale };
     let Some(permit) = state_of(request).map(|state| state.admit_watch()) else {
-        return Err(forward::stopping()); // Every connection of this server has one.
+        return Err(stopping()); // Every connection of this server has one.
     };
     let Some(permit) = permit else {
         return Err(ApiError::Overloaded(Retry::soon("the watch limit of this node is reached; use another node")));
     };
     let asked = Instant::now();
     let may_wait = !says_no(request.headers(), &WAIT);
-    let ready = ready_to_read(app, request, stale);
+    let ready = ready_to_read(app, request.headers(), stale);
     let ready = if may_wait {
-        // The headers are not held back while a leader is asked that does not answer.
-        tokio::time::timeout(WATCH_LEADER_INTERVAL, ready).await.unwrap_or_else(|_| Err(forward::no_leader(app)))
+        // Do not delay the headers until a leader responds that may never do so.
+        tokio::time::timeout(WATCH_LEADER_INTERVAL, ready).await.unwrap_or_else(|_| Err(no_leader(app)))
     } else {
         ready.await
     };
@@ -121,7 +125,7 @@ async fn start_watch(
             let (watching, revision) = begin.now(app, &held)?;
             (State::Watching(watching), Some(revision))
         }
-        // A browser's EventSource never tries again after an error status.
+        // A browser's EventSource does not retry after an error status.
         Err(error) if may_wait && may_pass(app, &error) => {
             (State::Waiting(Waiting::new(app, begin, asked, error)), None)
         }
@@ -138,9 +142,9 @@ async fn start_watch(
     Ok(response)
 }
 
-/// Where a watch begins, as its request says.
+/// Where a watch begins.
 struct Begin {
-    /// What comes after the last event that the reader has.
+    /// The first event after the last one that the reader has.
     resumed: Option<(u64, u32)>,
     filter: Filter,
     from: Option<u64>,
@@ -149,7 +153,7 @@ struct Begin {
 }
 
 impl Begin {
-    /// Begins with what this node holds now, which is that of the revision returned.
+    /// Begins with this node's current state; also returns its revision.
     fn now(&self, app: &ExampleApp, held: &WatchHeld) -> Result<(Watching, u64), ApiError> {
         let (oldest, state) = app.store.state_machine.read(|machine| {
             let (data, revision, replaced_bytes) = (machine.data.clone(), machine.revision, machine.replaced_bytes());
@@ -164,7 +168,7 @@ impl Begin {
         if cursor.0 < oldest {
             return Err(gone(oldest));
         }
-        // A node that is behind will get there; one that is not has never been there.
+        // A node that is behind will reach this revision. One that is up to date has never shown it.
         if cursor.0 > revision + 1 && !self.stale {
             return Err(revision_in_future(cursor.0, revision));
         }
@@ -179,7 +183,7 @@ impl Begin {
     }
 }
 
-/// What comes after the last event that the reader has.
+/// The first event after the last one that the reader has.
 pub(crate) fn resumed_after(request: &HttpRequest) -> Result<Option<(u64, u32)>, ApiError> {
     let Some(text) = one_header(request, &LAST_EVENT_ID)? else { return Ok(None) };
     let number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<u64>().ok());
@@ -192,34 +196,34 @@ pub(crate) fn resumed_after(request: &HttpRequest) -> Result<Option<(u64, u32)>,
     };
     match cursor {
         Some(cursor) => Ok(Some(cursor)),
-        None => Err(ApiError::bad_request("invalid_last_event_id", "Last-Event-ID is the `id` of an event")),
+        None => Err(ApiError::bad_request("invalid_last_event_id", "Last-Event-ID must be the `id` of an event")),
     }
 }
 
 fn gone(oldest: u64) -> ApiError {
     ApiError::RevisionGone(RevisionGone {
         message: format!(
-            "changes before revision {oldest} are no longer kept; begin again with `initial`, \
-             or from revision {oldest} if what came before does not matter"
+            "changes before revision {oldest} are no longer kept; start again with `initial`, \
+             or from revision {oldest} if the earlier changes do not matter"
         ),
         oldest_revision: oldest,
-        outcome: Outcome::NotApplied,
+        outcome: NotApplied::NotApplied,
     })
 }
 
-/// A watch, which lasts until its connection ends or it does.
+/// A watch. It lasts until its connection closes or it ends by itself.
 struct Watch {
     app: web::Data<ExampleApp>,
     state: State,
-    /// What comes before anything else, and the state at its beginning.
+    /// Sent before anything else; and the state at its beginning.
     held: WatchHeld,
     stale: bool,
-    /// Counts it among the watches of this node.
+    /// Counts the watch towards the watch limit.
     _permit: WatchPermit,
 }
 
 enum State {
-    /// No leader could confirm yet that this node is up to date.
+    /// No leader has confirmed yet that this node is up to date.
     Waiting(Waiting),
     Watching(Watching),
     Ended,
@@ -228,12 +232,12 @@ enum State {
 /// A watch that has not begun.
 struct Waiting {
     begin: Begin,
-    /// The revision after which it begins if the request does not say where.
+    /// The revision after which it begins unless the request names one.
     revision: u64,
-    /// When it was asked for, and up to when it waits.
+    /// The time of the request, and the time until which it waits.
     asked: Instant,
     until: Instant,
-    /// Why it did not begin the last time, and when that was known.
+    /// Why the last attempt failed, and when.
     error: ApiError,
     failed: Instant,
     /// When the last comment was sent.
@@ -241,8 +245,8 @@ struct Waiting {
 }
 
 impl Waiting {
-    /// A watch from now on must miss nothing that is written while it waits. What this node holds now
-    /// may be old, so it may also see changes from shortly before its request.
+    /// A watch from now on must miss nothing that is written while it waits. This node's state may be old, so the watch
+    /// may also show changes from shortly before its request.
     fn new(app: &ExampleApp, mut begin: Begin, asked: Instant, error: ApiError) -> Self {
         let revision = app.store.state_machine.read(|machine| machine.revision);
         if !begin.initial {
@@ -252,7 +256,7 @@ impl Waiting {
         Waiting { begin, revision, asked, until: now + WATCH_LEADER_DEADLINE, error, failed: now, said: None }
     }
 
-    /// Says that the watch waits; and where a watch from now on is resumed if it is cut off meanwhile.
+    /// A comment while the watch waits. It has the `id` at which a watch from now on resumes if it breaks meanwhile.
     fn comment(&mut self, now: Instant) -> Bytes {
         self.said = Some(now);
         if self.begin.resumed.is_none() && self.begin.from == Some(self.revision + 1) {
@@ -265,7 +269,7 @@ impl Waiting {
 /// A watch that has begun.
 struct Watching {
     subscription: Subscription,
-    /// What is still to be sent of the state at the beginning.
+    /// The rest of the initial state.
     initial: Option<Initial>,
 }
 
@@ -276,8 +280,8 @@ struct Initial {
 }
 
 impl Watch {
-    /// The next piece of the body, a short one: the connection copies it, and holds the copy until its
-    /// reader takes it.
+    /// The next piece of the body. Pieces are short: the connection copies a piece, and holds the copy until the reader
+    /// takes it.
     async fn next(mut self) -> Option<(Result<Bytes, actix_web::Error>, Self)> {
         loop {
             match self.held.next(WATCH_PIECE_BYTES_MAX) {
@@ -289,7 +293,7 @@ impl Watch {
         }
     }
 
-    /// Waits for something to send; `None` if nothing will come any more.
+    /// Waits for something to send; `None` if the watch has ended.
     async fn advance(&mut self) -> Option<()> {
         match std::mem::replace(&mut self.state, State::Ended) {
             State::Ended => return None,
@@ -312,7 +316,7 @@ impl Watch {
         Some(())
     }
 
-    /// Waits until the watch can begin, the reader is due a word, or it has waited for too long.
+    /// Waits until the watch can begin, a comment is due, or the watch has waited too long.
     async fn wait(&self, mut waiting: Waiting) -> (Bytes, State) {
         loop {
             let now = Instant::now();
@@ -324,7 +328,7 @@ impl Watch {
                 return (waiting.comment(now), State::Waiting(waiting));
             }
             tokio::select! {
-                () = self.app.stopped() => waiting.error = forward::stopping(),
+                () = self.app.stopped() => waiting.error = stopping(),
                 () = tokio::time::sleep_until(due.min(waiting.until)) => {}
                 confirmed = self.confirm(&waiting) => match confirmed {
                     Ok(()) => return self.begin(waiting),
@@ -336,7 +340,7 @@ impl Watch {
 
     fn begin(&self, waiting: Waiting) -> (Bytes, State) {
         match waiting.begin.now(&self.app, &self.held) {
-            // An id without data is no event, and is where a reader resumes.
+            // An id without data is not an event, but readers resume after it.
             Ok((watching, revision)) => {
                 (format!(": the watch begins\nid: {revision}\n\n").into(), State::Watching(watching))
             }
@@ -348,34 +352,34 @@ impl Watch {
     async fn confirm(&self, waiting: &Waiting) -> Result<(), ApiError> {
         if self.stale {
             tokio::time::sleep_until(waiting.failed + WATCH_LEADER_INTERVAL).await;
-            return may_read(&self.app, &HeaderMap::new(), true).await;
+            return readiness::stale_read(&self.app);
         }
         let wanted = Wanted { confirmed_since: waiting.asked, failed_since: waiting.failed };
         self.app.confirmations.confirm(wanted, ask_leader(&self.app)).await
     }
 }
 
-/// Whether this node reaches the leader, and has all that was written before.
+/// Confirms that this node reaches the leader and is up to date.
 async fn ask_leader(app: &ExampleApp) -> Result<(), ApiError> {
     let headers = HeaderMap::new();
     loop {
         let leader_changed = app.leader_changed();
         tokio::select! {
             biased;
-            asked = linearize_if_answered(app, &headers, WATCH_CONFIRMATION_DEADLINE) => return asked,
-            // The former leader may never answer.
+            asked = linearize_alone(app, &headers, WATCH_CONFIRMATION_DEADLINE) => return asked,
+            // The former leader may never respond.
             () = leader_changed => {}
         }
     }
 }
 
-/// Waits until a watch with nothing to say is due a word, and may be given it.
+/// Waits until a heartbeat is due and the leader has confirmed that this node is up to date.
 async fn heartbeat_due(app: &ExampleApp, stale: bool) -> Result<(), WatchEnd> {
     tokio::time::sleep(WATCH_HEARTBEAT).await;
     if stale {
         return Ok(());
     }
-    // A node that is cut off believes in its leader for as long as it hears nothing.
+    // A node that is cut off takes its last leader for the current one.
     let mut wanted = Wanted::at_heartbeat();
     let confirmed = async {
         loop {
@@ -389,15 +393,14 @@ async fn heartbeat_due(app: &ExampleApp, stale: bool) -> Result<(), WatchEnd> {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) | Err(_) => Err(WatchEnd {
             code: "no_leader".to_owned(),
-            message: "this node reaches no leader, so it may miss changes; another one may know".to_owned(),
+            message: "this node reaches no leader, so it may miss changes; use another node".to_owned(),
         }),
     }
 }
 
 impl Watching {
     async fn send_initial(&mut self, app: &ExampleApp, initial: Initial, held: &WatchHeld) -> Result<(), WatchEnd> {
-        // Keeping an old state takes memory while the store changes, so who reads
-        // it slowly must keep up with the history.
+        // An old state takes memory while the store changes, so a reader of it must keep up with the history.
         let oldest = app.store.state_machine.read(|machine| machine.history.oldest());
         let Some(InitialState { data, revision, .. }) = held.initial().filter(|state| oldest <= state.revision + 1)
         else {
@@ -438,7 +441,7 @@ impl Watching {
     async fn send_changes(&mut self, app: &ExampleApp, stale: bool, held: &WatchHeld) -> Result<(), WatchEnd> {
         tokio::select! {
             biased;
-            () = app.stopped() => Err(end_of(&forward::stopping())),
+            () = app.stopped() => Err(end_of(&stopping())),
             batch = self.subscription.next() => match batch {
                 Ok(batch) => {
                     let memory = app.client_memory.for_watch(batch.unshared_bytes()).await;
@@ -460,25 +463,25 @@ impl Watching {
         }
     }
 
-    /// Says that the watch goes on, and up to where the reader has everything.
+    /// A heartbeat, with the `id` up to which the reader has everything.
     fn heartbeat(&mut self) -> Bytes {
         match self.subscription.caught_up() {
-            // An id without data is no event, and is where a reader resumes.
+            // An id without data is not an event, but readers resume after it.
             Some(revision) => format!(": heartbeat\nid: {revision}\n\n").into(),
             None => Bytes::from_static(b": heartbeat\n\n"),
         }
     }
 }
 
-/// Whether the error is temporary. A node that was removed may be added again; one that lost its data never
-/// is, and one that never had a cluster needs an operator.
+/// Whether the error is temporary. A node that was removed may be added again, but one that lost its data never is, and
+/// one without a cluster needs an operator.
 fn may_pass(app: &ExampleApp, error: &ApiError) -> bool {
     matches!(error.status(), 503 | 504)
         && app.store.identity().cluster_id.is_some()
         && !matches!(app.exclusion(), Some(Exclusion::OtherDirectory { .. }))
 }
 
-/// How a watch ends that would have been answered with this error if it had not begun.
+/// The end of a watch that would have been rejected with this error if it had not begun.
 fn end_of(error: &ApiError) -> WatchEnd {
     WatchEnd { code: error.code().to_owned(), message: error.to_string() }
 }
@@ -493,13 +496,13 @@ fn too_slow(oldest: u64) -> WatchEnd {
     WatchEnd {
         code: "too_slow".to_owned(),
         message: format!(
-            "the changes that come next are no longer kept (the oldest revision is {oldest}): this watch was read \
-             more slowly than the store changes; begin again with `initial`"
+            "the next changes are no longer kept (the oldest revision is {oldest}): this watch is read \
+             more slowly than the store changes; start again with `initial`"
         ),
     }
 }
 
-/// [`WatchEvent`] without copies.
+/// A [`WatchEvent`] to be written, without copies.
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum EventRef<'a> {
@@ -510,32 +513,7 @@ enum EventRef<'a> {
     Expire { key: &'a str, revision: u64 },
 }
 
-#[derive(Serialize)]
-struct KeyValueRef<'a> {
-    key: &'a str,
-    value: std::borrow::Cow<'a, str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    encoding: Option<Encoding>,
-    revision: u64,
-    create_revision: u64,
-    version: u64,
-}
-
-impl<'a> KeyValueRef<'a> {
-    fn of(key: &'a str, record: &'a Record) -> Self {
-        let (value, encoding) = match record.value.as_text() {
-            Some(text) => (text.into(), None),
-            None => {
-                let EncodedValue { value, encoding } = EncodedValue::of(record.value.as_bytes());
-                (value.into(), encoding)
-            }
-        };
-        let Record { revision, create_revision, version, .. } = *record;
-        KeyValueRef { key, value, encoding, revision, create_revision, version }
-    }
-}
-
-/// Changes of whole revisions, as they are sent. Long events are pieces of their own.
+/// Encodes the changes of whole revisions. Long events are pieces of their own.
 fn encode(changes: &[Change], long_events: &LongEvents) -> Vec<Bytes> {
     let mut pieces = Vec::new();
     let mut events = Vec::new();
@@ -556,11 +534,11 @@ fn encode(changes: &[Change], long_events: &LongEvents) -> Vec<Bytes> {
     pieces
 }
 
-/// Keys as they were when a watch began; with the revision that this was, if these are the last.
+/// Encodes keys as they were when a watch began, and the revision of that state after the last ones.
 fn encode_initial(records: &[(Key, Arc<Record>)], synced: Option<u64>) -> Bytes {
     let mut events = Vec::new();
     for (key, record) in records {
-        write_event(&mut events, None, &EventRef::Initial(KeyValueRef::of(key, record)));
+        write_event(&mut events, None, &EventRef::Initial(key_value(key, record, None)));
     }
     if let Some(revision) = synced {
         write_event(&mut events, Some((revision, None)), &EventRef::Synced { revision });
@@ -574,7 +552,7 @@ fn data_of(change: &Change) -> Bytes {
     piece_of(data)
 }
 
-/// What was written, without the room that the vector has beside it: up to as much again, which nothing counts.
+/// A piece without the spare capacity of the vector, which may be as long again and which nothing counts.
 fn piece_of(events: Vec<u8>) -> Bytes {
     events.into_boxed_slice().into()
 }
@@ -582,7 +560,7 @@ fn piece_of(events: Vec<u8>) -> Bytes {
 fn event_of(change: &Change) -> EventRef<'_> {
     let (key, revision) = (change.key.as_ref(), change.revision);
     match &change.kind {
-        ChangeKind::Put(record) => EventRef::Put(KeyValueRef::of(key, record)),
+        ChangeKind::Put(record) => EventRef::Put(key_value(key, record, None)),
         ChangeKind::Delete => EventRef::Delete { key, revision },
         ChangeKind::Expire => EventRef::Expire { key, revision },
     }
@@ -604,11 +582,11 @@ fn write_id(events: &mut Vec<u8>, (revision, position): (u64, Option<u32>)) {
     };
 }
 
-/// Writes the data of an event, and its end. It has only text and numbers, so this cannot fail.
+/// Writes the data and the end of an event. It contains only strings and numbers, so this cannot fail.
 fn write_data(events: &mut Vec<u8>, event: &impl Serialize) {
     events.extend_from_slice(b"data: ");
     if let Err(error) = write_json_line(&mut *events, event) {
-        tracing::error!("an event cannot be written as JSON: {error}");
+        tracing::error!("cannot encode an event as JSON: {error}");
     }
     events.extend_from_slice(b"\n\n");
 }
@@ -622,7 +600,7 @@ mod tests {
     use crate::operation::Value;
     use crate::store::RecordParts;
 
-    /// What is kept to be sent takes no more memory than its length, by which it is counted.
+    /// Pieces take no more memory than their length, by which they are counted.
     ///
     /// Method: short events, long ones (a text, bytes, and a text of which each byte is escaped), and short ones.
     #[test]
@@ -644,7 +622,7 @@ mod tests {
         pieces.extend(changes.iter().filter(|change| long_events.is_for(change)).map(data_of));
         for piece in pieces {
             let length = piece.len();
-            let whole = piece.try_into_mut().expect("nobody shares it");
+            let whole = piece.try_into_mut().expect("it is not shared");
             assert_eq!(whole.capacity(), length);
         }
     }

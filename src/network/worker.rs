@@ -1,4 +1,4 @@
-//! What each thread that serves connections has of its own.
+//! The state of each thread that serves connections.
 
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
@@ -14,33 +14,33 @@ use crate::app::{ExampleApp, Room};
 use crate::config::REQUESTS_A_TURN;
 use crate::connection::connections;
 
-/// What a thread that serves connections has of its own. All listeners share it.
+/// The state of a thread that serves connections. All listeners share it.
 pub struct Worker {
     /// Its connections.
     pub connections: Rc<Connections>,
-    /// Those of them that wait to be read.
+    /// The connections that wait to be read.
     pub queue: Rc<AdmissionQueue>,
     /// Turns for long bodies.
     pub slices: Rc<Slices>,
-    /// Writes on their way to Raft.
+    /// Writes that Raft has not got yet.
     pub proposals: Rc<Proposals>,
     /// Reads that wait to be confirmed.
     pub shared_reads: SharedReads,
-    /// For asking the leader.
+    /// The client for requests to the leader.
     pub http: reqwest::Client,
-    /// For requests that are passed on. They stand in line at the leader, as its own clients' do, and must
-    /// not hold up what nodes say to each other.
-    pub passing_http: reqwest::Client,
+    /// The client for forwarded requests. They wait in the leader's admission queue, as its own clients' requests do,
+    /// and must not delay requests between nodes.
+    pub forwarding_http: reqwest::Client,
 }
 
 thread_local! {
-    // Weak, so that the end of the thread does not drop the node: its parts may need other values of
-    // the thread, which are gone by then.
+    // Weak, so that the end of the thread does not drop the node: its parts may need other thread-local values, which
+    // are gone by then.
     static WORKER: RefCell<Weak<Worker>> = const { RefCell::new(Weak::new()) };
 }
 
 impl Worker {
-    /// The one of this thread, which begins to take turns and to keep room if it is new.
+    /// The worker of this thread. A new one begins its background tasks.
     pub fn of_this_thread(app: &web::Data<ExampleApp>, shares: Shares) -> Rc<Self> {
         if let Some(worker) = Self::current() {
             return worker;
@@ -48,7 +48,7 @@ impl Worker {
         let connections_of_this = Connections::new(shares);
         let queue = AdmissionQueue::new({
             let (app, are_nodes) = (app.clone(), connections_of_this.are_nodes());
-            // RPCs take none of the room for writes.
+            // RPCs do not count as writes under way.
             move || if are_nodes { Room { free: REQUESTS_A_TURN, kept: 0 } } else { app.room_for_writes() }
         });
         tokio::task::spawn_local(app.essential("admission").run(queue.clone().take_turns()));
@@ -62,13 +62,13 @@ impl Worker {
             proposals: Proposals::new(app.raft.clone()),
             shared_reads: SharedReads::new(app.clone()),
             http: connections(),
-            passing_http: connections(),
+            forwarding_http: connections(),
         });
         WORKER.with(|known| known.replace(Rc::downgrade(&worker)));
         worker
     }
 
-    /// The one of this thread, if it serves connections.
+    /// The worker of this thread, if the thread serves connections.
     pub fn current() -> Option<Rc<Self>> {
         WORKER.with(|known| known.borrow().upgrade())
     }

@@ -153,7 +153,7 @@ async fn clusters_that_share_an_address_say_so() {
     run_on_copy(&cluster, taken, &other.node(taken).directory());
     cluster.restart(taken).await;
 
-    logs(&cluster, leader, &[&format!("cluster {other_id} answers there")]).await;
+    logs(&cluster, leader, &[&format!("the address belongs to a node of cluster {other_id}")]).await;
     logs(&cluster, taken, &["rejected /raft-append", &format!("cluster {other_id}"), &format!("cluster {first_id}")])
         .await;
     cluster.write(leader, "k", "still the first").await;

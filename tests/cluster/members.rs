@@ -70,11 +70,11 @@ async fn a_change_to_dead_voters_is_rejected() {
         cluster.kill(id);
     }
     for asked in [leader, others(leader)[0]] {
-        assert_rejected(&cluster, asked, &[1, 4, 5], &["new voters [1, 4, 5]", "node 4", "node 5", "not answered"])
+        assert_rejected(&cluster, asked, &[1, 4, 5], &["new voters [1, 4, 5]", "node 4", "node 5", "not responded"])
             .await;
     }
     for voters in [&[4_u64] as &[u64], &[4, 5], &[2, 4], &[1, 2, 4, 5]] {
-        assert_rejected(&cluster, leader, voters, &["node 4", "not answered"]).await;
+        assert_rejected(&cluster, leader, voters, &["node 4", "not responded"]).await;
     }
     let fields = change(&cluster, leader, &[1, 2, 3, 77]).await.assert_error(409, "Conflict", "not_applied");
     assert!(fields["message"].as_str().unwrap().contains("node 77 is not a member"), "{fields}");
@@ -119,7 +119,7 @@ async fn a_change_that_only_removes_the_dead_is_done() {
         } else {
             cluster.kill(dead);
         }
-        let named = format!("node {dead} has not answered");
+        let named = format!("node {dead} has not responded");
         assert_rejected(&cluster, leader, &[leader, dead], &[&named]).await;
         assert_rejected(&cluster, alive, &[alive, dead], &[&named]).await;
         let answer = remove(&cluster, alive, alive).await;
@@ -154,7 +154,7 @@ async fn slow_heartbeats_do_not_delay_the_judgement() {
     change(&cluster, leader, &ALL).await.ok().unwrap();
     cluster.node(paused).pause();
     let asked_at = Instant::now();
-    assert_rejected(&cluster, leader, &[leader, paused], &[&format!("node {paused} has not answered")]).await;
+    assert_rejected(&cluster, leader, &[leader, paused], &[&format!("node {paused} has not responded")]).await;
     assert!(asked_at.elapsed() < Duration::from_secs(10), "{:?}", asked_at.elapsed());
     cluster.node(paused).resume();
     change(&cluster, leader, &[leader, paused]).await.ok().unwrap();
@@ -200,8 +200,8 @@ async fn a_learner_that_lags_is_not_made_a_voter() {
     let body = json!([9, stand_in.addr]).to_string();
     let adding = tokio::spawn(async move { http.post(&addr, "/add-learner", body).await.unwrap() });
     cluster.membership_is(&[1], &[1], &[9]).await;
-    assert_rejected(&cluster, 1, &[1, 9], &["node 9 answers", "entries"]).await;
-    assert_rejected(&cluster, 1, &[9], &["node 9 answers", "entries"]).await;
+    assert_rejected(&cluster, 1, &[1, 9], &["node 9 responds", "entries"]).await;
+    assert_rejected(&cluster, 1, &[9], &["node 9 responds", "entries"]).await;
     remove(&cluster, 1, 9).await.done();
     // Nobody waits any more for what does not come.
     let answer = adding.await.unwrap();

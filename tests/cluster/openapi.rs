@@ -164,7 +164,7 @@ async fn openapi_document_has_the_parameters_that_the_server_takes() {
             cluster.http().request(operation.method.clone(), cluster.addr(1), &path, &[], body).await.unwrap().json();
         assert_eq!(answer["error"]["code"], "unknown_parameter", "{} {path}: {answer}", operation.method);
         let message = answer["error"]["message"].as_str().unwrap();
-        let known = message.rsplit_once("takes ").unwrap().1;
+        let known = message.rsplit_once("accepts ").unwrap().1;
         let known = if known == "none" { BTreeSet::new() } else { known.split(", ").collect() };
         assert_eq!(operation.query_names(), known, "{} {path}", operation.method);
         compared += 1;

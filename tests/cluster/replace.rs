@@ -147,7 +147,7 @@ async fn is_kept_out_and_replaced(name: &'static str, leader_is_lost: bool) {
     cluster.restart(rest[1]).await;
     cluster.leader_of(&rest).await;
     let logs = rest.iter().map(|id| cluster.node(*id).log()).collect::<String>();
-    assert!(logs.contains("it refused (421)"), "they say why node {wiped} does not count: {logs}");
+    assert!(logs.contains("it rejected the RPC (421)"), "they say why node {wiped} does not count: {logs}");
 
     let writers = Writers::start(&cluster, &rest, 3, "during");
     writers.acknowledged_more(10).await;

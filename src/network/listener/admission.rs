@@ -1,4 +1,4 @@
-//! What every request passes before its route.
+//! The checks that every request passes before its route.
 
 use std::rc::Rc;
 
@@ -17,14 +17,15 @@ use crate::app::ExampleApp;
 use crate::config::{REFUSED_BODY_BYTES_MAX, REQUEST_BODY_DEADLINE};
 use crate::error::{ApiError, Details, Retry};
 use crate::network::browser::{AllowedOrigin, Browsers};
-use crate::network::reply::keep_for_a_while;
-use crate::network::{forward, v1};
+use crate::network::forward;
+use crate::network::reply::{error_at, is_v1};
+use crate::network::request_body::keep_for_a_while;
 
 const WATCH: &str = "/v1/watch";
 
-/// Takes a request to its route, or refuses it if the node is overloaded and it is its turn to be.
+/// Passes a request to its route, or sheds it if the connection was admitted for that.
 ///
-/// HEAD goes where GET does: the HTTP library leaves the body out.
+/// HEAD goes to the route of GET: the HTTP library omits the body.
 pub fn pass<S, R>(
     app: &web::Data<ExampleApp>,
     browsers: &Browsers,
@@ -37,7 +38,7 @@ where
 {
     let state: Option<Rc<ConnectionState>> = request.conn_data::<Rc<ConnectionState>>().cloned();
     let exchange: Option<Rc<Exchange>> = request.conn_data::<Rc<Exchange>>().cloned();
-    let is_refused = state.as_ref().is_some_and(|state| state.begin_request());
+    let is_shed = state.as_ref().is_some_and(|state| state.begin_request());
     let is_http_1_0 = request.version() < Version::HTTP_11;
     let is_head = request.method() == Method::HEAD;
     if is_head {
@@ -45,14 +46,14 @@ where
     }
     let mut origin = None;
     let rejected = match exchange.as_ref().and_then(|exchange| exchange.take_rejection()) {
-        // Not the request that came, but one in its place.
+        // The client sent another request, which was rejected.
         Some(error) => Some(error.error_response().into()),
         None => answer_at_once(app, browsers, state.as_deref(), &mut request, &mut origin),
     };
     let answer = if let Some(answer) = rejected {
         Either::Left(Either::Left(ready(Ok(answer))))
-    } else if is_refused && may_be_refused(request.path()) {
-        Either::Left(Either::Right(refuse(app.clone(), request)))
+    } else if is_shed && may_be_shed(request.path()) {
+        Either::Left(Either::Right(shed(app.clone(), request)))
     } else {
         let answer = routes.call(request);
         Either::Right(async { answer.await.map(Into::into) })
@@ -72,16 +73,16 @@ where
         }
         let is_stream = answer.as_ref().is_ok_and(|answer| answer.body().size() == BodySize::Stream);
         let mut closes = exchange.is_some_and(|exchange| exchange.end(is_stream));
-        // Nobody keeps a connection to Raft's thread but other nodes.
+        // Only other nodes keep a connection to Raft's thread.
         closes |= under_way.state().is_some_and(|state| state.is_for_nodes() && !state.is_node());
-        // A member's RPC that has come to a client's thread, since its first bytes came in pieces or it follows
-        // another request: the next one is to come on a new connection, which moves to Raft's thread.
+        // A member's RPC on a client's thread: its first bytes arrived in pieces, or it follows another request. The
+        // member must open a new connection for the next RPC, which moves to Raft's thread.
         closes |= under_way.state().is_some_and(|state| !state.is_for_nodes() && state.is_kept());
         if let Ok(answer) = &mut answer {
             if closes {
                 answer.head_mut().set_connection_type(ConnectionType::Close);
             }
-            // HTTP/1.0 has no chunks: the body ends with the connection.
+            // HTTP/1.0 has no chunks: the end of the connection ends the body.
             answer.head_mut().no_chunking(is_stream && is_http_1_0);
         }
         under_way.end(is_stream);
@@ -89,7 +90,7 @@ where
     }
 }
 
-/// The answer to a request that no route needs to see; none if one does.
+/// The response to a request that is rejected before its route, or to a preflight.
 fn answer_at_once(
     app: &web::Data<ExampleApp>,
     browsers: &Browsers,
@@ -115,30 +116,30 @@ fn answer_at_once(
         return Some(answer);
     }
     let is_admitted = state.is_none_or(|state| is_admitted(app, request, state));
-    (!is_admitted).then(|| crowded_out(app, request))
+    (!is_admitted).then(|| over_limit(app, request))
 }
 
-/// Whether there is a place for what a connection is used for.
+/// Whether the connection is admitted to the class of the request.
 fn is_admitted(app: &ExampleApp, request: &Request, state: &ConnectionState) -> bool {
     if state.is_node() {
         return true;
     }
     let path = request.path();
     if path.starts_with("/raft-") {
-        // It is a node's once its envelope is found to be valid.
+        // It becomes a node's once the envelope is valid.
         return true;
     }
     let class = match () {
         () if is_for_operators(path) => Class::Operator,
-        // A watch is served where it is asked for, so no node passes one on.
-        () if path != WATCH && forward::is_passed_on(app, request.headers()) => Class::Node,
+        // Watches are never forwarded.
+        () if path != WATCH && forward::is_forwarded(app, request.headers()) => Class::Node,
         () => Class::Client,
     };
     state.admit(class)
 }
 
-/// Answers a request for whose connection there is no place, and has it closed.
-fn crowded_out(app: &ExampleApp, request: &mut Request) -> Response<BoxBody> {
+/// Rejects a request whose connection is not admitted, and closes the connection.
+fn over_limit(app: &ExampleApp, request: &mut Request) -> Response<BoxBody> {
     keep_for_a_while(request.take_payload());
     let message = "the limit of client connections of this node is reached; retry, or use another node";
     let mut answer = error_answer(app, request.path(), ApiError::Overloaded(Retry::soon(message)));
@@ -159,7 +160,7 @@ fn without_stream(answer: Response<BoxBody>) -> Response<BoxBody> {
     answer.set_body(BoxBody::new(body::None::new()))
 }
 
-/// A request that has not ended. It ends with its answer, or when its client goes before.
+/// A request under way. It ends with its response, or when its client disconnects.
 struct UnderWay {
     state: Option<Rc<ConnectionState>>,
 }
@@ -169,7 +170,7 @@ impl UnderWay {
         self.state.as_deref()
     }
 
-    /// It has its answer.
+    /// Notes that the request has its response.
     fn end(mut self, is_stream: bool) {
         if let Some(state) = self.state.take() {
             state.end_request(is_stream);
@@ -185,13 +186,13 @@ impl Drop for UnderWay {
     }
 }
 
-/// Only requests for data: what is needed to look after the nodes goes on. And not watches: a browser's
-/// `EventSource` takes an error status for the end.
-fn may_be_refused(path: &str) -> bool {
+/// Only requests for data are shed, so that operators can manage the cluster under overload. Watches are not: a
+/// browser's `EventSource` does not reconnect after an error status.
+fn may_be_shed(path: &str) -> bool {
     is_for_data(path) && path != WATCH
 }
 
-/// What tells how a node or its cluster is, or changes that.
+/// Whether a route observes or manages a node or its cluster.
 fn is_for_operators(path: &str) -> bool {
     path.starts_with("/v1/cluster/")
         || matches!(path, "/metrics" | "/v1/metrics" | "/init" | "/add-learner" | "/change-membership")
@@ -201,17 +202,12 @@ fn is_for_data(path: &str) -> bool {
     is_v1(path) && !path.starts_with("/v1/cluster/") || matches!(path, "/write" | "/read" | "/consistent_read")
 }
 
-fn is_v1(path: &str) -> bool {
-    path.starts_with("/v1/")
-}
-
 fn error_answer(app: &ExampleApp, path: &str, error: ApiError) -> Response<BoxBody> {
-    let answer = if is_v1(path) { v1::answer(app, Err(error)) } else { error.error_response() };
-    answer.into()
+    error_at(app, path, error).into()
 }
 
-async fn refuse<E>(app: web::Data<ExampleApp>, mut request: Request) -> Result<Response<BoxBody>, E> {
-    // An answer before the end of the body would close the connection, and a new one costs more.
+async fn shed<E>(app: web::Data<ExampleApp>, mut request: Request) -> Result<Response<BoxBody>, E> {
+    // A response before the end of the body would close the connection, and a new one costs more.
     let mut payload = request.take_payload();
     let read = async {
         let mut bytes = 0;
@@ -226,7 +222,7 @@ async fn refuse<E>(app: web::Data<ExampleApp>, mut request: Request) -> Result<R
     if !tokio::time::timeout(REQUEST_BODY_DEADLINE, read).await.unwrap_or(false) {
         keep_for_a_while(payload);
     }
-    let error = ApiError::Overloaded(Retry::soon("more requests come than this node can do"));
+    let error = ApiError::Overloaded(Retry::soon("this node is overloaded"));
     Ok(error_answer(&app, request.path(), error))
 }
 
@@ -234,15 +230,15 @@ async fn refuse<E>(app: web::Data<ExampleApp>, mut request: Request) -> Result<R
 mod tests {
     use super::*;
 
-    /// Data is refused; what looks after a cluster is not.
+    /// Requests for data may be shed; requests that manage the cluster may not.
     #[test]
-    fn what_may_be_refused() {
+    fn what_may_be_shed() {
         for path in ["/v1/kv/a", "/v1/kv", "/v1/txn", "/write", "/read", "/consistent_read"] {
-            assert!(may_be_refused(path), "{path}");
+            assert!(may_be_shed(path), "{path}");
         }
         for path in ["/v1/watch", "/v1/cluster/hash", "/metrics", "/add-learner", "/raft-append", "/init", "/docs", "/"]
         {
-            assert!(!may_be_refused(path), "{path}");
+            assert!(!may_be_shed(path), "{path}");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The answers of the routes, as the document of the API says them: the bodies
-//! that have no type of their own, the errors with their examples, the headers.
+//! Responses of the routes, for the document of the API: the bodies without a type of their own, the errors with
+//! examples, and the headers.
 
 use std::collections::BTreeMap;
 
@@ -17,12 +17,14 @@ use utoipa::{IntoResponses, Modify, ToSchema};
 use crate::body::ErrorAnswer;
 use crate::config::{KEY_BYTES_MAX_DEFAULT, VALUE_BYTES_MAX_DEFAULT};
 use crate::error::{
-    ApiError, AppliedPassed, ConditionFailed, Details, LeaderHint, NotAllowed, Outcome, Retry, RevisionGone,
+    ApiError, AppliedPassed, ConditionFailed, Details, Interrupted, LeaderHint, NotAllowed, NotApplied, Retry,
+    RevisionGone,
 };
-use crate::network::{forward, parameters, v1};
+use crate::network::reply::is_v1;
+use crate::network::{parameters, refusals, v1};
 use crate::types::{ExampleNode, ExampleResponse, LogId, Vote};
 
-/// Bytes, whatever they are.
+/// Any bytes.
 #[derive(ToSchema)]
 #[schema(value_type = String, format = Binary)]
 pub struct RawValue(pub Vec<u8>);
@@ -44,26 +46,26 @@ impl ToSchema for KeyBody {}
 #[schema(value_type = String)]
 pub struct EventStream(pub String);
 
-/// The answer of the original's routes to what went well.
+/// A successful response of the original's routes.
 #[derive(ToSchema)]
 pub struct OkAnswer<T: ToSchema> {
-    /// What was asked for.
+    /// The result.
     #[schema(rename = "Ok")]
     pub ok: T,
 }
 
-/// The answer to making a cluster.
+/// The response to founding a cluster.
 #[derive(ToSchema)]
 pub struct InitAnswer {
-    /// There is nothing to say.
+    /// Always null.
     #[schema(rename = "Ok", value_type = Option<Object>, required = true)]
     pub ok: (),
 }
 
-/// The answer of the original's routes to what went wrong.
+/// An error response of the original's routes.
 #[derive(ToSchema)]
 pub struct ErrAnswer {
-    /// The error by its name, and what is to be said of it.
+    /// The error: an object with its name as the only field.
     #[schema(rename = "Err")]
     pub err: ApiError,
 }
@@ -73,22 +75,22 @@ pub struct ErrAnswer {
 pub struct EntryAnswer {
     /// The entry's log id.
     pub log_id: LogIdBody,
-    /// What the write did.
+    /// The result of the write.
     pub data: ExampleResponse,
-    /// The membership, if that is what was changed.
+    /// The membership, if the request changed it.
     pub membership: Option<MembershipBody>,
 }
 
-/// Where an entry stands in the log.
+/// The position of an entry in the log.
 #[derive(ToSchema)]
 pub struct LogIdBody {
-    /// Who proposed it.
+    /// The leader that proposed the entry.
     pub leader_id: LeaderIdBody,
-    /// How many entries were before it.
+    /// The number of entries before it.
     pub index: u64,
 }
 
-/// A leader in its term.
+/// A leader and its term.
 #[derive(ToSchema)]
 pub struct LeaderIdBody {
     /// The term.
@@ -97,16 +99,16 @@ pub struct LeaderIdBody {
     pub node_id: u64,
 }
 
-/// Who belongs to the cluster.
+/// The members of the cluster.
 #[derive(ToSchema)]
 pub struct MembershipBody {
-    /// The voters; two lists while a change is under way.
+    /// The voters. Two lists while a change is under way.
     pub configs: Vec<Vec<u64>>,
-    /// All members by their number, learners too.
+    /// All members by their number, including learners.
     pub nodes: BTreeMap<String, ExampleNode>,
 }
 
-/// What a node knows of itself and of the cluster: openraft's `RaftMetrics`, of which these are the steadiest.
+/// The state of a node: the most stable fields of openraft's `RaftMetrics`.
 #[derive(ToSchema)]
 pub struct MetricsBody {
     /// The node's number.
@@ -115,17 +117,17 @@ pub struct MetricsBody {
     pub state: String,
     /// The term.
     pub current_term: u64,
-    /// The number of the node that leads, as far as this one knows.
+    /// The leader's number, as far as this node knows.
     pub current_leader: Option<u64>,
-    /// The index of the last entry in its log.
+    /// The index of the last entry in the log.
     pub last_log_index: Option<u64>,
-    /// The last entry that it applied.
+    /// The last entry that the node has applied.
     pub last_applied: Option<LogIdBody>,
-    /// The last entry that its snapshot covers.
+    /// The last entry that the snapshot covers.
     pub snapshot: Option<LogIdBody>,
 }
 
-/// The shapes that errors have.
+/// The shapes of errors.
 #[derive(Clone, Copy)]
 enum Shape {
     /// `{"error":{…}}`
@@ -144,12 +146,12 @@ impl Shape {
 
     fn references(self, statuses: &[u16]) -> BTreeMap<String, RefOr<Response>> {
         let reference = |status: &u16| Ref::from_response_name(self.component(*status)).into();
-        // Any route may be asked by a web page.
-        statuses.iter().chain(&[403]).map(|status| (status.to_string(), reference(status))).collect()
+        // Any route may be called by a web page, or fail.
+        statuses.iter().chain(&[403, 500]).map(|status| (status.to_string(), reference(status))).collect()
     }
 }
 
-/// Names the errors that a kind of route has, for its `responses(…)`.
+/// Declares the errors of a kind of route, for its `responses(…)`.
 macro_rules! errors_of {
     ($($(#[$doc:meta])* $name:ident: $shape:ident $statuses:expr;)*) => {$(
         $(#[$doc])*
@@ -169,15 +171,15 @@ errors_of! {
     ListErrors: V1 [400, 408, 410, 413, 421, 503, 504];
     /// Errors of a watch.
     WatchErrors: V1 [400, 408, 410, 413, 421, 503, 504];
-    /// Errors of comparing nodes.
+    /// Errors of the hash of a node.
     HashErrors: V1 [400, 408, 410, 503, 504];
     /// Errors of setting a key.
     PutErrors: V1 [400, 408, 412, 413, 415, 421, 422, 503, 504, 507];
-    /// Errors of removing a key.
+    /// Errors of deleting a key.
     DeleteErrors: V1 [400, 408, 412, 413, 421, 422, 503, 504, 507];
-    /// Errors of renewing the time of a key.
+    /// Errors of renewing a TTL.
     TouchErrors: V1 [400, 404, 408, 412, 413, 421, 422, 503, 504, 507];
-    /// Errors of removing keys by their prefix.
+    /// Errors of deleting keys by prefix.
     DeletePrefixErrors: V1 [400, 408, 413, 421, 422, 503, 504, 507];
     /// Errors of a transaction.
     TxnErrors: V1 [400, 408, 413, 415, 421, 422, 503, 504, 507];
@@ -187,22 +189,22 @@ errors_of! {
     OriginalReadErrors: Original [400, 408, 413, 503];
     /// Errors of `/consistent_read`.
     OriginalConsistentReadErrors: Original [400, 408, 413, 421, 503, 504];
-    /// Errors of making a cluster.
+    /// Errors of founding a cluster.
     InitErrors: Original [400, 408, 409, 413, 503, 504];
-    /// Errors of changing who belongs to the cluster.
+    /// Errors of changing the membership.
     MembershipErrors: Original [400, 408, 409, 413, 421, 503, 504];
-    /// Errors of changing one member.
+    /// Errors of removing a member.
     MemberErrors: V1 [400, 404, 408, 409, 421, 503, 504];
 }
 
-/// Adds what all routes share: the errors, and the headers of every answer.
+/// Adds what all routes share: the errors, and the headers of every response.
 pub struct SharedAnswers;
 
 impl Modify for SharedAnswers {
     fn modify(&self, openapi: &mut OpenApi) {
         let components = openapi.components.get_or_insert_default();
         for (path, item) in &mut openapi.paths.paths {
-            let is_v1 = path.starts_with("/v1/");
+            let is_v1 = is_v1(path);
             let shape = if is_v1 { Shape::V1 } else { Shape::Original };
             for operation in operations_of(item) {
                 let is_write = operation.parameters.iter().flatten().any(|it| it.name == "Idempotency-Key");
@@ -229,25 +231,26 @@ pub fn operations_of(item: &mut PathItem) -> impl Iterator<Item = &mut Operation
 }
 
 fn success_headers(is_write: bool) -> impl Iterator<Item = (String, Header)> {
-    let description = "`true`: the request was done before, and this is the answer it got then.";
+    let description = "`true`: the request was applied before, and this is the response it got then.";
     let replayed = is_write.then(|| ("Raft-Replayed".to_owned(), text_header(description, &["true"])));
     shared_headers().into_iter().chain(replayed)
 }
 
 const ERROR_STATUSES: &[(u16, &str)] = &[
-    (400, "The request is not what the route takes."),
-    (403, "The request comes from a web page that may not use this node."),
-    (404, "There is no such key, or no such member."),
+    (400, "The request is invalid."),
+    (403, "The request comes from a web page that must not use this node."),
+    (404, "The key, or the member, does not exist."),
     (408, "The body did not arrive in time."),
     (409, "The state of the cluster does not allow it."),
-    (410, "The revision is no longer kept, or the node has gone on from the index."),
+    (410, "The revision is no longer kept, or the node has applied entries after the index."),
     (412, "The condition does not hold."),
-    (413, "Something is too large."),
-    (415, "The body is of a type that would be misunderstood."),
-    (421, "This node does not lead, and the caller asked not to be passed on."),
+    (413, "The request, the key or the value is too large."),
+    (415, "The body has a type or an encoding that the route does not decode."),
+    (421, "This node is not the leader, and the client does not want the request forwarded."),
     (422, "The `Idempotency-Key` was used for another request."),
-    (503, "Nothing was done; trying again is safe."),
-    (504, "The outcome is not known; for a read, nothing was changed."),
+    (500, "The node failed to handle the request."),
+    (503, "The request was not applied; retrying is safe."),
+    (504, "The outcome is unknown; a read changes nothing."),
     (507, "The disk is nearly full."),
 ];
 
@@ -268,17 +271,17 @@ fn error_response(shape: Shape, status: u16) -> Response {
         .schema(Some(Ref::from_schema_name(schema)))
         .examples_from_iter(examples.collect::<BTreeMap<_, _>>())
         .build();
-    let outcome = text_header("What became of the request.", &["not_applied", "unknown"]);
+    let outcome = text_header("Whether the request was applied.", &["not_applied", "unknown"]);
     let response = ResponseBuilder::new().description(description).content("application/json", content);
     let mut response = response.header("Raft-Outcome", outcome).build();
     if status == 503 {
-        let retry_after = "When to try again, in seconds.";
+        let retry_after = "When to retry, in seconds.";
         response.headers.insert("Retry-After".to_owned(), number_header(retry_after));
     }
     if let Shape::V1 = shape {
         response.headers.extend(shared_headers());
         if status == 412 {
-            let etag = text_header("The key's revision in quotes, if it is there.", &[]);
+            let etag = text_header("The key's revision in quotes, if the key exists.", &[]);
             response.headers.insert("ETag".to_owned(), etag);
         }
     }
@@ -287,9 +290,9 @@ fn error_response(shape: Shape, status: u16) -> Response {
 
 fn shared_headers() -> [(String, Header); 4] {
     [
-        ("Raft-Revision".to_owned(), number_header("The store's revision that the answer shows.")),
-        ("Raft-Term".to_owned(), number_header("The term in which the answer was given.")),
-        ("Raft-Node".to_owned(), number_header("The number of the node that answered.")),
+        ("Raft-Revision".to_owned(), number_header("The store's revision that the response shows.")),
+        ("Raft-Term".to_owned(), number_header("The term in which the response was given.")),
+        ("Raft-Node".to_owned(), number_header("The number of the node that returned the response.")),
         ("Raft-Cluster".to_owned(), text_header("The id of the node's cluster, if it belongs to one.", &[])),
     ]
 }
@@ -305,54 +308,58 @@ fn text_header(description: &str, words: &[&str]) -> Header {
     HeaderBuilder::new().schema(Object::from(schema)).description(Some(description)).build()
 }
 
-/// An error of each code that a client may meet, made as the handlers make them.
+/// An error of each code, as the handlers make them.
 fn examples() -> Vec<ApiError> {
     let details = |message| Details::not_applied(message);
     let retry = |message| Retry::soon(message);
     vec![
-        parameters::invalid("limit", "is a whole number from 1 to 1000"),
-        ApiError::Forbidden(details("pages from the origin \"https://other.example\" may not use this node")),
+        parameters::invalid("limit", "must be an integer from 1 to 1000, got `-1`"),
+        ApiError::Forbidden(details("pages from the origin \"https://other.example\" must not use this node")),
         v1::key_not_found(4),
         ApiError::MemberNotFound(details("node 9 is not a member of the cluster")),
         ApiError::RequestTimeout(details("the body did not arrive within 10 seconds")),
-        ApiError::Conflict(details("node 2 at 127.0.0.1:21002 belongs to a cluster already")),
+        ApiError::Conflict(details("node 2 at 127.0.0.1:21002 already belongs to another cluster")),
         ApiError::NotAllowed(NotAllowed {
             last_log_id: Some(LogId::new(RaftLeaderId::new(1, 1), 1)),
             vote: Vote::new_committed(1, 1),
-            message: "this node belongs to an initialized cluster already".to_owned(),
-            outcome: Outcome::NotApplied,
+            message: "this node already belongs to an initialized cluster".to_owned(),
+            outcome: NotApplied::NotApplied,
         }),
         ApiError::RevisionGone(RevisionGone {
             message: "changes before revision 12 are no longer kept".to_owned(),
             oldest_revision: 12,
-            outcome: Outcome::NotApplied,
+            outcome: NotApplied::NotApplied,
         }),
         ApiError::AppliedPassed(AppliedPassed {
-            message: "this node has gone on from entry 9000 to 12345".to_owned(),
+            message: "this node has already applied entry 12345, and does not remember its state after entry 9000"
+                .to_owned(),
             applied_index: 12345,
-            outcome: Outcome::NotApplied,
+            outcome: NotApplied::NotApplied,
         }),
         ApiError::ConditionFailed(ConditionFailed {
-            message: "the condition does not hold: the key is there, at revision 4".to_owned(),
+            message: "the condition does not hold: the key is at revision 4".to_owned(),
             current_revision: Some(4),
-            outcome: Outcome::NotApplied,
+            outcome: NotApplied::NotApplied,
         }),
         ApiError::too_large("key", KEY_BYTES_MAX_DEFAULT, KEY_BYTES_MAX_DEFAULT + 1),
         ApiError::too_large("value", VALUE_BYTES_MAX_DEFAULT, VALUE_BYTES_MAX_DEFAULT + 1),
-        ApiError::UnsupportedMediaType(details("the body is taken as it is, and no form is unpacked")),
+        ApiError::UnsupportedMediaType(details("the body is stored unchanged, so it must not be a form")),
         ApiError::ForwardToLeader(LeaderHint {
             leader_id: 1,
             leader_node: ExampleNode { addr: "127.0.0.1:21001".to_owned(), incarnation: 0 },
         }),
-        ApiError::IdempotencyKeyReused(details("this Idempotency-Key was used for a request for something else")),
-        ApiError::NoLeader(retry("no leader is known now: an election is under way")),
-        forward::removed(3),
-        ApiError::Overloaded(retry("as many writes are waiting as this node takes on at once")),
-        ApiError::Recovering(retry("this node was started a moment ago")),
-        ApiError::Unreachable(retry("node 2 cannot be reached at 127.0.0.1:21002: nothing answers there")),
-        forward::stopping(),
-        ApiError::DeadlinePassed(Details::unknown("too few nodes confirmed in time: read before trying again")),
-        ApiError::OutcomeUnknown(Details::unknown("the leader changed meanwhile: read before trying again")),
+        ApiError::IdempotencyKeyReused(details("this Idempotency-Key was used for another request")),
+        ApiError::internal("this node failed to handle the request; its log says why"),
+        ApiError::NoLeader(retry("no leader is known: an election is under way")),
+        refusals::removed(3),
+        ApiError::Overloaded(retry("the limit of waiting writes of this node is reached")),
+        ApiError::Recovering(retry("this node has just started")),
+        ApiError::Unreachable(retry("node 2 cannot be reached at 127.0.0.1:21002: no connection")),
+        refusals::stopping(),
+        ApiError::DeadlinePassed(Interrupted::unknown(
+            "too few nodes confirmed the write in time: read before retrying",
+        )),
+        ApiError::OutcomeUnknown(Interrupted::unknown("the leader changed meanwhile: read before retrying")),
         ApiError::DiskSpaceLow(details("the leader's disk is nearly full")),
     ]
 }

@@ -1,5 +1,5 @@
-//! The description of the API, `GET /openapi.json`, and its reference for people,
-//! `GET /docs`: both from what stands beside the handlers.
+//! The document of the API, `GET /openapi.json`, and its reference for people, `GET /docs`. Both are generated from the
+//! attributes of the handlers.
 
 pub mod answers;
 pub mod page;
@@ -18,32 +18,31 @@ use utoipa::{Modify, OpenApi};
 use self::answers::SharedAnswers;
 use super::{api, cluster_hash, kv, list, management, members, txn, watch};
 
-/// The document as it is served: it is the same for every node of a version.
+/// The document as served. It is the same for every node of a version.
 static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| document_text().into());
-/// The page that is made of it.
+/// The page generated from the document.
 static PAGE: LazyLock<Bytes> = LazyLock::new(|| {
     let document = serde_json::to_value(ApiDocument::openapi()).unwrap_or_default();
     page::page_of(&document).into()
 });
 
-/// What the document is put together from.
+/// The parts of the document.
 #[derive(OpenApi)]
 #[openapi(
     info(
-        description = "A replicated key-value store: three nodes, Raft, data on disk, plain HTTP. Any node takes any \
-            request. Every error says whether the request changed nothing (`not_applied`) or may have (`unknown`); \
-            with a status of 503 trying again is always safe. Sizes and counts are those of a node that was started \
-            without flags for its limits.",
+        description = "A replicated key-value store: three nodes, Raft, data on disk, plain HTTP. Any node accepts any \
+            request. Every error says whether the request changed nothing (`not_applied`) or may have (`unknown`). \
+            After a 503, retrying is always safe. Sizes and counts are the defaults of the limits.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
     ),
-    servers((url = "/", description = "The node that serves this document, as good as any other.")),
+    servers((url = "/", description = "The node that serves this document. Any other node will do.")),
     tags(
         (name = "Keys", description = "One key by its path, or many by their prefix. Values are bytes."),
-        (name = "Transactions", description = "Several keys at once, all or nothing."),
+        (name = "Transactions", description = "Several keys in one request, all or nothing."),
         (name = "Watches", description = "Changes as they happen."),
         (name = "The original's routes", description = "JSON in, `{\"Ok\":…}` or `{\"Err\":…}` out. A body is read as \
             JSON whatever its `Content-Type`."),
-        (name = "The cluster", description = "For whoever runs it."),
+        (name = "The cluster", description = "For operators."),
         (name = "This reference", description = "The API as a document, for programs and for people."),
     ),
     paths(
@@ -62,7 +61,7 @@ static PAGE: LazyLock<Bytes> = LazyLock::new(|| {
 )]
 struct ApiDocument;
 
-/// What cannot be said beside the handlers.
+/// Corrections of what the macros generate.
 struct Corrections;
 
 impl Modify for Corrections {
@@ -72,7 +71,7 @@ impl Modify for Corrections {
         }
         for operation in openapi.paths.paths.values_mut().flat_map(answers::operations_of) {
             for parameter in operation.parameters.iter_mut().flatten() {
-                // A parameter may be left out, and is never null.
+                // A parameter may be omitted, but is never null.
                 if let Some(RefOr::T(Schema::Object(schema))) = &mut parameter.schema
                     && let SchemaType::Array(types) = &schema.schema_type
                     && let Some(other) = types.iter().find(|it| **it != Type::Null)
@@ -97,7 +96,7 @@ impl Modify for Corrections {
     }
 }
 
-/// HEAD on a path that takes GET.
+/// The `HEAD` operation of a path with `GET`.
 fn head_of(get: &Operation) -> Operation {
     let mut head = get.clone();
     let id = get.operation_id.as_deref().unwrap_or_default();
@@ -112,7 +111,7 @@ fn head_of(get: &Operation) -> Operation {
     head
 }
 
-/// Of structs the macro sees that they deny unknown fields, of the variants of an enum it does not.
+/// The macro sees `deny_unknown_fields` on structs, but not on variants of an enum.
 fn allow_no_other_fields(schema: &mut RefOr<Schema>) {
     if let RefOr::T(Schema::Object(object)) = schema
         && !object.properties.is_empty()
@@ -122,10 +121,10 @@ fn allow_no_other_fields(schema: &mut RefOr<Schema>) {
     }
 }
 
-/// The document of the API, as JSON with line breaks.
+/// The document of the API, as indented JSON.
 pub fn document_text() -> String {
     let mut text = ApiDocument::openapi().to_pretty_json().unwrap_or_else(|error| {
-        tracing::error!("the document of the API cannot be written as JSON: {error}");
+        tracing::error!("cannot encode the document of the API as JSON: {error}");
         "{}".to_owned()
     });
     text.push('\n');
@@ -134,7 +133,7 @@ pub fn document_text() -> String {
 
 /// The document of the API.
 ///
-/// OpenAPI 3.1, from which clients can be generated. It is the same on every node of a version.
+/// It is OpenAPI 3.1, from which clients can be generated, and the same on every node of a version.
 #[utoipa::path(
     get,
     path = "/openapi.json",
@@ -149,7 +148,7 @@ pub async fn openapi_json() -> HttpResponse {
 
 /// The reference for people.
 ///
-/// One page of HTML that needs nothing else, with this document in it.
+/// The page shows this document, and needs no other file.
 #[utoipa::path(
     get,
     path = "/docs",

@@ -1,8 +1,7 @@
-//! The parameters and headers that the routes take, as the document of the API
-//! says them. They are read by [`parameters`](crate::network::parameters); a test
-//! compares the names here with those that the server knows.
+//! Parameters and headers of the routes, for the document of the API. [`parameters`](crate::network::parameters) reads
+//! them; a test compares the names here with those that the server knows.
 //!
-//! The bounds are those of a node that was started without flags for its limits.
+//! The bounds are the defaults of the limits.
 
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
@@ -12,8 +11,8 @@ use utoipa::{IntoParams, ToSchema};
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
 pub struct KeyInPath {
-    /// 1 to 1,024 bytes of UTF-8 without NUL, percent-encoded where a URL needs it.
-    /// It may hold slashes; no part between them is `.` or `..`.
+    /// 1 to 1,024 bytes of UTF-8 without NUL, percent-encoded where a URL requires it. It may contain slashes; no part
+    /// between them may be `.` or `..`.
     #[param(min_length = 1, max_length = 1024, pattern = r"^[^\x00]+$", example = "config/color")]
     pub key: String,
 }
@@ -27,7 +26,7 @@ pub struct MemberInPath {
     pub id: String,
 }
 
-/// Something that is given alone, as `?raw`, or said to be `true` or `false`.
+/// A flag: given alone, as in `?raw`, or as `true` or `false`.
 pub struct Flag;
 
 impl utoipa::PartialSchema for Flag {
@@ -38,85 +37,85 @@ impl utoipa::PartialSchema for Flag {
 
 impl ToSchema for Flag {}
 
-/// How fresh what is read has to be.
+/// The consistency of a read.
 #[derive(ToSchema)]
 #[schema(rename_all = "lowercase")]
 pub enum Consistency {
-    /// All that was written before the request came.
+    /// The read includes every write that was acknowledged before the request.
     Linearizable,
-    /// What this node holds, which may be behind.
+    /// The read returns this node's own state, which may be stale.
     Stale,
 }
 
-/// How a key is read.
+/// Parameters of reading a key.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct ReadParameters {
-    /// Answer with the bytes of the value, and nothing around them.
+    /// Return only the bytes of the value.
     #[param(inline)]
     pub raw: Option<Flag>,
-    /// `linearizable` if not said. `stale`: what this node holds, which may be behind, and needs no other node.
+    /// `linearizable` (the default), or `stale`: this node's own state, which may be stale and needs no other node.
     #[param(inline)]
     pub consistency: Option<Consistency>,
 }
 
-/// The time to live of a put.
+/// Parameters of a put.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct PutParameters {
-    /// How long the key is to stay: `500ms`, `30s`, `5m`, `12h` or `7d`, from 100 ms to 3,650 days. For ever if not
-    /// said, even if the key had a time to live before.
+    /// TTL of the key: `500ms`, `30s`, `5m`, `12h` or `7d`, from 100 ms to 3,650 days. A put without `ttl` makes the
+    /// key permanent.
     #[param(pattern = "^0*[1-9][0-9]*(ms|s|m|h|d)$")]
     pub ttl: Option<String>,
 }
 
-/// The time to live of a touch.
+/// Parameters of a touch.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct TouchParameters {
-    /// How long the key is to stay from now on: `500ms`, `30s`, `5m`, `12h` or `7d`, from 100 ms to 3,650 days.
+    /// New TTL of the key: `500ms`, `30s`, `5m`, `12h` or `7d`, from 100 ms to 3,650 days.
     #[param(pattern = "^0*[1-9][0-9]*(ms|s|m|h|d)$", example = "30s")]
     pub ttl: String,
 }
 
-/// What is listed, and how.
+/// Parameters of listing keys.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct ListParameters {
-    /// Only keys that begin with this.
+    /// Only keys with this prefix.
     #[param(max_length = 1024, example = "config/")]
     pub prefix: Option<String>,
-    /// Only this key and those after it.
+    /// Only keys from this one on.
     #[param(max_length = 1024)]
     pub start: Option<String>,
     /// Only keys before this one.
     #[param(max_length = 1024)]
     pub end: Option<String>,
-    /// Only keys after this one, or before it with `reverse`: the `next` of the page before.
+    /// Only keys after this one, or before it with `reverse`: the `next` of the previous page.
     #[param(max_length = 1024)]
     pub start_after: Option<String>,
-    /// How many keys the page may have.
+    /// The maximum number of keys on the page.
     #[param(minimum = 1, maximum = 1000, default = 1000)]
     pub limit: Option<u64>,
-    /// Leave the values out.
+    /// Omit the values.
     #[param(inline)]
     pub keys_only: Option<Flag>,
-    /// From the last key to the first.
+    /// List from the last key to the first.
     #[param(inline)]
     pub reverse: Option<Flag>,
-    /// The `revision` of the first page: all pages then show the same state. It is kept for a minute after each page,
-    /// on the node that served it.
+    /// The `revision` of the first page, so that all pages show the same state. The node that served a page keeps its
+    /// state for a minute.
     pub revision: Option<u64>,
-    /// `linearizable` if not said. `stale`: what this node holds, which may be behind, and needs no other node.
+    /// `linearizable` (the default), or `stale`: this node's own state, which may be stale and needs no other node.
     #[param(inline)]
     pub consistency: Option<Consistency>,
 }
 
-/// Which keys are deleted: one of the two must be given.
+/// Parameters of deleting keys: exactly one of the two.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct DeletePrefixParameters {
-    /// Delete the keys that begin with this, which is not empty.
+    /// Delete the keys with this prefix, which must not be empty.
     #[param(min_length = 1, max_length = 1024, example = "scratch/")]
     pub prefix: Option<String>,
     /// Delete every key.
@@ -124,61 +123,62 @@ pub struct DeletePrefixParameters {
     pub all: Option<Flag>,
 }
 
-/// What is watched, and from when.
+/// Parameters of a watch.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct WatchParameters {
-    /// Only keys that begin with this; every key if neither this nor `key` is given.
+    /// Only keys with this prefix. Without `prefix` and `key`, the watch is of all keys.
     #[param(max_length = 1024, example = "config/")]
     pub prefix: Option<String>,
-    /// Only this key. Not together with `prefix`.
+    /// Only this key. Must not be given together with `prefix`.
     #[param(min_length = 1, max_length = 1024)]
     pub key: Option<String>,
-    /// The first revision that is wanted; what comes from now on if not said.
+    /// The first revision of the watch. Without it, the watch begins with the next change.
     #[param(minimum = 1)]
     pub from: Option<u64>,
-    /// Send the current state first, then `synced`, then every change after it. Not together with `from`.
+    /// Send the current state first, then `synced`, then every later change. Must not be given together with `from`.
     #[param(inline)]
     pub initial: Option<Flag>,
-    /// `linearizable` if not said: the watch knows all that was written before it began, and ends if the node loses its
-    /// leader. `stale`: it goes on with what this node learns.
+    /// `linearizable` (the default): the watch includes every write that was acknowledged before it began, and ends if
+    /// the node loses its leader. `stale`: the watch continues with the changes that reach this node.
     #[param(inline)]
     pub consistency: Option<Consistency>,
 }
 
-/// Which state is meant.
+/// Parameters of a node's hash.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct HashParameters {
-    /// The state after this entry of the log, which is waited for up to 5 seconds, by 64 requests a node at most. The state as it is now if
-    /// not said.
+    /// The index of the last entry in the state. The node waits for it for up to 5 seconds; at most 64 requests may
+    /// wait on a node. Without it, the response is for the current state.
     pub applied: Option<u64>,
 }
 
-/// The headers that a read of one key takes.
+/// Headers of reading a key.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
 pub struct ReadHeaders {
-    /// `"7"`: only if the key is at revision 7, otherwise 412. A list of entity tags; judged before `If-None-Match`.
+    /// `"7"`: only if the key is at revision 7, otherwise 412. A list of entity tags, which is judged before
+    /// `If-None-Match`.
     #[param(
         rename = "If-Match",
         pattern = r#"^(\*|([0-9]{1,19}|(W/)?"[!#-~]*")([ \t]*,[ \t]*([0-9]{1,19}|(W/)?"[!#-~]*"))*)$"#
     )]
     pub if_match: Option<String>,
-    /// `"7"`: the client has revision 7 already. While the key is at it, the response is 304 without a body. A list of
+    /// `"7"`: the client has revision 7. If the key is still at it, the response is 304 without a body. A list of
     /// entity tags, weak ones too.
     #[param(
         rename = "If-None-Match",
         pattern = r#"^(\*|([0-9]{1,19}|(W/)?"[!#-~]*")([ \t]*,[ \t]*([0-9]{1,19}|(W/)?"[!#-~]*"))*)$"#
     )]
     pub if_none_match: Option<String>,
-    /// `no`: answer 421 with the leader's address, instead of asking it.
+    /// `no`: return 421 with the leader's address, instead of asking the leader for the read index.
     #[param(rename = "Raft-Forward")]
     pub raft_forward: Option<String>,
 }
 
-/// The conditions of a write: lists of entity tags. A tag names a revision, so `W/"7"` and `"7-gzip"`, which is what
-/// proxies make of `"7"`, count as `"7"` in both.
+/// Conditions of a write: lists of entity tags. A tag names a revision. Proxies turn `"7"` into `W/"7"` or `"7-gzip"`,
+/// which both count as `"7"`.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
 pub struct ConditionHeaders {
@@ -196,39 +196,40 @@ pub struct ConditionHeaders {
     pub if_none_match: Option<String>,
 }
 
-/// The headers that every write takes.
+/// Headers of a write.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
 pub struct WriteHeaders {
-    /// Tells this request from all others, in up to 128 bytes. Sent again with the same one, it is not done again, but
-    /// answered as it was the first time.
+    /// Identifies the request, in up to 128 bytes. A repeated request with the same key is not applied again, and gets
+    /// the first response.
     #[param(rename = "Idempotency-Key", min_length = 1, max_length = 128)]
     pub idempotency_key: Option<String>,
-    /// `no`: answer 421 with the leader's address, instead of passing the request on to it.
+    /// `no`: return 421 with the leader's address, instead of forwarding the request to the leader.
     #[param(rename = "Raft-Forward")]
     pub raft_forward: Option<String>,
 }
 
-/// The header that every request takes which needs the leader.
+/// The header of all requests that need the leader.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
 pub struct ForwardHeader {
-    /// `no`: answer 421 with the leader's address, instead of passing the request on to it.
+    /// `no`: return 421 with the leader's address, instead of forwarding the request to the leader.
     #[param(rename = "Raft-Forward")]
     pub raft_forward: Option<String>,
 }
 
-/// Where a watch goes on.
+/// Headers of a watch.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
 pub struct WatchHeaders {
-    /// The `id` of the last event that was read; goes before `from` and `initial`. Browsers send it by themselves.
+    /// The `id` of the last event that was read. Takes precedence over `from` and `initial`. Browsers send it by
+    /// themselves.
     #[param(rename = "Last-Event-ID", pattern = r"^[0-9]+(\.[0-9]+)?$")]
     pub last_event_id: Option<String>,
     /// `no`: return 503 if no leader is known, instead of waiting for one with the connection open.
     #[param(rename = "Raft-Wait")]
     pub raft_wait: Option<String>,
-    /// `no`: answer 421 with the leader's address, instead of asking it.
+    /// `no`: return 421 with the leader's address, instead of asking the leader for the read index.
     #[param(rename = "Raft-Forward")]
     pub raft_forward: Option<String>,
 }

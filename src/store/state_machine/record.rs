@@ -87,25 +87,6 @@ impl Record {
         *keys_hash += record.hash;
     }
 
-    /// The record as JSON shows it. `clock_ms` is the log time from which the remaining time is counted.
-    pub fn to_key_value(&self, key: &str, clock_ms: u64) -> KeyValue {
-        let EncodedValue { value, encoding } = EncodedValue::of(self.value.as_bytes());
-        KeyValue { value: Some(value), encoding, ..self.outline(key, clock_ms) }
-    }
-
-    /// The same without the value.
-    pub fn outline(&self, key: &str, clock_ms: u64) -> KeyValue {
-        KeyValue {
-            key: key.to_owned(),
-            value: None,
-            encoding: None,
-            revision: self.revision,
-            create_revision: self.create_revision,
-            version: self.version,
-            expires_in_ms: self.expires_in_ms(clock_ms),
-        }
-    }
-
     /// Milliseconds until the key expires; `None` if it never does, 0 if it is due.
     pub fn expires_in_ms(&self, clock_ms: u64) -> Option<u64> {
         (self.expires_at_ms > 0).then(|| self.expires_at_ms.saturating_sub(clock_ms))

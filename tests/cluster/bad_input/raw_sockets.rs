@@ -494,7 +494,7 @@ async fn a_body_that_ends_early_is_rejected() {
         stream.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 400 "), "{part:?}: {answer:?}");
         assert_json_error(part, &answer);
-        assert!(answer.contains("broken_body") && answer.contains("before its end"), "{part:?}: {answer:?}");
+        assert!(answer.contains("broken_body") && answer.contains("before the end"), "{part:?}: {answer:?}");
     }
     unharmed(&mut cluster, &[1], before).await;
 }

@@ -1,0 +1,246 @@
+//! Writes and linearizable reads: what the cluster must agree on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::http::header::HeaderMap;
+use actix_web::{HttpRequest, HttpResponse};
+use bytes::Bytes;
+use futures_util::future::Either;
+use openraft::errors::{ClientWriteError, Fatal, LinearizableReadError, RaftError};
+use openraft::raft::ClientWriteResponse;
+
+use super::conditions::Guarded;
+use super::memory::HeldMemory;
+use super::parameters::request_id;
+use super::readiness::{self, Destination};
+use super::refusals::{no_leader, raft_ended, stopping, unconfirmed};
+use super::v1::check_result;
+use super::worker::Worker;
+use super::{forward, read_index};
+use crate::app::{ExampleApp, Role};
+use crate::config::REQUEST_DEADLINE;
+use crate::error::{ApiError, Details, Interrupted, Retry};
+use crate::operation::{Operation, RequestId, Write};
+use crate::seeded_bug::{self, SeededBug};
+use crate::types::{Command, ExampleResponse, TypeConfig};
+
+/// The response of Raft to a write that is applied.
+type Applied = ClientWriteResponse<TypeConfig>;
+
+/// The outcome of a write that did not fail.
+pub enum Submitted {
+    /// This node leads, and the write is applied. The memory is for the response.
+    Here(Applied, HeldMemory),
+    /// The state machine rejected the write, now or when the same request was applied before.
+    Rejected {
+        /// Why.
+        error: ApiError,
+        /// The store's revision at which it was rejected.
+        revision: Option<u64>,
+        /// Whether the request was rejected before, and this is the error it got then.
+        replayed: bool,
+    },
+    /// The response of the leader.
+    Forwarded(HttpResponse),
+}
+
+/// Applies a write if this node leads, and forwards it to the leader otherwise.
+///
+/// `memory` holds the memory of the request. The response repeats `repeated_bytes` of the request.
+pub async fn submit(
+    app: &ExampleApp,
+    request: &HttpRequest,
+    body: Bytes,
+    memory: HeldMemory,
+    repeated_bytes: usize,
+    write: impl Into<Guarded>,
+) -> Result<Submitted, ApiError> {
+    let Guarded { operation, reading } = write.into();
+    let request_id = request_id(request, &operation)?;
+    let result_bytes = result_bytes(app, &operation, request_id.as_deref()).max(repeated_bytes);
+    // Before anything is proposed, so that a request that gets no memory can be rejected.
+    let memory = app.client_memory.for_response(result_bytes, memory.waited()).await?;
+    let Ok(_permit) = app.writes_waiting.try_acquire() else {
+        return Err(ApiError::Overloaded(Retry::soon("the limit of waiting writes of this node is reached")));
+    };
+    match forward::destination(app, request.headers())? {
+        Destination::Here => {
+            let mut response = propose(app, request_id, operation, memory.waited()).await?;
+            response.data.result = reading.result_of(response.data.result);
+            Ok(match check_result(&response.data) {
+                Ok(()) => Submitted::Here(response, memory),
+                Err(error) => {
+                    let ExampleResponse { revision, replayed, .. } = response.data;
+                    Submitted::Rejected { error, revision, replayed }
+                }
+            })
+        }
+        Destination::Leader { leader_id, leader_node } => {
+            let response = forward::to_leader(app, request, body, leader_id, &leader_node).await?;
+            Ok(Submitted::Forwarded(memory.until_written(response)))
+        }
+    }
+}
+
+/// The bytes of the values that the response to a write will contain: those the operation would read now, or those
+/// that the same request read when it was applied before.
+fn result_bytes(app: &ExampleApp, operation: &Operation, request_id: Option<&RequestId>) -> usize {
+    // The result of any other operation is short.
+    let Operation::Txn(_) = operation else { return 0 };
+    app.store.state_machine.read(|machine| {
+        let before = request_id.and_then(|request_id| machine.replay(request_id));
+        let before_bytes = before.map_or(0, |(result, _)| result.value_bytes());
+        machine.answer_bytes_now(operation).max(before_bytes)
+    })
+}
+
+/// Size of an entry without its keys and values: the names of the fields, and the request's id.
+const ENTRY_BYTES: usize = 512;
+
+/// Proposes a write as leader, and waits until it is applied. The request has waited for `waited` before.
+///
+/// # Errors
+///
+/// `not_applied` until the write is proposed, `unknown` after that.
+pub async fn propose(
+    app: &ExampleApp,
+    request: Option<Arc<RequestId>>,
+    operation: Operation,
+    waited: Duration,
+) -> Result<Applied, ApiError> {
+    // First, because waiting for memory must come before everything that is judged as of now.
+    let memory = app.client_memory.for_proposal(operation.payload_bytes(), waited).await?;
+    // This node may have lost the lead while it waited, and nothing is proposed yet.
+    if app.role() != Role::Leader {
+        return Err(no_leader(app));
+    }
+    let taken = app.disk.take(ENTRY_BYTES + operation.payload_bytes());
+    if let Err(rejected) = readiness::proposal(app, &operation) {
+        taken.release();
+        return request.and_then(|request| replay(app, &request)).ok_or(rejected);
+    }
+    let judged_now = seeded_bug::is_on(SeededBug::ConditionJudgedWhenProposed);
+    let operation = if judged_now { judge_now(app, operation)? } else { operation };
+    let command = Command::Write(Write { at_ms: app.store.clock().leader_now_ms(), request, operation });
+    let propose = async {
+        // The task may move to another thread while it waits, and must not take the worker along.
+        let proposed = match Worker::current() {
+            Some(worker) => Either::Left(worker.proposals.propose(command, memory)),
+            None => Either::Right((command, memory)),
+        };
+        match proposed {
+            Either::Left(proposed) => proposed.await.unwrap_or(Err(RaftError::Fatal(Fatal::Stopped))),
+            Either::Right((command, _memory)) => app.raft.client_write(command).await,
+        }
+    };
+    match tokio::time::timeout(REQUEST_DEADLINE, propose).await {
+        Ok(Ok(response)) => Ok(response),
+        Ok(Err(error)) => Err(write_error(&error)),
+        Err(_) => Err(ApiError::DeadlinePassed(Interrupted::unknown(
+            "too few nodes confirmed the write in time: it may or may not have been applied; read before retrying",
+        ))),
+    }
+}
+
+/// The first response to a request that was applied before, without an entry for it.
+fn replay(app: &ExampleApp, request: &RequestId) -> Option<Applied> {
+    app.store.state_machine.read(|machine| {
+        let (result, replayed) = machine.replay(request)?;
+        let data =
+            ExampleResponse { revision: Some(machine.revision), result: Some(result), replayed, ..Default::default() };
+        Some(ClientWriteResponse { log_id: machine.last_applied?, data, membership: None })
+    })
+}
+
+/// The operation without its condition, which holds now: [`SeededBug::ConditionJudgedWhenProposed`].
+fn judge_now(app: &ExampleApp, mut operation: Operation) -> Result<Operation, ApiError> {
+    let (key, condition) = match &mut operation {
+        Operation::Put(put) => (&put.key, &mut put.condition),
+        Operation::Delete(delete) => (&delete.key, &mut delete.condition),
+        _ => return Ok(operation),
+    };
+    let judged = app.store.state_machine.read(|machine| machine.check(key, condition.take()));
+    if let Err(failed) = judged {
+        check_result(&ExampleResponse { result: Some(failed), ..Default::default() })?;
+    }
+    Ok(operation)
+}
+
+/// The meaning of an error that openraft returns after a proposal.
+pub fn write_error(error: &RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> ApiError {
+    let why = match error {
+        RaftError::APIError(ClientWriteError::ForwardToLeader(_) | ClientWriteError::LogEntryDiscarded(_))
+            if seeded_bug::is_on(SeededBug::ForwardReportedAsNotApplied) =>
+        {
+            return ApiError::NoLeader(Retry::soon("the leader changed meanwhile"));
+        }
+        // openraft rejects these before it proposes anything.
+        RaftError::APIError(ClientWriteError::ChangeMembershipError(error)) => {
+            return ApiError::Conflict(Details::not_applied(error.to_string()));
+        }
+        RaftError::APIError(ClientWriteError::ForwardToLeader(_) | ClientWriteError::LogEntryDiscarded(_)) => {
+            "the leader changed meanwhile: the write may or may not have been applied; read before retrying"
+        }
+        // openraft checks this between the two steps of a membership change.
+        RaftError::APIError(ClientWriteError::PreconditionFailed(_)) => {
+            "another membership change came between: see /metrics, and retry if needed"
+        }
+        RaftError::Fatal(_) => {
+            "this node stopped meanwhile: the write may or may not have been applied; read before retrying"
+        }
+    };
+    ApiError::OutcomeUnknown(Interrupted::unknown(why))
+}
+
+/// Waits until this node has applied all that was written before the call.
+pub async fn linearize(app: &ExampleApp, headers: &HeaderMap) -> Result<(), ApiError> {
+    linearize_by(app, headers, |destination| async move {
+        match Worker::current().map(|worker| worker.shared_reads.confirm(destination.clone())) {
+            Some(confirmed) => confirmed.await.unwrap_or_else(|_| Err(stopping())),
+            None => read_index::confirm(app, &destination, REQUEST_DEADLINE).await,
+        }
+    })
+    .await
+}
+
+/// Like [`linearize`], but without sharing the confirmation with other requests. If another node leads, it must
+/// respond within `response_deadline`.
+pub async fn linearize_alone(
+    app: &ExampleApp,
+    headers: &HeaderMap,
+    response_deadline: Duration,
+) -> Result<(), ApiError> {
+    linearize_by(
+        app,
+        headers,
+        |destination| async move { read_index::confirm(app, &destination, response_deadline).await },
+    )
+    .await
+}
+
+async fn linearize_by<Confirm: Future<Output = Result<(), ApiError>>>(
+    app: &ExampleApp,
+    headers: &HeaderMap,
+    confirm: impl FnOnce(Destination) -> Confirm,
+) -> Result<(), ApiError> {
+    if seeded_bug::is_on(SeededBug::ReadWithoutReadIndex) {
+        return Ok(());
+    }
+    let destination = forward::destination(app, headers)?;
+    match tokio::time::timeout(REQUEST_DEADLINE, confirm(destination)).await {
+        Ok(result) => result,
+        Err(_) => Err(ApiError::DeadlinePassed(Interrupted::not_applied(
+            "too few nodes confirmed the read in time; nothing was changed",
+        ))),
+    }
+}
+
+/// The meaning of an error that openraft returns for a read, which changes nothing.
+pub fn read_error(app: &ExampleApp, error: &RaftError<TypeConfig, LinearizableReadError<TypeConfig>>) -> ApiError {
+    match error {
+        RaftError::APIError(LinearizableReadError::ForwardToLeader(_)) => no_leader(app),
+        RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => unconfirmed(),
+        RaftError::Fatal(fatal) => raft_ended(fatal),
+    }
+}

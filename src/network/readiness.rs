@@ -1,0 +1,103 @@
+//! Whether this node can serve a kind of request now, and why not if it cannot.
+//!
+//! | request | condition |
+//! | --- | --- |
+//! | write | [`leader`] names a node, and that node passes [`proposal`] |
+//! | linearizable read, membership change | [`leader`] names a node |
+//! | stale read | [`stale_read`] |
+
+use super::refusals::{excluded, no_leader, recovering, stopping};
+use crate::app::{ExampleApp, Role};
+use crate::config::{LOG_UNCOMMITTED_BYTES_MAX, LOG_UNSYNCED_BYTES_MAX};
+use crate::disk::DiskSpace;
+use crate::error::{ApiError, Details, Retry};
+use crate::operation::Operation;
+use crate::types::{ExampleNode, NodeId};
+
+/// The node that serves a request which needs the leader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// This node, which leads.
+    Here,
+    /// The leader.
+    Leader {
+        /// The leader's number.
+        leader_id: NodeId,
+        /// The leader's address.
+        leader_node: ExampleNode,
+    },
+}
+
+/// The node that can serve a request which needs the leader.
+///
+/// # Errors
+///
+/// 503: the node is stopping, is not a member, or knows no leader.
+pub fn leader(app: &ExampleApp) -> Result<Destination, ApiError> {
+    if app.is_stopping() {
+        return Err(stopping());
+    }
+    not_excluded(app)?;
+    match app.role() {
+        Role::Leader => Ok(Destination::Here),
+        // Its leader dials another address. It would wait in vain for entries.
+        Role::Follower { .. } if !app.hears_a_leader() && app.moved().is_some() => Err(no_leader(app)),
+        Role::Follower { leader_id, leader_node } => Ok(Destination::Leader { leader_id, leader_node }),
+        Role::NoLeader => Err(no_leader(app)),
+    }
+}
+
+/// Whether no other node has told this one that it is not a member.
+///
+/// # Errors
+///
+/// 503 [`ApiError::NotMember`].
+pub fn not_excluded(app: &ExampleApp) -> Result<(), ApiError> {
+    excluded(app).map_or(Ok(()), Err)
+}
+
+/// Whether this node can show its own state, which may be behind the leader's.
+///
+/// # Errors
+///
+/// 503: the node belongs to no cluster, so its empty state is not even an old one; or it is recovering.
+pub fn stale_read(app: &ExampleApp) -> Result<(), ApiError> {
+    if app.store.identity().cluster_id.is_none() {
+        return Err(no_leader(app));
+    }
+    if app.recovered() { Ok(()) } else { Err(recovering()) }
+}
+
+/// Whether this node, as leader, has room for an entry. The caller has already set disk space aside for it.
+///
+/// # Errors
+///
+/// 507 if the disk has no room for the operation. Operations that store nothing pass while any room is left, so that
+/// clients can free space and keys expire. 503 if the log cannot take more until it is synced, committed or purged.
+pub fn proposal(app: &ExampleApp, operation: &Operation) -> Result<(), ApiError> {
+    let full = match app.disk.space() {
+        DiskSpace::Enough => None,
+        DiskSpace::Low if operation.stores_nothing() => None,
+        DiskSpace::Low => Some(
+            "the leader's disk is nearly full, so it accepts only deletes, touches and transactions without a put: \
+             free some space, or move the leader",
+        ),
+        DiskSpace::Exhausted => Some("the leader's disk is full: free some space, or move the leader"),
+    };
+    if let Some(full) = full {
+        return Err(ApiError::DiskSpaceLow(Details::not_applied(full)));
+    }
+    let log = &app.store.log;
+    let why = if app.log_is_full() {
+        "the leader's log has no more files until a snapshot is written"
+    } else if log.unsynced_bytes() > LOG_UNSYNCED_BYTES_MAX {
+        // A majority can commit without this node's disk, so nothing else bounds what waits for it.
+        "the leader's disk does not keep up"
+    } else if log.uncommitted_bytes() > LOG_UNCOMMITTED_BYTES_MAX {
+        // Requests that wait for a majority time out, but their entries stay, and no snapshot shortens that log.
+        "too few nodes keep up with the leader"
+    } else {
+        return Ok(());
+    };
+    Err(ApiError::Overloaded(Retry::soon(why)))
+}

@@ -1,0 +1,95 @@
+//! Errors that several routes return, each with what the user can do about it.
+
+use openraft::errors::Fatal;
+use tokio::task::JoinError;
+
+use crate::app::{ExampleApp, Exclusion};
+use crate::error::{ApiError, Retry};
+use crate::store::ClusterId;
+use crate::types::{NodeId, TypeConfig};
+
+/// The node is about to stop.
+pub fn stopping() -> ApiError {
+    ApiError::Stopping(Retry::soon("this node is stopping; retry on another node"))
+}
+
+/// Why no leader is known, as far as this node can tell.
+pub fn no_leader(app: &ExampleApp) -> ApiError {
+    if let Some(excluded) = excluded(app) {
+        return excluded;
+    }
+    if app.is_left_out() {
+        // No other node has confirmed it, and the log of this node may be old.
+        return ApiError::NotMember(Retry::soon(format!(
+            "node {} was removed from the cluster, unless it is being added right now: use another node; if it was \
+             removed, stop it, or add it again with POST /add-learner on another node",
+            app.id
+        )));
+    }
+    let message = if app.store.identity().cluster_id.is_none() {
+        "this node belongs to no cluster yet: POST /init founds a cluster of this node alone, and POST /add-learner on a \
+         node of a cluster adds it to that cluster"
+            .to_owned()
+    } else if let Some(moved) = app.moved() {
+        format!("no leader is known, probably because {moved}")
+    } else {
+        "no leader is known: an election is under way, or too few nodes can be reached".to_owned()
+    };
+    ApiError::NoLeader(Retry::soon(message))
+}
+
+/// Why this node is not a member, if other nodes told it so.
+pub fn excluded(app: &ExampleApp) -> Option<ApiError> {
+    Some(match app.exclusion()? {
+        Exclusion::Removed => removed(app.id),
+        Exclusion::OtherDirectory { cluster_id } => {
+            ApiError::NotMember(Retry::soon(other_directory(app.id, cluster_id)))
+        }
+    })
+}
+
+/// The node was removed from the membership.
+pub fn removed(id: NodeId) -> ApiError {
+    ApiError::NotMember(Retry::soon(format!(
+        "node {id} was removed from the cluster: use another node; stop this one, or add it again with \
+         POST /add-learner on another node"
+    )))
+}
+
+/// What to do with a node whose number belongs to a member with another data directory.
+pub fn other_directory(id: NodeId, cluster_id: ClusterId) -> String {
+    format!(
+        "node {id} is a member of cluster {cluster_id} with another data directory than this one: start it with that \
+         directory; if that is lost, start this node with a new --id and an empty --data-dir, add it on another node \
+         (POST /add-learner), and replace node {id} by it (POST /change-membership)"
+    )
+}
+
+/// The node has not yet applied everything that was in its log when it started.
+pub fn recovering() -> ApiError {
+    ApiError::Recovering(Retry::soon(
+        "this node has just started, and no leader has confirmed yet that it is up to date",
+    ))
+}
+
+/// The leader cannot confirm that it still leads.
+pub fn unconfirmed() -> ApiError {
+    ApiError::Unreachable(Retry::soon("too few nodes can be reached to confirm that this one still leads"))
+}
+
+/// Raft has ended, and the node ends with it.
+pub fn raft_ended(fatal: &Fatal<TypeConfig>) -> ApiError {
+    match fatal {
+        Fatal::Stopped => stopping(),
+        Fatal::Panicked | Fatal::StorageError(_) => ApiError::internal("this node failed and is about to exit"),
+    }
+}
+
+/// A task ended without a result: it panicked, or the runtime is shutting down.
+pub fn task_ended(error: &JoinError) -> ApiError {
+    if error.is_panic() {
+        ApiError::internal("this node failed to handle the request; its log says why")
+    } else {
+        stopping()
+    }
+}
