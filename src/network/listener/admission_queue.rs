@@ -1,16 +1,15 @@
-//! Clients' requests are read in turns, so that the responses that are due never wait behind a crowd of
-//! requests: first in, first out, and [some of the newest are shed](super::load_shedding).
+//! The admission queue: clients' requests are read in turns, first in, first out, so that responses that are due never
+//! wait behind a crowd of requests. Under overload [some of the newest are shed](super::load_shedding).
 //!
-//! A thread reads requests, and a write takes several steps of it. Whatever was ready at once would
-//! be read at once, and each step of everything under way would wait until a thousand requests were
-//! read. So a turn reads [`REQUESTS_A_TURN`], and lets all else go on before the next. Who comes
-//! when a turn is used up is queued, in its order. The end of a connection is not, nor is what comes
-//! on Raft's thread from known nodes, since a leader that is heard too late is none. (A turn counts what is read, and a request is
-//! mostly read at once. Who sends several requests together, or one in many pieces, gets more
-//! than a turn's worth.)
+//! A thread reads requests, and each write takes several steps of that thread. Without turns, a thousand requests that
+//! are ready together would all be read first, and every step of the requests under way would wait for them. So a turn
+//! reads at most [`REQUESTS_A_TURN`], and then all other tasks run before the next turn. Requests that arrive when a
+//! turn is used up are queued. The end of a connection is not queued, nor are RPCs of known nodes on Raft's thread: a
+//! late heartbeat causes an election. (A turn counts reads. A client that sends several requests together, or one in
+//! many pieces, gets more than its share.)
 //!
-//! When more comes than the node can do, the queue grows until each client waits for its
-//! response before it asks for more; what is not read costs nothing.
+//! Under overload the queue grows until each client waits for its response before it sends the next request. Requests
+//! that are not read take no memory of the node.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -26,35 +25,37 @@ use crate::config::{
     LINE_WAIT_MAX, LOOKS_A_TURN, PASSED_ON_A_TURN, REFUSAL_INTERVAL_MAX, REFUSED_WAIT_MAX, REQUESTS_A_TURN, STALL_MIN,
 };
 
-/// Those who wait to be read, on one thread.
+/// The connections of one thread that wait to be read.
+///
+/// Invariant, asserted when a connection is admitted: the queue is empty while the current turn has reads left.
 pub struct AdmissionQueue {
-    /// How many requests may still be read in this turn: none while somebody is queued.
+    /// How many requests may still be read in this turn; 0 while any is queued.
     pub(super) left: Cell<usize>,
-    /// How many may still look how the node is, in this turn, ahead of the queue.
+    /// How many requests for `/metrics` may still bypass the queue in this turn.
     looks_left: Cell<usize>,
-    /// How many more may be under way. Who is slow to send takes up none of it.
+    /// How many more requests may be under way. A request that is still arriving does not count.
     room: Box<dyn Fn() -> Room>,
-    /// What it was when it last changed, and when that was.
+    /// The room at its last change, and the time of that change.
     last_room: Cell<(Room, Instant)>,
-    /// This node's own clients.
+    /// Requests of this node's own clients.
     own: RefCell<VecDeque<Waiting>>,
-    /// What other nodes pass on to it, where it has been queued before.
-    passed_on: RefCell<VecDeque<Waiting>>,
+    /// Requests that other nodes forward, which have already been queued there.
+    forwarded: RefCell<VecDeque<Waiting>>,
     shedding: LoadShedding,
-    /// What is left of the share of those that are passed on, in parts of [`REQUESTS_A_TURN`].
+    /// The rest of the share of forwarded requests, in parts of [`REQUESTS_A_TURN`].
     share_left: Cell<usize>,
-    /// Whether there may be something to do for the task that begins turns.
+    /// Wakes the task that begins turns.
     wake: Notify,
 }
 
-/// What came of a turn.
+/// The result of a turn.
 #[derive(Debug, PartialEq, Eq)]
 enum Turn {
-    /// Somebody was admitted.
+    /// A connection was admitted or shed.
     Used,
-    /// There was nobody.
+    /// The queue was empty.
     Empty,
-    /// There was no room for those who wait.
+    /// Connections wait, but no more requests may be under way.
     Blocked,
 }
 
@@ -63,28 +64,28 @@ struct Waiting {
     since: Instant,
 }
 
-/// What a request is, by how it begins.
+/// The kind of a request, by its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The end of a connection. It is not queued.
+    /// The end of a connection, which is not queued.
     End,
     /// An RPC, which Raft's thread serves.
     Rpc,
-    /// What tells how the node is: [`LOOKS_A_TURN`] are not queued.
+    /// A request for `/metrics`. [`LOOKS_A_TURN`] of them are not queued.
     Look,
-    /// A client's of this node.
+    /// A request of a client of this node.
     Own,
-    /// Passed on by another node, where it has been queued before. Anybody can say so, and
-    /// gets a share of each turn for it, not more.
-    PassedOn,
+    /// A request that another node forwards, which has already been queued there. A client can claim this too, and gets
+    /// no more than the share of forwarded requests in each turn.
+    Forwarded,
 }
 
 impl Kind {
-    /// How much of a request is looked at. With a longer path than clients mostly have, one that
-    /// is passed on is taken for one of this node's own.
+    /// The number of first bytes that decide the kind. A forwarded request with an unusually long path counts as one of
+    /// this node's own clients.
     pub const BYTES: usize = 512;
 
-    /// What a request is that begins so.
+    /// The kind of a request that begins with these bytes.
     pub fn of(first: &[u8]) -> Self {
         if first.is_empty() {
             Kind::End
@@ -93,7 +94,7 @@ impl Kind {
         } else if first.starts_with(b"GET /metrics ") || first.starts_with(b"HEAD /metrics ") {
             Kind::Look
         } else if memchr::memmem::find(first, b"\r\nraft-forwarded: ").is_some() {
-            Kind::PassedOn
+            Kind::Forwarded
         } else {
             Kind::Own
         }
@@ -110,18 +111,18 @@ impl AdmissionQueue {
             last_room: Cell::new((room(), now)),
             room: Box::new(room),
             own: RefCell::default(),
-            passed_on: RefCell::default(),
+            forwarded: RefCell::default(),
             shedding: LoadShedding::new(now),
             share_left: Cell::default(),
             wake: Notify::new(),
         })
     }
 
-    /// Begins one turn after another, for as long as the thread runs.
+    /// Begins one turn after another until the thread ends.
     pub async fn take_turns(self: Rc<Self>) {
         loop {
             match self.begin_turn(Instant::now()) {
-                // All that is ready to run goes first.
+                // Let all other tasks that are ready run first.
                 Turn::Used => tokio::task::yield_now().await,
                 Turn::Empty => self.wake.notified().await,
                 Turn::Blocked => {
@@ -132,17 +133,17 @@ impl AdmissionQueue {
         }
     }
 
-    /// Admits the first in the queue, and sheds some of the last if it has come to that.
+    /// Admits the first in the queue, and sheds some of the last under overload.
     fn begin_turn(&self, now: Instant) -> Turn {
-        let (mut own, mut passed_on) = (self.own.borrow_mut(), self.passed_on.borrow_mut());
+        let (mut own, mut forwarded) = (self.own.borrow_mut(), self.forwarded.borrow_mut());
         let may_be_admitted = self.may_be_admitted(now);
-        // Each its share, and what the other leaves of its own.
+        // Each queue gets its share, and what the other leaves of its own.
         let share = self.share_left.get() + may_be_admitted * PASSED_ON_A_TURN;
         self.share_left.set(share % REQUESTS_A_TURN);
         let share = share / REQUESTS_A_TURN;
-        let mut left = may_be_admitted - share + admit_first(&mut passed_on, share, now);
+        let mut left = may_be_admitted - share + admit_first(&mut forwarded, share, now);
         left = admit_first(&mut own, left, now);
-        left = admit_first(&mut passed_on, left, now);
+        left = admit_first(&mut forwarded, left, now);
         let admitted = may_be_admitted - left;
         self.shedding.note_wait(own.front().map_or(Duration::ZERO, |first| first.waited(now)), now);
         let shed = shed_last(&mut own, self.shedding.allowance(admitted, now), now);
@@ -150,7 +151,7 @@ impl AdmissionQueue {
             self.shedding.note_shed(now);
         }
         self.looks_left.set(LOOKS_A_TURN);
-        let is_empty = own.is_empty() && passed_on.is_empty();
+        let is_empty = own.is_empty() && forwarded.is_empty();
         self.left.set(if is_empty { REQUESTS_A_TURN - admitted } else { 0 });
         match (admitted + shed, is_empty) {
             (1.., _) => Turn::Used,
@@ -159,8 +160,8 @@ impl AdmissionQueue {
         }
     }
 
-    /// How many a turn may admit. While answers come, no more than there is room for; if none
-    /// come, as many as ever: they are refused, and need not wait for that.
+    /// How many requests a turn may admit: while requests are completed, as many as there is room for. If none
+    /// completes, as many as in any turn: they are rejected, and need not wait for that.
     fn may_be_admitted(&self, now: Instant) -> usize {
         let room = (self.room)();
         let (last, changed_at) = self.last_room.get();
@@ -172,8 +173,8 @@ impl AdmissionQueue {
         room.free.saturating_sub(room.kept).min(REQUESTS_A_TURN)
     }
 
-    /// Admits a connection that has something to read, if there is a turn left or none is needed; queues
-    /// it otherwise, and returns false.
+    /// Admits a connection with something to read if the turn has reads left or it needs none. Otherwise queues the
+    /// connection and returns false.
     pub(super) fn admits_at_once(
         &self,
         state: &Rc<ConnectionState>,
@@ -185,6 +186,7 @@ impl AdmissionQueue {
         }
         let left = self.left.get();
         if left > 0 {
+            debug_assert!(self.own.borrow().is_empty() && self.forwarded.borrow().is_empty());
             if left == REQUESTS_A_TURN {
                 self.wake.notify_one();
             }
@@ -198,23 +200,23 @@ impl AdmissionQueue {
                 return true;
             }
             Kind::Rpc | Kind::Look | Kind::Own => &self.own,
-            Kind::PassedOn => &self.passed_on,
+            Kind::Forwarded => &self.forwarded,
         };
         self.wake.notify_one();
         queue.borrow_mut().push_back(Waiting { state: Rc::downgrade(state), since: now() });
         false
     }
 
-    /// A request has its response.
+    /// Notes that a request has its response.
     pub(super) fn note_end(&self) {
         if self.left.get() == 0 {
-            // There may be room for one who waits.
+            // There may be room for a queued one.
             self.wake.notify_one();
         }
     }
 }
 
-/// Admits so many at most; how many are left of them.
+/// Admits at most `left`; returns how many more could be admitted.
 fn admit_first(waiting: &mut VecDeque<Waiting>, mut left: usize, now: Instant) -> usize {
     while left > 0
         && let Some(first) = waiting.pop_front()
@@ -226,7 +228,7 @@ fn admit_first(waiting: &mut VecDeque<Waiting>, mut left: usize, now: Instant) -
     left
 }
 
-/// Sheds so many at most of those who have just come; how many.
+/// Sheds at most `allowance` of the newest; returns how many.
 fn shed_last(waiting: &mut VecDeque<Waiting>, allowance: usize, now: Instant) -> usize {
     let mut shed = 0;
     while shed < allowance
@@ -245,7 +247,7 @@ impl Waiting {
         now.saturating_duration_since(self.since)
     }
 
-    /// Lets it read, unless it is gone; returns whether it did.
+    /// Admits the connection if it is still open; returns whether it is.
     fn admit(&self, is_shed: bool, now: Instant) -> bool {
         let state = self.state.upgrade();
         state.inspect(|state| state.admit_queued(is_shed, self.waited(now) > LINE_WAIT_MAX)).is_some()

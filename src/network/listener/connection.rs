@@ -1,10 +1,8 @@
 //! A connection that reads one request after another in its turn.
 //!
-//! A request that is not HTTP, whose head is too long or too slow, never reaches
-//! a handler: the HTTP library answers it with an empty body, and has no hook to
-//! give it another. So the connection is wrapped, and an empty error that is
-//! about to be written is replaced by one that says what is wrong. It costs the
-//! others a look at the last four bytes of what is written.
+//! A request that is not HTTP, or whose head is too long or too slow, never reaches a handler: the HTTP library writes
+//! an error with an empty body, and has no hook to change it. So the connection is wrapped, and replaces an empty error
+//! by one that explains the fault. For all other responses this costs a comparison of the last four bytes.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -28,16 +26,16 @@ use crate::config::{
     DISCONNECT_DEADLINE, FIRST_READ_BYTES, REJECTED_BYTES_READ_MAX, REQUEST_HEAD_DEADLINE, SLICE_BYTES,
     SLICE_BYTES_MIN, WRITE_STALL_MAX,
 };
-use crate::error::{ApiError, Details};
+use crate::error::{ApiError, Details, Interrupted};
 use crate::headers::OUTCOME;
 
-/// Whether what is written to a connection stays as it is from now on: a value
-/// that is sent as bytes may look like an error of the HTTP library.
+/// Whether the next bytes are written unchanged: a value that a client chose may look like an error of the HTTP
+/// library.
 #[derive(Clone, Debug, Default)]
 pub struct AsItIs(Rc<Cell<bool>>);
 
 impl AsItIs {
-    /// Says that bytes of a client's are about to be written to the connection of a request.
+    /// Marks the connection of a request: the next bytes that are written are a client's value.
     pub fn set(request: &HttpRequest) {
         if let Some(AsItIs(as_it_is)) = request.conn_data() {
             as_it_is.set(true);
@@ -45,30 +43,29 @@ impl AsItIs {
     }
 }
 
-/// A connection that reads one request after another in its turn, and gives the HTTP library's own errors a body.
+/// A connection that reads one request after another in its turn, and adds bodies to the HTTP library's own errors.
 pub struct Connection {
     as_it_is: AsItIs,
     state: Rc<ConnectionState>,
     stream: TcpStream,
     /// Decides which bytes the HTTP library gets, and when.
     intake: Intake,
-    /// What the first request was.
+    /// The kind of the first request.
     kind: Cell<Kind>,
-    /// Turns for long bodies, to read and to write; those of other nodes need none.
+    /// Turns for long bodies, to read and to write. Connections of other nodes need none.
     slices: Option<(Slice, Slice)>,
-    /// Whether there is more of a body to read, in a later turn.
+    /// Whether the rest of a body waits for a later turn.
     waits_for_turn: bool,
-    /// What is still to be written in place of an empty error.
+    /// The rest of the bytes that replace an empty error.
     replacement: Vec<u8>,
-    /// Set while the other side takes nothing of what is written; done when that
-    /// has lasted too long.
+    /// Set while the client reads nothing. Completes when that has lasted too long.
     stalled: Option<Pin<Box<Sleep>>>,
     /// Set while a rejected client may still be sending: until when its bytes are dropped, and how many more.
     lingering: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
 impl Connection {
-    /// A new connection, which announces to read bodies of up to so many bytes.
+    /// A new connection. A client gets 100 for announced bodies of at most `body_bytes_max` bytes.
     pub fn new(stream: TcpStream, state: Rc<ConnectionState>, body_bytes_max: usize) -> Self {
         let (as_it_is, kind, replacement) = (AsItIs::default(), Cell::new(Kind::Own), Vec::new());
         let intake = Intake::new(Rc::new(Exchange::default()), body_bytes_max);
@@ -86,30 +83,30 @@ impl Connection {
         }
     }
 
-    /// What its requests are told of it.
+    /// Stores the state of the connection where its requests find it.
     pub fn share_with_requests(&self, extensions: &mut Extensions) {
         extensions.insert(self.as_it_is.clone());
         extensions.insert(self.state.clone());
         extensions.insert(self.intake.exchange().clone());
     }
 
-    /// What it is doing.
+    /// The state of the connection.
     pub fn state(&self) -> &Rc<ConnectionState> {
         &self.state
     }
 
-    /// What serves it elsewhere: the stream, and what was read from it.
+    /// The stream and the bytes read from it, for another thread that serves the connection.
     pub fn into_parts(self) -> (TcpStream, Box<[u8]>) {
         (self.stream, self.intake.held().into())
     }
 
-    /// Has it read and write long bodies in turns.
+    /// Makes the connection read and write long bodies in turns.
     pub fn in_slices(mut self, slices: &Rc<Slices>) -> Self {
         self.slices = Some((Slice::new(slices.clone()), Slice::new(slices.clone())));
         self
     }
 
-    /// Reads the first bytes of the connection: what it is for.
+    /// Reads the first bytes of the connection, which tell its kind.
     pub fn poll_first(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Kind>> {
         let mut first = [0; FIRST_READ_BYTES];
         let mut first = ReadBuf::new(&mut first);
@@ -118,33 +115,32 @@ impl Connection {
         Poll::Ready(Ok(self.kind.get()))
     }
 
-    /// Takes the first bytes of the connection, which were read from it.
+    /// Takes the first bytes of the connection, which were already read.
     pub fn begin_with(&mut self, first: &[u8]) {
         self.kind.set(Kind::of(&first[..first.len().min(Kind::BYTES)]));
         self.intake.read_ahead(first);
     }
 
-    /// What the request is that comes next, of which something has come: the same as the first one, since
-    /// whoever has asked for something does so again, or goes. So one that asks for `/metrics` after data
-    /// stands in line.
+    /// The kind of the next request, of which something has arrived. It is the kind of the first request, because
+    /// clients mostly repeat what they do. So a request for `/metrics` after one for data is queued.
     fn next_kind(&self, context: &mut Context<'_>) -> Kind {
         if self.is_given_up(context) { Kind::End } else { self.kind.get() }
     }
 
-    /// Whether the other side sends no more, as far as the thread has heard when it last asked for
-    /// what is new. A client that closes half of a connection and waits for its answer does not
-    /// get it when its turn comes late; far more have gone, and each would take a turn.
+    /// Whether the client sends no more, as far as the runtime knew at its last poll. A client that closes half of a
+    /// connection and waits gets no response if its turn comes late. Far more such clients have disconnected, and each
+    /// would take a turn.
     fn is_given_up(&self, context: &mut Context<'_>) -> bool {
         let ready = pin!(self.stream.ready(Interest::READABLE));
         matches!(ready.poll(context), Poll::Ready(Ok(ready)) if ready.is_read_closed())
     }
 
-    /// Writes what may be written in this turn.
+    /// Writes as much as this turn allows.
     fn poll_slice(&mut self, context: &mut Context<'_>, mut bytes: &[u8]) -> Poll<io::Result<usize>> {
         if bytes.len() >= SLICE_BYTES_MIN
             && let Some((_, slice)) = &self.slices
         {
-            // A turn is for those that have room for it.
+            // A connection takes a turn only if its socket has room.
             ready!(self.stream.poll_write_ready(context))?;
             bytes = &bytes[..bytes.len().min(SLICE_BYTES)];
             ready!(slice.poll_turn(context, bytes.len()));
@@ -152,7 +148,7 @@ impl Connection {
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
-    /// Writes, and gives up on a reader that has stopped: what waits for it takes memory.
+    /// Writes, and gives up on a reader that reads nothing: the response takes memory.
     fn poll_stream(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = self.poll_slice(context, bytes);
         if written.is_ready() {
@@ -168,7 +164,7 @@ impl Connection {
         stalled.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 
-    /// Whether nothing has come on it that was not read, and nothing waits to be written.
+    /// Whether nothing waits to be read or written.
     pub fn has_nothing_to_do(&self) -> bool {
         !self.is_writing() && polled(&self.stream, PollFlags::IN).is_empty()
     }
@@ -178,7 +174,7 @@ impl Connection {
         self.stalled.is_some() || !self.replacement.is_empty()
     }
 
-    /// Reads if it is this connection's turn, and hands on the bytes that the HTTP library may get.
+    /// Reads if it is the connection's turn, and hands on the bytes that the HTTP library may get.
     fn poll_read_in_turn(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let length_before = buffer.filled().len();
         self.waits_for_turn = false;
@@ -259,7 +255,7 @@ impl Connection {
     }
 }
 
-/// Which of `flags` are set now, and errors; all if the system does not say.
+/// Which of `flags`, and which errors, are set now; all flags if the system call fails.
 fn polled(stream: &TcpStream, flags: PollFlags) -> PollFlags {
     let mut poll = [PollFd::new(stream, flags)];
     match rustix::event::poll(&mut poll, Some(&Timespec::default())) {
@@ -276,10 +272,10 @@ impl AsyncRead for Connection {
     ) -> Poll<io::Result<()>> {
         let read = self.poll_read_in_turn(context, buffer);
         let is_writing = self.is_writing();
-        // What waits for a turn has something to read, so it is not among those that may be closed.
-        if read.is_pending() && !self.waits_for_turn && self.state.poll_let_go(context, is_writing).is_ready() {
+        // A connection that waits for a turn has something to read, so it must not be closed.
+        if read.is_pending() && !self.waits_for_turn && self.state.poll_closing(context, is_writing).is_ready() {
             if self.has_nothing_to_do() {
-                // As if the client had closed it.
+                // As if the client had closed the connection.
                 return Poll::Ready(Ok(()));
             }
             if self.state.is_leaving() {
@@ -323,15 +319,15 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// If what is written ends with an error of the HTTP library's own, the same with a body.
+/// Adds a body to an error of the HTTP library at the end of `bytes`.
 ///
-/// Only those end with an empty line: whatever a handler answers has a body, and
-/// one that a client chose byte by byte is announced by [`AsItIs`].
+/// Only those end with an empty line: every response of a handler has a body, and [`AsItIs`] marks the bodies that a
+/// client chose.
 fn replace_empty_error(bytes: &[u8], is_head_request: bool) -> Option<Vec<u8>> {
     if !bytes.ends_with(b"\r\n\r\n") {
         return None;
     }
-    // The error comes last; earlier answers on the connection may stand before it.
+    // The error comes last. Earlier responses on the connection may precede it.
     let start = bytes.windows(9).rposition(|window| window == b"HTTP/1.1 ")?;
     let (before, head) = bytes.split_at(start);
     let head = std::str::from_utf8(head).ok()?;
@@ -339,11 +335,13 @@ fn replace_empty_error(bytes: &[u8], is_head_request: bool) -> Option<Vec<u8>> {
         return None;
     }
     let error = match head.get(9..12)? {
-        "400" => ApiError::bad_request("invalid_http", "what came is not an HTTP/1.1 request"),
+        "400" => ApiError::bad_request("invalid_http", "this is not an HTTP/1.1 request"),
         "408" => ApiError::RequestTimeout(Details::not_applied(format!(
             "the head of the request did not arrive within {} seconds",
             REQUEST_HEAD_DEADLINE.as_secs()
         ))),
+        // A service of the library failed, perhaps after a write was proposed.
+        "500" => ApiError::Internal(Interrupted::unknown("this node failed to handle the request")),
         "431" => ApiError::HeadTooLarge(Details::not_applied("the head of the request is too long")),
         _ => return None,
     };
@@ -366,7 +364,7 @@ mod tests {
     use crate::network::listener::admission_queue::AdmissionQueue;
     use crate::network::listener::connection_limits::{Connections, Shares};
 
-    /// An empty error gets a body, after whatever was answered before it.
+    /// An empty error gets a body, after whatever was written before it.
     #[test]
     fn empty_errors_get_a_body() {
         let before = "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\ntrue";
@@ -382,14 +380,14 @@ mod tests {
         }
     }
 
-    /// A connection is known by its first request, until the other side sends no more.
+    /// The first request tells the kind of a connection until the client sends no more.
     ///
-    /// Method: a connection a row, whose first bytes are read; then its end.
+    /// Method: one connection a row, whose first bytes are read; then its end.
     #[tokio::test]
     async fn what_comes_on_a_connection() {
         for (request, kind) in [
             ("PUT /v1/kv/a HTTP/1.1\r\n\r\n", Kind::Own),
-            ("PUT /v1/kv/a HTTP/1.1\r\nraft-forwarded: x\r\n\r\n", Kind::PassedOn),
+            ("PUT /v1/kv/a HTTP/1.1\r\nraft-forwarded: x\r\n\r\n", Kind::Forwarded),
             ("GET /metrics HTTP/1.1\r\n\r\n", Kind::Look),
             ("POST /raft-append HTTP/1.1\r\n\r\n", Kind::Rpc),
             ("PUT /v1/kv/a HTTP/1.1\r\n", Kind::Own),
@@ -414,7 +412,7 @@ mod tests {
         }
     }
 
-    /// Everything else is written as it is.
+    /// All other responses are written unchanged.
     #[test]
     fn other_answers_are_left_alone() {
         let rows: [&[u8]; 5] = [

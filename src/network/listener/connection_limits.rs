@@ -1,12 +1,11 @@
-//! Which connections are admitted, and which are closed for others.
+//! Concurrency limits: which connections are admitted, and which are closed to make room.
 //!
-//! A connection takes an open file, and there is a limit of those. So that clients cannot take what
-//! a cluster needs to go on, a node admits fewer clients than it accepts connections ([`Shares`]):
-//! the rest is for other nodes, and the last few are for operators. What a connection is used for
-//! is known from its requests. It counts as a node's only after a request that only a node can
-//! make, since it names the receiver's incarnation. A client beyond the clients' share is answered
-//! with 503, and its connection closed. A watch keeps its connection for as long as it likes, so watches
-//! have a share of their own.
+//! Each connection takes an open file, and their number is limited. A node admits fewer clients than it accepts
+//! connections ([`Shares`]), so that clients cannot take the connections that the cluster needs: the rest is reserved
+//! for other nodes, and the last few for operators. The requests on a connection tell its class. It becomes a node's
+//! only after a request that names the receiver's incarnation, which only nodes know. A client beyond the clients'
+//! share gets 503, and its connection is closed. A watch keeps its connection for as long as it wants, so watches have
+//! a share of their own.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -17,47 +16,49 @@ use super::connection_state::{ConnectionState, IdleSince, Leave, Phase};
 use crate::config::{CLIENTS_A_RESERVED_CONNECTION, CONNECTIONS_KEPT_A_MEMBER, NODE_CONNECTIONS_MIN, OPERATORS_MIN};
 use crate::types::NodeId;
 
-/// How many connections there may be, and whose.
+/// Limits of the connections of one thread, by their use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shares {
-    /// Connections that are accepted.
+    /// All accepted connections.
     pub total: usize,
-    /// Of those, how many may be clients'.
+    /// Of the total, how many clients may take.
     pub clients: usize,
-    /// How many neither clients nor requests passed on by other nodes may take.
+    /// Of the total, how many are reserved for operators.
     pub operators: usize,
-    /// How many of the clients' may be watches.
+    /// Of the clients' share, how many watches may take.
     pub watches: usize,
 }
 
 impl Shares {
-    /// The shares of a node that admits so many clients.
+    /// The shares of a thread that admits `clients` clients.
     pub fn of_clients(clients: usize) -> Self {
         let reserved = (clients / CLIENTS_A_RESERVED_CONNECTION).max(2);
         Shares { total: clients + reserved, clients, operators: (reserved / 4).max(1), watches: clients.div_ceil(2) }
     }
 
-    /// The shares of Raft's thread, which serves other nodes only, beside so many clients.
+    /// The shares of Raft's thread, which serves only other nodes, if a node admits `clients` clients.
     pub fn of_nodes(clients: usize) -> Self {
         let total = (clients / CLIENTS_A_RESERVED_CONNECTION).max(NODE_CONNECTIONS_MIN);
         Shares { total, clients: 0, operators: 0, watches: 0 }
     }
 }
 
-/// What a connection is used for.
+/// The use of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// Nothing yet, or what anybody may ask of a node without being admitted.
+    /// Not known yet, or requests that need no admission.
     Unknown,
-    /// Data.
+    /// Reads and writes of data.
     Client,
-    /// Looking after the cluster.
+    /// Requests that observe or manage the cluster.
     Operator,
     /// Another node of the cluster.
     Node,
 }
 
 /// The connections of one thread.
+///
+/// Invariant, asserted on every change: the connections of all classes together are at most the open ones.
 pub struct Connections {
     pub(super) shares: Shares,
     pub(super) open: Cell<usize>,
@@ -65,18 +66,18 @@ pub struct Connections {
     nodes: Cell<usize>,
     operators: Cell<usize>,
     watches: Cell<usize>,
-    /// The connections that each member sends Raft's RPCs on, oldest first.
+    /// The connections on which each member sends Raft's RPCs, oldest first.
     kept: RefCell<BTreeMap<NodeId, VecDeque<Weak<ConnectionState>>>>,
-    /// In the order in which they came; some are gone.
+    /// In the order in which they were accepted. Some are closed.
     pub(super) all: RefCell<Vec<Weak<ConnectionState>>>,
-    /// The number of looks so far.
+    /// The number of looks of idle reaping so far.
     pub(super) looks: Cell<u64>,
     pub(super) is_crowded: Cell<bool>,
-    /// Whether the next connection from which nothing can be read is to be closed.
+    /// Whether the next connection from which nothing can be read must be closed.
     pub(super) owes_room: Cell<bool>,
-    /// How often a connection came to do nothing.
+    /// How often a connection became idle.
     order: Cell<u64>,
-    /// The look since which no client was found idle.
+    /// The look at which the last search found no idle client.
     busy_at: Cell<Option<u64>>,
 }
 
@@ -92,7 +93,7 @@ impl Drop for WatchPermit {
 }
 
 impl Connections {
-    /// None yet.
+    /// A thread without connections.
     pub fn new(shares: Shares) -> Rc<Self> {
         Rc::new(Connections {
             shares,
@@ -111,12 +112,12 @@ impl Connections {
         })
     }
 
-    /// A new one, which has done nothing yet.
+    /// Adds a connection, which is idle.
     pub(super) fn open(self: &Rc<Self>, queue: &Rc<AdmissionQueue>) -> Rc<ConnectionState> {
         let state = Rc::new(ConnectionState::new(self.clone(), queue.clone()));
         self.open.set(self.open.get() + 1);
         let mut all = self.all.borrow_mut();
-        // As many again as there are may be gone, so that this is seldom.
+        // Closed connections are removed only once they are half of the list, so that this is rare.
         if all.len() >= 2 * self.open.get() {
             all.retain(|one| one.strong_count() > 0);
         }
@@ -124,18 +125,19 @@ impl Connections {
         state
     }
 
-    /// The connection that was just accepted. One place is kept free, so that the next one is accepted.
+    /// Adds the connection that was just accepted. One connection fewer than the limit stays open, so that the next one
+    /// is accepted.
     pub fn accept(self: &Rc<Self>, queue: &Rc<AdmissionQueue>) -> Rc<ConnectionState> {
         let accepted = self.open(queue);
         self.make_room();
         accepted
     }
 
-    /// If there is no place left, closes the oldest connection that has not shown what it is for, or else the
-    /// oldest idle one; if there is none yet, the first that turns out to be one.
+    /// If the limit is reached, closes the oldest connection of an unknown class, otherwise the oldest idle one. If
+    /// neither exists yet, the first connection that becomes one of them is closed.
     ///
-    /// Many connections may be accepted at once, and whoever sent a request with its connection is heard first:
-    /// only those from which nothing could be read are closed.
+    /// Many connections may be accepted at once, and some already have a request. Only connections from which nothing
+    /// could be read are closed.
     pub(super) fn make_room(&self) {
         if self.open.get() < self.shares.total {
             return;
@@ -147,31 +149,36 @@ impl Connections {
         self.owes_room.set(!has_closed);
     }
 
-    /// Whether so many are open that one more cannot be taken before some are gone.
+    /// Whether so many are open that no more can be accepted until some are closed.
     pub fn is_overfull(&self) -> bool {
         self.open.get() >= 2 * self.shares.total
     }
 
-    /// Whether they are other nodes' only.
+    /// Whether the thread serves only other nodes.
     pub fn are_nodes(&self) -> bool {
         self.shares.clients == 0
     }
 
-    /// From now on.
+    /// An idle time that begins now.
     pub(super) fn idle(&self) -> IdleSince {
         let order = self.order.get() + 1;
         self.order.set(order);
         IdleSince { look: self.looks.get(), order }
     }
 
-    /// One is gone.
+    /// Removes a connection, which was in no class.
     pub(super) fn forget_one(&self) {
         self.open.set(self.open.get() - 1);
+        self.check_counts();
         self.owes_room.set(false);
     }
 
+    fn check_counts(&self) {
+        debug_assert!(self.clients.get() + self.nodes.get() + self.operators.get() <= self.open.get());
+    }
+
     /// Closes, by `close`, the oldest connection for which `may_leave` holds and that is not being closed yet;
-    /// returns whether there was one.
+    /// returns whether it found one.
     fn close_oldest(&self, may_leave: impl Fn(&ConnectionState) -> bool, close: impl Fn(&ConnectionState)) -> bool {
         let all = self.all.borrow();
         let mut open = all.iter().filter_map(Weak::upgrade);
@@ -179,14 +186,14 @@ impl Connections {
         oldest.inspect(|one| close(one)).is_some()
     }
 
-    /// Closes the client that has been idle for longest; returns whether there was one.
+    /// Closes the client that has been idle for longest; returns whether it found one.
     fn close_idle_client(&self) -> bool {
-        // A crowd of clients that are all busy must not be looked through again for each that comes.
+        // While all clients are busy, do not search all of them again for each new one.
         if self.busy_at.get() == Some(self.looks.get()) {
             return false;
         }
         let idle_since = |one: &ConnectionState| match one.phase.get() {
-            // One that still takes its response is not idle.
+            // A client that is still reading its response is not idle.
             Phase::Idle(idle) if one.class.get() == Class::Client && !one.is_writing.get() && !one.is_leaving() => {
                 Some(idle.order)
             }
@@ -204,8 +211,8 @@ impl Connections {
 impl ConnectionState {
     /// Admits the connection to a class, unless it is in it already; returns false if the class is full.
     ///
-    /// An idle client makes room for another, and the oldest operator for another. A node's connection
-    /// stays one, and a client's is good enough for what an operator asks.
+    /// An idle client makes room for another client, and the oldest operator for another operator. A node's connection
+    /// stays a node's, and a client's connection may also carry an operator's requests.
     pub fn admit(&self, class: Class) -> bool {
         let held = self.class.get();
         if held == class || held == Class::Node || (held, class) == (Class::Client, Class::Operator) {
@@ -230,13 +237,14 @@ impl ConnectionState {
         has_room
     }
 
-    /// A member sends Raft's RPCs on it: it is admitted in any case, and never closed to make room,
-    /// unless the member has begun to send them on others.
+    /// Notes that a member sends Raft's RPCs on the connection. It is always admitted and never closed to make room,
+    /// until the member uses enough newer ones.
     pub fn keep_for(self: &Rc<Self>, member: NodeId) {
-        if self.is_kept.replace(true) {
+        if self.is_kept.get() {
             return;
         }
         self.change_class(Class::Node);
+        self.is_kept.set(true);
         let mut kept = self.connections.kept.borrow_mut();
         let kept = kept.entry(member).or_default();
         kept.retain(|one| one.strong_count() > 0);
@@ -249,7 +257,7 @@ impl ConnectionState {
         }
     }
 
-    /// Whether the connection is served by Raft's thread, and anything but an RPC on it is a mistake.
+    /// Whether Raft's thread serves the connection, which must then carry nothing but RPCs.
     pub fn is_for_nodes(&self) -> bool {
         self.connections.are_nodes()
     }
@@ -265,12 +273,14 @@ impl ConnectionState {
     }
 
     pub(super) fn change_class(&self, class: Class) {
+        debug_assert!(class == Class::Node || !self.is_kept.get(), "a kept connection is a node's");
         let Connections { clients, nodes, operators, .. } = &*self.connections;
         for (counted, count) in [(Class::Client, clients), (Class::Node, nodes), (Class::Operator, operators)] {
             let change = (usize::from(class == counted), usize::from(self.class.get() == counted));
             count.set(count.get() + change.0 - change.1);
         }
         self.class.set(class);
+        self.connections.check_counts();
     }
 
     /// A permit for a watch; `None` if the watch limit is reached.

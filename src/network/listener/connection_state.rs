@@ -1,4 +1,4 @@
-//! What one connection is doing, and whether it is to be closed.
+//! The phase of one connection, and whether it is about to be closed.
 //!
 //! ```text
 //!          ┌────────────────────────────────────────────────┐
@@ -8,6 +8,8 @@
 //!          │ └────────────────┼───┘  nothing to read
 //!          └──────────────────┘
 //! ```
+//!
+//! Besides, a request of empty lines alone goes from `Idle` to `Processing`: it is rejected once they are too many.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -18,77 +20,94 @@ use super::admission_queue::{AdmissionQueue, Kind};
 use super::connection_limits::{Class, Connections};
 use super::head::without_empty_lines;
 
-/// The state of one connection. The connection, its requests, the admission queue and the limits share it.
+/// The state of one connection, shared by the connection, its requests, the admission queue and the limits.
+///
+/// Invariants, asserted on every change: the phase changes only as above, and a kept connection is of [`Class::Node`].
 pub struct ConnectionState {
     pub(super) connections: Rc<Connections>,
     queue: Rc<AdmissionQueue>,
     pub(super) phase: Cell<Phase>,
     pub(super) class: Cell<Class>,
-    /// Whether another node sends Raft's RPCs on it: it is not closed to make room.
+    /// Whether a member sends Raft's RPCs on the connection, which is then not closed to make room.
     pub(super) is_kept: Cell<bool>,
     pub(super) leave: Cell<Leave>,
-    /// Whether all was read that came on it, and nothing was left to be written, when it was last looked at.
+    /// Whether everything received was read, and nothing was left to write, at the last poll.
     was_read: Cell<bool>,
-    /// Whether some of a response waits for its client to take it.
+    /// Whether a part of a response waits until the client reads it.
     pub(super) is_writing: Cell<bool>,
-    /// Whether it is closed for one that was accepted: if it stays, another one has to go.
+    /// Whether it is being closed to make room for an accepted connection. If it stays, another one must be closed.
     makes_room: Cell<bool>,
-    /// Wakes the task of the connection.
+    /// The task of the connection.
     waker: RefCell<Option<Waker>>,
 }
 
-/// What a connection is doing.
+/// The phase of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// No request is under way, and nothing is known to have come.
+    /// No request is under way, and no byte of the next one is known to have arrived.
     Idle(IdleSince),
-    /// There is something to be read, in its turn.
+    /// A request has arrived and waits in the admission queue.
     Queued,
-    /// It may read, however often it asks until it does.
+    /// The connection may read. It stays admitted until it does.
     Admitted {
-        /// Since when it has been idle if it did not wait; it still is if there is nothing to be read.
+        /// Set if it did not wait: since when it has been idle. It is still idle if there is nothing to read.
         idle: Option<IdleSince>,
-        /// Whether it has waited for long, so that its client may be gone.
+        /// Whether it waited so long that its client may have disconnected.
         is_late: bool,
         /// Whether the request is to be shed.
         is_shed: bool,
     },
-    /// Some of a request was read, at that look of idle reaping. The rest is read as it comes.
+    /// A part of a request was read. The rest is read as it arrives.
     Arriving {
-        /// The number of looks before.
+        /// The number of looks of idle reaping before.
         since: u64,
         /// Whether the request is to be shed.
         is_shed: bool,
     },
-    /// A request is being processed, and its body read as it comes.
+    /// A request is being processed, and its body is read as it arrives.
     Processing,
-    /// A response that goes on, such as a watch. It is the last of the connection.
+    /// A response without an end, such as a watch, is being sent. It is the last one of the connection.
     Streaming,
 }
 
-/// Since when a connection has been idle.
+impl Phase {
+    /// Whether `next` may follow. A connection that stays idle begins a new idle time.
+    fn precedes(self, next: Phase) -> bool {
+        use Phase::{Admitted, Arriving, Idle, Processing, Queued, Streaming};
+        matches!(
+            (self, next),
+            (Idle(_), Idle(_) | Queued | Admitted { .. } | Processing)
+                | (Queued, Admitted { .. })
+                | (Admitted { .. }, Idle(_) | Arriving { .. })
+                | (Arriving { .. }, Processing)
+                | (Processing, Idle(_) | Streaming)
+        )
+    }
+}
+
+/// The beginning of an idle time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct IdleSince {
-    /// How many looks there had been.
+    /// The number of looks of idle reaping before.
     pub look: u64,
-    /// Larger for those that became idle later.
+    /// Larger for a connection that became idle later.
     pub order: u64,
 }
 
-/// Whether a connection is to be closed.
+/// Whether a connection is about to be closed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Leave {
     /// It stays.
     #[default]
     No,
-    /// Unless there is something to do on it after all.
+    /// It closes unless something turns out to be under way.
     IfIdle,
-    /// Whatever it is doing.
+    /// It closes, whatever its phase.
     Now,
 }
 
 impl ConnectionState {
-    /// A new connection, which is idle.
+    /// The state of a new connection, which is idle.
     pub(super) fn new(connections: Rc<Connections>, queue: Rc<AdmissionQueue>) -> Self {
         ConnectionState {
             phase: Cell::new(Phase::Idle(connections.idle())),
@@ -104,8 +123,8 @@ impl ConnectionState {
         }
     }
 
-    /// Whether the connection, which has something to read, may read it; if not, it is woken when
-    /// it may. What it is that comes is asked only if it makes a difference.
+    /// Ready if the connection, which has something to read, may read it. Otherwise its task is woken when it may.
+    /// `kind` is called only if it makes a difference.
     pub fn poll_turn(
         self: &Rc<Self>,
         context: &mut Context<'_>,
@@ -123,13 +142,13 @@ impl ConnectionState {
         match self.phase.get() {
             Phase::Idle(idle) => {
                 if self.queue.admits_at_once(self, now, || kind(context)) {
-                    self.phase.set(Phase::Admitted { idle: Some(idle), is_late: false, is_shed: false });
+                    self.set_phase(Phase::Admitted { idle: Some(idle), is_late: false, is_shed: false });
                     return Poll::Ready(());
                 }
                 self.enter(Phase::Queued);
             }
             Phase::Queued => {}
-            // A stream's connection only hears that its client has gone, or more that is not answered.
+            // A streaming connection reads only to notice that its client disconnects.
             Phase::Admitted { .. } | Phase::Arriving { .. } | Phase::Processing | Phase::Streaming => {
                 return Poll::Ready(());
             }
@@ -138,59 +157,62 @@ impl ConnectionState {
         Poll::Pending
     }
 
-    /// Its turn has come.
+    /// Admits a queued connection.
     pub(super) fn admit_queued(&self, is_shed: bool, is_late: bool) {
         debug_assert_eq!(self.phase.get(), Phase::Queued);
-        self.phase.set(Phase::Admitted { idle: None, is_late, is_shed });
+        self.set_phase(Phase::Admitted { idle: None, is_late, is_shed });
         self.wake();
     }
 
-    /// Whether it reads after it has waited for long, so that its client may be gone.
+    /// Whether it waited so long for its turn that its client may have disconnected.
     pub fn is_late(&self) -> bool {
         matches!(self.phase.get(), Phase::Admitted { is_late: true, .. })
     }
 
-    /// Something was read, or the end of it.
+    /// Notes what was read; nothing if the client sends no more.
     pub fn note_read(&self, bytes: &[u8]) {
         let Phase::Admitted { is_shed, .. } = self.phase.get() else {
             debug_assert!(!matches!(self.phase.get(), Phase::Idle(_) | Phase::Queued));
             return;
         };
-        // An empty line may follow the body of the request before.
+        // An empty line may follow the body of the previous request.
         if without_empty_lines(bytes).is_empty() {
             return self.note_nothing();
         }
         self.enter(Phase::Arriving { since: self.connections.looks.get(), is_shed });
     }
 
-    /// There was nothing to read after all: its turn is over.
+    /// Notes that there was nothing to read, which ends the turn.
     pub fn note_nothing(&self) {
         if let Phase::Admitted { idle, .. } = self.phase.get() {
             match idle {
-                Some(idle) => self.phase.set(Phase::Idle(idle)),
+                Some(idle) => self.set_phase(Phase::Idle(idle)),
                 None => self.enter(Phase::Idle(self.connections.idle())),
             }
         }
     }
 
-    /// A request begins to be processed, after its head was read; returns whether it is to be shed.
+    /// Begins to process a request whose head was read; returns whether to shed it.
     pub fn begin_request(&self) -> bool {
         let phase = self.phase.get();
-        // It is still idle if only empty lines came, which are rejected like a request once they are too many.
-        debug_assert!(matches!(phase, Phase::Arriving { .. } | Phase::Idle(_)), "{phase:?}");
         self.enter(Phase::Processing);
         matches!(phase, Phase::Arriving { is_shed: true, .. })
     }
 
-    /// A request has its response; or the beginning of one, to which more is added as it comes.
+    /// Notes that a request has its response, or the beginning of a stream.
     pub fn end_request(&self, is_stream: bool) {
         debug_assert_eq!(self.phase.get(), Phase::Processing);
         self.enter(if is_stream { Phase::Streaming } else { Phase::Idle(self.connections.idle()) });
         self.queue.note_end();
     }
 
+    fn set_phase(&self, next: Phase) {
+        let phase = self.phase.replace(next);
+        debug_assert!(phase.precedes(next), "from {phase:?} to {next:?}");
+    }
+
     fn enter(&self, phase: Phase) {
-        self.phase.set(phase);
+        self.set_phase(phase);
         self.was_read.set(false);
         self.may_stay();
     }
@@ -204,8 +226,8 @@ impl ConnectionState {
         }
     }
 
-    /// There is something to do on it after all, if only a response that is still being written: it
-    /// is none of those that have been idle for longest.
+    /// Keeps the connection open: something is under way after all, if only a response that is still being written.
+    /// Its idle time begins anew.
     pub fn stay(&self) {
         self.was_read.set(false);
         match self.phase.get() {
@@ -214,8 +236,8 @@ impl ConnectionState {
         }
     }
 
-    /// Whether it may be closed for one that is accepted: it is idle, or has not shown what it is for, and
-    /// all that came on it was read.
+    /// Whether the connection may be closed to make room for an accepted one: it is idle or its class is unknown, and
+    /// everything received was read.
     pub(super) fn may_make_room(&self) -> bool {
         let may_leave = match self.phase.get() {
             Phase::Idle(_) => !self.is_kept.get(),
@@ -225,7 +247,7 @@ impl ConnectionState {
         may_leave && self.was_read.get()
     }
 
-    /// Has the connection closed for one that is accepted.
+    /// Closes the connection to make room for an accepted one.
     pub(super) fn make_room(&self) {
         match self.phase.get() {
             Phase::Idle(_) => {
@@ -236,14 +258,14 @@ impl ConnectionState {
         }
     }
 
-    /// Has the connection closed, unless it is doing something else by now.
-    pub(super) fn let_go(&self, phase: Phase) {
+    /// Closes the connection if it is still in that phase.
+    pub(super) fn close_if_still(&self, phase: Phase) {
         if self.phase.get() == phase && !self.is_leaving() {
             self.leave_for(Leave::IfIdle);
         }
     }
 
-    /// Has the connection closed, whatever it is doing.
+    /// Closes the connection, whatever its phase.
     pub(super) fn leave_now(&self) {
         self.leave_for(Leave::Now);
     }
@@ -253,20 +275,20 @@ impl ConnectionState {
         self.wake();
     }
 
-    /// Whether the connection is to be closed, whatever it is doing.
+    /// Whether the connection is about to be closed, whatever its phase.
     pub fn is_leaving(&self) -> bool {
         self.leave.get() == Leave::Now
     }
 
-    /// Ready once the connection is to be closed, whatever it is doing.
+    /// Ready once the connection must be closed, whatever its phase.
     pub fn poll_leaving(&self, context: &Context<'_>) -> Poll<()> {
         self.wake_by(context);
         if self.is_leaving() { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// Ready once the connection is to be closed, if there is nothing to be read from it. While a response is still
-    /// being written (`is_writing`), it is not among those that make room.
-    pub fn poll_let_go(&self, context: &Context<'_>, is_writing: bool) -> Poll<()> {
+    /// Ready once the connection must be closed unless something can be read from it. While a response is still being
+    /// written (`is_writing`), the connection does not make room.
+    pub fn poll_closing(&self, context: &Context<'_>, is_writing: bool) -> Poll<()> {
         self.wake_by(context);
         self.was_read.set(!is_writing);
         if self.connections.owes_room.get() && self.leave.get() == Leave::No && self.may_make_room() {
@@ -297,6 +319,7 @@ impl ConnectionState {
 
 impl Drop for ConnectionState {
     fn drop(&mut self) {
+        self.is_kept.set(false);
         self.change_class(Class::Unknown);
         self.connections.forget_one();
     }

@@ -1,15 +1,13 @@
-//! Closes connections that only take up room.
+//! Idle reaping: closes connections without requests when few more can be accepted.
 //!
-//! Clients keep connections for later, and some open them and never ask for anything. While there
-//! is room they may, for [`KEEP_ALIVE`](crate::config::KEEP_ALIVE). A node with hardly any room closes
-//! those that have been without a request for longest, except those on which another node sends
-//! Raft's RPCs. A client that sends a request just then has to send it again, as with every idle
-//! connection that is closed.
+//! Clients keep connections for later requests, and some never send one. While there is room, a connection may be idle
+//! for [`KEEP_ALIVE`](crate::config::KEEP_ALIVE). A node with hardly any room closes the connections that have been
+//! idle for longest, except those on which a member sends Raft's RPCs. A client that sends a request at that moment
+//! must resend it, as with every idle connection that is closed.
 //!
-//! A request whose head does not come to its end is given up at any time. (The HTTP library does
-//! so for the first one of a connection, and answers it with 408; whoever has used a connection
-//! before could take that for the answer to another request, and gets none. The time of a head that
-//! arrives during the request before it begins when that request ends.)
+//! A connection whose request has an incomplete head is closed after [`REQUEST_HEAD_DEADLINE`]. (For the first request,
+//! the HTTP library does so and returns 408. A client could take a later 408 for the response to another request, so it
+//! gets none. The deadline of a head that arrives during the previous request begins when that request ends.)
 
 use std::rc::{Rc, Weak};
 
@@ -17,25 +15,24 @@ use super::connection_limits::Connections;
 use super::connection_state::{ConnectionState, Phase};
 use crate::config::{CROWD_LOOK, REQUEST_HEAD_DEADLINE, REQUESTS_A_TURN};
 
-/// How many looks a request may take to come.
+/// The number of looks that a head may take to arrive.
 pub(super) const HEAD_LOOKS: u64 = (REQUEST_HEAD_DEADLINE.as_millis() / CROWD_LOOK.as_millis()) as u64;
 
 impl Connections {
-    /// Lets go of those that only take up room, for as long as the thread runs.
+    /// Closes idle connections until the thread ends.
     pub async fn keep_room(self: Rc<Self>) {
         loop {
             tokio::time::sleep(CROWD_LOOK).await;
             for some in self.look().chunks(REQUESTS_A_TURN) {
-                some.iter().for_each(|(one, phase)| one.let_go(*phase));
-                // All that is ready to run goes first.
+                some.iter().for_each(|(one, phase)| one.close_if_still(*phase));
+                // Let all other tasks that are ready run first.
                 tokio::task::yield_now().await;
             }
         }
     }
 
-    /// Whom to let go, and what each is doing: those whose request does not come to an end; and once
-    /// an eighth of all is not free any more, as many of those that do nothing as it takes until a
-    /// quarter is, or as there are.
+    /// The connections to close, with their phases: those with an incomplete head, and once less than an eighth of all
+    /// connections is free, as many idle ones as it takes to free a quarter.
     pub(super) fn look(&self) -> Vec<(Rc<ConnectionState>, Phase)> {
         let looks = self.looks.get() + 1;
         self.looks.set(looks);
@@ -56,7 +53,7 @@ impl Connections {
                 _ => {}
             }
         }
-        // Of those that have done nothing for as long, those that came first.
+        // Among connections that have been idle for equally long, the oldest go first.
         idle.sort_by_key(|(since, ..)| *since);
         let wanted =
             open.saturating_sub(max - max / 4).max(self.clients.get().saturating_sub(clients_max - clients_max / 4));
@@ -68,11 +65,11 @@ impl Connections {
         let (open, max) = (self.open.get(), self.shares.total);
         if is_short && !self.is_crowded.replace(true) {
             tracing::warn!(
-                "{open} of the {max} connections that one thread of this node accepts are taken: those that have done nothing for \
-                 longest are closed (a higher limit of open files may allow more)"
+                "{open} of the {max} connections that one thread of this node accepts are open: closing those that have \
+                 been idle for longest (a higher limit of open files may allow more)"
             );
         } else if open <= max / 2 && self.is_crowded.replace(false) {
-            tracing::info!("there is room for connections again");
+            tracing::info!("at most half of the connections are open: idle ones stay open");
         }
     }
 }

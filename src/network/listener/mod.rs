@@ -40,10 +40,10 @@ use crate::config::{
     REQUEST_HEAD_DEADLINE, SHUTDOWN_DEADLINE,
 };
 
-/// Serves clients on `http_threads` threads, and other nodes on Raft's.
+/// Serves clients on `http_threads` threads, and other nodes on Raft's thread.
 ///
-/// What a connection is for is known from its first bytes. One on which another node sends RPCs moves to
-/// [`RaftThread`], so that heartbeats never wait for what clients do.
+/// The first bytes of a connection tell its use. A connection on which another node sends RPCs moves to [`RaftThread`],
+/// so that heartbeats never wait for clients' work.
 ///
 /// Once `stopping` is true, connections are closed as they become idle.
 pub fn serve_http(
@@ -69,7 +69,7 @@ pub fn serve_http(
             let (stopping, arrivals) = (stopping.clone(), arrivals.clone());
             let body_bytes_max = app.limits.request_bytes;
             fn_service(move |stream: TcpStream| {
-                // An answer is written at once: waiting for more would only delay it.
+                // Responses are written at once: waiting for more bytes would only delay them.
                 let _ = stream.set_nodelay(true);
                 let peer = stream.peer_addr().ok();
                 let state = worker.connections.accept(&worker.queue);
@@ -86,7 +86,7 @@ pub fn serve_http(
     Ok(server.run())
 }
 
-/// What serves the requests of a connection.
+/// The service for the requests of a connection.
 pub(super) fn http_service(
     app: &web::Data<ExampleApp>,
     browsers: &Browsers,
@@ -117,18 +117,17 @@ pub(super) fn http_service(
         })
         .graceful_shutdown_signal(move || {
             let mut stopping = stopping.clone();
-            // An error means that the node is gone, which is a reason to stop too.
+            // An error means that the node has ended, which is a reason to stop too.
             async move { drop(stopping.wait_for(|stopping| *stopping).await) }
         })
         .finish(routes)
 }
 
-/// Waits for the first request of a connection, and for its turn. So the time that the HTTP
-/// library gives a client for the head of it is not spent in the queue.
+/// Waits for the first request of a connection, and for its turn. So the time that the HTTP library allows for the head
+/// does not pass in the admission queue.
 ///
-/// Clients keep connections for later that they opened for nothing. One that has not been used
-/// yet is like any other that is idle: it may be so for as long, and is closed without a word. A
-/// 408 that crosses a request would be taken for its answer.
+/// Clients open connections that they use later, or never. A connection without a first request counts as idle, with
+/// the same limit, and is closed without a response: a 408 that crosses a request would be taken for its response.
 async fn begin(
     mut connection: Connection,
     mut stopping: watch::Receiver<bool>,
@@ -140,15 +139,15 @@ async fn begin(
             biased;
             _ = stopping.wait_for(|stopping| *stopping) => return Err(DispatchError::DisconnectTimeout),
             kind = future::poll_fn(|context| connection.poll_first(context)) => break kind?,
-            () = future::poll_fn(|context| state.poll_let_go(context, false)) => {}
+            () = future::poll_fn(|context| state.poll_closing(context, false)) => {}
             () = tokio::time::sleep(KEEP_ALIVE) => {}
         }
-        // After the process stood still, a timer may be heard before what has come meanwhile.
+        // After the process was suspended, the timer may fire before the bytes that arrived meanwhile are seen.
         if state.is_leaving() || connection.has_nothing_to_do() {
             return Err(DispatchError::DisconnectTimeout);
         }
         state.stay();
-        // The runtime has not heard yet of what has come.
+        // The runtime has not seen the bytes that have arrived.
         tokio::task::yield_now().await;
     };
     if kind == Kind::Rpc {
@@ -163,21 +162,21 @@ async fn begin(
     }
 }
 
-/// As many clients as the system lets this process have connections of besides its files.
+/// How many clients the system's limit of open files allows, besides the node's own files.
 ///
-/// Each connection takes a file descriptor; without one for its log a node would have to stop.
+/// Each connection takes a file descriptor. A node without one for its log would have to stop.
 pub(super) fn clients_max() -> usize {
     let limit = getrlimit(Resource::Nofile);
-    // Commonly 1,024 unless asked for more, which any process may up to the hard limit.
+    // The soft limit is commonly 1,024; any process may raise it to the hard limit.
     let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
     let files = if raised.is_ok() { limit.maximum } else { limit.current };
     let files = files.map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX));
     clients_of(files)
 }
 
-/// Of so many open files. A client that writes and reads over a connection to a follower takes two more, from
-/// that to the leader; two may be left idle that led to a former leader; and a part of one is reserved
-/// for each, on the threads for clients and on Raft's (see [`Shares`]).
+/// How many clients so many open files allow. A client that writes and reads over a connection to a follower takes two
+/// more files, from the follower to the leader. Two idle connections to a former leader may remain, and a fraction of
+/// one is reserved for each client, on the threads for clients and on Raft's (see [`Shares`]).
 fn clients_of(files: usize) -> usize {
     let files_a_client = 5 * CLIENTS_A_RESERVED_CONNECTION + 2;
     let files = files.saturating_sub(FILES_RESERVED + NODE_CONNECTIONS_MIN).min(CLIENTS_MAX * 6);
@@ -188,8 +187,8 @@ fn clients_of(files: usize) -> usize {
 mod tests {
     use super::*;
 
-    /// A connection from a client leaves files for those to the leader, for idle ones, for other nodes,
-    /// and for the node itself.
+    /// The clients' connections leave files for connections to the leader, idle connections, other nodes, and the node
+    /// itself.
     #[test]
     fn connections_leave_files() {
         for (files, clients) in [(0, 16), (256, 17), (1024, 157), (4096, 715), (1 << 20, CLIENTS_MAX)] {

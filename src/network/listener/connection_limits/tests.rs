@@ -19,15 +19,15 @@ fn accept(connections: &Rc<Connections>) -> Rc<ConnectionState> {
     connections.accept(&queue())
 }
 
-/// What happens to a connection.
+/// Steps of a connection.
 trait Happening {
-    /// Some of a request is read.
+    /// Reads a part of a request.
     fn come(&self);
-    /// It is queued.
+    /// Waits in the admission queue.
     fn wait(&self);
-    /// A request is processed.
+    /// Begins to process a request.
     fn begin(&self);
-    /// The request has its response.
+    /// Completes the response.
     fn end(&self);
 }
 
@@ -60,8 +60,7 @@ fn connections(total: usize) -> Rc<Connections> {
     Connections::new(Shares { total, clients: total, operators: 0, watches: total })
 }
 
-/// Clients leave room for nodes, and both leave some for operators; a place is free again when
-/// its connection is gone.
+/// Clients leave connections for nodes, and both leave some for operators. A closed connection counts no more.
 #[test]
 fn shares() {
     let shares = Shares::of_clients(40);
@@ -69,194 +68,200 @@ fn shares() {
     let connections = Connections::new(shares);
     let admitted = |count: usize, class| {
         let open = (0..count).map(|_| open(&connections));
-        let admitted = open.filter(|presence| presence.admit(class));
-        admitted.inspect(|presence| presence.begin()).collect::<Vec<_>>()
+        let admitted = open.filter(|state| state.admit(class));
+        admitted.inspect(|state| state.begin()).collect::<Vec<_>>()
     };
     let mut clients = admitted(45, Class::Client);
     assert_eq!(clients.len(), 40);
-    assert!(clients[0].admit(Class::Client) && clients[0].admit(Class::Operator), "it has a place");
+    assert!(clients[0].admit(Class::Client) && clients[0].admit(Class::Operator), "it is already admitted");
     let nodes = admitted(10, Class::Node);
-    assert_eq!(nodes.len(), 8, "the last two are for operators");
+    assert_eq!(nodes.len(), 8, "the last two are reserved for operators");
     assert_eq!(admitted(5, Class::Operator).len(), 5);
     clients[2].end();
     clients[2].is_writing.set(true);
     clients[3].end();
     look(&connections);
-    assert_eq!(admitted(2, Class::Client).len(), 1, "one that is idle makes room");
-    assert!(clients[3].is_leaving() && !clients[2].is_leaving(), "not one that still takes its response");
+    assert_eq!(admitted(2, Class::Client).len(), 1, "an idle client makes room");
+    assert!(
+        clients[3].is_leaving() && !clients[2].is_leaving(),
+        "a client that is still reading its response does not"
+    );
     let mut operators = admitted(OPERATORS_MIN, Class::Operator);
     operators.extend(admitted(1, Class::Operator));
-    assert!(operators[0].is_leaving() && !operators[1].is_leaving(), "the oldest makes room for another");
+    assert!(operators[0].is_leaving() && !operators[1].is_leaving(), "the oldest operator makes room");
     let proven: Vec<_> = (0..3).map(|_| open(&connections)).collect();
-    proven.iter().for_each(|presence| presence.keep_for(1));
-    assert!(proven.iter().all(|presence| presence.is_node()), "Raft goes on in any case");
+    proven.iter().for_each(|state| state.keep_for(1));
+    assert!(proven.iter().all(|state| state.is_node()), "members are always admitted");
     assert!(admitted(1, Class::Node).is_empty());
     clients.truncate(25);
-    assert_eq!(admitted(1, Class::Node).len(), 1, "clients have left");
+    assert_eq!(admitted(1, Class::Node).len(), 1, "clients have disconnected");
     let watches: Vec<_> = (0..25).filter_map(|_| clients[0].admit_watch()).collect();
     assert_eq!(watches.len(), 20);
     drop(watches);
     assert!(clients[0].admit_watch().is_some());
     let more: Vec<_> = (0..CONNECTIONS_KEPT_A_MEMBER).map(|_| open(&connections)).collect();
-    more.iter().for_each(|presence| presence.keep_for(1));
-    assert!(!proven[0].is_kept.get() && more.iter().all(|presence| presence.is_kept.get()), "a member's last ones");
+    more.iter().for_each(|state| state.keep_for(1));
+    assert!(
+        !proven[0].is_kept.get() && more.iter().all(|state| state.is_kept.get()),
+        "only the newest of a member are kept"
+    );
     drop((clients, nodes, proven, operators, more));
     let Connections { open, clients, nodes, watches, .. } = &*connections;
     assert_eq!([open.get(), clients.get(), nodes.get(), watches.get()], [0; 4]);
 }
 
-/// While a connection is accepted that takes the last place, the oldest that has not shown what it is
-/// for is closed, whatever it is doing; or else one that is idle.
+/// When the limit is reached, the oldest connection of an unknown class is closed, whatever its phase; otherwise an idle
+/// one.
 #[test]
 fn the_last_place_is_kept_free() {
     let connections = Connections::new(Shares::of_clients(4));
-    let presences: Vec<_> = (0..5).map(|_| accept(&connections)).collect();
-    presences[0].begin();
-    assert!(presences[0].admit(Class::Client));
-    presences[1].wait();
-    presences[2].begin();
-    assert!(let_go(&presences).is_empty());
+    let states: Vec<_> = (0..5).map(|_| accept(&connections)).collect();
+    states[0].begin();
+    assert!(states[0].admit(Class::Client));
+    states[1].wait();
+    states[2].begin();
+    assert!(closing(&states).is_empty());
     let last = accept(&connections);
-    assert_eq!(let_go(&presences), [2]);
+    assert_eq!(closing(&states), [2]);
     assert!(!last.is_leaving());
 }
 
-/// Of many that are accepted at once, those that sent a request stay: the first goes from which
-/// nothing can be read. One that is to go and has something to do after all is replaced by another.
+/// Of many connections that are accepted at once, those with a request stay: the first from which nothing can be read is
+/// closed. If that one turns out to have a request, another is closed instead.
 #[test]
 fn those_that_sent_a_request_stay() {
     let connections = Connections::new(Shares::of_clients(4));
-    let mut presences: Vec<_> = (0..6).map(|_| accept(&connections)).collect();
-    assert!(presences.iter().all(|one| one.leave.get() == Leave::No));
-    presences[0].begin();
-    assert!(presences[0].admit(Class::Client));
-    assert_eq!(let_go(&presences), [1]);
-    presences[1].stay();
-    assert_eq!(let_go(&presences[2..]), [0]);
-    presences[2].begin();
-    assert!(presences[2].admit(Class::Client));
-    assert_eq!(let_go(&presences[3..]), [0], "another one goes");
-    presences.remove(3);
-    assert!(let_go(&presences).is_empty(), "there is a place");
-    presences.push(accept(&connections));
-    assert_eq!(let_go(&presences), [1], "the oldest that is not known");
+    let mut states: Vec<_> = (0..6).map(|_| accept(&connections)).collect();
+    assert!(states.iter().all(|one| one.leave.get() == Leave::No));
+    states[0].begin();
+    assert!(states[0].admit(Class::Client));
+    assert_eq!(closing(&states), [1]);
+    states[1].stay();
+    assert_eq!(closing(&states[2..]), [0]);
+    states[2].begin();
+    assert!(states[2].admit(Class::Client));
+    assert_eq!(closing(&states[3..]), [0], "another one is closed instead");
+    states.remove(3);
+    assert!(closing(&states).is_empty(), "the limit is not reached");
+    states.push(accept(&connections));
+    assert_eq!(closing(&states), [1], "the oldest of an unknown class");
 }
 
 fn look(connections: &Connections) {
-    connections.look().iter().for_each(|(one, doing)| one.let_go(*doing));
+    connections.look().iter().for_each(|(one, phase)| one.close_if_still(*phase));
 }
 
-fn let_go(presences: &[Rc<ConnectionState>]) -> Vec<usize> {
+fn closing(states: &[Rc<ConnectionState>]) -> Vec<usize> {
     let context = Context::from_waker(Waker::noop());
-    let is_let_go = |one: &Rc<ConnectionState>| one.poll_let_go(&context, false).is_ready();
-    (0..presences.len()).filter(|number| is_let_go(&presences[*number])).collect()
+    let is_closing = |one: &Rc<ConnectionState>| one.poll_closing(&context, false).is_ready();
+    (0..states.len()).filter(|number| is_closing(&states[*number])).collect()
 }
 
-/// Nobody is let go while an eighth is free; then it is those that have done nothing for
-/// longest, until a quarter would be free, and nobody that sends RPCs.
+/// No connection is reaped while an eighth is free. After that the ones that have been idle for longest are closed, until
+/// a quarter is free, but none on which a member sends RPCs.
 #[test]
 fn who_has_done_nothing_for_longest_goes_first() {
     let connections = connections(16);
-    let mut presences: Vec<_> = (0..14).map(|_| open(&connections)).collect();
-    presences[5].keep_for(1);
+    let mut states: Vec<_> = (0..14).map(|_| open(&connections)).collect();
+    states[5].keep_for(1);
     for _ in 0..5 {
         look(&connections);
     }
-    assert!(let_go(&presences).is_empty());
+    assert!(closing(&states).is_empty());
     for number in [0, 1, 3] {
-        presences[number].begin();
-        presences[number].end();
+        states[number].begin();
+        states[number].end();
     }
-    presences[2].begin();
-    presences.extend([open(&connections), open(&connections)]);
+    states[2].begin();
+    states.extend([open(&connections), open(&connections)]);
     look(&connections);
-    assert_eq!(let_go(&presences), [4, 6, 7, 8]);
-    // They are gone for others to come.
+    assert_eq!(closing(&states), [4, 6, 7, 8]);
+    // Others take their share.
     for number in [8, 7, 6, 4] {
-        presences.remove(number);
+        states.remove(number);
     }
-    presences.extend([open(&connections), open(&connections), open(&connections)]);
+    states.extend([open(&connections), open(&connections), open(&connections)]);
     look(&connections);
-    assert_eq!(let_go(&presences), [5, 6, 7]);
+    assert_eq!(closing(&states), [5, 6, 7]);
 }
 
-/// Neither is one with a request, nor one that has done nothing for less than a look, however many there are.
+/// A connection with a request is not reaped, nor one that has been idle for less than a look, however many are open.
 #[test]
 fn who_has_something_to_do_stays() {
     let connections = connections(8);
-    let presences: Vec<_> = (0..8).map(|_| open(&connections)).collect();
-    presences[..7].iter().for_each(|one| one.begin());
+    let states: Vec<_> = (0..8).map(|_| open(&connections)).collect();
+    states[..7].iter().for_each(|one| one.begin());
     look(&connections);
-    assert!(let_go(&presences).is_empty());
+    assert!(closing(&states).is_empty());
     look(&connections);
-    assert_eq!(let_go(&presences), [7]);
-    presences[7].begin();
-    assert!(let_go(&presences).is_empty());
-    presences[7].end();
-    assert!(let_go(&presences).is_empty());
+    assert_eq!(closing(&states), [7]);
+    states[7].begin();
+    assert!(closing(&states).is_empty());
+    states[7].end();
+    assert!(closing(&states).is_empty());
     look(&connections);
-    assert!(let_go(&presences).is_empty());
+    assert!(closing(&states).is_empty());
     let chosen = {
         connections.looks.set(connections.looks.get() + 1);
         connections.look()
     };
     assert_eq!(chosen.len(), 1);
-    presences[7].begin();
-    chosen.iter().for_each(|(one, doing)| one.let_go(*doing));
-    assert!(let_go(&presences).is_empty(), "it was chosen, and then had something to do");
+    states[7].begin();
+    chosen.iter().for_each(|(one, phase)| one.close_if_still(*phase));
+    assert!(closing(&states).is_empty(), "it was chosen, and then had a request");
 }
 
-/// A head that does not end is given up, however much room there is.
+/// A connection with an incomplete head is closed, however few are open.
 #[test]
 fn a_head_that_does_not_end() {
     let connections = connections(100);
-    let presences: Vec<_> = (0..3).map(|_| open(&connections)).collect();
-    presences.iter().for_each(|one| one.come());
-    presences[1].begin();
+    let states: Vec<_> = (0..3).map(|_| open(&connections)).collect();
+    states.iter().for_each(|one| one.come());
+    states[1].begin();
     for _ in 0..HEAD_LOOKS {
         look(&connections);
-        assert!(let_go(&presences).is_empty());
-        presences[2].begin();
-        presences[2].end();
-        presences[2].come();
+        assert!(closing(&states).is_empty());
+        states[2].begin();
+        states[2].end();
+        states[2].come();
     }
     look(&connections);
-    assert_eq!(let_go(&presences), [0]);
+    assert_eq!(closing(&states), [0]);
 }
 
-/// Those that cannot go do not keep others from it, and a stream is never let go, whatever comes on it.
+/// Connections that cannot be closed do not keep others open, and a stream is never reaped, whatever its client sends.
 #[test]
 fn who_cannot_go_makes_way() {
     let connections = connections(8);
-    let presences: Vec<_> = (0..8).map(|_| open(&connections)).collect();
-    presences[0].begin();
-    presences[0].end_request(true);
-    presences[0].come();
+    let states: Vec<_> = (0..8).map(|_| open(&connections)).collect();
+    states[0].begin();
+    states[0].end_request(true);
+    states[0].come();
     look(&connections);
     look(&connections);
-    assert_eq!(let_go(&presences), [1, 2]);
-    presences[1..3].iter().for_each(|one| one.stay());
+    assert_eq!(closing(&states), [1, 2]);
+    states[1..3].iter().for_each(|one| one.stay());
     look(&connections);
-    assert_eq!(let_go(&presences), [3, 4]);
-    presences[3..].iter().for_each(|one| one.begin());
+    assert_eq!(closing(&states), [3, 4]);
+    states[3..].iter().for_each(|one| one.begin());
     for _ in 0..=HEAD_LOOKS {
         look(&connections);
     }
-    assert_eq!(let_go(&presences), [1, 2]);
+    assert_eq!(closing(&states), [1, 2]);
 }
 
-/// A client that does not read its answer neither makes room nor is woken for it again and again.
+/// A client that does not read its response neither makes room nor is woken repeatedly.
 #[test]
 fn who_does_not_read_is_left_alone() {
     let connections = Connections::new(Shares::of_clients(4));
-    let presences: Vec<_> = (0..5).map(|_| accept(&connections)).collect();
-    presences.iter().for_each(|one| one.begin());
-    assert!(presences[..4].iter().all(|one| one.admit(Class::Client)));
-    presences[0].end();
+    let states: Vec<_> = (0..5).map(|_| accept(&connections)).collect();
+    states.iter().for_each(|one| one.begin());
+    assert!(states[..4].iter().all(|one| one.admit(Class::Client)));
+    states[0].end();
     let wakes = Arc::new(Wakes(AtomicUsize::new(0)));
     let waker = Waker::from(wakes.clone());
     let context = Context::from_waker(&waker);
-    let poll = || (presences[0].poll_let_go(&context, true), presences[0].poll_leaving(&context));
+    let poll = || (states[0].poll_closing(&context, true), states[0].poll_leaving(&context));
     assert_eq!(poll(), (Poll::Pending, Poll::Pending));
     let last = accept(&connections);
     last.begin();
@@ -264,8 +269,8 @@ fn who_does_not_read_is_left_alone() {
         assert_eq!(poll(), (Poll::Pending, Poll::Pending));
     }
     assert_eq!(wakes.0.load(Ordering::Relaxed), 0);
-    assert_eq!(let_go(&presences[4..]), [0], "one that has not shown what it is for goes instead");
-    assert_eq!(presences[0].poll_let_go(&context, false), Poll::Pending, "it has read, and nobody owes room");
+    assert_eq!(closing(&states[4..]), [0], "one of an unknown class is closed instead");
+    assert_eq!(states[0].poll_closing(&context, false), Poll::Pending, "it has read its response, and no room is owed");
 }
 
 struct Wakes(AtomicUsize);
@@ -276,27 +281,27 @@ impl Wake for Wakes {
     }
 }
 
-/// One that is let go in vain, as something came just then, is woken when it is let go again.
+/// A connection that stays because a request arrived is woken when it must close later.
 #[test]
-fn who_is_let_go_is_woken_each_time() {
+fn who_is_closing_is_woken_each_time() {
     let connections = connections(8);
-    let presences: Vec<_> = (0..8).map(|_| open(&connections)).collect();
-    presences[1..].iter().for_each(|one| one.begin());
+    let states: Vec<_> = (0..8).map(|_| open(&connections)).collect();
+    states[1..].iter().for_each(|one| one.begin());
     let wakes = Arc::new(Wakes(AtomicUsize::new(0)));
     let waker = Waker::from(wakes.clone());
     let context = Context::from_waker(&waker);
-    assert!(presences[0].poll_let_go(&context, false).is_pending());
+    assert!(states[0].poll_closing(&context, false).is_pending());
     for wanted in 1..=3 {
         look(&connections);
         assert_eq!(wakes.0.load(Ordering::Relaxed), wanted - 1);
         look(&connections);
         assert_eq!(wakes.0.load(Ordering::Relaxed), wanted);
-        assert!(presences[0].poll_let_go(&context, false).is_ready());
-        presences[0].stay();
+        assert!(states[0].poll_closing(&context, false).is_ready());
+        states[0].stay();
     }
 }
 
-/// Those that are gone take no memory for long.
+/// Closed connections do not take memory for long.
 #[test]
 fn gone_connections_are_forgotten() {
     let connections = connections(100);
