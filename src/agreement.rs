@@ -1,36 +1,34 @@
-//! Whether this node still has what its leader counts on.
+//! Whether this node still has the entries that its leader counts on.
 //!
-//! A leader remembers up to which entry each node has acknowledged its log, and never sends those
-//! entries again. A node that was started on an older copy of its data directory has forgotten some
-//! of them. openraft does not notice (in a debug build, the leader panics): the leader goes on to
-//! count the node's former acknowledgements, and the node never gets an entry again.
+//! A leader remembers up to which entry each node has acknowledged its log, and never resends those entries. A node
+//! that was started on an older copy of its data directory has forgotten some of them. openraft does not notice (in a
+//! debug build, the leader panics): the leader continues to count the former acknowledgements, and the node never gets
+//! an entry again.
 //!
-//! The node itself can notice. **An append without entries says what the leader counts on**: its
-//! `prev_log_id` is the last entry that the leader knows this node to have. It knows that only from
-//! this node's own response, to an append or a snapshot of the same leader in the same term; and no
-//! leader ever removes what it has replicated itself. So if the entry is missing, the node has lost
-//! it, or its disk has. An append *with* entries says nothing: while a leader looks for the point up
-//! to which a log agrees with its own, it tries entries that the node need not have.
+//! The node itself can detect this. **An append without entries tells what the leader counts on**: its `prev_log_id` is
+//! the last entry that the leader knows this node to have. The leader knows that only from this node's response to an
+//! append or a snapshot of the same leader in the same term, and no leader ever removes entries that it has replicated.
+//! So if the entry is missing, the node or its disk has lost it. An append *with* entries proves nothing: a leader that
+//! searches for the point up to which a log agrees with its own tries entries that the node need not have.
 //!
-//! So after each start, and for each new leader, a node first has to **agree** with the leader: it
-//! accepts an append, which proves that it has what the leader counts on. From then on its log only
-//! grows under this leader. Until then
+//! So after each start, and for each new leader, a node first has to **agree** with the leader: it accepts an append,
+//! which proves that it has the entries that the leader counts on. From then on its log only grows under this leader.
+//! Until then
 //!
 //! * an append without entries that refers to a missing entry is rejected, and is evidence;
-//! * an append with entries that refers to one waits for the leader's next heartbeat, since openraft's
+//! * an append with entries that refers to a missing entry waits for the leader's next heartbeat, since openraft's
 //!   response, a conflict, would be wrong if the leader counts on the entry;
-//! * a snapshot of a leader that counts on a missing entry is rejected: it would hide what happened.
+//! * a snapshot of a leader that counts on a missing entry is rejected: installing it would hide the loss.
 //!
-//! **An append with entries that the log has already** brings them once more. openraft compares log ids only, so it would
-//! take an entry for the own one that has the same log id and another payload, and the nodes would differ silently.
-//! A correct leader has one entry for a log id. So one of the two entries is not the leader's, and if it is the own one,
-//! the leader goes on to send the other, and counts on nothing from that index on until this node has accepted it. Each
-//! such append is rejected, and is evidence until an append is accepted that covers the index.
+//! **An append with entries that the log already has** sends them again. openraft compares only log ids, so it would
+//! take an entry with the same log id and another payload for the node's own, and the nodes would differ silently. A
+//! correct leader has one entry for each log id. So one of the two entries is not the leader's. If it is this node's,
+//! the leader continues to send the other, and counts on nothing from that index on until this node has accepted it.
+//! Each such append is rejected, and is evidence until an append that covers the index is accepted.
 //!
-//! The node gives up on its data after [`EVIDENCE_COUNT_MIN`] rejections over [`EVIDENCE_MIN`], if
-//! meanwhile no append was accepted that speaks against it, and the leader, its term and the end of the log, or the
-//! entry, stayed the same.
-//! That is more than certainty requires; it is for what nobody thought of.
+//! The node gives up on its data after [`EVIDENCE_COUNT_MIN`] rejections over [`EVIDENCE_MIN`], if no append that
+//! contradicts the evidence was accepted meanwhile, and the leader, its term and the end of the log, or the entry,
+//! stayed the same. That is more than certainty requires, as a margin for cases that this reasoning misses.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -41,12 +39,12 @@ use tokio::sync::watch;
 use crate::config::{EVIDENCE_COUNT_MIN, EVIDENCE_MIN};
 use crate::types::{LogId, NodeId, Vote};
 
-/// What a node found out about its data directory.
+/// Evidence that the data directory is an older copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OlderCopy {
-    /// Who leads.
+    /// The leader.
     pub leader_id: NodeId,
-    /// In which term.
+    /// The leader's term.
     pub term: u64,
     /// The last entry that this node has acknowledged to that leader.
     pub acknowledged: u64,
@@ -54,12 +52,12 @@ pub struct OlderCopy {
     pub last: Option<u64>,
 }
 
-/// What a node found out about its log.
+/// Evidence that the log has another entry than the leader's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OtherEntry {
-    /// Who leads.
+    /// The leader.
     pub leader_id: NodeId,
-    /// In which term.
+    /// The leader's term.
     pub term: u64,
     /// The index of the entry.
     pub index: u64,
@@ -67,13 +65,13 @@ pub struct OtherEntry {
     pub entry_term: u64,
 }
 
-/// Whether this node still has what its leader counts on.
+/// Whether this node has the entries that its leader counts on.
 #[derive(Debug)]
 pub struct Agreement {
-    /// The leader that it agrees with.
+    /// The leader that the node agrees with.
     agreed: watch::Sender<Option<Vote>>,
     evidence: Mutex<AllEvidence>,
-    /// Whether there is some: an accepted append need not take the lock otherwise.
+    /// Whether there is evidence. If not, an accepted append need not take the lock.
     has_evidence: AtomicBool,
 }
 
@@ -83,7 +81,7 @@ struct AllEvidence {
     other_entry: Option<(Evidence, LogId)>,
 }
 
-/// That an entry is missing which the leader counts on.
+/// Evidence that an entry is missing which the leader counts on.
 #[derive(Debug)]
 struct Missing {
     evidence: Evidence,
@@ -91,7 +89,7 @@ struct Missing {
     last: Option<LogId>,
 }
 
-/// How often one leader has sent something, and since when.
+/// How often one leader has sent the same, and since when.
 #[derive(Debug)]
 struct Evidence {
     vote: Vote,
@@ -104,7 +102,7 @@ impl Evidence {
         Evidence { vote, since, count: 0 }
     }
 
-    /// Counts one more; returns whether that is certainty.
+    /// Counts one more; returns whether that is certain.
     fn add(&mut self, now: Instant) -> bool {
         self.count += 1;
         self.count >= EVIDENCE_COUNT_MIN && now.duration_since(self.since) >= EVIDENCE_MIN
@@ -123,7 +121,7 @@ impl Agreement {
         self.agreed.borrow().as_ref() == Some(leader)
     }
 
-    /// An append of this leader was accepted, which covers the log up to `last_covered`.
+    /// Notes that an append of this leader was accepted, which covers the log up to `last_covered`.
     pub fn note_accepted(&self, leader: &Vote, last_covered: Option<LogId>) {
         if self.has_evidence.load(Ordering::Relaxed) {
             let covered = last_covered.map(|log_id| log_id.index);
@@ -148,8 +146,8 @@ impl Agreement {
         tokio::time::timeout(within, accepted).await.is_ok()
     }
 
-    /// This leader counts on an entry that is missing here, where the log ends with `last`. Returns
-    /// what that means, once it is certain.
+    /// Notes that this leader counts on an entry that is missing here; the log ends with `last`. Returns the evidence
+    /// once it is certain.
     pub fn note_missing(&self, leader: &Vote, acknowledged: LogId, last: Option<LogId>) -> Option<OlderCopy> {
         self.note_missing_at(leader, acknowledged, last, Instant::now())
     }
@@ -177,8 +175,8 @@ impl Agreement {
         })
     }
 
-    /// An append of this leader has another entry under this log id than the log, where it is not known to be committed.
-    /// Returns what that means, once it is certain.
+    /// Notes that an append of this leader has another entry under this log id than the log, where it is not known to
+    /// be committed. Returns the evidence once it is certain.
     pub fn note_other_entry(&self, leader: &Vote, log_id: LogId) -> Option<OtherEntry> {
         self.note_other_entry_at(leader, log_id, Instant::now())
     }
@@ -217,7 +215,7 @@ mod tests {
         LogId { leader_id: LeaderId { term: 1, node_id: 1 }, index }
     }
 
-    /// Notes a missing entry at each of these times; returns the first at which that was certain.
+    /// Notes a missing entry at each of these times; returns the first time at which the evidence was certain.
     fn certain_at(agreement: &Agreement, start: Instant, times_ms: impl Iterator<Item = u64>) -> Option<u64> {
         times_ms.into_iter().find(|time_ms| {
             let now = start + Duration::from_millis(*time_ms);
@@ -264,8 +262,8 @@ mod tests {
         assert_eq!(found, Some(OlderCopy { leader_id: 1, term: 1, acknowledged: 9, last: Some(5) }));
     }
 
-    /// That the leader has another entry is certain only if it goes on to send it. Evidence ends with an accepted append
-    /// that covers the entry, and with another leader or entry, but not with a heartbeat that ends before it.
+    /// It is certain that the leader has another entry only if it continues to send it. Evidence ends with an accepted
+    /// append that covers the entry, and with another leader or entry, but not with a heartbeat that ends before it.
     #[test]
     fn another_entry() {
         let start = Instant::now();

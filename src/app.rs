@@ -1,4 +1,4 @@
-//! The handles that every HTTP handler shares.
+//! The handles that all HTTP handlers share.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -23,77 +23,76 @@ use crate::peers::Peers;
 use crate::store::{ClusterId, ExampleRaft, ExampleStore};
 use crate::types::{ExampleNode, LeaderId, LogId, NodeId, TypeConfig, Vote};
 
-/// What a handler needs to answer a request.
+/// The state of a node that handlers need.
 pub struct ExampleApp {
     /// This node's number.
     pub id: NodeId,
-    /// What other nodes dial to reach this one.
+    /// The address that other nodes dial.
     pub addr: String,
     /// Raft.
     pub raft: ExampleRaft,
     /// The data directory.
     pub store: Arc<ExampleStore>,
-    /// For asking other nodes who they are, and how far they are.
+    /// The client for requests to other nodes besides Raft's.
     pub http: reqwest::Client,
-    /// What clients may make this node hold.
+    /// Memory that clients may make this node hold.
     pub client_memory: ClientMemory,
     /// What watches hold, to take it back from slow ones.
     pub watches_held: WatchesHeld,
-    /// Turns for decoding and encoding what is long.
+    /// Runs long work on other threads.
     pub long_work: LongWork,
-    /// A permit for each write that may wait.
+    /// One permit for each write that may wait.
     pub writes_waiting: Semaphore,
-    /// What a request may hold.
+    /// Limits of requests.
     pub limits: Limits,
     /// The cluster that this node is reserved for while it is being founded. Locked while the node joins a cluster.
     pub founding: tokio::sync::Mutex<Option<FoundingHold>>,
-    /// Held while this node founds a cluster.
+    /// Held while this node founds a cluster, which it does once at a time.
     pub founding_turn: tokio::sync::Mutex<()>,
-    /// How long voters have to answer before a membership change that needs them is rejected.
+    /// How long voters have to respond before a membership change that needs them is rejected.
     pub members_answer_deadline: Duration,
-    /// What it remembers of the RPCs that it received.
+    /// What this node remembers of received RPCs.
     pub peers: Arc<Peers>,
-    /// Whether it still has what its leader counts on.
+    /// Whether this node has the entries that its leader counts on.
     pub agreement: Agreement,
-    /// What watches know of the leader.
+    /// Confirmations by the leader, shared by watches.
     pub confirmations: Confirmations,
     /// Held while Raft gets entries of a leader, until they are on disk.
     pub appending: Arc<tokio::sync::Mutex<()>>,
-    /// What its disk has room for.
+    /// Free disk space.
     pub disk: Arc<Disk>,
     // The part of the metrics that only changes with the leader or the membership.
     metrics: WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>,
     all_metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
     leader_lease_ms: u64,
     heartbeat_interval: Duration,
-    /// A cluster is joined once, and for good.
+    /// Set once: a node joins one cluster for good.
     cluster_header: OnceLock<HeaderValue>,
     writes_waiting_max: usize,
     recovered: AtomicBool,
     log_is_full: AtomicBool,
     exclusion: watch::Sender<Option<Exclusion>>,
-    /// The last entry that a leader said is committed. Raft is told only of what is in the log (`Append`).
+    /// The last entry that a leader declared committed. Raft learns only of entries in the log (`Append`).
     said_committed: watch::Sender<Option<LogId>>,
     stopping: watch::Sender<bool>,
-    /// Why the node must end, once that is so.
+    /// Why the node must exit, if it must.
     failure: watch::Sender<Option<Failure>>,
 }
 
-/// Why a node must end.
+/// Why a node must exit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// Writing a file failed, so what is on disk is not known.
+    /// Writing a file failed, so the contents of the disk are unknown.
     Disk(String),
-    /// It has lost entries that it acknowledged.
+    /// The node lost entries that it acknowledged.
     OlderCopy(OlderCopy),
-    /// Its log has another entry than its leader's.
+    /// The log has another entry than the leader's.
     OtherEntry(OtherEntry),
-    /// This background task ended, and nothing else does its work.
+    /// A background task ended, whose work no other task does.
     Task(&'static str),
 }
 
-/// Held by a background task that must run as long as its node: ends the node if the task ends,
-/// by a panic too.
+/// Held by a background task that must run as long as its node. If the task ends or panics, the node exits.
 #[derive(Debug)]
 pub struct Essential {
     /// The task's name, until its work is done.
@@ -107,7 +106,7 @@ impl Essential {
         task.await;
     }
 
-    /// Lets the task end: its work is done.
+    /// Lets the task end, because its work is complete.
     pub fn fulfilled(mut self) {
         self.task = None;
     }
@@ -121,7 +120,7 @@ impl Drop for Essential {
     }
 }
 
-/// Keeps the first failure: the others may follow from it.
+/// Keeps the first failure, since later ones may follow from it.
 fn fail(sender: &watch::Sender<Option<Failure>>, failure: Failure) {
     sender.send_if_modified(|known| {
         let is_first = known.is_none();
@@ -130,60 +129,60 @@ fn fail(sender: &watch::Sender<Option<Failure>>, failure: Failure) {
     });
 }
 
-/// What a node is at this moment.
+/// The role of a node now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// It leads.
+    /// The node leads.
     Leader,
-    /// It knows who leads.
+    /// The node knows the leader.
     Follower {
         /// The leader's number.
         leader_id: NodeId,
-        /// Where the leader is.
+        /// The leader's address.
         leader_node: ExampleNode,
     },
-    /// It knows no leader: an election is under way, or no quorum is there.
+    /// The node knows no leader: an election is under way, or there is no quorum.
     NoLeader,
 }
 
-/// Why a node is no member of a cluster, as the nodes of that cluster told it.
+/// Why a node is not a member of a cluster, as the nodes of that cluster told it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exclusion {
-    /// Its number is a member with another data directory, which is most likely lost.
+    /// A member with the node's number has another data directory, which is probably lost.
     OtherDirectory {
-        /// The cluster that the number is a member of.
+        /// The cluster of that member.
         cluster_id: ClusterId,
     },
-    /// The leader has it in the membership no more.
+    /// The membership of the leader does not have the node any more.
     Removed,
 }
 
-/// What a node that belongs to no cluster is reserved for.
+/// The reservation of a node that belongs to no cluster.
 #[derive(Clone, Copy, Debug)]
 pub struct FoundingHold {
     /// The cluster that is being founded.
     pub cluster_id: ClusterId,
-    /// The node that founds it.
+    /// The node that founds the cluster.
     pub founder: NodeId,
-    /// When the reservation ends if the cluster has not come to be.
+    /// When the reservation expires if the cluster was not founded.
     pub until: Instant,
 }
 
-/// What a node knows when an RPC arrives.
+/// What a node knows of its cluster when an RPC arrives.
 #[derive(Clone, Debug)]
 pub struct Known {
     /// Its last vote.
     pub vote: Vote,
-    /// The last entry of its log that it knows to be committed.
+    /// The last committed entry of its log.
     pub committed: Option<LogId>,
-    /// The last entry that a leader said is committed; the log of this node may not reach it.
+    /// The last entry that a leader declared committed, which the log may not have yet.
     pub cluster_committed: Option<LogId>,
-    /// The log id of the committed membership; `None` if it has none yet.
+    /// The log id of the committed membership, if there is one.
     pub membership: Option<LogId>,
 }
 
 impl Default for Known {
-    /// Nothing: what a node knows that has just been made.
+    /// The knowledge of a new node.
     fn default() -> Self {
         let vote = Vote { leader_id: LeaderId { term: 0, node_id: 0 }, committed: false };
         Known { vote, committed: None, cluster_committed: None, membership: None }
@@ -197,7 +196,7 @@ impl Known {
             vote: metrics.vote,
             committed: metrics.local_committed,
             cluster_committed: metrics.cluster_committed.max(said_committed),
-            // Without an allocation: this is asked for each RPC.
+            // Without an allocation, because this runs for each RPC.
             membership: membership.membership().get_joint_config().iter().flatten().next().and(*membership.log_id()),
         }
     }
@@ -206,14 +205,14 @@ impl Known {
 /// How many more requests may be under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
-    /// Until one more is refused.
+    /// Until one more is rejected.
     pub free: usize,
-    /// Of those, how many are kept for such as need not wait to be read.
+    /// Of those, how many are reserved for requests that bypass the admission queue.
     pub kept: usize,
 }
 
 impl ExampleApp {
-    /// Puts the handles together.
+    /// Creates the handles of a node.
     pub fn new(addr: String, raft: ExampleRaft, store: Arc<ExampleStore>, peers: Arc<Peers>, config: &Config) -> Self {
         let metrics = raft.server_metrics();
         ExampleApp {
@@ -251,12 +250,12 @@ impl ExampleApp {
         }
     }
 
-    /// What this node is, as far as it knows.
+    /// The role of this node, as far as it knows.
     pub fn role(&self) -> Role {
         let metrics = self.metrics.borrow_watched();
         match metrics.current_leader {
             Some(leader_id) if leader_id == self.id && metrics.state == ServerState::Leader => {
-                // One that was removed leads on until another does, and takes no more requests.
+                // A removed leader leads until another does, but accepts no more requests.
                 if self.has_quorum() && is_member_in(&metrics, self.id) { Role::Leader } else { Role::NoLeader }
             }
             Some(leader_id) if leader_id != self.id => {
@@ -279,29 +278,29 @@ impl ExampleApp {
         self.metrics.borrow_watched().vote.leader_id.term
     }
 
-    /// Whether a majority answered this leader lately. One that is cut off must
-    /// refuse requests before it proposes anything, while it can say that nothing was done.
+    /// Whether a majority has responded to this leader lately. A leader that is cut off must reject requests before it
+    /// proposes anything, while their outcome is certain.
     fn has_quorum(&self) -> bool {
         let metrics = self.all_metrics.borrow_watched();
-        // openraft would rather have us keep the time ourselves, which comes to the
-        // same: the metrics are renewed with every tick.
+        // openraft recommends keeping the time ourselves. That would give the same result: the metrics are renewed with
+        // every tick.
         #[allow(deprecated)]
         let silent_ms = metrics.millis_since_quorum_ack;
         silent_ms.is_none_or(|silent_ms| silent_ms < self.leader_lease_ms)
     }
 
-    /// The address by which the membership has this node.
+    /// This node's address in the membership.
     pub fn own_address(&self) -> Option<String> {
         let metrics = self.metrics.borrow_watched();
         metrics.membership_config.membership().get_node(&self.id).map(|node| node.addr.clone())
     }
 
-    /// Whether a node is a member, as far as this one knows.
+    /// Whether a node is a member, as far as this node knows.
     pub fn has_member(&self, id: NodeId) -> bool {
         is_member_in(&self.metrics.borrow_watched(), id)
     }
 
-    /// The id of its cluster as a header's value, once it belongs to one.
+    /// The id of its cluster as a header value, once it belongs to one.
     pub fn cluster_header(&self) -> Option<&HeaderValue> {
         if let Some(header) = self.cluster_header.get() {
             return Some(header);
@@ -311,12 +310,12 @@ impl ExampleApp {
         Some(self.cluster_header.get_or_init(|| header))
     }
 
-    /// What this node knows when an RPC arrives.
+    /// What this node knows of its cluster when an RPC arrives.
     pub fn known(&self) -> Known {
         Known::of(&self.all_metrics.borrow_watched(), *self.said_committed.borrow())
     }
 
-    /// A leader said that the entries up to this one are committed.
+    /// Notes that a leader declared the entries up to this one committed.
     pub fn note_said_committed(&self, log_id: LogId) {
         self.said_committed.send_if_modified(|said| {
             let is_more = *said < Some(log_id);
@@ -327,31 +326,31 @@ impl ExampleApp {
         });
     }
 
-    /// Waits until this node follows the leader whose vote this is, and then until what leaders have said is committed
-    /// is as expected.
+    /// Waits until this node follows the leader with this vote, and then until the entries that leaders declared
+    /// committed are as expected.
     pub async fn wait_for_leader(&self, vote: &Vote, is_expected: impl Fn(&Known) -> bool) {
-        // An error would mean that Raft has stopped, which is reported as that.
+        // An error means that Raft has stopped, which is reported elsewhere.
         let _ = self.raft.wait(None).metrics(|metrics| metrics.vote == *vote, "the leader heartbeats").await;
         let mut said = self.said_committed.subscribe();
-        // An error would mean that the sender is gone, which is here.
+        // Cannot fail: the sender is in `self`.
         while !is_expected(&self.known()) && said.changed().await.is_ok() {}
     }
 
-    /// Done when the leader or the term is another one than when this was called.
+    /// Completes once the leader or the term is another one than at the call.
     pub fn leader_changed(&self) -> impl Future<Output = ()> + use<> {
         let leader = |metrics: &RaftServerMetrics<TypeConfig>| (metrics.vote.leader_id.term, metrics.current_leader);
         let mut metrics = self.metrics.clone();
         let before = leader(&metrics.borrow_and_update());
         async move {
             if metrics.wait_until(|metrics| leader(metrics) != before).await.is_err() {
-                // Raft has stopped, which is reported as that.
+                // Raft has stopped, which is reported elsewhere.
                 std::future::pending().await
             }
         }
     }
 
-    /// Whether this node leads with a majority, or follows a leader that is a member and that it
-    /// heard from within an election timeout.
+    /// Whether this node leads with a majority, or follows a member from which it received something within an election
+    /// timeout.
     pub fn hears_a_leader(&self) -> bool {
         match self.role() {
             Role::Leader => true,
@@ -362,12 +361,12 @@ impl ExampleApp {
         }
     }
 
-    /// Says so if the committed membership has this node at another address than it advertises:
-    /// the others dial that one, so they do not reach this node unless both lead to it. For `/readyz` too.
+    /// What to do if the committed membership has this node at another address than it advertises. Other nodes dial
+    /// that address, so they do not reach this node unless both lead to it.
     pub fn moved(&self) -> Option<String> {
         let metrics = self.metrics.borrow_watched();
         let member = metrics.committed_membership_config.membership().get_node(&self.id)?;
-        // Another life of the node is somewhere else for a reason.
+        // The member is another incarnation of the node, which may be elsewhere.
         if member.addr == self.addr || member.incarnation != self.store.identity().incarnation {
             return None;
         }
@@ -379,19 +378,19 @@ impl ExampleApp {
         ))
     }
 
-    /// Whether this node knows who is a member, and is none itself.
+    /// Whether this node knows the members and is not one of them.
     pub fn is_left_out(&self) -> bool {
         let metrics = self.metrics.borrow_watched();
         let is_known = metrics.committed_membership_config.voter_ids().next().is_some();
         is_known && !is_member_in(&metrics, self.id)
     }
 
-    /// Why this node is no member, if others told it so.
+    /// Why this node is not a member, if other nodes told it so.
     pub fn exclusion(&self) -> Option<Exclusion> {
         *self.exclusion.borrow()
     }
 
-    /// Says that others do not have this node as a member; returns whether that is news.
+    /// Notes that other nodes do not have this node as a member; returns whether that is new.
     pub fn set_exclusion(&self, exclusion: Exclusion) -> bool {
         self.exclusion.send_if_modified(|known| {
             let is_news = known.is_none();
@@ -400,87 +399,86 @@ impl ExampleApp {
         })
     }
 
-    /// Says that this node is a member after all: others talk to it as one.
+    /// Notes that this node is a member after all: other nodes treat it as one.
     pub fn clear_exclusion(&self) {
         self.exclusion.send_if_modified(|known| known.take().is_some());
     }
 
-    /// Whether the node has all it had before it was last started.
+    /// Whether the node has applied everything that it had before its last start.
     pub fn recovered(&self) -> bool {
         self.recovered.load(Ordering::Acquire)
     }
 
-    /// Says that the node has all it had before it was last started.
+    /// Notes that the node has applied everything that it had before its last start.
     pub fn set_recovered(&self) {
         self.recovered.store(true, Ordering::Release);
     }
 
-    /// Whether the node takes no more requests, because it is about to stop.
+    /// Whether the node is stopping and accepts no more requests.
     pub fn is_stopping(&self) -> bool {
         *self.stopping.borrow()
     }
 
-    /// Done when the node takes no more requests.
+    /// Completes once the node accepts no more requests.
     pub async fn stopped(&self) {
-        // An error would mean that the sender is gone, which is here.
+        // Cannot fail: the sender is in `self`.
         let _ = self.stopping.subscribe().wait_for(|stopping| *stopping).await;
     }
 
-    /// Says that the node takes no more requests.
+    /// Makes the node accept no more requests.
     pub fn set_stopping(&self) {
         self.stopping.send_replace(true);
     }
 
-    /// Says that writing a file failed: the node must end.
+    /// Notes that writing a file failed: the node must exit.
     pub fn set_disk_failure(&self, why: String) {
         fail(&self.failure, Failure::Disk(why));
     }
 
-    /// What a background task holds that the node cannot do without; `task` names it.
+    /// The guard of a background task that the node needs; `task` names it.
     pub fn essential(&self, task: &'static str) -> Essential {
         Essential { task: Some(task), failure: self.failure.clone() }
     }
 
-    /// Done when the node must end.
+    /// Completes once the node must exit.
     pub async fn failed(&self) -> Failure {
         let mut failure = self.failure.subscribe();
         loop {
             if let Some(failure) = failure.borrow_and_update().clone() {
                 return failure;
             }
-            // An error would mean that the sender is gone, which is here.
+            // Cannot fail: the sender is in `self`.
             let _ = failure.changed().await;
         }
     }
 
-    /// Interval at which a leader heartbeats, if the nodes have the same settings.
+    /// Interval between a leader's heartbeats, if all nodes have the same settings.
     pub fn heartbeat_interval(&self) -> Duration {
         self.heartbeat_interval
     }
 
-    /// Says that this node has lost entries that it acknowledged: it must end.
+    /// Notes that this node has lost entries that it acknowledged: it must exit.
     pub fn set_older_copy(&self, found: OlderCopy) {
         fail(&self.failure, Failure::OlderCopy(found));
     }
 
-    /// Says that the log of this node has another entry than its leader's: it must end.
+    /// Notes that the log has another entry than the leader's: the node must exit.
     pub fn set_other_entry(&self, found: OtherEntry) {
         fail(&self.failure, Failure::OtherEntry(found));
     }
 
-    /// Whether the log has as many files as it may have until some are deleted, after a snapshot if need be.
+    /// Whether the log has as many files as it may have, until some are deleted after a snapshot.
     pub fn log_is_full(&self) -> bool {
         self.log_is_full.load(Ordering::Relaxed)
     }
 
-    /// Says whether that is so.
+    /// Notes whether the log has as many files as it may have.
     pub fn set_log_is_full(&self, is_full: bool) {
         self.log_is_full.store(is_full, Ordering::Relaxed);
     }
 }
 
-/// Whether a node is a voter or a learner in the membership that is committed, or in
-/// the one that is about to be.
+/// Whether a node is a voter or a learner in the committed membership, or in the next one.
 fn is_member_in(metrics: &RaftServerMetrics<TypeConfig>, id: NodeId) -> bool {
     let memberships = [&metrics.membership_config, &metrics.committed_membership_config];
     memberships.into_iter().any(|stored| stored.membership().get_node(&id).is_some())
@@ -490,7 +488,7 @@ fn is_member_in(metrics: &RaftServerMetrics<TypeConfig>, id: NodeId) -> bool {
 mod tests {
     use super::*;
 
-    /// A task that panics or returns ends the node; one that is done with its work does not.
+    /// A task that panics or returns ends the node. A task that has completed its work does not.
     #[tokio::test]
     async fn essential_tasks() {
         let failure = watch::Sender::new(None);

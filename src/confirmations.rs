@@ -1,7 +1,7 @@
-//! Confirmations with the leader, shared by the watches of a node.
+//! Confirmations by the leader, shared by the watches of a node.
 //!
-//! Each watch must know now and then that its node still reaches a leader. One of those that want
-//! to know asks, and all the others take the outcome, so that many watches cost no more than one.
+//! Each watch must confirm from time to time that its node still reaches a leader. One watch asks the leader, and all
+//! others use the result, so that many watches cost no more than one.
 
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
@@ -9,10 +9,10 @@ use tokio::time::Instant;
 use crate::config::{WATCH_CONFIRMATION_AGE_MAX, WATCH_LEADER_INTERVAL};
 use crate::error::ApiError;
 
-/// The outcomes of one node.
+/// The results of one node.
 #[derive(Debug, Default)]
 pub struct Confirmations {
-    /// Held by the watch that asks. If it goes away, another one takes its place.
+    /// Held by the watch that asks. If it ends, another one asks.
     turn: Mutex<()>,
     last: watch::Sender<Option<Outcome>>,
 }
@@ -24,18 +24,18 @@ struct Outcome {
     result: Result<(), ApiError>,
 }
 
-/// Which outcomes are good enough.
+/// Which results are recent enough.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
-    /// A confirmation that began then or later.
+    /// The beginning of the oldest accepted confirmation.
     pub confirmed_since: Instant,
-    /// A failure that began then or later.
+    /// The beginning of the oldest accepted failure.
     pub failed_since: Instant,
 }
 
 impl Wanted {
-    /// For a watch with nothing to say: a confirmation no older than [`WATCH_CONFIRMATION_AGE_MAX`]. A failure
-    /// from before may have passed, and would end the watch.
+    /// For the heartbeat of a watch: a confirmation no older than [`WATCH_CONFIRMATION_AGE_MAX`]. An earlier failure
+    /// may have passed, and must not end the watch.
     pub fn at_heartbeat() -> Self {
         let now = Instant::now();
         Wanted { confirmed_since: now.checked_sub(WATCH_CONFIRMATION_AGE_MAX).unwrap_or(now), failed_since: now }
@@ -47,12 +47,12 @@ impl Wanted {
 }
 
 impl Confirmations {
-    /// The outcome of the last `ask` of any watch, or of the next one. After one that failed the next waits
-    /// for [`WATCH_LEADER_INTERVAL`].
+    /// The result of the last `ask` of any watch, or of the next one. After a failure, the next `ask` waits for
+    /// [`WATCH_LEADER_INTERVAL`].
     ///
     /// # Errors
     ///
-    /// What `ask` failed with.
+    /// The error of `ask`.
     pub async fn confirm(
         &self,
         wanted: Wanted,
@@ -65,14 +65,14 @@ impl Confirmations {
             }
             tokio::select! {
                 biased;
-                // It cannot fail: the sender is in `self`.
+                // Cannot fail: the sender is in `self`.
                 _ = last.changed() => {}
                 turn = self.turn.lock() => break turn,
             }
         };
         let before = self.last.borrow().clone();
         if let Some(outcome) = before {
-            // It may have come with the turn.
+            // Another watch may have received the result before this one's turn.
             if wanted.is_met_by(&outcome) {
                 return outcome.result;
             }
@@ -104,8 +104,8 @@ mod tests {
         ApiError::NoLeader(Retry::soon("no leader"))
     }
 
-    /// A thousand watches with heartbeats at different times ask no more often than outcomes grow too old, and each
-    /// outcome is as young as it was to be.
+    /// A thousand watches with heartbeats at different times ask only as often as results grow too old, and each result
+    /// is recent enough.
     ///
     /// Method: three heartbeats each, a second apart; asking takes 10 ms.
     #[tokio::test]
@@ -134,7 +134,7 @@ mod tests {
         assert!((asked.load(Ordering::Relaxed) as u128) <= asked_max, "{asked:?} of {asked_max}");
     }
 
-    /// A failure that had passed before a heartbeat does not end a watch.
+    /// A failure before a heartbeat does not end a watch.
     ///
     /// Method: asking fails for one heartbeat, and would succeed for the next one.
     #[tokio::test]
@@ -144,10 +144,10 @@ mod tests {
         confirmations.confirm(Wanted::at_heartbeat(), async { Ok(()) }).await.unwrap();
     }
 
-    /// Watches that wait ask once for all of them, again after a pause, and go on together. One that goes away in
-    /// the middle of asking leaves it to another.
+    /// Waiting watches ask once for all of them, ask again after a pause, and continue together. If the asking watch
+    /// ends, another one asks.
     ///
-    /// Method: asking hangs for the first, who gives up, and then fails, until it succeeds after 2 s.
+    /// Method: asking hangs for the first watch, which gives up, and then fails, until it succeeds after 2 s.
     #[tokio::test]
     async fn waiting_watches_share() {
         let (confirmations, asked) = (Confirmations::default(), AtomicUsize::new(0));

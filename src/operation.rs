@@ -16,9 +16,8 @@ use utoipa::openapi::schema::Schema;
 use utoipa::{PartialSchema, ToSchema};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::body::{self, EncodedValue, KeyValue, PutAnswer, TouchAnswer, TxnAnswer, TxnDeleted, TxnResult};
+use crate::body::{self, KeyValue, KeyValueRef, PutAnswer, TouchAnswer, TxnAnswer, TxnDeleted, TxnResult};
 use crate::hash::StateHash;
-use crate::body::{KeyValue, KeyValueRef, PutAnswer, TouchAnswer, TxnAnswer, TxnDeleted, TxnResult};
 
 /// A key. A key of up to 23 bytes is stored inline, which saves the ordered map a
 /// memory access at each comparison; a longer one is shared, and never copied.

@@ -1,14 +1,13 @@
-//! What clients make this node hold, in bytes.
+//! Memory that clients may make this node hold, in bytes.
 //!
-//! One budget in three parts: a half for requests, from before a body is read until its result is known; three
-//! eighths for responses, from before a value is encoded until the client has taken it; and an eighth for
-//! what watches are sent and do not share. What a request is not given stays in
-//! its socket. A request that has its own memory may wait for that of its response, and never the other way
-//! round, so no two requests wait for each other.
+//! The budget has three parts: one half for requests, from before the body is read until the result is known; three
+//! eighths for responses, from before a value is encoded until the client has read it; and one eighth for the events of
+//! watches that are not shared. A request without memory stays in its socket. A request that holds memory may wait for
+//! the memory of its response, but a response never waits for that of a request, so there is no deadlock.
 //!
-//! Requests that get nothing at once wait in their order, and are refused after [`MEMORY_WAIT_MAX`], all waits of one
-//! request together: a node that passed it on waits little longer, and would call its outcome unknown. What is
-//! shorter than [`MEMORY_COUNTED_MIN`] is not counted: the number of connections bounds it.
+//! Requests wait in their order, and are rejected after [`MEMORY_WAIT_MAX`] for all waits of one request together. A
+//! node that forwarded the request waits little longer, and would report an unknown outcome. Requests and responses
+//! shorter than [`MEMORY_COUNTED_MIN`] are not counted: the number of connections bounds them.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -27,10 +26,10 @@ use crate::config::{
 };
 use crate::error::{ApiError, Retry};
 
-/// What is counted together. Permits of a semaphore are counted with 32 bits.
+/// The unit of counting. A semaphore counts its permits with 32 bits.
 const UNIT_BYTES: usize = 1 << 10;
 
-/// What all clients of a node together may make it hold.
+/// The memory that all clients of a node together may make it hold.
 #[derive(Debug)]
 pub struct ClientMemory {
     requests: Part,
@@ -45,7 +44,7 @@ struct Part {
     units: u32,
 }
 
-/// Some of a node's memory for clients. Dropping it gives it back.
+/// A part of a node's memory for clients. Dropping it returns the memory.
 #[derive(Debug, Default)]
 #[must_use = "it counts while it is held"]
 pub struct HeldMemory {
@@ -54,7 +53,7 @@ pub struct HeldMemory {
 }
 
 impl ClientMemory {
-    /// A budget of so many bytes.
+    /// A budget of `bytes` bytes.
     pub fn new(bytes: usize) -> Self {
         ClientMemory {
             requests: Part::of(bytes / 2),
@@ -64,58 +63,57 @@ impl ClientMemory {
         }
     }
 
-    /// For a request with a body of so many bytes: the body, and the operation that it becomes.
+    /// Memory for a request with a body of `bytes` bytes: for the body, and for the operation decoded from it.
     ///
     /// # Errors
     ///
-    /// [`ApiError::Overloaded`], if others do not give back enough in time.
+    /// [`ApiError::Overloaded`] if other requests do not return enough memory in time.
     pub async fn for_request(&self, body_bytes: usize) -> Result<HeldMemory, ApiError> {
         let bytes = body_bytes.saturating_mul(REQUEST_BYTES_A_BYTE);
         self.requests.take(body_bytes, bytes, Duration::ZERO).await.ok_or_else(|| {
             ApiError::Overloaded(Retry::soon(
-                "requests of other clients hold all memory that this node has for them (--client-memory-bytes)",
+                "requests of other clients hold all memory for requests on this node (--client-memory-bytes)",
             ))
         })
     }
 
-    /// A place among the writes that Raft has and that are not applied yet, for one with so many bytes. It holds no
-    /// memory beyond that of its request; it bounds for how long Raft is busy with what came before. The request has
-    /// waited for `waited` before.
+    /// A permit to propose a write of `bytes` bytes, held until it is applied. It takes no memory beyond that of the
+    /// request, but bounds how long Raft is busy with the writes before. The request has waited for `waited` before.
     ///
     /// # Errors
     ///
-    /// [`ApiError::Overloaded`], if those before it take too long.
+    /// [`ApiError::Overloaded`] if the writes before it take too long.
     pub async fn for_proposal(&self, bytes: usize, waited: Duration) -> Result<HeldMemory, ApiError> {
         self.proposals.take(bytes, bytes, waited).await.ok_or_else(|| {
-            ApiError::Overloaded(Retry::soon("the cluster does not keep up with writes as long as this one"))
+            ApiError::Overloaded(Retry::soon("the cluster does not keep up with long writes such as this one"))
         })
     }
 
-    /// For a response with so many bytes of keys and values in it; before it is encoded, and before a write is proposed.
+    /// Memory for a response with `data_bytes` bytes of keys and values, before it is encoded or its write is proposed.
     /// The request has waited for `waited` before.
     ///
     /// # Errors
     ///
-    /// [`ApiError::Overloaded`], if others do not give back enough in time.
+    /// [`ApiError::Overloaded`] if other responses do not return enough memory in time.
     pub async fn for_response(&self, data_bytes: usize, waited: Duration) -> Result<HeldMemory, ApiError> {
         let bytes = data_bytes.saturating_mul(ENCODED_BYTES_A_BYTE_MAX);
         self.responses.take(data_bytes, bytes, waited).await.ok_or_else(|| {
             ApiError::Overloaded(Retry::soon(
-                "responses to other clients hold all memory that this node has for them (--client-memory-bytes)",
+                "responses to other clients hold all memory for responses on this node (--client-memory-bytes)",
             ))
         })
     }
 
-    /// For a part of what a watch is sent, with so many bytes of keys and values in it.
+    /// Memory for a piece of a watch's events with `data_bytes` bytes of keys and values.
     ///
     /// # Errors
     ///
-    /// [`ApiError::Overloaded`], if others do not give back enough in time.
+    /// [`ApiError::Overloaded`] if other watches do not return enough memory in time.
     pub async fn for_watch(&self, data_bytes: usize) -> Result<HeldMemory, ApiError> {
         let bytes = data_bytes.saturating_mul(ENCODED_BYTES_A_BYTE_MAX);
         self.watches.take(data_bytes, bytes, Duration::ZERO).await.ok_or_else(|| {
             ApiError::Overloaded(Retry::soon(
-                "other watches that read slowly hold all memory that this node has for them (--client-memory-bytes)",
+                "slow readers of other watches hold all memory for watches on this node (--client-memory-bytes)",
             ))
         })
     }
@@ -127,7 +125,7 @@ impl Part {
         Part { free: Arc::new(Semaphore::new(units as usize)), units }
     }
 
-    /// `bytes` for something that is `length` long. What needs more than there is gets all.
+    /// Takes `bytes` for data that is `length` bytes long. A request for more than the whole part gets the whole part.
     async fn take(&self, length: usize, bytes: usize, waited: Duration) -> Option<HeldMemory> {
         if length < MEMORY_COUNTED_MIN {
             return Some(HeldMemory { taken: None, waited });
@@ -144,8 +142,8 @@ impl Part {
 }
 
 impl HeldMemory {
-    /// A response that holds it until it is written, or given up. Its body comes in pieces, as the connection takes
-    /// them, so that it is not copied as a whole.
+    /// A response that holds the memory until it is written or given up. Its body is written piece by piece, as the
+    /// connection takes it, so that it is not copied as a whole.
     pub fn until_written(mut self, response: HttpResponse) -> HttpResponse {
         if self.taken.is_none() {
             return response;
@@ -159,17 +157,17 @@ impl HeldMemory {
         })
     }
 
-    /// Gives back what is more than a request with a body of so many bytes takes.
+    /// Returns the memory that a request with a body of `body_bytes` bytes does not need.
     pub fn keep_for_request(&mut self, body_bytes: usize) {
         self.keep(body_bytes.saturating_mul(REQUEST_BYTES_A_BYTE));
     }
 
-    /// How long its request has waited for memory so far.
+    /// How long the request has waited for memory so far.
     pub fn waited(&self) -> Duration {
         self.waited
     }
 
-    /// The pieces of what a watch is sent, of which the last one that is left gives it back.
+    /// Pieces of a watch's events, of which the last one to be dropped returns the memory.
     pub fn around(mut self, pieces: Vec<Bytes>) -> Vec<Bytes> {
         if self.taken.is_none() {
             return pieces;
@@ -179,7 +177,7 @@ impl HeldMemory {
         pieces.into_iter().map(|bytes| Bytes::from_owner(HeldPiece { bytes, _held: held.clone() })).collect()
     }
 
-    /// Gives back what is more than so many bytes.
+    /// Returns all memory but `bytes` bytes.
     fn keep(&mut self, bytes: usize) {
         if let Some(taken) = &mut self.taken {
             let surplus = taken.num_permits().saturating_sub(bytes.div_ceil(UNIT_BYTES));
@@ -228,8 +226,8 @@ mod tests {
 
     use super::*;
 
-    /// What is taken is given back: of a request when it is dropped, of a response when it is written, and what
-    /// the response turns out not to need at once.
+    /// Memory is returned: that of a request when it is dropped, that of a response when it is written, and at once
+    /// what the response turns out not to need.
     #[tokio::test]
     async fn memory_is_given_back() {
         const RESPONSES: usize = 1536;
@@ -257,7 +255,7 @@ mod tests {
         assert_eq!(free(), (2048, RESPONSES));
     }
 
-    /// They wait in their order: a short request does not pass a long one.
+    /// Requests wait in their order: a short one does not pass a long one.
     #[tokio::test]
     async fn large_ones_wait_their_turn() {
         let memory = ClientMemory::new(4 << 20);

@@ -9,8 +9,8 @@ use percent_encoding::percent_decode_str;
 
 use crate::config::{KEY_BYTES_MAX_DEFAULT, Limits, TTL_MS_MAX, TTL_MS_MIN, check_idempotency_key};
 use crate::error::{ApiError, Details};
-use crate::operation::{Operation, RequestId};
 use crate::headers::IDEMPOTENCY_KEY;
+use crate::operation::{Operation, RequestId};
 
 /// The path before a key.
 const KEY_PREFIX: &str = "/v1/kv/";

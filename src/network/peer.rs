@@ -22,7 +22,7 @@ use crate::config::{CONNECT_DEADLINE, LOG_TIME_MS_MAX, PEER_RESPONSE_BYTES_MAX, 
 use crate::connection::{BodyError, read_response, resolves_to_every_address};
 use crate::error::{ApiError, Details, Retry};
 use crate::headers::{ENVELOPE, LOG_TIME};
-use crate::store::codec::PayloadRecord;
+use crate::store::log::codec::PayloadRecord;
 use crate::store::{ClusterId, ExampleStore};
 use crate::types::{Entry, ExampleNode, LogId, NodeId};
 

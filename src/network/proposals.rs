@@ -1,7 +1,7 @@
-//! Hands what one thread's clients write to Raft, which runs on another thread.
+//! Passes the writes of one thread's clients to Raft, which runs on another thread.
 //!
-//! To wake another thread takes a system call. So the writes that a thread has decoded in one turn go to Raft
-//! together, with one wake; and so do their results on the way back, since Raft applies them together.
+//! Waking another thread takes a system call. So all writes that a thread has decoded in one turn go to Raft together,
+//! with one wake. Their results return together too, since Raft applies them together.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -16,7 +16,7 @@ use crate::config::{GATHERING_TURNS_MAX, PROPOSED_BYTES_A_BATCH};
 use crate::store::ExampleRaft;
 use crate::types::{Command, TypeConfig};
 
-/// What became of a write.
+/// The result of a write.
 pub type Proposed = Result<ClientWriteResponse<TypeConfig>, RaftError<TypeConfig, ClientWriteError<TypeConfig>>>;
 
 /// The writes of one thread that Raft has not got yet.
@@ -31,31 +31,31 @@ struct Proposal {
     outcome: Outcome,
 }
 
-/// Where the outcome of a write goes.
+/// The receiver of a write's result.
 struct Outcome {
     result: oneshot::Sender<Proposed>,
-    /// Held for as long as Raft has the write, even if its client has gone.
-    _place: HeldMemory,
+    /// Held while Raft has the write, even if its client has disconnected.
+    _memory: HeldMemory,
 }
 
 impl Proposals {
-    /// None yet.
+    /// A thread without writes.
     pub fn new(raft: ExampleRaft) -> Rc<Self> {
         Rc::new(Proposals { raft, waiting: RefCell::default(), waiting_bytes: Cell::default() })
     }
 
-    /// Proposes a write, which has `place` among those that Raft has. The result comes once it is applied; none comes
-    /// if the node stops before.
-    pub fn propose(self: &Rc<Self>, command: Command, place: HeldMemory) -> oneshot::Receiver<Proposed> {
+    /// Proposes a write. `memory` counts it among the writes that Raft has. The result arrives once the write is
+    /// applied; none arrives if the node stops first.
+    pub fn propose(self: &Rc<Self>, command: Command, memory: HeldMemory) -> oneshot::Receiver<Proposed> {
         let (result, proposed) = oneshot::channel();
         let bytes = self.waiting_bytes.get() + command.payload_bytes();
         let count = {
             let mut waiting = self.waiting.borrow_mut();
-            waiting.push(Proposal { command, outcome: Outcome { result, _place: place } });
+            waiting.push(Proposal { command, outcome: Outcome { result, _memory: memory } });
             waiting.len()
         };
         self.waiting_bytes.set(bytes);
-        // Large ones go in several batches, between which Raft does other things.
+        // Long writes go in several batches, between which Raft does other work.
         let batch = (bytes > PROPOSED_BYTES_A_BATCH).then(|| self.take());
         if let Some(batch) = batch {
             let proposals = self.clone();
@@ -67,12 +67,12 @@ impl Proposals {
         proposed
     }
 
-    /// Sends the writes that wait, once a turn adds none: each batch costs Raft a write to the log and an RPC to
-    /// each follower, whatever its length.
+    /// Sends the waiting writes once a turn adds none: each batch costs Raft a write to the log and an RPC to each
+    /// follower, whatever its length.
     async fn gather_and_send(&self) {
         let mut count = 0;
         for _ in 0..GATHERING_TURNS_MAX {
-            // All tasks that are ready run first, and after them those for which something has come.
+            // All ready tasks run first, and after them those whose input has arrived.
             tokio::task::yield_now().await;
             if self.waiting.borrow().len() <= count {
                 break;
@@ -112,7 +112,7 @@ impl Proposals {
                 Some(Err(fatal)) => Err(RaftError::Fatal(fatal)),
                 None => Err(RaftError::Fatal(Fatal::Stopped)),
             };
-            // Its client may have gone.
+            // The client may have disconnected.
             let _ = outcome.result.send(became);
         }
     }

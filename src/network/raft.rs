@@ -32,10 +32,9 @@ use crate::config::{
     SNAPSHOT_DEADLINE, SNAPSHOT_HEAD_BYTES_MAX, SNAPSHOT_PAUSE_MAX, SNAPSHOT_WAIT_MAX,
 };
 use crate::disk::{DiskSpace, Taken};
-use crate::store::error::is_out_of_space;
-use crate::store::log::codec::PayloadRecord;
 use crate::error::{ApiError, Details, Interrupted, Retry};
 use crate::headers::{ENVELOPE, LOG_TIME, LOG_TIME_BY_WALL, RUN};
+use crate::store::error::is_out_of_space;
 use crate::store::snapshot::TemporaryFile;
 use crate::types::{Entry, NodeId, TypeConfig};
 

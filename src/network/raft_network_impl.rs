@@ -28,7 +28,6 @@ use crate::connection::{connections, read_response, reason_of};
 use crate::headers::{CLUSTER, ENVELOPE, LOG_TIME, LOG_TIME_BY_WALL, RUN};
 use crate::peers::Peers;
 use crate::store::ExampleStore;
-use crate::store::log::codec::PayloadRecord;
 use crate::store::snapshot::SnapshotFile;
 use crate::types::{ExampleNode, NodeId, TypeConfig, Vote};
 

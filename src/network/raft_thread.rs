@@ -1,7 +1,7 @@
-//! The thread that runs Raft, and serves the connections of other nodes.
+//! The thread that runs Raft and serves the connections of other nodes.
 //!
-//! Nothing that clients do runs here but what they have proposed: a step of Raft takes well below a
-//! millisecond, and a leader that is heard too late is none.
+//! Of the clients' work, only proposed writes reach this thread. A step of Raft takes well below a millisecond, and a
+//! late heartbeat causes an election.
 
 use std::io;
 use std::thread::JoinHandle;
@@ -27,18 +27,18 @@ pub struct RaftThread {
     thread: JoinHandle<()>,
 }
 
-/// The way to Raft's thread for connections of other nodes.
+/// Hands connections of other nodes to Raft's thread.
 #[derive(Clone)]
 pub struct Arrivals(mpsc::Sender<Arrival>);
 
-/// A connection, and what was read from it.
+/// A connection, and the bytes that were read from it.
 struct Arrival {
     stream: std::net::TcpStream,
     first: Box<[u8]>,
 }
 
 impl Arrivals {
-    /// Has Raft's thread serve a connection. If too many wait for that, it is closed.
+    /// Has Raft's thread serve a connection. Closes it if too many wait.
     pub fn hand_over(&self, stream: TcpStream, first: &[u8]) {
         // The sender gets no response, as if the connection had broken before the request.
         if let Ok(stream) = stream.into_std() {
@@ -52,7 +52,7 @@ impl RaftThread {
     ///
     /// # Errors
     ///
-    /// If the system gives no thread.
+    /// The system cannot start a thread.
     pub fn start(app: web::Data<ExampleApp>, browsers: Browsers) -> io::Result<Self> {
         let (arrivals, arriving) = mpsc::channel(ARRIVALS_MAX);
         let (ends, ending) = watch::channel(false);
@@ -66,15 +66,15 @@ impl RaftThread {
         Ok(RaftThread { arrivals: Arrivals(arrivals), ends, thread })
     }
 
-    /// The way to it for connections of other nodes.
+    /// The handle that hands connections of other nodes to this thread.
     pub fn arrivals(&self) -> Arrivals {
         self.arrivals.clone()
     }
 
-    /// Ends it with all that runs on it, and waits until it has ended.
+    /// Ends the thread with all that runs on it, and waits until it has ended.
     pub async fn end(self) {
         self.ends.send_replace(true);
-        // It fails if the thread panicked, which ends the node by itself.
+        // An error means that the thread panicked, which ends the node by itself.
         let _ = tokio::task::spawn_blocking(move || self.thread.join()).await;
     }
 }
@@ -101,12 +101,12 @@ async fn run(
         let Ok(stream) = TcpStream::from_std(stream) else { continue };
         let peer = stream.peer_addr().ok();
         let state = worker.connections.accept(&worker.queue);
-        // RPCs have bounds of their own.
+        // RPCs have limits of their own.
         let mut connection = Connection::new(stream, state, usize::MAX);
         connection.begin_with(&first);
         let served = http.call((connection, Protocol::Http1, peer));
         tokio::task::spawn_local(async move {
-            // The HTTP library has said to the other side what was wrong.
+            // The HTTP library has sent the error to the other side.
             let _ = served.await;
         });
     }

@@ -1,9 +1,9 @@
-//! What an RPC must be before Raft sees it.
+//! Checks of RPCs before Raft gets them.
 //!
-//! openraft trusts the other nodes: it adopts any higher term, asserts that a snapshot agrees with
-//! what is committed, and applies what a leader says is committed. One forged or corrupted RPC can
-//! therefore end a process or ruin a cluster for good. The checks here reject what no node of this
-//! program sends. None of them can reject what a correct node sends, however far either node lags.
+//! openraft trusts other nodes: it adopts any higher term, asserts that a snapshot agrees with the committed entries,
+//! and applies what a leader declares committed. One forged or corrupt RPC can therefore end a process or ruin a
+//! cluster for good. These checks reject RPCs that no node of this program sends. They never reject an RPC of a correct
+//! node, however far either node lags.
 
 use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
 use serde::de::{Error, SeqAccess, Visitor};
@@ -19,17 +19,17 @@ use crate::types::{Entry, LogId, NodeId, Payload, SnapshotMeta, StoredMembership
 
 type Membership = openraft::Membership<NodeId, crate::types::ExampleNode>;
 
-/// What precedes the bytes of a snapshot.
+/// The head of a snapshot, before its bytes.
 #[derive(Serialize, Deserialize)]
 pub struct SnapshotHead {
     /// The leader's vote.
     pub vote: Vote,
-    /// What the snapshot covers.
+    /// The entries that the snapshot covers, and their membership.
     pub meta: SnapshotMeta,
 }
 
-/// openraft's `AppendEntriesRequest`, with a bounded number of entries: a million small ones
-/// take far more memory than the bytes they arrive in.
+/// openraft's `AppendEntriesRequest`, with a bounded number of entries: a million small entries take far more memory
+/// than the bytes of the RPC.
 #[derive(Serialize, Deserialize)]
 pub struct Append {
     /// The leader's vote.
@@ -44,14 +44,14 @@ pub struct Append {
 }
 
 impl Append {
-    /// The last entry that the sender knows this node to have once it accepts the append.
+    /// The last entry that this node has, as far as the sender knows, once it accepts the append.
     pub fn last_covered(&self) -> Option<LogId> {
         self.entries.last().map_or(self.prev_log_id, |entry| Some(entry.log_id))
     }
 }
 
-/// What Raft gets. It commits at most what the append covers: otherwise a commit index that was told once would
-/// also commit entries that came, or come, from someone else.
+/// The append for Raft. It commits at most the entries that it covers: otherwise a commit index would also commit
+/// entries that another node sent, before or after.
 impl From<Append> for AppendEntriesRequest<TypeConfig> {
     fn from(append: Append) -> Self {
         let leader_commit = std::cmp::min_by_key(append.leader_commit, append.last_covered(), |log_id| {
@@ -114,7 +114,7 @@ pub fn check_append(append: &Append, from: NodeId, body_bytes: usize, known: &Kn
     if let Some(leader_commit) = leader_commit {
         check_agrees_with_committed(*leader_commit, known, "append")?;
     }
-    // A deposed leader may still send what came to nothing; it must learn of the new term from Raft.
+    // A deposed leader may still send entries that were never committed. It must learn the new term from Raft.
     if vote.leader_id < known.vote.leader_id {
         return Ok(());
     }
@@ -143,16 +143,15 @@ pub fn check_snapshot(head: &SnapshotHead, from: NodeId, known: &Known) -> Resul
     Ok(())
 }
 
-/// Whether the leader whose vote this is has said that all a snapshot holds is committed. `None`: it
-/// has not said anything yet, or has not committed an entry of its own term, and may need this node
-/// to have the snapshot before it can.
+/// Whether the leader with this vote has declared all entries of a snapshot committed. `None`: it has declared nothing
+/// yet, or has not committed an entry of its own term, and may need this node to have the snapshot before it can.
 pub fn is_known_committed(vote: &Vote, last: Option<LogId>, known: &Known) -> Option<bool> {
     let committed = known.cluster_committed.filter(|committed| committed.leader_id == vote.leader_id)?;
     Some(last <= Some(committed))
 }
 
-/// Checks a request for a vote, or for a pre-vote, that node `from` sent. `hears_leader`: whether this
-/// node leads, or heard from its leader within an election timeout.
+/// Checks a request for a vote or a pre-vote that node `from` sent. `hears_leader`: whether this node leads, or
+/// received something from its leader within an election timeout.
 pub fn check_candidate(
     request: &VoteRequest<TypeConfig>,
     from: NodeId,
@@ -161,21 +160,21 @@ pub fn check_candidate(
 ) -> Result<(), ApiError> {
     let VoteRequest { vote, last_log_id, .. } = request;
     if vote.is_committed() || vote.leader_id.node_id != from {
-        return Err(invalid("only the candidate that the vote names may ask for it"));
+        return Err(invalid("only the candidate that the vote names may request it"));
     }
-    // Measured from the last term that had a leader, so that forged requests do not add up; and more
-    // narrowly while there is a leader, so that an election after one is within the bound of every node.
+    // The bound counts from the last term with a leader, so that forged requests do not add up. It is narrower while
+    // there is a leader, so that a following election is within the bound of every node.
     let step = if hears_leader { TERM_STEP_MAX / 2 } else { TERM_STEP_MAX };
     check_term(vote, led_term(known), step, known)?;
     check_index(*last_log_id)?;
-    // A candidate stands in a term after all those in its log.
+    // A candidate's term is after all terms in its log.
     if last_log_id.is_some_and(|log_id| log_id.leader_id.term >= vote.leader_id.term) {
-        return Err(invalid("a candidate cannot have entries of the term it stands in, or of later ones"));
+        return Err(invalid("a candidate cannot have entries of its term or of later ones"));
     }
     Ok(())
 }
 
-/// Checks a transfer of the leadership that node `from` sent: only the current leader may.
+/// Checks a transfer of leadership that node `from` sent: only the current leader may send one.
 pub fn check_transfer(
     request: &TransferLeaderRequest<TypeConfig>,
     from: NodeId,
@@ -190,15 +189,15 @@ pub fn check_transfer(
     }
     if *vote != known.vote {
         return Err(ApiError::Conflict(Details::not_applied(format!(
-            "only the current leader may hand over its lead, and node {from} is not the leader in term {}",
+            "only the current leader may transfer leadership, and node {from} is not the leader of term {}",
             known.vote.leader_id.term
         ))));
     }
     Ok(())
 }
 
-/// Checks the vote in the answer to an RPC that was sent with `own`: it may be higher, but no node
-/// can be that far ahead.
+/// Checks the vote in the response to an RPC that was sent with `own`. It may be higher, but no node can be that far
+/// ahead.
 pub fn is_answer_plausible(answered: &Vote, own: &Vote) -> bool {
     answered.leader_id.term <= term_max(own.leader_id.term, TERM_STEP_MAX)
 }
@@ -210,15 +209,15 @@ fn led_term(known: &Known) -> u64 {
     vote.into_iter().chain(entries.map(|log_id| log_id.leader_id.term)).max().unwrap_or_default()
 }
 
-/// The highest plausible term after `term`. There must always be one, or no election could follow.
+/// The highest plausible term after `term`. One must always exist, or no election could follow.
 fn term_max(term: u64, step: u64) -> u64 {
     term.saturating_add(step).min(TERM_MAX.max(term.saturating_add(TERM_STEP_MIN)))
 }
 
-/// Terms go up by one with each election. One that is far ahead is forged or corrupted, and once it
-/// was adopted, no election could lead back.
+/// Rejects a term that is too high. Each election increments the term, so a term far ahead is forged or corrupt. Once
+/// it was adopted, no election could lead back.
 fn check_term(vote: &Vote, own: u64, step: u64, known: &Known) -> Result<(), ApiError> {
-    // A node without a membership joins, and knows nothing of the terms of its cluster.
+    // A node without a membership does not know the terms of its cluster.
     let max = if known.membership.is_some() { term_max(own, step) } else { TERM_MAX };
     if vote.leader_id.term > max {
         let term = vote.leader_id.term;
@@ -243,8 +242,8 @@ fn check_index(log_id: Option<LogId>) -> Result<(), ApiError> {
     }
 }
 
-/// What is committed stays: an entry at its index is that entry, those before it are older, those
-/// after it are newer.
+/// Committed entries never change: an entry at a committed index is the committed one, entries before it are older, and
+/// entries after it are newer.
 fn check_agrees_with_committed(log_id: LogId, known: &Known, what: &str) -> Result<(), ApiError> {
     let Some(committed) = known.committed else { return Ok(()) };
     let agrees = match log_id.index.cmp(&committed.index) {
@@ -257,16 +256,16 @@ fn check_agrees_with_committed(log_id: LogId, known: &Known, what: &str) -> Resu
 
 fn contradiction(what: &str, found: &str) -> ApiError {
     ApiError::Conflict(Details::not_applied(format!(
-        "the {what} contradicts what is committed on this node: it has {found}"
+        "the {what} contradicts the committed entries of this node: it has {found}"
     )))
 }
 
-/// No entry may be too long for the log: writing one would end the node.
+/// Rejects entries that are too long for the log: writing one would end the node.
 ///
-/// This costs a hundredth of what decoding the append costs (30 µs for 4,096 entries of 1 KiB), since bytes of keys and
-/// values are counted, not copied.
+/// The check takes one hundredth of the time of decoding the append (30 µs for 4,096 entries of 1 KiB), since it counts
+/// the bytes of keys and values and does not copy them.
 fn check_lengths(entries: &[Entry], body_bytes: usize) -> Result<(), ApiError> {
-    // With the names of its fields an entry is at most so many times as long as without.
+    // With the names of its fields an entry is at most this many times as long as without.
     const NAMES: usize = 16;
     if body_bytes < LOG_PAYLOAD_BYTES_MAX / NAMES {
         return Ok(());
@@ -294,7 +293,7 @@ impl std::io::Write for Length {
     }
 }
 
-/// A membership with voters, each of which has an address.
+/// Checks that a membership has voters, and an address for each member.
 fn check_membership(membership: &Membership) -> Result<(), ApiError> {
     let configs = membership.get_joint_config();
     let has_voters = !configs.is_empty() && configs.iter().all(|voters| !voters.is_empty());
@@ -339,8 +338,8 @@ mod tests {
         Known { vote: vote(5, true), committed, cluster_committed: Some(log_id(5, 12)), membership }
     }
 
-    /// A term may be 2^32 ahead of that of the last leader, in a request and in an answer, and half of that
-    /// while a leader is heard; a node that knows no cluster yet takes more.
+    /// A term may be 2^32 ahead of the last leader's, in a request and in a response, and half of that while there is a
+    /// leader. A node without a cluster accepts more.
     #[test]
     fn terms() {
         let new = Known::default();
@@ -362,19 +361,19 @@ mod tests {
         }
     }
 
-    /// Forged requests do not add up: a vote that was given for one does not move the bound of the next.
+    /// Forged requests do not add up: a vote for one does not move the bound of the next.
     #[test]
     fn forged_terms_do_not_add_up() {
         let given = Known { vote: vote(5 + TERM_STEP_MAX / 2, false), ..known() };
         let next = VoteRequest::new(vote(6 + TERM_STEP_MAX / 2, false), Some(log_id(5, 10)));
         assert!(check_candidate(&next, 1, &given, true).is_err());
-        // The leader hears of the term in an answer, steps down, and an election follows above it.
+        // The leader learns the term from a response, steps down, and an election follows above it.
         assert!(is_answer_plausible(&vote(5 + TERM_STEP_MAX / 2, false), &vote(5, true)));
         assert!(check_candidate(&next, 1, &known(), false).is_ok());
         assert!(check_leader(&vote(6 + TERM_STEP_MAX / 2, true), 1, &known()).is_ok());
     }
 
-    /// Elections go on wherever a cluster has come to.
+    /// Elections remain possible at any term that a cluster can reach.
     #[test]
     fn there_is_always_a_next_term() {
         for term in [5, TERM_MAX - 1, TERM_MAX, TERM_MAX + 1, u64::MAX - 1] {
@@ -383,7 +382,7 @@ mod tests {
         }
     }
 
-    /// What is committed stays, and a deposed leader still hears of it from Raft.
+    /// Committed entries stay, and a deposed leader still learns of it from Raft.
     #[test]
     fn committed_entries() {
         let entries = |first: u64, terms: &[u64]| {
@@ -416,7 +415,7 @@ mod tests {
         }
     }
 
-    /// Raft gets no commit index beyond what the append covers.
+    /// Raft never gets a commit index beyond the entries that the append covers.
     #[test]
     fn commits_are_of_what_is_covered() {
         for (previous, entries, leader_commit, expected) in [
@@ -441,7 +440,7 @@ mod tests {
         }
     }
 
-    /// A snapshot may go as far as its leader has said that entries are committed, if it has said so.
+    /// A snapshot may go as far as its leader has declared entries committed, if it has.
     #[test]
     fn snapshots_of_the_leader() {
         let silent = Known { cluster_committed: Some(log_id(4, 12)), ..known() };

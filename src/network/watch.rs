@@ -22,11 +22,11 @@ use super::listener::connection_limits::WatchPermit;
 use super::openapi::answers::{EventStream, WatchErrors};
 use super::openapi::parameters::{WatchHeaders, WatchParameters};
 use super::parameters::{Parameters, check_key, invalid, one_header, says_no};
-use super::watch_held::{InitialState, WatchHeld};
 use super::readiness;
 use super::refusals::{no_leader, stopping};
 use super::request_body::reject_body;
 use super::v1::{self, key_value, ready_to_read};
+use super::watch_held::{InitialState, WatchHeld};
 use crate::app::{ExampleApp, Exclusion};
 use crate::body::{KeyValueRef, WatchEnd, WatchEvent, write_json_line};
 use crate::config::{

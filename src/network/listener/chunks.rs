@@ -5,14 +5,14 @@ use crate::config::CHUNK_EXTRAS_BYTES_MAX;
 
 /// Where in a chunked body the next byte is.
 ///
-/// The HTTP library accepts everything that this accepts, and ends the body at the same byte. It
-/// ignores extensions and trailers, does not bound them, and accepts any line as a trailer.
+/// The HTTP library accepts everything that this accepts, and ends the body at the same byte. It ignores and does not
+/// bound extensions and trailers, and accepts any line as a trailer.
 #[derive(Debug, Default)]
 pub(super) struct Chunks {
     at: InChunk,
     /// Digits of the size so far.
     digits: u8,
-    /// The size of the chunk as far as it was read, then the bytes left of it.
+    /// The digits of the chunk's size so far, then the number of bytes left of it.
     left: u64,
     /// Bytes of extensions and trailers so far.
     extras: usize,

@@ -14,7 +14,7 @@ use actix_web::http::uri::Authority;
 use crate::config::{HEAD_BYTES_MAX, HEADER_NAME_BYTES_MAX, HEADERS_MAX, TARGET_BYTES_MAX};
 use crate::error::{ApiError, Details};
 
-/// What is added to a request of HTTP/1.0 without a length, which the HTTP library would reject.
+/// Added to a request of HTTP/1.0 without a length, which the HTTP library would reject.
 pub const LENGTH_OF_NO_BODY: &[u8] = b"content-length: 0\r\n";
 
 /// A valid head.
@@ -39,7 +39,7 @@ pub enum Body {
     Chunked,
 }
 
-/// A head that is rejected.
+/// A rejected head.
 #[derive(Debug)]
 pub struct Rejection {
     /// Why.
@@ -123,7 +123,7 @@ fn check(
         (length, false) => Body::Length(length.unwrap_or_default()),
     };
     let needs_length = is_http_1_0 && method == "POST" && fields.length.is_none();
-    // The length that is added must fit, too.
+    // The added length must fit, too.
     if needs_length && request.headers.len() == HEADERS_MAX {
         return Err(too_many_headers());
     }
@@ -145,7 +145,7 @@ struct Fields {
     is_chunked: bool,
     closes: bool,
     keeps_alive: bool,
-    /// What is overwritten.
+    /// The ranges to overwrite.
     blanks: Vec<Range<usize>>,
     /// The values of `Expect`.
     expectations: Vec<Range<usize>>,
@@ -248,7 +248,7 @@ fn check_target(method: &str, target: &[u8]) -> Result<(), ApiError> {
     }
     let rest = &target[HTTP.len()..];
     let authority = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).map_or(rest, |end| &rest[..end]);
-    // The library rejects some that have only such bytes, such as `a:b:c`.
+    // The library rejects some that consist of such bytes only, such as `a:b:c`.
     if !authority.iter().all(|byte| is_in_authority(*byte)) || Authority::try_from(authority).is_err() {
         return Err(invalid("the authority of the target must be HOST or HOST:PORT"));
     }
@@ -345,7 +345,7 @@ fn diagnose(bytes: &[u8], error: httparse::Error) -> ApiError {
     }
     let rest = without_empty_lines(bytes);
     if let Some(position) = memchr::memchr_iter(b'\r', rest).find(|position| rest.get(position + 1) != Some(&b'\n')) {
-        // The LF behind a CR at the end may not have arrived yet.
+        // The LF after a CR at the end may not have arrived yet.
         if position + 1 < rest.len() {
             return invalid("a CR stands alone; CR must be followed by LF");
         }
@@ -419,7 +419,7 @@ pub fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// A byte as an error names it.
+/// A byte, as it appears in an error.
 fn named(byte: u8) -> String {
     match byte {
         b' ' => "a space (0x20)".to_owned(),

@@ -1,15 +1,15 @@
 //! Hands requests to the HTTP library: only valid ones, and one at a time.
 //!
-//! The library decodes pipelined requests while it still answers an earlier one. It then takes the
-//! method, the version and whether the connection closes from the last request that it decoded, so
-//! that a GET behind a HEAD gives the HEAD a body. An [`Intake`] therefore follows the framing of
-//! requests, and holds the bytes behind a request until that request has its response.
+//! The library decodes pipelined requests before it has responded to an earlier one. It then takes the method, the
+//! version and whether the connection closes from the last request that it decoded, so that a GET after a HEAD gives
+//! the HEAD a body. An [`Intake`] therefore follows the framing of requests, and holds the bytes after a request until
+//! that request has its response.
 //!
-//! It checks each head ([`head`](super::head)). In place of a head that it rejects, it hands on a
-//! request of its own, which the [`admission`](super::admission) answers with the error. So the responses
-//! to earlier requests come first, and the error is written like any other response.
+//! It checks each head ([`head`](super::head)). In place of a rejected head, it hands on a request of its own, for
+//! which the [`admission`](super::admission) returns the error. So the responses to earlier requests come first, and
+//! the error is written like any other response.
 //!
-//! A request that arrives in one read is checked where it lies and not copied.
+//! A request that arrives in one read is checked in place and not copied.
 
 use std::cell::{Cell, RefCell};
 use std::mem;
@@ -76,7 +76,7 @@ pub enum Next {
     End,
 }
 
-/// What it costs to read a body, in bytes of a plain one.
+/// The cost of reading a body, in bytes of a body that is not chunked.
 #[derive(Clone, Copy, Debug)]
 pub struct BodyCost {
     a_byte: usize,
@@ -84,7 +84,7 @@ pub struct BodyCost {
 }
 
 impl BodyCost {
-    /// The cost of so many bytes, of which some may belong to what follows the body.
+    /// The cost of `bytes` bytes, some of which may follow the body.
     pub fn of(self, bytes: usize) -> usize {
         bytes.min(self.bytes_max).saturating_mul(self.a_byte)
     }
@@ -97,7 +97,7 @@ pub struct Exchange {
     is_open: Cell<bool>,
     /// Whether the connection closes after the response.
     closes: Cell<bool>,
-    /// The error that answers the next request, which stands for a rejected one.
+    /// The error for the next request, which stands for a rejected one.
     rejection: RefCell<Option<ApiError>>,
     /// Why the chunks of the body are broken.
     broken: Cell<Option<&'static str>>,
@@ -107,7 +107,7 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// Takes the error that answers the current request, if it stands for a rejected one.
+    /// Takes the error for the current request, if it stands for a rejected one.
     pub fn take_rejection(&self) -> Option<ApiError> {
         self.rejection.take()
     }
@@ -151,20 +151,20 @@ impl Exchange {
 }
 
 impl Intake {
-    /// The intake of a new connection. A client that announces a longer body is not asked for it with 100; nodes
-    /// send longer ones, and do not wait to be asked.
+    /// The intake of a new connection. A client that announces a body longer than `body_bytes_max` gets no 100. Other
+    /// nodes send longer bodies without waiting for one.
     pub fn new(exchange: Rc<Exchange>, body_bytes_max: usize) -> Self {
         let held = BytesMut::new();
         Intake { exchange, body_bytes_max, held, released: 0, at: At::Head, looked: 0, parse_at: 0, dropped: 0 }
     }
 
-    /// Takes the first bytes of a connection, which were read to see what it is for.
+    /// Takes the first bytes of a connection, which were read to find its kind.
     pub fn read_ahead(&mut self, bytes: &[u8]) {
         self.held.extend_from_slice(bytes);
         self.at = At::End;
     }
 
-    /// State that `admission` shares.
+    /// The state shared with `admission`.
     pub fn exchange(&self) -> &Rc<Exchange> {
         &self.exchange
     }
@@ -186,7 +186,7 @@ impl Intake {
         }
     }
 
-    /// What it costs to read on in a body; `None` if what comes is no body.
+    /// The cost of reading on in a body; `None` outside of bodies.
     pub fn body_cost(&self) -> Option<BodyCost> {
         match self.at {
             At::Body(left) => Some(BodyCost { a_byte: 1, bytes_max: usize::try_from(left).unwrap_or(usize::MAX) }),
@@ -225,7 +225,7 @@ impl Intake {
         }
     }
 
-    /// Hands on held bytes, as many as may be and as `buffer` has room for.
+    /// Hands on held bytes, as many as allowed and as fit into `buffer`.
     pub fn hand_on(&mut self, buffer: &mut ReadBuf<'_>) {
         if self.released == 0 {
             let mut held = mem::take(&mut self.held);
@@ -342,7 +342,7 @@ impl Intake {
         Step { bytes: head.bytes, instead }
     }
 
-    /// Hands on a request that `admission` answers with the error, after which the connection closes.
+    /// Hands on a request for which `admission` returns the error. The connection closes after it.
     fn reject(&mut self, rejection: Rejection, length: usize) -> Step {
         let Rejection { error, is_head, is_http_1_0 } = rejection;
         *self.exchange.rejection.borrow_mut() = Some(error);
@@ -359,7 +359,7 @@ impl Intake {
 struct Step {
     /// How many bytes were followed; they may be handed on.
     bytes: usize,
-    /// Bytes to hand on in their place.
+    /// Bytes to hand on instead.
     instead: Option<Vec<u8>>,
 }
 

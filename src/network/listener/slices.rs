@@ -1,9 +1,9 @@
 //! Long bodies are read and written in slices, in turns, so that short requests never wait for all of them.
 //!
-//! A thread runs the tasks that are ready one after another. When 3,000 watches get a value of 1 MiB each, they are
-//! all ready, and a request that comes next would wait until each had written as much as its socket takes; and once
-//! more for each step of its request. So in one turn of a thread its connections move [`SLICE_BYTES_A_TURN`]
-//! and the others wait, in their order, until all else that is ready has run.
+//! A thread runs ready tasks one after another. When 3,000 watches get a value of 1 MiB each, all of them are ready,
+//! and the next request would wait until each has written as much as its socket takes, once for each step of the
+//! request. So in one turn the connections of a thread move at most [`SLICE_BYTES_A_TURN`], and the others wait in
+//! their order until all other ready tasks have run.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -17,7 +17,7 @@ use crate::config::SLICE_BYTES_A_TURN;
 /// The turns of one thread.
 #[derive(Debug)]
 pub struct Slices {
-    /// How many bytes may still be moved in this turn.
+    /// How many more bytes this turn may move.
     left: Cell<usize>,
     waiting: RefCell<VecDeque<Weak<State>>>,
     wake: Notify,
@@ -40,11 +40,11 @@ struct State {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum At {
-    /// It moves nothing, or nothing long.
+    /// It is not waiting.
     #[default]
     Idle,
     Waiting,
-    /// It may move a slice, which is counted already.
+    /// It may move a slice, which is already counted.
     Called,
 }
 
@@ -55,13 +55,13 @@ impl Slices {
         Rc::new(Slices { left: Cell::new(SLICE_BYTES_A_TURN), waiting, wake })
     }
 
-    /// Begins one turn after another, for as long as the thread runs.
+    /// Begins one turn after another until the thread ends.
     pub async fn take_turns(self: Rc<Self>) {
         loop {
             if self.waiting.borrow().is_empty() && self.left.get() == SLICE_BYTES_A_TURN {
                 self.wake.notified().await;
             }
-            // All that is ready to run goes first.
+            // Let all other tasks that are ready run first.
             tokio::task::yield_now().await;
             self.begin_turn();
         }
@@ -92,12 +92,12 @@ impl Slices {
 }
 
 impl Slice {
-    /// A direction in which nothing has moved yet.
+    /// One direction of a new connection.
     pub fn new(slices: Rc<Slices>) -> Self {
         Slice { slices, state: Rc::default() }
     }
 
-    /// Whether it may move so many bytes now; if not, the task is woken when it may.
+    /// Ready if so many bytes may be moved now. Otherwise the task is woken when they may.
     pub fn poll_turn(&self, context: &Context<'_>, bytes: usize) -> Poll<()> {
         let Slice { slices, state } = self;
         match state.at.get() {
@@ -120,7 +120,7 @@ impl Slice {
         Poll::Pending
     }
 
-    /// Counts what was moved in place of what was asked for.
+    /// Corrects the count once it is known how many bytes were moved.
     pub fn settle(&self, asked: usize, moved: usize) {
         let left = self.slices.left.get() + asked;
         self.slices.left.set(left.saturating_sub(moved).min(SLICE_BYTES_A_TURN));
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
     use crate::config::SLICE_BYTES;
 
-    /// A turn moves so much; the others follow in their order, and take no turn if they have gone.
+    /// A turn moves a limited number of bytes. The others follow in their order, and closed connections take no turn.
     #[test]
     fn one_turn_after_another() {
         const A_TURN: usize = SLICE_BYTES_A_TURN / SLICE_BYTES;

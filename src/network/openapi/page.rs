@@ -1,15 +1,14 @@
-//! The reference for people: the document of the API as one page of HTML that
-//! needs no script and nothing from elsewhere.
+//! The reference for people: the document of the API as one page of HTML, without scripts and external files.
 
 use std::fmt::Write;
 
 use serde_json::{Map, Value};
 
-/// Forbids the page everything but the style that it brings.
+/// The page may use only its own style.
 pub const SECURITY_POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// Where the examples say that the node is, as in the README.
+/// The address of the node in the examples, as in the README.
 const EXAMPLE_ADDRESS: &str = "127.0.0.1:21001";
 const STYLE: &str = include_str!("page.css");
 const METHODS: [&str; 5] = ["get", "head", "put", "delete", "post"];
@@ -65,7 +64,7 @@ pub fn page_of(document: &Value) -> String {
     )
 }
 
-/// A method on a path.
+/// A method and a path.
 struct Operation<'a> {
     method: &'a str,
     path: &'a str,
@@ -125,7 +124,7 @@ impl Operation<'_> {
         html + "</div></details>"
     }
 
-    /// The example as a command.
+    /// The example as a shell command.
     fn curl(&self) -> String {
         let mut path = self.path.to_owned();
         let mut query = Vec::new();
@@ -188,7 +187,7 @@ fn answer(status: &str, response: &Value) -> String {
     )
 }
 
-/// An error among the answers of an operation; what it looks like stands with all errors.
+/// An error response of an operation. Its body is described with all errors.
 fn error_link(status: &str, name: &str, document: &Value) -> String {
     let response = &document["components"]["responses"][name];
     let description = inline(text(&response["description"]));
@@ -200,7 +199,7 @@ fn codes(response: &Value) -> String {
     examples.map(|(code, _)| format!("<code>{}</code> ", escaped(code))).collect()
 }
 
-/// What a body may be, with its example.
+/// The types of a body, with its example.
 fn content(content: &Value, with_example: bool) -> String {
     let kinds = entries(content).map(|(content_type, body)| {
         let mut html = format!("<p><code>{}</code>: {}</p>", escaped(content_type), type_of(&body["schema"]));
@@ -248,7 +247,7 @@ fn schemas(document: &Value) -> String {
     schemas.collect()
 }
 
-/// The fields of an object, or what else a schema allows.
+/// The fields of an object, or the variants of a schema.
 fn shape(schema: &Value) -> String {
     if schema["properties"].is_object() {
         let required: Vec<_> = list(&schema["required"]).map(text).collect();
@@ -270,7 +269,7 @@ fn shape(schema: &Value) -> String {
     }
 }
 
-/// What a value may be, in a few words.
+/// The type of a value, in a few words.
 fn type_of(schema: &Value) -> String {
     if let Some((_, name)) = text(&schema["$ref"]).rsplit_once('/') {
         return format!(r##"<a href="#body-{}">{}</a>"##, escaped(name), escaped(name));
@@ -306,7 +305,7 @@ fn type_name(name: &str, schema: &Value) -> String {
     }
 }
 
-/// Patterns are left out: the descriptions say in words what they are.
+/// Patterns are omitted: the descriptions say them in words.
 fn bounds(schema: &Value) -> String {
     let number = |name: &str| schema[name].as_u64();
     let range = |least: Option<u64>, most: Option<u64>| match (least, most) {
@@ -333,7 +332,7 @@ fn prose(value: &Value) -> String {
     paragraphs.map(|paragraph| format!("<p>{}</p>", inline(paragraph))).collect()
 }
 
-/// Text with what stands between backticks as code.
+/// Text in which the words between backticks are code.
 fn inline(text: &str) -> String {
     let parts = text.split('`').enumerate().map(|(number, part)| match number % 2 {
         0 => escaped(part),

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 
-use crate::body::{EncodedValue, KeyValue};
 use crate::hash::StateHash;
 use crate::operation::{Key, Value};
 

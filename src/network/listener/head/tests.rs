@@ -4,7 +4,7 @@ fn parsed(text: &str) -> Result<Option<Head>, String> {
     parse(&mut text.as_bytes().to_vec(), 10).map_err(|rejection| rejection.error.to_string())
 }
 
-/// A valid head tells where the body ends, and whether the connection does.
+/// A valid head tells the framing of the body, and whether the connection closes.
 #[test]
 fn valid_heads() {
     let rows = [
@@ -34,7 +34,7 @@ fn incomplete_heads() {
     assert!(parsed(head).unwrap().is_some());
 }
 
-/// Nothing of a request for an upgrade is left, and nothing else is changed.
+/// A request for an upgrade is removed completely, and nothing else changes.
 #[test]
 fn upgrades_are_overwritten() {
     let before = "GET / HTTP/1.1\r\nUpgrade: h2c, websocket\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings,upgrade\r\n\
@@ -46,7 +46,7 @@ fn upgrades_are_overwritten() {
     assert_eq!(String::from_utf8(bytes).unwrap(), after);
 }
 
-/// `Expect` is left only if the body may be as long as it is.
+/// `Expect` is kept only if the body is within the limit.
 #[test]
 fn expectations_of_long_bodies_are_overwritten() {
     for (length, is_kept) in [("", true), ("content-length: 10\r\n", true), ("content-length: 11\r\n", false)] {
@@ -79,7 +79,7 @@ fn an_added_length_counts() {
     }
 }
 
-/// Each byte is either taken in a target, as the HTTP library keeps it, or rejected with its name.
+/// Each byte of a target is either accepted, as the HTTP library keeps it, or rejected by name.
 #[test]
 fn every_byte_of_a_target() {
     for (target, taken) in
@@ -103,7 +103,7 @@ fn every_byte_of_a_target() {
     }
 }
 
-/// A rejection knows whether its response may have a body, and in which version it is.
+/// A rejection tells whether its response may have a body, and the version of the request.
 #[test]
 fn rejections() {
     for (head, is_head, is_http_1_0) in [

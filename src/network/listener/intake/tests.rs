@@ -7,7 +7,7 @@ use crate::fuzzing::connection;
 /// The bytes handed on when these pieces are read, one part per request.
 fn handed_on(pieces: &[&[u8]], room: usize) -> Vec<Vec<u8>> {
     let mut intake = Intake::new(Rc::default(), 10);
-    // A read brings no more than there is room for.
+    // A read fills at most the buffer.
     let mut pieces = pieces.iter().flat_map(|piece| piece.chunks(room));
     let mut parts = vec![Vec::new()];
     let mut space = vec![0; room];
@@ -50,7 +50,7 @@ const REQUESTS: [&str; 6] = [
     "GET /f HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\n\n",
 ];
 
-/// However the bytes of requests are divided, each is handed on alone, and as it came.
+/// However the bytes of requests are divided, each request is handed on alone and unchanged.
 ///
 /// Method: six requests with empty lines between them, in two pieces, divided at each byte, and byte by byte.
 #[test]
@@ -93,7 +93,7 @@ fn nothing_follows_an_end() {
     }
 }
 
-/// A request of HTTP/1.0 without a length gets one, and what follows it is not lost.
+/// A request of HTTP/1.0 without a length gets one, and the bytes after it are kept.
 #[test]
 fn a_missing_length_is_added() {
     let post = "POST /a HTTP/1.0\r\nconnection: keep-alive\r\n\r\n";
@@ -118,7 +118,7 @@ fn long_heads_in_small_pieces() {
     }
 }
 
-/// Parts that requests are made of, right and wrong ones.
+/// Parts of valid and invalid requests.
 fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
     let parts = prop::sample::select(vec![
         "GET ",
