@@ -1,11 +1,11 @@
 #!/bin/sh
-# The demo, which also checks: three nodes on this machine become a cluster, take
-# writes on any of them, lose their leader, lose all nodes, and lose no data.
+# A demo and a test: three nodes on this machine form a cluster, accept writes on
+# any node, lose their leader, lose all nodes, and lose no data.
 #
-# Needs sh and curl (jq, if there, makes the metrics readable). Uses the ports
-# 21001 to 21003, or three from RKV_PORT_BASE on, and a temporary directory.
-# Builds the release binary if it is missing or old, or takes RKV_BINARY.
-# Exits with 0 if all is well. Ends only the processes that it started.
+# Needs sh and curl; jq is optional and makes the metrics readable. Uses the ports
+# 21001 to 21003, or three ports from RKV_PORT_BASE on, and a temporary directory.
+# Builds the release binary if it is missing or outdated, or uses RKV_BINARY.
+# Exits with 0 if every check succeeds. Stops only the processes that it started.
 
 set -u
 
@@ -19,7 +19,7 @@ fi
 
 port_base=${RKV_PORT_BASE:-21001}
 host=127.0.0.1
-# How long any condition may take, in seconds.
+# Deadline of every condition, in seconds.
 deadline=30
 
 directory=
@@ -29,7 +29,7 @@ status=
 body=
 started_at=
 
-# ---- saying and failing ----
+# ---- output and failure ----
 
 heading() {
     printf '\n== %s\n' "$1"
@@ -44,8 +44,8 @@ fail() {
     exit 1
 }
 
-# On every way out: ends what is still running; keeps the data if something
-# failed, but not if someone interrupted it.
+# On every exit: stops the nodes that still run. Keeps the data after a failure, but
+# not after an interrupt.
 clean_up() {
     code=$?
     trap - EXIT HUP INT TERM
@@ -58,11 +58,11 @@ clean_up() {
         else
             for id in 1 2 3; do
                 if [ -f "$directory/node-$id.log" ]; then
-                    printf '\nThe last lines of the log of node %s:\n' "$id" >&2
+                    printf '\nLast log lines of node %s:\n' "$id" >&2
                     tail -n 10 "$directory/node-$id.log" >&2
                 fi
             done
-            printf '\nThe data and the logs stay in %s\n' "$directory" >&2
+            printf '\nData and logs are kept in %s\n' "$directory" >&2
         fi
     fi
     exit "$code"
@@ -81,14 +81,14 @@ else
     pause=1
 fi
 
-# wait_for WHAT COMMAND...: until the command succeeds, at most until the deadline.
+# wait_for WHAT COMMAND...: waits until the command succeeds, or fails at the deadline.
 wait_for() {
     what=$1
     shift
     give_up_at=$(($(date +%s) + deadline))
     until "$@"; do
         if [ "$(date +%s)" -ge "$give_up_at" ]; then
-            fail "not within $deadline seconds: $what; the last answer was: $status $body"
+            fail "not within $deadline seconds: $what; last response: $status $body"
         fi
         sleep "$pause"
     done
@@ -100,11 +100,11 @@ address() {
     printf '%s:%s' "$host" "$((port_base + $1 - 1))"
 }
 
-# Set to have `send` use another method than its own.
+# If set, the method that `send` uses.
 method=
 
-# send ID PATH [BODY [HEADER]]: sets `status` (000 if there was no answer) and `body`.
-# GET without a body, else POST.
+# send ID PATH [BODY [HEADER]]: sets `status` (000 if there was no response) and `body`.
+# By default, the method is POST with a body and GET without one.
 send() {
     set -- "http://$(address "$1")$2" "${3-}" "${4-}" "$#"
     url=$1 data=$2 header=$3 count=$4
@@ -123,21 +123,21 @@ send() {
     body=$(cat "$directory/answer" "$directory/curl-error")
 }
 
-# The same, and waits as long as the cluster is busy electing a leader: 503 says
-# that nothing was done, so that trying again is safe.
+# Like `send`, but fails on 503, which says that the request was not applied (an
+# election may be in progress), so that a retry is safe.
 send_again() {
     send "$@"
     [ "$status" != 503 ]
 }
 
-# request ID PATH [BODY [HEADER]]: shows the request and its answer.
+# request ID PATH [BODY [HEADER]]: sends a request, and prints it and its response.
 request() {
     data_shown=
     if [ "$#" -ge 3 ]; then
         data_shown=" -d '$3'"
     fi
     printf '   > curl %s%s%s%s%s\n' "${method:+-X $method }" "${4:+-H \"$4\" }" "$(address "$1")" "$2" "$data_shown"
-    wait_for "an answer other than 503" send_again "$@"
+    wait_for "a response other than 503" send_again "$@"
     case $2 in
         /metrics) show_metrics ;;
         *) printf '   < %s %s\n' "$status" "$body" ;;
@@ -159,15 +159,15 @@ show_metrics() {
 expect() {
     if [ "$status $body" != "$1" ]; then
         fail "expected: $1
-        but came: $status $body"
+        got:      $status $body"
     fi
 }
 
-# Status 200, and these parts in the body.
+# Expects status 200, and these parts in the body.
 expect_ok_with() {
     if ! answer_has "$@"; then
-        fail "expected: status 200 and in the body: $*
-        but came: $status $body"
+        fail "expected: 200 and a body with: $*
+        got:      $status $body"
     fi
 }
 
@@ -187,13 +187,14 @@ metrics_have() {
     answer_has "$@"
 }
 
-# holds ID KEY VALUE: in the node's own state.
+# holds ID KEY VALUE: checks the node's own state.
 holds() {
     send "$1" /read "\"$2\""
     [ "$status $body" = "200 {\"Ok\":\"$3\"}" ]
 }
 
-# Linearizable reads see the last write at once, stale ones soon.
+# read_on KEY VALUE ID...: linearizable reads return the last write at once, stale reads
+# after a moment.
 read_on() {
     key=$1 value=$2
     shift 2
@@ -206,7 +207,7 @@ read_on() {
     done
 }
 
-# find_leader ID...: sets `leader` to the one that all these nodes name, if it is among them.
+# find_leader ID...: sets `leader` to the node that all these nodes name, if it is one of them.
 find_leader() {
     leader=
     for id in "$@"; do
@@ -237,24 +238,24 @@ set_pid() {
 
 is_port_free() {
     curl -s --noproxy '*' --connect-timeout 2 --max-time 2 -o /dev/null "http://$(address "$1")/"
-    [ "$?" -eq 7 ] # Nobody takes the connection.
+    [ "$?" -eq 7 ] # Connection refused.
 }
 
 start_node() {
     id=$1
     if ! is_port_free "$id"; then
-        fail "the port of node $id is taken: something listens on $(address "$id").
+        fail "the port of node $id is in use: another process listens on $(address "$id").
         Stop it, or choose other ports: RKV_PORT_BASE=31001 $0"
     fi
     "$binary" --id "$id" --http-addr "$(address "$id")" --data-dir "$directory" >>"$directory/node-$id.log" 2>&1 &
     set_pid "$id" "$!"
-    wait_for "node $id answers" has_started "$id"
-    say "node $id runs at $(address "$id") as process $(pid_of "$id")"
+    wait_for "node $id responds" has_started "$id"
+    say "node $id listens on $(address "$id") as process $(pid_of "$id")"
 }
 
 has_started() {
     if ! kill -0 "$(pid_of "$1")" 2>/dev/null; then
-        fail "node $1 ended at its start: $(tail -n 1 "$directory/node-$1.log")"
+        fail "node $1 exited at its start: $(tail -n 1 "$directory/node-$1.log")"
     fi
     metrics_have "$1" "\"id\":$1,"
 }
@@ -265,7 +266,7 @@ kill_node() {
     [ -n "$pid" ] || return 0
     set_pid "$1" ''
     kill -9 "$pid" 2>/dev/null
-    # The shell would say that it was killed.
+    # Prevents the shell's message about the killed process.
     wait "$pid" 2>/dev/null
     return 0
 }
@@ -277,20 +278,20 @@ stop_node() {
     wait "$pid"
     code=$?
     set_pid "$1" ''
-    [ "$code" -eq 0 ] || fail "node $1 should end with exit code 0 after SIGTERM, and ended with $code"
-    say "node $1 has stopped, with exit code 0"
+    [ "$code" -eq 0 ] || fail "node $1 must exit with code 0 after SIGTERM, but exited with $code"
+    say "node $1 exited with code 0"
 }
 
 # ---- the demo ----
 
-command -v curl >/dev/null 2>&1 || fail "curl is needed, and not installed"
+command -v curl >/dev/null 2>&1 || fail "curl is not installed"
 case $port_base in
-    '' | *[!0-9]*) fail "RKV_PORT_BASE must be a number, not '$port_base'" ;;
+    '' | *[!0-9]*) fail "RKV_PORT_BASE must be a number, got '$port_base'" ;;
 esac
 
 if [ -n "${RKV_BINARY-}" ]; then
     binary=$RKV_BINARY
-    [ -x "$binary" ] || fail "RKV_BINARY is not a program: $binary"
+    [ -x "$binary" ] || fail "RKV_BINARY is not an executable file: $binary"
 else
     binary=${CARGO_TARGET_DIR:-target}/release/raft-key-value
     if [ ! -x "$binary" ] || [ -n "$(find src Cargo.toml Cargo.lock -type f -newer "$binary")" ]; then
@@ -298,53 +299,53 @@ else
         cargo build --release || fail "the build failed"
     fi
 fi
-directory=$(mktemp -d "${TMPDIR:-/tmp}/raft-key-value-demo.XXXXXX") || fail "cannot make a temporary directory"
+directory=$(mktemp -d "${TMPDIR:-/tmp}/raft-key-value-demo.XXXXXX") || fail "cannot create a temporary directory"
 started_at=$(date +%s)
 
-heading "Start three nodes, which do not know each other"
+heading "Start three nodes, which do not know each other yet"
 for id in 1 2 3; do
     start_node "$id"
 done
 
-heading "Make node 1 a cluster of its own"
+heading "Found a cluster of one node, node 1"
 request 1 /init ''
 expect '200 {"Ok":null}'
 
-heading "It leads itself"
+heading "Node 1 is its leader"
 request 1 /metrics
 expect_ok_with '"state":"Leader"' '"current_leader":1' '"configs":[[1]]'
 
-heading "Add nodes 2 and 3 as learners, which get all data and have no vote"
+heading "Add nodes 2 and 3 as learners, which receive all data but have no vote"
 for id in 2 3; do
     request 1 /add-learner "[$id,\"$(address "$id")\"]"
     expect_ok_with '"configs":[[1]]' "\"$id\":{\"addr\":\"$(address "$id")\"}"
 done
 
-heading "Let all three vote"
+heading "Make all three nodes voters"
 request 1 /change-membership '[1,2,3]'
 expect_ok_with '"configs":[[1,2,3]]'
 for id in 1 2 3; do
     wait_for "node $id knows the three voters" metrics_have "$id" '"configs":[[1,2,3]]'
 done
-say "all three nodes know it"
+say "all three nodes know the new membership"
 
-heading "Write on node 1, read on each node"
+heading "Write on node 1, read on every node"
 request 1 /write '{"Set":{"key":"foo","value":"bar"}}'
 expect_ok_with '"data":{"value":"bar","revision":1},"membership":null}}'
 read_on foo bar 1 2 3
 
 wait_for "the nodes agree on a leader" find_leader 1 2 3
 follower=$((leader % 3 + 1))
-heading "Write on a follower, node $follower, which passes it on to the leader, node $leader"
+heading "Write on a follower, node $follower, which forwards it to the leader, node $leader"
 request "$follower" /write '{"Set":{"key":"foo","value":"wow"}}'
 expect_ok_with '"data":{"value":"wow","revision":2},"membership":null}}'
 read_on foo wow 1 2 3
 
-heading "A client that would rather be told where the leader is can ask for that"
+heading "With Raft-Forward: no, a follower names the leader instead of forwarding the request"
 request "$follower" /write '{"Set":{"key":"foo","value":"never"}}' 'Raft-Forward: no'
 expect "421 {\"Err\":{\"ForwardToLeader\":{\"leader_id\":$leader,\"leader_node\":{\"addr\":\"$(address "$leader")\"}}}}"
 
-heading "The key-value API: put a key on node 1, and read it with its revision on each node"
+heading "The key-value API: put a key on node 1, and read it with its revision on every node"
 method=PUT
 request 1 /v1/kv/config/color green
 expect '200 {"revision":3,"version":1}'
@@ -354,16 +355,16 @@ for id in 1 2 3; do
     expect '200 {"key":"config/color","value":"green","revision":3,"create_revision":3,"version":1}'
 done
 
-heading "Only if nobody else has: the key is there already, so nothing changes"
+heading "Put it only if it does not exist: it does, so nothing changes"
 method=PUT
 request 2 /v1/kv/config/color red 'If-None-Match: *'
 method=
 case "$status $body" in
     '412 '*'"code":"condition_failed"'*'"outcome":"not_applied","current_revision":3'*) ;;
-    *) fail "expected: 412 with the code condition_failed, but came: $status $body" ;;
+    *) fail "expected: 412 with the code condition_failed, got: $status $body" ;;
 esac
 
-heading "A transaction, sent twice with the same Idempotency-Key: it is done once"
+heading "A transaction, sent twice with the same Idempotency-Key: it is applied once"
 for id in 1 3; do
     request "$id" /v1/txn '{"compare":[{"key":"config/color","revision":3}],"success":[{"put":{"key":"config/color","value":"blue"}},{"put":{"key":"config/by","value":"me"}}]}' 'Idempotency-Key: 1a2b'
     expect '200 {"succeeded":true,"revision":4,"results":[{"put":{"revision":4,"version":2}},{"put":{"revision":4,"version":1}}]}'
@@ -380,15 +381,15 @@ case $killed in
 esac
 killed_at=$(date +%s)
 kill_node "$killed"
-# shellcheck disable=SC2086 # The numbers of two nodes.
+# shellcheck disable=SC2086 # Two node ids.
 wait_for "nodes $left agree on a new leader" find_leader $left
-say "node $leader leads now, within $(($(date +%s) - killed_at + 1)) seconds"
+say "node $leader is the new leader, after less than $(($(date +%s) - killed_at + 1)) seconds"
 
-heading "The other two go on"
+heading "The other two continue"
 other=${left% *}
 request "$other" /write '{"Set":{"key":"foo","value":"still here"}}'
 expect_ok_with '"data":{"value":"still here","revision":5}'
-# shellcheck disable=SC2086 # The numbers of two nodes.
+# shellcheck disable=SC2086 # Two node ids.
 read_on foo "still here" $left
 
 heading "Start node $killed again: it catches up"
@@ -403,7 +404,7 @@ for id in 1 2 3; do
     start_node "$id"
 done
 wait_for "the nodes agree on a leader" find_leader 1 2 3
-say "node $leader leads"
+say "node $leader is the leader"
 read_on foo "still here" 1 2 3
 
 heading "Stop all three with SIGTERM"
@@ -411,4 +412,4 @@ for id in 1 2 3; do
     stop_node "$id"
 done
 
-printf '\nAll is well: every answer was as expected, in %s seconds.\n' "$(($(date +%s) - started_at))"
+printf '\nAll checks succeeded, in %s seconds.\n' "$(($(date +%s) - started_at))"

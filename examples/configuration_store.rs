@@ -1,10 +1,8 @@
-//! Settings that several programs share, changed without losing each other's changes.
+//! Settings that several programs share and change without losing each other's changes.
 //!
-//! Each setting is a key below `config/`. Who changes one reads it first, and
-//! writes it on the condition that it is still at the revision that was read;
-//! if another one was faster, both are told, and one begins again. Two settings
-//! that belong together are changed in one transaction, and all of them are
-//! listed as they were at one moment.
+//! Each setting is a key with the prefix `config/`. A program that changes a setting reads it first, and writes it on
+//! the condition that its revision is unchanged. If another program was faster, the write fails and the program starts
+//! over. Two settings that belong together are changed in one transaction, and all settings are listed at one revision.
 //!
 //! ```console
 //! $ cargo run --example configuration_store [HOST:PORT…]
@@ -24,35 +22,35 @@ async fn main() -> Result<(), ClientError> {
     run(&ExampleClient::connect(endpoints)?).await
 }
 
-/// All of the example, on a cluster that is there.
+/// Runs the example on a running cluster.
 pub async fn run(client: &ExampleClient) -> Result<(), ClientError> {
-    // Only the first program to come sets the default.
+    // Only the first program sets the default.
     match client.put("config/workers", "4").if_missing().await {
         Ok(put) => println!("workers = 4, at revision {}", put.revision),
         Err(error) if error.condition_failed().is_some() => println!("workers is set already"),
         Err(error) => return Err(error),
     }
 
-    // Any number of programs may do this at once: each counts.
+    // Any number of programs may do this at once: no increment is lost.
     let workers = increment(client, "config/workers").await?;
     println!("workers = {workers}");
 
-    // Both or neither, and only if nobody changed the workers since.
+    // Set both or neither, and only if `workers` has not changed since.
     let answer = client
         .txn()
         .when(Compare::value("config/workers", Relation::Equal, workers.to_string()))
         .then(TxnOperation::put("config/queue", (10 * workers).to_string()))
         .then(TxnOperation::put("config/changed-by", "configuration_store"))
         .await?;
-    println!("queue is {}", if answer.succeeded { "ten times as long" } else { "left as it was" });
+    println!("queue is {}", if answer.succeeded { "ten times as long" } else { "unchanged" });
 
     for setting in client.list("config/").collect().await? {
-        println!("{} = {}", setting.key, setting.text().unwrap_or("(no text)"));
+        println!("{} = {}", setting.key, setting.text().unwrap_or("(not text)"));
     }
     Ok(())
 }
 
-/// Adds one to a number, whoever else does so too.
+/// Adds one to a number, even while other programs do so too.
 async fn increment(client: &ExampleClient, key: &str) -> Result<u64, ClientError> {
     loop {
         let found = client.get(key).await?;

@@ -1,9 +1,8 @@
-//! Workers that choose one among them, and another one when that one is gone.
+//! Workers that elect a leader among them, and a new one when it fails.
 //!
-//! Each worker tries to write its name into one key that expires. Who succeeds
-//! leads, and keeps the key alive; the others watch the key, and try again when
-//! it goes. Here three workers run in one process, and each leader resigns after
-//! a moment, one of them by falling silent, as if it had died.
+//! Each worker tries to write its name to one key with a TTL. The worker that succeeds leads, and renews the TTL. The
+//! others watch the key, and try again when it is deleted or expires. Here three workers run in one process, and each
+//! leader resigns after a moment. One of them just stops renewing the key, as if it had crashed.
 //!
 //! ```console
 //! $ cargo run --example leader_election [HOST:PORT…]
@@ -30,7 +29,7 @@ async fn main() -> Result<(), ClientError> {
     run(&ExampleClient::connect(endpoints)?).await
 }
 
-/// All of the example, on a cluster that is there.
+/// Runs the example on a running cluster.
 pub async fn run(client: &ExampleClient) -> Result<(), ClientError> {
     try_join_all(["ann", "bob", "cat"].map(|name| work(client, name))).await?;
     println!("each of them has led");
@@ -57,14 +56,14 @@ async fn lead(client: &ExampleClient, name: &str, revision: u64) -> Result<(), C
         tokio::time::sleep(TTL / 3).await;
         match client.touch(LEADER, TTL).if_revision(revision).await {
             Err(error) if error.condition_failed().is_some() => {
-                println!("{name} was too late, and leads no more");
+                println!("{name} renewed too late, and leads no more");
                 return Ok(());
             }
             touched => touched?,
         };
     }
     if name == "ann" {
-        println!("{name} falls silent");
+        println!("{name} stops renewing");
         return Ok(());
     }
     println!("{name} resigns");
@@ -74,7 +73,7 @@ async fn lead(client: &ExampleClient, name: &str, revision: u64) -> Result<(), C
     }
 }
 
-/// Waits until the leader is gone that was there at a revision.
+/// Waits until the leader of a revision has resigned or its key has expired.
 async fn await_vacancy(client: &ExampleClient, revision: Option<u64>) -> Result<(), ClientError> {
     let Some(revision) = revision else { return Ok(()) };
     let mut events = client.watch_key(LEADER).from(revision + 1).stream();

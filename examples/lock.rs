@@ -1,11 +1,9 @@
-//! A lock that is free again when its holder dies, and that no late holder can misuse.
+//! A lock that is released when its holder crashes, and that a former holder cannot misuse.
 //!
-//! The lock is a key with a time to live, written on the condition that it is
-//! missing. Its holder touches it well before the time is over. No clock can
-//! promise that a holder which was stopped for a while notices in time that the
-//! lock is another's by now. So what the lock protects is written in a
-//! transaction that compares the revision at which the key was created: another
-//! holder has another one, and the late write does nothing.
+//! The lock is a key with a TTL, written on the condition that it does not exist. Its holder renews the TTL well before
+//! the key expires. A holder that was paused may not notice in time that the lock has passed to another one. So the
+//! data that the lock protects is written in transactions that compare the revision at which the lock was created. Each
+//! holder has a different one, so a late write is not applied.
 //!
 //! ```console
 //! $ cargo run --example lock [HOST:PORT…]
@@ -31,13 +29,13 @@ async fn main() -> Result<(), ClientError> {
     run(&ExampleClient::connect(endpoints)?).await
 }
 
-/// All of the example, on a cluster that is there.
+/// Runs the example on a running cluster.
 pub async fn run(client: &ExampleClient) -> Result<(), ClientError> {
     let fence = lock(client).await?;
     println!("locked, at revision {fence}");
     tokio::select! {
         worked = work(client, fence) => worked?,
-        // Losing the lock ends the work, which the fence would refuse anyway.
+        // Losing the lock ends the work, whose writes the fence would reject anyway.
         lost = keep_alive(client, fence) => lost?,
     }
     unlock(client, fence).await?;
@@ -45,7 +43,7 @@ pub async fn run(client: &ExampleClient) -> Result<(), ClientError> {
     Ok(())
 }
 
-/// Waits for the lock; returns the revision that this holder alone has.
+/// Waits for the lock. Returns the revision at which it was created, which identifies this holder.
 async fn lock(client: &ExampleClient) -> Result<u64, ClientError> {
     let owner = std::process::id().to_string();
     loop {
@@ -54,9 +52,9 @@ async fn lock(client: &ExampleClient) -> Result<u64, ClientError> {
             Err(error) => error,
         };
         let Some(failed) = error.condition_failed() else { return Err(error) };
-        println!("another one holds the lock; waiting");
+        println!("waiting for another holder");
         let Some(revision) = failed.current_revision else { continue };
-        // What was changed after that is seen, also if it was before the watch begins.
+        // Watch from that revision on, so that no change before the watch starts is missed.
         let mut events = client.watch_key(LOCK).from(revision + 1).stream();
         while let Some(event) = events.next().await {
             if matches!(event?, WatchEvent::Delete(_) | WatchEvent::Expire(_)) {
@@ -66,27 +64,27 @@ async fn lock(client: &ExampleClient) -> Result<u64, ClientError> {
     }
 }
 
-/// Renews the lock as long as it is this holder's; returns only with an error.
+/// Renews the lock. Returns only with an error, such as when the lock is lost.
 async fn keep_alive(client: &ExampleClient, fence: u64) -> Result<(), ClientError> {
     loop {
         tokio::time::sleep(TTL / 3).await;
-        // The revision stays while nobody else writes the key.
+        // A touch does not change the revision; a write by another holder does.
         client.touch(LOCK, TTL).if_revision(fence).await?;
     }
 }
 
-/// Longer than the lock lives without being renewed.
+/// Works for longer than the TTL of the lock.
 async fn work(client: &ExampleClient, fence: u64) -> Result<(), ClientError> {
     for page in 1..=5 {
         tokio::time::sleep(TTL / 4).await;
         let print = client.txn().when(Compare::create_revision(LOCK, Relation::Equal, fence));
         let printed = print.then(TxnOperation::put("printer/page", page.to_string())).await?;
-        println!("page {page}: {}", if printed.succeeded { "printed" } else { "refused, the lock is another's" });
+        println!("page {page}: {}", if printed.succeeded { "printed" } else { "not printed, the lock was lost" });
     }
     Ok(())
 }
 
-/// Lets go of the lock, if it is still this holder's.
+/// Releases the lock, if this holder still has it.
 async fn unlock(client: &ExampleClient, fence: u64) -> Result<(), ClientError> {
     match client.delete(LOCK).if_revision(fence).await {
         Err(error) if error.condition_failed().is_none() => Err(error),

@@ -1,9 +1,8 @@
-//! A copy of all keys below a prefix that is always as it was at some revision.
+//! A local copy of all keys with a prefix, always consistent with one revision of the store.
 //!
-//! The watch first gives all keys as they are, then every change after that, once
-//! and in order, whichever node the connection is to. So what the map holds after
-//! the last event of a revision is what the store held at it, and reading it takes
-//! no request. Here some keys are changed, and the copy is compared in the end.
+//! The watch first returns all keys, then every later change, once and in order, even across reconnects. So after the
+//! last event of a revision, the map equals the store at that revision, and reading it needs no request. Here some keys
+//! are changed, and the copy is compared with a listing at the end.
 //!
 //! ```console
 //! $ cargo run --example watch_cache [HOST:PORT…]
@@ -29,9 +28,9 @@ async fn main() -> Result<(), ClientError> {
     run(&ExampleClient::connect(endpoints)?).await
 }
 
-/// All of the example, on a cluster that is there.
+/// Runs the example on a running cluster.
 pub async fn run(client: &ExampleClient) -> Result<(), ClientError> {
-    client.put("cache/before", "was there").await?;
+    client.put("cache/before", "the watch").await?;
 
     let mut cache = BTreeMap::new();
     let mut events = client.watch(PREFIX).initial().stream();
@@ -42,14 +41,14 @@ pub async fn run(client: &ExampleClient) -> Result<(), ClientError> {
     let seen_at = follow(&mut events, &mut cache, Some(written_at)).await?;
     println!("{} keys, as at revision {seen_at}:", cache.len());
     for entry in cache.values() {
-        println!("{} = {}", entry.key, entry.text().unwrap_or("(no text)"));
+        println!("{} = {}", entry.key, entry.text().unwrap_or("(not text)"));
     }
     let listed = client.list(PREFIX).collect().await?;
-    println!("the copy is {}", if cache.into_values().eq(listed) { "exact" } else { "behind by now" });
+    println!("the copy is {}", if cache.into_values().eq(listed) { "exact" } else { "behind" });
     Ok(())
 }
 
-/// Follows up to a revision, or to the end of the state that the watch begins with.
+/// Applies events up to a revision or, with `None`, up to the end of the initial state. Returns the last revision.
 async fn follow(
     events: &mut BoxStream<'_, Result<WatchEvent, ClientError>>,
     cache: &mut BTreeMap<String, KeyValue>,

@@ -1,23 +1,21 @@
-//! Log time: the time that leaders stamp entries with, and that TTLs are counted in.
+//! Log time: the time with which leaders stamp entries, and in which TTLs are counted.
 //!
-//! Log time passes while any node runs, at the rate of that node's monotonic
-//! clock (the one that also counts while the machine is suspended). A node takes it from:
+//! Log time advances while any node runs, at the rate of that node's monotonic clock (the one that also counts while
+//! the machine is suspended). A node learns it from:
 //!
 //! 1. the entries that it applies: log time is never behind the state's clock;
 //! 2. the leader, which sends its log time with every append and heartbeat;
-//! 3. the voters, which send theirs with the vote, so that a candidate that was
-//!    just started learns it from any voter that was running;
-//! 4. the wall clocks, only if it leads, and neither it nor any of its voters has
-//!    known log time since they were started: then no majority was running. Each of
-//!    them adds what has passed on its wall clock since it last wrote the two down
-//!    side by side ([`Reading`], the file `CLOCK`), and nothing if that is negative.
-//!    The least of these counts, so that one wrong clock cannot expire keys early.
+//! 3. the voters, which send theirs with the vote, so that a candidate that has just started learns it from any voter
+//!    that was running;
+//! 4. the wall clocks, but only if it is the leader, and neither it nor any of its voters has known log time since they
+//!    started: then no majority was running. Each of them adds the time that has passed on its wall clock since it last
+//!    recorded both clocks ([`Reading`], the file `CLOCK`), or nothing if that is negative. The least of these counts, so
+//!    that one wrong clock cannot expire keys early.
 //!
-//! Before 2, 3 or 4, a node only knows a lower bound, which it does not send to
-//! other nodes. Every value that arrives is a lower bound too, since it is
-//! already old: so a higher one is better.
+//! Before 2, 3 or 4, a node knows only a lower bound, which it does not send to other nodes. Every value that arrives
+//! is a lower bound as well, since it is already old. So a higher value is always better.
 //!
-//! Caveat: while a hypervisor stops a virtual machine, its monotonic clock may stop too.
+//! Caveat: while a hypervisor pauses a virtual machine, its monotonic clock may stop too.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -28,7 +26,7 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::config::{CLOCK_RECORD_INTERVAL_MAX, CLOCK_STEP_MIN, LEADER_TIME_WINDOW, LOG_TIME_MS_MAX};
 use crate::seeded_bug::{self, SeededBug};
 
-/// Milliseconds since 1970 by the system's wall clock; 0 before that.
+/// The system's wall clock, in milliseconds since 1970; 0 if it is before that.
 pub fn wall_ms() -> u64 {
     millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }
@@ -36,19 +34,17 @@ pub fn wall_ms() -> u64 {
 /// Log time and wall clock of a node at one moment, in milliseconds since 1970.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reading {
-    /// Log time.
     pub log_ms: u64,
-    /// The wall clock.
     pub wall_ms: u64,
 }
 
 impl Reading {
-    /// Log time as the wall clock has it now. A wall clock that went backwards counts as one that stood still.
+    /// Log time according to a later wall clock. A wall clock that went backwards counts as one that stood still.
     fn log_ms_at(self, wall_ms: u64) -> u64 {
         self.log_ms.saturating_add(wall_ms.saturating_sub(self.wall_ms))
     }
 
-    /// Whether this must replace `recorded`: the wall clock was set since, or `recorded` is old.
+    /// Whether this must replace `recorded`, because the wall clock was set since or because `recorded` is old.
     pub fn is_due_after(self, recorded: Reading) -> bool {
         let ahead = |reading: Reading| i128::from(reading.wall_ms) - i128::from(reading.log_ms);
         let step_ms = ahead(self).abs_diff(ahead(recorded));
@@ -59,37 +55,37 @@ impl Reading {
 
 /// A node's clock of log time.
 ///
-/// All times are in milliseconds: `elapsed_ms` since the node was started, by its
-/// monotonic clock; `log_ms` since 1970, in log time.
+/// All times are in milliseconds: `elapsed_ms` since the node started, by its monotonic clock; `log_ms` since 1970, in
+/// log time.
 #[derive(Debug)]
 pub struct LogClock {
     started_ms: u64,
     last_reading: Reading,
-    /// Log time less elapsed time.
+    /// Log time minus elapsed time.
     offset_ms: AtomicU64,
     is_known: AtomicBool,
-    /// The least offset by the wall clocks of voters that did not know log time.
+    /// The least offset according to the wall clocks of voters that did not know log time.
     voters_offset_ms: AtomicU64,
-    /// Held while `offset_ms` is changed.
+    /// Locked while `offset_ms` changes.
     samples: Mutex<Samples>,
 }
 
-/// What a node knows of log time.
+/// The values that log time is derived from.
 #[derive(Debug, Default)]
 struct Samples {
     /// The state's clock.
     state_ms: u64,
-    /// When the current window began.
+    /// When the current window began, in elapsed time.
     window_began_ms: u64,
     /// The highest offset that the leader sent in the current window.
     highest_ms: u64,
-    /// The highest offset in the window before.
+    /// The highest offset in the previous window.
     highest_before_ms: u64,
 }
 
 impl LogClock {
-    /// The clock of a node that starts, with the reading that it recorded last. Without one, log
-    /// time is what the wall clock says, as in former versions.
+    /// The clock of a node that starts, with the last reading that it recorded. Without one, log time is the wall
+    /// clock, as in older versions.
     pub fn new(last_reading: Option<Reading>) -> Self {
         let last_reading = last_reading.unwrap_or_default();
         LogClock {
@@ -102,17 +98,17 @@ impl LogClock {
         }
     }
 
-    /// The time since the node was started.
+    /// The time since the node started.
     pub fn elapsed_ms(&self) -> u64 {
         boot_ms().saturating_sub(self.started_ms)
     }
 
-    /// Log time as far as this node can tell; never behind the clock of the state that it has applied.
+    /// Log time as far as this node knows it; never behind the clock of its state.
     pub fn now_ms(&self) -> u64 {
         self.now_at(self.elapsed_ms())
     }
 
-    /// Log time on the leader. If no voter knew it, the wall clocks count.
+    /// Log time on the leader. If no voter knew it, the wall clocks decide.
     pub fn leader_now_ms(&self) -> u64 {
         if seeded_bug::is_on(SeededBug::ExpiryFollowsWallClock) {
             return wall_ms();
@@ -123,17 +119,17 @@ impl LogClock {
         self.now_ms()
     }
 
-    /// Log time, if this node knows it and not only a lower bound: for the other nodes.
+    /// Log time for other nodes; `None` if this node knows only a lower bound.
     pub fn known_ms(&self) -> Option<u64> {
         self.is_known.load(Ordering::Acquire).then(|| self.now_ms())
     }
 
-    /// Log time by this node's wall clock: for a candidate, if this node does not know log time.
+    /// Log time according to this node's wall clock, for a candidate, if this node does not know log time.
     pub fn by_wall_ms(&self) -> u64 {
         self.now_ms().max(self.last_reading.log_ms_at(wall_ms())).min(LOG_TIME_MS_MAX)
     }
 
-    /// Log time beside the wall clock, if this node knows it: for its next start.
+    /// Both clocks, to be recorded for the next start; `None` if this node knows only a lower bound.
     pub fn reading(&self) -> Option<Reading> {
         self.known_ms().map(|log_ms| Reading { log_ms, wall_ms: wall_ms() })
     }
@@ -149,7 +145,7 @@ impl LogClock {
         self.is_known.store(true, Ordering::Release);
     }
 
-    /// Notes the log time that a voter sent which only has it by its wall clock.
+    /// Notes the log time that a voter derived from its wall clock.
     pub fn told_by_wall(&self, log_ms: u64) {
         self.told_by_wall_at(log_ms, self.elapsed_ms());
     }
@@ -175,8 +171,8 @@ impl LogClock {
         self.offset_ms.fetch_max(log_ms.saturating_sub(elapsed_ms), Ordering::AcqRel);
     }
 
-    /// Follows the leader's clock: the highest of the last values arrived with the least delay. Older
-    /// ones are dropped, so that a node's clock that runs fast does not drift ahead of the leader's.
+    /// Follows the leader's clock: the highest of the last values arrived with the least delay. Older ones are dropped,
+    /// so that a node whose clock runs fast does not drift ahead of the leader.
     fn follow_at(&self, log_ms: u64, elapsed_ms: u64) {
         let offset_ms = log_ms.saturating_sub(elapsed_ms);
         let mut samples = self.lock_samples();
@@ -204,7 +200,9 @@ impl LogClock {
         self.raise_at(log_ms, elapsed_ms);
         if !self.is_known.swap(true, Ordering::AcqRel) && self.last_reading != Reading::default() {
             let passed = Duration::from_millis(log_ms.saturating_sub(before_ms));
-            tracing::info!("no voter was running before: {passed:?} passed for TTLs meanwhile, by the wall clocks");
+            tracing::info!(
+                "no voter was running before: according to the wall clocks, {passed:?} of every TTL passed meanwhile"
+            );
         }
     }
 
@@ -213,10 +211,10 @@ impl LogClock {
     }
 }
 
-/// The time since the machine was started, suspended or not. No node needs to agree with another on it.
+/// The time since the machine booted, including suspends. It is never compared between nodes.
 fn boot_ms() -> u64 {
     let time = clock_gettime(ClockId::Boottime);
-    // Neither is negative.
+    // Neither field is negative.
     (time.tv_sec as u64) * 1000 + (time.tv_nsec as u64) / 1_000_000
 }
 
@@ -229,14 +227,14 @@ mod tests {
     use super::*;
 
     const HOUR_MS: u64 = 3_600_000;
-    /// Some moment.
+    /// Any moment.
     const NOON_MS: u64 = 1_700_000_000_000;
 
     fn clock(log_ms: u64, wall_ms: u64) -> LogClock {
         LogClock::new(Some(Reading { log_ms, wall_ms }))
     }
 
-    /// Makes a clock the leader's, without a voter that knows log time.
+    /// Makes a clock that of a leader without a voter that knows log time.
     fn lead(clock: &LogClock, elapsed_ms: u64, wall_ms: u64) -> u64 {
         clock.count_wall_clock(elapsed_ms, wall_ms);
         clock.now_at(elapsed_ms)
@@ -249,7 +247,7 @@ mod tests {
 
     /// On a leader, log time advances with the monotonic clock, wherever it begins.
     ///
-    /// Method: states whose clocks are behind and ahead of the wall clock, or of which nothing is known.
+    /// Method: try states whose clocks are behind and ahead of the wall clock, or unset.
     #[test]
     fn monotonic_while_it_leads() {
         for (state_ms, wall_ms, expected_ms) in [
@@ -267,10 +265,10 @@ mod tests {
         }
     }
 
-    /// The time when no node ran counts once, by the wall clock, and never backwards.
+    /// The time during which no node ran counts once, according to the wall clock, and never backwards.
     ///
-    /// Method: a node is down for an hour, with a wall clock that is right, ahead, behind, or always
-    /// off by a day. It leads, and restarts at once, with and without having recorded its clock.
+    /// Method: a node is down for an hour, with a wall clock that is right, ahead, behind, or always off by a day. It
+    /// becomes leader, and restarts at once, with and without having recorded its clock.
     #[test]
     fn down_time_counts_once() {
         const DAY_MS: u64 = 24 * HOUR_MS;
@@ -292,10 +290,10 @@ mod tests {
         }
     }
 
-    /// One wall clock that is ahead expires nothing early: the least of those of the voters counts.
+    /// A single wall clock that is ahead expires nothing early: the least of the voters' clocks counts.
     ///
-    /// Method: a leader's and a voter's wall clock, right or ahead or behind, after an hour; the
-    /// voter voted in an election before, too.
+    /// Method: combine a leader's and a voter's wall clock, each right, ahead or behind, after an hour. The voter also
+    /// voted in an earlier election.
     #[test]
     fn least_wall_clock_counts() {
         for (own_hours, voter_hours, passed_hours) in [(1, 1, 1), (9, 1, 1), (1, 9, 1), (0, 1, 0), (1, 0, 0), (9, 9, 9)]
@@ -309,7 +307,7 @@ mod tests {
         }
     }
 
-    /// A node that was told log time does not read its wall clock. A node with only a lower bound does not send it.
+    /// A node that has learned log time does not use its wall clock. A node with only a lower bound does not send it.
     #[test]
     fn wall_clock_is_the_last_resort() {
         for told_by_leader in [false, true] {
@@ -321,16 +319,16 @@ mod tests {
             } else {
                 clock.told_by_voter(now_ms);
             }
-            // The wall clock of this machine would have said that decades passed.
+            // According to this machine's wall clock, decades have passed.
             let leader_ms = clock.leader_now_ms();
             assert!((now_ms..now_ms + HOUR_MS).contains(&leader_ms), "{leader_ms}");
             assert!(clock.known_ms() >= Some(leader_ms) && clock.reading().is_some());
         }
     }
 
-    /// A follower that becomes leader counts the time without entries, once.
+    /// A follower that becomes leader counts the time without entries once.
     ///
-    /// Method: an hour of heartbeats, then a minute of silence.
+    /// Method: send heartbeats for an hour, then nothing for a minute.
     #[test]
     fn idle_hour_before_a_failover() {
         let follower = clock(0, 0);
@@ -342,9 +340,9 @@ mod tests {
         assert_eq!(follower.now_at(elapsed_ms), NOON_MS + elapsed_ms - 3);
     }
 
-    /// A follower whose monotonic clock is fast or slow stays with the leader's, though appends are delayed.
+    /// A follower whose monotonic clock is fast or slow stays with the leader's, although appends are delayed.
     ///
-    /// Method: a day of heartbeats to clocks that are wrong by a second in a thousand, each delayed by up to a second.
+    /// Method: send heartbeats for a day, each delayed by up to a second, to clocks that are off by 0.1 %.
     #[test]
     fn drift_does_not_add_up() {
         for (numerator, denominator) in [(1001, 1000), (999, 1000)] {
@@ -361,8 +359,8 @@ mod tests {
         }
     }
 
-    /// Heartbeats that arrive late, as after a pause, do not set the clock back, and nothing sets it
-    /// back before the clock of the state.
+    /// Heartbeats that arrive late, as after a pause, do not set the clock back, and nothing sets it behind the clock
+    /// of the state.
     #[test]
     fn late_heartbeats() {
         let follower = clock(0, 0);
@@ -375,7 +373,7 @@ mod tests {
         assert!(follower.now_at(121_000) >= NOON_MS + 60_500);
     }
 
-    /// A reading is recorded again when the wall clock was set, and every minute, but not more often.
+    /// A reading is recorded when the wall clock was set and every minute, but not more often.
     #[test]
     fn readings_are_renewed() {
         let recorded = Reading { log_ms: NOON_MS, wall_ms: NOON_MS };
@@ -388,7 +386,7 @@ mod tests {
         assert!(due(NOON_MS, 0) && due(NOON_MS, u64::MAX) && due(u64::MAX, 0));
     }
 
-    /// No number overflows.
+    /// Extreme numbers do not overflow.
     #[test]
     fn extreme_numbers() {
         let clock = clock(u64::MAX, 0);

@@ -1,4 +1,4 @@
-//! What a node remembers of the RPCs that it received.
+//! What a node remembers about incoming RPCs: the leader, candidates, rejections, and the snapshot in progress.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -12,41 +12,41 @@ use crate::config::{LARGE_RPCS_MAX, SNAPSHOT_WAIT_MAX};
 use crate::error::ApiError;
 use crate::types::NodeId;
 
-/// After how long a rejection of the same kind is logged again.
+/// Interval after which a rejection of the same kind is logged again.
 const SILENCE: Duration = Duration::from_secs(600);
-/// Nodes of which candidates are remembered; no cluster has so many.
+/// Candidates that are remembered; no cluster has so many nodes.
 const CANDIDATES_MAX: usize = 1024;
-/// Kinds of rejections that are logged within that time.
+/// Most kinds of rejections that are logged in that interval.
 const KINDS_MAX: usize = 64;
 
-/// What a node remembers of the RPCs that it received.
+/// What a node remembers about incoming RPCs.
 #[derive(Debug)]
 pub struct Peers {
     started: Instant,
-    /// When a leader's append was accepted last, in milliseconds since `started`; 0 for never.
+    /// When a leader's append was last accepted, in milliseconds since `started`; 0 means never.
     heard_ms: AtomicU64,
     rejections: Mutex<Rejections>,
     run: u64,
-    /// By the node that they claim to be.
+    /// By the id that they claim.
     candidates: Mutex<HashMap<NodeId, Candidate>>,
-    /// Whether there are any: an answer need not be looked at otherwise.
+    /// Whether there are any. Otherwise responses need not be examined.
     has_candidates: AtomicBool,
-    /// Held while a snapshot is received: there is memory and disk space for one.
+    /// Held while a snapshot is received: there is memory and disk space for only one.
     receiving: tokio::sync::Mutex<()>,
     /// The number of the newest snapshot.
     newest: watch::Sender<u64>,
-    /// Places for long bodies of members' RPCs.
+    /// Permits for long bodies of members' RPCs.
     pub large_from_members: Semaphore,
-    /// Places for those of senders that are not known to be members, one at a time.
+    /// Permit for long bodies of senders that are not known to be members, one at a time.
     pub large_from_others: Semaphore,
 }
 
-/// A process that asked for votes.
+/// A process that requested votes.
 #[derive(Debug)]
 struct Candidate {
     run: u64,
     since: Instant,
-    /// Whether another process has answered as the same node to an RPC that was sent later.
+    /// Whether another process with the same id has responded to an RPC that was sent later.
     has_double: bool,
 }
 
@@ -62,7 +62,7 @@ impl Default for Peers {
             started: Instant::now(),
             heard_ms: AtomicU64::new(0),
             rejections: Mutex::default(),
-            // Without random numbers the node would not have got so far, and 0 is only less helpful.
+            // Without random numbers the node would not have started; 0 only disables the detection of doubles.
             run: getrandom::u64().unwrap_or_default(),
             candidates: Mutex::default(),
             has_candidates: AtomicBool::new(false),
@@ -75,7 +75,7 @@ impl Default for Peers {
 }
 
 impl Peers {
-    /// A leader's append was accepted.
+    /// Notes that a leader's append was accepted.
     pub fn note_leader(&self) {
         self.heard_ms.store(self.now_ms(), Ordering::Relaxed);
     }
@@ -90,17 +90,15 @@ impl Peers {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
     }
 
-    /// A random number that this process drew when it started: another process on the same data
-    /// directory, or on a copy of it, has another one.
+    /// A random number that identifies this process, even among those on the same data directory or on a copy of it.
     pub fn run(&self) -> u64 {
         self.run
     }
 
-    /// A process asked for votes as node `id`. Returns whether another process runs as the same node.
+    /// Notes that process `run` requested votes as node `id`. Returns whether another process runs as the same node.
     ///
-    /// That is certain after this process asked, then another one answered to an RPC that was sent
-    /// later, and then this one asked again: a process that is started after another one has ended
-    /// never hears of that one again.
+    /// That is certain if this process requested votes, then another one responded to an RPC that was sent later, and
+    /// then this one requests votes again: a process that had ended before the other one started could not do so.
     pub fn note_candidate(&self, id: NodeId, run: u64) -> bool {
         let mut candidates = self.candidates.lock().unwrap_or_else(PoisonError::into_inner);
         match candidates.get(&id) {
@@ -116,7 +114,7 @@ impl Peers {
         }
     }
 
-    /// A process answered as node `id` to an RPC that was sent at `sent`.
+    /// Notes that process `run` responded as node `id` to an RPC that was sent at `sent`.
     pub fn note_answer(&self, id: NodeId, run: u64, sent: Instant) {
         let mut candidates = self.candidates.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(candidate) = candidates.get_mut(&id)
@@ -127,13 +125,13 @@ impl Peers {
         }
     }
 
-    /// Whether [`note_answer`](Self::note_answer) can matter.
+    /// Whether [`note_answer`](Self::note_answer) can have an effect.
     pub fn has_candidates(&self) -> bool {
         self.has_candidates.load(Ordering::Relaxed)
     }
 
-    /// Logs a rejection, unless one to the same path, from the same host and with the
-    /// same status was logged lately: nobody can fill the log. `from` is the node that it claims to be from.
+    /// Logs a rejected RPC, unless one with the same path, host and status was logged recently, so that no sender can
+    /// fill the log. `from` is the id that the sender claims.
     pub fn note_rejection(
         &self,
         path: &str,
@@ -143,8 +141,8 @@ impl Peers {
         why: &str,
     ) {
         let host = addr.map(|addr| addr.ip().to_string()).unwrap_or_default();
-        // A 5xx is no rejection: the node is stopping or busy, or its disk is full or failed, which is logged where it
-        // happens.
+        // A 5xx is not a rejection: the node is stopping or busy, or its disk is full or failed, which is logged
+        // elsewhere.
         if error.status() >= 500 || !self.is_news((host, path.to_owned(), error.status())) {
             return;
         }
@@ -162,8 +160,8 @@ impl Peers {
         rejections.kinds.len() < KINDS_MAX && rejections.kinds.insert(kind)
     }
 
-    /// Has the snapshot that is being received given up for a newer one, and waits until it is.
-    /// `None`: that takes too long.
+    /// Aborts the snapshot that is being received in favor of a newer one, and waits until it has ended. `None` if that
+    /// takes longer than [`SNAPSHOT_WAIT_MAX`].
     pub async fn snapshot_turn(&self) -> Option<SnapshotTurn<'_>> {
         let mut number = 0;
         self.newest.send_modify(|newest| {
@@ -183,10 +181,10 @@ pub struct SnapshotTurn<'a> {
 }
 
 impl SnapshotTurn<'_> {
-    /// Done when a newer snapshot arrives: its leader gave this one up.
+    /// Resolves when a newer snapshot arrives: the leader has abandoned this one.
     pub async fn superseded(&mut self) {
         let number = self.number;
-        // An error would mean that the node is gone.
+        // The sender lives as long as `Peers`, so this cannot fail.
         let _ = self.newest.wait_for(|newest| *newest > number).await;
     }
 }
@@ -195,7 +193,7 @@ impl SnapshotTurn<'_> {
 mod tests {
     use super::*;
 
-    /// A newer snapshot ends the one before it, and only then has its turn.
+    /// A newer snapshot aborts the one before it, and is received after that has ended.
     #[tokio::test]
     async fn a_newer_snapshot_takes_the_turn() {
         let peers = Peers::default();
@@ -210,28 +208,28 @@ mod tests {
         assert!(waited.is_err(), "nothing is newer than the second");
     }
 
-    /// Two processes are told from one that was started again.
+    /// Two processes with the same id are distinguished from one that was restarted.
     #[test]
     fn doubles() {
         let peers = Peers::default();
         let long_ago = Instant::now();
-        // It asks, ends, and is started again as run 2.
+        // Run 1 requests votes, ends, and is restarted as run 2.
         assert!(!peers.note_candidate(7, 1));
         peers.note_answer(7, 2, Instant::now());
         assert!(!peers.note_candidate(7, 2));
         peers.note_answer(7, 2, Instant::now());
         assert!(!peers.note_candidate(7, 2));
-        // What run 1 answered long ago does not count, nor what another node answers.
+        // An old response of run 1 does not count, nor does a response of another node.
         peers.note_answer(7, 1, long_ago);
         peers.note_answer(8, 1, Instant::now());
         assert!(!peers.note_candidate(7, 2));
-        // Run 3 answers while run 2 asks.
+        // Run 3 responds while run 2 is a candidate.
         peers.note_answer(7, 3, Instant::now());
         assert!(peers.note_candidate(7, 2));
         assert!(!peers.note_candidate(8, 2));
     }
 
-    /// A kind of rejection is news once.
+    /// Each kind of rejection is logged once, up to the limit.
     #[test]
     fn each_kind_once() {
         let peers = Peers::default();

@@ -1,49 +1,48 @@
-//! Bugs that are put in on purpose, to see that the fault harness finds them.
+//! Deliberate bugs that the fault harness must find.
 //!
-//! Only a build with the feature `seeded-bugs` has any, and no release build can
-//! have that feature. There, `RKV_SEEDED_BUG=<name>` switches one of them on in a
-//! process; all else is as ever. Without the feature [`is_on`] is `false` when it
-//! is compiled, and nothing of a bug is left in the program.
+//! Only a build with the feature `seeded-bugs` has them, and no release build can have that feature. In such a build,
+//! `RKV_SEEDED_BUG=<name>` enables one bug for the process. Without the feature, [`is_on`] is the constant `false`, so
+//! the compiler removes every bug.
 //!
-//! `make faults-selftest` builds and runs them all: a harness that finds nothing
-//! in a program with a bug proves nothing of one without.
+//! `make faults-selftest` runs the harness on each of them: a harness that does not find these bugs proves nothing
+//! about a program without them.
 
 #[cfg(all(feature = "seeded-bugs", not(debug_assertions)))]
-compile_error!("the feature `seeded-bugs` is for testing the tests: no release build may have it");
+compile_error!("the feature `seeded-bugs` is for tests only; a release build must not have it");
 
-/// A bug. Each stands for one that some replicated store has had.
+/// A bug. Each is modeled on one that a replicated store has had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SeededBug {
-    /// A vote is written and not synced: a node may vote twice in a term.
+    /// A vote is written but not synced, so a node may vote twice in a term.
     VoteNotSynced,
     /// Entries are acknowledged before they are synced.
     AcknowledgedBeforeSync,
-    /// A file that was renamed may lose its name with the power.
+    /// A rename is not synced, so a power loss may undo it.
     DirectoryNotSynced,
-    /// A snapshot says that it has an entry whose change it lacks.
+    /// A snapshot claims to include its last entry, but lacks the change.
     SnapshotMissesLastEntry,
-    /// A snapshot forgets which requests were done.
+    /// A snapshot lacks the remembered requests.
     SnapshotMissesRequests,
-    /// A linearizable read answers with what the node has.
+    /// A linearizable read returns the node's own state.
     ReadWithoutReadIndex,
-    /// A condition is held against the state before the write is proposed, and not again.
+    /// A condition is checked only before the write is proposed.
     ConditionJudgedWhenProposed,
-    /// A request that comes again is done again.
+    /// A request with a remembered `Idempotency-Key` is applied again.
     NoDeduplication,
-    /// A damaged record is cut off the log, with all that follows it.
+    /// A damaged record and everything after it are cut off the log.
     DamageCutAsTorn,
-    /// Clients are told that nothing was done when the leader changed meanwhile.
+    /// If the leader changes during a write, clients get the outcome `not_applied`.
     ForwardReportedAsNotApplied,
     /// Two entries are applied in the wrong order.
     EntriesSwapped,
-    /// Applying an entry asks the clock on the wall.
+    /// Applying an entry reads the wall clock.
     ClockReadInApply,
     /// A leader stamps entries with its wall clock.
     ExpiryFollowsWallClock,
 }
 
 impl SeededBug {
-    /// All of them.
+    /// All bugs.
     pub const ALL: [SeededBug; 13] = [
         SeededBug::VoteNotSynced,
         SeededBug::AcknowledgedBeforeSync,
@@ -60,7 +59,7 @@ impl SeededBug {
         SeededBug::ExpiryFollowsWallClock,
     ];
 
-    /// The name by which `RKV_SEEDED_BUG` switches it on.
+    /// The bug's name in `RKV_SEEDED_BUG`.
     pub fn name(self) -> &'static str {
         match self {
             SeededBug::VoteNotSynced => "vote-not-synced",
@@ -80,7 +79,7 @@ impl SeededBug {
     }
 }
 
-/// Whether a bug is switched on in this process.
+/// Whether a bug is enabled in this process.
 #[cfg(not(feature = "seeded-bugs"))]
 #[inline(always)]
 pub const fn is_on(_bug: SeededBug) -> bool {
@@ -99,7 +98,7 @@ mod switch {
     /// The environment variable that names the bug.
     const VARIABLE: &str = "RKV_SEEDED_BUG";
 
-    /// Read once: a process has the same bug, or none, for all its life.
+    /// Read once, so that a process has the same bug, or none, until it exits.
     fn chosen() -> &'static Result<Option<SeededBug>, String> {
         static CHOSEN: OnceLock<Result<Option<SeededBug>, String>> = OnceLock::new();
         CHOSEN.get_or_init(|| {
@@ -108,22 +107,22 @@ mod switch {
                 Some(bug) => Ok(Some(bug)),
                 None => {
                     let names = SeededBug::ALL.map(SeededBug::name).join(", ");
-                    Err(format!("{VARIABLE} is `{}`, and may be one of {names}", value.display()))
+                    Err(format!("{VARIABLE} must be one of {names}, got `{}`", value.display()))
                 }
             }
         })
     }
 
-    /// Whether a bug is switched on in this process.
+    /// Whether a bug is enabled in this process.
     pub fn is_on(bug: SeededBug) -> bool {
         *chosen() == Ok(Some(bug))
     }
 
-    /// Which bug is switched on, if any.
+    /// The bug that is enabled, if any.
     ///
     /// # Errors
     ///
-    /// What is wrong with the variable: a misspelt bug would pass for one that nobody finds.
+    /// If the variable names no bug: a misspelled bug would seem to be one that the harness does not find.
     pub fn check() -> Result<Option<SeededBug>, String> {
         chosen().clone()
     }
@@ -133,7 +132,7 @@ mod switch {
 mod tests {
     use super::*;
 
-    /// Every bug has a name of its own, and none is on unless it was asked for.
+    /// Names are unique, and no bug is enabled by default.
     #[test]
     fn names() {
         let names: std::collections::HashSet<_> = SeededBug::ALL.into_iter().map(SeededBug::name).collect();

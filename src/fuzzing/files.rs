@@ -1,4 +1,4 @@
-//! What a node reads from its own disk; snapshots also come from other nodes.
+//! Decoders of a node's files. Snapshots also arrive from other nodes.
 
 use std::fs::{self, File};
 use std::io::Cursor;
@@ -34,7 +34,7 @@ pub fn clock(bytes: &[u8]) {
     }
 }
 
-/// An `IDENTITY` that is taken is one that this program or a former version wrote, to the byte.
+/// An `IDENTITY` that is accepted is byte for byte one that this program or an older version wrote.
 pub fn identity(bytes: &[u8]) {
     let path = Path::new("IDENTITY");
     let identity = match Identity::decode(path, bytes) {
@@ -47,11 +47,10 @@ pub fn identity(bytes: &[u8]) {
     assert_eq!(Identity::decode(path, &written).ok(), Some(identity));
 }
 
-/// Payloads of entries that are taken are written as what is read as the same; applying
-/// them gives a state that a snapshot holds.
+/// Payloads of entries that are accepted survive a round trip, and a snapshot can hold the state after applying them.
 ///
-/// The bytes are payloads as MessagePack, one after another; length and checksums are put
-/// around them here. They are also read as each kind of record.
+/// The bytes are concatenated MessagePack payloads; this adds lengths and checksums. They are also decoded as each kind
+/// of record.
 pub fn log_entries(bytes: &[u8]) {
     let _ = VoteRecord::decode(bytes).map(|vote| assert_eq!(VoteRecord::decode(&*encoded(&vote)).ok(), Some(vote)));
     let _ = LogIdRecord::decode(bytes).map(|id| assert_eq!(LogIdRecord::decode(&*encoded(&id)).ok(), Some(id)));
@@ -67,9 +66,8 @@ pub fn log_entries(bytes: &[u8]) {
     assert_snapshot_holds(&machine);
 }
 
-/// The log of a new node, in one file, that passes the check is opened by raft-log, and
-/// holds what the check says that it does: all entries from the first to the last. What
-/// was cut off stays away.
+/// raft-log opens every log that passes the check, and finds what the check reported: all entries from the first to the
+/// last. A torn tail that was cut off does not return.
 pub fn log_file(bytes: &[u8]) {
     let directory = scratch();
     fs::write(directory.path().join("r-00_000_000_000_000_000_000.wal"), bytes).expect("the file is written");
@@ -81,7 +79,7 @@ pub fn log_file(bytes: &[u8]) {
     let mut log = log.unwrap_or_else(|error| panic!("{checked:?} is refused: {error}"));
     let vote = log.read_vote().now_or_never().and_then(Result::ok).flatten();
     let purged = log.purged().ok().flatten();
-    let entries = log.try_get_log_entries(..).now_or_never().expect("nothing is waited for").expect("they are there");
+    let entries = log.try_get_log_entries(..).now_or_never().expect("it does not wait").expect("they can be read");
     drop(log);
     let last = entries.last().map_or(purged, |entry| Some(entry.log_id));
     assert_eq!((vote, purged, last), (checked.vote, checked.purged, checked.last));
@@ -92,8 +90,7 @@ pub fn log_file(bytes: &[u8]) {
     assert_eq!(again.ok(), Some(CheckedLog { torn: Vec::new(), ..checked }));
 }
 
-/// A snapshot that is taken holds a state which another snapshot can hold, and which goes on
-/// from there with the next write.
+/// A snapshot that is accepted holds a state that another snapshot can hold, and to which the next write applies.
 pub fn snapshot(bytes: &[u8]) {
     let directory = scratch();
     let path = directory.path().join("received");
@@ -121,7 +118,7 @@ fn entry(index: u64, payload: Payload) -> Entry {
     Entry { log_id: LogId::new(RaftLeaderId::new(1, 1), index), payload }
 }
 
-/// A snapshot of a state is read as the same state.
+/// Checks that a snapshot of a state is loaded as the same state.
 fn assert_snapshot_holds(machine: &ExampleStateMachine) {
     let directory = scratch();
     let path: PathBuf = directory.path().join("written");
@@ -134,7 +131,7 @@ fn assert_snapshot_holds(machine: &ExampleStateMachine) {
     assert_eq!(loaded.hash(), loaded.hash_of_all());
 }
 
-/// Bytes may be damaged, or of a later version; there is nothing else to say of them.
+/// Checks that bytes were rejected as damaged or as a newer format, the only valid reasons.
 fn assert_refused(error: &StoreError) {
     assert!(matches!(error, StoreError::Damaged { .. } | StoreError::NewerFormat { .. }), "{error}");
 }
@@ -146,13 +143,13 @@ fn encoded(record: &impl Encode) -> Vec<u8> {
     bytes
 }
 
-/// A payload with what stands before it in a record.
+/// A record with this payload.
 fn sealed(payload: &[u8]) -> Vec<u8> {
     let length = (payload.len() as u32).to_be_bytes();
     [b"P".as_slice(), &length, &crc32fast::hash(&length).to_be_bytes(), payload].concat()
 }
 
-/// Values of MessagePack that stand one after another; the last may be none.
+/// Splits concatenated MessagePack values; the last may be invalid.
 fn values(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = bytes;
     std::iter::from_fn(move || {
@@ -168,7 +165,7 @@ fn values(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// In memory where that can be had: this is not about what survives a power loss.
+/// A directory in memory if possible: these tests do not need durability.
 fn scratch() -> TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("there is room for a directory")
 }

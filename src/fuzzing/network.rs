@@ -1,4 +1,4 @@
-//! What comes over the network: from other nodes, from clients, and, at a client, from nodes.
+//! Decoders of network messages: from other nodes, from clients and, in the client, from nodes.
 
 use std::mem;
 use std::rc::Rc;
@@ -53,13 +53,12 @@ const LIMITS: Limits = Limits {
     page_bytes: PAGE_BYTES_MAX_DEFAULT,
 };
 
-/// An error may quote what is wrong, and not more than somebody reads.
+/// Longest error message: it may quote the request, but only a readable part.
 const MESSAGE_BYTES_MAX: usize = 2048;
 
-/// What nodes say to each other means the same when it is written again, and entries that
-/// are taken go into the log.
+/// Messages between nodes survive a round trip, and the log can hold every entry that is accepted.
 ///
-/// The first byte says which message the others are.
+/// The first byte selects the kind of message.
 pub fn rpc(bytes: &[u8]) {
     let Some((message, body)) = bytes.split_first() else { return };
     match message {
@@ -97,7 +96,7 @@ fn append(body: &[u8]) {
     }
 }
 
-/// Nothing, and something of everything.
+/// A node that knows nothing, and one that knows everything.
 fn knowledge() -> [Known; 2] {
     let log_id = |index| Some(LogId::new(RaftLeaderId::new(5, 1), index));
     let vote = Vote { leader_id: RaftLeaderId::new(5, 1), committed: true };
@@ -105,7 +104,7 @@ fn knowledge() -> [Known; 2] {
     [Known::default(), some]
 }
 
-/// Whatever a node knows, a check takes an RPC or rejects it with an error of its own.
+/// Whatever a node knows, a check accepts an RPC or rejects it with a well-formed error.
 fn checked<T: Serialize + DeserializeOwned>(body: &[u8], check: impl Fn(&T, NodeId, &Known) -> Result<(), ApiError>) {
     let Some(envelope) = enveloped::<T>(body) else { return };
     for known in knowledge() {
@@ -113,7 +112,7 @@ fn checked<T: Serialize + DeserializeOwned>(body: &[u8], check: impl Fn(&T, Node
     }
 }
 
-/// The ids in a header mean the same when they are written again.
+/// The ids in a header survive a round trip.
 fn ids(header: &[u8]) {
     if let Some(ids) = Ids::parse(header) {
         assert_eq!(Ids::parse(ids.header().as_bytes()), Some(ids));
@@ -156,10 +155,9 @@ fn assert_json_holds<T: Serialize + DeserializeOwned + PartialEq>(value: &T) {
     assert!(read == *value, "`{}` is read as something else", String::from_utf8_lossy(&written));
 }
 
-/// A request is refused with an error of its own, or means what it says.
+/// A request is rejected with a well-formed error, or is decoded consistently.
 ///
-/// The bytes are a request as HTTP has it, without a version: method and path, headers,
-/// an empty line, the body.
+/// The bytes are an HTTP request without the version: method and path, headers, an empty line, the body.
 pub fn request(bytes: &[u8]) {
     let head_end = bytes.windows(2).position(|window| window == b"\n\n");
     let (head, body) = head_end.map_or((bytes, &[][..]), |end| (&bytes[..end], &bytes[end + 2..]));
@@ -184,7 +182,7 @@ pub fn request(bytes: &[u8]) {
     }
 }
 
-/// The request, unless a server would not have called a handler with it.
+/// The request; `None` if a server would not call a handler with it.
 fn request_of(head: &[u8]) -> Option<HttpRequest> {
     let mut lines = head.split(|byte| *byte == b'\n');
     let (method, target) = std::str::from_utf8(lines.next()?).ok()?.split_once(' ')?;
@@ -229,7 +227,7 @@ fn path_and_query(request: &HttpRequest) {
 fn headers(request: &HttpRequest) {
     taken(check_body_type(request));
     if let Some(conditions) = taken(Conditions::of(request)) {
-        // A read and a write judge the same tags.
+        // Reads and writes interpret the same tags alike.
         match taken(conditions.clone().of_write(&LIMITS)) {
             Some(WriteCondition::Single(Some(Condition::Revision(revision @ 1..)))) => {
                 assert!(conditions.judge_read(revision).is_ok());
@@ -269,15 +267,15 @@ fn txn(body: &[u8]) -> Result<Operation, ApiError> {
     txn_operation(txn, &LIMITS)
 }
 
-/// Lists stand only in so many objects, and there at most as values of names: what the
-/// scan of the bytes says is held against what the body is.
+/// Checks the scan of the bytes against the decoded body: lists are nested in at most this many objects, as values of
+/// fields.
 fn assert_only_these_lists(body: &[u8], objects: usize) {
     fn only_these(value: &serde_json::Value, objects: usize) -> bool {
         match value {
             serde_json::Value::Object(fields) => {
                 fields.values().all(|value| only_these(value, objects.wrapping_sub(1)))
             }
-            // In a list there are objects without lists.
+            // The objects in a list have no lists.
             serde_json::Value::Array(values) => {
                 objects == 0 && values.iter().all(|value| only_these(value, usize::MAX))
             }
@@ -288,8 +286,7 @@ fn assert_only_these_lists(body: &[u8], objects: usize) {
     assert!(only_these(&value, objects), "a list is taken for an object: {value}");
 }
 
-/// What is proposed is what the other nodes read from their logs; it can be applied, and
-/// the answer is read as what it is.
+/// An operation survives a round trip through the log, can be applied, and its responses survive a round trip.
 fn operation_holds(request: &HttpRequest, operation: Operation) {
     let written = message_pack(&operation);
     assert!(rmp_serde::from_slice::<Operation>(&written).is_ok_and(|read| read == operation));
@@ -312,7 +309,7 @@ fn operation_holds(request: &HttpRequest, operation: Operation) {
     }
 }
 
-/// A value, or an error that refuses the request as a client can understand.
+/// The value; an error must be a well-formed rejection.
 fn taken<T>(result: Result<T, ApiError>) -> Option<T> {
     match result {
         Ok(value) => Some(value),
@@ -331,9 +328,9 @@ fn assert_readable(error: &ApiError) {
     assert_json_holds::<Result<(), ApiError>>(&Err(error.clone()));
 }
 
-/// Wherever a stream of events is cut into pieces, a client reads the same events.
+/// A client reads the same events wherever the stream is cut into pieces.
 ///
-/// The first byte says how long the pieces are.
+/// The first byte is the length of the pieces.
 pub fn events(bytes: &[u8]) {
     let Some((piece_bytes, stream)) = bytes.split_first() else { return };
     let read = |piece_bytes: usize| -> Vec<Event> {
@@ -350,13 +347,13 @@ pub fn events(bytes: &[u8]) {
 
 /// The HTTP library finds the same requests on a connection as the node, in whatever pieces they arrive.
 ///
-/// The first byte says how long the pieces are.
+/// The first byte is the length of the pieces.
 pub fn connection(bytes: &[u8]) {
     let Some((piece_bytes, stream)) = bytes.split_first() else { return };
-    // The library's decoder starts a task, which keeps the date.
+    // The library's decoder spawns a task that updates the date.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime starts");
     LocalSet::new().block_on(&runtime, async {
-        // A fault in a head may be found before the head is complete, or only then.
+        // An invalid head may be rejected before it is complete, or only then.
         let found = |piece_bytes| {
             let mut found = requests_on(stream, piece_bytes);
             found.retain(|request| request != REJECTED);
@@ -366,12 +363,12 @@ pub fn connection(bytes: &[u8]) {
     });
 }
 
-/// Stands for a request that is rejected; it is the last one.
+/// Represents a rejected request, which is the last one.
 const REJECTED: &str = "rejected";
-/// As many bytes as a connection reads at once.
+/// Bytes that a connection reads at once.
 const READ_BYTES: usize = 8192;
 
-/// What the library decodes of the bytes that an intake hands on: heads, whole bodies, rejections.
+/// What the library decodes from the bytes that an intake forwards: heads, whole bodies, rejections.
 fn requests_on(stream: &[u8], piece_bytes: usize) -> Vec<String> {
     let mut intake = Intake::new(Rc::default(), 10);
     let mut pieces = stream.chunks(piece_bytes);

@@ -1,11 +1,9 @@
-//! Log lines on their way to standard error.
+//! A queue for log lines in front of standard error.
 //!
-//! A node must not depend on who reads its log. Standard error may be a pipe that is
-//! full because nobody reads it, a pipe whose reader has gone, or a file on a full
-//! disk. So no thread of the node writes there itself: a line is copied into a queue of
-//! at most [`LOG_QUEUE_BYTES_MAX`] bytes, and one thread writes what is queued. A line
-//! that does not fit, or cannot be written, is dropped and counted, and the count is
-//! logged as soon as lines can be written again.
+//! A node must not depend on the reader of its log. Standard error may be a full pipe without a reader, a closed pipe,
+//! or a file on a full disk. So the node's threads do not write there. They copy each line into a queue of at most
+//! [`LOG_QUEUE_BYTES_MAX`] bytes, and one thread writes the queue. A line that does not fit or cannot be written is
+//! dropped and counted, and the count is logged as soon as lines can be written again.
 
 use std::io::{self, Write};
 use std::panic::PanicHookInfo;
@@ -42,9 +40,9 @@ struct Queue {
 }
 
 impl LogWriter {
-    /// Starts the thread that writes to `destination`, and runs until the process ends.
+    /// Starts the thread that writes to `destination` until the process exits.
     ///
-    /// `drop_notice` makes the line that tells how many lines were dropped.
+    /// `drop_notice` returns the line that reports how many lines were dropped.
     ///
     /// # Errors
     ///
@@ -110,9 +108,9 @@ impl<'a> MakeWriter<'a> for LogWriter {
 
 fn write_lines(shared: &Shared, destination: impl Write, drop_notice: impl Fn(u64) -> String) {
     let mut output = Output { destination, is_torn: false };
-    // The queue and this buffer change places, so neither is allocated again.
+    // The queue and this buffer are swapped, so neither is reallocated.
     let mut lines = Vec::new();
-    // After a failure there is no use in reporting it before there is something else to write.
+    // After a failure, report dropped lines only when there is something else to write.
     let mut has_failed = false;
     loop {
         let mut dropped = take_lines(shared, &mut lines, has_failed);
@@ -129,7 +127,7 @@ fn write_lines(shared: &Shared, destination: impl Write, drop_notice: impl Fn(u6
     }
 }
 
-/// Waits for lines, or for dropped ones to report, and takes all lines; returns how many were dropped before.
+/// Waits for lines, or for dropped lines to report. Takes all lines, and returns how many were dropped before them.
 fn take_lines(shared: &Shared, lines: &mut Vec<u8>, has_failed: bool) -> u64 {
     let mut queue = shared.lock();
     while queue.lines.is_empty() && (has_failed || queue.dropped == 0) {
@@ -163,25 +161,25 @@ fn lines_in(bytes: &[u8]) -> u64 {
     bytes.iter().filter(|byte| **byte == b'\n').count() as u64
 }
 
-/// Writes `bytes`; returns the part that the destination did not take.
+/// Writes `bytes`; returns the part that the destination did not accept.
 fn write_all<'a>(destination: &mut impl Write, mut bytes: &'a [u8]) -> &'a [u8] {
     while !bytes.is_empty() {
         match destination.write(bytes) {
             Ok(0) => return bytes,
             Ok(written) => bytes = &bytes[written..],
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // Whoever shares the pipe or terminal may have made it non-blocking.
+            // Another process that shares the pipe or terminal may have made it non-blocking.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::sleep(LOG_RETRY_PAUSE),
-            // There is nowhere else to report it; the next lines are tried again.
+            // There is nowhere else to report it.
             Err(_) => return bytes,
         }
     }
     bytes
 }
 
-/// Writes a line to standard error, for [`LOG_FLUSH_DEADLINE`] at most: nobody may be reading it.
+/// Writes a line to standard error. Gives up after [`LOG_FLUSH_DEADLINE`], since it may have no reader.
 pub fn say(line: &str) {
-    // Without a thread it is written as it is; nothing is left to do if it fails.
+    // If no thread can be started, write directly. A failure cannot be reported anywhere.
     match LogWriter::start(io::stderr(), |_| String::new()) {
         Ok(mut writer) => {
             let _ = writer.write_all(line.as_bytes());
@@ -191,10 +189,10 @@ pub fn say(line: &str) {
     }
 }
 
-/// Says that a thread panicked, and where.
+/// Describes a panic: the thread, the place and the message.
 ///
-/// The standard hook writes to standard error itself, which may block for ever; `tracing` needs values of the
-/// thread, which are gone if it panics while it ends.
+/// The standard hook writes to standard error directly, which may block forever. `tracing` needs thread-local values,
+/// which no longer exist if a thread panics while it ends.
 pub fn describe_panic(panic: &PanicHookInfo<'_>) -> String {
     let name = std::fs::read_to_string("/proc/thread-self/comm").unwrap_or_default();
     let place = panic.location().map(ToString::to_string).unwrap_or_default();
@@ -209,7 +207,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes a write when the test says so, and fails those that it says are to fail.
+    /// A destination whose writes succeed or fail as the test says.
     struct Gate {
         answers: Receiver<io::Result<()>>,
         written: Written,
@@ -241,10 +239,10 @@ mod tests {
         String::from_utf8(written.lock().unwrap().clone()).unwrap()
     }
 
-    /// While the destination takes nothing, writing returns at once, memory is bounded, and the
-    /// number of dropped lines is told later.
+    /// While the destination blocks, writes return at once, memory is bounded, and the number of dropped lines is
+    /// reported afterwards.
     ///
-    /// Method: a destination that blocks; twice as many lines as the queue holds; then it goes on.
+    /// Method: block the destination, write twice as many lines as the queue holds, then unblock it.
     #[test]
     fn a_destination_that_blocks() {
         let (mut writer, answers, written) = start();
@@ -259,7 +257,7 @@ mod tests {
         }
         assert!(writer.shared.lock().lines.len() <= LOG_QUEUE_BYTES_MAX);
         writer.flush(Duration::from_millis(1));
-        assert_eq!(text(&written), "", "a flush does not wait longer than it is told to");
+        assert_eq!(text(&written), "", "a flush does not wait longer than its deadline");
         drop(answers);
         writer.flush(Duration::from_secs(60));
         let text = text(&written);
@@ -267,7 +265,7 @@ mod tests {
         assert!(text.ends_with(&format!("\ndropped {}\n", lines / 2)), "{}", &text[text.len() - 40..]);
     }
 
-    /// Lines that cannot be written are dropped and counted, and the next ones are tried again.
+    /// Lines that cannot be written are dropped and counted, and later lines are written.
     #[test]
     fn a_destination_that_fails() {
         let (mut writer, answers, written) = start();
@@ -279,7 +277,7 @@ mod tests {
         for failure in [io::ErrorKind::Interrupted, io::ErrorKind::WouldBlock] {
             answers.send(Err(failure.into())).unwrap();
         }
-        // The line, and what is said of the others.
+        // Let the line and the drop notice through.
         drop(answers);
         writer.write_all(b"kept\n").unwrap();
         writer.flush(Duration::from_secs(60));

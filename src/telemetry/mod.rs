@@ -1,3 +1,3 @@
-//! What a node says of itself while it runs.
+//! Logging.
 
 pub mod logging;
