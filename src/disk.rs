@@ -1,7 +1,7 @@
-//! What this node's disk has room for, between two looks at it.
+//! The free disk space, between two checks of it.
 //!
-//! Entries are subtracted while they are on their way to the disk, and until it is looked at
-//! again: at full speed a second fills any reserve.
+//! Entries are subtracted from the moment they are accepted until the next check: at full speed, one second fills any
+//! reserve.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use crate::config::{DISK_BYTES_A_LOOK, DISK_FREE_BYTES_LEAST, DISK_FREE_BYTES_MIN};
 
-/// What this node's disk has room for.
+/// Which writes the disk has room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskSpace {
     /// Any write.
@@ -21,12 +21,12 @@ pub enum DiskSpace {
     Exhausted,
 }
 
-/// Free disk space, in bytes, below which a node takes fewer writes.
+/// Free disk space, in bytes, below which a node rejects writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskLimits {
-    /// Below this as leader it rejects what stores data.
+    /// Below this, a leader rejects writes that store data.
     pub low: u64,
-    /// Below this it takes no entry, as leader or as follower.
+    /// Below this, a node accepts no entry, as leader or as follower.
     pub exhausted: u64,
 }
 
@@ -51,20 +51,20 @@ impl DiskLimits {
 /// The free space of a node's disk.
 #[derive(Debug)]
 pub struct Disk {
-    /// When it was looked up last.
+    /// As of the last check.
     free_bytes: AtomicU64,
-    /// Of entries that are on their way to the disk.
+    /// Entries that are not written yet.
     under_way_bytes: AtomicU64,
-    /// Of entries that have reached it since it was looked at.
+    /// Entries that were written since the last check.
     written_bytes: AtomicU64,
     low: AtomicU64,
     exhausted: AtomicU64,
-    /// Told when much was written since the last look.
+    /// Notified when much was written since the last check.
     look: Notify,
 }
 
 impl Default for Disk {
-    /// One that was not looked at yet, and has room for anything.
+    /// Before the first check, there is room for anything.
     fn default() -> Self {
         let limits = DiskLimits::default();
         Disk {
@@ -79,28 +79,28 @@ impl Default for Disk {
 }
 
 impl Disk {
-    /// What there is room for.
+    /// Which writes there is room for.
     pub fn space(&self) -> DiskSpace {
         let limits =
             DiskLimits { low: self.low.load(Ordering::Relaxed), exhausted: self.exhausted.load(Ordering::Relaxed) };
         limits.space(self.free_bytes())
     }
 
-    /// The free space when it was looked up last, less the entries that count.
+    /// The free space at the last check, less the entries since, in bytes.
     pub fn free_bytes(&self) -> u64 {
         let used_bytes = self.under_way_bytes.load(Ordering::Relaxed) + self.written_bytes.load(Ordering::Relaxed);
         self.free_bytes.load(Ordering::Relaxed).saturating_sub(used_bytes)
     }
 
-    /// Sets this much aside for entries that are on their way to the disk, until the value that is returned is dropped.
+    /// Subtracts the bytes of entries that are about to be written. Drop the returned value once they are.
     pub fn take(self: &Arc<Self>, bytes: usize) -> Taken {
         let bytes = bytes as u64;
         self.under_way_bytes.fetch_add(bytes, Ordering::Relaxed);
         Taken { disk: self.clone(), bytes }
     }
 
-    /// Looks at the disk by `look`, which returns its free space, the limits, and what else it found. What is written
-    /// meanwhile counts twice, until the next look. If the free space is `None`, what was known before applies.
+    /// Checks the disk by `look`, which returns the free space, the limits, and a result for the caller. Entries that
+    /// are written meanwhile count twice until the next check. If the free space is `None`, the last known one applies.
     pub async fn look<T, E>(
         &self,
         look: impl Future<Output = Result<(Option<u64>, DiskLimits, T), E>>,
@@ -116,13 +116,13 @@ impl Disk {
         Ok(found)
     }
 
-    /// Done when much was written since the last look.
+    /// Resolves when much was written since the last check.
     pub async fn look_is_due(&self) {
         self.look.notified().await;
     }
 }
 
-/// Space that is set aside for entries.
+/// Space that is subtracted for entries.
 #[derive(Debug)]
 pub struct Taken {
     disk: Arc<Disk>,
@@ -130,7 +130,7 @@ pub struct Taken {
 }
 
 impl Taken {
-    /// Gives the space back: nothing is written.
+    /// Gives the space back, because the entries are not written.
     pub fn release(mut self) {
         self.disk.under_way_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         self.bytes = 0;
@@ -142,7 +142,7 @@ impl Drop for Taken {
         if self.bytes == 0 {
             return;
         }
-        // In this order, so that the bytes are missing at no moment.
+        // In this order, so that the bytes are subtracted at every moment.
         let before = self.disk.written_bytes.fetch_add(self.bytes, Ordering::Relaxed);
         self.disk.under_way_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         if before / DISK_BYTES_A_LOOK < (before + self.bytes) / DISK_BYTES_A_LOOK {
@@ -161,7 +161,7 @@ mod tests {
         futures_util::future::FutureExt::now_or_never(disk.look(looked)).unwrap().unwrap();
     }
 
-    /// What a disk has room for depends on the two limits, each inclusive.
+    /// The two limits, each inclusive, decide which writes there is room for.
     #[test]
     fn limits() {
         let disk = Disk::default();
@@ -179,8 +179,7 @@ mod tests {
         }
     }
 
-    /// Entries count from when they are taken until the disk is looked at after they were written; what is released
-    /// does not count.
+    /// Entries are subtracted until the first check after they were written, or until they are released.
     #[test]
     fn entries_count() {
         let disk = Arc::<Disk>::default();
@@ -193,17 +192,18 @@ mod tests {
         drop(one);
         assert_eq!(disk.space(), DiskSpace::Low, "it is written");
         is_looked_at(&disk, 105);
-        assert_eq!(disk.space(), DiskSpace::Low, "the other is under way");
+        assert_eq!(disk.space(), DiskSpace::Low, "the other is not written yet");
         drop(other);
         is_looked_at(&disk, 105);
         assert_eq!(disk.space(), DiskSpace::Enough);
     }
-    /// If the free space cannot be looked up, the last known applies, less what was written since.
+
+    /// If the free space is unknown, the last known one applies, less the entries since.
     #[test]
     fn unknown_space() {
         let disk = Arc::<Disk>::default();
         is_looked_at(&disk, None);
-        assert_eq!(disk.space(), DiskSpace::Enough, "nothing was ever known");
+        assert_eq!(disk.space(), DiskSpace::Enough, "it was never known");
         is_looked_at(&disk, 110);
         is_looked_at(&disk, None);
         assert_eq!(disk.space(), DiskSpace::Enough);

@@ -184,14 +184,14 @@ async fn free_space_that_cannot_be_looked_up() {
     };
     for round in 1..=2 {
         std::fs::rename(node.directory(), &away).unwrap();
-        has_logged("cannot look up the free space", round).await;
+        has_logged("cannot check the free disk space", round).await;
         cluster.put(2, "/v1/kv/k", "v").await.done();
         std::fs::rename(&away, node.directory()).unwrap();
-        has_logged("can be looked up again", round).await;
+        has_logged("can be checked again", round).await;
         cluster.put(2, "/v1/kv/k", "v").await.done();
     }
     let log = node.log();
-    assert_eq!(log.matches("cannot look up the free space").count(), 2, "{log}");
+    assert_eq!(log.matches("cannot check the free disk space").count(), 2, "{log}");
 }
 
 /// Says to a test that it runs on a small disk.
@@ -395,7 +395,7 @@ async fn follow_on_a_small_disk() {
     cluster.assert_alive();
     cluster.all_applied(&ALL).await;
     let log = cluster.node(3).log();
-    assert!(log.contains("the disk has little space left") || log.contains("the disk is nearly full"), "{log}");
+    assert!(log.contains("the disk is low on space") || log.contains("the disk is nearly full"), "{log}");
     let value = cluster.get(3, "/v1/kv/rewritten").await.done()["value"].as_str().unwrap().to_owned();
     assert_eq!(value[..16].trim(), "199");
 }
