@@ -1,62 +1,72 @@
-//! A replicated key-value store in one binary: three nodes, Raft, data on disk,
-//! plain HTTP.
+//! A replicated key-value store: three nodes, Raft, data on disk, plain HTTP.
 //!
-//! | module | job |
-//! | --- | --- |
-//! | [`config`] | every setting, default and limit |
-//! | [`types`] | requests, responses, and what Raft works on |
-//! | [`body`] | the bodies of the key-value API |
-//! | [`operation`] | writes as the log holds them |
-//! | [`hash`] | hashes of the replicated state |
-//! | [`store`] | the data directory: log, vote, snapshots, identity |
-//! | [`clock`] | log time: what leaders stamp entries with, and TTLs are counted in |
-//! | [`app`] | the handles that all HTTP handlers share |
-//! | [`network`] | the routes, and the RPCs between nodes |
-//! | [`server`] | a node from start to stop |
-//! | [`client`] | [`ExampleClient`], which follows the leader |
-//! | [`connection`] | how nodes are dialled |
-//! | [`telemetry`] | logging |
-//! | [`error`] | error, status and outcome of a request |
-//! | [`headers`] | the names of HTTP headers |
-//! | [`seeded_bug`] | bugs that test the tests, never in a release |
+//! A program uses a cluster through [`ExampleClient`]. It can also run a node itself:
 //!
-//! Imports point one way: `bin → server → network → app → store → types → operation → body` (`tests/imports.rs`).
+//! ```no_run
+//! use raft_key_value::{Config, ServeError, listen, serve_on};
+//!
+//! # async fn example() -> Result<(), ServeError> {
+//! let config = Config::new(1, "127.0.0.1:21001");
+//! let shutdown = async { drop(tokio::signal::ctrl_c().await) };
+//! serve_on(listen(&config)?, config, shutdown).await
+//! # }
+//! ```
+//!
+//! Items that are not documented here serve this package's own program and tests, and may change.
 
-pub mod agreement;
-pub mod app;
-pub mod body;
+// Imports point one way: bin → server → network → app → store → types → operation → body (tests/imports.rs).
+
+mod agreement; // What other nodes count on, and whether this node's log has it.
+#[doc(hidden)]
+pub mod app; // The handles that all HTTP handlers share.
+#[doc(hidden)]
+pub mod body; // The bodies of the key-value API.
 pub mod client;
-pub mod clock;
-pub mod compaction;
+#[doc(hidden)]
+pub mod clock; // Log time, in which TTLs are counted.
+mod compaction; // Snapshots and purges, by the length of the log and the free disk space.
 pub mod config;
-pub mod confirmations;
-pub mod connection;
-pub mod disk;
+mod confirmations; // Confirmations of leadership that linearizable reads share.
+mod connection; // Connections to nodes.
+mod disk; // What the free disk space has room for.
+#[doc(hidden)]
+pub mod duration; // Durations as text.
 pub mod error;
 #[cfg(any(test, fuzzing))]
-pub mod fuzzing;
-pub mod hash;
-pub mod headers;
-pub mod network;
-pub mod operation;
-pub mod peers;
-pub mod seeded_bug;
-pub mod server;
-pub mod store;
-pub mod telemetry;
-pub mod types;
+#[doc(hidden)]
+pub mod fuzzing; // Every decoder of untrusted bytes.
+#[doc(hidden)]
+pub mod hash; // Hashes of the state.
+#[doc(hidden)]
+pub mod headers; // Names of HTTP headers.
+#[doc(hidden)]
+pub mod network; // The routes, and the RPCs between nodes.
+#[doc(hidden)]
+pub mod operation; // Writes as the log holds them.
+mod peers; // What a node remembers of the RPCs that it received.
+#[doc(hidden)]
+pub mod seeded_bug; // Bugs that test the fault harness, never in a release.
+mod server; // A node from start to stop.
+#[doc(hidden)]
+pub mod store; // The data directory: log, vote, snapshots, identity.
+#[doc(hidden)]
+pub mod telemetry; // Logging.
+#[doc(hidden)]
+pub mod types; // Requests, responses, and the types that openraft is used with.
 
+#[doc(hidden)]
 pub use app::ExampleApp;
 pub use client::{ClientError, ExampleClient};
 pub use config::Config;
 pub use server::{ServeError, listen, serve, serve_on};
+#[doc(hidden)]
 pub use store::{ExampleRaft, ExampleStateMachine, ExampleStore};
 pub use types::{ExampleNode, ExampleRequest, ExampleResponse, NodeId, TypeConfig};
 /// The original's names for these two.
 pub use types::{NodeId as ExampleNodeId, TypeConfig as ExampleTypeConfig};
 
-/// Starts node `node_id` on `http_addr` (`HOST:PORT`) with all defaults, and
-/// runs it until it fails; data goes to `./raft-key-value-data/node-<id>`.
+/// Starts node `node_id` on `http_addr` (`HOST:PORT`) with the default settings, and runs it until it fails. Its data
+/// is in `./raft-key-value-data/node-<id>`.
 ///
 /// # Errors
 ///

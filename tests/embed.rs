@@ -143,8 +143,8 @@ async fn the_originals_names_are_there() {
 
     let directory = tempfile::tempdir().unwrap();
     let node = start(directory.path());
-    let (id, addr): (ExampleNodeId, String) = node.client.leader();
-    let client = ExampleClient::new(id, addr.clone());
+    let (id, addr): (Option<ExampleNodeId>, String) = node.client.leader();
+    let client = ExampleClient::new(id.unwrap(), addr.clone());
     eventually("init", async || client.init().await).await;
     let x = client.metrics().await.unwrap();
     assert_eq!(x.membership_config.nodes().map(|(id, node)| (*id, node.addr.clone())).collect::<Vec<_>>(), [(1, addr)]);

@@ -1,4 +1,4 @@
-//! Why a request failed, and what became of it.
+//! Why a request failed, and its outcome.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -7,77 +7,77 @@ use super::HOPS_MAX;
 use crate::body::ErrorBody;
 use crate::error::{ApiError, ConditionFailed, LeaderHint, NotApplied, Outcome};
 
-/// Why a request failed, and what became of it.
+/// Why a request failed. [`outcome`](Self::outcome) says whether it may have been applied.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
-    /// A node answered with an error.
-    #[error("node at {addr} answered {}: {error}", .error.status())]
+    /// A node returned an error on one of the original's routes.
+    #[error("the node at {addr} returned {}: {error}", .error.status())]
     Api {
-        /// The node that answered.
+        /// The node's address.
         addr: String,
-        /// Its answer.
+        /// The error in the response.
         error: ApiError,
     },
-    /// A node answered a request of the key-value API with an error.
-    #[error("node at {addr} answered {status} {}: {}", .error.code, .error.message)]
+    /// A node returned an error on a route of the key-value API.
+    #[error("the node at {addr} returned {status} {}: {}", .error.code, .error.message)]
     Refused {
-        /// The node that answered.
+        /// The node's address.
         addr: String,
         /// The HTTP status.
         status: u16,
-        /// Its answer.
+        /// The error in the response.
         error: Box<ErrorBody>,
     },
-    /// No connection came about, so the request was never sent.
+    /// The client could not connect, so the request was never sent.
     #[error("cannot connect to {addr}: {reason}")]
     Unreachable {
-        /// The node.
+        /// The node's address.
         addr: String,
-        /// Why.
+        /// The cause, for people.
         reason: String,
     },
-    /// The request was sent, and its answer was lost, late, or not understood.
-    #[error("the answer of {addr} was lost{}: {reason}", doubt(*outcome))]
+    /// The request was sent, and its response was lost, late, or invalid.
+    #[error("the response of {addr} was lost{}: {reason}", doubt(*outcome))]
     AnswerLost {
-        /// The node.
+        /// The node's address.
         addr: String,
-        /// Why.
+        /// The cause, for people.
         reason: String,
-        /// `unknown` for what would change something, else `not_applied`.
+        /// `Unknown` for a write, `NotApplied` for a read.
         outcome: Outcome,
     },
-    /// Each node named another one as leader: an election is under way.
-    #[error("no leader was found in {HOPS_MAX} steps; the last node named node {} at {}", .0.leader_id, .0.leader_node)]
+    /// Each node named another one as leader: an election is in progress.
+    #[error("found no leader in {HOPS_MAX} hops; the last node named node {} at {}", .0.leader_id, .0.leader_node)]
     TooManyRedirects(LeaderHint),
-    /// One attempt may have been applied, and none after it brought certainty.
-    #[error("{unknown}; and at last: {last}")]
+    /// One attempt may have been applied, and no later one settled it.
+    #[error("{unknown}; the last attempt failed too: {last}")]
     Unresolved {
-        /// The first attempt of which it is not known.
+        /// Why the first attempt with an unknown outcome failed.
         unknown: Box<ClientError>,
         /// Why the last attempt failed.
         last: Box<ClientError>,
     },
-    /// The node belongs to another cluster than the first one that answered this client.
+    /// The node belongs to another cluster than the first one that responded to this client.
     #[error(
-        "the node at {addr} belongs to cluster {found}, and this client talks to cluster {expected}{}: the list of \
-         endpoints holds nodes of two clusters, or an address has a new owner",
+        "the node at {addr} belongs to cluster {found}, not to cluster {expected} as the others{}: the endpoints are \
+         nodes of two clusters, or an address has a new owner",
         doubt(*outcome)
     )]
     OtherCluster {
-        /// The node.
+        /// The node's address.
         addr: String,
-        /// Its cluster.
+        /// The node's cluster.
         found: String,
-        /// The cluster of the nodes that answered before.
+        /// The cluster of the nodes that responded before.
         expected: String,
-        /// `not_applied`, unless a node of a former version may have done the request.
+        /// `NotApplied`, unless a node of an older version may have applied the request.
         outcome: Outcome,
     },
-    /// The request cannot be sent at all, to no node.
-    #[error("the request cannot be sent: {reason}")]
+    /// The request is invalid, so it was not sent.
+    #[error("cannot send the request: {reason}")]
     InvalidRequest {
-        /// What is wrong with it.
+        /// The cause, for people.
         reason: String,
     },
 }
@@ -90,7 +90,7 @@ fn doubt(outcome: Outcome) -> &'static str {
 }
 
 impl ClientError {
-    /// What became of the request, over all attempts. After `NotApplied`, trying again is safe.
+    /// The outcome of the request, over all attempts. After `NotApplied` it is safe to send it again.
     pub fn outcome(&self) -> Outcome {
         match self {
             ClientError::Api { error, .. } => error.outcome(),
@@ -103,7 +103,7 @@ impl ClientError {
         }
     }
 
-    /// Who leads, if the error says so.
+    /// The leader, if the error names one.
     pub fn forward_to_leader(&self) -> Option<&LeaderHint> {
         match self {
             ClientError::Api { error: ApiError::ForwardToLeader(hint), .. } | ClientError::TooManyRedirects(hint) => {
@@ -113,7 +113,7 @@ impl ClientError {
         }
     }
 
-    /// What a node answered, in the shape of the key-value API, if one did.
+    /// The error in the node's response, as the key-value API returns it; `None` if there was no response.
     pub fn answer(&self) -> Option<Cow<'_, ErrorBody>> {
         match self {
             ClientError::Api { error, .. } => Some(Cow::Owned(error.to_body().error)),
@@ -122,7 +122,7 @@ impl ClientError {
         }
     }
 
-    /// The word for programs that a node answered with, such as `key_not_found`.
+    /// The error code in the node's response, such as `key_not_found`.
     pub fn code(&self) -> Option<&str> {
         match self {
             ClientError::Api { error, .. } => Some(error.code()),
@@ -131,19 +131,19 @@ impl ClientError {
         }
     }
 
-    /// The condition of a write that does not hold, and the revision that the key has instead.
+    /// The condition that does not hold, if that is why the write failed, and the key's current revision.
     pub fn condition_failed(&self) -> Option<ConditionFailed> {
         let error = self.answer().filter(|error| error.code == "condition_failed")?.into_owned();
         let ErrorBody { message, current_revision, .. } = error;
         Some(ConditionFailed { message, current_revision, outcome: NotApplied::NotApplied })
     }
 
-    /// The oldest revision that can be had, if the one that was asked for is no longer kept.
+    /// The oldest revision that is still kept, if the requested one is not.
     pub fn oldest_revision(&self) -> Option<u64> {
         self.answer()?.oldest_revision
     }
 
-    /// The HTTP status that a node answered with.
+    /// The HTTP status of the node's response.
     pub fn status(&self) -> Option<u16> {
         match self {
             ClientError::Api { error, .. } => Some(error.status()),
@@ -152,7 +152,7 @@ impl ClientError {
         }
     }
 
-    /// The node at which it failed, if it was one.
+    /// The address of the node where the request failed.
     pub(super) fn addr(&self) -> Option<&str> {
         match self {
             ClientError::Api { addr, .. }
@@ -166,7 +166,7 @@ impl ClientError {
         }
     }
 
-    /// How long to wait at least before trying again; `None` if that is of no use.
+    /// Least pause before a retry; `None` if a retry is useless.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {
             ClientError::Unreachable { .. } | ClientError::AnswerLost { .. } | ClientError::TooManyRedirects(_) => {
@@ -185,8 +185,8 @@ impl ClientError {
         }
     }
 
-    /// Whether the replicated state itself decided so. It remembers that, so an
-    /// earlier attempt with the same `Idempotency-Key` was not applied either.
+    /// Whether the replicated state itself decided this. It remembers its decision, so no earlier attempt with the same
+    /// `Idempotency-Key` was applied either.
     pub(super) fn is_decided(&self) -> bool {
         const DECIDED: &[&str] = &["condition_failed", "key_not_found", "idempotency_key_reused", "answer_too_large"];
         self.code().is_some_and(|code| DECIDED.contains(&code))

@@ -1,20 +1,19 @@
-//! Server-sent events, as a watch gets them.
+//! Parses the server-sent events of a watch.
 
 use crate::config::WATCH_EVENT_BYTES_MAX;
 
-/// Puts events together from the pieces in which they arrive.
+/// Assembles events from the pieces in which they arrive.
 ///
-/// It knows what a node sends: `id` and `data` of one line each. Unlike what
-/// browsers do, an `id` without `data` counts too: that is what a heartbeat is,
-/// and where a watch is resumed.
+/// It supports what nodes send: `id` and `data` of one line each. Unlike a browser, it also reports an `id` without
+/// `data`: a heartbeat, which tells from where to resume.
 #[derive(Debug, Default)]
 pub(crate) struct EventParser {
-    /// What came and is not part of a whole line yet.
+    /// The beginning of a line whose end has not arrived.
     unread: Vec<u8>,
     event: Event,
 }
 
-/// One event, or a heartbeat if it has no data.
+/// An event, or a heartbeat if it has no data.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Event {
     pub id: Option<String>,
@@ -22,11 +21,15 @@ pub(crate) struct Event {
 }
 
 impl EventParser {
-    /// Takes a piece, and returns the events that end in it; an error if one is far too long.
+    /// Adds a piece, and returns the events that end in it.
+    ///
+    /// # Errors
+    ///
+    /// If an event is longer than [`WATCH_EVENT_BYTES_MAX`].
     pub(crate) fn push(&mut self, piece: &[u8]) -> Result<Vec<Event>, &'static str> {
         let mut events = Vec::new();
         let mut lines = piece.split(|byte| *byte == b'\n');
-        // What follows the last line break, or all, is the beginning of a line.
+        // The part after the last line break, or the whole piece, is the beginning of a line.
         let rest = lines.next_back().unwrap_or_default();
         for line in lines {
             let line = [std::mem::take(&mut self.unread).as_slice(), line].concat();
@@ -34,7 +37,7 @@ impl EventParser {
         }
         self.unread.extend_from_slice(rest);
         if self.unread.len() > WATCH_EVENT_BYTES_MAX {
-            return Err("an event is longer than any can be");
+            return Err("an event is too long");
         }
         Ok(events)
     }
@@ -47,7 +50,7 @@ impl EventParser {
             "" if line.is_empty() => events.extend(Some(std::mem::take(&mut self.event)).filter(Event::is_any)),
             "id" => self.event.id = Some(value),
             "data" => self.event.data = Some(value),
-            // Comments, and what is to come.
+            // Comments, and fields of later versions.
             _ => {}
         }
     }
@@ -63,9 +66,9 @@ impl Event {
 mod tests {
     use super::*;
 
-    /// Wherever the pieces are cut, the same events come out.
+    /// The events do not depend on where the stream is cut into pieces.
     ///
-    /// Method: a text with every kind of line, cut in two at each byte, and into single bytes.
+    /// Method: cut a stream with every kind of line in two at each byte, and into single bytes.
     #[test]
     fn cuts_do_not_matter() {
         let text =

@@ -1,4 +1,4 @@
-//! One key: get, put, delete, touch; and deleting many at once.
+//! One key: get, put, delete, touch. And deletes by prefix.
 
 use std::future::IntoFuture;
 use std::marker::PhantomData;
@@ -13,16 +13,16 @@ use serde::de::DeserializeOwned;
 
 use super::ExampleClient;
 use super::error::ClientError;
-use super::request::{Effect, Request, path_of, target_of, ttl_text};
+use super::request::{Effect, Request, path_of, target_of};
 use crate::body::{DeleteAnswer, KeyValue, PutAnswer, TouchAnswer};
+use crate::duration::ttl_text;
 
-/// What became of a write that was applied.
+/// The result of a write that was applied. It dereferences to the node's response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Written<Answer> {
-    /// The node's answer, with the revision.
+    /// The node's response, with the revision.
     pub answer: Answer,
-    /// Whether an earlier attempt with the same `Idempotency-Key` was the one
-    /// that was applied, and this is its answer.
+    /// Whether an earlier request with the same `Idempotency-Key` was applied instead, and this is its response.
     pub replayed: bool,
 }
 
@@ -34,7 +34,7 @@ impl<Answer> Deref for Written<Answer> {
     }
 }
 
-/// A write to one key, which is sent when it is awaited.
+/// A write to one key. Awaiting it sends it. If several conditions are set, the last one applies.
 #[derive(Debug)]
 #[must_use = "nothing is sent until it is awaited"]
 pub struct KeyWrite<'a, Answer> {
@@ -50,12 +50,12 @@ pub struct KeyWrite<'a, Answer> {
 }
 
 impl ExampleClient {
-    /// Reads a key, with all that was written before; `None` if it is not there.
+    /// Reads a key linearizably; `None` if it does not exist.
     pub async fn get(&self, key: &str) -> Result<Option<KeyValue>, ClientError> {
         self.get_with(key, &[]).await
     }
 
-    /// Reads what a node holds of a key, which may be behind; `None` if it is not there.
+    /// Reads a key from the state of one node, which may be stale; `None` if it does not exist there.
     pub async fn get_stale(&self, key: &str) -> Result<Option<KeyValue>, ClientError> {
         self.get_with(key, &[("consistency", "stale".to_owned())]).await
     }
@@ -74,7 +74,7 @@ impl ExampleClient {
         }
     }
 
-    /// Sets a key.
+    /// Sets a key. Without [`ttl`](KeyWrite::ttl) the key is permanent.
     ///
     /// ```no_run
     /// # async fn example(client: &raft_key_value::ExampleClient) -> Result<(), raft_key_value::ClientError> {
@@ -90,13 +90,16 @@ impl ExampleClient {
         KeyWrite { value, ..self.write_key(Method::PUT, key.into(), "") }
     }
 
-    /// Removes a key, whether or not it is there, unless a condition says otherwise.
+    /// Removes a key. Without a condition this succeeds even if the key does not exist.
     pub fn delete(&self, key: impl Into<String>) -> KeyWrite<'_, DeleteAnswer> {
         self.write_key(Method::DELETE, key.into(), "")
     }
 
-    /// Renews the time that a key has left. One that is not there is an error
-    /// with the code `key_not_found`.
+    /// Sets the TTL of a key, from 100 ms to ten years, without changing its value.
+    ///
+    /// # Errors
+    ///
+    /// With the code `key_not_found` if the key does not exist.
     pub fn touch(&self, key: impl Into<String>, ttl: Duration) -> KeyWrite<'_, TouchAnswer> {
         KeyWrite { ttl: Some(ttl), ..self.write_key(Method::POST, key.into(), "/touch") }
     }
@@ -115,7 +118,7 @@ impl ExampleClient {
         }
     }
 
-    /// Removes all keys that begin with a prefix, which is not empty; answers how many.
+    /// Removes all keys with a prefix, which must not be empty. The response says how many.
     pub async fn delete_prefix(&self, prefix: &str) -> Result<Written<DeleteAnswer>, ClientError> {
         let target = target_of("/v1/kv", &[("prefix", prefix.to_owned())])?;
         self.ask_write(Request::new(Method::DELETE, target, Effect::Changes, self.deadline), None).await
@@ -123,31 +126,31 @@ impl ExampleClient {
 }
 
 impl KeyWrite<'_, PutAnswer> {
-    /// Lets the key expire after this time, from 100 ms to ten years.
+    /// Expires the key after this duration, from 100 ms to ten years.
     pub fn ttl(self, ttl: Duration) -> Self {
         KeyWrite { ttl: Some(ttl), ..self }
     }
 }
 
 impl<Answer> KeyWrite<'_, Answer> {
-    /// Only if the key is not there; else see [`ClientError::condition_failed`].
-    /// Of several conditions the last one given holds.
+    /// Applies the write only if the key does not exist. Otherwise the error has a
+    /// [`condition_failed`](ClientError::condition_failed).
     pub fn if_missing(self) -> Self {
         KeyWrite { condition: Some(("if-none-match", "*".to_owned())), ..self }
     }
 
-    /// Only if the key is there.
+    /// Applies the write only if the key exists.
     pub fn if_present(self) -> Self {
         KeyWrite { condition: Some(("if-match", "*".to_owned())), ..self }
     }
 
-    /// Only if the key was last changed at this revision.
+    /// Applies the write only if the key was last changed at this revision.
     pub fn if_revision(self, revision: u64) -> Self {
         KeyWrite { condition: Some(("if-match", format!("\"{revision}\""))), ..self }
     }
 
-    /// What tells this request from all others, instead of a random number:
-    /// for requests that are sent again by another process. 1 to 128 printable ASCII characters.
+    /// Sets the `Idempotency-Key`, 1 to 128 printable ASCII characters, instead of a random one. A program that may
+    /// send the same request again after a restart needs this.
     pub fn idempotency_key(self, key: impl Into<String>) -> Self {
         KeyWrite { idempotency_key: Some(key.into()), ..self }
     }

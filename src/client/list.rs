@@ -1,4 +1,4 @@
-//! Many keys, in pages that all show the same state.
+//! Listings: many keys, in pages of one state.
 
 use futures_util::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use reqwest::Method;
@@ -8,10 +8,9 @@ use super::error::ClientError;
 use super::request::{Effect, Request, target_of};
 use crate::body::{KeyValue, ListAnswer};
 
-/// A listing, which is read by one of [`stream`](Self::stream),
-/// [`collect`](Self::collect) and [`page`](Self::page).
+/// A listing. Read it with [`stream`](Self::stream), [`collect`](Self::collect) or [`page`](Self::page).
 #[derive(Clone, Debug)]
-#[must_use = "nothing is read until it is asked for"]
+#[must_use = "nothing is read before `stream`, `collect` or `page` is called"]
 pub struct List<'a> {
     client: &'a ExampleClient,
     parameters: Vec<(&'static str, String)>,
@@ -20,7 +19,7 @@ pub struct List<'a> {
 /// Where the next page begins.
 enum Place {
     Beginning,
-    /// On this node, in the state of this revision, after this key.
+    /// After this key, on this node, in its state of this revision.
     After {
         addr: String,
         revision: u64,
@@ -30,39 +29,39 @@ enum Place {
 }
 
 impl ExampleClient {
-    /// Lists the keys that begin with a prefix, in the order of their bytes.
+    /// Lists the keys with a prefix, in the order of their bytes. An empty prefix lists all keys.
     pub fn list(&self, prefix: impl Into<String>) -> List<'_> {
         List { client: self, parameters: vec![("prefix", prefix.into())] }
     }
 }
 
 impl<'a> List<'a> {
-    /// From this key on.
+    /// Begins at this key.
     pub fn start(self, key: impl Into<String>) -> Self {
         self.with("start", key)
     }
 
-    /// Up to this key, and without it.
+    /// Ends before this key.
     pub fn end(self, key: impl Into<String>) -> Self {
         self.with("end", key)
     }
 
-    /// From the last key to the first.
+    /// Lists from the last key to the first.
     pub fn reverse(self) -> Self {
         self.with("reverse", "true")
     }
 
-    /// Without values.
+    /// Omits the values.
     pub fn keys_only(self) -> Self {
         self.with("keys_only", "true")
     }
 
-    /// Keys of one page, from 1 to what the nodes allow, 1,000 by default.
+    /// Sets the most keys in one page, from 1 to `--max-page-keys` of the nodes (1,000 by default).
     pub fn page_size(self, keys: usize) -> Self {
         self.with("limit", keys.to_string())
     }
 
-    /// What a node holds, which may be behind.
+    /// Reads the state of one node, which may be stale.
     pub fn stale(self) -> Self {
         self.with("consistency", "stale")
     }
@@ -73,21 +72,24 @@ impl<'a> List<'a> {
         self
     }
 
-    /// The first page, and where the next one would begin.
+    /// Reads the first page.
     pub async fn page(self) -> Result<ListAnswer, ClientError> {
         Ok(self.read(&Place::Beginning).await?.0)
     }
 
-    /// All keys, as they were at one revision; an error if that cannot be had to the end.
+    /// Reads all keys, as they were at one revision.
+    ///
+    /// # Errors
+    ///
+    /// Any error of [`stream`](Self::stream).
     pub async fn collect(self) -> Result<Vec<KeyValue>, ClientError> {
         self.stream().try_collect().await
     }
 
-    /// All keys, page by page, as they were at one revision.
+    /// Reads all keys, page by page, as they were at one revision.
     ///
-    /// All pages come from the node that served the first one, which keeps that
-    /// state for a minute after each page. If it is gone, or too much time went
-    /// by, an error is the last item: another state is never put in its place.
+    /// All pages come from the node that served the first one. It keeps that state for up to a minute after each page.
+    /// If the state is no longer kept or the node fails, the last item is an error.
     pub fn stream(self) -> BoxStream<'a, Result<KeyValue, ClientError>> {
         let pages = stream::try_unfold((self, Place::Beginning), |(list, place)| async move {
             if matches!(place, Place::End) {

@@ -1,13 +1,7 @@
-//! A client of a cluster.
-//!
-//! | module | question |
-//! | --- | --- |
-//! | this one | which node is asked, and what of the original's routes |
-//! | `request` | how one attempt goes |
-//! | `retry` | when there is another, and what is known when there is none |
-//! | `kv`, `list`, `txn`, `watch` | what can be asked of the key-value API |
-//! | `events` | how a watch is read |
-//! | `error` | what went wrong, and what became of the request |
+//! A client of a cluster: [`ExampleClient`], its requests, responses and errors.
+
+// This module chooses the node for each request, and has the original's routes. `request` makes one attempt, `retry`
+// decides on the next. `kv`, `list`, `txn` and `watch` are the key-value API; `events` reads a watch.
 
 mod error;
 pub(crate) mod events;
@@ -35,16 +29,23 @@ use self::retry::Retries;
 pub use self::txn::Txn;
 pub use self::watch::{Watch, WatchStream};
 pub use crate::body::{Compare, KeyValue, Relation, TxnOperation, TxnResult, WatchEvent};
+pub use crate::body::{
+    Compare, DeleteAnswer, Encoding, ErrorBody, KeyValue, Leader, ListAnswer, PutAnswer, Removed, TouchAnswer,
+    TxnAnswer, TxnDeleted, TxnKey, TxnOperation, TxnPut, TxnRequest, TxnResult, TxnTouch, WatchEnd, WatchEvent,
+};
 use crate::config::{FORWARD_DEADLINE, MEMBERSHIP_DEADLINE, RETRY_DEADLINE_DEFAULT, check_address};
 use crate::connection::connections;
 use crate::error::ApiError;
 use crate::headers::FORWARD;
 use crate::types::{ExampleRequest, NodeId, TypeConfig};
 
-/// How many nodes a request is sent to at most, each naming the next as leader.
+/// Most nodes that a request is sent to while each names the next as leader.
 pub const HOPS_MAX: usize = 3;
 
-/// Talks to a cluster.
+/// A node's id, if it is known, and its address.
+type Node = (Option<NodeId>, String);
+
+/// Sends requests to a cluster.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), raft_key_value::ClientError> {
@@ -58,41 +59,41 @@ pub const HOPS_MAX: usize = 3;
 /// # }
 /// ```
 ///
-/// Every write carries an `Idempotency-Key`, the same in all its attempts, so that
-/// trying again after a lost answer applies nothing twice.
+/// Every attempt of a write carries the same `Idempotency-Key`, so that a retry after a lost response applies nothing
+/// twice.
 ///
-/// A client belongs to the cluster of the first node that answers it. It names that cluster in every
-/// further request, and nodes of another cluster reject it ([`ClientError::OtherCluster`]).
+/// A client belongs to the cluster of the first node that responds. It names that cluster in every further request, and
+/// nodes of another cluster reject them ([`ClientError::OtherCluster`]).
 #[derive(Debug)]
 pub struct ExampleClient {
-    /// The node that the next request goes to. A lock, so that one client serves many tasks.
-    current: Mutex<(NodeId, String)>,
-    /// Whom to turn to when that one is gone: the next of these, and after the last the first.
-    nodes: Vec<(NodeId, String)>,
-    /// Whether it asks to be told who leads (`Raft-Forward: no`) and goes there
-    /// itself, so that its next request takes no detour.
+    /// The node that the next request goes to. A lock, so that many tasks can share one client.
+    current: Mutex<Node>,
+    /// The endpoints. If a node fails, the client turns to the next of them, and after the last to the first.
+    nodes: Vec<Node>,
+    /// Whether requests say `Raft-Forward: no`, so that a follower names the leader instead of forwarding them. The
+    /// client then sends to the leader directly.
     follows_leader: bool,
     http: reqwest::Client,
-    /// The cluster of the first node that answered.
+    /// The cluster of the first node that responded.
     cluster: OnceLock<String>,
     deadline: Duration,
     retry_deadline: Duration,
 }
 
 impl ExampleClient {
-    /// A client that turns to one of these nodes (`HOST:PORT`), and to the next
-    /// one when that fails. Any nodes of the cluster will do. Nothing is sent yet.
+    /// A client that sends requests to one of these nodes (`HOST:PORT`), and to the next one when that fails. Any nodes
+    /// of the cluster are suitable. This sends nothing yet.
     ///
     /// # Errors
     ///
-    /// [`ClientError::InvalidRequest`] if there is none, or one is no `HOST:PORT`.
+    /// [`ClientError::InvalidRequest`] if there are no endpoints, or if one is not `HOST:PORT`.
     pub fn connect(endpoints: impl IntoIterator<Item = impl Into<String>>) -> Result<Self, ClientError> {
-        let nodes: Vec<(NodeId, String)> = endpoints.into_iter().map(|endpoint| (0, endpoint.into())).collect();
+        let nodes: Vec<Node> = endpoints.into_iter().map(|endpoint| (None, endpoint.into())).collect();
         let invalid = |reason: String| ClientError::InvalidRequest { reason };
         for (_, addr) in &nodes {
             check_address("the endpoint", addr).map_err(|error| invalid(error.to_string()))?;
         }
-        let Some(current) = nodes.first().cloned() else { return Err(invalid("no endpoint is given".to_owned())) };
+        let Some(current) = nodes.first().cloned() else { return Err(invalid("no endpoints are given".to_owned())) };
         Ok(ExampleClient {
             current: Mutex::new(current),
             nodes,
@@ -104,12 +105,12 @@ impl ExampleClient {
         })
     }
 
-    /// A client that first turns to `leader_id` at `leader_addr` (`HOST:PORT`).
+    /// A client that first sends to node `leader_id` at `leader_addr` (`HOST:PORT`), and then follows the leader.
     ///
-    /// Any node will do: one that does not lead names the one that does. Nothing
-    /// is tried again by itself, unless [`with_retry_deadline`](Self::with_retry_deadline) says so.
+    /// Any node is suitable: a follower names the leader. The client retries nothing unless
+    /// [`with_retry_deadline`](Self::with_retry_deadline) is called.
     pub fn new(leader_id: NodeId, leader_addr: String) -> Self {
-        let leader = (leader_id, leader_addr);
+        let leader = (Some(leader_id), leader_addr);
         ExampleClient {
             current: Mutex::new(leader.clone()),
             nodes: vec![leader],
@@ -121,46 +122,44 @@ impl ExampleClient {
         }
     }
 
-    /// The same client, with another time limit for each request to one node
-    /// than 6 s. Changes of the membership have at least 66 s.
+    /// Sets the deadline of each attempt, 8 s by default. Membership changes have at least 68 s.
     pub fn with_deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
     }
 
-    /// The same client, with another time after which no further attempt begins
-    /// than 10 s; zero: each request is sent once; [`Duration::MAX`]: without end.
+    /// Sets the time after which no further attempt begins. The default is 10 s with [`connect`](Self::connect) and
+    /// zero with [`new`](Self::new). Zero sends each request once; with [`Duration::MAX`] retries never end.
     ///
-    /// Reads and writes are tried again, with growing and random pauses and at the
-    /// next node, after 503, 504, and where no answer came; nothing else is, and no
-    /// change of the membership. The nodes remember the last 250,000 writes, so a
-    /// write that is tried again must not come after that many others.
+    /// The client retries reads and writes after 503, after 504, and without a response, at the next node and with
+    /// random, growing pauses. It never retries membership changes. The nodes remember the last 250,000 writes, so a
+    /// retry must not follow more than that many other writes.
     pub fn with_retry_deadline(mut self, deadline: Duration) -> Self {
         self.retry_deadline = deadline;
         self
     }
 
-    /// The node that the next request goes to; its number is 0 if it is not known.
-    pub fn leader(&self) -> (NodeId, String) {
+    /// The node that the next request goes to, with its id if that is known, and its address.
+    pub fn leader(&self) -> (Option<NodeId>, String) {
         self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     // ---- the original's routes ----
 
-    /// Writes, through the leader; returns once a majority has it on disk.
+    /// Writes through the leader. Returns once a majority has the write on disk.
     pub async fn write(&self, request: &ExampleRequest) -> Result<ClientWriteResponse<TypeConfig>, ClientError> {
         let write = Request::new(Method::POST, "/write", Effect::Changes, self.deadline);
         let write = &write.json(request)?.once(None)?;
         self.with_retries(|_| self.send_to_leader(write)).await
     }
 
-    /// Reads what the node itself holds, which may be behind; empty if the key is not there.
+    /// Reads the state of one node, which may be stale. Returns an empty string if the key does not exist.
     pub async fn read(&self, key: &String) -> Result<String, ClientError> {
         let read = &Request::new(Method::POST, "/read", Effect::ReadsOnly, self.deadline).json(key)?;
         self.with_retries(|_| self.send(read)).await
     }
 
-    /// Reads what was written before, through the leader; empty if the key is not there.
+    /// Reads linearizably. Returns an empty string if the key does not exist.
     pub async fn consistent_read(&self, key: &String) -> Result<String, ClientError> {
         let read = &Request::new(Method::POST, "/consistent_read", Effect::ReadsOnly, self.deadline).json(key)?;
         self.with_retries(|_| self.send_to_leader(read)).await
@@ -168,18 +167,18 @@ impl ExampleClient {
 
     // ---- management ----
 
-    /// Makes the node a cluster of one, which leads itself.
+    /// Founds a cluster of one node, which becomes its leader.
     pub async fn init(&self) -> Result<(), ClientError> {
-        let nobody: [(NodeId, &str); 0] = [];
-        self.send(&self.membership_request("/init").json(&nobody)?).await
+        let others: [(NodeId, &str); 0] = [];
+        self.send(&self.membership_request("/init").json(&others)?).await
     }
 
-    /// Takes a node in that gets all data and has no vote; returns once it has the data.
+    /// Adds a node that receives all data and has no vote. Returns once it has caught up.
     pub async fn add_learner(&self, request: (NodeId, String)) -> Result<ClientWriteResponse<TypeConfig>, ClientError> {
         self.send_to_leader(&self.membership_request("/add-learner").json(&request)?).await
     }
 
-    /// Makes these nodes the voters. Those that are not there yet must be learners.
+    /// Makes these nodes the voters. Each of them must be a voter or a learner already.
     pub async fn change_membership(
         &self,
         voters: &BTreeSet<NodeId>,
@@ -187,7 +186,7 @@ impl ExampleClient {
         self.send_to_leader(&self.membership_request("/change-membership").json(voters)?).await
     }
 
-    /// What the node that is asked knows of itself and of the cluster.
+    /// The metrics of one node: its own state, and its view of the cluster.
     pub async fn metrics(&self) -> Result<RaftMetrics<TypeConfig>, ClientError> {
         let request = &Request::new(Method::GET, "/metrics", Effect::ReadsOnly, self.deadline);
         self.with_retries(|_| self.send(request)).await
@@ -198,9 +197,9 @@ impl ExampleClient {
         Request::new(Method::POST, path, Effect::Changes, deadline)
     }
 
-    // ---- which node is asked ----
+    // ---- the node of each request ----
 
-    /// Attempts until one succeeds, or no other is to be made; each at the node that is current then.
+    /// Makes attempts, each at the current node, until one succeeds or a retry is useless or too late.
     async fn with_retries<T, Attempt>(&self, attempt: impl Fn(String) -> Attempt) -> Result<T, ClientError>
     where
         Attempt: Future<Output = Result<T, ClientError>>,
@@ -219,8 +218,8 @@ impl ExampleClient {
         }
     }
 
-    /// Sends to whom the client takes for the leader, and goes on from there; or
-    /// to any node, which passes it on.
+    /// Sends to the current node. A client that follows the leader sends again to the node that a follower
+    /// names; any other client leaves it to the follower to forward the request.
     async fn send_to_leader<Response: DeserializeOwned>(&self, request: &Request) -> Result<Response, ClientError> {
         if !self.follows_leader {
             return self.send(request).await;
@@ -231,12 +230,12 @@ impl ExampleClient {
             hops_left -= 1;
             match result {
                 Err(ClientError::Api { error: ApiError::ForwardToLeader(hint), .. }) => {
-                    self.turn_to((hint.leader_id, hint.leader_node.addr.clone()));
+                    self.turn_to((Some(hint.leader_id), hint.leader_node.addr.clone()));
                     if hops_left == 0 {
                         return Err(ClientError::TooManyRedirects(hint));
                     }
                 }
-                // Nothing was sent, so the first node may be asked who leads now.
+                // Nothing was sent. The first node may name the new leader.
                 Err(ClientError::Unreachable { .. }) if hops_left > 0 && self.leader() != self.nodes[0] => {
                     self.turn_to(self.nodes[0].clone());
                 }
@@ -245,11 +244,11 @@ impl ExampleClient {
         }
     }
 
-    fn turn_to(&self, node: (NodeId, String)) {
+    fn turn_to(&self, node: Node) {
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = node;
     }
 
-    /// Turns to the next node, unless another task has done so meanwhile.
+    /// Turns to the next node, unless another task already has.
     fn turn_from(&self, failed_addr: &str) {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if current.1 == failed_addr {
@@ -259,7 +258,7 @@ impl ExampleClient {
         }
     }
 
-    /// Sends to one node, once, and decodes its answer.
+    /// Makes one attempt at the current node, and decodes the response.
     async fn send<Response: DeserializeOwned>(&self, request: &Request) -> Result<Response, ClientError> {
         let (_, addr) = self.leader();
         let mut request = request.clone();
@@ -268,7 +267,7 @@ impl ExampleClient {
         }
         let answer = self.exchange(&addr, &request).await?;
         let decoded: Result<Response, ApiError> = serde_json::from_slice(&answer.body)
-            .map_err(|error| request.lost(&addr, format!("it is not what this client understands: {error}")))?;
+            .map_err(|error| request.lost(&addr, format!("it is invalid: {error}")))?;
         decoded.map_err(|error| ClientError::Api { addr, error })
     }
 }

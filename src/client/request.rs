@@ -1,4 +1,4 @@
-//! One request, and one attempt to have a node do it.
+//! A request, and one attempt at one node.
 
 use std::time::Duration;
 
@@ -17,19 +17,19 @@ use crate::connection::{read_response, reason_of};
 use crate::error::Outcome;
 use crate::headers::{CLUSTER, IDEMPOTENCY_KEY, REPLAYED};
 
-/// What stands as itself in a parameter.
+/// Bytes that are percent-encoded in a parameter.
 const PARAMETER: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-/// What stands as itself in a path.
+/// Bytes that are percent-encoded in a path.
 const PATH: &AsciiSet = &PARAMETER.remove(b'/');
 
-/// Whether losing the answer leaves a doubt.
+/// Whether a lost response leaves the outcome unknown.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Effect {
     Changes,
     ReadsOnly,
 }
 
-/// A request, as it is sent to any node.
+/// A request that any node accepts.
 #[derive(Clone, Debug)]
 pub(super) struct Request {
     pub method: Method,
@@ -38,11 +38,11 @@ pub(super) struct Request {
     pub headers: Vec<(&'static str, String)>,
     pub body: Bytes,
     pub effect: Effect,
-    /// How long one attempt may take.
+    /// Deadline of one attempt.
     pub deadline: Duration,
 }
 
-/// What a node answered.
+/// A node's response.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub addr: String,
@@ -57,7 +57,7 @@ impl Request {
         Request { method, target: target.into(), headers: Vec::new(), body: Bytes::new(), effect, deadline }
     }
 
-    /// With a body of JSON.
+    /// Sets a JSON body.
     pub fn json(mut self, body: &impl Serialize) -> Result<Self, ClientError> {
         let body =
             serde_json::to_vec(body).map_err(|error| ClientError::InvalidRequest { reason: error.to_string() })?;
@@ -65,20 +65,20 @@ impl Request {
         Ok(self.header("content-type", "application/json"))
     }
 
-    /// With one more header.
+    /// Adds a header.
     pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
     }
 
-    /// The same request, however often it is sent.
+    /// Adds an `Idempotency-Key`, a random one unless `key` is given, so that all attempts count as one request.
     pub fn once(self, key: Option<String>) -> Result<Self, ClientError> {
         let key = key.map_or_else(idempotency_key, Ok)?;
         check_idempotency_key(&key).map_err(|reason| ClientError::InvalidRequest { reason })?;
         Ok(self.header(IDEMPOTENCY_KEY.as_str(), key))
     }
 
-    /// The error of a request whose answer did not come.
+    /// The error of a request whose response was lost.
     pub fn lost(&self, addr: &str, reason: impl Into<String>) -> ClientError {
         let outcome = match self.effect {
             Effect::Changes => Outcome::Unknown,
@@ -89,14 +89,14 @@ impl Request {
 }
 
 impl ExampleClient {
-    /// Sends to one node, once, and returns its answer as soon as that begins.
+    /// Makes one attempt, and returns the response once its head has arrived.
     pub(super) async fn begin(&self, addr: &str, request: &Request) -> Result<reqwest::Response, ClientError> {
         let mut sent = self.http.request(request.method.clone(), format!("http://{addr}{}", request.target));
         for (name, value) in &request.headers {
             sent = sent.header(*name, value);
         }
         if let Some(cluster) = self.cluster.get() {
-            // A node of another cluster rejects the request then.
+            // So that a node of another cluster rejects the request.
             sent = sent.header(CLUSTER.as_str(), cluster);
         }
         if !request.body.is_empty() || request.method == Method::PUT {
@@ -115,7 +115,7 @@ impl ExampleClient {
         Ok(answer)
     }
 
-    /// Rejects an answer of another cluster than the first one that answered.
+    /// Rejects a response from another cluster than the first one that responded.
     fn check_cluster(&self, addr: &str, request: &Request, answer: &reqwest::Response) -> Result<(), ClientError> {
         let Some(found) = answer.headers().get(CLUSTER.as_str()).and_then(|value| value.to_str().ok()) else {
             return Ok(());
@@ -133,7 +133,7 @@ impl ExampleClient {
         })
     }
 
-    /// Sends to one node, once.
+    /// Makes one attempt, and returns the whole response.
     pub(super) async fn exchange(&self, addr: &str, request: &Request) -> Result<Answer, ClientError> {
         let exchange = async {
             let answer = self.begin(addr, request).await?;
@@ -144,11 +144,10 @@ impl ExampleClient {
             Ok(Answer { addr: addr.to_owned(), status, replayed, body })
         };
         let answer = tokio::time::timeout(request.deadline, exchange).await;
-        answer.unwrap_or_else(|_| Err(request.lost(addr, "it did not answer in time")))
+        answer.unwrap_or_else(|_| Err(request.lost(addr, "it timed out")))
     }
 
-    /// Has a request of the key-value API done, by `addr` or else by any node,
-    /// as often as it takes; also says which node answered.
+    /// Sends a request of the key-value API to `addr`, or to any node if that is `None`, with retries.
     pub(super) async fn ask<T: DeserializeOwned>(
         &self,
         addr: Option<&str>,
@@ -162,7 +161,7 @@ impl ExampleClient {
         .await
     }
 
-    /// Has a write of the key-value API done, once.
+    /// Sends a write of the key-value API with an `Idempotency-Key`, with retries.
     pub(super) async fn ask_write<T: DeserializeOwned>(
         &self,
         request: Request,
@@ -173,27 +172,26 @@ impl ExampleClient {
     }
 }
 
-/// What is in an answer of the key-value API.
+/// Decodes a response of the key-value API.
 fn decode<T: DeserializeOwned>(answer: &Answer, request: &Request) -> Result<T, ClientError> {
     let Answer { addr, status, body, .. } = answer;
-    let not_understood = |error: serde_json::Error| {
-        request.lost(addr, format!("it is not what this client understands: {status}, {error}"))
-    };
+    let invalid =
+        |error: serde_json::Error| request.lost(addr, format!("it is invalid, with status {status}: {error}"));
     if *status == 200 {
-        return serde_json::from_slice(body).map_err(not_understood);
+        return serde_json::from_slice(body).map_err(invalid);
     }
-    Err(refusal(addr, *status, body).unwrap_or_else(not_understood))
+    Err(refusal(addr, *status, body).unwrap_or_else(invalid))
 }
 
-/// An error that a node of the key-value API answered with.
+/// Decodes an error of the key-value API.
 pub(super) fn refusal(addr: &str, status: u16, body: &[u8]) -> Result<ClientError, serde_json::Error> {
     let ErrorAnswer { error } = serde_json::from_slice(body)?;
     Ok(ClientError::Refused { addr: addr.to_owned(), status, error: Box::new(error) })
 }
 
-/// The path of a key, and what follows it.
+/// The path of a key, followed by `action`.
 pub(super) fn path_of(key: &str, action: &str) -> Result<String, ClientError> {
-    // Whatever is done to encode them, such parts are taken out of a path before it is sent.
+    // HTTP libraries remove such parts from a path, however they are encoded.
     if key.is_empty() || key.split('/').any(|part| part == "." || part == "..") {
         let reason = "a key must not be empty, and no part of it between slashes may be `.` or `..`".to_owned();
         return Err(ClientError::InvalidRequest { reason });
@@ -210,16 +208,12 @@ pub(super) fn target_of(path: &str, parameters: &[(&'static str, String)]) -> Re
     Ok(if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") })
 }
 
-/// Checks that a key, or a part of one, is no longer than any node may allow. A much longer one fits into no request.
+/// Checks that a key, or a part of one, is not longer than any node allows. A much longer one does not fit into a
+/// request.
 fn check_length(name: &str, text: &str) -> Result<(), ClientError> {
     if text.len() <= KEY_BYTES_MAX_LIMIT {
         return Ok(());
     }
     let reason = format!("the {name} must be at most {KEY_BYTES_MAX_LIMIT} bytes, got {}", text.len());
     Err(ClientError::InvalidRequest { reason })
-}
-
-/// A time to live as the API has it; what is not a whole millisecond is rounded up.
-pub(super) fn ttl_text(ttl: Duration) -> String {
-    format!("{}ms", ttl.as_nanos().div_ceil(1_000_000))
 }

@@ -1,4 +1,4 @@
-//! When a request is tried again, and what is known of it when it is not.
+//! When a request is retried, and what its outcome is when it is not.
 
 use std::time::Duration;
 
@@ -10,32 +10,36 @@ use crate::error::Outcome;
 
 /// The attempts of one request.
 ///
-/// Once one of them may have been applied, that the next one was refused says
-/// nothing of the first: the request as a whole stays unknown, unless the
-/// replicated state itself gives the answer.
+/// Once an attempt may have been applied, the rejection of a later one says nothing about it: the outcome of the
+/// request stays unknown, unless the replicated state itself decides.
 #[derive(Debug)]
 pub(super) struct Retries {
-    /// `None`: without end.
+    /// `None` if retries never end.
     until: Option<Instant>,
     attempts: u32,
+    /// The error of the first attempt with an unknown outcome.
     unknown: Option<Box<ClientError>>,
 }
 
 impl Retries {
     /// No attempt begins later than `deadline` from now.
     pub(super) fn new(deadline: Duration) -> Self {
-        // A time that no clock reaches is `Duration::MAX`, or near it.
+        // The sum overflows only for durations near `Duration::MAX`.
         Retries { until: Instant::now().checked_add(deadline), attempts: 0, unknown: None }
     }
 
-    /// How long to wait before another attempt; `None` if there is to be none.
+    /// How long to wait before the next attempt; `None` if a retry is useless or too late.
     pub(super) fn delay(&mut self, error: &ClientError) -> Option<Duration> {
         let pause = error.retry_after()? + self.backoff();
         let is_late = self.until.is_some_and(|until| Instant::now() + pause >= until);
         (!is_late).then_some(pause)
     }
 
-    /// Waits until it is time for another attempt; an error if there is to be none.
+    /// Waits until the next attempt is due.
+    ///
+    /// # Errors
+    ///
+    /// The error of the whole request, if a retry is useless or too late.
     pub(super) async fn pause(&mut self, error: ClientError) -> Result<(), ClientError> {
         let Some(pause) = self.delay(&error) else { return Err(self.resolve(error)) };
         if error.outcome() == Outcome::Unknown {
@@ -45,12 +49,11 @@ impl Retries {
         Ok(())
     }
 
-    /// Between nothing and twice what it could be the time before, so that
-    /// clients which failed together do not come back together.
+    /// A random pause whose upper bound doubles, so that clients that failed together do not retry together.
     fn backoff(&mut self) -> Duration {
         let most = RETRY_PAUSE_FIRST.saturating_mul(1 << self.attempts.min(10)).min(RETRY_PAUSE_MAX);
         self.attempts += 1;
-        // Without random numbers it is the longest pause, which does no harm.
+        // Without random numbers the pause is the longest one, which does no harm.
         let random = getrandom::u32().unwrap_or(u32::MAX);
         most.mul_f64(f64::from(random) / f64::from(u32::MAX))
     }
@@ -65,11 +68,11 @@ impl Retries {
     }
 }
 
-/// A random `Idempotency-Key`: 128 bits, which no two requests share.
+/// A random `Idempotency-Key` of 128 bits, so that no two requests share one.
 pub(super) fn idempotency_key() -> Result<String, ClientError> {
     let mut bits = [0; 16];
     getrandom::fill(&mut bits).map_err(|error| ClientError::InvalidRequest {
-        reason: format!("there are no random numbers for its Idempotency-Key: {error}"),
+        reason: format!("cannot draw a random Idempotency-Key: {error}"),
     })?;
     Ok(format!("{:032x}", u128::from_ne_bytes(bits)))
 }
@@ -79,6 +82,7 @@ mod tests {
     use super::*;
     use crate::config::RETRY_AFTER;
     use crate::error::{ApiError, ConditionFailed, Details, NotApplied, Retry};
+    use crate::error::{ApiError, ConditionFailed, Details, Retry};
 
     fn refused(error: &ApiError) -> ClientError {
         ClientError::Refused { addr: "a:1".into(), status: error.status(), error: Box::new(error.to_body().error) }
@@ -88,9 +92,9 @@ mod tests {
         ClientError::AnswerLost { addr: "a:1".into(), reason: "it broke".into(), outcome: Outcome::Unknown }
     }
 
-    /// A refusal after a lost answer leaves the doubt; a decision of the state ends it.
+    /// After a lost response, a rejection leaves the outcome unknown; a decision of the replicated state does not.
     #[test]
-    fn doubt_stays_until_the_state_decides() {
+    fn unknown_until_the_state_decides() {
         let unavailable = || refused(&ApiError::NoLeader(Retry::soon("no leader")));
         let full = || refused(&ApiError::DiskSpaceLow(Details::not_applied("full")));
         let failed = || {
@@ -114,7 +118,7 @@ mod tests {
         }
     }
 
-    /// With no time for it nothing is tried again, and after a 503 not before the node wants it.
+    /// Without time for a retry there is none, and after a 503 there is none before `Retry-After`.
     #[tokio::test]
     async fn pauses_are_kept() {
         let unavailable = || refused(&ApiError::NoLeader(Retry::soon("no leader")));
@@ -123,6 +127,6 @@ mod tests {
         let before = Instant::now();
         Retries::new(3 * RETRY_AFTER).pause(unavailable()).await.unwrap();
         assert!(before.elapsed() >= RETRY_AFTER);
-        assert!(Retries::new(Duration::MAX).delay(&unavailable()).is_some(), "without end");
+        assert!(Retries::new(Duration::MAX).delay(&unavailable()).is_some(), "retries never end");
     }
 }

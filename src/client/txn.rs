@@ -1,4 +1,4 @@
-//! Several operations at once, all or nothing.
+//! Transactions: several operations, all or nothing.
 
 use std::future::IntoFuture;
 use std::time::Duration;
@@ -8,11 +8,12 @@ use futures_util::future::BoxFuture;
 use reqwest::Method;
 
 use super::error::ClientError;
-use super::request::{Effect, Request, ttl_text};
+use super::request::{Effect, Request};
 use super::{ExampleClient, Written};
 use crate::body::{Compare, EncodedValue, Relation, TxnAnswer, TxnKey, TxnOperation, TxnPut, TxnRequest, TxnTouch};
+use crate::duration::ttl_text;
 
-/// A transaction, which is sent when it is awaited.
+/// A transaction. Awaiting it sends it.
 ///
 /// ```no_run
 /// # async fn example(client: &raft_key_value::ExampleClient) -> Result<(), raft_key_value::ClientError> {
@@ -37,37 +38,37 @@ pub struct Txn<'a> {
 }
 
 impl ExampleClient {
-    /// A transaction that does nothing yet.
+    /// An empty transaction.
     pub fn txn(&self) -> Txn<'_> {
         self.txn_of(TxnRequest::default())
     }
 
-    /// A transaction that was put together elsewhere.
+    /// A transaction from a complete request.
     pub fn txn_of(&self, request: TxnRequest) -> Txn<'_> {
         Txn { client: self, request, idempotency_key: None }
     }
 }
 
 impl Txn<'_> {
-    /// Compares; all comparisons together decide.
+    /// Adds a comparison.
     pub fn when(mut self, compare: Compare) -> Self {
         self.request.compare.push(compare);
         self
     }
 
-    /// Done if all comparisons hold, or if there are none.
+    /// Adds an operation that is applied if all comparisons hold, or if there are none.
     pub fn then(mut self, operation: TxnOperation) -> Self {
         self.request.success.push(operation);
         self
     }
 
-    /// Done if one of the comparisons does not hold.
+    /// Adds an operation that is applied if a comparison does not hold.
     pub fn otherwise(mut self, operation: TxnOperation) -> Self {
         self.request.failure.push(operation);
         self
     }
 
-    /// What tells this request from all others, instead of a random number. 1 to 128 printable ASCII characters.
+    /// Sets the `Idempotency-Key`, 1 to 128 printable ASCII characters, instead of a random one.
     pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
         self.idempotency_key = Some(key.into());
         self
@@ -88,33 +89,33 @@ impl<'a> IntoFuture for Txn<'a> {
 }
 
 impl Compare {
-    /// The key is there.
+    /// Holds if the key exists.
     pub fn present(key: impl Into<String>) -> Self {
         Compare { key: key.into(), exists: Some(true), ..Compare::default() }
     }
 
-    /// The key is not there.
+    /// Holds if the key does not exist.
     pub fn missing(key: impl Into<String>) -> Self {
         Compare { key: key.into(), exists: Some(false), ..Compare::default() }
     }
 
-    /// The key's value stands so to this one, by its bytes.
+    /// Compares the value of the key, byte by byte.
     pub fn value(key: impl Into<String>, relation: Relation, value: impl AsRef<[u8]>) -> Self {
         let EncodedValue { value, encoding } = EncodedValue::of(value.as_ref());
         Compare { value: Some(value), encoding, ..Self::number(key, relation) }
     }
 
-    /// The revision of the key's last change stands so to this one; 0 if the key is not there.
+    /// Compares the revision of the key's last change, 0 if the key does not exist.
     pub fn revision(key: impl Into<String>, relation: Relation, revision: u64) -> Self {
         Compare { revision: Some(revision), ..Self::number(key, relation) }
     }
 
-    /// The revision at which the key came to be stands so to this one; 0 if the key is not there.
+    /// Compares the revision at which the key was created, 0 if the key does not exist.
     pub fn create_revision(key: impl Into<String>, relation: Relation, revision: u64) -> Self {
         Compare { create_revision: Some(revision), ..Self::number(key, relation) }
     }
 
-    /// The number of the key's changes stands so to this one; 0 if the key is not there.
+    /// Compares the number of changes since the key was created, 0 if the key does not exist.
     pub fn version(key: impl Into<String>, relation: Relation, version: u64) -> Self {
         Compare { version: Some(version), ..Self::number(key, relation) }
     }
@@ -125,29 +126,29 @@ impl Compare {
 }
 
 impl TxnOperation {
-    /// Sets a key, for ever.
+    /// Sets a key permanently.
     pub fn put(key: impl Into<String>, value: impl AsRef<[u8]>) -> Self {
         let EncodedValue { value, encoding } = EncodedValue::of(value.as_ref());
         TxnOperation::Put(TxnPut { key: key.into(), value, encoding, ttl: None })
     }
 
-    /// Sets a key that expires after this time.
+    /// Sets a key that expires after this duration, from 100 ms to ten years.
     pub fn put_with_ttl(key: impl Into<String>, value: impl AsRef<[u8]>, ttl: Duration) -> Self {
         let EncodedValue { value, encoding } = EncodedValue::of(value.as_ref());
         TxnOperation::Put(TxnPut { key: key.into(), value, encoding, ttl: Some(ttl_text(ttl)) })
     }
 
-    /// Removes a key, whether or not it is there.
+    /// Removes a key, if it exists.
     pub fn delete(key: impl Into<String>) -> Self {
         TxnOperation::Delete(TxnKey { key: key.into() })
     }
 
-    /// Reads a key, as the operations before it left it.
+    /// Reads a key, after the operations before this one.
     pub fn get(key: impl Into<String>) -> Self {
         TxnOperation::Get(TxnKey { key: key.into() })
     }
 
-    /// Renews the time that a key has left.
+    /// Sets the TTL of a key, from 100 ms to ten years, without changing its value.
     pub fn touch(key: impl Into<String>, ttl: Duration) -> Self {
         TxnOperation::Touch(TxnTouch { key: key.into(), ttl: Some(ttl_text(ttl)) })
     }

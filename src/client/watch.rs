@@ -1,4 +1,4 @@
-//! Changes as they happen, over as many connections as it takes.
+//! Watches: changes as they happen, across reconnects.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -18,13 +18,13 @@ use crate::config::{RESPONSE_BYTES_MAX, WATCH_SILENCE_MAX};
 use crate::connection::{read_response, reason_of};
 use crate::headers::{LAST_EVENT_ID, REVISION, WAIT};
 
-/// The events of a watch.
+/// The events of a watch. See [`Watch::stream`].
 pub type WatchStream<'a> = BoxStream<'a, Result<WatchEvent, ClientError>>;
 
-/// Called for each connection, with the address of the node, and for each failure after which the watch retries.
+/// Called with the address of the node for each connection, and with each error that the watch retries after.
 type Listener<'a> = Arc<dyn Fn(Result<&str, &ClientError>) + Send + Sync + 'a>;
 
-/// A watch, which is begun by [`start`](Self::start) or [`stream`](Self::stream).
+/// A watch. Start it with [`start`](Self::start) or [`stream`](Self::stream).
 #[derive(Clone)]
 #[must_use = "nothing is watched until the watch is started"]
 pub struct Watch<'a> {
@@ -40,7 +40,7 @@ impl fmt::Debug for Watch<'_> {
 }
 
 impl ExampleClient {
-    /// Watches the keys that begin with a prefix; all keys if it is empty.
+    /// Watches the keys with a prefix; all keys if it is empty.
     pub fn watch(&self, prefix: impl Into<String>) -> Watch<'_> {
         Watch { client: self, parameters: vec![("prefix", prefix.into())], listener: None }
     }
@@ -52,55 +52,52 @@ impl ExampleClient {
 }
 
 impl<'a> Watch<'a> {
-    /// Begins with the changes of this revision. Without it the watch begins with the changes after its first
+    /// Begins with the changes of this revision. Otherwise the watch begins with the changes after its first
     /// connection, which [`start`](Self::start) waits for.
     pub fn from(mut self, revision: u64) -> Self {
         self.parameters.push(("from", revision.to_string()));
         self
     }
 
-    /// Begins with all keys as they are now, then [`WatchEvent::Synced`]; not together with [`from`](Self::from).
+    /// Begins with the current state of all keys, then [`WatchEvent::Synced`]. It excludes [`from`](Self::from).
     ///
-    /// They are held back until all of them are there: a connection that breaks
-    /// before that begins anew, and what was read of another state must not have
-    /// been handed out by then. So they take memory, once.
+    /// The stream returns no key before all have arrived: if the connection breaks before that, the watch starts again
+    /// with a newer state, and the two must not be mixed. So all keys are in memory at once.
     pub fn initial(mut self) -> Self {
         self.parameters.push(("initial", "true".to_owned()));
         self
     }
 
-    /// Calls `listener` with the address of each node that serves the watch, and with each error after which the watch
-    /// retries by itself. Errors that the stream returns are not reported here.
+    /// Calls `listener` with the address of each node that serves the watch, and with each error that the watch retries
+    /// after. Errors that the stream returns are not reported here.
     pub fn on_connection(mut self, listener: impl Fn(Result<&str, &ClientError>) + Send + Sync + 'a) -> Self {
         self.listener = Some(Arc::new(listener));
         self
     }
 
-    /// Begins the watch, and returns its events once a node serves it: they include every later change.
+    /// Starts the watch, and returns its events once a node serves it. They include every later change.
     ///
     /// # Errors
     ///
-    /// The first error that [`stream`](Self::stream) would return, if no node served the watch before it.
+    /// The error that [`stream`](Self::stream) would return first, if no node serves the watch.
     pub async fn start(self) -> Result<WatchStream<'a>, ClientError> {
         let mut progress = self.progress();
         progress.establish().await?;
         Ok(progress.into_stream())
     }
 
-    /// The events; none is skipped and none comes twice.
+    /// The events. None is skipped, and none is repeated.
     ///
-    /// **Nothing is sent until the stream is polled for the first time.** A watch without [`from`](Self::from) and
-    /// [`initial`](Self::initial) begins then, and does not show changes between this call and that poll.
-    /// Use [`start`](Self::start) where that matters.
+    /// **The first poll of the stream starts the watch.** Without [`from`](Self::from) and [`initial`](Self::initial),
+    /// it misses the changes between this call and that poll; use [`start`](Self::start) where that matters.
     ///
-    /// A connection that breaks, is silent for 30 s or is ended by its node is
-    /// taken up again at the next node, after the last event. Items are errors:
+    /// If a connection breaks, is silent for 30 s, or is ended by its node, the watch resumes at the next node after
+    /// the last event. It returns an error:
     ///
-    /// * if for the time of [`with_retry_deadline`](ExampleClient::with_retry_deadline)
-    ///   no node took it up: the stream may be polled on, and then tries again;
-    /// * if a node refuses it, such as with `revision_gone` because the changes that
-    ///   come next are no longer kept (see [`ClientError::oldest_revision`]): the
-    ///   stream ends then.
+    /// * if no node served it for the duration of [`with_retry_deadline`](ExampleClient::with_retry_deadline); the next
+    ///   poll retries;
+    /// * if a node rejects it, for example with `revision_gone` because the next changes are no longer kept (see
+    ///   [`ClientError::oldest_revision`]); the stream then ends.
     pub fn stream(self) -> WatchStream<'a> {
         self.progress().into_stream()
     }
@@ -126,26 +123,25 @@ impl<'a> Watch<'a> {
     }
 }
 
-/// How far a watch has come.
+/// The state of a watch.
 ///
-/// Invariant: `last_id` is that of the last event that was put into `ready`, or of
-/// a later place up to which there is none; so a connection that begins after it
-/// continues `ready`.
+/// Invariant: `last_id` is the id of the last event in `ready`, or a later one without events in between. So a
+/// connection that resumes after it continues `ready`.
 struct Progress<'a> {
     client: &'a ExampleClient,
     listener: Option<Listener<'a>>,
     request: Request,
-    /// Whether it begins with the changes after the first connection.
+    /// Whether the watch begins with the changes after its first connection.
     begins_now: bool,
     last_id: Option<String>,
     connection: Option<Connection>,
-    /// The keys of a state that is not complete yet.
+    /// The keys of an initial state that is not complete yet.
     initial: Vec<WatchEvent>,
-    /// What is still to be handed out.
+    /// Events that the stream has not returned yet.
     ready: VecDeque<WatchEvent>,
-    /// What happened after that.
+    /// The failure after these events.
     failed: Option<ClientError>,
-    /// Set from the first failure on until something comes again.
+    /// The attempts since the last progress.
     retry: Option<Retries>,
     ended: bool,
 }
@@ -177,7 +173,7 @@ impl<'a> Progress<'a> {
         }
     }
 
-    /// Waits until it is time to try again; an error if there is to be no other attempt.
+    /// Waits until the next attempt is due; returns the error if a retry is useless or too late.
     async fn pause(&mut self, error: ClientError) -> Result<(), ClientError> {
         let retry = self.retry.get_or_insert_with(|| Retries::new(self.client.retry_deadline));
         let Some(delay) = retry.delay(&error) else {
@@ -212,7 +208,7 @@ impl<'a> Progress<'a> {
         }
     }
 
-    /// Reads what comes next, and makes sure that after a failure another node is asked.
+    /// Reads the next piece, and turns to another node after a failure.
     async fn read(&mut self) -> Result<(), ClientError> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
@@ -221,7 +217,7 @@ impl<'a> Progress<'a> {
         match self.read_from(&mut connection).await {
             Ok(()) => {
                 self.connection = Some(connection);
-                // A state that never gets complete is no progress, however often it begins.
+                // An initial state that never completes is no progress, however often it starts.
                 if self.initial.is_empty() {
                     self.retry = None;
                 }
@@ -238,7 +234,7 @@ impl<'a> Progress<'a> {
         self.initial.clear();
         let (_, addr) = self.client.leader();
         let mut request = self.request.clone();
-        // Another node may know a leader.
+        // Do not wait for this node to find a leader: another node may know one.
         request.headers.push((WAIT.as_str(), "no".to_owned()));
         request.headers.extend(self.last_id.clone().map(|id| (LAST_EVENT_ID.as_str(), id)));
         let begun = timeout(request.deadline, async {
@@ -251,13 +247,12 @@ impl<'a> Progress<'a> {
             let body = body.map_err(|error| request.lost(&addr, error.to_string()))?;
             Err(refusal(&addr, status, &body).unwrap_or_else(|error| request.lost(&addr, error.to_string())))
         });
-        let begun = begun.await.unwrap_or_else(|_| Err(request.lost(&addr, "it did not answer in time")));
+        let begun = begun.await.unwrap_or_else(|_| Err(request.lost(&addr, "it timed out")));
         let response = begun.inspect_err(|_| self.client.turn_from(&addr))?;
         if self.begins_now && self.last_id.is_none() {
-            // Where "now" was; a connection that breaks before the first event must not move it.
+            // The watch begins here even if the connection breaks before the first event.
             let revision = response.headers().get(REVISION.as_str()).and_then(|value| value.to_str().ok());
-            let revision =
-                revision.ok_or_else(|| request.lost(&addr, "it does not say at which revision it begins"))?;
+            let revision = revision.ok_or_else(|| request.lost(&addr, "it has no Raft-Revision header"))?;
             self.last_id = Some(revision.to_owned());
         }
         if let Some(listener) = &self.listener {
@@ -266,20 +261,20 @@ impl<'a> Progress<'a> {
         Ok(Connection { addr, response, parser: EventParser::default() })
     }
 
-    /// Takes the next piece; an error says why the connection is of no more use.
+    /// Reads the next piece of a connection; the error says why the connection must be closed.
     async fn read_from(&mut self, connection: &mut Connection) -> Result<(), String> {
         let piece = match timeout(WATCH_SILENCE_MAX, connection.response.chunk()).await {
             Ok(Ok(Some(piece))) => piece,
             Ok(Ok(None)) => return Err("the connection was closed".to_owned()),
             Ok(Err(error)) => return Err(reason_of(&error)),
-            Err(_) => return Err(format!("it was silent for {} s", WATCH_SILENCE_MAX.as_secs())),
+            Err(_) => return Err(format!("the node sent nothing for {} s", WATCH_SILENCE_MAX.as_secs())),
         };
         connection.parser.push(&piece)?.into_iter().try_for_each(|event| self.take(event))
     }
 
     fn take(&mut self, Event { id, data }: Event) -> Result<(), String> {
         let event = data.map(|data| serde_json::from_str(&data)).transpose();
-        match event.map_err(|error| format!("an event is not what this client understands: {error}"))? {
+        match event.map_err(|error| format!("an event is invalid: {error}"))? {
             Some(WatchEvent::End(end)) => return Err(format!("{}: {}", end.code, end.message)),
             Some(event @ WatchEvent::Initial(_)) => self.initial.push(event),
             Some(event) => {
@@ -299,7 +294,7 @@ impl<'a> Progress<'a> {
 mod tests {
     use super::*;
 
-    /// A watch whose prefix fits into no request fails at once, and ends.
+    /// A watch whose prefix is too long for a request fails at once, and ends.
     #[tokio::test]
     async fn a_prefix_that_is_too_long() {
         let client = ExampleClient::connect(["127.0.0.1:1"]).unwrap();

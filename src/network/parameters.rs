@@ -8,6 +8,8 @@ use actix_web::http::header::{self, HeaderMap, HeaderName};
 use percent_encoding::percent_decode_str;
 
 use crate::config::{KEY_BYTES_MAX_DEFAULT, Limits, TTL_MS_MAX, TTL_MS_MIN, check_idempotency_key};
+use crate::config::{KEY_BYTES_MAX_DEFAULT, Limits};
+use crate::duration;
 use crate::error::{ApiError, Details};
 use crate::headers::IDEMPOTENCY_KEY;
 use crate::operation::{Operation, RequestId};
@@ -192,28 +194,9 @@ pub(super) fn whole_number(text: &str) -> Option<u64> {
 }
 
 /// A TTL such as `500ms`, `30s`, `5m`, `12h` or `7d`, in milliseconds.
+/// A TTL such as `30s`, in milliseconds.
 pub fn ttl_ms(text: &str) -> Result<u64, ApiError> {
-    milliseconds(text).filter(|ttl_ms| (TTL_MS_MIN..=TTL_MS_MAX).contains(ttl_ms)).ok_or_else(|| {
-        ApiError::bad_request(
-            "invalid_ttl",
-            "a TTL must be an integer and a unit, such as 500ms, 30s, 5m, 12h or 7d, from 100ms to 3650d",
-        )
-    })
-}
-
-/// A duration such as `0s`, `500ms` or `7d`, in milliseconds; `None` if the text is not a duration.
-pub fn milliseconds(text: &str) -> Option<u64> {
-    let number_end = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(number_end);
-    let unit_ms: u64 = match unit {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60 * 1000,
-        "h" => 3600 * 1000,
-        "d" => 24 * 3600 * 1000,
-        _ => return None,
-    };
-    whole_number(number)?.checked_mul(unit_ms)
+    duration::ttl_ms(text).map_err(|message| ApiError::bad_request("invalid_ttl", message))
 }
 
 /// The `Idempotency-Key` of a request, with a hash of the operation.

@@ -1,4 +1,4 @@
-//! The commands and their options, as clap has them.
+//! The commands and their options.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -7,10 +7,9 @@ use std::time::Duration;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand, ValueEnum};
 use raft_key_value::config::parse_endpoint;
-use raft_key_value::error::ApiError;
-use raft_key_value::network::parameters::{milliseconds, ttl_ms};
+use raft_key_value::duration::{milliseconds, ttl_ms};
 
-// What can be asked for, beside running a node. No documentation: clap would take it for that of the program.
+// All that the program does besides running a node. Not a doc comment: clap would use it as the program's description.
 #[derive(Debug, Subcommand)]
 #[command(subcommand_help_heading = "Commands for a running cluster")]
 pub enum Command {
@@ -84,15 +83,16 @@ Examples:
   raft-key-value watch --output json | while read -r event; do …; done
 
 No change is skipped or printed twice, even while nodes fail and return. While no endpoint can
-serve the watch, the command says so on standard error, and retries for --retry-for. It ends
-when its output is closed. The exit code is 1 if the changes since --from are no longer kept.")]
+serve the watch, the command says so on standard error, and retries for the time of --retry-for.
+It ends when its output is closed. The exit code is 1 if the changes since --from are no longer
+kept.")]
     Watch(Watch),
 
     /// Renew the TTL of a key
     #[command(after_help = "\
 Examples:
   raft-key-value touch lock --ttl 30s
-  raft-key-value touch lock --ttl 30s --if-revision 7      only while the lock is the one I took
+  raft-key-value touch lock --ttl 30s --if-revision 7      only while I still hold the lock
 
 The exit code is 1 if the key does not exist or the condition does not hold, and 74 if the TTL
 was renewed but the output cannot be written.")]
@@ -104,7 +104,7 @@ Examples:
   raft-key-value status
   raft-key-value status --endpoints 10.0.0.1:21001,10.0.0.2:21001 --output json
 
-Each endpoint is asked once. The exit code is 3 if one of them does not serve requests.")]
+Each endpoint gets one attempt. The exit code is 3 if one of them does not serve requests.")]
     #[command(mut_arg("retry_for", |arg| arg.hide(true)))]
     Status(Common),
 
@@ -115,7 +115,7 @@ Examples:
   raft-key-value members --output json")]
     Members(Common),
 
-    /// Print a script that makes a shell complete these commands
+    /// Print a script that completes these commands in a shell
     #[command(after_help = "\
 Examples:
   source <(raft-key-value completions bash)
@@ -124,10 +124,10 @@ Examples:
     Completions(Completions),
 }
 
-/// Which nodes are asked, and how the output is written.
+/// Options of every command that needs a cluster.
 #[derive(Clone, Debug, Args)]
 pub struct Common {
-    /// Nodes to send requests to, HOST:PORT or http://HOST:PORT, separated by commas: any nodes of the cluster
+    /// Nodes of the cluster to send requests to, HOST:PORT or http://HOST:PORT, separated by commas
     #[arg(
         long,
         env = "RKV_ENDPOINTS",
@@ -143,36 +143,36 @@ pub struct Common {
     pub output: Format,
 
     /// Retry for this long while no node can serve the request (500ms, 10s, 5m); 0s sends it once
-    /// [default: 10s; watch: without end]
+    /// [default: 10s; watch: forever]
     #[arg(long, value_name = "DURATION", value_parser = retry_time)]
     pub retry_for: Option<Duration>,
 }
 
 impl Common {
-    /// The addresses of the nodes.
+    /// The addresses of the endpoints, `HOST:PORT`.
     pub fn endpoints(&self) -> Vec<String> {
         self.endpoints.iter().flatten().cloned().collect()
     }
 }
 
-/// How what is found is written.
+/// Format of the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     /// For people.
     #[default]
     Text,
-    /// JSON, one object per line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Conditions of a write to a key that exists.
+/// Options of a write to one key.
 #[derive(Debug, Args)]
 pub struct WriteOptions {
-    /// Only if the key exists
+    /// Apply the request only if the key exists
     #[arg(long, conflicts_with = "if_revision")]
     pub if_present: bool,
 
-    /// Only if the key was last changed at this revision
+    /// Apply the request only if the key was last changed at this revision
     #[arg(long, value_name = "N")]
     pub if_revision: Option<u64>,
 
@@ -184,9 +184,9 @@ pub struct WriteOptions {
 /// `get`
 #[derive(Debug, Args)]
 pub struct Get {
-    /// The key
+    /// Key to print
     pub key: String,
-    /// Read the data of any one node, which may be behind
+    /// Read from any one node, whose data may be stale
     #[arg(long)]
     pub stale: bool,
     #[command(flatten)]
@@ -196,14 +196,14 @@ pub struct Get {
 /// `put`
 #[derive(Debug, Args)]
 pub struct Put {
-    /// The key
+    /// Key to set
     pub key: String,
     #[command(flatten)]
     pub value: Input,
     /// Expire the key after this duration (500ms, 30s, 5m, 12h, 7d)
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub ttl: Option<Duration>,
-    /// Only if the key does not exist
+    /// Apply the request only if the key does not exist
     #[arg(long, conflicts_with_all = ["if_present", "if_revision"])]
     pub if_missing: bool,
     #[command(flatten)]
@@ -212,7 +212,7 @@ pub struct Put {
     pub common: Common,
 }
 
-/// A value, or another body.
+/// The value or body to send.
 #[derive(Debug, Args)]
 pub struct Input {
     /// Value to store; `-` reads it from standard input
@@ -225,10 +225,10 @@ pub struct Input {
 /// `delete`
 #[derive(Debug, Args)]
 pub struct Delete {
-    /// The key
+    /// Key to remove
     #[arg(required_unless_present = "prefix")]
     pub key: Option<String>,
-    /// Remove all keys that begin with this; must not be empty
+    /// Remove all keys with this prefix, which must not be empty
     #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     #[arg(conflicts_with_all = ["key", "if_present", "if_revision", "idempotency_key"])]
     pub prefix: Option<String>,
@@ -241,7 +241,7 @@ pub struct Delete {
 /// `touch`
 #[derive(Debug, Args)]
 pub struct Touch {
-    /// The key
+    /// Key to renew
     pub key: String,
     /// Expire the key after this duration from now (500ms, 30s, 5m, 12h, 7d)
     #[arg(long, value_name = "DURATION", value_parser = duration)]
@@ -255,25 +255,25 @@ pub struct Touch {
 /// `list`
 #[derive(Debug, Args)]
 pub struct List {
-    /// Only keys that begin with this [default: all keys]
+    /// Prefix of the keys to list [default: all keys]
     #[arg(default_value = "", hide_default_value = true)]
     pub prefix: String,
-    /// From this key on
+    /// Begin at this key
     #[arg(long, value_name = "KEY")]
     pub start: Option<String>,
-    /// Up to this key, which is excluded
+    /// End before this key
     #[arg(long, value_name = "KEY")]
     pub end: Option<String>,
-    /// From the last key to the first
+    /// List from the last key to the first
     #[arg(long)]
     pub reverse: bool,
-    /// Without values
+    /// Omit the values
     #[arg(long)]
     pub keys_only: bool,
-    /// At most this many keys
+    /// List at most this many keys
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
-    /// Read the data of any one node, which may be behind
+    /// Read from any one node, whose data may be stale
     #[arg(long)]
     pub stale: bool,
     #[command(flatten)]
@@ -295,7 +295,7 @@ pub struct Txn {
 /// `watch`
 #[derive(Debug, Args)]
 pub struct Watch {
-    /// Only keys that begin with this [default: all keys]
+    /// Prefix of the keys to watch [default: all keys]
     #[arg(default_value = "", hide_default_value = true)]
     pub prefix: String,
     /// Watch one key instead of a prefix
@@ -314,12 +314,12 @@ pub struct Watch {
 /// `completions`
 #[derive(Debug, Args)]
 pub struct Completions {
-    /// The shell
+    /// Shell to complete commands in
     #[arg(value_enum)]
     pub shell: Shell,
 }
 
-/// Shells that can complete commands.
+/// Shells with completion scripts.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Shell {
     /// GNU Bash.
@@ -331,7 +331,7 @@ pub enum Shell {
 }
 
 impl Command {
-    /// Whom to ask; for what asks nobody, whom it would.
+    /// The common options; `completions` has none, so it gets empty ones.
     pub fn common(&self) -> Common {
         match self {
             Command::Get(get) => get.common.clone(),
@@ -347,13 +347,13 @@ impl Command {
     }
 }
 
-/// A time to retry for, which may be none at all.
+/// Parses `--retry-for`, which may be zero.
 fn retry_time(text: &str) -> Result<Duration, String> {
     let expected = "must be an integer and a unit, such as 0s, 500ms, 10s or 5m";
     milliseconds(text).map(Duration::from_millis).ok_or_else(|| expected.to_owned())
 }
 
-/// A time to live as the API has it.
-fn duration(text: &str) -> Result<Duration, ApiError> {
+/// Parses `--ttl`.
+fn duration(text: &str) -> Result<Duration, &'static str> {
     ttl_ms(text).map(Duration::from_millis)
 }
