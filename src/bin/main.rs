@@ -1,4 +1,4 @@
-//! The program: a node with its arguments, logging and exit code, or a command of [`cli`].
+//! The program: runs a node, or a command of [`cli`].
 
 mod cli;
 
@@ -23,7 +23,7 @@ use self::cli::{EXIT_OUTPUT, Variables};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// A wrong flag or environment variable.
+/// A flag or environment variable is invalid.
 const EXIT_USAGE: u8 = 2;
 /// An error in the program itself.
 const EXIT_SOFTWARE: u8 = 70;
@@ -54,16 +54,16 @@ fn main() -> ExitCode {
 }
 
 fn start(config: Config, log_level_is_given: bool, variables: &Variables) -> ExitCode {
-    // What the node writes is for its own user alone, whatever umask it was started with.
+    // Only the node's own user may read its files, whatever umask it was started with.
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
     let format = config.log_format;
     let drop_notice = move |dropped| plain_line(format, "WARN", &dropped_lines(dropped), Some(dropped));
     let log = match LogWriter::start(io::stderr(), drop_notice) {
         Ok(log) => log,
-        Err(error) => return fail(EXIT_SOFTWARE, &format!("cannot start the log's thread: {error}")),
+        Err(error) => return fail(EXIT_SOFTWARE, &format!("cannot start the thread that writes the log: {error}")),
     };
     let ended = run_logged(config, log_level_is_given, &log);
-    // The lines before the last one.
+    // The error comes last, after all log lines.
     log.flush(LOG_FLUSH_DEADLINE);
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -71,7 +71,7 @@ fn start(config: Config, log_level_is_given: bool, variables: &Variables) -> Exi
     }
 }
 
-/// A line like those of `tracing`, for what cannot go through it. `dropped` is a field of JSON lines.
+/// Formats a log line as `tracing` does, for messages that must bypass it. `dropped` is a field of JSON lines.
 fn plain_line(format: LogFormat, level: &str, message: &str, dropped: Option<u64>) -> String {
     let mut time = String::new();
     // Writing to a string cannot fail.
@@ -92,7 +92,7 @@ fn dropped_lines(dropped: u64) -> String {
     format!("{dropped} log lines were dropped because standard error did not accept them in time")
 }
 
-/// Runs a node; an error is the exit code and what to say.
+/// Runs a node. An error is the exit code and the message.
 fn run_logged(mut config: Config, log_level_is_given: bool, log: &LogWriter) -> Result<(), (u8, String)> {
     #[cfg(feature = "seeded-bugs")]
     raft_key_value::seeded_bug::check().map_err(|message| (EXIT_USAGE, message))?;
@@ -103,7 +103,7 @@ fn run_logged(mut config: Config, log_level_is_given: bool, log: &LogWriter) -> 
         complaint = unusable;
     }
     run(config, log, complaint).map_err(|error| match error.downcast_ref::<ServeError>() {
-        // It names its cause itself.
+        // Its message includes the cause.
         Some(error) => (error.exit_code(), error.to_string()),
         None => (EXIT_SOFTWARE, format!("{error:#}")),
     })
@@ -117,10 +117,10 @@ fn run(config: Config, log: &LogWriter, complaint: Option<String>) -> anyhow::Re
         return Err(ServeError::Config(raft_key_value::config::ConfigError::log_level(&config, &message)).into());
     }
     if let Some(complaint) = complaint {
-        // Not through `tracing`: the filter that is complained of could leave it out.
+        // Bypass `tracing`: the filter in question could drop the message.
         let _ = log.clone().write_all(plain_line(config.log_format, "WARN", &complaint, None).as_bytes());
     }
-    // Only starts and stops the node; requests and Raft run on threads of their own.
+    // This runtime only starts and stops the node. Requests and Raft run on other threads.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
     runtime.block_on(async {
@@ -130,7 +130,7 @@ fn run(config: Config, log: &LogWriter, complaint: Option<String>) -> anyhow::Re
     })
 }
 
-/// Done at the first SIGTERM or SIGINT.
+/// Resolves at the first SIGTERM or SIGINT.
 fn shutdown_signal() -> anyhow::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
@@ -145,7 +145,7 @@ fn shutdown_signal() -> anyhow::Result<impl Future<Output = ()>> {
 fn start_logging(config: &Config, log: &LogWriter) -> Result<(), String> {
     let filter = log_filter(&config.log_level)?;
     let logging = tracing_subscriber::fmt().with_env_filter(filter).with_writer(log.clone());
-    // It reports its own failures with `eprintln!`, which panics if standard error cannot be written.
+    // It reports its own errors with `eprintln!`, which panics if standard error cannot be written.
     let logging = logging.log_internal_errors(false);
     let (log_panic, format) = (log.clone(), config.log_format);
     std::panic::set_hook(Box::new(move |panic| {
@@ -159,9 +159,9 @@ fn start_logging(config: &Config, log: &LogWriter) -> Result<(), String> {
     Ok(())
 }
 
-/// The usable part of the filter in `RUST_LOG`, and what to say of the rest.
+/// The valid part of the filter in `RUST_LOG`, and a warning about the rest.
 ///
-/// The variable is often set for other programs, so what is wrong with it must not keep a node from starting.
+/// The variable is often set for other programs, so an invalid one must not prevent a node from starting.
 fn rust_log() -> (Option<String>, Option<String>) {
     let Some(filter) = std::env::var_os("RUST_LOG") else { return (None, None) };
     let text = filter.to_string_lossy();
@@ -184,27 +184,27 @@ fn rust_log() -> (Option<String>, Option<String>) {
     (usable, Some(complaint))
 }
 
-/// What is logged: a level, or a list of levels for parts of the program.
+/// Parses a log level, or a list of levels for parts of the program.
 fn log_filter(text: &str) -> Result<EnvFilter, String> {
     let level = text.trim().to_ascii_lowercase();
     let filter = match level.as_str() {
-        // The libraries report every failed attempt to reach a node; this
-        // program says once that a node is gone, and once that it is back.
+        // Libraries log every failed attempt to reach a node. This program logs once that a node is unreachable, and
+        // once that it is reachable again.
         "error" | "warn" | "info" => format!("off,raft_key_value={level},raft_log=error,chunked_wal=error"),
         "debug" | "trace" => level,
         _ => text.to_owned(),
     };
-    // A filter would take a misspelt level for the name of a module, which silences the node.
+    // A filter would take a misspelled level for the name of a module, which silences the node.
     let mut parts = filter.split(',').map(str::trim).filter(|part| !part.is_empty()).peekable();
-    // Without any part it would log errors only.
+    // An empty filter would log errors only.
     let unknown = if parts.peek().is_none() { Some(text) } else { parts.find(|part| !is_directive(part)) };
     if let Some(word) = unknown {
-        return Err(format!("unknown log level `{word}`; expected error, warn, info, debug, trace or a filter"));
+        return Err(format!("unknown log level `{word}`; expected error, warn, info, debug, trace, or a filter"));
     }
     EnvFilter::try_new(filter).map_err(|error| error.to_string())
 }
 
-/// Whether a part of a filter is more than a word that could be a misspelt level.
+/// Whether a part of a filter is more than a word that could be a misspelled level.
 fn is_directive(part: &str) -> bool {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     const CRATES: [&str; 2] = ["raft_key_value", "openraft"];
@@ -228,7 +228,7 @@ mod tests {
 
     use super::*;
 
-    /// What `tracing` writes.
+    /// The output of `tracing`.
     fn traced(format: LogFormat, log: fn()) -> String {
         let mut file = Arc::new(tempfile::tempfile().unwrap());
         let logging = tracing_subscriber::fmt().with_writer(file.clone());
@@ -240,9 +240,9 @@ mod tests {
         io::read_to_string::<&File>(&file).unwrap()
     }
 
-    /// A line that does not go through `tracing` looks like one that does.
+    /// A line that bypasses `tracing` looks like one that does not.
     ///
-    /// Method: the same line both ways, with each digit replaced, so that all times are the same.
+    /// Method: write the same line both ways, and replace each digit, so that all times are equal.
     #[test]
     fn plain_lines_look_like_others() {
         let masked = |line: &str| line.replace(|character: char| character.is_ascii_digit(), "1");
@@ -250,7 +250,7 @@ mod tests {
         assert_eq!(masked(&plain_line(LogFormat::Text, "WARN", "a message", None)), masked(&text));
         let json = traced(LogFormat::Json, || tracing::warn!(dropped = 12, "a message"));
         let mut json: serde_json::Value = serde_json::from_str(&masked(&json)).unwrap();
-        // A plain line has no place in the program.
+        // A plain line does not name a module.
         json.as_object_mut().unwrap().remove("target").unwrap();
         let plain = masked(&plain_line(LogFormat::Json, "WARN", "a message", Some(12)));
         assert_eq!(serde_json::from_str::<serde_json::Value>(&plain).unwrap(), json);

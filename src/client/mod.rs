@@ -28,10 +28,10 @@ use self::request::{Effect, Request};
 use self::retry::Retries;
 pub use self::txn::Txn;
 pub use self::watch::{Watch, WatchStream};
-pub use crate::body::{Compare, KeyValue, Relation, TxnOperation, TxnResult, WatchEvent};
 pub use crate::body::{
-    Compare, DeleteAnswer, Encoding, ErrorBody, KeyValue, Leader, ListAnswer, PutAnswer, Removed, TouchAnswer,
-    TxnAnswer, TxnDeleted, TxnKey, TxnOperation, TxnPut, TxnRequest, TxnResult, TxnTouch, WatchEnd, WatchEvent,
+    Compare, DeleteAnswer, Encoding, ErrorBody, KeyValue, Leader, ListAnswer, PutAnswer, Relation, Removed,
+    TouchAnswer, TxnAnswer, TxnDeleted, TxnKey, TxnOperation, TxnPut, TxnRequest, TxnResult, TxnTouch, WatchEnd,
+    WatchEvent,
 };
 use crate::config::{FORWARD_DEADLINE, MEMBERSHIP_DEADLINE, RETRY_DEADLINE_DEFAULT, check_address};
 use crate::connection::connections;

@@ -82,7 +82,6 @@ mod tests {
     use super::*;
     use crate::config::RETRY_AFTER;
     use crate::error::{ApiError, ConditionFailed, Details, NotApplied, Retry};
-    use crate::error::{ApiError, ConditionFailed, Details, Retry};
 
     fn refused(error: &ApiError) -> ClientError {
         ClientError::Refused { addr: "a:1".into(), status: error.status(), error: Box::new(error.to_body().error) }

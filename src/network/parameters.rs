@@ -7,8 +7,7 @@ use actix_web::HttpRequest;
 use actix_web::http::header::{self, HeaderMap, HeaderName};
 use percent_encoding::percent_decode_str;
 
-use crate::config::{KEY_BYTES_MAX_DEFAULT, Limits, TTL_MS_MAX, TTL_MS_MIN, check_idempotency_key};
-use crate::config::{KEY_BYTES_MAX_DEFAULT, Limits};
+use crate::config::{KEY_BYTES_MAX_DEFAULT, Limits, check_idempotency_key};
 use crate::duration;
 use crate::error::{ApiError, Details};
 use crate::headers::IDEMPOTENCY_KEY;

@@ -1,4 +1,4 @@
-//! How the nodes are, and who belongs to the cluster.
+//! Commands about the cluster: `status` and `members`.
 
 use std::io;
 use std::time::Duration;
@@ -10,15 +10,15 @@ use serde::Serialize;
 use super::failure::{Failure, verdict};
 use super::output::{Output, printable};
 
-/// How long a node may take to say how it is, and then whether it serves.
+/// Deadline for the metrics of a node, and again for the reads that show whether it serves requests.
 const STATUS_DEADLINE: Duration = Duration::from_secs(3);
 
-/// What is known of a node; nothing but the error if it does not answer.
+/// The status of an endpoint; only the error if it cannot be reached.
 #[derive(Debug, Default, Serialize)]
 struct NodeStatus {
     endpoint: String,
     reachable: bool,
-    /// Whether it answers linearizable reads.
+    /// Whether it serves linearizable reads.
     serves: bool,
     node: Option<u64>,
     role: Option<String>,
@@ -30,7 +30,6 @@ struct NodeStatus {
     error: Option<String>,
 }
 
-/// A member of the cluster.
 #[derive(Debug, Serialize)]
 struct Member {
     node: u64,
@@ -44,7 +43,7 @@ pub async fn status(mut output: Output, endpoints: &[String]) -> Result<(), Fail
     let written = write_status(&mut output, &found).map_err(Failure::Output);
     let all_serve = match found.iter().filter(|node| !node.serves).count() {
         0 => Ok(()),
-        useless => Err(Failure::Unavailable(format!("{useless} of {} endpoints do not serve", found.len()))),
+        useless => Err(Failure::Unavailable(format!("{useless} of {} endpoints do not serve requests", found.len()))),
     };
     verdict(written, all_serve)
 }
@@ -67,8 +66,8 @@ async fn status_of(endpoint: &str) -> NodeStatus {
         let client = ExampleClient::connect([endpoint])?;
         let client = client.with_deadline(STATUS_DEADLINE).with_retry_deadline(Duration::ZERO);
         let metrics = client.metrics().await?;
-        // Any listing says at which revision the node is, and one that needs the leader whether the
-        // node belongs to a cluster that can do something.
+        // Any listing shows the revision of the node; a linearizable one also shows whether its cluster serves
+        // requests.
         let listing = || client.list("").keys_only().page_size(1);
         let (stale, listed) = join(listing().stale().page(), listing().page()).await;
         let revision = listed.as_ref().or(stale.as_ref()).ok().map(|page| page.revision);

@@ -1,4 +1,4 @@
-//! How a command ends if it fails.
+//! Why a command failed, with the message and the exit code.
 
 use std::io;
 use std::process::ExitCode;
@@ -7,56 +7,50 @@ use raft_key_value::ClientError;
 use raft_key_value::error::Outcome;
 use raft_key_value::telemetry::logging::say;
 
-/// The answer is no: no such key, a condition that does not hold, or a revision that is no longer kept.
+/// The key does not exist, a condition does not hold, or a revision is no longer kept.
 const EXIT_NO: u8 = 1;
-/// The request is wrong.
+/// The request is invalid.
 const EXIT_USAGE: u8 = 2;
-/// No node could do it, or it is not known whether one did.
+/// No node could serve the request, or its outcome is unknown.
 const EXIT_UNAVAILABLE: u8 = 3;
-/// The output cannot be written, which says nothing against the request: `EX_IOERR` of `sysexits.h`.
+/// The output cannot be written, although the request succeeded: `EX_IOERR` of `sysexits.h`.
 pub const EXIT_OUTPUT: u8 = 74;
 
 /// Why a command fails.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// The answer is no.
+    /// The result is negative: see [`EXIT_NO`].
     #[error("{0}")]
     No(String),
-    /// The request is wrong.
+    /// The request is invalid.
     #[error("{0}")]
     Usage(String),
-    /// What is to be sent cannot be had, or something else of this machine's.
+    /// The input cannot be read, or another local resource is not available.
     #[error("{0}")]
     Input(String),
-    /// What was found could not be written.
+    /// The output of a read cannot be written.
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
-    /// The request was applied, and its result could not be written.
+    /// The request was applied, but its result cannot be written.
     #[error("the request was applied ({result}), but its result cannot be written: {error}")]
     Unwritten {
-        /// The result, in one line.
+        /// The first line of the result.
         result: String,
-        /// Why it could not be written.
         error: io::Error,
     },
-    /// The cluster did not do it.
+    /// The cluster did not serve the request.
     #[error("{}{_0}", prefix(_0))]
     Client(#[from] ClientError),
     /// A listing ended before its last key.
     #[error("the listing is incomplete, {printed} keys were printed: {error}")]
-    Incomplete {
-        /// How many keys were printed.
-        printed: usize,
-        /// Why there are no more.
-        error: Box<ClientError>,
-    },
-    /// Some nodes do not serve.
+    Incomplete { printed: usize, error: Box<ClientError> },
+    /// Some endpoints do not serve requests.
     #[error("unavailable: {0}")]
     Unavailable(String),
 }
 
 impl Failure {
-    /// Whether the reader of the output has closed it, having seen enough.
+    /// Whether the reader of the output closed it, which is no failure of the command.
     fn is_closed_pipe(&self) -> bool {
         match self {
             Failure::Output(error) | Failure::Unwritten { error, .. } => error.kind() == io::ErrorKind::BrokenPipe,
@@ -65,7 +59,7 @@ impl Failure {
     }
 }
 
-/// The verdict of a command that has written its output, which a closed pipe does not change.
+/// The result of a command: `verdict`, unless its output cannot be written. A closed pipe does not count.
 pub fn verdict(written: Result<(), Failure>, verdict: Result<(), Failure>) -> Result<(), Failure> {
     match written {
         Err(failure) if !failure.is_closed_pipe() => Err(failure),
@@ -93,7 +87,7 @@ fn exit_code_of(error: &ClientError) -> u8 {
     }
 }
 
-/// Says why a command failed, if it did.
+/// Prints why a command failed, if it did, and returns its exit code.
 pub fn exit_code(ended: Result<(), Failure>) -> ExitCode {
     let failure = match ended {
         Ok(()) => return ExitCode::SUCCESS,

@@ -1,4 +1,4 @@
-//! How keys and values are read and changed.
+//! Commands about keys and values.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -20,18 +20,18 @@ use super::arguments::{Completions, Delete, Get, Input, List, Put, Shell, Touch,
 use super::failure::{Failure, verdict};
 use super::output::{Output, output_is_closed, printable};
 
-/// How much of a value a table shows, in characters.
+/// Longest part of a value in a table, in characters.
 const VALUE_CHARS_SHOWN: usize = 60;
-/// Listings shorter than this are read in one page of just that length.
+/// A listing with a smaller `--limit` is read as one page of that length.
 const SHORT_LISTING_KEYS: usize = 100;
 
-/// How long a watch must be without a node before the command reports it: elections are over by then.
+/// How long no node must have served a watch before the command reports it: elections take less.
 const LOSS_REPORTED_AFTER: Duration = Duration::from_secs(1);
 
 /// `get`
 pub async fn get(client: &ExampleClient, mut output: Output, get: Get) -> Result<(), Failure> {
     let found = if get.stale { client.get_stale(&get.key).await? } else { client.get(&get.key).await? };
-    let found = found.ok_or_else(|| Failure::No("there is no such key".to_owned()))?;
+    let found = found.ok_or_else(|| Failure::No("the key does not exist".to_owned()))?;
     if output.is_json() {
         output.line(&found, "")?;
     } else {
@@ -120,7 +120,7 @@ pub async fn list(client: &ExampleClient, mut output: Output, list: List) -> Res
     Ok(output.flush()?)
 }
 
-/// Prints items as they arrive, and those before an error too: the error says how many.
+/// Prints items as they arrive, including those before an error, which says how many they are.
 async fn print_lines<W: Write>(
     output: &mut Output<W>,
     mut items: impl Stream<Item = Result<KeyValue, ClientError>> + Unpin,
@@ -145,7 +145,10 @@ pub async fn txn(client: &ExampleClient, mut output: Output, txn: Txn) -> Result
     let body = bytes_of(txn.body, "transaction")?;
     let request: TxnRequest = serde_json::from_slice(&body).map_err(|error| {
         let place = format!("line {}, column {}", error.line(), error.column());
-        Failure::Usage(format!("the transaction is not valid: {} ({place}); see txn --help", explain_json(&error)))
+        Failure::Usage(format!(
+            "the transaction is invalid: {} ({place}); see `raft-key-value txn --help`",
+            explain_json(&error)
+        ))
     })?;
     let mut write = client.txn_of(request);
     if let Some(key) = txn.idempotency_key {
@@ -163,11 +166,11 @@ fn text_of_result(result: &TxnResult) -> String {
     match result {
         TxnResult::Put(put) => format!("put: revision {}, version {}", put.revision, put.version),
         TxnResult::Delete(deleted) => format!("delete: {}", deleted.deleted),
-        TxnResult::Get(None) => "get: there is no such key".to_owned(),
+        TxnResult::Get(None) => "get: the key does not exist".to_owned(),
         TxnResult::Get(Some(found)) => {
             format!("get: revision {}, version {}: {}", found.revision, found.version, shown(found))
         }
-        TxnResult::Touch(None) => "touch: there is no such key".to_owned(),
+        TxnResult::Touch(None) => "touch: the key does not exist".to_owned(),
         TxnResult::Touch(Some(touched)) => format!("touch: expires in {}", time_left(touched.expires_in_ms)),
     }
 }
@@ -200,7 +203,7 @@ pub async fn watch(client: &ExampleClient, mut output: Output, watch: Watch) -> 
     }
 }
 
-/// Reports on standard error, once each, that no endpoint serves a watch and that one does again.
+/// Reports on standard error that no endpoint serves a watch and, afterwards, that one does again, each once.
 #[derive(Default)]
 struct ConnectionReport(Mutex<Connectivity>);
 
@@ -218,7 +221,6 @@ struct Connectivity {
 impl ConnectionReport {
     fn tell(&self, state: Result<&str, &ClientError>, endpoints: usize) {
         let mut now = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // If standard error is closed, there is no other place to report to.
         match state {
             Ok(addr) => {
                 if now.loss_is_reported {
@@ -255,7 +257,7 @@ fn text_of_event(event: &WatchEvent) -> String {
     }
 }
 
-/// The beginning of a value, in one line.
+/// The beginning of a value, as part of one line.
 fn shown(item: &KeyValue) -> String {
     let Some(text) = item.text() else {
         return format!("({} bytes)", item.bytes().unwrap_or_default().len());
@@ -270,7 +272,7 @@ fn time_left(expires_in_ms: Option<u64>) -> String {
     expires_in_ms.map_or("-".to_owned(), |left_ms| format!("{:?}", Duration::from_millis(left_ms)))
 }
 
-/// What is to be sent: from the argument, a file, or standard input.
+/// Reads the value or body from the argument, a file, or standard input.
 fn bytes_of(input: Input, what: &str) -> Result<Vec<u8>, Failure> {
     match (input.value, input.file) {
         (_, Some(path)) => {
@@ -281,7 +283,7 @@ fn bytes_of(input: Input, what: &str) -> Result<Vec<u8>, Failure> {
             read_all(io::stdin()).map_err(|error| Failure::Input(format!("cannot read standard input: {error}")))
         }
         (Some(value), None) => Ok(value.as_bytes().to_vec()),
-        // Standard input is not read unasked: without a terminal it is often empty, and nothing would be stored.
+        // Do not read standard input by default: without a terminal it is often empty, and the value would be too.
         (None, None) => {
             Err(Failure::Usage(format!("no {what}: pass VALUE, --file FILE, or `-` to read standard input")))
         }
@@ -293,7 +295,7 @@ fn read_all(source: impl Read) -> io::Result<Vec<u8>> {
     source.take(REQUEST_BYTES_MAX_LIMIT as u64 + 1).read_to_end(&mut bytes)?;
     if bytes.len() > REQUEST_BYTES_MAX_LIMIT {
         return Err(io::Error::other(format!(
-            "it is longer than {REQUEST_BYTES_MAX_LIMIT} bytes, which no node takes"
+            "it is longer than {REQUEST_BYTES_MAX_LIMIT} bytes, the most that a node accepts"
         )));
     }
     Ok(bytes)
@@ -307,7 +309,7 @@ impl Completions {
             Shell::Zsh => clap_complete::Shell::Zsh,
             Shell::Fish => clap_complete::Shell::Fish,
         };
-        // To memory first: writing to a closed pipe must not panic.
+        // Generate it in memory: `generate` panics if it writes to a closed pipe.
         let mut script = Vec::new();
         clap_complete::generate(shell, program, "raft-key-value", &mut script);
         let mut output = io::stdout();

@@ -1,14 +1,14 @@
-//! The command line for those who use a cluster, beside that of a node.
+//! The commands for users of a cluster.
 //!
-//! | module | question |
+//! | module | content |
 //! | --- | --- |
-//! | `arguments` | what can be asked for |
-//! | `keys` | how keys and values are read and changed |
-//! | `cluster` | how the nodes are |
-//! | `output` | how it is written |
-//! | `spool` | how a slow reader holds up no listing |
-//! | `failure` | how it ends if it fails |
-//! | `usage` | how a wrong flag or variable is explained, a node's too |
+//! | `arguments` | the commands and their options |
+//! | `keys` | commands about keys and values |
+//! | `cluster` | commands about the cluster |
+//! | `output` | text and JSON on standard output |
+//! | `spool` | output that is accepted faster than it is read |
+//! | `failure` | messages and exit codes of commands that fail |
+//! | `usage` | messages about invalid flags and variables, a node's too |
 
 mod arguments;
 mod cluster;
@@ -32,15 +32,15 @@ use self::failure::Failure;
 use self::output::Output;
 pub use self::usage::{Variables, one_line};
 
-/// The command line of a node, with the commands beside it.
+/// Adds the commands to the command line of a node.
 pub fn with_commands(node: Clap) -> Clap {
     Command::augment_subcommands(node).args_conflicts_with_subcommands(true).subcommand_negates_reqs(true)
 }
 
-/// The same command line, reading only the environment variables that apply.
+/// Makes the command line ignore environment variables that do not apply.
 ///
-/// An empty variable counts as unset. If the first argument is a command, the variables of a node are not read at all:
-/// a command that runs beside a node, with the same environment, must not fail because of them.
+/// An empty variable counts as unset. With a command, the variables of a node are ignored: a command that runs in the
+/// environment of a node must not fail because of them.
 pub fn with_environment(program: Clap, first_argument: Option<OsString>) -> Clap {
     let is_command = first_argument.is_some_and(|name| program.find_subcommand(name).is_some());
     let is_empty = |arg: &Arg| arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
@@ -58,7 +58,11 @@ pub fn with_environment(program: Clap, first_argument: Option<OsString>) -> Clap
         })
 }
 
-/// Runs the command that was asked for; an error that does not fit a command is for the usage.
+/// Runs a command, and returns its exit code.
+///
+/// # Errors
+///
+/// If the arguments are invalid.
 pub fn run(matches: &clap::ArgMatches, program: &mut Clap) -> Result<ExitCode, clap::Error> {
     let command = Command::from_arg_matches(matches)?;
     let ended = match command {
@@ -88,7 +92,7 @@ async fn execute(command: Command) -> Result<(), Failure> {
         Command::Watch(watch) => keys::watch(&client, output, watch).await,
         Command::Status(common) => cluster::status(output, &common.endpoints()).await,
         Command::Members(_) => cluster::members(&client, output).await,
-        Command::Completions(_) => Ok(()), // Done before, as it needs no cluster.
+        Command::Completions(_) => Ok(()), // Handled in `run`, since it needs no cluster.
     }
 }
 
@@ -96,7 +100,7 @@ impl Common {
     fn client(&self, retry_for: Duration) -> Result<ExampleClient, Failure> {
         let endpoints = self.endpoints();
         if endpoints.is_empty() {
-            let message = "no endpoint is given: --endpoints or RKV_ENDPOINTS must list at least one HOST:PORT";
+            let message = "no endpoints: --endpoints or RKV_ENDPOINTS must list at least one HOST:PORT";
             return Err(Failure::Usage(message.to_owned()));
         }
         let client = ExampleClient::connect(endpoints).map_err(|error| Failure::Usage(error.to_string()))?;

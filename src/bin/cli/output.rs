@@ -1,4 +1,4 @@
-//! How what is found is written.
+//! Output of commands, as text or JSON.
 
 use std::fmt::Display;
 use std::future;
@@ -14,7 +14,7 @@ use super::arguments::Format;
 use super::failure::Failure;
 use super::spool::Spool;
 
-/// Where a command writes: standard output, or a spool in front of it.
+/// The output of a command: standard output, or a spool in front of it.
 pub struct Output<W: Write = BufWriter<Stdout>> {
     format: Format,
     to: W,
@@ -25,7 +25,7 @@ impl Output {
         Output { format, to: BufWriter::new(io::stdout()) }
     }
 
-    /// The same through a [`Spool`], which accepts output faster than the reader takes it.
+    /// Writes through a [`Spool`], which accepts output faster than the reader reads it.
     pub fn spooled(self) -> io::Result<Output<BufWriter<Spool>>> {
         Ok(Output { format: self.format, to: BufWriter::new(Spool::start(io::stdout())?) })
     }
@@ -36,7 +36,7 @@ impl<W: Write> Output<W> {
         self.format == Format::Json
     }
 
-    /// A line for programs, or else one for people.
+    /// Writes `value` as a line of JSON, or `text` as a line, depending on the format.
     pub fn line(&mut self, value: &impl Serialize, text: impl Display) -> io::Result<()> {
         if self.is_json() {
             write_json_line(&mut self.to, value)?;
@@ -46,7 +46,7 @@ impl<W: Write> Output<W> {
         }
     }
 
-    /// The result of a write, as [`line`](Self::line); an error says that the write was applied.
+    /// Writes the result of a write like [`line`](Self::line). The error says that the write was applied.
     pub fn result(&mut self, value: &impl Serialize, text: &str) -> Result<(), Failure> {
         self.line(value, text).and_then(|()| self.flush()).map_err(|error| {
             let result = text.lines().next().unwrap_or_default().to_owned();
@@ -54,12 +54,12 @@ impl<W: Write> Output<W> {
         })
     }
 
-    /// Bytes, as they are.
+    /// Writes bytes unchanged.
     pub fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.to.write_all(bytes)
     }
 
-    /// Columns, as wide as what is in them; the first row is their names.
+    /// Writes columns as wide as their longest cell. The first row has their names.
     pub fn table(&mut self, rows: &[Vec<String>]) -> io::Result<()> {
         let columns = rows.first().map_or(0, Vec::len);
         let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
@@ -71,7 +71,7 @@ impl<W: Write> Output<W> {
         Ok(())
     }
 
-    /// Lets out what was written; a command ends with it.
+    /// Flushes the output. A command ends with this.
     pub fn flush(&mut self) -> io::Result<()> {
         self.to.flush()
     }
@@ -94,14 +94,14 @@ pub async fn output_is_closed() {
             let _ = closed_tx.send(());
         }
     };
-    // The thread waits for as long as the process lives.
+    // The thread waits until the process exits.
     let started = std::thread::Builder::new().name("stdout".to_owned()).spawn(wait);
     if started.is_err() || closed_rx.await.is_err() {
         future::pending::<()>().await;
     }
 }
 
-/// A text in one line that does nothing to a terminal.
+/// Escapes control characters, so that a text is one line and cannot control a terminal.
 pub fn printable(text: &str) -> String {
     // Some programs split lines at these two as well, but Unicode does not class them as control characters.
     let splits = |character: char| character.is_control() || matches!(character, '\u{2028}' | '\u{2029}');

@@ -1,8 +1,8 @@
-//! Output that is accepted at once, however slowly it is read.
+//! Output that is accepted at once, however slow its reader is.
 //!
 //! The pages of a listing show one revision, which a node keeps for a minute after each page. A reader that takes
 //! longer than that for a page, such as a pager, must not delay the next request. So the spool keeps output in memory
-//! and, beyond a bound, in a temporary file. A thread of its own passes it on.
+//! and, beyond a bound, in a temporary file, and a thread writes it to the reader.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -10,12 +10,12 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-/// How many bytes wait in memory.
+/// Most bytes in memory.
 const MEMORY_BYTES_MAX: usize = 8 << 20;
-/// How many bytes are passed on at once.
+/// Bytes of the file that are written to the reader at once.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// Accepts all output, and passes it on in order.
+/// Accepts all output, and writes it in order.
 pub struct Spool {
     shared: Arc<Shared>,
     reader: Option<JoinHandle<()>>,
@@ -27,24 +27,24 @@ struct Shared {
     changed: Condvar,
 }
 
-/// What was written and not yet passed on.
+/// Output that the reader has not got yet.
 ///
-/// Invariant: what is in memory was written before what is in the file.
+/// Invariant: the bytes in memory come before those in the file.
 #[derive(Default)]
 struct Waiting {
     memory: Vec<u8>,
     file: Option<File>,
-    /// Where in the file the next byte is read and written; both 0 if there is none.
+    /// Where the file is read and written next; both are 0 if it is empty.
     read_at: u64,
     written_at: u64,
-    /// Nothing more will be written.
+    /// Whether all output was written to the spool.
     ended: bool,
-    /// Why nothing more is passed on.
+    /// Why the reader gets no more output.
     failed: Option<io::Error>,
 }
 
 impl Spool {
-    /// Starts to pass on to `target` what will be written.
+    /// Starts the thread that writes to `target`.
     pub fn start(target: impl Write + Send + 'static) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let reader = thread::Builder::new().name("spool".to_owned()).spawn({
@@ -56,7 +56,7 @@ impl Spool {
 }
 
 impl Write for Spool {
-    /// Fails once nothing more is passed on, or if the temporary file cannot take more.
+    /// Fails once the reader is gone, or if the temporary file cannot be written.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut waiting = self.shared.lock();
         if let Some(error) = waiting.failed.take() {
@@ -67,12 +67,12 @@ impl Write for Spool {
         Ok(bytes.len())
     }
 
-    /// Waits until all is passed on, and ends.
+    /// Waits until the reader has got everything, and ends the spool.
     fn flush(&mut self) -> io::Result<()> {
         self.shared.lock().ended = true;
         self.shared.changed.notify_one();
         if let Some(reader) = self.reader.take() {
-            // Its failures are in `failed`.
+            // `failed` has its errors.
             let _ = reader.join();
         }
         self.shared.lock().failed.take().map_or(Ok(()), Err)
@@ -132,7 +132,7 @@ impl Waiting {
         Ok(())
     }
 
-    /// What is passed on next; nothing if all is.
+    /// The next bytes for the reader; empty if there are none.
     fn next_piece(&mut self) -> io::Result<Vec<u8>> {
         if !self.memory.is_empty() {
             return Ok(std::mem::take(&mut self.memory));
@@ -143,7 +143,7 @@ impl Waiting {
         file.read_exact_at(&mut piece, self.read_at)?;
         self.read_at += piece.len() as u64;
         if self.read_at == self.written_at && self.read_at > 0 {
-            // Otherwise the file would grow by everything that ever passed through it.
+            // Otherwise the file would never shrink.
             file.set_len(0)?;
             (self.read_at, self.written_at) = (0, 0);
         }
@@ -151,7 +151,7 @@ impl Waiting {
     }
 }
 
-/// A file without a name: the system deletes it when it is closed, and other processes cannot open it.
+/// Creates a file without a name: it is deleted when it is closed, and other processes cannot open it.
 fn unnamed_file() -> io::Result<File> {
     let directory = std::env::temp_dir();
     let path = directory.join(format!("raft-key-value-{}-{:08x}", std::process::id(), getrandom::u32().unwrap_or(0)));
@@ -188,7 +188,7 @@ mod tests {
         }
     }
 
-    /// The spool accepts all output at once and passes it on in order, from memory and file in turn.
+    /// The spool accepts all output at once and writes it in order, from memory and file in turn.
     ///
     /// Method: write three times what fits into memory; after each third the reader takes some pieces, and at the end
     /// the rest.
@@ -216,7 +216,7 @@ mod tests {
         assert!(*taken.lock().unwrap() == written, "{} of {} bytes", taken.lock().unwrap().len(), written.len());
     }
 
-    /// If the reader is gone, the next write or the flush fails.
+    /// After the reader is gone, the next write or the flush fails.
     #[test]
     fn a_reader_that_is_gone_is_noticed() {
         let (go_on_tx, go_on) = mpsc::channel();

@@ -1,4 +1,4 @@
-//! How a wrong flag or environment variable is explained, in one line.
+//! Messages about invalid flags and environment variables, in one line each.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use clap::error::ErrorKind;
 pub struct Variables(Vec<(String, String)>);
 
 impl Variables {
-    /// Those of a command line with these arguments. A flag among the arguments overrides its variable.
+    /// The variables that apply to a command line. A flag among its arguments overrides its variable.
     pub fn of(program: &Clap, arguments: &[OsString]) -> Self {
         let is_given = |flag: &str| {
             arguments.iter().filter_map(|argument| argument.to_str()).any(|argument| {
@@ -27,13 +27,13 @@ impl Variables {
         Variables(set.collect())
     }
 
-    /// Names the variables in a message that names their flags.
+    /// Replaces flags by their variables in a message.
     pub fn name_in(&self, message: String) -> String {
         self.0.iter().fold(message, |message, (flag, variable)| replace_flag(&message, flag, variable))
     }
 }
 
-/// Replaces a flag, and the quotes and the name of its value around it if they are there.
+/// Replaces a flag, together with the quotes around it and the name of its value, if any.
 fn replace_flag(message: &str, flag: &str, variable: &str) -> String {
     let mut replaced = String::new();
     let mut rest = message;
@@ -54,7 +54,7 @@ fn replace_flag(message: &str, flag: &str, variable: &str) -> String {
     replaced + rest
 }
 
-/// What is wrong and how to put it right, without the usage that follows it.
+/// The message of an error in one line, without clap's usage text.
 pub fn one_line(error: &clap::Error, program: &Clap, arguments: &[OsString]) -> String {
     if error.kind() == ErrorKind::InvalidUtf8 {
         return format!("{} is not valid UTF-8", not_utf8(program, arguments));
@@ -63,14 +63,14 @@ pub fn one_line(error: &clap::Error, program: &Clap, arguments: &[OsString]) -> 
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let lines = lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
     let line = lines.collect::<Vec<_>>().join(" ").replace(" tip: ", "; ");
-    // The standard library's words for a number.
-    let line = line.replace("invalid digit found in string", "must be a whole number");
+    // The standard library's messages for invalid numbers.
+    let line = line.replace("invalid digit found in string", "must be an integer");
     let line = line.replace("number too large to fit in target type", "is too large");
     let line = Variables::of(program, arguments).name_in(line.trim_start_matches("error: ").to_owned());
     format!("{line}; see --help")
 }
 
-/// Which argument or variable is not UTF-8: clap does not say.
+/// The argument or variable that is not UTF-8, which clap does not name.
 fn not_utf8(program: &Clap, arguments: &[OsString]) -> String {
     if let Some(argument) = arguments.iter().find(|argument| argument.to_str().is_none()) {
         return format!("the argument {argument:?}");
