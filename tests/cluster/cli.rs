@@ -1,4 +1,4 @@
-//! The commands beside the server's: what they print, and how they end.
+//! The client commands: what they print, and how they exit.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -33,11 +33,11 @@ impl Cli {
         command
     }
 
-    /// Runs a command that reads this.
+    /// Runs a command with `stdin` as its standard input.
     fn run_with(&self, arguments: &[&str], stdin: &[u8]) -> Output {
         let mut child = self.command(arguments).stdin(Stdio::piped()).spawn().unwrap();
         let mut input = child.stdin.take().unwrap();
-        // One that does not read it is no concern of this.
+        // A command may exit without reading its input; the tests judge its output and exit code.
         let _ = input.write_all(stdin);
         drop(input);
         child.wait_with_output().unwrap()
@@ -65,7 +65,7 @@ impl Cli {
         String::from_utf8(self.bytes(arguments)).unwrap()
     }
 
-    /// The objects that a command prints, one a line.
+    /// The JSON objects that a command prints, one per line.
     #[track_caller]
     fn json(&self, arguments: &[&str]) -> Vec<Value> {
         let text = self.text(&[arguments, &["--output", "json"]].concat());
@@ -73,10 +73,10 @@ impl Cli {
     }
 }
 
-/// Keys are put, got, touched, listed and deleted, with values from everywhere.
+/// `put`, `get`, `touch`, `list` and `delete` work with every option and every source of a value.
 ///
-/// Method: on one node, each command with each of its options, in text and in
-/// JSON; the value comes from the argument, a file and standard input.
+/// Method: run each command with each of its options on one node, in text and in JSON. The value comes from the
+/// argument, from a file and from standard input.
 #[tokio::test]
 async fn keys_are_written_and_read() {
     let cluster = TestCluster::form("cli-keys", &[1], &[]).await;
@@ -98,7 +98,7 @@ async fn keys_are_written_and_read() {
     cli.text(&["put", "negative", "--", "-5"]);
     assert_eq!(cli.text(&["get", "negative"]), "-5");
 
-    // Conditions and time.
+    // Conditions and TTLs.
     cli.fails(&["put", "a/1", "v", "--if-missing"], 1, "at revision 2");
     cli.text(&["put", "a/1", "v", "--if-revision", "2"]);
     cli.fails(&["put", "none", "v", "--if-present"], 1, "does not exist");
@@ -121,7 +121,7 @@ async fn keys_are_written_and_read() {
     let listed = cli.json(&["list", "a/"]);
     assert_eq!((listed.len(), &listed[1]["encoding"]), (3, &json!("base64")));
 
-    // One line each, also for who takes more than \n for its end.
+    // Each entry stays on one line, also for a reader that ends lines at more than `\n`.
     let split = "l/\u{85}\u{2028}\u{2029}\n";
     cli.text(&["put", split, split]);
     for arguments in [&["list", "l/", "--output", "json"][..], &["list", "l/", "--keys-only"], &["list", "l/"]] {
@@ -129,7 +129,7 @@ async fn keys_are_written_and_read() {
         assert!(!text.contains(['\u{85}', '\u{2028}', '\u{2029}']), "{text:?}");
     }
     assert_eq!(cli.json(&["list", "l/"])[0]["value"], split);
-    assert_eq!(cli.text(&["get", split]), split, "the bytes of the value, and nothing else");
+    assert_eq!(cli.text(&["get", split]), split, "the output is exactly the value's bytes");
 
     // Deletions.
     cli.fails(&["delete", "a/1", "--if-revision", "1"], 1, "condition");
@@ -138,7 +138,8 @@ async fn keys_are_written_and_read() {
     assert!(cli.text(&["delete", "--prefix", "a/"]).starts_with("deleted 2, "));
 }
 
-/// A transaction is taken from everywhere, and its verdict is the exit code.
+/// A transaction is read from the argument, a file or standard input, and the exit code tells whether its comparison
+/// succeeded.
 #[tokio::test]
 async fn a_transaction_has_a_verdict() {
     let cluster = TestCluster::form("cli-txn", &[1], &[]).await;
@@ -167,17 +168,17 @@ async fn a_transaction_has_a_verdict() {
     cli.fails(&["txn", "{"], 2, "the JSON ends inside an object (line 1, column 1)");
 }
 
-/// The lines of a pipe, read until nobody wants them any more.
+/// The lines of a pipe, read until the receiver is dropped.
 fn lines_of(pipe: impl Read + Send + 'static) -> Receiver<String> {
     let (line_tx, line_rx) = channel();
     std::thread::spawn(move || BufReader::new(pipe).lines().try_for_each(|line| line_tx.send(line.unwrap())));
     line_rx
 }
 
-/// Each event is a line, as soon as it happens, and survives the node that sent it.
+/// A watch prints each event as one line as soon as it happens, and survives the death of its node.
 ///
-/// Method: watches with and without the state at the beginning, of which lines
-/// are read as changes are made; the node that one is on is killed in the middle.
+/// Method: run watches with and without the initial state, and read their lines while keys change. Kill the node that
+/// serves them halfway through.
 #[tokio::test]
 async fn events_are_lines() {
     let mut cluster = TestCluster::form("cli-watch", &ALL, &[]).await;
@@ -188,7 +189,7 @@ async fn events_are_lines() {
     let start = |arguments: &[&str]| {
         let mut child = Cli::of(&cluster, &[watched, other]).command(arguments).spawn().unwrap();
         let lines = lines_of(child.stdout.take().unwrap());
-        (child, move || lines.recv_timeout(DEADLINE).expect("a line comes"))
+        (child, move || lines.recv_timeout(DEADLINE).expect("the watch prints a line"))
     };
     let (mut text, line) = start(&["watch", "w/", "--initial"]);
     let (mut json, object) = start(&["watch", "--key", "w/b", "--from", "1", "--output", "json"]);
@@ -211,12 +212,12 @@ async fn events_are_lines() {
     let event: Value = serde_json::from_str(&object()).unwrap();
     assert_eq!(event, json!({"type": "delete", "key": "w/b", "revision": 3}));
 
-    // A reader that has seen enough is no failure.
+    // A closed pipe is not a failure of the watch.
     drop(line);
-    let what = "the watch ends once nobody reads it";
+    let what = "the watch exits after its reader closed the pipe";
     let status = eventually(what, DEADLINE, async || {
         cli.text(&["put", "w/d", "v"]);
-        text.try_wait().unwrap().ok_or("it runs")
+        text.try_wait().unwrap().ok_or("still running")
     });
     assert_eq!(status.await.code(), Some(0));
     json.kill().unwrap();
@@ -224,7 +225,8 @@ async fn events_are_lines() {
     cli.fails(&["watch", "--from", "1000"], 2, "revision");
 }
 
-/// `status` shows each node and why one does not answer; `members` shows who belongs to the cluster.
+/// `status` shows every node, and why a node does not respond. `members` shows the nodes of the cluster and their
+/// roles.
 #[tokio::test]
 async fn the_cluster_is_shown() {
     let mut cluster = TestCluster::form("cli-status", &ALL, CALM).await;
@@ -268,12 +270,12 @@ async fn the_cluster_is_shown() {
     assert_eq!(table.lines().filter(|line| line.ends_with("yes")).count(), 2, "{table}");
     cli.text(&["members"]);
 
-    // The last one of three has no majority: it answers, and can do nothing.
+    // The last of three nodes has no majority: it responds, but cannot serve.
     let last = 1 + gone % 3;
     let other = 1 + last % 3;
     cluster.kill(other);
     let alone = Cli::of(&cluster, &[last]);
-    eventually("the last node says that it serves nobody", DEADLINE, async || {
+    eventually("the last node reports that it cannot serve", DEADLINE, async || {
         let ended = alone.run_with(&["status"], b"");
         let table = String::from_utf8(ended.stdout).unwrap();
         if ended.status.code() == Some(3) && table.contains("yes, but") { Ok(()) } else { Err(table) }
@@ -281,9 +283,10 @@ async fn the_cluster_is_shown() {
     .await;
 }
 
-/// Exit codes tell wrong requests from clusters that cannot do it, and those from what nobody knows.
+/// The exit code tells an invalid request from an unavailable cluster, and the message tells an unavailable cluster
+/// from an unknown outcome.
 ///
-/// Method: endpoints where nobody listens, and one that takes a request and never answers.
+/// Method: send requests to an endpoint without a listener, and to a node that accepts a request and never responds.
 #[tokio::test]
 async fn exit_codes_tell_what_happened() {
     let nobody = Cli { endpoints: format!("127.0.0.1:{}", free_port()) };
@@ -309,11 +312,11 @@ async fn exit_codes_tell_what_happened() {
     cli.fails(&["--id", "1", "get", "k"], 2, "get");
 }
 
-/// A command whose output cannot be written ends with 74, and says of a write that it was applied, and how. A closed
-/// pipe is no failure, and changes no other exit code.
+/// A command that cannot write its output exits with code 74; after a write, its message says that the write was
+/// applied, and the result. A closed pipe is not a failure and changes no exit code.
 ///
-/// Method: each command with standard output on `/dev/full`, and with a pipe whose reader is gone; after each write the
-/// store's revision shows that it was applied.
+/// Method: run each command with standard output on `/dev/full`, and on a pipe whose reader is closed. After each
+/// write, the store's revision shows that it was applied.
 #[tokio::test]
 async fn output_that_cannot_be_written() {
     let cluster = TestCluster::form("cli-full", &[1], &[]).await;
@@ -322,7 +325,7 @@ async fn output_that_cannot_be_written() {
     cli.text(&["put", "j", "v"]);
     let fails =
         r#"{"compare":[{"key":"k","exists":false}],"failure":[{"put":{"key":"k","value":"third","ttl":"1h"}}]}"#;
-    // Each with its exit code for a closed pipe, and what is said of its result.
+    // Each command with its exit code for a closed pipe, and its result as the message gives it.
     let writes: &[(&[&str], i32, &str)] = &[
         (&["put", "k", "other", "--ttl", "1h"], 0, "revision N, version "),
         (&["delete", "j"], 0, "deleted 1, revision N"),
@@ -379,9 +382,10 @@ async fn output_that_cannot_be_written() {
     assert_eq!(ended.status.code(), Some(3), "{ended:?}");
 }
 
-/// A list of endpoints may have spaces, empty parts, `http://` and slashes at the end, in the flag and in the variable.
+/// A list of endpoints may contain spaces, empty items, `http://` and trailing slashes, in the flag and in the
+/// variable.
 ///
-/// Method: lists of one node and of an address where nobody listens; `status` shows which endpoints were read.
+/// Method: pass lists of a node and of an address without a listener; `status` shows which endpoints were parsed.
 #[tokio::test]
 async fn endpoints_are_read_in_every_form() {
     let cluster = TestCluster::form("cli-endpoints", &[1], &[]).await;
@@ -427,9 +431,10 @@ async fn endpoints_are_read_in_every_form() {
     }
 }
 
-/// A key that no node can accept, or that fits into no request, is rejected before anything is sent.
+/// A key that is longer than any node accepts, or too long for a request, is rejected before anything is sent.
 ///
-/// Method: each command with keys that are too long, also by their escapes, against a server that counts connections.
+/// Method: run each command with keys that are too long, before or after escaping, against a server that counts
+/// connections.
 #[test]
 fn keys_that_are_too_long_are_not_sent() {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -462,13 +467,13 @@ fn keys_that_are_too_long_are_not_sent() {
             cli.fails(&[command, &["--idempotency-key", word]].concat(), 2, "Idempotency-Key must be 1 to 128");
         }
     }
-    assert_eq!(connections.load(Ordering::SeqCst), 0, "nothing is sent");
+    assert_eq!(connections.load(Ordering::SeqCst), 0, "no connection may be opened");
 }
 
-/// Standard input is read only if asked for: a command without a value stores nothing by accident.
+/// Standard input is read only on request, so a command without a value does not store anything by accident.
 ///
-/// Method: `put` and `txn` with neither an argument, a file nor `-`, with empty and with full standard input; the key
-/// and the revision stay. An explicit empty value is stored.
+/// Method: run `put` and `txn` with no argument, file or `-`, with empty and with nonempty standard input. The key and
+/// its revision do not change. An explicit empty value is stored.
 #[tokio::test]
 async fn nothing_is_read_unasked() {
     let cluster = TestCluster::form("cli-unasked", &[1], &[]).await;
@@ -492,9 +497,9 @@ async fn nothing_is_read_unasked() {
     assert_eq!(cli.json(&["get", "k"])[0]["version"], 3);
 }
 
-/// Commands need nothing of a node's settings, and are not confused by them.
+/// Client commands need no settings of a node, and ignore them.
 ///
-/// Method: each command with the environment of a node, of which every value is unusable or empty.
+/// Method: run each command in the environment of a node, once with valid values and once with unusable or empty ones.
 #[tokio::test]
 async fn a_nodes_environment_does_not_matter() {
     let cluster = TestCluster::form("cli-env", &[1], &[]).await;
@@ -534,13 +539,16 @@ async fn a_nodes_environment_does_not_matter() {
         }
         let ended = cli.command(&["get"]).envs(environment.iter().copied()).output().unwrap();
         let stderr = String::from_utf8_lossy(&ended.stderr);
-        assert!(ended.status.code() == Some(2) && stderr.contains("KEY"), "its own mistakes are named: {stderr}");
+        assert!(
+            ended.status.code() == Some(2) && stderr.contains("KEY"),
+            "the command's own usage error is reported: {stderr}"
+        );
     }
 }
 
-/// `--retry-for 0s` sends a request once; a longer time allows retries.
+/// `--retry-for 0s` sends a request once; a longer duration allows retries.
 ///
-/// Method: a server that closes each connection as it comes, and counts them.
+/// Method: run commands against a server that closes each connection at once and counts them.
 #[test]
 fn retries_can_be_turned_off() {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -565,15 +573,15 @@ fn retries_can_be_turned_off() {
     }
 }
 
-/// A watch retries without end, and reports once that no endpoint serves it and once that one does again.
+/// A watch retries without end. It reports once that no endpoint serves it, and once that an endpoint does again.
 ///
-/// Method: a watch of two endpoints, of which one never answers; the node is killed until attempts were made for longer
-/// than any other command would make them, twice; what is written afterwards is printed.
+/// Method: watch two endpoints, one of which never responds. Kill the node, and keep it down until the watch has
+/// retried for longer than any other command would; do so twice. The watch prints the events of writes that follow.
 #[tokio::test]
 async fn a_watch_outlasts_the_cluster() {
     let mut cluster = TestCluster::form("cli-outlast", &[1], &[]).await;
     let writer = Cli::of(&cluster, &[1]);
-    // Accepts nothing, but its backlog notices attempts.
+    // Never responds, but accepts connections, so that each attempt is noticed.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let watcher = Cli { endpoints: format!("{},{}", cluster.addr(1), silent.local_addr().unwrap()) };
     let last_attempt = Arc::new(Mutex::new(Instant::now()));
@@ -587,10 +595,10 @@ async fn a_watch_outlasts_the_cluster() {
     let said = lines_of(child.stderr.take().unwrap());
     for round in 1..=2 {
         let killed = Instant::now();
-        let line = said.recv_timeout(DEADLINE).expect("the loss is reported");
+        let line = said.recv_timeout(DEADLINE).expect("the watch reports that no endpoint serves it");
         assert!(line.starts_with("no endpoint serves the watch, retrying: "), "{line}");
         if round == 1 {
-            eventually("attempts go on after 11 s", DEADLINE, async || {
+            eventually("the watch still retries after 11 s", DEADLINE, async || {
                 let tried_for = last_attempt.lock().unwrap().saturating_duration_since(killed);
                 if tried_for > RETRY_DEADLINE_DEFAULT + Duration::from_secs(1) { Ok(()) } else { Err(tried_for) }
             })
@@ -600,16 +608,17 @@ async fn a_watch_outlasts_the_cluster() {
         assert_eq!(said.recv_timeout(DEADLINE).unwrap(), format!("the watch continues at {}", cluster.addr(1)));
         writer.text(&["put", "k", &format!("round {round}")]);
         assert_eq!(lines.recv_timeout(DEADLINE).unwrap(), format!("{round} put k = round {round}"));
-        assert!(said.try_recv().is_err(), "each is reported once");
+        assert!(said.try_recv().is_err(), "each change must be reported once");
         cluster.kill(1);
     }
     child.kill().unwrap();
     child.wait().unwrap();
 }
 
-/// A watch ends when its reader closes the pipe, without waiting for an event or a cluster. Output to a file goes on.
+/// A watch exits when its reader closes the pipe, without waiting for an event or a cluster. A watch that writes to a
+/// file continues.
 ///
-/// Method: a watch of a quiet store and one of no cluster, whose output is closed; the third writes to a file.
+/// Method: close the output of a watch on a quiet store and of a watch without a cluster; a third one writes to a file.
 #[tokio::test]
 async fn a_watch_ends_with_its_output() {
     let cluster = TestCluster::form("cli-closed", &[1], &[]).await;
@@ -628,7 +637,8 @@ async fn a_watch_ends_with_its_output() {
     let mut lost = nobody.command(&["watch"]).spawn().unwrap();
     drop(lost.stdout.take());
     for child in [&mut quiet, &mut lost] {
-        let ended = eventually("the watch ends", DEADLINE, async || child.try_wait().unwrap().ok_or("it runs")).await;
+        let ended =
+            eventually("the watch exits", DEADLINE, async || child.try_wait().unwrap().ok_or("still running")).await;
         assert_eq!(ended.code(), Some(0));
     }
     cli.text(&["delete", "k"]);
@@ -641,11 +651,11 @@ async fn a_watch_ends_with_its_output() {
     to_file.wait().unwrap();
 }
 
-/// A listing shows one revision however slowly it is read.
+/// A listing shows one revision, however slowly it is read.
 ///
-/// Method: a listing of several pages whose output is not read, through a proxy that sees the last key go by; then the
-/// node is made to forget the listing's state, by writes and as many other listings as it keeps; then the output is
-/// read, and has every key as it was.
+/// Method: start a listing of several pages and leave its output unread, behind a proxy that notices the last key. Then
+/// make the node drop the listing's state, by writes and by as many other listings as it keeps. Then read the output:
+/// it has every key as of the first page.
 #[tokio::test]
 async fn a_slow_reader_gets_the_whole_listing() {
     const KEYS: usize = 5000;
@@ -655,8 +665,8 @@ async fn a_slow_reader_gets_the_whole_listing() {
         let (addr, seen) = proxy_that_sees(cluster.addr(1), format!("k{:06}", KEYS - 1));
         let arguments = ["list", "k", "--keys-only", "--output", format];
         let mut child = Cli { endpoints: addr }.command(&arguments).spawn().unwrap();
-        let what = "the last key is read ahead";
-        eventually(what, DEADLINE, async || seen.load(Ordering::SeqCst).then_some(()).ok_or("it is not")).await;
+        let what = "the last key is fetched ahead of the reader";
+        eventually(what, DEADLINE, async || seen.load(Ordering::SeqCst).then_some(()).ok_or("not yet")).await;
         for number in 0..=LISTINGS_KEPT_MAX {
             cluster.put(1, "/v1/kv/other", number.to_string()).await.done();
             cluster.get(1, "/v1/kv?limit=1").await.done();
@@ -671,13 +681,13 @@ async fn a_slow_reader_gets_the_whole_listing() {
         let mut head = Cli::of(&cluster, &[1]).command(&arguments).spawn().unwrap();
         drop(head.stdout.take());
         let ended = head.wait_with_output().unwrap();
-        assert_eq!((ended.status.code(), ended.stderr.len()), (Some(0), 0), "who reads has seen enough: {ended:?}");
+        assert_eq!((ended.status.code(), ended.stderr.len()), (Some(0), 0), "a reader may close the pipe: {ended:?}");
     }
 }
 
-/// A listing that cannot be continued prints what it has, and says that it is incomplete.
+/// A listing that cannot continue prints the keys it has read, and reports that it is incomplete.
 ///
-/// Method: a server that sends one page of two keys and then 410, as a node that no longer keeps the state.
+/// Method: a server returns one page of two keys and then 410, like a node that no longer keeps the state.
 #[test]
 fn an_incomplete_listing_says_so() {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -705,7 +715,7 @@ fn an_incomplete_listing_says_so() {
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
 }
 
-/// Passes connections on to a node, and notices when a text comes back.
+/// Forwards connections to a node, and notices when the node sends a text.
 fn proxy_that_sees(addr: &str, text: String) -> (String, Arc<AtomicBool>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let own = listener.local_addr().unwrap().to_string();
@@ -735,9 +745,9 @@ fn proxy_that_sees(addr: &str, text: String) -> (String, Arc<AtomicBool>) {
     (own, seen)
 }
 
-/// Every command teaches itself, and every shell gets its completions, also into a closed pipe.
+/// Every command has help with examples, and every shell has completions. Both can be written to a closed pipe.
 #[test]
-fn help_and_completions_are_there() {
+fn help_and_completions_are_complete() {
     let cli = Cli { endpoints: "127.0.0.1:1".to_owned() };
     let help = cli.text(&["--help"]);
     for name in ["get", "put", "delete", "list", "txn", "watch", "touch", "status", "members", "completions"] {

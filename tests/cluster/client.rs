@@ -1,4 +1,4 @@
-//! `ExampleClient` on the key-value API: what it answers, and what it does when nodes fail.
+//! `ExampleClient` on the key-value API: its results, and how it handles failing nodes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,30 +14,30 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::harness::{DEADLINE, TestCluster, eventually};
 
-#[allow(dead_code)] // Its `main` is not needed here.
+#[allow(dead_code)] // Its `main` is not used here.
 #[path = "../../examples/configuration_store.rs"]
 mod configuration_store;
-#[allow(dead_code)] // Its `main` is not needed here.
+#[allow(dead_code)] // Its `main` is not used here.
 #[path = "../../examples/leader_election.rs"]
 mod leader_election;
-#[allow(dead_code)] // Its `main` is not needed here.
+#[allow(dead_code)] // Its `main` is not used here.
 #[path = "../../examples/lock.rs"]
 mod lock;
-#[allow(dead_code)] // Its `main` is not needed here.
+#[allow(dead_code)] // Its `main` is not used here.
 #[path = "../../examples/watch_cache.rs"]
 mod watch_cache;
 
 const ALL: [u64; 3] = [1, 2, 3];
 
-/// A client of all nodes, which turns to these first.
+/// A client that tries these nodes first, in this order.
 fn client_of(cluster: &TestCluster, ids: &[u64]) -> ExampleClient {
     ExampleClient::connect(ids.iter().map(|id| cluster.addr(*id))).unwrap()
 }
 
-/// The next event, which must come.
+/// The next event, which must arrive in time.
 async fn next(events: &mut (impl futures_util::Stream<Item = Result<WatchEvent, ClientError>> + Unpin)) -> WatchEvent {
     let event = tokio::time::timeout(DEADLINE, events.next()).await;
-    event.expect("no event came").expect("the stream has ended").unwrap()
+    event.expect("no event arrived").expect("the stream ended").unwrap()
 }
 
 fn text_of(event: &WatchEvent) -> (&str, &str) {
@@ -47,12 +47,12 @@ fn text_of(event: &WatchEvent) -> (&str, &str) {
     }
 }
 
-/// Every operation goes out and comes back with its types, for awkward keys and values too.
+/// Every operation preserves keys and values through the client's types, awkward ones too.
 ///
-/// Method: on one node, put, get, touch, delete, conditions that hold and that
-/// do not, a transaction both ways, and a prefix deleted; each answer asserted.
+/// Method: on one node, check the results of put, get, touch, delete, conditions that hold and that do not, both
+/// branches of a transaction, and a prefix deletion.
 #[tokio::test]
-async fn operations_go_round() {
+async fn operations_round_trip() {
     let cluster = TestCluster::form("client-round", &[1], &[]).await;
     let client = client_of(&cluster, &[1]);
     let keys = ["a", "a/b c/%2F?&#+ü\"", "touch", "a//b", "...", " "];
@@ -86,14 +86,14 @@ async fn operations_go_round() {
     assert_eq!(failed.condition_failed().unwrap().current_revision, None);
     assert_eq!(client.delete("k").await.unwrap().deleted, 0);
 
-    // Time.
+    // TTLs.
     let put = client.put("lease", "v").ttl(Duration::from_secs(60)).await.unwrap();
     let touched = client.touch("lease", Duration::from_secs(3600)).if_revision(put.revision).await.unwrap();
     assert_eq!((touched.revision, touched.expires_in_ms), (put.revision, Some(3_600_000)));
     let error = client.touch("missing", Duration::from_secs(1)).await.unwrap_err();
     assert_eq!(error.code(), Some("key_not_found"), "{error}");
 
-    // The same request again.
+    // A repeated request.
     let once = || client.put("once", "v").idempotency_key("mine");
     let (one, two) = (once().await.unwrap(), once().await.unwrap());
     assert_eq!((one.replayed, two.replayed, one.answer), (false, true, two.answer));
@@ -119,12 +119,10 @@ async fn operations_go_round() {
     );
 }
 
-/// A listing of many pages shows one revision, whatever is written meanwhile, and
-/// ends with an error where that cannot be had.
+/// A listing of many pages shows one revision, whatever is written meanwhile, and fails where that is impossible.
 ///
-/// Method: 25 keys in pages of 4, both ways; between two keys that are read one
-/// is changed, one deleted, one added. Then the node is killed and started again
-/// in the middle, after which it no longer has the state.
+/// Method: list 25 keys in pages of 4, in both directions. Between two keys, change one key, delete one and add one.
+/// Then restart the node in the middle of a listing, after which it no longer has that revision.
 #[tokio::test]
 async fn a_listing_shows_one_revision() {
     let mut cluster = TestCluster::form("client-list", &[1], &[]).await;
@@ -162,10 +160,10 @@ async fn a_listing_shows_one_revision() {
     assert!(error.oldest_revision().is_some());
 }
 
-/// A watch outlives the node it is on: at another one it goes on with the next event.
+/// A watch outlives its node: it continues with the next event at another one.
 ///
-/// Method: watch at a follower while keys are written, three at one revision
-/// among them; kill -9 that node after some events; every change comes once, in order.
+/// Method: watch at a follower while keys are written, sometimes three in one revision. Kill -9 that node after some
+/// events. Every change arrives once and in order.
 #[tokio::test]
 async fn a_watch_outlives_its_node() {
     const ROUNDS: usize = 60;
@@ -202,12 +200,11 @@ async fn a_watch_outlives_its_node() {
     assert_eq!(watcher.leader().1, cluster.addr(other));
 }
 
-/// A watch whose connections break anywhere still gives each event once.
+/// A watch delivers each event once, wherever its connections break.
 ///
-/// Method: a proxy cuts the connection after 150, 157, 164, … bytes of answer,
-/// which is within the head, within the initial state, and between and within
-/// the events of one revision. The watch begins with the state; then transactions
-/// of three keys.
+/// Method: a proxy cuts connections after 150, 157, 164, … bytes of the response, so within the head, within the
+/// initial state, and between and within the events of one revision. The watch starts with the state, and then
+/// transactions change three keys each.
 #[tokio::test]
 async fn a_watch_outlives_every_cut() {
     let cluster = TestCluster::form("client-cuts", &[1], &[]).await;
@@ -230,7 +227,7 @@ async fn a_watch_outlives_every_cut() {
         }
         txn.await.unwrap();
     }
-    // Back to where few events get through a connection.
+    // Back to a length at which few events get through per connection.
     cut.store(300, Ordering::Relaxed);
     for number in 0..24 {
         let event = next(&mut events).await;
@@ -239,12 +236,12 @@ async fn a_watch_outlives_every_cut() {
     }
 }
 
-/// A watch that begins now begins at the first connection, even if that breaks before any event.
+/// A watch from now on starts at its first connection, even if that breaks before any event.
 ///
-/// Method: a proxy cuts each connection after the head of the answer; a key is
-/// written after the first cut; later the proxy lets all through.
+/// Method: a proxy cuts each connection after the head of the response. A key is written after the first cut, and later
+/// the proxy forwards everything.
 #[tokio::test]
-async fn a_watch_from_now_keeps_its_beginning() {
+async fn a_watch_from_now_keeps_its_start() {
     let cluster = TestCluster::form("client-now", &[1], &[]).await;
     let direct = client_of(&cluster, &[1]);
     direct.put("n", "before").await.unwrap();
@@ -259,11 +256,11 @@ async fn a_watch_from_now_keeps_its_beginning() {
     assert_eq!(text_of(&next(&mut events).await), ("n", "after"));
 }
 
-/// What is written after a watch was started is among its events, however late it is read; `stream` begins when it is
-/// polled.
+/// `start` returns once the node serves the watch: every later write is among its events, however late they are read.
+/// `stream` connects when it is first polled.
 ///
-/// Method: start a watch through each node, write through another, and read only then; for a stream that was made and
-/// not polled, the write before the first poll is not seen and the one after it is.
+/// Method: start a watch through each node, write through another, and only then read. For a stream that was created
+/// and not polled, a write before the first poll is not seen, and one after it is.
 #[tokio::test]
 async fn a_started_watch_misses_nothing() {
     let cluster = TestCluster::form("client-start", &ALL, &[]).await;
@@ -275,16 +272,16 @@ async fn a_started_watch_misses_nothing() {
         let mut made = watcher.watch_key("s").stream();
         writer.put("s", format!("first {id}")).await.unwrap();
         assert_eq!(text_of(&next(&mut started).await), ("s", format!("first {id}").as_str()));
-        // The first poll begins it; the node has read the request once it shows what is written after that.
-        let seen = eventually("the stream has begun", DEADLINE, async || {
+        // The first poll connects. The node serves the watch once a write after that shows up.
+        let seen = eventually("the stream has started", DEADLINE, async || {
             writer.put("s", "later").await.unwrap();
             tokio::time::timeout(Duration::from_millis(200), next(&mut made)).await
         });
-        assert_eq!(text_of(&seen.await), ("s", "later"), "what was written before the first poll is not shown");
+        assert_eq!(text_of(&seen.await), ("s", "later"), "a write before the first poll must not be seen");
     }
 }
 
-/// Starting a watch that no node takes up, or that one refuses, is an error.
+/// `start` returns an error if no node serves the watch, or if a node rejects it.
 #[tokio::test]
 async fn a_watch_that_cannot_start_says_so() {
     let nobody = ExampleClient::connect([format!("127.0.0.1:{}", crate::harness::free_port())]).unwrap();
@@ -294,32 +291,34 @@ async fn a_watch_that_cannot_start_says_so() {
         assert!(state.is_err(), "{state:?}");
         failures.fetch_add(1, Ordering::Relaxed);
     });
-    let Err(error) = watch.start().await else { panic!("no node serves it") };
+    let Err(error) = watch.start().await else { panic!("the watch started without a node") };
     assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
-    assert!(failures.load(Ordering::Relaxed) > 0, "it was tried more than once");
+    assert!(failures.load(Ordering::Relaxed) > 0, "the callback must report a failure");
 
     let cluster = TestCluster::form("client-start-refused", &[1], &[]).await;
-    let Err(error) = client_of(&cluster, &[1]).watch("").from(1000).start().await else { panic!("it was taken") };
+    let Err(error) = client_of(&cluster, &[1]).watch("").from(1000).start().await else {
+        panic!("the watch was accepted")
+    };
     assert_eq!(error.code(), Some("revision_in_future"), "{error}");
 }
 
-/// A watch that a node refuses gives that error and ends.
+/// A watch that a node rejects returns that error and ends.
 #[tokio::test]
-async fn a_watch_from_the_future_is_refused() {
+async fn a_watch_from_the_future_is_rejected() {
     let cluster = TestCluster::form("client-future", &[1], &[]).await;
     let client = client_of(&cluster, &[1]);
     let mut events = client.watch("").from(1000).stream();
     let error = events.next().await.unwrap().unwrap_err();
     assert_eq!(error.code(), Some("revision_in_future"), "{error}");
-    assert!(events.next().await.is_none(), "the stream ends");
+    assert!(events.next().await.is_none(), "the stream must end");
 }
 
-/// A watch that no node takes up says so, and goes on when it is polled again.
+/// A watch that no node serves returns an error, and continues when it is polled again.
 ///
-/// Method: one node, killed under a watch that tries again for a short time; an
-/// error comes; after a restart and a write the same stream gives the write.
+/// Method: kill the only node under a watch with a short retry deadline, and read the error. After a restart and a
+/// write, the same stream delivers the write.
 #[tokio::test]
-async fn a_watch_goes_on_after_an_error() {
+async fn a_watch_continues_after_an_error() {
     let mut cluster = TestCluster::form("client-again", &[1], &[]).await;
     let watcher = client_of(&cluster, &[1]).with_retry_deadline(Duration::from_millis(300));
     let writer = client_of(&cluster, &[1]).with_retry_deadline(DEADLINE);
@@ -331,16 +330,16 @@ async fn a_watch_goes_on_after_an_error() {
     assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
     cluster.restart(1).await;
     writer.put("k", "2").await.unwrap();
-    let event = eventually("the watch goes on", DEADLINE, async || events.next().await.unwrap()).await;
+    let event = eventually("the watch continues", DEADLINE, async || events.next().await.unwrap()).await;
     assert_eq!(text_of(&event), ("k", "2"));
 }
 
-/// A watch that is read too slowly gives all that it can, and then says from where the rest can be had.
+/// A watch that is read too slowly delivers the events it can, and then the oldest revision to resume from.
 ///
-/// Method: read one event, then none while more changes are made than are kept;
-/// then read on. The events are without a gap up to an error, which ends the stream.
+/// Method: read one event, then none until more has changed than is kept, then the rest. The events have no gap, and
+/// end with an error, which ends the stream.
 #[tokio::test]
-async fn a_watch_that_is_too_slow_is_told() {
+async fn a_watch_that_is_too_slow_gets_an_error() {
     const KEYS: usize = 128;
     const TXNS: usize = HISTORY_BYTES_MAX / VALUE_BYTES / KEYS * 3 / 2;
     const VALUE_BYTES: usize = 4096;
@@ -368,16 +367,15 @@ async fn a_watch_that_is_too_slow_is_told() {
     };
     assert_eq!(error.code(), Some("revision_gone"), "{error}");
     assert!(error.oldest_revision() > Some(2 + (seen / KEYS) as u64), "{error} after {seen} events");
-    assert!(events.next().await.is_none(), "the stream ends");
+    assert!(events.next().await.is_none(), "the stream must end");
 }
 
-/// A write whose answer is lost is applied once, and its answer comes in the end.
+/// A write whose response is lost is applied once, and the client gets its result in the end.
 ///
-/// Method: a proxy that passes the request on and drops the answer, once for
-/// each write; a conditional put and a delete, which would fail if they were
-/// done twice, and the original's write.
+/// Method: a proxy forwards each write and drops the first responses. The writes are a conditional put and a delete,
+/// which would fail if they were applied twice, and a write to the original route.
 #[tokio::test]
-async fn a_write_whose_answer_is_lost_is_applied_once() {
+async fn a_write_whose_response_is_lost_is_applied_once() {
     let cluster = TestCluster::form("client-lost", &[1], &[]).await;
     let direct = client_of(&cluster, &[1]);
     let left = Arc::new(AtomicUsize::new(0));
@@ -402,11 +400,11 @@ async fn a_write_whose_answer_is_lost_is_applied_once() {
     assert_eq!(direct.get("k").await.unwrap().unwrap().version, 1);
 }
 
-/// What stays unknown is said to be unknown, though the last attempt was certainly not applied.
+/// An outcome that stays unknown is reported as unknown, even if the last attempt was certainly not applied.
 ///
-/// Method: the first answer is dropped, and then nobody listens any more.
+/// Method: a proxy drops the first response, and then stops listening.
 #[tokio::test]
-async fn what_cannot_be_resolved_is_unknown() {
+async fn an_unresolved_outcome_is_unknown() {
     let cluster = TestCluster::form("client-unknown", &[1], &[]).await;
     let proxy = Proxy::start(cluster.addr(1), Fault::DropAnswerAndListener).await;
     let client = ExampleClient::connect([&proxy]).unwrap().with_retry_deadline(Duration::from_secs(2));
@@ -420,10 +418,10 @@ async fn what_cannot_be_resolved_is_unknown() {
     assert_eq!(error.outcome(), Outcome::NotApplied, "{error}");
 }
 
-/// Requests ride out the death of the node they go to, and of the leader.
+/// Requests survive the death of their node, and of the leader.
 ///
-/// Method: a client of three nodes; kill -9 the leader, which it talks to; the
-/// next write and read succeed without any effort of the caller's.
+/// Method: kill -9 the leader, which a client of three nodes talks to. The next write and read succeed without any
+/// effort by the caller.
 #[tokio::test]
 async fn requests_outlive_the_leader() {
     let mut cluster = TestCluster::form("client-leader", &ALL, &[]).await;
@@ -438,10 +436,10 @@ async fn requests_outlive_the_leader() {
     assert_eq!(client.consistent_read(&"k".to_owned()).await.unwrap(), "3");
 }
 
-/// The examples do what they say.
+/// The examples do what they claim.
 ///
-/// Method: each runs on a cluster of three, one after the other; of the lock two
-/// run at once. What they leave behind is asserted.
+/// Method: run each on a cluster of three, one after the other, and the lock twice at the same time. Check the keys
+/// that they leave behind.
 #[tokio::test]
 async fn the_examples_run() {
     let cluster = TestCluster::form("client-examples", &ALL, &[]).await;
@@ -452,31 +450,31 @@ async fn the_examples_run() {
     assert_eq!(text("config/queue").await.as_deref(), Some("50"));
     tokio::try_join!(lock::run(&client), lock::run(&client)).unwrap();
     assert_eq!(text("printer/page").await.as_deref(), Some("5"));
-    assert_eq!(client.get("printer/page").await.unwrap().unwrap().version, 10, "no page was refused");
+    assert_eq!(client.get("printer/page").await.unwrap().unwrap().version, 10, "every page must have been printed");
     assert_eq!(text("locks/printer").await, None);
     leader_election::run(&client).await.unwrap();
     watch_cache::run(&client).await.unwrap();
     assert_eq!(text("cache/last").await.as_deref(), Some(""));
 }
 
-/// What a proxy does to the connections it passes on.
+/// What a proxy does to the connections it forwards.
 #[derive(Clone)]
 enum Fault {
-    /// Cuts a connection after so many bytes of answer, and the next one after seven more.
+    /// Cuts a connection after this many bytes of responses, and each further one after seven more.
     CutAnswerAfter(Arc<AtomicUsize>),
-    /// Cuts a connection after so many bytes that follow the head of the answer.
+    /// Cuts a connection after this many bytes of the response's body.
     CutBodyAfter(Arc<AtomicUsize>),
-    /// Drops so many answers.
+    /// Drops this many responses.
     DropAnswers(Arc<AtomicUsize>),
-    /// Drops the first answer, and listens no more.
+    /// Drops the first response, and stops listening.
     DropAnswerAndListener,
 }
 
-/// Passes connections on to a node, with faults.
+/// Forwards connections to a node, with faults.
 struct Proxy;
 
 impl Proxy {
-    /// Starts one, and returns its address.
+    /// Starts a proxy, and returns its address.
     async fn start(addr: &str, fault: Fault) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let own = listener.local_addr().unwrap().to_string();
@@ -497,7 +495,7 @@ impl Proxy {
     }
 }
 
-/// Passes one connection on until either side, or the fault, ends it.
+/// Forwards one connection until one of its sides closes it or the fault cuts it.
 async fn pass_on(caller: TcpStream, node: TcpStream, fault: &Fault) {
     let (mut from_caller, mut to_caller) = caller.into_split();
     let (mut from_node, mut to_node) = node.into_split();
@@ -529,6 +527,6 @@ async fn pass_on(caller: TcpStream, node: TcpStream, fault: &Fault) {
             break;
         }
     }
-    // Closing both ways ends the task beside this one too.
+    // End the other direction too, so that both sockets close.
     requests.abort();
 }

@@ -1,4 +1,4 @@
-//! What clients that are slow, or too many, take from others.
+//! Slow or numerous clients must not deprive others of service.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -16,24 +16,23 @@ use tokio::task::JoinSet;
 use crate::harness::{CALM, DEADLINE, Http, Metrics, TestCluster, eventually, raise_open_files};
 
 const ALL: [NodeId; 3] = [1, 2, 3];
-/// Enough for the connections of all these tests at once.
+/// Enough for the connections of all tests here at once.
 const OPEN_FILES: u64 = 3000;
 
-/// Slow clients of every kind keep nobody from writing and reading, and are cut off in the end.
+/// Slow clients of every kind do not stop others from reading and writing, and are disconnected in the end.
 ///
-/// Method: on each of three nodes a hundred clients whose requests never end (half a head, half a
-/// body), each replaced when the node gives it up, and twenty that read nothing of what comes
-/// (sixteen large values that were asked for at once, a watch of large changes). While they are
-/// there, writes and reads through each node succeed, and no node takes memory for all that is not
-/// read. In the end the nodes have given up all of them.
+/// Method: open slow clients on each of three nodes. A hundred send requests that never end (half a head or half a
+/// body), and are replaced as the node gives up on them. Twenty never read their responses (sixteen large values
+/// requested at once, or a watch of large changes). Meanwhile reads and writes succeed through each node, and no node
+/// uses memory for everything unread. In the end the nodes have closed all of these connections.
 #[tokio::test]
-async fn slow_clients_keep_nobody_from_service() {
+async fn slow_clients_do_not_block_others() {
     const UNENDING: usize = 100;
     const UNREAD: usize = 20;
     const VALUES: usize = 16;
     const VALUE_BYTES: usize = 1 << 20;
     const ROUNDS: usize = 20;
-    // What is not read comes to 320 MiB.
+    // The unread responses amount to 320 MiB.
     const MEMORY_KIB_MAX: usize = UNREAD * VALUES * VALUE_BYTES / 2 / 1024;
     raise_open_files(OPEN_FILES);
     let cluster = TestCluster::form("slow-clients", &ALL, CALM).await;
@@ -58,7 +57,7 @@ async fn slow_clients_keep_nobody_from_service() {
         }
     }
     for id in ALL {
-        // Not all are there at a moment, since the node gives up some just then.
+        // Not all are connected at any one time, since the node keeps giving up on some.
         let wanted = before[&id].0 + UNENDING * 9 / 10;
         eventually(&format!("node {id} has {wanted} files open"), DEADLINE, async || {
             let found = cluster.node(id).open_files();
@@ -87,34 +86,34 @@ async fn slow_clients_keep_nobody_from_service() {
         }
     }
     let held = held_by_nodes(&unread);
-    eprintln!("slow-clients: a node took {memory_kib_max} KiB for them; {held} are not read still");
-    assert!(memory_kib_max < MEMORY_KIB_MAX, "a node took {memory_kib_max} KiB for them");
+    eprintln!("slow-clients: a node used {memory_kib_max} KiB for them; {held} are still open and unread");
+    assert!(memory_kib_max < MEMORY_KIB_MAX, "a node used {memory_kib_max} KiB for them");
 
     let wanted = ALL.len() * UNENDING;
-    eventually(&format!("the nodes gave up {wanted} clients whose requests did not end"), DEADLINE, async || {
+    eventually(&format!("the nodes gave up on {wanted} unfinished requests"), DEADLINE, async || {
         let found = given_up.load(Ordering::Relaxed);
         if found >= wanted { Ok(()) } else { Err(found) }
     })
     .await;
-    // They go on for ever, unless one was not answered as it should be.
+    // A client only ends if it received an unexpected response.
     if let Some(ended) = unending.try_join_next() {
         ended.unwrap();
     }
     unending.shutdown().await;
-    eventually("the nodes have closed what nobody reads", WRITE_STALL_MAX + DEADLINE, async || {
+    eventually("the nodes have closed all connections that are not read", WRITE_STALL_MAX + DEADLINE, async || {
         let held = held_by_nodes(&unread);
         if held == 0 { Ok(()) } else { Err(held) }
     })
     .await;
 }
 
-/// Sends half of a request, waits until the node gives up, and begins again.
+/// Sends half a request, waits until the node gives up on it, and starts again.
 async fn never_end(addr: String, half: &str, given_up: Arc<AtomicUsize>) {
     loop {
         let mut stream = TcpStream::connect(&addr).await.unwrap();
         stream.write_all(half.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
-        // A reset after the answer is the answer's end too.
+        // A reset after the response ends it as well.
         let _ = stream.read_to_end(&mut answer).await;
         let answer = String::from_utf8_lossy(&answer);
         assert!(answer.starts_with("HTTP/1.1 408 "), "{half:?}: {answer:?}");
@@ -122,7 +121,7 @@ async fn never_end(addr: String, half: &str, given_up: Arc<AtomicUsize>) {
     }
 }
 
-/// Asks, waits until there is a beginning of an answer, and leaves it there. Little room is made for it.
+/// Sends a request, waits for the start of the response, and leaves it unread in a small receive buffer.
 async fn ask_and_read_nothing(addr: &str, request: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
@@ -134,8 +133,8 @@ async fn ask_and_read_nothing(addr: &str, request: &str) -> TcpStream {
     stream
 }
 
-/// How many of these connections the nodes have not closed. Their end of one that is closed cannot be
-/// seen from the other, as what was written before it is not read.
+/// How many of these connections the nodes have not closed yet. The client's end cannot tell, since it has not read
+/// what precedes the close.
 fn held_by_nodes(streams: &[TcpStream]) -> usize {
     const ESTABLISHED: &str = "01";
     let ports = |stream: &TcpStream| (stream.peer_addr().unwrap().port(), stream.local_addr().unwrap().port());
@@ -150,12 +149,12 @@ fn held_by_nodes(streams: &[TcpStream]) -> usize {
     streams.iter().filter(|stream| established.contains(&ports(stream))).count()
 }
 
-/// The port of an address as the system lists it, such as `0100007F:1F90`.
+/// The port of an address in `/proc/net/tcp`, such as `0100007F:1F90`.
 fn port_of(addr: &str) -> u16 {
     u16::from_str_radix(addr.rsplit(':').next().unwrap(), 16).unwrap()
 }
 
-/// Clients that put again and again until they are let go.
+/// Clients that put repeatedly until they are told to leave.
 struct Crowd {
     clients: JoinSet<()>,
     done: Arc<Mutex<BTreeMap<usize, usize>>>,
@@ -163,7 +162,7 @@ struct Crowd {
 }
 
 impl Crowd {
-    /// Starts this many clients in all, of each of these nodes in turn. Their requests have these headers.
+    /// Starts `count` clients in total, spread over these nodes in turn, whose requests have these headers.
     fn start(cluster: &TestCluster, ids: &[NodeId], count: usize, headers: Headers) -> Self {
         let done = Arc::new(Mutex::new(BTreeMap::new()));
         let leaving = Arc::new(AtomicBool::new(false));
@@ -172,7 +171,7 @@ impl Crowd {
             let addr = cluster.addr(ids[client % ids.len()]).to_owned();
             let (done, leaving) = (done.clone(), leaving.clone());
             clients.spawn(async move {
-                // A connection of its own.
+                // Each client has its own connection.
                 let http = Http::new();
                 loop {
                     put(&http, &addr, client, headers).await;
@@ -186,9 +185,9 @@ impl Crowd {
         Crowd { clients, done, leaving }
     }
 
-    /// How many clients have put, and how often they have in all.
+    /// How many clients have put at least once, and the total number of puts.
     fn done(&mut self) -> (usize, usize) {
-        // They go on until they leave, unless one was not answered as it should be.
+        // A client ends early only if it received an unexpected response.
         if let Some(ended) = self.clients.try_join_next() {
             ended.unwrap();
         }
@@ -196,10 +195,10 @@ impl Crowd {
         (done.len(), done.values().sum())
     }
 
-    /// Lets each client go once it has put, waits for all, and asserts that a node has what they put.
+    /// Lets each client leave after its next put, waits for all, and asserts that a node has their values.
     async fn leave(mut self, cluster: &mut TestCluster, id: NodeId) {
         self.leaving.store(true, Ordering::Relaxed);
-        eventually("all clients have put", CROWD_DEADLINE, async || {
+        eventually("all clients have left", CROWD_DEADLINE, async || {
             cluster.assert_alive();
             while let Some(ended) = self.clients.try_join_next() {
                 ended.unwrap();
@@ -209,8 +208,8 @@ impl Crowd {
         .await;
         let (served, _) = self.done();
         for client in 0..served {
-            // The node may not have heard yet that the crowd has gone: it rejects a client beyond its limit, and
-            // closes idle connections, on which the next request may be under way.
+            // The node may not have noticed yet that the crowd has left. It rejects clients above its limit, and closes
+            // idle connections, possibly under the next request.
             let path = format!("/v1/kv/crowd-{client}?raw");
             let answer = eventually("a client is admitted", DEADLINE, async || {
                 let sent = cluster.http().request(Method::GET, cluster.addr(id), &path, &[], Vec::new());
@@ -219,36 +218,36 @@ impl Crowd {
             })
             .await;
             assert_eq!(answer.status, 200, "client {client}: {}", answer.text());
-            assert!(answer.body == value_of(client).as_bytes(), "client {client} put something else");
+            assert!(answer.body == value_of(client).as_bytes(), "client {client} has another value");
         }
     }
 }
 
 type Headers = &'static [(&'static str, &'static str)];
 
-/// How long a crowd may take, on a machine that has other tests to do.
+/// How long a crowd may take on a machine that runs other tests at the same time.
 const CROWD_DEADLINE: Duration = Duration::from_secs(3 * DEADLINE.as_secs());
 
-/// 64 KiB, to fill files of the log soon.
+/// 64 KiB, to fill log files quickly.
 fn value_of(client: usize) -> String {
     format!("{client:08}").repeat(8 << 10)
 }
 
-/// Puts, as often as it takes.
+/// Puts, retrying until it succeeds.
 async fn put(http: &Http, addr: &str, client: usize, headers: Headers) {
     const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(50);
     loop {
         match http.request(Method::PUT, addr, &format!("/v1/kv/crowd-{client}"), headers, value_of(client)).await {
             Ok(answer) if answer.status == 200 => return,
             Ok(answer) => assert!([503, 504].contains(&answer.status), "{} {}", answer.status, answer.text()),
-            // It may have waited for so long that the system gave its connection up.
+            // The system may have closed a connection that waited for long.
             Err(_) => {}
         }
         tokio::time::sleep(PAUSE_AFTER_ERROR).await;
     }
 }
 
-/// Stops nodes and starts them again so that they may have no more open files than [`FILES_MAX`].
+/// Restarts nodes with a limit of [`FILES_MAX`] open files.
 async fn limit_files(cluster: &mut TestCluster, ids: &[NodeId]) {
     for id in ids {
         cluster.kill(*id);
@@ -260,15 +259,15 @@ async fn limit_files(cluster: &mut TestCluster, ids: &[NodeId]) {
 
 const FILES_MAX: u64 = 256;
 const OFTEN: &[&str] = &["--snapshot-entries", "50", "--snapshot-keep-entries", "20"];
-/// 19 MiB of values; a file of the log has 16 MiB.
+/// 19 MiB of values; a log file holds 16 MiB.
 const WRITES: usize = 300;
 
-/// A node that has more clients than it may have open files serves as many as it has files for,
-/// and the others when those leave; meanwhile it does not end for want of a file of its own.
+/// A node with more clients than its limit of open files allows serves as many as it can, and the others when those
+/// leave. It never fails because its own files cannot be opened.
 ///
-/// Method: one node that may have 256 files open, and 400 clients with a connection each. Those
-/// that are let in put until the node has begun new files of the log and has written snapshots;
-/// the others wait all the time. Then each leaves once it was served, and all are.
+/// Method: one node with a limit of 256 open files, and 400 clients with a connection each. The admitted clients put
+/// until the node has started new log files and written snapshots; the others wait throughout. Then each client leaves
+/// after it was served, and all are.
 #[tokio::test]
 async fn clients_beyond_the_limit_of_open_files_wait() {
     const CLIENTS: usize = 400;
@@ -276,30 +275,29 @@ async fn clients_beyond_the_limit_of_open_files_wait() {
     let mut cluster = TestCluster::form("few-files", &[1], &[CALM, OFTEN].concat()).await;
     limit_files(&mut cluster, &[1]).await;
     let mut crowd = Crowd::start(&cluster, &[1], CLIENTS, &[]);
-    let served = eventually(&format!("{WRITES} writes are done"), CROWD_DEADLINE, async || {
+    let served = eventually(&format!("{WRITES} writes"), CROWD_DEADLINE, async || {
         cluster.assert_alive();
         let (served, writes) = crowd.done();
         if writes >= WRITES { Ok(served) } else { Err((served, writes)) }
     })
     .await;
     let open_files = cluster.node(1).open_files();
-    eprintln!("few-files: {served} of {CLIENTS} clients were let in, and the node has {open_files} files open");
+    eprintln!("few-files: {served} of {CLIENTS} clients were admitted, and the node has {open_files} files open");
     assert!(served < usize::try_from(FILES_MAX).unwrap(), "{served} clients have a connection each");
     crowd.leave(&mut cluster, 1).await;
     let snapshot = |metrics: &Metrics| metrics.snapshot.is_some().then_some(());
-    cluster.metrics_say(1, "it has a snapshot", snapshot).await;
+    cluster.metrics_say(1, "a snapshot", snapshot).await;
     cluster.assert_alive();
 }
 
-/// Followers whose clients ask for as much at once as they are let to have files for what they ask
-/// the leader too, and for their own: they do not end, and go on.
+/// A follower keeps running when its clients need as many files as it may have, for their own connections and for those
+/// to the leader.
 ///
-/// Method: three nodes that may have 256 files open, and on each follower more clients than it lets
-/// in at once. Each puts, for which the follower needs a connection to the leader, and comes again
-/// with another connection, until files of the log and snapshots were written. Then each leaves
-/// once it was served, and all nodes take writes and reads.
+/// Method: three nodes with a limit of 256 open files each, and on each follower more clients than it admits at once.
+/// Each client puts, for which the follower needs a connection to the leader, and reconnects, until log files and
+/// snapshots were written. Then each client leaves after it was served, and all nodes serve reads and writes.
 #[tokio::test]
-async fn followers_with_few_open_files_go_on() {
+async fn followers_with_few_open_files_keep_serving() {
     const CLIENTS: usize = 360;
     raise_open_files(OPEN_FILES);
     let mut cluster = TestCluster::form("few-files-passed-on", &ALL, &[CALM, OFTEN].concat()).await;
@@ -308,7 +306,7 @@ async fn followers_with_few_open_files_go_on() {
     let followers: Vec<NodeId> = ALL.into_iter().filter(|id| *id != leader).collect();
     let mut crowd = Crowd::start(&cluster, &followers, CLIENTS, &[("connection", "close")]);
     let mut open_files_max = 0;
-    let what = format!("{WRITES} writes through the nodes {followers:?} are done");
+    let what = format!("{WRITES} writes through nodes {followers:?}");
     eventually(&what, CROWD_DEADLINE, async || {
         cluster.assert_alive();
         open_files_max = followers.iter().map(|id| cluster.node(*id).open_files()).fold(open_files_max, usize::max);
@@ -321,19 +319,19 @@ async fn followers_with_few_open_files_go_on() {
     for id in ALL {
         let value = format!("through {id}");
         cluster.write(id, "after", &value).await;
-        // What the other follower has left open to the leader may take all that the leader accepts, for a while.
+        // Connections that the other follower left open may use up all that the leader accepts for a while.
         let deadline = CONNECTION_IDLE_MAX + DEADLINE;
         let read = eventually("a linearizable read", deadline, async || cluster.consistent_read(id, "after").await);
         assert_eq!(read.await, value, "on node {id}");
     }
 }
 
-/// With [`FILES_MAX`] a node admits 17 clients, 9 of them watches, and accepts 21 connections.
+/// With [`FILES_MAX`] a node admits 17 clients, at most 9 of them watches, and accepts 21 connections.
 const CLIENTS_ADMITTED: usize = 17;
 const WATCHES_ADMITTED: usize = 9;
 
-/// Asserts that a leader with few files that somebody took still serves: writes and reads through
-/// the followers, and those who look after it.
+/// Asserts that a leader whose files are in use still serves reads and writes through the followers, and requests for
+/// metrics.
 async fn still_leads(cluster: &mut TestCluster, leader: NodeId, round: usize) {
     for id in ALL.into_iter().filter(|id| *id != leader) {
         let value = format!("{round} through {id}");
@@ -341,17 +339,17 @@ async fn still_leads(cluster: &mut TestCluster, leader: NodeId, round: usize) {
         let read = eventually("a linearizable read", DEADLINE, async || cluster.consistent_read(id, "shared").await);
         assert_eq!(read.await, value, "on node {id}");
     }
-    eventually("the leader tells how it is", DEADLINE, async || {
-        // A new connection each time, as a scraper may have.
+    eventually("the leader returns its metrics", DEADLINE, async || {
+        // Use a new connection each time, as a scraper may.
         let answer = Http::new().get(cluster.addr(leader), "/metrics").await.map_err(|error| error.to_string())?;
         if answer.status == 200 { Ok(()) } else { Err(answer.text()) }
     })
     .await;
-    assert_eq!(cluster.leader_of(&ALL).await, leader, "it leads still");
+    assert_eq!(cluster.leader_of(&ALL).await, leader, "the leader must not change");
     cluster.assert_alive();
 }
 
-/// Three nodes with few files.
+/// Three nodes with a low limit of open files, and their leader.
 async fn few_files(name: &'static str) -> (TestCluster, NodeId) {
     raise_open_files(OPEN_FILES);
     let mut cluster = TestCluster::form(name, &ALL, CALM).await;
@@ -360,11 +358,11 @@ async fn few_files(name: &'static str) -> (TestCluster, NodeId) {
     (cluster, leader)
 }
 
-/// Watches take their share of a node's connections, and no more.
+/// Watches get their share of a node's connections, and no more.
 ///
-/// Method: on a leader with few files, more watches than it accepts connections. Those above their share get
-/// 503, over connections that stay, and the others see what is written through the followers. A
-/// watch that ends makes place for another.
+/// Method: on a leader with few files, open more watches than it accepts connections. Those above the share get 503 on
+/// connections that stay open, and the others see what is written through the followers. When a watch ends, another is
+/// admitted.
 #[tokio::test]
 async fn watches_leave_room() {
     const WATCHES: usize = 40;
@@ -378,7 +376,7 @@ async fn watches_leave_room() {
         match status {
             200 => admitted.push(watch),
             503 => refused += 1,
-            _ => panic!("a watch is answered with {status}"),
+            _ => panic!("a watch returned {status}"),
         }
     }
     assert_eq!((admitted.len(), refused), (WATCHES_ADMITTED, WATCHES - WATCHES_ADMITTED));
@@ -387,17 +385,17 @@ async fn watches_leave_room() {
         read_until(watch, "0 through").await;
     }
     admitted.pop();
-    eventually("a place for a watch is free", DEADLINE, async || {
+    eventually("another watch is admitted", DEADLINE, async || {
         let status = read_status(&mut connect_and_send(&addr, WATCH).await).await;
         if status == 200 { Ok(()) } else { Err(status) }
     })
     .await;
 }
 
-/// Clients whose requests do not end take their share of a node's connections, and no more.
+/// Clients whose requests never end get their share of a node's connections, and no more.
 ///
-/// Method: on a leader with few files, more clients that send half a body, each of which is there again as
-/// soon as it is given up. Those above the clients' share get 503. Meanwhile followers pass requests on.
+/// Method: on a leader with few files, open more clients that send half a body, and replace each as soon as the node
+/// gives up on it. Those above the share get 503. Meanwhile the followers can forward requests.
 #[tokio::test]
 async fn unfinished_requests_leave_room() {
     const HALF: &str = "PUT /v1/kv/half HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\nhalf";
@@ -409,7 +407,7 @@ async fn unfinished_requests_leave_room() {
         let (addr, waited, refused) = (addr.clone(), waited.clone(), refused.clone());
         clients.spawn(async move {
             loop {
-                // The system may refuse a connection, or the node reset one.
+                // The system may refuse a connection, or the node may reset it.
                 let Ok(mut stream) = TcpStream::connect(&addr).await else { continue };
                 let _ = stream.write_all(HALF.as_bytes()).await;
                 let mut answer = Vec::new();
@@ -427,7 +425,7 @@ async fn unfinished_requests_leave_room() {
     for round in 0..5 {
         still_leads(&mut cluster, leader, round).await;
     }
-    eventually("some are given up, and some are told that there is no place", DEADLINE, async || {
+    eventually("some requests time out and some are rejected", DEADLINE, async || {
         let found = (waited.load(Ordering::Relaxed), refused.load(Ordering::Relaxed));
         if found.0 > 0 && found.1 > 0 { Ok(()) } else { Err(found) }
     })
@@ -435,11 +433,11 @@ async fn unfinished_requests_leave_room() {
     clients.shutdown().await;
 }
 
-/// Clients that keep connections for later do not keep others out.
+/// Clients that keep idle connections do not lock others out.
 ///
-/// Method: a node with few files, and as many clients as it admits, each of which has asked for something
-/// and keeps its connection. As many again come, each of which is served at its first attempt; and
-/// more watches than it admits do not keep a client out, either.
+/// Method: on a node with few files, as many clients as it admits send a request each and keep their connections. As
+/// many again then connect, and each is served at its first attempt. More watches than the node admits do not lock
+/// clients out either.
 #[tokio::test]
 async fn idle_clients_make_room_for_others() {
     const GET: &str = "GET /v1/kv?limit=1 HTTP/1.1\r\nhost: localhost\r\n\r\n";
@@ -459,12 +457,12 @@ async fn idle_clients_make_room_for_others() {
     cluster.put(leader, "/v1/kv/k", "v").await.done();
 }
 
-/// Requests that do not end leave room, also on the routes for which no client's place is needed.
+/// Unfinished requests leave room for others, also on routes that do not count as clients.
 ///
-/// Method: on a leader with few files, many more connections than it accepts, each of which is opened again
-/// when it is closed, with half a head or half a body for a node's or an operator's route.
+/// Method: on a leader with few files, keep many more connections open than it accepts, with half a head, or half a
+/// body for a peer's or an operator's route. Each is reopened when it is closed.
 #[tokio::test]
-async fn nobody_holds_the_reserved_connections() {
+async fn unfinished_requests_do_not_hold_the_reserved_connections() {
     const HALVES: [&str; 4] = [
         "GET /v1/kv/a HTTP/1.1\r\nhost: local",
         "POST /raft-append HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\nhalf",
@@ -492,11 +490,11 @@ async fn nobody_holds_the_reserved_connections() {
     }
 }
 
-/// Nobody keeps a connection by pretending to be a node.
+/// A client cannot keep a connection by pretending to be a node.
 ///
-/// Method: on a leader with few files, more connections than it accepts, each of which asks for what
-/// anybody may ask of a node, or sends an RPC that is none, and then does nothing. They make room
-/// for the others, long before they are closed for their age.
+/// Method: on a leader with few files, open more connections than it accepts. Each sends a request that any caller may
+/// send to a peer route, or an invalid RPC, and then stays idle. They make room for others long before they are closed
+/// for their age.
 #[tokio::test]
 async fn only_nodes_keep_connections() {
     let requests = [
@@ -514,18 +512,21 @@ async fn only_nodes_keep_connections() {
         }
         let started = Instant::now();
         still_leads(&mut cluster, leader, 0).await;
-        assert!(started.elapsed() < KEEP_ALIVE / 2, "it waited for them: {:?}", started.elapsed());
+        assert!(
+            started.elapsed() < KEEP_ALIVE / 2,
+            "the leader waited for idle connections to expire: {:?}",
+            started.elapsed()
+        );
     }
 }
 
-/// Connections that nobody uses make room for clients that come, those that have done nothing for
-/// longest first; a watch, a request that is under way and a client that goes on asking stay.
+/// Idle connections make room for new clients, the longest idle first. Watches, unfinished requests and active clients
+/// stay.
 ///
-/// Method: one node that may have 256 files open, so that it accepts 21 connections. A watch, half
-/// a request and a client that asks all the time are there first, then more connections than there
-/// is room for, half of which were used once. A client that comes after them all puts, long before
-/// an idle connection is closed for its age; the watch hears of it. (The half request has 10 s to
-/// come to its end, of which it needs those until the first connection was closed.)
+/// Method: one node with a limit of 256 open files, which accepts 21 connections. First come a watch, half a request
+/// and a client that sends requests continuously; then more connections than there is room for, half of which were used
+/// once. A client that connects last can put, long before an idle connection is closed for its age, and the watch sees
+/// the event. (The half request has 10 s to complete, of which it needs those until the first connection is closed.)
 #[tokio::test]
 async fn idle_connections_make_room() {
     const IDLE: usize = 36;
@@ -538,8 +539,8 @@ async fn idle_connections_make_room() {
     let mut watch = connect_and_send(&addr, "GET /v1/watch?key=k HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
     read_until(&mut watch, "200 OK").await;
     let mut half = connect_and_send(&addr, HALF).await;
-    // Its response comes after the node has read all that was sent before: what waits unread in a
-    // socket is no request yet, and the node cannot tell its connection from an idle one.
+    // Wait for a response, so that the node has read everything sent before: to the node, a connection whose request is
+    // still unread in the socket looks idle.
     let mut busy = connect_and_send(&addr, GET).await;
     read_until(&mut busy, "\"revision\"").await;
     let busy = tokio::spawn(async move {
@@ -552,7 +553,7 @@ async fn idle_connections_make_room() {
     for number in 0..IDLE {
         idle.push(connect_and_send(&addr, if number % 2 == 0 { "" } else { GET }).await);
     }
-    // Whoever was there first goes first, and without a word that could be taken for an answer.
+    // The connection that was idle for longest is closed first, without any bytes that could pass for a response.
     assert_eq!(read_to_end(&mut idle[0]).await, "");
     half.write_all(b"lf").await.unwrap();
     read_until(&mut half, "200 OK").await;
@@ -561,19 +562,18 @@ async fn idle_connections_make_room() {
 
     let http = Http::new();
     let request = http.request(Method::PUT, &addr, "/v1/kv/k", &[], "v".to_owned());
-    let answer = tokio::time::timeout(KEEP_ALIVE / 2, request).await.expect("it is let in").unwrap();
+    let answer = tokio::time::timeout(KEEP_ALIVE / 2, request).await.expect("the client must be admitted").unwrap();
     assert_eq!(answer.status, 200, "{}", answer.text());
     read_until(&mut watch, "\"put\"").await;
-    assert!(!busy.is_finished(), "it was closed while it was used");
+    assert!(!busy.is_finished(), "an active connection was closed");
     busy.abort();
     cluster.assert_alive();
 }
 
-/// A head that does not come to its end is given up on a connection that was used before, too, and without
-/// a word that could be taken for the answer to something else.
+/// A head that never ends is given up on a reused connection too, without any bytes that could pass for the response to
+/// another request.
 ///
-/// Method: one request on a connection, and its answer; then half of another one's head, the rest
-/// of which comes byte by byte.
+/// Method: complete one request on a connection, then send half the head of another one, and the rest byte by byte.
 #[tokio::test]
 async fn a_second_head_that_does_not_end_is_given_up() {
     const PAUSE: Duration = Duration::from_millis(500);
@@ -588,15 +588,20 @@ async fn a_second_head_that_does_not_end_is_given_up() {
         }
     });
     let mut rest = Vec::new();
-    // Bytes that cross the end are answered with a reset.
-    let _ = tokio::time::timeout(DEADLINE, read_half.read_to_end(&mut rest)).await.expect("it is closed");
+    // The node resets a connection on which bytes arrive after the close.
+    let _ = tokio::time::timeout(DEADLINE, read_half.read_to_end(&mut rest))
+        .await
+        .expect("the node must close the connection");
     assert_eq!(String::from_utf8_lossy(&rest), "");
     trickle.abort();
 }
 
 async fn read_to_end(stream: &mut TcpStream) -> String {
     let mut read = Vec::new();
-    tokio::time::timeout(DEADLINE, stream.read_to_end(&mut read)).await.expect("it is closed").unwrap();
+    tokio::time::timeout(DEADLINE, stream.read_to_end(&mut read))
+        .await
+        .expect("the node must close the connection")
+        .unwrap();
     String::from_utf8(read).unwrap()
 }
 
@@ -606,19 +611,20 @@ async fn connect_and_send(addr: &str, request: &str) -> TcpStream {
     stream
 }
 
-/// Reads the beginning of an answer, and returns its status.
+/// Reads the start of a response, and returns its status.
 async fn read_status(stream: &mut TcpStream) -> u16 {
     let mut line = [0; 12];
-    tokio::time::timeout(DEADLINE, stream.read_exact(&mut line)).await.expect("it is answered").unwrap();
+    tokio::time::timeout(DEADLINE, stream.read_exact(&mut line)).await.expect("the node must respond").unwrap();
     String::from_utf8_lossy(&line[9..]).parse().unwrap()
 }
 
-/// Reads until this has come.
+/// Reads until the given text has arrived.
 async fn read_until(stream: &mut TcpStream, wanted: &str) {
     let mut read = Vec::with_capacity(4096);
     while !String::from_utf8_lossy(&read).contains(wanted) {
         let came = tokio::time::timeout(DEADLINE, stream.read_buf(&mut read)).await;
-        let came = came.unwrap_or_else(|_| panic!("{wanted} has not come, but {:?}", String::from_utf8_lossy(&read)));
-        assert_ne!(came.unwrap(), 0, "it was closed after {:?}", String::from_utf8_lossy(&read));
+        let came =
+            came.unwrap_or_else(|_| panic!("{wanted} has not arrived, only {:?}", String::from_utf8_lossy(&read)));
+        assert_ne!(came.unwrap(), 0, "the connection was closed after {:?}", String::from_utf8_lossy(&read));
     }
 }

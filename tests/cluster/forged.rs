@@ -1,7 +1,7 @@
-//! RPCs that no node sent: what one of them can do to a cluster.
+//! RPCs that no node sent: how much harm can one of them do to a cluster?
 //!
-//! The ids that a forger needs can be asked for. Rows of single requests are in
-//! [`bad_input`](crate::bad_input); here whole clusters must go on afterwards.
+//! Any client can ask a node for the ids that a forger needs. Rows of single requests are in
+//! [`bad_input`](crate::bad_input); here whole clusters must keep working afterwards.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -42,12 +42,12 @@ fn body_of(from: NodeId, to: &PeerIdentity, rpc: impl Serialize) -> Vec<u8> {
     envelope(from, to, to.cluster_id.unwrap(), rpc)
 }
 
-/// A snapshot as it is sent: the length of the head, the head, the file.
+/// A snapshot on the wire: the length of the head, the head, the file.
 fn framed(head: Vec<u8>, file: &[u8]) -> Vec<u8> {
     [u32::try_from(head.len()).unwrap().to_be_bytes().as_slice(), &head, file].concat()
 }
 
-/// Asserts that a cluster elects a leader without its last one, and takes and keeps writes.
+/// Asserts that a cluster elects a new leader when it loses the old one, and accepts and keeps writes.
 async fn goes_on(cluster: &mut TestCluster) {
     cluster.assert_alive();
     let leader = cluster.leader_of(&ALL).await;
@@ -61,13 +61,13 @@ async fn goes_on(cluster: &mut TestCluster) {
     cluster.assert_alive();
 }
 
-/// What a forger needs to know to append in the name of the leader of an idle cluster.
+/// What a forger needs to know to append as the leader of an idle cluster.
 struct Forger {
     leader: NodeId,
-    /// Whom the forged appends are for.
+    /// The node that receives the forged appends.
     to: PeerIdentity,
     vote: Vote,
-    /// The last entry of all logs.
+    /// The last entry in every log.
     last: LogId,
 }
 
@@ -110,7 +110,7 @@ impl Forger {
         cluster.post(self.follower(), "/raft-append", body_of(self.leader, &self.to, rpc)).await
     }
 
-    /// What each kind of entry may hold. The membership has one more learner than the cluster.
+    /// One payload of each kind of entry. The membership has one learner more than the cluster.
     async fn payloads(&self, cluster: &TestCluster) -> [Payload; 3] {
         let membership = cluster.metrics(self.leader).await.membership_config.membership().clone();
         let node = |addr: &str| ExampleNode { addr: addr.to_owned(), incarnation: 0 };
@@ -128,13 +128,13 @@ fn assert_taken(answer: &Answer) {
     assert_eq!(answer, AppendEntriesResponse::Success);
 }
 
-/// A member's RPC on a connection that a thread for clients serves is answered, and is the last on it: the next one
-/// comes on a connection that Raft's thread serves.
+/// An RPC of a member on a connection that a client thread serves gets its response, and the connection closes, so that
+/// the next RPC arrives on a connection of the Raft thread.
 ///
-/// Method: after a request of a client's, a heartbeat in the leader's name on the same connection, which is read to its
+/// Method: send a client's request and then a heartbeat in the leader's name on the same connection, and read it to its
 /// end.
 #[tokio::test]
-async fn rpcs_leave_the_threads_of_clients() {
+async fn rpcs_leave_the_client_threads() {
     let cluster = TestCluster::form("stray", &ALL, CALM).await;
     let forger = Forger::new(&cluster, &ALL).await;
     let mut stream = TcpStream::connect(cluster.addr(forger.follower())).unwrap();
@@ -150,12 +150,12 @@ async fn rpcs_leave_the_threads_of_clients() {
     let mut rest = Vec::new();
     stream.read_to_end(&mut rest).unwrap();
     let rest = String::from_utf8_lossy(&rest);
-    let answer = &rest[rest.find("HTTP/1.1 ").expect("it is answered")..];
+    let answer = &rest[rest.find("HTTP/1.1 ").expect("the heartbeat must get a response")..];
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
 }
 
-/// Asserts that these nodes have the same data, without the forged key, and come to have it.
+/// Asserts that these nodes reach the same data, without the forged key.
 async fn have_the_same(cluster: &TestCluster, ids: &[NodeId]) {
     cluster.all_applied(ids).await;
     let first = cluster.get(ids[0], "/v1/cluster/hash").await.done();
@@ -167,11 +167,11 @@ async fn have_the_same(cluster: &TestCluster, ids: &[NodeId]) {
     }
 }
 
-/// An entry that a node took before the leader sent its own under the same log id is never applied. The node says what
-/// happened and ends, the others go on, and it can be replaced.
+/// An entry that a node accepted before the leader sent its own under the same log id is never applied. The node
+/// reports what happened and exits, the others continue, and it can be replaced.
 ///
-/// Method: in the name of the leader, a heartbeat that says that everything to come is committed, and an entry: twice,
-/// as when a response was lost, and a third time with another payload. Then the leader writes.
+/// Method: in the leader's name, send a heartbeat that commits all future entries. Then send an entry twice, as if a
+/// response had been lost, and a third time with another payload. Then the leader writes.
 async fn an_entry_before_the_leaders(name: &'static str, kind: usize) {
     let mut cluster = TestCluster::form(name, &ALL, CALM).await;
     cluster.write_many(1, "k", 5).await;
@@ -188,7 +188,7 @@ async fn an_entry_before_the_leaders(name: &'static str, kind: usize) {
     let answer = forger.append(&cluster, Some(forger.last), vec![other], None).await;
     answer.assert_error(409, "Conflict", "not_applied");
     let committed = cluster.metrics(follower).await.local_committed;
-    assert_eq!(committed, Some(forger.last), "what was forged is not committed");
+    assert_eq!(committed, Some(forger.last), "the forged entry must not be committed");
     assert_eq!(cluster.read(follower, "forged").await.as_deref(), Ok(""));
 
     cluster.write(leader, "k", "after").await;
@@ -218,11 +218,11 @@ async fn a_membership_that_was_forged_before_the_leaders_entry() {
     an_entry_before_the_leaders("forged-members", 1).await;
 }
 
-/// One forged entry after the leader's, under the same log id, is rejected, and ends nobody, whether or not the leader's
-/// is committed.
+/// A forged entry that arrives after the leader's under the same log id is rejected and stops no node, whether or not
+/// the leader's entry is committed.
 ///
-/// Method: five nodes, of which three are killed, so that the leader's write reaches the log of a follower and is not
-/// committed; forged entries of each kind; then the three are started again.
+/// Method: kill three of five nodes, so that the leader's write reaches a follower's log but is not committed. Send
+/// forged entries of each kind, then restart the three.
 #[tokio::test]
 async fn a_forged_entry_after_the_leaders() {
     let ids = [1, 2, 3, 4, 5];
@@ -241,8 +241,8 @@ async fn a_forged_entry_after_the_leaders() {
         Http::new().post(&addr, "/write", body).await.map(|answer| answer.status)
     });
     let index = forger.last.index + 1;
-    let is_there = |metrics: &Metrics| (metrics.last_log_index == Some(index)).then_some(());
-    cluster.metrics_say(follower, "the write is in its log", is_there).await;
+    let is_logged = |metrics: &Metrics| (metrics.last_log_index == Some(index)).then_some(());
+    cluster.metrics_say(follower, "the leader's write in its log", is_logged).await;
     assert_eq!(cluster.metrics(follower).await.local_committed, Some(forger.last));
     for payload in payloads {
         let entries = vec![forger.entry(index, payload), forger.entry(index + 1, Payload::Blank)];
@@ -253,7 +253,7 @@ async fn a_forged_entry_after_the_leaders() {
         cluster.restart(id).await;
     }
     let status = write.await.unwrap();
-    eprintln!("the write: {status:?}");
+    eprintln!("the write returned {status:?}");
     let leader = cluster.leader_of(&ids).await;
     cluster.write(follower, "k", "later").await;
     cluster.value_is(&ids, "k", "later").await;
@@ -261,11 +261,11 @@ async fn a_forged_entry_after_the_leaders() {
     cluster.assert_alive();
 }
 
-/// Forged entries in the place of committed ones change nothing and end no node, however often they come.
+/// Forged entries in place of committed ones change nothing and stop no node, however often they are sent.
 ///
-/// Method: to a follower, entries of each kind under the log id of the last entry and of one before it, for longer than
-/// it takes to be certain of what a leader sends again and again. The follower starts again, so that it reads its
-/// log; then the cluster elects and writes.
+/// Method: send a follower entries of each kind under the log ids of its last entry and of an earlier one. Repeat them
+/// for longer than the node needs to trust what a leader repeats. Then the follower restarts, so that it reads its log,
+/// and the cluster elects a leader and writes.
 #[tokio::test]
 async fn a_forged_entry_over_a_committed_one() {
     let mut cluster = TestCluster::form("forged-over", &ALL, CALM_BUT_QUICK).await;
@@ -274,7 +274,7 @@ async fn a_forged_entry_over_a_committed_one() {
     let follower = forger.follower();
     let last = forger.last;
     let is_committed = |metrics: &Metrics| (metrics.local_committed == Some(last)).then_some(());
-    cluster.metrics_say(follower, "the last entry is committed", is_committed).await;
+    cluster.metrics_say(follower, "the last entry committed", is_committed).await;
     let payloads = forger.payloads(&cluster).await;
     let begun = Instant::now();
     while begun.elapsed() < EVIDENCE_MIN + Duration::from_secs(1) {
@@ -298,11 +298,10 @@ async fn a_forged_entry_over_a_committed_one() {
     have_the_same(&cluster, &[leader, 1, 2, 3]).await;
 }
 
-/// A forged term is not adopted: every node rejects it, and the cluster still elects and writes.
+/// A forged term is not adopted: every node rejects it, and the cluster still elects a leader and writes.
 ///
-/// Method: votes, pre-votes, appends and snapshots of all members to all members, in the last term
-/// there is and in one that is 2^33 ahead, with and without the header that names the ids; then the
-/// leader is killed.
+/// Method: send votes, pre-votes, appends and snapshots from each member to each other, in the last possible term and
+/// in one that is 2^33 ahead, with and without the header that carries the ids. Then kill the leader.
 #[tokio::test]
 async fn a_forged_term_ruins_no_cluster() {
     let mut cluster = TestCluster::form("forged-term", &ALL, &[]).await;
@@ -345,7 +344,7 @@ async fn a_forged_term_ruins_no_cluster() {
     goes_on(&mut cluster).await;
 }
 
-/// The file of a snapshot that holds nothing, as of a log id.
+/// An empty snapshot as of a log id: its meta and its file.
 fn empty_snapshot(last: LogId, membership: &StoredMembership) -> (SnapshotMeta, Vec<u8>) {
     let mut machine = ExampleStateMachine::default();
     machine.last_applied = Some(last);
@@ -359,10 +358,10 @@ fn empty_snapshot(last: LogId, membership: &StoredMembership) -> (SnapshotMeta, 
     (meta, bytes)
 }
 
-/// A forged snapshot replaces no data and ends no process.
+/// A forged snapshot replaces no data and stops no node.
 ///
-/// Method: well-formed snapshots that hold nothing, to each node: of a later term at the last
-/// committed index, and beyond it; from the leader in its own term, and from another node in the next.
+/// Method: send each node well-formed empty snapshots: of a later term, at the last committed index and beyond it; from
+/// the leader in its own term; and from another node in the next term.
 #[tokio::test]
 async fn a_forged_snapshot_is_not_installed() {
     let mut cluster = TestCluster::form("forged-snapshot", &ALL, CALM).await;
@@ -397,12 +396,12 @@ async fn a_forged_snapshot_is_not_installed() {
     goes_on(&mut cluster).await;
 }
 
-/// What is for another node is rejected before its body is read, and so is what is too long.
+/// A request for another node, or one that is too long, is rejected before its body is read.
 ///
-/// Method: only the head of a request with a body of 64 MiB, with ids that are wrong, or right where
-/// so long a body is not taken; the answer must arrive while no byte of the body was sent.
+/// Method: send only the head of a request with a body of 64 MiB, with wrong ids, or with right ids where such a long
+/// body is not accepted. The response must arrive although no byte of the body was sent.
 #[tokio::test]
-async fn a_body_is_not_read_for_nothing() {
+async fn a_rejected_body_is_not_read() {
     let cluster = TestCluster::form("unread", &ALL, CALM).await;
     let to = identity_of(&cluster, 1).await;
     let cluster_id = to.cluster_id.unwrap();
@@ -419,7 +418,7 @@ async fn a_body_is_not_read_for_nothing() {
     }
 }
 
-/// Sends a head that announces 64 MiB, and returns the answer.
+/// Sends a head that announces 64 MiB, and returns the response.
 fn head_only(addr: &str, path: &str, header: &str) -> String {
     let mut stream = TcpStream::connect(addr).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
@@ -434,16 +433,16 @@ fn head_only(addr: &str, path: &str, header: &str) -> String {
         match stream.read(&mut part) {
             Ok(0) => break,
             Ok(count) => answer.extend_from_slice(&part[..count]),
-            Err(error) => panic!("{path}: no answer: {error}"),
+            Err(error) => panic!("{path}: no response: {error}"),
         }
     }
     String::from_utf8(answer).unwrap()
 }
 
-/// Forged votes within the bound, sent to one node one after another, leave a cluster that heals.
+/// Forged votes within the bound, sent to one node one after another, leave a cluster that recovers.
 ///
-/// Method: to one node, requests for a vote with terms that go up by as much as is taken, as often as
-/// they are; afterwards every node takes writes and reads, under one leader.
+/// Method: send one node vote requests whose terms each rise by as much as a node accepts. Afterwards every node serves
+/// reads and writes under one leader.
 #[tokio::test]
 async fn votes_within_the_bound_do_not_add_up() {
     const STEP: u64 = 1 << 31;
@@ -460,7 +459,7 @@ async fn votes_within_the_bound_do_not_add_up() {
         let answer = cluster.post(to_id, "/raft-vote", message).await;
         statuses.push(answer.status);
     }
-    // Each step but the first is beyond the bound, unless an election has followed the one before it.
+    // Each step after the first exceeds the bound, unless an election followed the one before it.
     assert!(statuses[0] == 200 && statuses.contains(&400), "{statuses:?}");
     for id in [1, 2, 3] {
         cluster.write(id, "k", &format!("through {id}")).await;
@@ -471,10 +470,10 @@ async fn votes_within_the_bound_do_not_add_up() {
     cluster.assert_alive();
 }
 
-/// A million tiny entries are rejected, and take no more memory than a few times the body they arrive in.
+/// A million tiny entries are rejected, and use no more memory than a few times the body that carries them.
 ///
-/// Method: an append whose entries are written as short as they can be, without the names of their
-/// fields; the node's memory before and after.
+/// Method: send an append with entries encoded as short as possible, without field names; compare the node's memory
+/// before and after.
 #[tokio::test]
 async fn a_million_entries_are_rejected() {
     let mut cluster = TestCluster::form("million", &[1, 2], CALM).await;
@@ -491,17 +490,17 @@ async fn a_million_entries_are_rejected() {
     let fields = answer.assert_error(400, "BadRequest", "not_applied");
     assert!(fields["message"].as_str().unwrap().contains("4096 entries"), "{fields}");
     eprintln!("{bytes} bytes: {before} KiB before, {after} KiB after");
-    // Once as it is read, and once as it is put together.
+    // One copy for the body as it is read, one for assembling it, and a margin.
     assert!(after < before + 4 * bytes / 1024, "{bytes} bytes took {} KiB", after - before);
     cluster.write(to_id, "k", "v").await;
     cluster.assert_alive();
 }
 
-/// Nodes of a former version send no header with the ids, and are understood; so are those that do.
+/// RPCs without the header that carries the ids are accepted, as older versions send them; so are those with it.
 ///
-/// Method: a heartbeat in the name of the leader, with and without the header.
+/// Method: send a heartbeat in the leader's name, with and without the header.
 #[tokio::test]
-async fn a_valid_rpc_is_taken_with_and_without_its_header() {
+async fn a_valid_rpc_is_accepted_with_and_without_its_header() {
     let cluster = TestCluster::form("header", &ALL, CALM).await;
     let leader = cluster.leader_of(&ALL).await;
     let to_id = 1 + leader % 3;
@@ -509,7 +508,7 @@ async fn a_valid_rpc_is_taken_with_and_without_its_header() {
     let term = cluster.metrics(leader).await.current_term;
     let body = body_of(leader, &to, append(vote(term, leader, true)));
     let header = envelope_header(leader, &to, to.cluster_id.unwrap());
-    // A later version may have more to say.
+    // A later version may append fields.
     let longer = format!("{header}/and/more");
     let all = [&[][..], &[("raft-envelope", header.as_str())], &[("raft-envelope", longer.as_str())]];
     for headers in all {
@@ -521,10 +520,10 @@ async fn a_valid_rpc_is_taken_with_and_without_its_header() {
     }
 }
 
-/// A snapshot that does not go on holds up no other: the next one ends it.
+/// A stalled snapshot does not block others: the next one replaces it.
 ///
-/// Method: in the name of the leader, a snapshot whose file does not come; then another, which is
-/// dealt with at once, while the first is rejected.
+/// Method: in the leader's name, send a snapshot whose file never completes, and then another. The second is handled at
+/// once, and the first is rejected.
 #[tokio::test]
 async fn a_snapshot_that_stalls_makes_way() {
     let mut cluster = TestCluster::form("stalled", &ALL, CALM).await;
@@ -543,7 +542,7 @@ async fn a_snapshot_that_stalls_makes_way() {
     let started = Instant::now();
     let second = cluster.post(to_id, "/raft-snapshot", message).await;
     second.assert_error(400, "BadRequest", "not_applied");
-    assert!(started.elapsed() < Duration::from_secs(5), "it waited for {:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(5), "the second snapshot waited for {:?}", started.elapsed());
     let first = stalled.await.unwrap();
     first.assert_error(409, "Conflict", "not_applied");
     drop(parts_tx);
@@ -559,11 +558,12 @@ fn stalled_request(addr: String, parts: mpsc::Receiver<Vec<u8>>) -> tokio::task:
     tokio::spawn(async move { Http::new().post(&addr, "/raft-snapshot", Body::wrap_stream(parts)).await.unwrap() })
 }
 
-/// A node that belongs to no cluster joins none by a request that promises nothing: it can still be put into one.
+/// An RPC that only asks does not make a node join a cluster, so the node can still join a real one.
 ///
-/// Method: pre-votes, leader transfers and read indexes of a cluster that does not exist, with and without the header.
+/// Method: send pre-votes, leader transfers and read-index requests of an invented cluster, with and without the
+/// header.
 #[tokio::test]
-async fn a_question_makes_a_node_join_nothing() {
+async fn an_rpc_that_only_asks_joins_no_cluster() {
     let cluster = TestCluster::start("forged-join", &[1], CALM).await;
     let (to, invented) = (identity_of(&cluster, 1).await, ClusterId(7));
     let candidate = VoteRequest::<TypeConfig>::new(vote(3, 2, false), Some(LogId::new(RaftLeaderId::new(2, 2), 9)));

@@ -1,4 +1,4 @@
-//! Whether a node gets what the logs no longer have.
+//! A node that lacks entries which the logs no longer hold gets a snapshot.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,16 +15,14 @@ use crate::harness::{
     CALM, CALM_BUT_QUICK, DEADLINE, Links, Metrics, TestCluster, TestNode, Writers, eventually, index_of,
 };
 
-/// Snapshots and purges so often that a test of some hundred writes sees several.
+/// Snapshots and purges frequent enough that a test with some hundred writes sees several.
 const OFTEN: &[&str] = &["--snapshot-entries", "50", "--snapshot-keep-entries", "20"];
 
-/// A follower that missed more than the leader's log keeps gets a snapshot, and
-/// starts again from it.
+/// A follower that missed more than the leader's log keeps gets a snapshot, and can restart from it.
 ///
-/// Method: kill -9 a follower; write until the leader's log begins after what
-/// the follower has; start the follower: its metrics must show a snapshot that
-/// it never built, and its data must be equal. Then kill -9 it and start it
-/// again: what it got must be on its own disk.
+/// Method: kill -9 a follower, and write until the leader's log starts after the follower's last entry. Restart the
+/// follower: its metrics must show a snapshot that it did not build, and its data must be equal. Then kill -9 and
+/// restart it again: the snapshot must be on its own disk.
 #[tokio::test]
 async fn a_follower_far_behind_gets_a_snapshot() {
     let mut cluster = TestCluster::form("far-behind", &[1, 2, 3], OFTEN).await;
@@ -38,9 +36,9 @@ async fn a_follower_far_behind_gets_a_snapshot() {
 
     data.append(&mut cluster.write_many(rest[0], "missed-", 300).await);
     for id in &rest {
-        // Whoever leads when the follower is back has no log for it any more.
+        // No node that may lead when the follower returns still has the entries it needs.
         cluster
-            .metrics_say(*id, "its log begins after what the follower has", |metrics| {
+            .metrics_say(*id, "a log that starts after the follower's last entry", |metrics| {
                 (index_of(metrics.purged) > follower_had).then_some(())
             })
             .await;
@@ -49,7 +47,7 @@ async fn a_follower_far_behind_gets_a_snapshot() {
     cluster.leader_of(&[1, 2, 3]).await;
     cluster.all_applied(&[rest[0], follower]).await;
     let snapshot = index_of(cluster.metrics(follower).await.snapshot);
-    assert!(snapshot > follower_had, "it had up to {follower_had}, and has a snapshot up to {snapshot}");
+    assert!(snapshot > follower_had, "the follower had entry {follower_had}, and its snapshot ends at {snapshot}");
     for id in [1, 2, 3] {
         cluster.assert_holds(id, &data).await;
     }
@@ -60,15 +58,17 @@ async fn a_follower_far_behind_gets_a_snapshot() {
     cluster.restart(follower).await;
     cluster.leader_of(&[1, 2, 3]).await;
     cluster.all_applied(&[rest[0], follower]).await;
-    assert!(index_of(cluster.metrics(follower).await.snapshot) >= snapshot, "the snapshot is on its own disk");
+    assert!(
+        index_of(cluster.metrics(follower).await.snapshot) >= snapshot,
+        "the snapshot must be on the follower's own disk"
+    );
     cluster.assert_holds(follower, &data).await;
 }
 
-/// A learner that comes after the log was purged gets everything, values of every size too.
+/// A learner that joins after the log was purged gets everything, including values of every size.
 ///
-/// Method: a cluster of one with a purged log, and with values large enough
-/// that the snapshot takes many frames; add a node; compare; let it vote, and
-/// have it lead alone.
+/// Method: a cluster of one with a purged log, and with values so large that the snapshot has many frames. Add a node,
+/// compare its data, make it a voter, and have it lead alone.
 #[tokio::test]
 async fn a_late_learner_gets_everything() {
     let mut cluster = TestCluster::form("late-learner", &[1], OFTEN).await;
@@ -80,16 +80,16 @@ async fn a_late_learner_gets_everything() {
         data.insert(key, value);
     }
     data.append(&mut cluster.write_many(1, "small-", 200).await);
-    let purged = cluster.metrics_say(1, "its log was purged", |metrics| metrics.purged).await;
+    let purged = cluster.metrics_say(1, "a purged log", |metrics| metrics.purged).await;
 
     cluster.add_node(2).await;
     let answer = cluster.post(1, "/add-learner", json!([2, cluster.addr(2)]).to_string()).await;
     let log_index = answer.ok().unwrap()["log_id"]["index"].as_u64();
-    // The answer itself says that the learner has the data.
+    // The response itself promises that the learner has the data.
     assert!(cluster.metrics(2).await.last_log_index >= log_index);
     cluster.membership_is(&[1, 2], &[1], &[2]).await;
     cluster.all_applied(&[1, 2]).await;
-    assert!(index_of(cluster.metrics(2).await.snapshot) >= purged.index, "it can only have come by snapshot");
+    assert!(index_of(cluster.metrics(2).await.snapshot) >= purged.index, "the learner must have installed a snapshot");
     cluster.assert_holds(2, &data).await;
 
     cluster.post(1, "/change-membership", "[2]").await.ok().unwrap();
@@ -99,17 +99,17 @@ async fn a_late_learner_gets_everything() {
     cluster.assert_holds(2, &data).await;
 }
 
-/// A cluster comes back from snapshots and purged logs with every acknowledged write.
+/// A cluster recovers every acknowledged write from snapshots and purged logs.
 ///
-/// Method: write without pause, so that snapshots and purges are under way;
-/// kill -9 all; start all; every acknowledged key is on every node.
+/// Method: write without pause, so that snapshots and purges are in progress. Kill -9 and restart all nodes. Every
+/// acknowledged key is on every node.
 #[tokio::test]
 async fn a_restart_from_snapshot_and_log_loses_nothing() {
     let mut cluster = TestCluster::form("snapshot-restart", &[1, 2, 3], OFTEN).await;
     for round in 1..=2 {
         let writers = Writers::start(&cluster, &[1, 2, 3], 4, &format!("round-{round}"));
         writers.acknowledged_more(150).await;
-        let purged = cluster.metrics_say(1, "its log was purged", |metrics| metrics.purged).await;
+        let purged = cluster.metrics_say(1, "a purged log", |metrics| metrics.purged).await;
         for id in [1, 2, 3] {
             cluster.kill(id);
         }
@@ -119,8 +119,8 @@ async fn a_restart_from_snapshot_and_log_loses_nothing() {
         }
         cluster.leader_of(&[1, 2, 3]).await;
         let metrics = cluster.metrics(1).await;
-        assert!(metrics.purged >= Some(purged), "what was purged stays so: {metrics}");
-        assert!(index_of(metrics.snapshot) >= purged.index, "a snapshot covers what was purged: {metrics}");
+        assert!(metrics.purged >= Some(purged), "purged entries must not come back: {metrics}");
+        assert!(index_of(metrics.snapshot) >= purged.index, "a snapshot must cover the purged entries: {metrics}");
         for id in [1, 2, 3] {
             history.assert_on(&cluster, id).await;
         }
@@ -128,18 +128,18 @@ async fn a_restart_from_snapshot_and_log_loses_nothing() {
 }
 
 const MIB: u64 = 1 << 20;
-/// The log files have 1 MiB then.
+/// With this flag a log file holds 1 MiB.
 const SHORT: &str = "--snapshot-bytes=8388608";
 const KEEP_LITTLE: &str = "--snapshot-keep-bytes=1048576";
 
-/// Length of the files of a node's log, in bytes.
+/// The total length of a node's log files, in bytes.
 fn log_bytes(node: &TestNode) -> u64 {
-    // One may be deleted at any time.
+    // A file may be deleted at any time.
     let files = fs::read_dir(node.directory().join("log")).unwrap();
     files.map(|file| file.unwrap().metadata().map_or(0, |metadata| metadata.len())).sum()
 }
 
-/// Puts 1 MiB to one key, so many times; calls `look` after each.
+/// Puts 1 MiB to one key `count` times, and calls `look` after each put.
 async fn rewrite(cluster: &TestCluster, through: NodeId, name: &str, count: usize, mut look: impl FnMut()) {
     for number in 0..count {
         let key = format!("{name}-{number}");
@@ -150,18 +150,18 @@ async fn rewrite(cluster: &TestCluster, through: NodeId, name: &str, count: usiz
     }
 }
 
-/// The value that [`rewrite`] left.
+/// Asserts that the key has the last value of [`rewrite`].
 async fn assert_rewritten(cluster: &TestCluster, id: NodeId, name: &str, count: usize) {
     let value = cluster.get(id, "/v1/kv/rewritten").await.done()["value"].as_str().unwrap().to_owned();
     assert_eq!(value.len() as u64, MIB);
     assert_eq!(value[..16].trim(), format!("{name}-{}", count - 1), "on node {id}");
 }
 
-/// A key that is written again and again takes neither the disk nor the open files: the log is bounded by bytes.
+/// A key that is rewritten without end exhausts neither the disk nor the open files: bytes bound the log.
 ///
-/// Method: a node that may have 256 files open, with log files of 1 MiB, of which it may have 80: 24 for followers, 24
-/// until the next snapshot, and the rest while that is written. 160 MiB are put to one key. After each put, look at the
-/// files. Then kill -9 it and start it again.
+/// Method: a node with a limit of 256 open files, and with log files of 1 MiB. It may have 80 of those: 24 for
+/// followers, 24 until the next snapshot, and the rest while that is written. Put 160 MiB to one key, and check the
+/// files after each put. Then kill -9 and restart it.
 #[tokio::test]
 async fn the_log_of_one_large_key_is_bounded() {
     const COUNT: usize = 160;
@@ -188,7 +188,7 @@ async fn the_log_of_one_large_key_is_bounded() {
 
 /// A follower that missed more bytes than the logs keep gets a snapshot.
 ///
-/// Method: kill -9 a follower; put large values to one key until the logs of the others begin after what it has; start
+/// Method: kill -9 a follower, put large values to one key until the other logs start after its last entry, and restart
 /// it.
 #[tokio::test]
 async fn a_follower_that_missed_many_bytes_gets_a_snapshot() {
@@ -203,29 +203,32 @@ async fn a_follower_that_missed_many_bytes_gets_a_snapshot() {
     rewrite(&cluster, rest[0], "missed", COUNT, || {}).await;
     for id in &rest {
         let is_purged = |metrics: &Metrics| (index_of(metrics.purged) > follower_had).then_some(());
-        cluster.metrics_say(*id, "its log begins after what the follower has", is_purged).await;
+        cluster.metrics_say(*id, "a log that starts after the follower's last entry", is_purged).await;
     }
     cluster.restart(follower).await;
     cluster.all_applied(&[rest[0], follower]).await;
-    assert!(index_of(cluster.metrics(follower).await.snapshot) > follower_had, "it can only have come by snapshot");
+    assert!(
+        index_of(cluster.metrics(follower).await.snapshot) > follower_had,
+        "the follower must have installed a snapshot"
+    );
     assert_rewritten(&cluster, follower, "missed", COUNT).await;
     rewrite(&cluster, follower, "after", 3, || {}).await;
     cluster.all_applied(&[1, 2, 3]).await;
 }
 
-/// A node that stopped between a snapshot and the purge that follows it purges when it is started again.
+/// A node that stopped between a snapshot and the purge after it purges when it is restarted.
 ///
-/// Method: kill -9 a node that keeps all its log; start it with a setting that keeps little. Its log must become
-/// shorter without a write. Kill it meanwhile, twice, before and after it has purged: it has all it had.
+/// Method: kill -9 a node that keeps its whole log, and start it with a setting that keeps little. Its log must shrink
+/// without a write. Kill it twice meanwhile, before and after the purge: no data is lost.
 #[tokio::test]
 async fn a_purge_is_made_up_for() {
     const COUNT: usize = 24;
     let mut cluster = TestCluster::form("late-purge", &[1], &[&[SHORT], CALM].concat()).await;
     rewrite(&cluster, 1, "all", COUNT, || {}).await;
-    let snapshot = cluster.metrics_say(1, "it has a snapshot", |metrics| metrics.snapshot).await;
+    let snapshot = cluster.metrics_say(1, "a snapshot", |metrics| metrics.snapshot).await;
     cluster.kill(1);
     let before = log_bytes(cluster.node(1));
-    assert!(before > COUNT as u64 * MIB, "it keeps what {snapshot} covers: {before} bytes");
+    assert!(before > COUNT as u64 * MIB, "entries that {snapshot} covers must be kept: {before} bytes");
     cluster.node_mut(1).add_flag(KEEP_LITTLE);
     cluster.restart(1).await;
     cluster.kill(1);
@@ -243,7 +246,7 @@ async fn a_purge_is_made_up_for() {
     assert_rewritten(&cluster, 1, "all", COUNT).await;
 }
 
-/// Appends entries that no other node has to the log of a node that does not run, until it has so many files.
+/// Appends entries that no other node has to the log of a stopped node, until the log has this many files.
 async fn lengthen_log(node: &TestNode, files: usize) {
     let sizes = LogSizes { chunk_bytes_max: 1024, ..LogSizes::default() };
     let store = ExampleStore::open_with(node.data_dir(), node.id, sizes).unwrap();
@@ -257,12 +260,12 @@ async fn lengthen_log(node: &TestNode, files: usize) {
     }
 }
 
-/// A node whose log has more files than it may have, as a former version leaves it, takes writes at once when it is
-/// started, and then has fewer.
+/// A node whose log has more files than allowed, as an older version may leave it, accepts writes as soon as it starts,
+/// and then reduces its files.
 ///
-/// Method: lengthen the log of a node that does not run; start it; put; wait until the log has fewer files.
+/// Method: lengthen the log of a stopped node, start it, put, and wait until the log has fewer files.
 #[tokio::test]
-async fn a_log_with_many_files_is_taken_over() {
+async fn a_log_with_many_files_is_reduced() {
     let mut cluster = TestCluster::form("many-files", &[1], CALM_BUT_QUICK).await;
     cluster.put(1, "/v1/kv/before", "v").await.done();
     assert_eq!(cluster.stop(1).await, Some(0));
@@ -285,11 +288,11 @@ async fn a_log_with_many_files_is_taken_over() {
     }
 }
 
-/// Nodes whose logs have too many files of entries that are not committed go on: no snapshot could make them fewer, and
-/// they are only committed if the logs take more.
+/// Nodes whose logs have too many files of uncommitted entries keep working. No snapshot could reduce the files, and
+/// the entries can only be committed if the logs accept more.
 ///
-/// Method: two of three nodes that may have 256 open files and do not run; lengthen their logs by the same entries; start
-/// them; put. Each says once what is the matter.
+/// Method: lengthen the logs of two of three stopped nodes, which may have 256 open files, by the same entries. Start
+/// the two, and put. Each logs the problem once.
 #[tokio::test]
 async fn too_many_files_of_uncommitted_entries_block_nothing() {
     const PAIR: [NodeId; 2] = [1, 2];
@@ -323,11 +326,11 @@ async fn too_many_files_of_uncommitted_entries_block_nothing() {
     cluster.all_applied(&[1, 2, 3]).await;
 }
 
-/// A follower that takes entries more slowly than they are written does not keep the leader from purging them: it gets a
-/// snapshot instead.
+/// A follower that appends entries more slowly than they are written does not keep the leader from purging them: it
+/// gets a snapshot instead.
 ///
-/// Method: a follower that is sent 1 MiB a second; put 60 MiB to one key; the leader's log must begin after what the
-/// follower has long before the follower has it all. Then the follower is as fast as the others.
+/// Method: send a follower only 1 MiB per second, and put 60 MiB to one key. The leader's log must start after the
+/// follower's last entry long before the follower has everything. Then make the link fast again.
 #[tokio::test]
 async fn a_slow_follower_does_not_keep_the_log_long() {
     const COUNT: usize = 60;
@@ -339,10 +342,10 @@ async fn a_slow_follower_does_not_keep_the_log_long() {
     cluster.all_applied(&[1, 2, 3]).await;
     links.slow_down(follower);
     rewrite(&cluster, leader, "slow", COUNT, || {}).await;
-    eventually("the log begins after what the follower has", DEADLINE, async || {
+    eventually("the log starts after the follower's last entry", DEADLINE, async || {
         let purged = index_of(cluster.metrics(leader).await.purged);
         let last = cluster.metrics(follower).await.last_log_index.unwrap();
-        // The follower's log ends with what it has of the last append or snapshot.
+        // The follower's last entry is the last one of an append or of an installed snapshot.
         if purged > last { Ok(()) } else { Err((purged, last)) }
     })
     .await;

@@ -1,4 +1,4 @@
-//! Watches: every change, each once, through whatever happens to the nodes.
+//! Watches deliver every change exactly once, whatever happens to the nodes.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use crate::harness::{
 const ALL: [NodeId; 3] = [1, 2, 3];
 const OFTEN: &[&str] = &["--snapshot-entries", "50", "--snapshot-keep-entries", "10"];
 
-/// Changes of every kind, also several in one revision; returns the last revision.
+/// Makes changes of every kind, some with several keys in one revision; returns the last revision.
 async fn change(cluster: &TestCluster, id: NodeId, name: &str) -> u64 {
     let put = |key: &str, value: &str| json!({"put": {"key": format!("{name}/{key}"), "value": value}});
     let delete = |key: &str| json!({"delete": {"key": format!("{name}/{key}")}});
@@ -35,18 +35,18 @@ async fn change(cluster: &TestCluster, id: NodeId, name: &str) -> u64 {
     removed["revision"].as_u64().unwrap()
 }
 
-/// The revisions that [`change`] makes.
+/// The number of revisions that [`change`] makes.
 const CHANGE_REVISIONS: u64 = 6;
-/// The events that [`change`] causes.
+/// The number of events that [`change`] causes.
 const CHANGE_EVENTS: usize = 1 + 3 + 2 + 1 + 4 + 4;
 
-/// All changes from a revision to another, as a node gives them to who asks late.
+/// All changes of a range of revisions, as a watch returns them afterwards.
 async fn recorded(cluster: &TestCluster, id: NodeId, query: &str, from: u64, to: u64) -> Vec<Event> {
     cluster.reaches(id, to).await;
     cluster.watch(id, &format!("{query}&from={from}")).await.until_revision(to).await
 }
 
-/// Asserts that each revision has its events together, with the ids that say so.
+/// Asserts that the events of a revision are consecutive, and that their ids follow the format.
 fn assert_well_formed(events: &[Event]) {
     for (number, event) in events.iter().enumerate() {
         let revision = event.revision();
@@ -62,11 +62,11 @@ fn assert_well_formed(events: &[Event]) {
     }
 }
 
-/// Each change comes once and in order, with all that is known of the key, on every node.
+/// Each change arrives once and in order, with the key's full metadata, on every node.
 ///
-/// Method: watch all keys, a prefix and a key on all nodes; make changes of every
-/// kind, with several keys in one revision; compare the events with those that
-/// the requests should cause, and the filtered ones with a filter of all.
+/// Method: watch all keys, a prefix and a key on all nodes, and make changes of every kind, some with several keys in
+/// one revision. Compare the events with what the requests should cause, and each filtered watch with the filtered
+/// events of the full one.
 #[tokio::test]
 async fn every_change_comes_once_and_in_order() {
     let cluster = TestCluster::form("watch-all", &ALL, CALM).await;
@@ -112,7 +112,7 @@ async fn every_change_comes_once_and_in_order() {
             })
             .collect();
         if wanted.is_empty() {
-            // `two/` is no key, though it is a prefix.
+            // `two/` is a prefix of keys, but no such key exists.
             continue;
         }
         let events = watch.until_revision(end).await;
@@ -122,13 +122,12 @@ async fn every_change_comes_once_and_in_order() {
     }
 }
 
-/// A watch begins with the state, if asked to, and goes on with every change after it.
+/// A watch with `initial` starts with the state, followed by every change after it.
 ///
-/// Method: start watches while tasks on all nodes write without pause. The state,
-/// and then the changes put on top of it, must give exactly what the keys are at the
-/// end; and every change after `synced` must be there.
+/// Method: start watches while tasks on all nodes write without pause. The initial state with the changes applied to it
+/// must equal the final state, and no change after `synced` may be missing.
 #[tokio::test]
-async fn the_state_and_then_the_changes_give_the_end() {
+async fn the_initial_state_with_the_changes_is_the_final_state() {
     const WRITES: usize = 100;
     let cluster = TestCluster::form("watch-initial", &ALL, CALM).await;
     let value = "v".repeat(2000);
@@ -150,7 +149,7 @@ async fn the_state_and_then_the_changes_give_the_end() {
     };
     let watch = async |id: NodeId, query: &'static str| {
         let watch = cluster.watch(id, &format!("{query}&initial")).await;
-        // Slowly at first, so that changes come while the state is still being sent.
+        // Read slowly at first, so that changes happen while the state is still being sent.
         tokio::time::sleep(Duration::from_millis(100)).await;
         watch
     };
@@ -187,11 +186,10 @@ async fn the_state_and_then_the_changes_give_the_end() {
     }
 }
 
-/// A watch that is taken up after any event gives exactly the rest, on any node.
+/// A watch resumed after any event delivers exactly the remaining events, on any node.
 ///
-/// Method: record a stream, of all keys and of a prefix; for each of its ids, also
-/// in the middle of a revision, resume after it on each node in turn, with and
-/// without parameters that would say otherwise: what comes is what came then.
+/// Method: record the events of all keys and of a prefix. Resume after each id, also in the middle of a revision, on
+/// each node in turn, with and without parameters that contradict the id. The events must be the recorded ones.
 #[tokio::test]
 async fn a_watch_is_resumed_after_any_event() {
     let cluster = TestCluster::form("watch-resume", &ALL, CALM).await;
@@ -209,21 +207,20 @@ async fn a_watch_is_resumed_after_any_event() {
             assert_eq!(rest, all[number + 1..], "{query:?} after {:?} on node {id}", event.id);
             resumed += 1;
         }
-        // Nothing is left after the last; the next change is the next event.
+        // No event remains after the last one; the next change is the next event.
         let mut watch = cluster.watch_after(2, query, Some(&last.to_string())).await.unwrap();
         assert_eq!(watch.next_within(Duration::from_millis(30)).await, None);
     }
-    // A resumed watch is not begun anew.
+    // A resumed watch does not send the initial state again.
     let mut watch = cluster.watch_after(3, "initial", Some("1")).await.unwrap();
     assert_eq!(watch.take(1).await[0].id.as_deref(), Some("2.0"));
-    eprintln!("{resumed} times resumed");
+    eprintln!("resumed {resumed} times");
 }
 
-/// A watch survives all nodes: what was missed is there when they are back, from snapshots too.
+/// A watch can be resumed after all nodes died: no event is lost, even if only snapshots hold it.
 ///
-/// Method: record a stream; kill -9 all nodes, twice, with snapshots so often that
-/// most of the changes are in them only; from every eleventh event on,
-/// on every node, the rest is the same as before.
+/// Method: record a watch and kill -9 all nodes, twice, with snapshots so frequent that most changes are only in them.
+/// Resuming on every node, after every eleventh event, returns the same events as before.
 #[tokio::test]
 async fn a_watch_is_resumed_after_the_death_of_all() {
     const REPEATS: u64 = 9;
@@ -241,12 +238,12 @@ async fn a_watch_is_resumed_after_the_death_of_all() {
         assert_eq!(all.len(), round as usize * REPEATS as usize * CHANGE_EVENTS);
         assert_well_formed(&all);
         for id in ALL {
-            cluster.metrics_say(id, "its log was purged", |metrics| metrics.purged).await;
+            cluster.metrics_say(id, "a purged log", |metrics| metrics.purged).await;
         }
         for id in ALL {
             cluster.kill(id);
         }
-        assert_eq!(live.next().await, None, "the stream breaks off");
+        assert_eq!(live.next().await, None, "the stream must break off");
         for id in ALL {
             cluster.restart(id).await;
         }
@@ -262,13 +259,13 @@ async fn a_watch_is_resumed_after_the_death_of_all() {
     }
 }
 
-/// A watch on a node that gets a snapshot in place of its log goes on, with nothing missing and nothing twice.
+/// A watch continues across an installed snapshot, with no event missing or repeated.
 ///
-/// Method: watch on a follower, all keys and one that seldom changes; pause it;
-/// change so much that the leader's log begins later; let it go on: it must get a
-/// snapshot, and its watches must see every change.
+/// Method: on a follower, watch all keys and a key that seldom changes. Pause the follower, and write until the
+/// leader's log no longer reaches back to it. After the follower resumes, it must install a snapshot, and its watches
+/// must see every change.
 #[tokio::test]
-async fn a_watch_goes_on_over_an_installed_snapshot() {
+async fn a_watch_continues_across_an_installed_snapshot() {
     let cluster = TestCluster::form("watch-install", &ALL, &[CALM, OFTEN].concat()).await;
     let leader = cluster.leader_of(&ALL).await;
     let follower = 1 + leader % 3;
@@ -286,12 +283,12 @@ async fn a_watch_goes_on_over_an_installed_snapshot() {
     }
     for id in ALL.into_iter().filter(|id| *id != follower) {
         let purged = |metrics: &Metrics| (index_of(metrics.purged) > had).then_some(());
-        cluster.metrics_say(id, "its log begins after what the follower has", purged).await;
+        cluster.metrics_say(id, "a log that begins after the follower's last entry", purged).await;
     }
     cluster.node(follower).resume();
     let last = cluster.put(leader, "/v1/kv/seldom", "after").await.revision();
     cluster.reaches(follower, last).await;
-    assert!(index_of(cluster.metrics(follower).await.snapshot) > had, "it got a snapshot");
+    assert!(index_of(cluster.metrics(follower).await.snapshot) > had, "the follower must have installed a snapshot");
     let end = json!({"success": [
         {"put": {"key": "seldom", "value": "end"}}, {"put": {"key": "round-4/end", "value": "end"}}
     ]});
@@ -302,13 +299,12 @@ async fn a_watch_goes_on_over_an_installed_snapshot() {
     }
 }
 
-/// What is no longer kept is not passed over in silence.
+/// A watch from a revision that is no longer kept is rejected, not silently shortened.
 ///
-/// Method: more than 100,000 changes; from the first of them on, a watch is
-/// refused with 410 and the oldest revision, on every node the same and after a
-/// restart too; from that oldest one on, it gives every change.
+/// Method: make more than 100,000 changes. A watch from the first of them returns 410 and the oldest revision, also
+/// after a restart. A watch from that oldest revision delivers every change.
 #[tokio::test]
-async fn what_is_no_longer_kept_is_gone() {
+async fn a_revision_that_is_no_longer_kept_is_gone() {
     const CHANGES: usize = 100_000;
     let mut cluster = TestCluster::form("watch-gone", &[1], CALM).await;
     let first = cluster.put(1, "/v1/kv/first", "v").await.revision();
@@ -318,7 +314,7 @@ async fn what_is_no_longer_kept_is_gone() {
         last = cluster.put_many(1, &format!("{round}/"), CHANGES / 4).await;
     }
     report("watch-gone", &format!("{CHANGES} changes"), started.elapsed());
-    // One more than are kept: the first revision went, and it alone.
+    // One change more than are kept, so exactly the first revision is gone.
     for restarted in [false, true] {
         if restarted {
             cluster.kill(1);
@@ -341,20 +337,19 @@ async fn what_is_no_longer_kept_is_gone() {
     assert_eq!(events.len(), CHANGES);
 }
 
-/// A reader that does not read costs no memory, and is told when it has lost.
+/// A reader that does not read costs no memory, and is told when it has missed events.
 ///
-/// Method: open watches and do not read them; write more than twice what is
-/// kept. The node's memory stays below the data, what is kept, and some more.
-/// Then read: what comes is a beginning of the changes with no gap, and after it
-/// `end`, which says `too_slow`; on a machine that takes longer to write it all than a
-/// node waits for a reader, the connection may be closed before. Others see all the while what they should.
+/// Method: open watches without reading them, and write more than twice what is kept. The node's memory stays below the
+/// sum of the data, what is kept and a margin. Then read: a watch has the first changes without a gap, and then `end`
+/// with `too_slow`. On a machine where the writes take longer than a node waits for a reader, the connection may be
+/// closed before that. Other watches receive their events throughout.
 #[tokio::test]
 async fn a_slow_reader_is_told_and_cut_off() {
     const VALUE_BYTES: usize = 1 << 20;
     const VALUES: usize = 150;
     const READERS: usize = 8;
-    // Kept for watches 64 MiB, the log's cache and open file 24 MiB, the rest in
-    // copies under way; eight readers that held what they had not read would have 1.2 GiB.
+    // 64 MiB are kept for watches and 24 MiB are the log's cache and open file; the rest are temporary copies. If the
+    // node buffered for the eight readers, it would need 1.2 GiB.
     const MEMORY_KIB_MAX: usize = 500 << 10;
     let cluster = TestCluster::form("watch-slow", &[1], CALM).await;
     let first = cluster.put(1, "/v1/kv/k", "first").await.revision();
@@ -371,38 +366,37 @@ async fn a_slow_reader_is_told_and_cut_off() {
         memory_kib = memory_kib.max(cluster.node(1).memory_kib());
     }
     report("watch-slow", &format!("{memory_kib} KiB of memory, which"), Duration::ZERO);
-    assert!(memory_kib < MEMORY_KIB_MAX, "the node took {memory_kib} KiB");
+    assert!(memory_kib < MEMORY_KIB_MAX, "the node used {memory_kib} KiB");
     let seldom = cluster.put(1, "/v1/kv/seldom", "v").await.revision();
-    assert_eq!(quick.take(1).await[0].revision(), seldom, "a watch of a key that seldom changes goes on");
+    assert_eq!(quick.take(1).await[0].revision(), seldom, "a watch of a key that seldom changes must continue");
     for watch in &mut slow {
         let events = watch.until_end().await;
         let before = match events.split_last().unwrap() {
             (end, before) if end.kind() == "end" => {
                 assert_eq!(end.data["code"], "too_slow", "{}", end.data["message"]);
-                assert!(end.id.is_none(), "it must not be resumed after");
+                assert!(end.id.is_none(), "an `end` must have no id to resume after");
                 before
             }
             _ => {
-                assert!(opened_at.elapsed() > WRITE_STALL_MAX, "it was closed without a word");
+                assert!(opened_at.elapsed() > WRITE_STALL_MAX, "the connection was closed too early and without `end`");
                 &events[..]
             }
         };
         let revisions: Vec<u64> = before.iter().map(Event::revision).collect();
         let expected: Vec<u64> = (first..first + before.len() as u64).collect();
-        assert_eq!(revisions, expected, "no gap before the end");
-        assert!(before.len() < VALUES, "it cannot have had everything");
+        assert_eq!(revisions, expected, "there must be no gap before the end");
+        assert!(before.len() < VALUES, "a slow watch cannot have received everything");
         let again = cluster.watch_after(1, "", watch.last_id.as_deref()).await.unwrap_err();
         again.refused(410, "revision_gone");
     }
 }
 
-/// A watch on a node that is cut off is told, instead of going on without changes.
+/// A watch on a node that is cut off ends with an error, instead of staying open without changes.
 ///
-/// Method: pause the other two nodes, of which one leads; at its next heartbeat
-/// the node finds that it can confirm nothing. One that asked for no more than
-/// what the node holds goes on.
+/// Method: pause the other two nodes, one of which leads. At its next heartbeat the node finds that it cannot confirm
+/// its state. A watch with `consistency=stale` continues.
 #[tokio::test]
-async fn a_watch_on_a_node_that_is_cut_off_is_told() {
+async fn a_watch_on_a_node_that_is_cut_off_ends() {
     let cluster = TestCluster::form("watch-cut-off", &ALL, CALM).await;
     let cut_off = 1 + cluster.leader_of(&ALL).await % 3;
     let mut watch = cluster.watch(cut_off, "").await;
@@ -417,12 +411,12 @@ async fn a_watch_on_a_node_that_is_cut_off_is_told() {
     assert_eq!(stale.next().await.unwrap().key(), "after");
 }
 
-/// A watch whose heartbeat waits for a leader that does not answer hears of a stop of its own node.
+/// A watch whose heartbeat waits for an unresponsive leader still ends properly when its own node stops.
 ///
-/// Method: a watch on a follower; pause the other two nodes, one of which leads, a second before the heartbeat, and
-/// stop the follower a second after it, when it still takes the leader for one.
+/// Method: watch on a follower. Pause the other two nodes, one of which leads, a second before the heartbeat. Stop the
+/// follower a second after it, while it still considers the paused node the leader.
 #[tokio::test]
-async fn a_watch_that_asks_the_leader_hears_of_a_stop() {
+async fn a_watch_that_waits_for_the_leader_ends_with_its_node() {
     let mut cluster = TestCluster::form("watch-asks", &ALL, CALM).await;
     let id = 1 + cluster.leader_of(&ALL).await % 3;
     let mut watch = cluster.watch(id, "").await;
@@ -436,10 +430,10 @@ async fn a_watch_that_asks_the_leader_hears_of_a_stop() {
     others.iter().for_each(|other| cluster.node(*other).resume());
 }
 
-/// A watch that waits begins soon after a new leader is elected, though the former one, which it asked, never answers.
+/// A watch that waits for a leader starts soon after one is elected, even if the former leader never responds to it.
 ///
-/// Method: pause the leader, and watch through a follower at once, until the followers have a leader among them and
-/// that has written. The request to the former leader would take about 3 seconds more to time out.
+/// Method: pause the leader, and watch through a follower at once, until the followers have elected a leader that has
+/// written. The request to the former leader would take about 3 seconds longer to time out.
 #[tokio::test]
 async fn a_watch_that_waits_asks_the_new_leader() {
     let cluster = TestCluster::form("watch-new-leader", &ALL, CALM_BUT_QUICK).await;
@@ -456,11 +450,11 @@ async fn a_watch_that_waits_asks_the_new_leader() {
     cluster.node(former).resume();
 }
 
-/// An event is one line of data, whatever a client takes for the end of a line.
+/// The data of an event is one line, whatever a client treats as the end of a line.
 ///
-/// Method: keys and values with each character at which some line splitter breaks; the raw bytes of a watch, as
-/// initial state, from the history and live, are split as Python's `str.splitlines` does. Each line of data must be
-/// whole JSON with the key and the value as they were put, through the client as well.
+/// Method: put keys and values with each character that some line splitter breaks at. Split the raw bytes of a watch
+/// (initial state, history and live) as Python's `str.splitlines` does. Each line of data must be complete JSON with
+/// the key and the value as they were put. The client must return the same.
 #[tokio::test]
 async fn no_character_splits_an_event() {
     const SPLITTERS: [char; 10] =
@@ -486,8 +480,8 @@ async fn no_character_splits_an_event() {
     {
         let mut bytes = Vec::new();
         while bytes.windows(7).filter(|window| window == b"data: {").count() < expected || !bytes.ends_with(b"\n\n") {
-            let chunk = tokio::time::timeout(DEADLINE, watch.chunk()).await.expect("more comes").unwrap();
-            bytes.extend_from_slice(&chunk.expect("the watch goes on"));
+            let chunk = tokio::time::timeout(DEADLINE, watch.chunk()).await.expect("the watch must send more").unwrap();
+            bytes.extend_from_slice(&chunk.expect("the watch must not end"));
         }
         let stream = String::from_utf8(bytes).unwrap();
         let lines = stream.split(SPLITTERS).filter(|line| !line.is_empty());
@@ -503,17 +497,17 @@ async fn no_character_splits_an_event() {
     let client = ExampleClient::connect([cluster.addr(1)]).unwrap();
     let mut events = client.watch("").from(1).stream();
     for text in &texts {
-        let event = tokio::time::timeout(DEADLINE, events.try_next()).await.expect("an event comes").unwrap();
+        let event = tokio::time::timeout(DEADLINE, events.try_next()).await.expect("an event must arrive").unwrap();
         let Some(WatchEvent::Put(put)) = event else { panic!("not a put: {event:?}") };
         assert_eq!((put.key.as_str(), put.text()), (text.as_str(), Some(text.as_str())));
     }
 }
 
-/// A node that stops says so to those who watch, and does not wait for them.
+/// A node that stops ends its watches with an event, and does not wait for their readers.
 ///
-/// Method: watches that are read, one that is not, and one in the middle of its
-/// initial state; SIGTERM: those that read get `end` with `stopping`, the process
-/// exits with 0 in time, and each is taken up on another node with nothing missing.
+/// Method: open watches that are read, one that is not, and one in the middle of its initial state; send SIGTERM. Those
+/// that are read receive `end` with `stopping`, the process exits with code 0 in time, and each watch can be resumed on
+/// another node with no event missing.
 #[tokio::test]
 async fn a_node_that_stops_ends_its_watches() {
     const STOP_DEADLINE: Duration = Duration::from_secs(20);
@@ -566,7 +560,11 @@ async fn a_node_that_stops_ends_its_watches() {
             let next = cluster.put(other, "/v1/kv/seen", "later").await.revision();
             let mut taken_up = cluster.watch_after(other, "", watches[0].last_id.as_deref()).await.unwrap();
             let events = taken_up.until_revision(next).await;
-            assert_eq!(events.iter().map(Event::revision).collect::<Vec<_>>(), [next], "exactly the rest");
+            assert_eq!(
+                events.iter().map(Event::revision).collect::<Vec<_>>(),
+                [next],
+                "the resumed watch must have exactly the remaining events"
+            );
             cluster.restart(stopped).await;
             rest.push(stopped);
             cluster.reaches(stopped, next).await;
@@ -575,11 +573,11 @@ async fn a_node_that_stops_ends_its_watches() {
     cluster.leader_of(&rest).await;
 }
 
-/// A watch that begins while there is no leader waits for one, with the connection open, and then sees
-/// every change; so a browser's `EventSource`, for which an error status is the end, goes on.
+/// A watch that starts while there is no leader waits for one with the connection open, and then delivers every change.
+/// So a browser's `EventSource` continues, which would give up on an error status.
 ///
-/// Method: stop two of three nodes, and watch through the third, in each way; start them again, put, and
-/// read the event on the same connection. A client that asks not to wait gets 503, and a wrong request 400.
+/// Method: stop two of three nodes, and open every kind of watch through the third. Restart the nodes, put a key, and
+/// read the event on the same connection. A client that asks not to wait gets 503, and an invalid request 400.
 #[tokio::test]
 async fn a_watch_waits_for_a_leader() {
     let mut cluster = TestCluster::form("watch-waits", &ALL, CALM_BUT_QUICK).await;
@@ -600,7 +598,7 @@ async fn a_watch_waits_for_a_leader() {
     let mut from_now = cluster.watch(3, "key=k").await;
     let mut cut_off = cluster.watch(3, "key=k").await;
     assert_eq!(cut_off.next_within(Duration::from_millis(500)).await, None);
-    let cut_off_at = cut_off.last_id.expect("a watch that waits says where it is resumed");
+    let cut_off_at = cut_off.last_id.expect("a waiting watch must have an id to resume after");
     let mut from_first = cluster.watch(3, &format!("key=k&from={first}")).await;
     let mut initial = cluster.watch(3, "initial").await;
     let mut resumed = cluster.watch_after(3, "", Some(&first.to_string())).await.unwrap();
@@ -610,7 +608,7 @@ async fn a_watch_waits_for_a_leader() {
     }
     assert_eq!(initial.next().await.unwrap().kind(), "initial");
     assert_eq!(initial.next().await.unwrap().kind(), "synced");
-    // Nothing that is written after the request is missed, though the watch had not begun.
+    // No write after the request is missed, although the watch had not started yet.
     let second = cluster.persistently(1, Method::PUT, "/v1/kv/k", &[], "second").await.revision();
     let third = cluster.persistently(2, Method::PUT, "/v1/kv/k", &[], "third").await.revision();
     for watch in [&mut from_now, &mut from_first, &mut initial, &mut resumed] {
@@ -623,12 +621,12 @@ async fn a_watch_waits_for_a_leader() {
     assert!(events.iter().any(|event| event.revision() == second), "{events:?}");
     let end = never.next().await.unwrap();
     assert_eq!((end.kind(), end.data["code"].as_str()), ("end", Some("revision_in_future")), "{end:?}");
-    assert!(never.next().await.is_none(), "an end is the last event");
+    assert!(never.next().await.is_none(), "`end` must be the last event");
 }
 
-/// A watch that waits in vain ends with an event, in bounded time, and so does one whose node stops.
+/// A watch that waits for a leader in vain ends with an event, in bounded time; so does one whose node stops.
 ///
-/// Method: kill one of two nodes, and watch through the other: to the end, and once more until the node
+/// Method: kill one of two nodes, and watch through the other: once until the wait is given up, and once until the node
 /// is stopped.
 #[tokio::test]
 async fn a_watch_that_waits_ends_with_an_event() {
@@ -641,9 +639,9 @@ async fn a_watch_that_waits_ends_with_an_event() {
     .await;
     let started = Instant::now();
     let mut in_vain = cluster.watch(1, "").await;
-    let end = in_vain.next_within(2 * WATCH_LEADER_DEADLINE).await.expect("it ends with an event");
+    let end = in_vain.next_within(2 * WATCH_LEADER_DEADLINE).await.expect("the watch must end with an event");
     assert_eq!((end.kind(), end.data["code"].as_str()), ("end", Some("no_leader")), "{end:?}");
-    assert!(started.elapsed() >= WATCH_LEADER_DEADLINE, "it waited for {:?}", started.elapsed());
+    assert!(started.elapsed() >= WATCH_LEADER_DEADLINE, "the watch waited for only {:?}", started.elapsed());
     assert!(in_vain.next().await.is_none());
     let mut stopped = cluster.watch(1, "").await;
     assert_eq!(cluster.stop(1).await, Some(0));

@@ -1,4 +1,4 @@
-//! What no HTTP library would send: broken heads, broken bodies, and silence.
+//! Requests that no HTTP library sends: broken heads, broken bodies, and silence.
 
 use std::time::{Duration, Instant};
 
@@ -8,28 +8,28 @@ use tokio::net::TcpStream;
 use super::{MARKER, states, unharmed};
 use crate::harness::{CALM, TestCluster, path_of};
 
-/// After this a node has given up every slow client: 5 s for a head, 10 s for a body, and some more.
+/// By then a node has given up on every slow client: after 5 s for a head or 10 s for a body, plus a margin.
 const SILENCE_DEADLINE: Duration = Duration::from_secs(18);
-/// While slow clients hold connections, the requests of others take this at most.
+/// The longest that requests of other clients may take while slow clients hold connections.
 const OTHERS_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Sends bytes as they are, and reads until the node closes; returns what came and how long it took.
+/// Sends these bytes, and reads until the node closes the connection; returns the response and the time it took.
 async fn exchange(addr: &str, bytes: &[u8]) -> (String, Duration) {
     let started = Instant::now();
     let mut stream = TcpStream::connect(addr).await.unwrap();
     let (mut reader, mut writer) = stream.split();
     let write = async {
-        // The node may have refused and closed before all of it was sent.
+        // The node may reject the request and close before it has read everything.
         let _ = writer.write_all(bytes).await;
     };
     let mut answer = Vec::new();
     let read = async {
-        // A reset after the answer is the answer's end too.
+        // A reset after the response ends it as well.
         let _ = reader.read_to_end(&mut answer).await;
     };
     let exchanged = tokio::time::timeout(SILENCE_DEADLINE, async { tokio::join!(write, read) }).await;
     let answer = String::from_utf8_lossy(&answer).into_owned();
-    assert!(exchanged.is_ok(), "the node did not close within {SILENCE_DEADLINE:?}; it answered {answer:?}");
+    assert!(exchanged.is_ok(), "the node did not close within {SILENCE_DEADLINE:?}; the response was {answer:?}");
     (answer, started.elapsed())
 }
 
@@ -37,7 +37,7 @@ fn head(line: &str, headers: &str) -> Vec<u8> {
     format!("{line} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n").into_bytes()
 }
 
-/// Asserts that an answer has a body like every other error, though the HTTP library gave it.
+/// Asserts that a response of the HTTP library has a body like every other error.
 fn assert_json_error(what: &str, answer: &str) {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{what}: {answer:?}"));
     let head = head.to_ascii_lowercase();
@@ -53,7 +53,8 @@ fn assert_json_error(what: &str, answer: &str) {
     assert!(errors.values().all(|fields| fields["outcome"] == "not_applied"), "{what}: {answer:?}");
 }
 
-/// Asserts that an answer is an `invalid_http` whose message has all these words, after which the connection closes.
+/// Asserts that a response is an `invalid_http` whose message contains all these words, and that it closes the
+/// connection.
 fn assert_invalid_http(what: &str, answer: &str, words: &[&str]) {
     assert_json_error(what, answer);
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -66,9 +67,9 @@ fn assert_invalid_http(what: &str, answer: &str, words: &[&str]) {
     assert!(words.iter().all(|word| message.contains(word)), "{what}: {message:?} lacks one of {words:?}");
 }
 
-/// Bytes that are no request are refused or cut off at once, and change nothing.
+/// Bytes that are not a request are rejected or cut off at once, and change nothing.
 ///
-/// Method: one connection a row; the answer must be a 4xx, and come quickly.
+/// Method: one connection per row; the response must be a 4xx, and come quickly.
 #[tokio::test]
 async fn broken_requests_do_no_harm() {
     let mut cluster = TestCluster::form("raw-broken", &[1], CALM).await;
@@ -86,21 +87,29 @@ async fn broken_requests_do_no_harm() {
         ),
         ("zeros", vec![0; 1000], &[400]),
         ("an HTTP/2 preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), &[400]),
-        ("a version of its own", b"GET /metrics HTTP/9.9\r\n\r\n".to_vec(), &[400]),
+        ("an unknown version", b"GET /metrics HTTP/9.9\r\n\r\n".to_vec(), &[400]),
         ("a header without a colon", head("GET /metrics", &format!("{MARKER}\r\n")), &[400]),
         ("a NUL in a header", head("GET /metrics", "x: a\0b\r\n"), &[400]),
         ("a space before the colon", head("GET /metrics", "x : y\r\n"), &[400]),
-        ("a path of bytes", b"GET /\xff\xfe HTTP/1.1\r\nconnection: close\r\n\r\n".to_vec(), &[400]),
+        ("a path of raw bytes", b"GET /\xff\xfe HTTP/1.1\r\nconnection: close\r\n\r\n".to_vec(), &[400]),
         ("a length that is a word", write("content-length: many\r\n", b""), &[400]),
         ("a negative length", write("content-length: -1\r\n", b""), &[400]),
-        ("a length beyond all numbers", write("content-length: 99999999999999999999999\r\n", b""), &[400]),
+        (
+            "a length that is too large for an integer",
+            write("content-length: 99999999999999999999999\r\n", b""),
+            &[400],
+        ),
         ("two lengths", write("content-length: 1\r\ncontent-length: 2\r\n", b"ab"), &[400]),
         ("a length and chunks", write("content-length: 1\r\ntransfer-encoding: chunked\r\n", b"0\r\n\r\n"), &[400]),
         ("an unknown encoding", write("transfer-encoding: secret\r\n", body.as_bytes()), &[400]),
         ("chunks without a length", write("transfer-encoding: chunked\r\n", b"zz\r\nabc\r\n0\r\n\r\n"), &[400]),
-        ("a chunk of endless length", write("transfer-encoding: chunked\r\n", b"fffffffffffffffff\r\nabc"), &[400]),
-        ("a body longer than may be", write("content-length: 1572865\r\n", b"{"), &[413]),
-        ("an RPC longer than may be", head("POST /raft-append", "content-length: 67108865\r\n"), &[413]),
+        (
+            "a chunk length that is too large for an integer",
+            write("transfer-encoding: chunked\r\n", b"fffffffffffffffff\r\nabc"),
+            &[400],
+        ),
+        ("a body that is too long", write("content-length: 1572865\r\n", b"{"), &[413]),
+        ("an RPC that is too long", head("POST /raft-append", "content-length: 67108865\r\n"), &[413]),
         ("a header of 1 MiB", head("GET /metrics", &format!("x: {}\r\n", "a".repeat(1 << 20))), &[400, 431]),
         ("2,000 headers", head("GET /metrics", &many_headers), &[400, 431]),
         ("a path of 1 MiB", head(&format!("GET /{}", "a".repeat(1 << 20)), ""), &[400, 404, 414, 431]),
@@ -121,10 +130,10 @@ async fn broken_requests_do_no_harm() {
     unharmed(&mut cluster, &[1], before).await;
 }
 
-/// Keys that no library would put into a path are refused, by whoever is asked.
+/// Keys that no library would put into a path are rejected by leaders and followers.
 ///
-/// Method: a put, a read and a deletion for each path, on a single node and on a
-/// follower of three; each is refused with its code, and nothing has changed.
+/// Method: a put, a get and a delete for each path, on a single node and on a follower of three. Each returns its
+/// status and code, and nothing changes.
 #[tokio::test]
 async fn paths_that_no_library_sends_do_no_harm() {
     let long = "k".repeat(60_000);
@@ -139,17 +148,17 @@ async fn paths_that_no_library_sends_do_no_harm() {
         (".. encoded in the middle", b"a/%2E%2e/known".to_vec(), 400, "invalid_key"),
         (".. half encoded", b".%2e/known".to_vec(), 400, "invalid_key"),
         (". encoded", b"%2e".to_vec(), 400, "invalid_key"),
-        ("bytes that are no UTF-8", b"known\xff\xfe".to_vec(), 400, ""),
+        ("bytes that are not UTF-8", b"known\xff\xfe".to_vec(), 400, ""),
         ("a NUL", b"known\0".to_vec(), 400, ""),
         ("a space", b"known known".to_vec(), 400, ""),
         ("a tab", b"known\tknown".to_vec(), 400, ""),
         ("a line break", b"known\nknown".to_vec(), 400, ""),
-        ("a deletion", b"known\x7f".to_vec(), 400, ""),
+        ("a DEL character", b"known\x7f".to_vec(), 400, ""),
         ("a key of 60,000 bytes", long.into_bytes(), 413, "key_too_large"),
         ("a key of 200,000 bytes", endless.into_bytes(), 431, ""),
-        ("a name that is cut off", b"known%".to_vec(), 400, "invalid_encoding"),
-        ("a query that is cut off", b"known?%".to_vec(), 400, "invalid_encoding"),
-        ("a query of bytes", b"known?\xff=1".to_vec(), 400, ""),
+        ("an escape cut short in a key", b"known%".to_vec(), 400, "invalid_encoding"),
+        ("an escape cut short in a query", b"known?%".to_vec(), 400, "invalid_encoding"),
+        ("a query of raw bytes", b"known?\xff=1".to_vec(), 400, ""),
     ];
     for ids in [vec![1], vec![1, 2, 3]] {
         let mut cluster = TestCluster::form("raw-paths", &ids, CALM).await;
@@ -174,16 +183,16 @@ async fn paths_that_no_library_sends_do_no_harm() {
     }
 }
 
-/// A target that the HTTP library would cut short or read as another one is rejected, and the message says why.
+/// A target that the HTTP library would truncate or misread is rejected, and the message says why.
 ///
-/// Method: reads, writes and deletions with each target, to a single node and to a follower of
-/// three; each must be a 400 whose message has the words of its row, and change nothing.
+/// Method: a GET, PUT, DELETE, POST and HEAD of each target, to a single node and to a follower of three. Each must
+/// return 400 with a message that contains the words of its row, and change nothing.
 #[tokio::test]
 async fn targets_that_would_be_cut_do_no_harm() {
     let rows: &[(&str, &[u8], &[&str])] = &[
         ("a fragment after a key", b"/v1/kv/known#tag", &["#", "%23"]),
         ("a fragment after a prefix", b"/v1/kv?prefix=known#tag", &["#", "%23"]),
-        ("a fragment after a prefix that is cut to all", b"/v1/kv?all#tag", &["#", "%23"]),
+        ("a fragment that would turn a prefix into all", b"/v1/kv?all#tag", &["#", "%23"]),
         ("an empty fragment", b"/v1/kv/known#", &["#", "%23"]),
         ("a fragment with a query", b"/v1/kv/known#?raw", &["#", "%23"]),
         ("a fragment between slashes", b"/v1/kv/known#/touch", &["#", "%23"]),
@@ -209,7 +218,7 @@ async fn targets_that_would_be_cut_do_no_harm() {
         ("bytes that are not UTF-8", b"/v1/kv/known\xff", &["0xFF", "not UTF-8"]),
         ("a space", b"/v1/kv/known known", &["space", "%20"]),
         ("a space at the end", b"/v1/kv/known ", &["space"]),
-        ("a space at the beginning", b" /v1/kv/known", &["space"]),
+        ("a space at the start", b" /v1/kv/known", &["space"]),
         ("a tab", b"/v1/kv/known\tknown", &["0x09", "percent-encode"]),
         ("a NUL", b"/v1/kv/known\0", &["0x00", "percent-encode"]),
         ("a carriage return", b"/v1/kv/known\rknown", &["CR"]),
@@ -247,7 +256,7 @@ async fn targets_that_would_be_cut_do_no_harm() {
 
 /// The message of an `invalid_http` names the fault.
 ///
-/// Method: one connection a row; the message must have the words of its row.
+/// Method: one connection per row; the message must contain the words of its row.
 #[tokio::test]
 async fn invalid_http_says_what_is_wrong() {
     let mut cluster = TestCluster::form("raw-messages", &[1], CALM).await;
@@ -258,9 +267,9 @@ async fn invalid_http_says_what_is_wrong() {
     let tls = [b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03".as_slice(), &[7; 506]].concat();
     let rows: Vec<(&str, Vec<u8>, &[&str])> = vec![
         ("TLS", tls, &["TLS", "plain HTTP"]),
-        ("the preface of HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04".to_vec(), &["HTTP/2", "HTTP/1.1"]),
+        ("an HTTP/2 preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04".to_vec(), &["HTTP/2", "HTTP/1.1"]),
         (
-            "HTTP/2 in the line",
+            "HTTP/2.0 in the request line",
             b"PUT /v1/kv/known HTTP/2.0\r\nHost: localhost\r\n\r\n".to_vec(),
             &["HTTP/2.0", "HTTP/1.1"],
         ),
@@ -278,7 +287,11 @@ async fn invalid_http_says_what_is_wrong() {
         ("a length in hexadecimal", with_host("Content-Length: 0x1\r\n"), &["Content-Length"]),
         ("an empty length", with_host("Content-Length:\r\n"), &["Content-Length"]),
         ("a list of lengths", with_host("Content-Length: 1, 1\r\n"), &["Content-Length"]),
-        ("a length beyond all numbers", with_host("Content-Length: 18446744073709551616\r\n"), &["Content-Length"]),
+        (
+            "a length that is too large for an integer",
+            with_host("Content-Length: 18446744073709551616\r\n"),
+            &["Content-Length"],
+        ),
         ("two lengths", with_host("Content-Length: 1\r\nContent-Length: 2\r\n"), &["Content-Length"]),
         ("the same length twice", with_host("Content-Length: 1\r\nContent-Length: 1\r\n"), &["Content-Length"]),
         (
@@ -301,7 +314,7 @@ async fn invalid_http_says_what_is_wrong() {
         ("a header without a colon", with_host("what is this\r\n"), &["header", "0x20"]),
         ("a space before the colon", with_host("If-Match : *\r\n"), &["header", "space"]),
         ("a header without a name", with_host(": x\r\n"), &["header", "name"]),
-        ("a name that is no token", with_host("If(Match): *\r\n"), &["header", "`(`"]),
+        ("a header name that is not a token", with_host("If(Match): *\r\n"), &["header", "`(`"]),
         ("a folded header", with_host("X: a\r\n b\r\n"), &["header", "fold"]),
         ("a space before the first header", put(" Host: localhost\r\n"), &["header", "fold"]),
         ("a NUL in a value", with_host("X: a\0b\r\n"), &["header", "0x00"]),
@@ -311,7 +324,11 @@ async fn invalid_http_says_what_is_wrong() {
         ("lines that end with LF", b"GET /metrics HTTP/1.1\nHost: localhost\n\n".to_vec(), &["CR LF"]),
         ("a tunnel", b"CONNECT 127.0.0.1:1 HTTP/1.1\r\nHost: 127.0.0.1:1\r\n\r\n".to_vec(), &["CONNECT"]),
         ("a tunnel to a key", b"CONNECT /v1/kv/known HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(), &["CONNECT"]),
-        ("a method that is no token", b"P{}T /v1/kv/known HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(), &["method"]),
+        (
+            "a method that is not a token",
+            b"P{}T /v1/kv/known HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(),
+            &["method"],
+        ),
         ("a method that begins with #", b"#GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(), &["method"]),
         ("a method in quotes", b"\"PUT\" /v1/kv/known HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(), &["method"]),
         ("no method", b" /v1/kv/known HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(), &["method"]),
@@ -320,7 +337,7 @@ async fn invalid_http_says_what_is_wrong() {
     ];
     let addr = cluster.addr(1).to_owned();
     for (what, bytes, words) in rows {
-        // Alone, in pieces, and after a request that must be answered first.
+        // Alone, and after a request whose response comes first.
         let (answer, took) = exchange(&addr, &bytes).await;
         assert!(answer.starts_with("HTTP/1."), "{what}: {answer:?}");
         assert_invalid_http(what, &answer, words);
@@ -335,9 +352,9 @@ async fn invalid_http_says_what_is_wrong() {
     unharmed(&mut cluster, &[1], before).await;
 }
 
-/// A head that is too long, as a whole or in a part, is rejected with 431, and the message says what is too long.
+/// A head that is too long, as a whole or in one part, is rejected with 431, and the message says what is too long.
 ///
-/// Method: one connection a row; a name of a header that is longer than the HTTP library can keep would make it panic.
+/// Method: one connection per row. A header name longer than the HTTP library can store would make the library panic.
 #[tokio::test]
 async fn a_head_that_is_too_long_is_rejected() {
     let mut cluster = TestCluster::form("raw-long", &[1], CALM).await;
@@ -350,13 +367,13 @@ async fn a_head_that_is_too_long_is_rejected() {
         ("a target of 65,535 bytes", head(&format!("GET /{}", "a".repeat(65_534)), ""), "target"),
         ("a target of 100,000 bytes", head(&format!("GET /{}", "a".repeat(99_999)), ""), "target"),
         ("a target of 1 MiB", head(&format!("GET /{}", "a".repeat(1 << 20)), ""), "target"),
-        ("a target without end", format!("GET /{}", "a".repeat(200_000)).into_bytes(), "target"),
+        ("an unfinished target", format!("GET /{}", "a".repeat(200_000)).into_bytes(), "target"),
         ("95 more headers", head("GET /metrics", &headers(95)), "96 header"),
         ("2,000 headers", head("GET /metrics", &headers(2000)), "96 header"),
         ("a name of 70,000 bytes", head("GET /metrics", &format!("{}: y\r\n", "n".repeat(70_000))), "name"),
         ("a value of 1 MiB", head("GET /metrics", &format!("x: {}\r\n", "v".repeat(1 << 20))), "131072 bytes"),
         ("empty lines", b"\r\n".repeat(100_000), "131072 bytes"),
-        // The length that these lack is added, and counts.
+        // The Content-Length that these requests lack is added, and counts toward the limit.
         ("96 headers in HTTP/1.0", old(&headers(96)), "96 header"),
         ("131,054 bytes in HTTP/1.0", old_of(131_054), "131072 bytes"),
     ];
@@ -391,9 +408,9 @@ async fn a_head_that_is_too_long_is_rejected() {
 
 /// Unusual requests that RFC 9110 and RFC 9112 allow are served.
 ///
-/// Method: read the same key with each.
+/// Method: read the same key with each of them.
 #[tokio::test]
-async fn what_is_unusual_and_valid_is_taken() {
+async fn unusual_but_valid_requests_are_served() {
     let cluster = TestCluster::form("raw-unusual", &[1], CALM).await;
     cluster.write(1, "known", "value").await;
     let line = |line: &str| format!("{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").into_bytes();
@@ -401,8 +418,8 @@ async fn what_is_unusual_and_valid_is_taken() {
         ("an absolute target", line("GET http://localhost/v1/kv/known?raw")),
         ("an absolute target in capitals", line("GET HTTP://LOCALHOST:80/v1/kv/known?raw")),
         ("an absolute target of an IPv6 address", line("GET http://[::1]:21001/v1/kv/known?raw")),
-        ("a key that is encoded", line("GET /v1/kv/%6b%6E%6Fwn?raw")),
-        ("a path that is encoded", line("GET /%761/kv/known?raw")),
+        ("an escaped key", line("GET /v1/kv/%6b%6E%6Fwn?raw")),
+        ("an escaped path", line("GET /%761/kv/known?raw")),
         (
             "a Host with a zone",
             b"GET /v1/kv/known?raw HTTP/1.1\r\nHost: [fe80::1%25eth0]:80\r\nConnection: close\r\n\r\n".to_vec(),
@@ -413,8 +430,8 @@ async fn what_is_unusual_and_valid_is_taken() {
             b"GET /v1/kv/known?raw HTTP/1.1\r\nHost:localhost\r\nConnection:close\r\n\r\n".to_vec(),
         ),
         ("tabs", b"GET /v1/kv/known?raw HTTP/1.1\r\nHost:\tlocalhost\t\r\nConnection:\t close \r\n\r\n".to_vec()),
-        ("an empty line before", [b"\r\n".to_vec(), line("GET /v1/kv/known?raw")].concat()),
-        ("a value of Latin-1", head("GET /v1/kv/known?raw", "x: \u{e9}\r\n")),
+        ("an empty line before the request", [b"\r\n".to_vec(), line("GET /v1/kv/known?raw")].concat()),
+        ("a header value in Latin-1", head("GET /v1/kv/known?raw", "x: \u{e9}\r\n")),
         ("a length of zero", head("GET /v1/kv/known?raw", "content-length: 0\r\n")),
     ];
     for (what, bytes) in rows {
@@ -423,9 +440,10 @@ async fn what_is_unusual_and_valid_is_taken() {
     }
 }
 
-/// A body in chunks that turns out to be empty is no body; some clients send every request with one.
+/// An empty chunked body counts as no body; some clients send one with every request.
 ///
-/// Method: on one connection, to each route that takes no body, requests with nothing in chunks, and with a trailer.
+/// Method: on one connection, send requests with empty chunked bodies, with and without a trailer, to each route that
+/// takes no body.
 #[tokio::test]
 async fn an_empty_body_in_chunks_is_no_body() {
     let cluster = TestCluster::form("raw-empty", &[1], CALM).await;
@@ -455,9 +473,9 @@ async fn an_empty_body_in_chunks_is_no_body() {
     }
 }
 
-/// A client that is still sending when its request is rejected reads why.
+/// A client that is still sending its body when the request is rejected can read why.
 ///
-/// Method: a long body behind a head that is rejected, sent as a whole before anything is read.
+/// Method: send a rejected head with a long body as a whole before reading anything.
 #[tokio::test]
 async fn a_client_that_is_still_sending_reads_why() {
     let cluster = TestCluster::form("raw-linger", &[1], CALM).await;
@@ -475,7 +493,7 @@ async fn a_client_that_is_still_sending_reads_why() {
 
 /// A body that ends early is rejected, and the message says so.
 ///
-/// Method: a part of a body, with a length and in chunks, after which the client closes its half of the connection.
+/// Method: send part of a body, with a length and in chunks, and then close the sending half of the connection.
 #[tokio::test]
 async fn a_body_that_ends_early_is_rejected() {
     let mut cluster = TestCluster::form("raw-early", &[1], CALM).await;
@@ -499,11 +517,11 @@ async fn a_body_that_ends_early_is_rejected() {
     unharmed(&mut cluster, &[1], before).await;
 }
 
-/// A body that is too long is rejected before the client is asked for it, and one that is not is asked for.
+/// A body that is too long is rejected before the client sends it; any other body is requested with `100 Continue`.
 ///
-/// Method: heads with `Expect: 100-continue` and a length; nothing else is sent until the node has responded.
+/// Method: heads with `Expect: 100-continue` and a length; the client sends nothing else until the node has responded.
 #[tokio::test]
-async fn a_long_body_is_not_asked_for() {
+async fn a_long_body_is_rejected_before_it_is_sent() {
     let cluster = TestCluster::form("raw-expect", &[1], CALM).await;
     let limit: u64 = 3 << 19;
     for (line, length, first) in [
@@ -535,8 +553,8 @@ async fn a_long_body_is_not_asked_for() {
 
 /// A request with broken chunks gets one response, and the connection closes.
 ///
-/// Method: chunks that are broken in each way, to routes that read a body and routes that do not; the
-/// request behind them must not be served.
+/// Method: send chunks that are broken in every way to routes that read a body and to routes that do not. The request
+/// behind them must not be served.
 #[tokio::test]
 async fn broken_chunks_end_the_connection() {
     let mut cluster = TestCluster::form("raw-chunks", &[1], CALM).await;
@@ -549,10 +567,10 @@ async fn broken_chunks_end_the_connection() {
         ("a size with a letter", "g\r\n"),
         ("a size with a sign", "+1\r\nx\r\n"),
         ("a size with 0x", "0x1\r\nx\r\n"),
-        ("a size beyond all numbers", "10000000000000000\r\nx\r\n"),
+        ("a size that is too large for an integer", "10000000000000000\r\nx\r\n"),
         ("a size that ends with LF", "1\nx\r\n"),
         ("a chunk that is longer than its size", "1\r\nxx\r\n"),
-        ("a chunk that is not ended", "1\r\nx0\r\n\r\n"),
+        ("a chunk without its end", "1\r\nx0\r\n\r\n"),
         ("a control character in an extension", "1;a\x01\r\nx\r\n"),
         ("a LF in an extension", "1;a\nb\r\nx\r\n"),
         ("a CR in an extension", "1;a\rb\r\nx\r\n"),
@@ -560,7 +578,7 @@ async fn broken_chunks_end_the_connection() {
         ("a trailer without a name", "1\r\nx\r\n0\r\n: x\r\n\r\n"),
         ("a space before the colon of a trailer", "1\r\nx\r\n0\r\nx : y\r\n\r\n"),
         ("a folded trailer", "1\r\nx\r\n0\r\nx: y\r\n z\r\n\r\n"),
-        ("a trailer beyond ASCII", "1\r\nx\r\n0\r\n\u{e9}: y\r\n\r\n"),
+        ("a trailer name that is not ASCII", "1\r\nx\r\n0\r\n\u{e9}: y\r\n\r\n"),
         ("a CR in a trailer", "1\r\nx\r\n0\r\nx: a\rb\r\n\r\n"),
         ("a LF in a trailer", "1\r\nx\r\n0\r\nx: a\nb\r\n\r\n"),
         ("an extension of 20,000 bytes", &long),
@@ -583,9 +601,8 @@ async fn broken_chunks_end_the_connection() {
 
 /// A path means the same key on a follower as on the leader, whatever characters it has.
 ///
-/// Method: put through each node of three, as bytes on a socket, keys with
-/// characters that a URL would rather have encoded; read each on every node by its
-/// encoded name.
+/// Method: put keys with characters that a URL should escape, through each of three nodes, as bytes on a socket. Read
+/// each key on every node by its escaped path.
 #[tokio::test]
 async fn a_path_means_the_same_key_on_every_node() {
     const ALL: [u64; 3] = [1, 2, 3];
@@ -611,12 +628,12 @@ async fn a_path_means_the_same_key_on_every_node() {
     }
 }
 
-/// Clients that stop in the middle of a request are cut off, and disturb nobody.
+/// Clients that stop in the middle of a request are disconnected, and do not slow others down.
 ///
-/// Method: 200 connections with half a head, 50 with half a body, some with
-/// nothing at all; meanwhile requests of others must be answered quickly.
+/// Method: 200 connections with half a head, 70 with half a body, and 50 that send nothing and close. Meanwhile another
+/// client's requests must be served quickly.
 #[tokio::test]
-async fn slow_clients_disturb_nobody() {
+async fn slow_clients_do_not_slow_others_down() {
     let mut cluster = TestCluster::form("raw-slow", &[1], CALM).await;
     cluster.write(1, "known", "value").await;
     let before = states(&cluster, &[1]).await;
@@ -645,7 +662,7 @@ async fn slow_clients_disturb_nobody() {
             clients.spawn(async move { (what, exchange(&addr, &bytes).await, deadline) });
         }
     }
-    // Who says nothing at all, and goes away again, is no reason to stop either.
+    // A client that connects and leaves without a byte must not matter either.
     for _ in 0..50 {
         drop(TcpStream::connect(&addr).await.unwrap());
     }
@@ -666,10 +683,9 @@ async fn slow_clients_disturb_nobody() {
     unharmed(&mut cluster, &[1], before).await;
 }
 
-/// A client that stops in the middle of a chunked body is cut off too.
+/// A client that stops in the middle of a chunked body is disconnected too.
 ///
-/// Method: half a chunk, and nothing between two chunks, for each way in which
-/// bodies are read.
+/// Method: stop within a chunk and between two chunks, for each way in which bodies are read.
 #[tokio::test]
 async fn a_stalled_chunked_body_is_cut_off() {
     let cluster = TestCluster::form("raw-chunk", &[1], CALM).await;
@@ -683,15 +699,15 @@ async fn a_stalled_chunked_body_is_cut_off() {
     }
     while let Some(ended) = clients.join_next().await {
         let (path, (answer, _)) = ended.unwrap();
-        // Of bodies of RPCs whose length is not known, one is read at a time.
+        // Only one RPC body of unknown length is read at a time.
         let is_overloaded = path == "/raft-append" && answer.starts_with("HTTP/1.1 503 ");
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408 ") || is_overloaded, "{path}: {answer:?}");
     }
 }
 
-/// A body without end is refused once it is too long, and is then not read for ever.
+/// An endless body is rejected once it is too long, and the node stops reading it.
 ///
-/// Method: send a chunk now and then until the node closes the connection.
+/// Method: keep sending chunks until the node closes the connection.
 #[tokio::test]
 async fn an_endless_body_is_cut_off() {
     const PAUSE: Duration = Duration::from_millis(20);
@@ -710,7 +726,7 @@ async fn an_endless_body_is_cut_off() {
         };
         let mut answer = Vec::new();
         let receive = async {
-            // A reset after the answer is the answer's end too.
+            // A reset after the response ends it as well.
             let _ = reader.read_to_end(&mut answer).await;
         };
         let exchanged = tokio::time::timeout(SILENCE_DEADLINE, async { tokio::join!(send, receive) }).await;
