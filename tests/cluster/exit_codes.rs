@@ -1,4 +1,4 @@
-//! How a process ends, and what it says then.
+//! How a process exits, and what it reports.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,23 +13,23 @@ use crate::harness::{
     BINARY, CALM, DEADLINE, Ended, Http, TestCluster, TestNode, command, files_below, free_port, run, send_signal,
 };
 
-/// One line on standard error, and no more.
+/// Asserts that a process printed one error line and nothing else, and returns it.
 fn one_line(ended: &Ended) -> &str {
-    let line = ended.stderr.strip_suffix('\n').unwrap_or_else(|| panic!("the line does not end: {ended:?}"));
+    let line = ended.stderr.strip_suffix('\n').unwrap_or_else(|| panic!("no newline at the end: {ended:?}"));
     assert!(!line.contains('\n'), "more than one line: {ended:?}");
     assert!(line.starts_with("error: "), "{ended:?}");
-    assert_eq!(ended.stdout, "", "an error is for standard error: {ended:?}");
+    assert_eq!(ended.stdout, "", "an error belongs on standard error: {ended:?}");
     line
 }
 
-/// The last line on standard error, after what was logged.
+/// The error on the last line of standard error, after the log.
 fn last_line(ended: &Ended) -> &str {
-    let line = ended.stderr.lines().last().unwrap_or_else(|| panic!("nothing was said: {ended:?}"));
+    let line = ended.stderr.lines().last().unwrap_or_else(|| panic!("nothing on standard error: {ended:?}"));
     assert!(line.starts_with("error: "), "{ended:?}");
     line
 }
 
-/// A wrong flag or variable is said in one line that names it, with exit code 2.
+/// An invalid flag or variable is reported in one line that names it, with exit code 2.
 #[test]
 fn usage_errors_are_one_line() {
     let base = ["--id", "1", "--http-addr", "127.0.0.1:1"];
@@ -90,10 +90,10 @@ fn usage_errors_are_one_line() {
     }
 }
 
-/// An error names where the wrong value was given: the variable, or the flag that overrides it.
+/// An error names the variable or the flag that held the invalid value. A flag overrides its variable.
 ///
-/// Method: values that the parser rejects, and values that only the check of all settings rejects, in variables; then
-/// each in the flag, with a value in the variable that is right.
+/// Method: pass values that the parser rejects, and values that only validation rejects, in variables. Then pass each
+/// in the flag, with a valid value in the variable.
 #[test]
 fn errors_name_the_variable() {
     let rows = [
@@ -135,7 +135,7 @@ fn errors_name_the_variable() {
     }
 }
 
-/// `--help` and `--version` are no errors, and need nothing else.
+/// `--help` and `--version` succeed, and need no other flag.
 #[test]
 fn help_and_version_succeed() {
     for (flag, expected) in [
@@ -150,11 +150,10 @@ fn help_and_version_succeed() {
     }
 }
 
-/// What a flag says, its environment variable says too; the flag wins.
+/// Each flag has an environment variable, and the flag takes precedence.
 ///
-/// Method: a node whose number, address and directory are only in the
-/// environment; a second process on the same directory with a flag that
-/// overrides the address must get as far as the lock.
+/// Method: start a node whose id, address and directory are only in the environment. A second process on the same
+/// directory, with a flag that overrides the address, must get as far as the lock.
 #[tokio::test]
 async fn the_environment_configures_a_node() {
     let directory = tempfile::tempdir().unwrap();
@@ -174,13 +173,13 @@ async fn the_environment_configures_a_node() {
         &["--http-addr", &other_addr],
         &[("RKV_ID", "5"), ("RKV_HTTP_ADDR", &taken_addr), ("RKV_DATA_DIR", data_dir)],
     );
-    assert_eq!(ended.code, Some(73), "the flag's address is free, so the lock is next: {ended:?}");
+    assert_eq!(ended.code, Some(73), "the flag's address is free, so the lock must be what fails: {ended:?}");
 }
 
-/// The environment of a process.
+/// Environment variables of a process.
 type Variables = &'static [(&'static str, &'static str)];
 
-/// What a node logs while it starts and stops with these settings.
+/// Starts a node with these settings, stops it, and returns its log.
 fn logged(arguments: &[&str], environment: &[(&str, &str)]) -> String {
     let directory = tempfile::tempdir().unwrap();
     let addr = format!("127.0.0.1:{}", free_port());
@@ -188,7 +187,7 @@ fn logged(arguments: &[&str], environment: &[(&str, &str)]) -> String {
     command.args(arguments).envs(environment.iter().copied()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let started = Instant::now();
-    // It listens once it has opened its directory, and takes SIGTERM from before that.
+    // The node listens after it has opened its directory, and handles SIGTERM from even earlier.
     while TcpStream::connect(&addr).is_err() {
         let ended = child.try_wait().unwrap();
         if ended.is_some() || started.elapsed() > DEADLINE {
@@ -203,12 +202,12 @@ fn logged(arguments: &[&str], environment: &[(&str, &str)]) -> String {
     String::from_utf8(output.stderr).unwrap()
 }
 
-/// `RUST_LOG` says what is logged if nothing else does. What is wrong in it is left out, with one warning.
+/// `RUST_LOG` sets the log level unless a flag or variable does. Invalid parts of it are ignored, with one warning.
 ///
-/// Method: a node that starts and stops, with the level in the flag, the node's own variable and `RUST_LOG`; its log has
-/// lines of the levels that it should, and no others.
+/// Method: start and stop a node with the level in the flag, in its own variable and in `RUST_LOG`. Its log contains
+/// lines of the enabled levels, and no others.
 #[test]
-fn rust_log_counts_if_nothing_else_is_given() {
+fn rust_log_applies_if_nothing_else_is_given() {
     let rows: &[(&[&str], Variables, bool, bool)] = &[
         (&[], &[], true, false),
         (&[], &[("RUST_LOG", "")], true, false),
@@ -255,29 +254,29 @@ fn rust_log_counts_if_nothing_else_is_given() {
     }
 }
 
-/// An empty variable counts as unset, for a node and for commands.
+/// An empty variable counts as unset, for nodes and for client commands.
 ///
-/// Method: every variable of the node but those that it cannot do without is empty, and it starts; with those empty too
-/// it says which flags are missing, not that a value is wrong.
+/// Method: leave every variable empty except the two that a node requires: it starts. With those empty too, the error
+/// names the missing flags, not an invalid value.
 #[test]
 fn empty_variables_are_unset() {
     let help = run(&["--help"], &[]).stdout;
     let names: Vec<&str> = help.split("[env: ").skip(1).map(|rest| rest.split(['=', ']']).next().unwrap()).collect();
     assert!(names.len() >= 15 && names.contains(&"RKV_MAX_KEY_BYTES"), "{names:?}");
     let empty: Vec<(&str, &str)> = names.iter().map(|name| (*name, "")).collect();
-    assert!(logged(&[], &empty).contains(" INFO "), "it runs with all defaults");
+    assert!(logged(&[], &empty).contains(" INFO "), "the node must start with all defaults");
     let ended = run(&[], &empty);
     assert_eq!(ended.code, Some(2), "{ended:?}");
     let line = one_line(&ended);
     assert!(line.contains("--id") && line.contains("--http-addr"), "{line}");
     let ended = run(&["get", "k", "--retry-for", "100ms"], &[("RKV_ENDPOINTS", ""), ("RKV_ID", "")]);
-    // Whether somebody serves the default endpoints on this machine is not known.
-    assert_ne!(ended.code, Some(2), "the default endpoints were asked: {ended:?}");
+    // A node may or may not serve the default endpoints on this machine.
+    assert_ne!(ended.code, Some(2), "the default endpoints must be used: {ended:?}");
 }
 
-/// A second process on a data directory leaves it alone, says who holds it, and exits 73.
+/// A second process on a data directory leaves it untouched, names the process that holds it, and exits with code 73.
 #[tokio::test]
-async fn a_second_process_is_refused() {
+async fn a_second_process_is_rejected() {
     let mut cluster = TestCluster::form("locked", &[1], CALM).await;
     let node = cluster.node(1);
     let addr = format!("127.0.0.1:{}", free_port());
@@ -285,13 +284,17 @@ async fn a_second_process_is_refused() {
     let ended = run(&["--id", "1", "--http-addr", &addr, "--data-dir", node.data_dir().to_str().unwrap()], &[]);
     assert_eq!(ended.code, Some(73), "{ended:?}");
     let line = last_line(&ended);
-    assert!(line.contains(&format!("process {}", node.pid())), "it names the holder, {}: {line}", node.pid());
-    assert_eq!(contents(&node.directory()), before, "nothing was touched");
+    assert!(
+        line.contains(&format!("process {}", node.pid())),
+        "the error must name the holder, process {}: {line}",
+        node.pid()
+    );
+    assert_eq!(contents(&node.directory()), before, "the directory must not change");
     cluster.write(1, "k", "v").await;
     cluster.assert_alive();
 }
 
-/// An address that is in use is named, with exit code 69, and no directory is made.
+/// The error for an address that is in use names it, with exit code 69, and no directory is created.
 #[test]
 fn a_taken_port_is_named() {
     let directory = tempfile::tempdir().unwrap();
@@ -302,12 +305,12 @@ fn a_taken_port_is_named() {
     assert_eq!(ended.code, Some(69), "{ended:?}");
     let line = last_line(&ended);
     assert!(line.contains(&addr) && line.contains("stop the process that uses it"), "{line}");
-    assert!(!data_dir.exists(), "nothing was made");
+    assert!(!data_dir.exists(), "no directory may be created");
 }
 
-/// The error of an address that another machine has says so, and which flag is for what.
+/// The error for an address of another machine says so, and explains the two flags.
 ///
-/// Method: an address that is reserved for documentation, which no machine has.
+/// Method: use an address reserved for documentation, which no machine has.
 #[test]
 fn a_foreign_address_is_explained() {
     for (arguments, environment, named) in [
@@ -324,10 +327,10 @@ fn a_foreign_address_is_explained() {
     }
 }
 
-/// A name is listened on at all its addresses, and one that is in use is named with exit code 69.
+/// A node listens on every address of a name, and exits with code 69 if one of them is in use, naming it.
 ///
-/// Method: a mount namespace, where the system allows one, with a hosts file that gives a name four addresses, the last
-/// of which this machine does not have; otherwise `localhost`. Each address that can be bound must answer.
+/// Method: in a mount namespace, if the system allows one, a hosts file gives a name four addresses, the last of which
+/// this machine does not have; otherwise use `localhost`. The node must respond on every address that can be bound.
 #[test]
 fn a_name_is_listened_on_at_all_its_addresses() {
     const NAME: &str = "several.test";
@@ -361,7 +364,7 @@ fn a_name_is_listened_on_at_all_its_addresses() {
     assert_eq!(ended.status.code(), Some(69), "{stderr}");
     let taken_addr = taken.local_addr().unwrap().to_string();
     assert!(stderr.contains(&addr) && stderr.contains(&taken_addr), "{stderr}");
-    assert!(!data_dir.exists(), "nothing was made");
+    assert!(!data_dir.exists(), "no directory may be created");
     drop(taken);
 
     let mut child = program().stderr(Stdio::piped()).spawn().unwrap();
@@ -374,13 +377,13 @@ fn a_name_is_listened_on_at_all_its_addresses() {
     send_signal(child.id(), "TERM");
     let output = child.wait_with_output().unwrap();
     let log = String::from_utf8_lossy(&output.stderr);
-    assert!(missing.is_empty(), "{missing:?} do not answer: {log}");
+    assert!(missing.is_empty(), "no response on {missing:?}: {log}");
     assert_eq!(output.status.code(), Some(0), "{log}");
     assert!(hosts.iter().all(|host| log.contains(&SocketAddr::new(*host, port).to_string())), "{log}");
     assert_eq!(log.contains(&format!("not listening on 192.0.2.1:{port}")), has_namespaces, "{log}");
 }
 
-/// Whether a node answers at an address.
+/// Whether node 1 responds at an address.
 fn answers(addr: SocketAddr) -> bool {
     let ask = || {
         let mut stream = TcpStream::connect(addr)?;
@@ -395,18 +398,17 @@ fn answers(addr: SocketAddr) -> bool {
 
 type Damage = fn(&Path);
 
-/// A directory that is not this node's, or that is damaged, is refused with its
-/// own exit code and left as it was.
+/// A directory that belongs to another node, or that is damaged, is rejected with its own exit code and left unchanged.
 ///
-/// Method: a node makes a directory with a cluster, a log and a snapshot, and is
-/// killed; each row damages a copy of it in one way.
+/// Method: a node creates a directory with a cluster, a log and a snapshot, and stops. Each row damages a copy of it in
+/// one way.
 #[tokio::test]
-async fn unusable_directories_are_refused() {
+async fn unusable_directories_are_rejected() {
     let flags = &["--snapshot-entries", "50", "--snapshot-keep-entries", "20"];
     let mut cluster = TestCluster::form("refused", &[1], flags).await;
     cluster.write_many(1, "k", 120).await;
-    cluster.metrics_say(1, "its log was purged", |metrics| metrics.purged).await;
-    // In order, so that all this is on disk.
+    cluster.metrics_say(1, "a purged log", |metrics| metrics.purged).await;
+    // Stop it gracefully, so that everything is on disk.
     assert_eq!(cluster.stop(1).await, Some(0));
     let original = cluster.node(1).directory();
     let copies = tempfile::tempdir().unwrap();
@@ -445,16 +447,16 @@ async fn unusable_directories_are_refused() {
         let ended = run(&arguments, &[]);
         assert_eq!(ended.code, Some(*code), "{what}: {ended:?}");
         let line = last_line(&ended);
-        assert!(line.contains(said), "{what}: it should say {said:?}: {line}");
+        assert!(line.contains(said), "{what}: the error must contain {said:?}: {line}");
         assert_eq!(
             changed(&before, &contents(&directory)),
             Vec::<PathBuf>::new(),
-            "{what}: it should be left as it was"
+            "{what}: the directory must not change"
         );
     }
 }
 
-/// The files that differ, the lock aside.
+/// The files that differ, except the lock.
 fn changed(before: &BTreeMap<PathBuf, Vec<u8>>, after: &BTreeMap<PathBuf, Vec<u8>>) -> Vec<PathBuf> {
     let all = before.keys().chain(after.keys());
     let mut paths: Vec<_> =
@@ -463,7 +465,7 @@ fn changed(before: &BTreeMap<PathBuf, Vec<u8>>, after: &BTreeMap<PathBuf, Vec<u8
     paths
 }
 
-/// What is in all files below a directory.
+/// The contents of all files below a directory.
 fn contents(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     files_below(directory).into_iter().map(|path| (path.clone(), fs::read(path).unwrap())).collect()
 }
@@ -476,13 +478,13 @@ fn copy_directory(from: &Path, to: &Path) {
     }
 }
 
-/// Flips a bit of what was written, wherever in the log it is.
+/// Flips a bit in the log at the position of these bytes.
 fn flip_in_log(directory: &Path, written: &[u8]) {
     let found = contents(directory).into_iter().find_map(|(path, bytes)| {
         let position = bytes.windows(written.len()).position(|window| window == written)?;
         Some((path, position))
     });
-    let (path, position) = found.expect("it is in the log");
+    let (path, position) = found.expect("the log must contain these bytes");
     flip(&path, position);
 }
 

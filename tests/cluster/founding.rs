@@ -1,4 +1,4 @@
-//! `/init` with a list: one cluster, however often and to whichever nodes the list is sent.
+//! `/init` with a list founds one cluster, however often and to whichever nodes the list is sent.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,7 +18,7 @@ use crate::harness::{
 
 const ALL: [NodeId; 3] = [1, 2, 3];
 
-/// The body of `/init` that names these nodes, in this order.
+/// The body of `/init` with these nodes, in this order.
 fn list(cluster: &TestCluster, ids: &[NodeId]) -> String {
     json!(ids.iter().map(|id| json!([id, cluster.addr(*id)])).collect::<Vec<_>>()).to_string()
 }
@@ -31,7 +31,7 @@ async fn cluster_ids(cluster: &TestCluster, ids: &[NodeId]) -> BTreeSet<String> 
     found
 }
 
-/// Asserts that a request to found a cluster that was founded meanwhile was answered truly.
+/// Asserts that a founding request either succeeded, or reported that the cluster already exists.
 fn assert_founded_or_late(answer: &Answer) {
     match answer.status {
         200 => assert_eq!(answer.text(), r#"{"Ok":null}"#),
@@ -39,12 +39,13 @@ fn assert_founded_or_late(answer: &Answer) {
     }
 }
 
-/// The same list sent to all its nodes at once makes one cluster, which has a leader when the first answer is there.
+/// A list sent to all its nodes at once founds one cluster, which has a leader by the first response.
 ///
-/// Method: twelve rounds with three new nodes each. The list goes to each of them at the same time, twice, and in
-/// another order. Afterwards all have the same cluster id and the same leader, take a write, and reject the list.
+/// Method: twelve rounds with three new nodes each. Send the list to each node at the same time, twice, and in
+/// different orders. Afterwards all nodes have the same cluster id and the same leader, accept a write, and reject the
+/// list.
 #[tokio::test]
-async fn a_list_sent_to_all_nodes_at_once_makes_one_cluster() {
+async fn a_list_sent_to_all_nodes_at_once_founds_one_cluster() {
     for round in 0..12 {
         let cluster = TestCluster::start("init-at-once", &ALL, &[]).await;
         let mut order = ALL;
@@ -67,24 +68,24 @@ async fn a_list_sent_to_all_nodes_at_once_makes_one_cluster() {
     }
 }
 
-/// The same list sent to one node after the other makes one cluster; only the first answer is 200.
+/// A list sent to its nodes one after the other founds one cluster; only the first request succeeds.
 #[tokio::test]
-async fn a_list_sent_to_one_node_after_the_other_makes_one_cluster() {
+async fn a_list_sent_to_one_node_after_the_other_founds_one_cluster() {
     let cluster = TestCluster::start("init-in-turn", &ALL, &[]).await;
     for id in [3, 1, 2, 3] {
         let answer = cluster.post(id, "/init", list(&cluster, &ALL)).await;
         assert_founded_or_late(&answer);
-        // Whoever was asked knows a leader, and serves.
+        // The node that received the list knows a leader, and serves.
         cluster.write(id, "k", &format!("from {id}")).await;
     }
     assert_eq!(cluster_ids(&cluster, &ALL).await.len(), 1);
     cluster.membership_is(&ALL, &ALL, &[]).await;
 }
 
-/// Of lists that share nodes and are sent at once, one founds a cluster; the others are rejected and change nothing.
+/// Of overlapping lists that are sent at once, one founds a cluster; the others are rejected and change nothing.
 ///
-/// Method: eight rounds, with other members, another address of the same node, and a node for itself. Exactly one
-/// answer is 200; whoever is not in that list belongs to no cluster, and founds one of its own afterwards.
+/// Method: eight rounds with different members, with another address of the same node, and with a node of its own.
+/// Exactly one request succeeds. A node outside that list belongs to no cluster, and founds its own afterwards.
 #[tokio::test]
 async fn of_conflicting_lists_one_founds_a_cluster() {
     for round in 0..8 {
@@ -119,13 +120,13 @@ async fn of_conflicting_lists_one_founds_a_cluster() {
     }
 }
 
-/// A node that is killed while the list is being used does not split the cluster: sent again, the list makes one.
+/// A node that is killed during founding does not split the cluster: repeating the list founds one cluster.
 ///
-/// Method: nine rounds. The list goes to all three nodes at once; one of them is killed at once, or when the first or
-/// the last node says that it belongs to a cluster. It is started again, and the list goes to all nodes until each
-/// says that the cluster is there.
+/// Method: nine rounds. Send the list to all three nodes at once, and kill one of them at once, or when the first or
+/// the last node reports that it belongs to a cluster. Restart it, and send the list to all nodes until each reports
+/// that the cluster exists.
 #[tokio::test]
-async fn a_node_that_is_killed_meanwhile_does_not_split_the_cluster() {
+async fn a_node_that_is_killed_while_founding_does_not_split_the_cluster() {
     for round in 0..9 {
         let mut cluster = TestCluster::start("init-killed", &ALL, &[]).await;
         let killed = 1 + round % 3;
@@ -152,7 +153,7 @@ async fn a_node_that_is_killed_meanwhile_does_not_split_the_cluster() {
         let statuses: Vec<_> = join_all(sent).await.into_iter().map(|status| status.unwrap().ok()).collect();
         cluster.restart(killed).await;
         for id in ALL {
-            eventually(&format!("node {id} says that the cluster is there"), DEADLINE, async || {
+            eventually(&format!("node {id} reports that the cluster exists"), DEADLINE, async || {
                 let answer = cluster.post(id, "/init", body.clone()).await;
                 match answer.status {
                     200 => Ok(()),
@@ -169,11 +170,11 @@ async fn a_node_that_is_killed_meanwhile_does_not_split_the_cluster() {
     }
 }
 
-/// A list whose cluster gets no leader in time is answered with 504, and the same list goes on with it.
+/// A list whose cluster elects no leader in time returns 504, and the same list continues the founding.
 ///
-/// Method: a stand-in for node 2 that lets itself be reserved, and never votes.
+/// Method: a stand-in for node 2 accepts its reservation, and never votes.
 #[tokio::test]
-async fn a_cluster_without_a_leader_is_not_called_founded() {
+async fn a_cluster_without_a_leader_is_not_reported_as_founded() {
     let cluster = TestCluster::start("init-no-leader", &[1], &[]).await;
     let stand_in = StandIn::start(|path, _, stream| match path {
         "/raft-identity" => respond(stream, "200 OK", br#"{"Ok":{"node_id":2,"cluster_id":null,"incarnation":5}}"#),
@@ -189,10 +190,10 @@ async fn a_cluster_without_a_leader_is_not_called_founded() {
     cluster.post(1, "/init", body).await.assert_error(504, "DeadlinePassed", "unknown");
 }
 
-/// Nodes that stopped after they had joined, before anything was in their logs, go on when the list is sent again.
+/// Nodes that stopped after joining, with nothing in their logs yet, continue when the list is sent again.
 ///
-/// Method: found a cluster, kill its nodes, and put the empty logs from before in the place of theirs on one node and
-/// on two; a node without even the cluster's id is as good. Another list is rejected, the same one founds the cluster.
+/// Method: found a cluster, kill its nodes, and restore the empty logs from before on one node or on both. A node may
+/// even lack the cluster id. Another list is rejected, and the same one founds the cluster.
 #[tokio::test]
 async fn a_founding_that_was_interrupted_is_completed() {
     for joined in [vec![1], vec![2], vec![1, 2]] {
@@ -223,15 +224,15 @@ async fn a_founding_that_was_interrupted_is_completed() {
         cluster.post(joined[0], "/init", "").await.assert_error(409, "Conflict", "not_applied");
         cluster.post(2, "/init", body.clone()).await.ok().unwrap();
         cluster.leader_of(&[1, 2]).await;
-        assert_eq!(cluster_ids(&cluster, &[1, 2]).await, founded, "it is the same cluster");
+        assert_eq!(cluster_ids(&cluster, &[1, 2]).await, founded, "the cluster must be the same");
         cluster.write(1, "k", "v").await;
     }
 }
 
-/// A node that the first leader did not reach gives the second one its vote, so a founded cluster outlives its founder.
+/// A node that the first leader did not reach votes for the second one, so a founded cluster survives its founder.
 ///
-/// Method: found a cluster; kill the leader, and put one follower's empty directory from before in the place of its own.
-/// The two that are left elect a leader, and all three go on.
+/// Method: found a cluster. Kill the leader, and restore one follower's empty directory from before. The two remaining
+/// nodes elect a leader, and later all three serve.
 #[tokio::test]
 async fn a_founder_that_dies_leaves_a_cluster() {
     let mut cluster = TestCluster::start("init-outlived", &ALL, CALM_BUT_QUICK).await;
@@ -267,12 +268,12 @@ fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to.join("snapshots")).unwrap();
 }
 
-/// A reservation ends by itself: a founder that died keeps no node from being in another cluster.
+/// A reservation expires: a founder that died does not keep a node from joining another cluster.
 ///
-/// Method: reserve a node as a founder does that goes no further; another list is rejected at first, and founds its
-/// cluster once the time is over.
+/// Method: reserve a node as a founder would, and do nothing more. Another list is rejected at first, and founds its
+/// cluster once the reservation has expired.
 #[tokio::test]
-async fn a_reservation_ends_by_itself() {
+async fn a_reservation_expires() {
     let cluster = TestCluster::start("init-reserved", &[1, 2], CALM).await;
     let identity = identity_of(&cluster, 2).await;
     let reserve = envelope(7, &identity, ClusterId(99), Step::Reserve);
@@ -284,14 +285,14 @@ async fn a_reservation_ends_by_itself() {
         assert!(fields["message"].as_str().unwrap().contains("by node 7"), "{fields}");
     }
     let body = list(&cluster, &[1, 2]);
-    eventually("the reservation ends", Duration::from_secs(20), async || {
+    eventually("the reservation expires", Duration::from_secs(20), async || {
         cluster.post(1, "/init", body.clone()).await.ok()
     })
     .await;
     cluster.membership_is(&[1, 2], &[1, 2], &[]).await;
 }
 
-/// A list that gives two nodes one address, or names a node of another cluster, is rejected.
+/// A list that gives two nodes the same address, or names a node of another cluster, is rejected.
 #[tokio::test]
 async fn a_list_that_contradicts_itself_is_rejected() {
     let cluster = TestCluster::start("init-bad-list", &[1, 2], CALM).await;
@@ -301,5 +302,5 @@ async fn a_list_that_contradicts_itself_is_rejected() {
     cluster.post(2, "/init", "").await.ok().unwrap();
     cluster.post(1, "/init", list(&cluster, &[1, 2])).await.assert_error(409, "Conflict", "not_applied");
     cluster.post(1, "/init", "").await.ok().unwrap();
-    assert_eq!(cluster_ids(&cluster, &[1, 2]).await.len(), 2, "each is a cluster of its own, as asked");
+    assert_eq!(cluster_ids(&cluster, &[1, 2]).await.len(), 2, "each node must have its own cluster");
 }

@@ -1,4 +1,4 @@
-//! Requests with an `Idempotency-Key`: done once, however often and wherever they come.
+//! A request with an `Idempotency-Key` is applied once, however often and wherever it is sent.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use crate::harness::{Answer, CALM, CALM_BUT_QUICK, DEADLINE, Metrics, TestCluste
 const ALL: [NodeId; 3] = [1, 2, 3];
 const OFTEN: &[&str] = &["--snapshot-entries", "50", "--snapshot-keep-entries", "10"];
 
-/// One request of each kind, that has an effect each time it is done.
+/// One request of each kind, which has an effect each time it is applied.
 struct Request {
     method: Method,
     path: &'static str,
@@ -26,14 +26,14 @@ const fn request(method: Method, path: &'static str, body: &'static str, id: &'s
     Request { method, path, body, id, status }
 }
 
-/// What they are done to is prepared by [`prepare`].
+/// [`prepare`] creates the keys that these requests change.
 const REQUESTS: &[Request] = &[
     request(Method::PUT, "/v1/kv/put", "v", "put", 200),
-    request(Method::PUT, "/v1/kv/timed?ttl=1h", "v", "put with a time", 200),
+    request(Method::PUT, "/v1/kv/timed?ttl=1h", "v", "put with a TTL", 200),
     request(Method::DELETE, "/v1/kv/deleted", "", "delete", 200),
     request(Method::DELETE, "/v1/kv?prefix=prefix/", "", "delete a prefix", 200),
     request(Method::POST, "/v1/kv/touched/touch?ttl=1h", "", "touch", 200),
-    request(Method::POST, "/v1/kv/missing/touch?ttl=1h", "", "touch nothing", 404),
+    request(Method::POST, "/v1/kv/missing/touch?ttl=1h", "", "touch a missing key", 404),
     request(
         Method::POST,
         "/v1/txn",
@@ -48,7 +48,7 @@ const REQUESTS: &[Request] = &[
     request(Method::POST, "/write", r#"{"Txn":{"success":[{"put":{"key":"t","value":"v"}}]}}"#, "original txn", 200),
 ];
 
-/// Puts what the requests remove or renew.
+/// Puts the keys that the requests delete or touch.
 async fn prepare(cluster: &TestCluster, id: NodeId) {
     for key in ["deleted", "prefix/1", "prefix/2", "touched"] {
         cluster.put(id, &format!("/v1/kv/{key}"), "prepared").await.done();
@@ -70,9 +70,9 @@ async fn send_all(cluster: &TestCluster, id: NodeId) -> Vec<Answer> {
     answers
 }
 
-/// Asserts that all requests are answered as they were first, and are not done again.
+/// Asserts that all requests get their first response, and are not applied again.
 ///
-/// Everything they would do is undone before, and must stay so.
+/// All their effects are undone before, and must stay undone.
 async fn assert_replayed(cluster: &TestCluster, id: NodeId, first: &[Answer]) {
     for key in ["put", "timed", "txn", "set", "t"] {
         cluster.persistently(id, Method::PUT, &format!("/v1/kv/{key}"), &[], "undone").await;
@@ -87,26 +87,25 @@ async fn assert_replayed(cluster: &TestCluster, id: NodeId, first: &[Answer]) {
         assert_eq!(again.header("etag"), first.header("etag"), "{}", request.id);
         assert_eq!(again.header("raft-outcome"), first.header("raft-outcome"), "{}", request.id);
         if request.path == "/write" {
-            // The log id is that of the entry in which it came again.
+            // The log id is that of the repeated entry.
             let (again, first) = (again.ok().unwrap()["data"].take(), first.ok().unwrap()["data"].take());
             assert_eq!((&again["value"], &again["result"]), (&first["value"], &first["result"]), "{}", request.id);
         } else if request.status == 404 {
-            // It says where the store is now.
+            // The error contains the store's current revision.
             assert_eq!(again.json()["error"]["code"], first.json()["error"]["code"], "{}", request.id);
         } else {
             assert_eq!(again.json(), first.json(), "{} on node {id}", request.id);
         }
     }
-    assert_eq!(cluster.list_all(id, "").await, before, "something was done again through node {id}");
+    assert_eq!(cluster.list_all(id, "").await, before, "a request was applied again through node {id}");
 }
 
-/// A request that comes again is answered as it was first, and not done again.
+/// A repeated request gets its first response, and is not applied again.
 ///
-/// Method: each kind of request, once; then undo what it did, and send it again
-/// through each node: the answers are equal, and nothing changes. The same key
-/// with another request is refused.
+/// Method: send each kind of request once. Then undo its effects and send it again through each node: the responses are
+/// equal, and nothing changes. Another request with the same key is rejected.
 #[tokio::test]
-async fn a_request_is_done_once_on_any_node() {
+async fn a_request_is_applied_once_on_any_node() {
     let cluster = TestCluster::form("once", &ALL, CALM).await;
     prepare(&cluster, 1).await;
     let first = send_all(&cluster, 2).await;
@@ -126,7 +125,7 @@ async fn a_request_is_done_once_on_any_node() {
         assert_eq!((answer.status, answer.header("raft-outcome")), (422, "not_applied"), "{}", answer.text());
         assert_eq!(cluster.list_all(1, "").await, before);
     }
-    // The same request by the other route is the same request.
+    // The same request by the other route counts as a repetition.
     let set = cluster.post(1, "/write", r#"{"Set":{"key":"two routes","value":"v"}}"#).await;
     set.ok().unwrap();
     let headers = [("idempotency-key", "two routes")];
@@ -137,12 +136,12 @@ async fn a_request_is_done_once_on_any_node() {
     assert_eq!((again.header("raft-replayed"), &again.done()["version"]), ("true", &json!(2)));
 }
 
-/// A condition that did not hold then does not hold later either.
+/// A request whose condition failed fails again when it is repeated.
 ///
-/// Method: a put that fails for its condition, by each condition; make the
-/// condition true; the request that comes again gets its first answer.
+/// Method: fail a put by each condition, and then make the condition true. The repeated request gets its first
+/// response.
 #[tokio::test]
-async fn what_was_refused_stays_refused() {
+async fn a_failed_condition_stays_failed() {
     let cluster = TestCluster::form("once-refused", &ALL, CALM).await;
     let revision = cluster.put(1, "/v1/kv/k", "v").await.revision();
     let put = async |id: NodeId, key: &str, name: &str, tag: &str, request: &str| {
@@ -168,14 +167,13 @@ async fn what_was_refused_stays_refused() {
     cluster.get(1, "/v1/kv/k").await.refused(404, "key_not_found");
 }
 
-/// A request whose answer is thrown away, and which is sent again until it is answered, is done once.
+/// A request whose response is discarded, and which is repeated until it gets one, is applied once.
 ///
-/// Method: tasks add to a counter by transactions with an `Idempotency-Key`; each
-/// sends a request twice at the same time and does not wait for the first answer,
-/// while the leader is killed and started again, twice. Each key is then at the
-/// version that it has after as many changes as there were requests.
+/// Method: tasks count by transactions with an `Idempotency-Key`. Each sends a request twice at the same time and
+/// discards the slower response, while the leader is killed and restarted, twice. Each key's version must then be the
+/// number of requests.
 #[tokio::test]
-async fn requests_are_done_once_while_leaders_die() {
+async fn requests_are_applied_once_while_leaders_die() {
     const TASKS: usize = 6;
     const REQUESTS_EACH: usize = 84;
     let mut cluster = TestCluster::form("once-kill", &ALL, &[]).await;
@@ -194,7 +192,7 @@ async fn requests_are_done_once_while_leaders_die() {
                     attempt += 1;
                     let send = |addr| http.request(Method::POST, addr, "/v1/txn", &headers, body.to_string());
                     let (here, there) = (send(&addrs[attempt % 3]), send(&addrs[(attempt + 1) % 3]));
-                    // Whichever is answered first; the other answer is thrown away.
+                    // Use the faster response, and discard the other.
                     let answered = tokio::select! { answer = here => answer, answer = there => answer };
                     match answered {
                         Ok(answer) if answer.status == 200 => break,
@@ -209,7 +207,7 @@ async fn requests_are_done_once_while_leaders_die() {
     }
     for round in 1..=2 {
         let wanted = round * TASKS * REQUESTS_EACH / 3;
-        eventually("some requests are done", 2 * DEADLINE, async || {
+        eventually("{wanted} requests succeeded", 2 * DEADLINE, async || {
             let found = done.load(Ordering::Relaxed);
             if found >= wanted { Ok(()) } else { Err(found) }
         })
@@ -222,7 +220,7 @@ async fn requests_are_done_once_while_leaders_die() {
         ended.unwrap();
     }
     let leader = cluster.leader_of(&ALL).await;
-    // What was sent twice may still be under way: it would come before this.
+    // A duplicate may still be in progress; the log orders it before this write.
     cluster.write(leader, "after", "v").await;
     for id in ALL {
         let items = cluster.list_all(id, "prefix=task-").await;
@@ -234,12 +232,11 @@ async fn requests_are_done_once_while_leaders_die() {
     }
 }
 
-/// What was done is remembered through restarts and snapshots, also by a node that got all by snapshot.
+/// Applied requests are remembered through restarts and snapshots, even by a node that got everything by snapshot.
 ///
-/// Method: send each kind of request; write until it is in snapshots only, and
-/// the logs begin after it; kill -9 all and start them: each is replayed. Then
-/// add a node, which can only get it by snapshot, let it lead alone, and send
-/// each again.
+/// Method: send each kind of request. Write until the requests are only in snapshots, and the logs start after them.
+/// Kill -9 and restart all nodes: each request is replayed. Then add a node, which can get the requests by snapshot
+/// only, let it lead alone, and send each request again.
 #[tokio::test]
 async fn requests_are_remembered_in_snapshots() {
     let mut cluster = TestCluster::form("once-snapshot", &ALL, &[CALM_BUT_QUICK, OFTEN].concat()).await;
@@ -250,7 +247,7 @@ async fn requests_are_remembered_in_snapshots() {
     cluster.write_many(2, "filler-", 150).await;
     for id in ALL {
         let purged = |metrics: &Metrics| (index_of(metrics.purged) > done).then_some(());
-        cluster.metrics_say(id, "its log begins after the requests", purged).await;
+        cluster.metrics_say(id, "a log that starts after the requests", purged).await;
     }
     for id in ALL {
         cluster.kill(id);
@@ -266,7 +263,7 @@ async fn requests_are_remembered_in_snapshots() {
     cluster.add_node(4).await;
     let leader = cluster.leader_of(&ALL).await;
     cluster.post(leader, "/add-learner", json!([4, cluster.addr(4)]).to_string()).await.ok().unwrap();
-    assert!(index_of(cluster.metrics(4).await.snapshot) > done, "it can only have come by snapshot");
+    assert!(index_of(cluster.metrics(4).await.snapshot) > done, "the learner must have installed a snapshot");
     cluster.post(leader, "/change-membership", "[4]").await.ok().unwrap();
     cluster.leader_of(&[4]).await;
     for id in ALL {

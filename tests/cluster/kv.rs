@@ -1,4 +1,4 @@
-//! One key: what a put, a read, a deletion and their conditions do, on any node.
+//! Single keys: put, get, delete and their conditions, on any node.
 
 use raft_key_value::NodeId;
 use reqwest::Method;
@@ -12,7 +12,7 @@ fn etag(revision: u64) -> String {
     format!("\"{revision}\"")
 }
 
-/// Asserts that a write was done, and returns the revision and the version that it answers.
+/// Asserts that a write succeeded, and returns its revision and version.
 #[track_caller]
 fn written(answer: &Answer) -> (u64, u64) {
     let body = answer.done();
@@ -23,11 +23,10 @@ fn written(answer: &Answer) -> (u64, u64) {
     (answer.revision(), body["version"].as_u64().unwrap())
 }
 
-/// What is written through one node is read at once on every other, with all that is known of it.
+/// A write through one node is visible at once on every other, with the key's full metadata.
 ///
-/// Method: for each pair of nodes, put through the one and read on the other, as
-/// JSON, as bytes and by HEAD, changed and new; the store's revision is one more
-/// for each change, and no answer shows a smaller one than an answer before it.
+/// Method: for each pair of nodes, put through one and read on the other, as JSON, as bytes and by HEAD, new keys and
+/// changed ones. The store's revision grows by one with each change, and never decreases between responses.
 #[tokio::test]
 async fn a_write_is_read_at_once_on_every_node() {
     let cluster = TestCluster::form("kv-pairs", &ALL, CALM).await;
@@ -41,7 +40,7 @@ async fn a_write_is_read_at_once_on_every_node() {
                 assert_eq!(written(&cluster.put(writer, &path, value.clone()).await), (revision + version, version));
                 let found = cluster.get(reader, &path).await;
                 assert_eq!(found.revision(), revision + version, "on node {reader}");
-                assert_eq!(found.number("raft-node"), reader, "a read is answered where it is asked");
+                assert_eq!(found.number("raft-node"), reader, "a node must serve reads itself");
                 assert_eq!(found.header("etag"), etag(revision + version));
                 let create_revision = revision + 1;
                 let expected = json!({"key": key, "value": value, "revision": revision + version,
@@ -67,16 +66,19 @@ async fn a_write_is_read_at_once_on_every_node() {
             let missing = cluster.get(reader, &path).await;
             assert_eq!(missing.refused(404, "key_not_found")["revision"], revision);
             let again = cluster.delete(writer, &path).await;
-            assert_eq!(again.done(), json!({"revision": revision, "deleted": 0}), "nothing is no change");
+            assert_eq!(
+                again.done(),
+                json!({"revision": revision, "deleted": 0}),
+                "a delete without effect must not be a change"
+            );
         }
     }
 }
 
-/// Values are bytes: whatever is put comes back, as text where it is text and else as base64.
+/// Values are bytes: they are returned unchanged, as text if they are UTF-8 and otherwise as base64.
 ///
-/// Method: put each value through a follower; read it on all nodes, as JSON, as
-/// bytes, in a listing and by the original's route. Among them is a value that
-/// looks like an error which the HTTP library would write.
+/// Method: put each value through a follower and read it on all nodes, as JSON, as bytes, in a listing and by the
+/// original route. One value looks like an error of the HTTP library.
 #[tokio::test]
 async fn values_are_bytes() {
     let cluster = TestCluster::form("kv-bytes", &ALL, CALM).await;
@@ -112,18 +114,17 @@ async fn values_are_bytes() {
             let raw = cluster.get(id, &format!("{path}?raw")).await;
             assert!((raw.status, &raw.body) == (200, value), "{key} on node {id}: {} bytes came", raw.body.len());
             let text = String::from_utf8_lossy(value).into_owned();
-            assert_eq!(cluster.consistent_read(id, key).await, Ok(text), "by the original's route");
+            assert_eq!(cluster.consistent_read(id, key).await, Ok(text), "by the original route");
         }
     }
     let listed = cluster.list_all(follower, "prefix=one").await;
     assert_eq!((&listed[0]["value"], &listed[0]["encoding"]), (&json!("/w=="), &json!("base64")));
 }
 
-/// A condition decides whether a write is done, by whichever node it comes.
+/// A condition decides whether a write is applied, on whichever node it arrives.
 ///
-/// Method: through the leader and a follower, each condition on a put, a touch
-/// and a deletion, on a key that is there and on one that is not; what does not
-/// hold is 412 with the revision there is, and changes nothing.
+/// Method: through the leader and a follower, send each condition with a put, a touch and a delete, of an existing and
+/// of a missing key. A failed condition returns 412 with the current revision, and changes nothing.
 #[tokio::test]
 async fn conditions_are_kept_on_every_node() {
     let cluster = TestCluster::form("kv-conditions", &ALL, CALM).await;
@@ -153,7 +154,7 @@ async fn conditions_are_kept_on_every_node() {
         ] {
             assert_eq!(answer.refused(412, "condition_failed")["current_revision"], first + 3);
             assert_eq!(answer.header("etag"), etag(first + 3));
-            assert_eq!(answer.revision(), first + 3, "nothing was changed");
+            assert_eq!(answer.revision(), first + 3, "the revision must not change");
         }
         let touched = touch("if-match", &etag(first + 3)).await;
         assert_eq!(touched.done(), json!({"revision": first + 3, "version": 4, "expires_in_ms": 3_600_000}));
@@ -162,19 +163,20 @@ async fn conditions_are_kept_on_every_node() {
         assert_eq!(delete("if-none-match", "*").await.done(), json!({"revision": first + 4, "deleted": 0}));
 
         let (again, version) = written(&put("if-none-match", "*").await);
-        assert_eq!(version, 1, "a key that comes back begins anew");
+        assert_eq!(version, 1, "a key that is created again starts at version 1");
         let found = cluster.get(id, &path).await.done();
         assert_eq!((&found["create_revision"], &found["revision"]), (&json!(again), &json!(again)));
     }
 }
 
-/// Tags are taken as proxies and clients make them: weak, with a suffix, in lists, over several lines.
+/// Tags are accepted in every form that proxies and clients produce: weak, with a suffix, in lists, and over several
+/// header lines.
 ///
-/// Method: through the leader and a follower, puts, touches, deletes and reads with each form of a tag that names the
-/// key's revision, which must succeed (304 for a read with If-None-Match), and with several revisions of which one or
-/// none is the key's; a repeated request with such a list gets the first response again.
+/// Method: through the leader and a follower, send puts, touches, deletes and reads with each form of a tag that names
+/// the key's revision. They must succeed, or return 304 for a read with If-None-Match. Also send several revisions of
+/// which one or none is the key's. A repeated request with such a list gets its first response.
 #[tokio::test]
-async fn tags_are_taken_as_proxies_make_them() {
+async fn tags_are_accepted_in_every_form() {
     let cluster = TestCluster::form("kv-tags", &ALL, CALM).await;
     let leader = cluster.leader_of(&ALL).await;
     for id in [leader, 1 + leader % 3] {
@@ -224,7 +226,7 @@ async fn tags_are_taken_as_proxies_make_them() {
                 let missing = send(Method::PUT, &path, &lines("if-match", revision)).await;
                 assert!(missing.refused(412, "condition_failed")["current_revision"].is_null());
                 let unless = send(Method::PUT, &path, &lines("if-none-match", revision)).await;
-                assert_eq!(written(&unless).1, 1, "a missing key is at none of these revisions");
+                assert_eq!(written(&unless).1, 1, "a missing key has none of these revisions");
                 let touched = send(Method::POST, &touch_path, &lines("if-none-match", revision)).await;
                 assert_eq!(touched.done()["version"], 1);
                 cluster.delete(id, &path).await.done();
@@ -235,17 +237,17 @@ async fn tags_are_taken_as_proxies_make_them() {
         }
         let excluded = [("if-match", "*".to_owned()), ("if-none-match", etag(revision + 1))];
         let (again, version) = written(&send(Method::PUT, &path, &excluded).await);
-        assert_eq!((again, version), (revision + 1, 2), "it exists, and is not at that revision");
+        assert_eq!((again, version), (revision + 1, 2), "the key exists, and has another revision");
         let opaque = [("if-none-match", "\"abc\", W/\"x\"".to_owned())];
         written(&send(Method::PUT, &path, &opaque).await);
-        assert_eq!(send(Method::GET, &path, &opaque).await.status, 200, "a tag that names no revision matches nothing");
+        assert_eq!(send(Method::GET, &path, &opaque).await.status, 200, "a tag without a revision must match nothing");
     }
 }
 
-/// A reader that has the newest state is told so, without the value.
+/// A reader that already has the current revision gets 304 without the value.
 ///
-/// Method: read with `If-None-Match` on each node: 304 with the tag and no body
-/// while it is the key's revision, and 200 as soon as another node has changed it.
+/// Method: read with `If-None-Match` on each node: 304 with the tag and no body while the tag matches, and 200 as soon
+/// as another node has changed the key.
 #[tokio::test]
 async fn a_reader_that_is_up_to_date_gets_304() {
     let cluster = TestCluster::form("kv-304", &ALL, CALM).await;
@@ -269,12 +271,12 @@ async fn a_reader_that_is_up_to_date_gets_304() {
     }
 }
 
-/// A stale read says how old it is, and is answered where a linearizable one cannot be.
+/// A stale read returns the revision that it shows, and works where a linearizable read cannot.
 ///
-/// Method: pause a follower, write, stop the other two, and let the follower go
-/// on: its stale answers show the revision that it had, its linearizable ones are 503.
+/// Method: pause a follower, write, stop the other two nodes, and resume the follower. Its stale reads show the
+/// revision it has, and its linearizable reads return 503.
 #[tokio::test]
-async fn a_stale_read_shows_the_revision_it_is_of() {
+async fn a_stale_read_shows_its_revision() {
     let mut cluster = TestCluster::form("kv-stale", &ALL, CALM).await;
     let (old, _) = written(&cluster.put(1, "/v1/kv/k", "old").await);
     let leader = cluster.leader_of(&ALL).await;
@@ -287,7 +289,7 @@ async fn a_stale_read_shows_the_revision_it_is_of() {
     }
     cluster.node(follower).resume();
     let stale = cluster.get(follower, "/v1/kv/k?consistency=stale").await;
-    // What the leader sent before it was paused may have been waiting for it.
+    // An append sent before the pause may have been waiting for the follower.
     let (seen, value) = if stale.revision() == old { (old, "old") } else { (new, "new") };
     assert_eq!((stale.revision(), stale.header("etag")), (seen, etag(seen).as_str()));
     assert_eq!(stale.done()["value"], value);
@@ -304,13 +306,13 @@ async fn a_stale_read_shows_the_revision_it_is_of() {
     assert_eq!(alone.header("retry-after"), "1");
 }
 
-/// What a follower passes on is the same request, and its answer the leader's.
+/// A follower forwards a request unchanged, and returns the leader's response.
 ///
-/// Method: through a follower, with a query, conditions and an `Idempotency-Key`:
-/// each must have had its effect, and the answer names the leader. Asked not to
-/// pass anything on, the follower names the leader, for reads and writes alike.
+/// Method: send requests with a query, conditions and an `Idempotency-Key` through a follower. Each must take effect,
+/// and the response must name the leader. With `Raft-Forward: no`, the follower names the leader instead, for reads and
+/// writes alike.
 #[tokio::test]
-async fn a_follower_passes_on_everything() {
+async fn a_follower_forwards_everything() {
     let cluster = TestCluster::form("kv-passed-on", &ALL, CALM).await;
     let leader = cluster.leader_of(&ALL).await;
     let follower = 1 + leader % 3;

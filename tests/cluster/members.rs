@@ -1,4 +1,4 @@
-//! Membership changes that would do harm are rejected, and members are removed, also dead ones.
+//! Harmful membership changes are rejected, and members can be removed whether they are alive or dead.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -30,7 +30,7 @@ async fn change(cluster: &TestCluster, asked: NodeId, voters: &[NodeId]) -> Answ
     cluster.post(asked, "/change-membership", json!(voters).to_string()).await
 }
 
-/// Asks for a change that must be rejected before it is proposed, and for what it names.
+/// Asserts that a change is rejected before it is proposed, with a message that contains all of `named`.
 async fn assert_rejected(cluster: &TestCluster, asked: NodeId, voters: &[NodeId], named: &[&str]) {
     let before = cluster.metrics(asked).await;
     let answer = change(cluster, asked, voters).await;
@@ -48,17 +48,18 @@ async fn remove(cluster: &TestCluster, asked: NodeId, id: NodeId) -> Answer {
     cluster.v1(asked, Method::DELETE, &format!("/v1/cluster/members/{id}"), &[], "").await
 }
 
-/// The numbers and roles in the answer to a removal.
+/// The ids and roles in the response to a removal.
 fn roles(answer: &Value) -> Vec<(u64, &str)> {
     let members = answer["members"].as_array().unwrap();
     members.iter().map(|member| (member["id"].as_u64().unwrap(), member["role"].as_str().unwrap())).collect()
 }
 
-/// Voters that are down are not made a majority: the change is rejected before it is proposed, and names them.
+/// Voters that are down cannot become a majority: the change is rejected before it is proposed, and the message names
+/// them.
 ///
-/// Method: three voters and two learners that were killed; changes to every kind of majority that cannot be, through
-/// the leader and a follower; after each the membership is what it was and writes go on. What needs none of the dead
-/// is done.
+/// Method: with three voters and two killed learners, request every kind of majority that is impossible, through the
+/// leader and a follower. Each time the membership stays the same, and writes continue. A change that needs none of the
+/// dead nodes succeeds.
 #[tokio::test]
 async fn a_change_to_dead_voters_is_rejected() {
     let mut cluster = TestCluster::form("dead-learners", &ALL, CALM_BUT_QUICK).await;
@@ -78,16 +79,16 @@ async fn a_change_to_dead_voters_is_rejected() {
     }
     let fields = change(&cluster, leader, &[1, 2, 3, 77]).await.assert_error(409, "Conflict", "not_applied");
     assert!(fields["message"].as_str().unwrap().contains("node 77 is not a member"), "{fields}");
-    // A majority of these is alive.
+    // A majority of these nodes is alive.
     change(&cluster, leader, &[1, 2, 3, 4]).await.ok().unwrap();
     change(&cluster, leader, &ALL).await.ok().unwrap();
     cluster.membership_is(&ALL, &ALL, &[5]).await;
     cluster.write(leader, "k", "v").await;
 }
 
-/// A node alone does not take a dead learner as a voter, also right after it was started again.
+/// A single node does not accept a dead learner as a voter, not even right after its own restart.
 #[tokio::test]
-async fn a_single_node_takes_no_dead_voter() {
+async fn a_single_node_accepts_no_dead_voter() {
     let mut cluster = TestCluster::form("single-dead", &[1], &[]).await;
     add_learner(&mut cluster, 1, 2).await;
     cluster.kill(2);
@@ -99,17 +100,17 @@ async fn a_single_node_takes_no_dead_voter() {
     cluster.write(1, "k", "v").await;
     assert_rejected(&cluster, 1, &[1, 2], &["node 2"]).await;
     cluster.restart(2).await;
-    // It answers as soon as it is there.
+    // The change succeeds as soon as node 2 responds.
     eventually("node 2 is a voter", DEADLINE, async || change(&cluster, 1, &[1, 2]).await.ok()).await;
     cluster.membership_is(&[1, 2], &[1, 2], &[]).await;
 }
 
-/// A change that leaves a dead or a paused voter in a majority is rejected; one that only removes it is done.
+/// A change that leaves a dead or paused voter in a majority is rejected; one that only removes it succeeds.
 ///
-/// Method: stop a follower by SIGSTOP and by SIGKILL; ask for the two voters of which it is one, for the two others,
-/// and for the leader to leave it alone with a third.
+/// Method: stop a follower by SIGSTOP or by SIGKILL. Request a change to the leader and that follower, one to both
+/// followers, the removal of the other follower, and the removal of the stopped one.
 #[tokio::test]
-async fn a_change_that_only_removes_the_dead_is_done() {
+async fn a_change_that_only_removes_the_dead_succeeds() {
     for paused in [true, false] {
         let mut cluster = TestCluster::form("removes-dead", &ALL, CALM_BUT_QUICK).await;
         let leader = cluster.leader_of(&ALL).await;
@@ -134,12 +135,12 @@ async fn a_change_that_only_removes_the_dead_is_done() {
     }
 }
 
-/// However seldom heartbeats are sent, the voters are asked at once.
+/// A slow heartbeat does not delay the check: the leader queries the voters at once.
 ///
-/// Method: a heartbeat each 20 s; a change that needs a paused follower is rejected within 10 s, and done after the
-/// follower goes on.
+/// Method: with a heartbeat every 20 s, a change that needs a paused follower is rejected within 10 s. It succeeds
+/// after the follower has resumed.
 #[tokio::test]
-async fn slow_heartbeats_do_not_delay_the_judgement() {
+async fn slow_heartbeats_do_not_delay_the_check() {
     const SLOW: &[&str] = &[
         "--heartbeat-interval-ms",
         "20000",
@@ -160,16 +161,16 @@ async fn slow_heartbeats_do_not_delay_the_judgement() {
     change(&cluster, leader, &[leader, paused]).await.ok().unwrap();
 }
 
-/// A leader that was just elected knows nothing of the others yet, and asks them before it judges.
+/// A newly elected leader knows nothing about the other nodes yet, and queries them before it decides.
 ///
-/// Method: kill the leader; the first answer of the new one that is no 503 is a success.
+/// Method: kill the leader. The first response of the new one that is neither 503 nor 504 is a success.
 #[tokio::test]
-async fn a_new_leader_asks_before_it_judges() {
+async fn a_new_leader_asks_before_it_decides() {
     let mut cluster = TestCluster::form("new-leader", &ALL, &[]).await;
     let leader = cluster.leader_of(&ALL).await;
     cluster.kill(leader);
     let rest = others(leader);
-    let answer = eventually("a new leader answers", DEADLINE, async || {
+    let answer = eventually("a new leader responds", DEADLINE, async || {
         let answer = change(&cluster, rest[0], &rest).await;
         if answer.status == 503 || answer.status == 504 { Err(answer.text()) } else { Ok(answer) }
     })
@@ -178,9 +179,10 @@ async fn a_new_leader_asks_before_it_judges() {
     cluster.membership_is(&rest, &rest, &[]).await;
 }
 
-/// A learner that answers heartbeats and lacks the log is no voter that counts; the message says how far it is behind.
+/// A learner that responds to heartbeats but lacks the log cannot become a voter; the message says how far it is
+/// behind.
 ///
-/// Method: a stand-in for node 9 that answers heartbeats and leaves every append with entries unanswered.
+/// Method: a stand-in for node 9 responds to heartbeats, and never to appends with entries.
 #[tokio::test]
 async fn a_learner_that_lags_is_not_made_a_voter() {
     let cluster = TestCluster::form("lagging", &[1], CALM).await;
@@ -203,15 +205,15 @@ async fn a_learner_that_lags_is_not_made_a_voter() {
     assert_rejected(&cluster, 1, &[1, 9], &["node 9 responds", "entries"]).await;
     assert_rejected(&cluster, 1, &[9], &["node 9 responds", "entries"]).await;
     remove(&cluster, 1, 9).await.done();
-    // Nobody waits any more for what does not come.
+    // The leader stops waiting for a learner that was removed.
     let answer = adding.await.unwrap();
     answer.assert_error(504, "OutcomeUnknown", "unknown");
 }
 
-/// A member is removed whether it is alive or not, learner, voter or leader, through any node.
+/// A member can be removed whether it is alive or dead, a learner, a voter or the leader, and through any node.
 ///
-/// Method: five voters and two learners; remove a learner that is dead, one that is alive, a voter that is dead, a
-/// voter that is alive, each through another node, and the leader through itself; remove each again.
+/// Method: five voters and two learners. Remove a dead and a live learner, a dead and a live voter, each through
+/// another node, and the leader through itself. Repeat each removal.
 #[tokio::test]
 async fn members_are_removed() {
     let mut cluster = TestCluster::form("remove", &[1, 2, 3, 4, 5], CALM_BUT_QUICK).await;
@@ -266,7 +268,7 @@ async fn members_are_removed() {
     cluster.write(rest[2], "k", "alone").await;
 }
 
-/// Sends a request again for as long as it is answered with 503, which says that nothing was done.
+/// Repeats a request as long as it returns 503, which means that it was not applied.
 async fn until_not_503(what: &str, mut send: impl AsyncFnMut() -> Answer) -> Answer {
     eventually(what, DEADLINE, async || {
         let answer = send().await;
@@ -275,19 +277,19 @@ async fn until_not_503(what: &str, mut send: impl AsyncFnMut() -> Answer) -> Ans
     .await
 }
 
-/// A leader that leaves answers, also when the only voter that is left leads before it has heard of the commit.
+/// A leader that is removed still responds, even if the only voter left becomes leader before it learns of the commit.
 ///
-/// Method: ten rounds in a cluster of two, with ticks as short as they may be: the leader is removed through itself,
-/// by either route. Each answer is a success, within 10 s. Then it is added again with an empty directory: what the log
-/// says of the node that had its number before, the only voter once, does not make it lead.
+/// Method: ten rounds in a cluster of two, with the shortest ticks allowed. Remove the leader through itself, by either
+/// route; each response is a success within 10 s. Then add it again with an empty directory. The log still names the
+/// former node with its id as the only voter once, but that does not make it lead.
 #[tokio::test]
-async fn a_leader_that_leaves_answers() {
+async fn a_leader_that_is_removed_responds() {
     const QUICK: &[&str] = &["--heartbeat-interval-ms", "20"];
     let mut cluster = TestCluster::form("leader-leaves", &[1, 2], QUICK).await;
     for round in 0..10 {
         let leader = cluster.leader_of(&[1, 2]).await;
         let other = 3 - leader;
-        // A busy machine may miss heartbeats that are so quick; then nothing is done.
+        // On a busy machine a node may miss such quick heartbeats. Then the request returns 503.
         let answer = until_not_503("the leader leaves", async || {
             let asked_at = Instant::now();
             let answer = if round % 2 == 0 {
@@ -301,7 +303,7 @@ async fn a_leader_that_leaves_answers() {
         .await;
         if round % 2 == 0 {
             let answer = answer.done();
-            // On a busy machine the other one may lead by then.
+            // On a busy machine the other node may already be the leader.
             let roles = roles(&answer);
             assert!(roles == [(other, "voter")] || roles == [(other, "leader")], "{answer}");
         } else {
@@ -315,22 +317,25 @@ async fn a_leader_that_leaves_answers() {
         fs::remove_dir_all(cluster.node(leader).directory()).unwrap();
         cluster.restart(leader).await;
         let learner = json!([leader, cluster.addr(leader)]).to_string();
-        let added =
-            until_not_503("it is added", async || cluster.post(other, "/add-learner", learner.clone()).await).await;
+        let added = until_not_503("the removed node is added", async || {
+            cluster.post(other, "/add-learner", learner.clone()).await
+        })
+        .await;
         added.ok().unwrap();
-        let changed = until_not_503("it is a voter", async || change(&cluster, other, &[1, 2]).await).await;
+        let changed = until_not_503("the node is a voter again", async || change(&cluster, other, &[1, 2]).await).await;
         changed.ok().unwrap();
         cluster.membership_is(&[1, 2], &[1, 2], &[]).await;
     }
 }
 
-/// The number of a learner whose disk is lost is free once it was removed; the learner itself, if it comes back with
-/// its disk, knows that it was removed.
+/// The id of a learner with a lost disk is free once the learner was removed. A removed learner that returns with its
+/// disk knows that it was removed.
 ///
-/// Method: kill a learner, start it with an empty directory: its number is refused. Remove it, and add it again: it has
-/// the data, and becomes a voter. The same with another one on its old directory, which says that it was removed.
+/// Method: kill a learner and start it with an empty directory: its id is rejected. Remove it and add it again: it gets
+/// the data and becomes a voter. Remove another learner and restart it on its old directory: it reports that it was
+/// removed.
 #[tokio::test]
-async fn a_removed_learner_leaves_its_number() {
+async fn a_removed_learner_frees_its_id() {
     let mut cluster = TestCluster::form("remove-number", &[1], CALM).await;
     cluster.write(1, "k", "v").await;
     for id in [2, 3] {
@@ -352,27 +357,27 @@ async fn a_removed_learner_leaves_its_number() {
     assert_eq!(cluster.consistent_read(2, "k").await.as_deref(), Ok("v"));
 
     cluster.restart(3).await;
-    eventually("node 3 knows that it was removed", DEADLINE, async || {
+    eventually("node 3 reports that it was removed", DEADLINE, async || {
         let answer = cluster.post(3, "/consistent_read", r#""k""#).await;
         if answer.status == 503 && answer.error().0 == "NotMember" { Ok(()) } else { Err(answer.text()) }
     })
     .await;
 }
 
-/// Two removals that are each harmless, and together are not, are judged one after the other.
+/// Two removals that are harmless alone, but not together, are decided one after the other.
 ///
-/// Method: with one of four voters dead, have two others removed at once, five times over: whatever is answered is what
-/// the membership is, and the cluster takes writes.
+/// Method: with one of three voters dead, remove both others of the leader at once. The membership must match the
+/// responses, and the cluster must accept writes.
 #[tokio::test]
-async fn removals_at_once_are_judged_one_after_the_other() {
+async fn simultaneous_removals_are_decided_one_after_the_other() {
     let mut cluster = TestCluster::form("remove-at-once", &[1, 2, 3], CALM_BUT_QUICK).await;
     let leader = cluster.leader_of(&ALL).await;
     let (first, second) = (others(leader)[0], others(leader)[1]);
     cluster.kill(second);
-    // Without `first` only the dead would be left beside the leader.
+    // Without `first`, the leader would be left with only the dead node.
     let remove_at_last = async |id| loop {
         let answer = remove(&cluster, leader, id).await;
-        // One that came between the two steps of the other: its outcome is unknown, and it is asked for again.
+        // A removal that arrives between the two steps of the other one has an unknown outcome, so repeat it.
         if answer.status != 504 {
             break answer;
         }
@@ -381,7 +386,7 @@ async fn removals_at_once_are_judged_one_after_the_other() {
     let mut left = BTreeSet::from(ALL);
     for (answer, id) in [(removed, second), (refused, first)] {
         match answer.status {
-            // 404 if it was done at the first attempt.
+            // 404 if the first attempt succeeded.
             200 | 404 => drop(left.remove(&id)),
             _ => drop(answer.refused(409, "conflict")),
         }
@@ -392,12 +397,12 @@ async fn removals_at_once_are_judged_one_after_the_other() {
     cluster.write(leader, "k", "v").await;
 }
 
-/// A response without end takes neither memory nor time of the node that reads it, and gives a clear error.
+/// An endless response costs the node that reads it neither memory nor time, and results in a clear error.
 ///
-/// Method: what listens at the address of a learner sends without end: quickly, slowly,
-/// with a length of 4 GiB, in a head. Then one that says who it is and sends without end in response to each RPC.
+/// Method: a server at a learner's address sends without end: quickly, slowly, after announcing 4 GiB, or within the
+/// head. Another server returns a valid identity, and then endless responses to every RPC.
 #[tokio::test]
-async fn a_response_without_end_is_not_read() {
+async fn an_endless_response_is_not_read() {
     let cluster = TestCluster::form("endless", &[1], CALM).await;
     cluster.post(1, "/add-learner", r#"[9,"127.0.0.1:1"]"#).await.assert_error(503, "Unreachable", "not_applied");
     let before = cluster.node(1).memory_peak_kib();
@@ -407,11 +412,11 @@ async fn a_response_without_end_is_not_read() {
     let chunk = [b"10000\r\n".as_slice(), &[b' '; 0x10000], b"\r\n"].concat();
     let slow = [b"1\r\n ".as_slice(), b"\r\n"].concat();
     let rows: Vec<(&str, String, Vec<u8>, u64)> = vec![
-        ("chunks without end", begin_chunked.clone(), chunk.clone(), 0),
+        ("endless chunks", begin_chunked.clone(), chunk.clone(), 0),
         ("a chunk now and then", begin_chunked.clone(), slow, 50),
         ("a length of 4 GiB", format!("{HEAD}content-length: 4294967296\r\n\r\n"), chunk.clone(), 0),
         ("no length", format!("{HEAD}connection: close\r\n\r\n"), chunk.clone(), 0),
-        ("a head without end", HEAD.to_owned(), b"x-filler: abcdefghijklmnopqrstuvwxyz\r\n".to_vec(), 0),
+        ("an endless head", HEAD.to_owned(), b"x-filler: abcdefghijklmnopqrstuvwxyz\r\n".to_vec(), 0),
     ];
     for (what, begin, piece, pause_ms) in rows {
         eprintln!("{what}");
@@ -432,7 +437,7 @@ async fn a_response_without_end_is_not_read() {
     let (http, addr) = (cluster.http().clone(), cluster.addr(1).to_owned());
     let body = json!([9, addr_of_member.addr]).to_string();
     let adding = tokio::spawn(async move { http.post(&addr, "/add-learner", body).await.unwrap() });
-    eventually("the node says what is wrong", DEADLINE, async || {
+    eventually("the node logs that the response is too long", DEADLINE, async || {
         let log = cluster.node(1).log();
         if log.matches("longer than").count() > 0 { Ok(()) } else { Err("not yet") }
     })
@@ -447,7 +452,7 @@ async fn a_response_without_end_is_not_read() {
 fn send_without_end(stream: &mut TcpStream, begin: &[u8], piece: &[u8], pause_ms: u64) {
     let mut result = stream.write_all(begin);
     while result.is_ok() {
-        // The pace of the stand-in, not a wait of the test.
+        // This sets the pace of the stand-in; the test does not wait for it.
         std::thread::sleep(Duration::from_millis(pause_ms));
         result = stream.write_all(piece);
     }

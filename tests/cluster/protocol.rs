@@ -1,14 +1,14 @@
-//! Whether a node speaks HTTP/1.1 and HTTP/1.0 as clients and proxies expect.
+//! A node speaks HTTP/1.1 and HTTP/1.0 as clients and proxies expect.
 
 use crate::harness::{CALM, TestCluster, Wire, WireResponse};
 
-/// What the HTTP client of the JDK adds to each request that it sends over plain HTTP.
+/// The headers that the JDK's HTTP client adds to each request over plain HTTP.
 const JDK: &str = "Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEAAEAAAAIAAAAAAAMAAAAAAAQBAAAAAAUAAEAAAAYABgAA\r\n\
                    Upgrade: h2c\r\nUser-Agent: Java-http-client/17.0.15\r\n";
-/// What Apache HttpClient 5.4 adds.
+/// The headers that Apache HttpClient 5.4 adds.
 const APACHE: &str = "Upgrade: TLS/1.2\r\nConnection: Upgrade\r\nUser-Agent: Apache-HttpClient/5.4 (Java/17)\r\n";
 
-/// A request with a body, or without if it is empty.
+/// A request with this body, or without one if it is empty.
 fn request(line: &str, headers: &str, body: &str) -> String {
     let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
     format!("{line}\r\nHost: 127.0.0.1\r\n{headers}{length}\r\n{body}")
@@ -18,10 +18,10 @@ fn assert_kept_open(response: &WireResponse, what: &str) {
     assert_eq!((response.header("connection"), response.header("upgrade")), (None, None), "{what}: {response:?}");
 }
 
-/// A request for an upgrade is served without one, and the connection stays open.
+/// A request to upgrade is served without an upgrade, and the connection stays open.
 ///
-/// Method: headers as clients send them, with and without bodies, one request after another and
-/// all at once, on one connection; every response must come on it, without `Connection: upgrade`.
+/// Method: send headers as clients do, with and without bodies, in turn and all at once, on one connection. Every
+/// response must arrive on it, without `Connection: upgrade`.
 #[tokio::test]
 async fn upgrades_are_ignored() {
     let cluster = TestCluster::form("protocol-upgrade", &[1], CALM).await;
@@ -30,8 +30,8 @@ async fn upgrades_are_ignored() {
         ("Apache HttpClient", APACHE),
         ("a WebSocket", "Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"),
         ("a WebSocket in capitals", "UPGRADE: WebSocket\r\nCONNECTION: UPGRADE\r\n"),
-        ("only the token", "Connection: upgrade\r\n"),
-        ("only the protocol", "Upgrade: websocket\r\n"),
+        ("only the Connection header", "Connection: upgrade\r\n"),
+        ("only the Upgrade header", "Upgrade: websocket\r\n"),
         ("two lines", "Connection: keep-alive\r\nConnection: ,upgrade ,\r\nUpgrade: h2c, websocket\r\n"),
         ("a WebSocket with tabs", "Upgrade:\twebsocket\t\r\nConnection:\tUpgrade\t\r\n"),
     ];
@@ -68,9 +68,9 @@ async fn upgrades_are_ignored() {
     }
 }
 
-/// `Connection: close` closes the connection, whatever options stand beside it.
+/// `Connection: close` closes the connection, whatever other options there are.
 ///
-/// Method: two requests at once, the first of which asks to close; only that one is served.
+/// Method: send two requests at once, the first with `close`; only that one is served.
 #[tokio::test]
 async fn close_is_obeyed() {
     let cluster = TestCluster::form("protocol-close", &[1], CALM).await;
@@ -95,8 +95,8 @@ async fn close_is_obeyed() {
 
 /// Pipelined requests get their own responses, in order.
 ///
-/// Method: HEAD and GET, keys that exist and do not, values of many lengths, bodies with a
-/// length, without and in chunks, sent at once, then in pieces of seven bytes.
+/// Method: send HEAD and GET requests of existing and missing keys, values of many lengths, and bodies with a length,
+/// without one and in chunks: all at once, and in pieces of seven bytes.
 #[tokio::test]
 async fn pipelined_requests_get_their_own_responses() {
     let cluster = TestCluster::form("protocol-pipeline", &[1], CALM).await;
@@ -142,9 +142,9 @@ async fn pipelined_requests_get_their_own_responses() {
     }
 }
 
-/// Pipelined requests of two versions get responses of their own version.
+/// Pipelined requests of two HTTP versions get responses of their own version.
 ///
-/// Method: pairs at once on one connection.
+/// Method: send requests of both versions at once on one connection.
 #[tokio::test]
 async fn pipelined_requests_of_two_versions() {
     let cluster = TestCluster::form("protocol-versions", &[1], CALM).await;
@@ -165,7 +165,7 @@ async fn pipelined_requests_of_two_versions() {
 
 /// Requests that arrive together with the end of the client's half are all served.
 ///
-/// Method: three writes and a shutdown of the sending half at once.
+/// Method: send three writes and shut down the sending half at once.
 #[tokio::test]
 async fn a_half_that_is_closed_after_requests() {
     let cluster = TestCluster::form("protocol-half", &[1], CALM).await;
@@ -178,11 +178,11 @@ async fn a_half_that_is_closed_after_requests() {
     wire.assert_closed("after three writes").await;
 }
 
-/// Every route that takes GET takes HEAD, with the same status and headers and without a body.
+/// Every route that accepts GET accepts HEAD, with the same status and headers and without a body.
 ///
-/// Method: both, on one connection, for every such route and for errors of each kind.
+/// Method: send both on one connection, for every such route and for every kind of error.
 #[tokio::test]
-async fn head_is_taken_wherever_get_is() {
+async fn head_is_accepted_wherever_get_is() {
     let cluster = TestCluster::form("protocol-head", &[1], CALM).await;
     cluster.put(1, "/v1/kv/a%20b", "value").await.done();
     let not_utf8: &[u8] = b"\xff\0";
@@ -224,7 +224,7 @@ async fn head_is_taken_wherever_get_is() {
             let comparable = |response: &WireResponse| {
                 let mut headers = response.headers.clone();
                 headers.retain(|header| !header.starts_with("date:"));
-                // The metrics change from one request to the next.
+                // The metrics change between requests.
                 headers.retain(|header| path != "/metrics" || !header.starts_with("content-length:"));
                 headers
             };
@@ -233,9 +233,10 @@ async fn head_is_taken_wherever_get_is() {
     }
 }
 
-/// An error in response to HEAD has no body, whatever part of the node finds it.
+/// An error in response to HEAD has no body, whichever part of the node reports it.
 ///
-/// Method: on a connection each, a body where none is taken, a target that is rejected, and a head without end.
+/// Method: on a connection each, send a body where none is allowed, a target that is rejected, a head that is too long,
+/// and an unfinished head.
 #[tokio::test]
 async fn errors_to_head_have_no_body() {
     let cluster = TestCluster::form("protocol-head-errors", &[1], CALM).await;
@@ -256,10 +257,9 @@ async fn errors_to_head_have_no_body() {
     }
 }
 
-/// HEAD of a watch returns the headers of a watch and opens none.
+/// HEAD of a watch returns the headers of a watch, and opens none.
 ///
-/// Method: HEAD of watches and writes in turn on one connection; the responses to the writes must be the
-/// only ones that follow.
+/// Method: alternate HEAD of watches and writes on one connection. Only the responses to the writes may follow.
 #[tokio::test]
 async fn head_of_a_watch_opens_none() {
     let cluster = TestCluster::form("protocol-head-watch", &[1], CALM).await;
@@ -274,9 +274,9 @@ async fn head_of_a_watch_opens_none() {
     }
 }
 
-/// The `Allow` header of a route that takes GET lists HEAD.
+/// The `Allow` header of a route that accepts GET lists HEAD.
 ///
-/// Method: a method that no route takes, everywhere.
+/// Method: send a method that no route accepts to each route.
 #[tokio::test]
 async fn allow_names_head() {
     let cluster = TestCluster::form("protocol-allow", &[1], CALM).await;
@@ -301,11 +301,12 @@ async fn allow_names_head() {
     }
 }
 
-/// A head that begins behind another request, and does not end, does not keep its connection open.
+/// A head that starts behind another request and never ends does not keep its connection open.
 ///
-/// Method: a request and half of the next at once; the response to the first must come, and the connection close.
+/// Method: send a request and half of the next one at once. The first must get its response, and the connection must
+/// close.
 #[tokio::test]
-async fn half_a_head_behind_a_request_is_given_up() {
+async fn half_a_head_behind_a_request_times_out() {
     let cluster = TestCluster::form("protocol-half-head", &[1], CALM).await;
     let mut wire = Wire::open(cluster.addr(1)).await;
     wire.send(request("PUT /v1/kv/a HTTP/1.1", "", "value") + "GET /v1/kv/a HTTP/1.1\r\nHost: ").await;
@@ -313,11 +314,11 @@ async fn half_a_head_behind_a_request_is_given_up() {
     wire.assert_closed("half a head").await;
 }
 
-/// A client that waits for `100 Continue` gets it with each request, and then sends the body.
+/// A client that waits for `100 Continue` gets it for each request, and then sends the body.
 ///
 /// Method: three writes on one connection, the second with its body at once and the third in chunks.
 #[tokio::test]
-async fn expect_is_answered_before_the_body() {
+async fn expect_gets_a_response_before_the_body() {
     let cluster = TestCluster::form("protocol-expect", &[1], CALM).await;
     let mut wire = Wire::open(cluster.addr(1)).await;
     let head = |body: &str| format!("PUT /v1/kv/a HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n{body}\r\n");
@@ -336,17 +337,17 @@ async fn expect_is_answered_before_the_body() {
     assert_eq!(wire.response_to("GET").await.text(), "three");
 }
 
-/// A client of HTTP/1.0 is served as one: no length is no body, the connection closes unless it
-/// asks to keep it, and no response is chunked.
+/// An HTTP/1.0 client is served by its rules: a request without a length has no body, the connection closes unless the
+/// client asks to keep it, and no response is chunked.
 ///
-/// Method: requests as nginx sends them upstream by default, and with keep-alive.
+/// Method: send requests as nginx sends them upstream by default, and with keep-alive.
 #[tokio::test]
 async fn http_1_0_is_served() {
     let cluster = TestCluster::form("protocol-1-0", &[1], CALM).await;
     let with_body =
         |line: &str, body: &str| format!("{line} HTTP/1.0\r\nHost: localhost\r\nContent-Length: {}\r\n", body.len());
     let bare = |line: &str| format!("{line} HTTP/1.0\r\nHost: localhost\r\n");
-    // Method, head without its last line, body, status, what the response contains.
+    // Method, head without its last line, body, status, a part of the response.
     let rows = [
         ("PUT", with_body("PUT /v1/kv/a", "value"), "value", 200, "\"version\":1"),
         ("GET", bare("GET /v1/kv/a"), "", 200, "\"value\":\"value\""),
@@ -385,10 +386,10 @@ async fn http_1_0_is_served() {
     }
 }
 
-/// A watch is sent to a client of HTTP/1.0 as it is, up to the end of the connection.
+/// A watch over HTTP/1.0 is not chunked, and lasts until the connection ends.
 ///
-/// Method: a watch, with and without keep-alive; a write; the event comes without a chunk's
-/// length before it, and the connection ends with the node.
+/// Method: open a watch with and without keep-alive, and write. The event arrives without a chunk length before it, and
+/// the connection ends when the node stops.
 #[tokio::test]
 async fn a_watch_of_http_1_0_is_not_chunked() {
     for connection in ["", "Connection: close\r\n", "Connection: keep-alive\r\n"] {

@@ -1,4 +1,4 @@
-//! Lost disks: a member that comes back with an empty directory, and its replacement.
+//! Lost disks: a member that returns with an empty directory, and its replacement.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,7 +20,7 @@ fn others(id: NodeId) -> Vec<NodeId> {
     ALL.into_iter().filter(|other| *other != id).collect()
 }
 
-/// Starts nodes again on empty directories, as new disks would be.
+/// Restarts nodes on empty directories, as if they had new disks.
 async fn wipe(cluster: &mut TestCluster, ids: &[NodeId]) {
     for id in ids {
         cluster.kill(*id);
@@ -31,7 +31,7 @@ async fn wipe(cluster: &mut TestCluster, ids: &[NodeId]) {
     }
 }
 
-/// Waits until a node knows that its number is a member with another directory.
+/// Waits until a node knows that its id belongs to a member with another directory.
 async fn knows_of_its_loss(cluster: &TestCluster, wiped: NodeId, before: &PeerIdentity) {
     let found = eventually(&format!("node {wiped} knows that it lost its data"), DEADLINE, async || {
         let identity = identity_of(cluster, wiped).await;
@@ -42,7 +42,7 @@ async fn knows_of_its_loss(cluster: &TestCluster, wiped: NodeId, before: &PeerId
     assert_ne!(found.incarnation, before.incarnation);
 }
 
-/// Asserts that a wiped node founds no cluster, answers nobody with its emptiness, and says what to do.
+/// Asserts that a wiped node founds no cluster, serves no request from its empty state, and says what to do.
 async fn assert_refuses_all(cluster: &TestCluster, wiped: NodeId) {
     let says_what_to_do = |message: &serde_json::Value| {
         let message = message.as_str().unwrap();
@@ -86,7 +86,7 @@ async fn assert_refuses_all(cluster: &TestCluster, wiped: NodeId) {
     assert_eq!(metrics.membership_config.voter_ids().count(), 0, "{metrics}");
 }
 
-/// Asserts that a node refuses what is meant for the node it was before it was wiped.
+/// Asserts that a wiped node rejects RPCs addressed to the node it was before.
 async fn assert_refuses_former_peers(cluster: &TestCluster, from: NodeId, before: &PeerIdentity) {
     let vote = |committed| Vote { leader_id: RaftLeaderId::new(99, from), committed };
     let append = AppendEntriesRequest::<TypeConfig> {
@@ -107,9 +107,9 @@ async fn assert_refuses_former_peers(cluster: &TestCluster, from: NodeId, before
     }
 }
 
-/// Writes through a node that has no majority until it refuses at once; no attempt may succeed.
+/// Writes through a node without a majority until it rejects a write at once; no attempt may succeed.
 async fn assert_takes_no_writes(cluster: &TestCluster, id: NodeId) {
-    eventually(&format!("node {id} refuses a write at once"), DEADLINE, async || {
+    eventually(&format!("node {id} rejects a write at once"), DEADLINE, async || {
         let sent = Instant::now();
         let answer = cluster.post(id, "/write", r#"{"Set":{"key":"without a majority","value":"v"}}"#).await;
         assert!(matches!(answer.status, 503 | 504), "{} {}", answer.status, answer.text());
@@ -118,11 +118,11 @@ async fn assert_takes_no_writes(cluster: &TestCluster, id: NodeId) {
     })
     .await;
     let read = cluster.consistent_read(id, "k").await;
-    assert!(read.is_err(), "without a majority a linearizable read was answered: {read:?}");
+    assert!(read.is_err(), "a linearizable read succeeded without a majority: {read:?}");
 }
 
-/// A node that lost its disk is kept out, knows it, and counts for nothing; then it is
-/// replaced as the README says, with writes going on, and the new node has everything.
+/// A node that lost its disk is excluded, knows it, and does not count toward a majority. It is replaced as the README
+/// describes while writes continue, and the new node gets everything.
 async fn is_kept_out_and_replaced(name: &'static str, leader_is_lost: bool) {
     let mut cluster = TestCluster::form(name, &ALL, &[]).await;
     cluster.write(1, "k", "v").await;
@@ -140,14 +140,14 @@ async fn is_kept_out_and_replaced(name: &'static str, leader_is_lost: bool) {
     writers.acknowledged_more(30).await;
     let history = writers.finish().await;
 
-    // Two of three go on; with one more gone there is no majority, whoever listens.
+    // Two of three nodes have a majority. With one of them down there is none, although the wiped node listens.
     cluster.kill(rest[1]);
     assert_takes_no_writes(&cluster, rest[0]).await;
     assert_refuses_all(&cluster, wiped).await;
     cluster.restart(rest[1]).await;
     cluster.leader_of(&rest).await;
     let logs = rest.iter().map(|id| cluster.node(*id).log()).collect::<String>();
-    assert!(logs.contains("it rejected the RPC (421)"), "they say why node {wiped} does not count: {logs}");
+    assert!(logs.contains("it rejected the RPC (421)"), "the others must log why node {wiped} does not count: {logs}");
 
     let writers = Writers::start(&cluster, &rest, 3, "during");
     writers.acknowledged_more(10).await;
@@ -164,36 +164,36 @@ async fn is_kept_out_and_replaced(name: &'static str, leader_is_lost: bool) {
         during.assert_on(&cluster, id).await;
     }
 
-    // The new node counts, and the one that was wiped never did.
+    // The new node counts toward the majority, and the wiped one never did.
     cluster.kill(rest[0]);
     cluster.leader_of(&members[1..]).await;
     cluster.write(4, "k", "with the new node").await;
     assert_refuses_all(&cluster, wiped).await;
     let log = cluster.node(wiped).log()[log_before..].to_owned();
-    assert_eq!(log.matches("with another data directory").count(), 1, "it is said once: {log}");
+    assert_eq!(log.matches("with another data directory").count(), 1, "the loss must be logged once: {log}");
     assert!(!log.contains("leads in term"), "node {wiped} took part in an election: {log}");
     cluster.assert_alive();
 }
 
-/// Method: wipe a follower under writes; ask it everything; stop another node, so that
-/// writes fail; replace it under writes; read all on all; stop a node again.
+/// Method: wipe a follower under writes, and send it every kind of request. Stop another node, so that writes fail.
+/// Replace the wiped node under writes, read everything on all nodes, and stop a node again.
 #[tokio::test]
 async fn a_wiped_follower_is_kept_out_and_replaced() {
     is_kept_out_and_replaced("wiped-follower", false).await;
 }
 
-/// Method: the same with the leader, which comes back before anybody misses it.
+/// Method: the same with the leader, which returns before any node misses it.
 #[tokio::test]
 async fn a_wiped_leader_is_kept_out_and_replaced() {
     is_kept_out_and_replaced("wiped-leader", true).await;
 }
 
-/// When a majority of the disks is lost, the cluster stops; what was acknowledged is
-/// neither forgotten nor rolled back behind anybody's back.
+/// When a majority of the disks is lost, the cluster stops; acknowledged writes are neither forgotten nor silently
+/// rolled back.
 ///
-/// Method: write; wipe two of three, once with the leader and once with a follower
-/// remaining. That one takes no writes, with the wiped ones there, also after a
-/// restart, and holds all data; the wiped ones found no cluster, alone or together.
+/// Method: write, and wipe two of three nodes, with the leader or with a follower remaining. The remaining node accepts
+/// no writes although the wiped ones run, even after a restart, and holds all data. The wiped nodes found no cluster,
+/// alone or together.
 #[tokio::test]
 async fn a_wiped_majority_takes_no_writes() {
     for leader_remains in [true, false] {
@@ -215,7 +215,7 @@ async fn a_wiped_majority_takes_no_writes() {
         for id in &wiped {
             cluster.post(*id, "/init", members.to_string()).await.assert_error(409, "Conflict", "not_applied");
         }
-        // Nor does a new node found one with them.
+        // A new node cannot found a cluster with them either.
         cluster.add_node(4).await;
         let members = json!([[4, cluster.addr(4)], [wiped[0], cluster.addr(wiped[0])]]);
         cluster.post(4, "/init", members.to_string()).await.assert_error(409, "Conflict", "not_applied");
@@ -231,13 +231,13 @@ async fn a_wiped_majority_takes_no_writes() {
     }
 }
 
-/// A wiped node is not taken in under its number while that is a member; once it is
-/// removed, the number is free, and the node with the empty directory is a new one.
+/// A wiped node cannot join under its id while that id is a member. Once it is removed, the id is free, and the node
+/// with the empty directory is a new one.
 ///
-/// Method: wipe a follower, ask for it as a learner, which is refused; remove it, and
-/// ask again; it holds all data, reads linearizably, and counts towards a majority.
+/// Method: wipe a follower, and request it as a learner, which is rejected. Remove it, and request it again. It gets
+/// all data, reads linearizably, and counts toward a majority.
 #[tokio::test]
-async fn a_number_is_free_once_it_is_removed() {
+async fn an_id_is_free_once_it_is_removed() {
     let mut cluster = TestCluster::form("wiped-number", &ALL, CALM).await;
     let leader = cluster.leader_of(&ALL).await;
     let (second, wiped) = (others(leader)[0], others(leader)[1]);
@@ -256,7 +256,11 @@ async fn a_number_is_free_once_it_is_removed() {
     cluster.post(second, "/change-membership", json!(ALL).to_string()).await.ok().unwrap();
     cluster.membership_is(&ALL, &ALL, &[]).await;
     let found = identity_of(&cluster, wiped).await;
-    assert_eq!((found.cluster_id, found.former_cluster_id), (before.cluster_id, None), "it is a member again");
+    assert_eq!(
+        (found.cluster_id, found.former_cluster_id),
+        (before.cluster_id, None),
+        "the node must be a member again"
+    );
     cluster.assert_holds(wiped, &data).await;
     cluster.kill(second);
     cluster.write(wiped, "k", "with its vote").await;

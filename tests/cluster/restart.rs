@@ -1,4 +1,4 @@
-//! What is left after kill, stop and pause.
+//! What survives kill, stop and pause.
 
 use std::time::{Duration, Instant};
 
@@ -6,18 +6,17 @@ use crate::harness::{Answer, CALM, DEADLINE, Http, TestCluster, Writers, eventua
 
 const ALL: [u64; 3] = [1, 2, 3];
 
-/// The nodes other than one.
+/// The other two nodes.
 fn others(id: u64) -> Vec<u64> {
     ALL.into_iter().filter(|other| *other != id).collect()
 }
 
 /// The death of the leader costs an election, and no acknowledged write.
 ///
-/// Method: write without pause through all nodes; kill -9 the leader; writes
-/// must be acknowledged again; start it again; it catches up, and every node
-/// holds every acknowledged write and no refused one.
+/// Method: write without pause through all nodes, and kill -9 the leader. Writes must be acknowledged again. Restart
+/// it: it catches up, and every node holds every acknowledged write and no rejected one.
 #[tokio::test]
-async fn writes_go_on_after_the_leader_is_killed() {
+async fn writes_continue_after_the_leader_is_killed() {
     let mut cluster = TestCluster::form("kill-leader", &ALL, &[]).await;
     let writers = Writers::start(&cluster, &ALL, 3, "w");
     writers.acknowledged_more(30).await;
@@ -40,11 +39,10 @@ async fn writes_go_on_after_the_leader_is_killed() {
     }
 }
 
-/// What was acknowledged before all nodes died at once is there when they are back.
+/// Every acknowledged write survives the death of all nodes at once.
 ///
-/// Method: write without pause; kill -9 all three under the writes; start them
-/// again; read every acknowledged key on every node, linearizably and from the
-/// node's own state. Twice, since a restarted cluster must survive it too.
+/// Method: write without pause, and kill -9 and restart all three nodes. Read every acknowledged key on every node,
+/// linearizably and from the node's own state. Do so twice, since a restarted cluster must survive it too.
 #[tokio::test]
 async fn all_acknowledged_writes_survive_the_death_of_all() {
     let mut cluster = TestCluster::form("kill-all", &ALL, &[]).await;
@@ -67,11 +65,10 @@ async fn all_acknowledged_writes_survive_the_death_of_all() {
     }
 }
 
-/// The first linearizable read that succeeds after a restart of all sees the last acknowledged write.
+/// The first linearizable read that succeeds after a restart of all nodes sees the last acknowledged write.
 ///
-/// Method: write, kill -9 all at the moment of the acknowledgement, start all,
-/// and read on each node from the moment it listens. Several rounds, since the
-/// answer to catch is given within milliseconds.
+/// Method: write, kill -9 all nodes at the moment of the acknowledgement, restart them, and read on each node from the
+/// moment it listens. Run several rounds, since a wrong response would only occur within milliseconds.
 #[tokio::test]
 async fn the_first_linearizable_read_after_a_restart_is_not_stale() {
     let mut cluster = TestCluster::form("first-read", &ALL, &[]).await;
@@ -89,18 +86,17 @@ async fn the_first_linearizable_read_after_a_restart_is_not_stale() {
             eventually(&what, DEADLINE, async || cluster.consistent_read(id, "k").await).await
         };
         let found = tokio::join!(first(1), first(2), first(3));
-        assert_eq!(found, (value.clone(), value.clone(), value), "in round {round}, on the nodes 1, 2 and 3");
+        assert_eq!(found, (value.clone(), value.clone(), value), "in round {round}, on nodes 1, 2 and 3");
     }
 }
 
-/// A leader that was killed and comes back at once does not lead on in its term.
+/// A leader that is killed and restarted at once does not continue to lead in its term.
 ///
-/// It may have forgotten entries that it had sent before it had them on its own
-/// disk, and that the others acknowledged: in the same term it would give other
-/// entries the same log ids.
+/// It may have lost entries that it sent before they were on its own disk, and that the others acknowledged. In the
+/// same term it would give other entries the same log ids.
 ///
-/// Method: kill -9 the leader and start it again before anyone misses it; the
-/// next leader, whichever node it is, must lead in a later term.
+/// Method: kill -9 and restart the leader before any follower misses it. The next leader, whichever node it is, must
+/// lead in a later term.
 #[tokio::test]
 async fn a_restarted_leader_must_be_elected_again() {
     let mut cluster = TestCluster::form("restored", &ALL, CALM).await;
@@ -115,10 +111,10 @@ async fn a_restarted_leader_must_be_elected_again() {
     assert!(next_term > term, "node {next_leader} leads in term {next_term}, and node {leader} led in term {term}");
 }
 
-/// A node that was just started answers a stale read only once it knows that it is up to date.
+/// A restarted node serves a stale read only once it knows that it is up to date.
 ///
-/// Method: kill -9 all three, start one of them alone: it cannot know what the
-/// others have, so it must refuse. With a second one, both answer.
+/// Method: kill -9 all three nodes and start one of them. It cannot know what the others have, so it must reject reads.
+/// With a second node, both serve them.
 #[tokio::test]
 async fn a_node_that_has_not_recovered_does_not_read() {
     let mut cluster = TestCluster::form("recovering", &ALL, &[]).await;
@@ -137,11 +133,11 @@ async fn a_node_that_has_not_recovered_does_not_read() {
     cluster.value_is(&[1, 2], "k", "v").await;
 }
 
-/// SIGTERM ends a node in order: exit code 0, within the time that requests may
-/// take, and no acknowledged write is lost.
+/// SIGTERM stops a node gracefully: exit code 0, within the time that requests may take, and no acknowledged write is
+/// lost.
 ///
-/// Method: SIGTERM the leader under writes, which go on with another leader;
-/// start it again; then SIGTERM all three under writes, start all, read all.
+/// Method: send SIGTERM to the leader under writes, which continue with another leader. Restart it. Then send SIGTERM
+/// to all three under writes, restart them, and read everything.
 #[tokio::test]
 async fn sigterm_loses_nothing() {
     let mut cluster = TestCluster::form("sigterm", &ALL, &[]).await;
@@ -170,12 +166,11 @@ async fn sigterm_loses_nothing() {
     }
 }
 
-/// Without a majority there is neither a write nor a linearizable read, and the
-/// answers say what became of the write.
+/// Without a majority, neither writes nor linearizable reads succeed, and the responses say whether a write may be
+/// applied.
 ///
-/// Method: kill -9 both followers; write and read on the leader until it finds
-/// out that it is alone; start the followers; a write that was said not to be
-/// applied must not be there, and new ones work. Then the same with a follower
+/// Method: kill -9 both followers. Write and read on the leader until it notices that it is alone. Restart the
+/// followers: a write reported as not applied must not exist, and new writes succeed. Then do the same with a follower
 /// that is left alone.
 #[tokio::test]
 async fn a_minority_neither_writes_nor_reads() {
@@ -190,8 +185,8 @@ async fn a_minority_neither_writes_nor_reads() {
             cluster.kill(*id);
         }
         let mut refused = Vec::new();
-        // Sooner or later the node knows that it has no majority, and says so at once.
-        eventually("a write is refused at once", DEADLINE, async || {
+        // Eventually the node knows that it has no majority, and rejects writes at once.
+        eventually("a write is rejected at once", DEADLINE, async || {
             let started = Instant::now();
             let key = format!("alone-{alone}-{}", refused.len());
             let body = serde_json::json!({"Set": {"key": key, "value": "v"}}).to_string();
@@ -210,7 +205,7 @@ async fn a_minority_neither_writes_nor_reads() {
         let answer = cluster.post(alone, "/consistent_read", r#""k""#).await;
         assert!(matches!(answer.status, 503 | 504), "{} {}", answer.status, answer.text());
         assert_eq!(answer.header("raft-outcome"), "not_applied", "a read changes nothing: {}", answer.text());
-        assert_eq!(cluster.read(alone, "k").await.as_deref(), Ok("old"), "its own state can be read all the same");
+        assert_eq!(cluster.read(alone, "k").await.as_deref(), Ok("old"), "the node must still serve its own state");
 
         for id in &rest {
             cluster.restart(*id).await;
@@ -222,18 +217,18 @@ async fn a_minority_neither_writes_nor_reads() {
             assert_eq!(cluster.consistent_read(id, "k2").await, Ok(value.clone()), "on node {id}");
             for (key, not_applied) in &refused {
                 let found = cluster.read(id, key).await.unwrap();
-                assert!(found.is_empty() || !not_applied, "{key:?} = {found:?}: it was said not to be applied");
+                assert!(found.is_empty() || !not_applied, "{key:?} = {found:?}: the write was reported as not applied");
             }
         }
     }
 }
 
-/// A leader that slept through its own deposition does not answer with what it remembers.
+/// A leader that was paused while another one was elected does not serve stale reads.
 ///
-/// Method: SIGSTOP the leader; write through the next one; SIGCONT; the first
-/// linearizable read on the old leader must see the write, or be refused.
+/// Method: SIGSTOP the leader, write through the next one, and SIGCONT. A linearizable read on the old leader must see
+/// the write, or be rejected.
 #[tokio::test]
-async fn a_paused_leader_answers_nothing_stale() {
+async fn a_paused_leader_serves_no_stale_reads() {
     let cluster = TestCluster::form("paused", &ALL, &[]).await;
     cluster.write(1, "k", "old").await;
     let leader = cluster.leader_of(&ALL).await;
@@ -245,17 +240,17 @@ async fn a_paused_leader_answers_nothing_stale() {
     cluster.node(leader).resume();
     eventually("a linearizable read on the old leader", DEADLINE, async || {
         let found = cluster.consistent_read(leader, "k").await;
-        assert_ne!(found.as_deref(), Ok("old"), "a linearizable read answered what was overwritten before it");
+        assert_ne!(found.as_deref(), Ok("old"), "a linearizable read returned an overwritten value");
         if found.as_deref() == Ok("new") { Ok(()) } else { Err(found) }
     })
     .await;
     cluster.value_is(&ALL, "k", "new").await;
 }
 
-/// A node that was started again says nothing of itself before it knows it: neither term 0 nor an empty log.
+/// A restarted node does not report its state before it has loaded it: never term 0 or an empty log.
 ///
-/// Method: one node is killed and started ten times, and asked for `/metrics` all the while. The first answer, and all
-/// that follow, have the term that it had before.
+/// Method: kill and restart one node ten times while requesting `/metrics`. The first response and all later ones show
+/// at least the term from before.
 #[tokio::test]
 async fn a_node_reports_no_term_that_it_never_had() {
     let mut cluster = TestCluster::form("first-metrics", &[1], &[]).await;
@@ -273,7 +268,7 @@ async fn a_node_reports_no_term_that_it_never_had() {
                     Ok(answer) => {
                         answers += 1;
                         let term = term_of(&answer);
-                        assert!(term >= before, "term {term} after term {before}, in answer {answers}");
+                        assert!(term >= before, "term {term} after term {before}, in response {answers}");
                     }
                     Err(_) => tokio::task::yield_now().await,
                 }

@@ -1,4 +1,4 @@
-//! The demo of `test-cluster.sh`, through `ExampleClient`; who answers what.
+//! The demo of `test-cluster.sh` through `ExampleClient`, and which node serves which request.
 
 use std::collections::BTreeSet;
 
@@ -16,11 +16,10 @@ fn ids(ids: &[NodeId]) -> BTreeSet<NodeId> {
     ids.iter().copied().collect()
 }
 
-/// The original's demo works: one node becomes three, a write on one is read on all.
+/// The original demo works: one node becomes three, and a write on one is read on all.
 ///
-/// Method: the steps of `test-cluster.sh` through `ExampleClient`, with the
-/// membership asserted after each: init, two learners, change of the
-/// membership, a write on the leader, a write on a follower.
+/// Method: run the steps of `test-cluster.sh` through `ExampleClient`: init, two learners, a membership change, a write
+/// on the leader and one on a follower. Check the membership after each step.
 #[tokio::test]
 async fn the_demo_works() {
     let cluster = TestCluster::start("demo", &[1, 2, 3], CALM).await;
@@ -33,7 +32,7 @@ async fn the_demo_works() {
 
     for (id, learners) in [(2, vec![2]), (3, vec![2, 3])] {
         let answer = client.add_learner((id, cluster.addr(id).to_owned())).await.unwrap();
-        let membership = answer.membership.expect("a change of the membership answers with it");
+        let membership = answer.membership.expect("a membership change must return the membership");
         assert_eq!(membership.get_joint_config(), &[ids(&[1])]);
         assert_eq!(membership.learner_ids().collect::<Vec<_>>(), learners);
         assert_eq!(membership.get_node(&id).unwrap().addr, cluster.addr(id));
@@ -42,7 +41,7 @@ async fn the_demo_works() {
     }
 
     let answer = client.change_membership(&ids(&[1, 2, 3])).await.unwrap();
-    let membership = answer.membership.expect("a change of the membership answers with it");
+    let membership = answer.membership.expect("a membership change must return the membership");
     assert_eq!(membership.get_joint_config(), &[ids(&[1, 2, 3])]);
     cluster.membership_is(&[1, 2, 3], &[1, 2, 3], &[]).await;
 
@@ -51,16 +50,16 @@ async fn the_demo_works() {
     assert_eq!(answer.membership, None);
     reads_everywhere(&cluster, "foo", "bar").await;
 
-    // A client that first turns to a follower is told who leads, and goes there.
+    // A follower directs the client to the leader.
     let client = cluster.client(2);
     assert_eq!(client.leader(), (Some(2), cluster.addr(2).to_owned()));
     client.write(&set("foo", "wow")).await.unwrap();
     assert_eq!(client.leader(), (Some(1), cluster.addr(1).to_owned()));
     reads_everywhere(&cluster, "foo", "wow").await;
-    assert_eq!(cluster.client(3).consistent_read(&"not there".to_owned()).await.unwrap(), "");
+    assert_eq!(cluster.client(3).consistent_read(&"missing".to_owned()).await.unwrap(), "");
 }
 
-/// A linearizable read sees the write at once, a stale one sooner or later.
+/// A linearizable read sees a write at once, and a stale read sees it eventually.
 async fn reads_everywhere(cluster: &TestCluster, key: &str, value: &str) {
     for id in [1, 2, 3] {
         let client: ExampleClient = cluster.client(id);
@@ -77,11 +76,10 @@ async fn reads_everywhere(cluster: &TestCluster, key: &str, value: &str) {
     }
 }
 
-/// Who asks not to be passed on is told who leads, in exactly these bytes, and nothing is written.
+/// A request that must not be forwarded returns the leader's address, in exactly these bytes, and nothing is written.
 ///
-/// Method: every request that needs the leader, to a follower, with
-/// `Raft-Forward: no` in several spellings, and with the mark of a request that
-/// was passed on before.
+/// Method: send every request that needs the leader to a follower, with `Raft-Forward: no` in several spellings, and
+/// with the mark of a request that was already forwarded.
 #[tokio::test]
 async fn a_follower_names_the_leader() {
     let cluster = TestCluster::form("names-leader", &[1, 2, 3], CALM).await;
@@ -108,17 +106,17 @@ async fn a_follower_names_the_leader() {
             answer.assert_error(421, "ForwardToLeader", "not_applied");
         }
     }
-    assert_eq!(cluster.metrics(leader).await.last_log_index, before, "nothing was proposed");
-    // The leader itself does not mind.
+    assert_eq!(cluster.metrics(leader).await.last_log_index, before, "nothing may be proposed");
+    // The leader serves such a request.
     cluster.post_here(leader, "/write", r#"{"Set":{"key":"k","value":"v"}}"#).await.ok().unwrap();
 }
 
-/// A follower passes a write on, and returns the leader's answer, shape and all.
+/// A follower forwards a write, and returns the leader's response unchanged.
 ///
-/// Method: the same write on each node, without the header; also with another
-/// value of the header and as `curl -d` sends it.
+/// Method: send the same write to each node, without the header, with another value of the header, and as `curl -d`
+/// sends it.
 #[tokio::test]
-async fn a_follower_passes_writes_on() {
+async fn a_follower_forwards_writes() {
     let cluster = TestCluster::form("passes-on", &[1, 2, 3], CALM).await;
     for id in [1, 2, 3] {
         for headers in
@@ -143,14 +141,14 @@ async fn a_follower_passes_writes_on() {
             assert_eq!(answer.json(), expected, "through node {id} with {headers:?}");
         }
     }
-    // So is what the leader refuses: the follower returns the refusal.
+    // The leader's rejection is returned the same way.
     for id in [1, 2, 3] {
         let answer = cluster.post(id, "/change-membership", "[1,2,3,77]").await;
         answer.assert_error(409, "Conflict", "not_applied");
     }
 }
 
-/// Each form of an empty body makes the node a cluster of its own, once.
+/// Each form of an empty body makes a node a cluster of its own, once.
 #[tokio::test]
 async fn a_node_is_initialized_once() {
     let bodies = ["", "{}", "[]", " \n[ ] "];
@@ -159,11 +157,11 @@ async fn a_node_is_initialized_once() {
         let answer = cluster.post(id, "/write", r#"{"Set":{"key":"k","value":"v"}}"#).await;
         answer.assert_error(503, "NoLeader", "not_applied");
         assert_eq!(answer.header("retry-after"), "1");
-        assert_eq!(cluster.read(id, "k").await.as_deref(), Ok(""), "a node without a cluster holds nothing");
+        assert_eq!(cluster.read(id, "k").await.as_deref(), Ok(""), "a node without a cluster must be empty");
 
         let answer = cluster.post(id, "/init", body).await;
         assert_eq!((answer.status, answer.text().as_str()), (200, r#"{"Ok":null}"#), "with the body {body:?}");
-        // The node leads as soon as the answer is there.
+        // The node leads as soon as the response arrives.
         let answer = cluster.post(id, "/write", r#"{"Set":{"key":"k","value":"v"}}"#).await;
         answer.ok().unwrap();
         cluster.membership_is(&[id], &[id], &[]).await;
@@ -174,14 +172,14 @@ async fn a_node_is_initialized_once() {
             assert!(fields["last_log_id"]["index"].as_u64() > Some(0), "{fields}");
             assert_eq!(fields["vote"]["leader_id"]["node_id"], id, "{fields}");
         }
-        assert_eq!(cluster.consistent_read(id, "k").await.as_deref(), Ok("v"), "the second init changed nothing");
+        assert_eq!(cluster.consistent_read(id, "k").await.as_deref(), Ok("v"), "the second init must change nothing");
     }
 }
 
-/// A node that belongs to no cluster says so to whoever asks `/v1`, also for what it holds.
+/// A node that belongs to no cluster rejects every `/v1` read, stale ones too, and says why.
 ///
-/// Method: each way of reading, linearizable and stale: 503 with what to do. Only the
-/// original's `/read` answers as the original does.
+/// Method: each way of reading, linearizable and stale, returns 503 and what to do. Only the original `/read` responds
+/// as in the original.
 #[tokio::test]
 async fn a_node_without_a_cluster_has_nothing_to_read() {
     let cluster = TestCluster::start("no-cluster", &[1], CALM).await;
@@ -201,10 +199,10 @@ async fn a_node_without_a_cluster_has_nothing_to_read() {
     assert_eq!(listed, json!({"revision": 0, "items": []}));
 }
 
-/// A list makes all its nodes one cluster at once.
+/// A list founds a cluster of all its nodes at once.
 ///
-/// Method: `/init` with three nodes on one of them; then a write on each node,
-/// and `/init` again on each, which must all be refused.
+/// Method: send `/init` with three nodes to one of them. Then write on each node, and send `/init` to each again, which
+/// must be rejected.
 #[tokio::test]
 async fn a_list_forms_a_cluster_at_once() {
     let cluster = TestCluster::start("init-list", &[1, 2, 3], CALM).await;
@@ -222,10 +220,10 @@ async fn a_list_forms_a_cluster_at_once() {
     }
 }
 
-/// A cluster is not formed with a node that is elsewhere, is another one, or does not answer.
+/// A cluster is not formed with a node that is unreachable, has another id, or belongs to a cluster.
 ///
-/// Method: node 1 is asked to form clusters that are each impossible in one
-/// way; after all of them it still belongs to none, and can be initialized.
+/// Method: request clusters from node 1 that are impossible in one way each. Afterwards it still belongs to none, and
+/// can be initialized.
 #[tokio::test]
 async fn an_impossible_list_changes_nothing() {
     let cluster = TestCluster::start("init-refused", &[1, 2, 3], CALM).await;
@@ -233,11 +231,11 @@ async fn an_impossible_list_changes_nothing() {
     let (own, second, third) = (cluster.addr(1), cluster.addr(2), cluster.addr(3));
     let nobody = format!("127.0.0.1:{}", crate::harness::free_port());
     let rows = [
-        ("node 2 is not there", json!([[1, own], [2, nobody]]), 503, "Unreachable"),
+        ("node 2 is unreachable", json!([[1, own], [2, nobody]]), 503, "Unreachable"),
         ("node 2 is node 3", json!([[1, own], [2, third]]), 409, "Conflict"),
         ("node 3 has a cluster", json!([[1, own], [2, second], [3, third]]), 409, "Conflict"),
         ("node 1 is not in the list", json!([[2, second]]), 400, "BadRequest"),
-        ("node 1 is elsewhere", json!([[1, second]]), 400, "BadRequest"),
+        ("node 1 has another address", json!([[1, second]]), 400, "BadRequest"),
         ("node 2 twice", json!([[1, own], [2, second], [2, second]]), 400, "BadRequest"),
     ];
     for (what, list, status, name) in rows {
@@ -246,7 +244,7 @@ async fn an_impossible_list_changes_nothing() {
     }
     for id in [1, 2] {
         let identity = cluster.http().get(cluster.addr(id), "/raft-identity").await.unwrap().json();
-        assert_eq!(identity["Ok"]["cluster_id"], json!(null), "node {id} still belongs to no cluster");
+        assert_eq!(identity["Ok"]["cluster_id"], json!(null), "node {id} must belong to no cluster");
         assert_eq!(cluster.metrics(id).await.last_log_index, None);
     }
     cluster.post(1, "/init", json!([[1, own], [2, second]]).to_string()).await.ok().unwrap();
