@@ -1,4 +1,4 @@
-//! Nodes at other addresses than the membership has: moved ones, copies, and those of another cluster.
+//! Nodes whose address differs from the membership's: moved nodes, copies, and nodes of another cluster.
 
 use std::fs;
 use std::path::Path;
@@ -18,11 +18,11 @@ fn copy_directory(from: &Path, to: &Path) {
         fs::create_dir_all(target.parent().unwrap()).unwrap();
         fs::copy(path, target).unwrap();
     }
-    // Empty ones are no files.
+    // Without files in it, this directory was not copied.
     fs::create_dir_all(to.join("snapshots")).unwrap();
 }
 
-/// Has a stopped node run on a copy of another directory from its next start on.
+/// Makes a stopped node run on a copy of another directory from its next start.
 fn run_on_copy(cluster: &TestCluster, id: NodeId, of: &Path) {
     let directory = cluster.node(id).directory();
     fs::remove_dir_all(&directory).unwrap();
@@ -38,9 +38,9 @@ async fn logs(cluster: &TestCluster, id: NodeId, parts: &[&str]) {
     .await;
 }
 
-/// A member that was started at another address says so, once, and names it as the reason why it can do nothing.
+/// A member that was started at another address logs that once, and names it as the reason why it cannot serve.
 ///
-/// Method: stop a follower, start it at another port; look at its log and its answers; move it back.
+/// Method: stop a follower, and start it at another port. Check its log and its responses, and move it back.
 #[tokio::test]
 async fn a_node_that_moved_says_so() {
     let mut cluster = TestCluster::form("moved", &ALL, &[]).await;
@@ -60,7 +60,7 @@ async fn a_node_that_moved_says_so() {
     let named =
         [&format!("has node {follower} at {member_addr}"), &format!("advertises {new_addr}"), "--advertise-addr"];
     logs(&cluster, follower, &named).await;
-    eventually("it says why it has no leader", DEADLINE, async || {
+    eventually("the node says why it has no leader", DEADLINE, async || {
         let answer = cluster.post(follower, "/write", r#"{"Set":{"key":"k","value":"moved"}}"#).await;
         let is_named = answer.status == 503 && named.iter().all(|part| answer.text().contains(part));
         if is_named { Ok(answer) } else { Err(answer.text()) }
@@ -79,9 +79,9 @@ async fn a_node_that_moved_says_so() {
     assert_eq!(warnings, 1, "{}", cluster.node(follower).log());
 }
 
-/// A second process on a copy of a node's directory says that it is one, and the cluster goes on.
+/// A second process on a copy of a node's directory says that it is one, and the cluster continues.
 ///
-/// Method: copy a follower's directory, and start it at another address beside the follower.
+/// Method: copy a follower's directory, and start the copy at another address while the follower runs.
 #[tokio::test]
 async fn a_copy_that_runs_beside_its_node_says_so() {
     let mut cluster = TestCluster::form("original", &ALL, CALM).await;
@@ -105,12 +105,12 @@ async fn a_copy_that_runs_beside_its_node_says_so() {
     copies.assert_alive();
 }
 
-/// A copy that advertises the address of its original is noticed by the leader, and so learns of it itself.
+/// The leader detects a copy that advertises the address of its original, and the copy learns of it too.
 ///
-/// Method: the same with `--advertise-addr`: the copy is not dialed, so it asks for votes, while its original
-/// answers the leader. It gets none, also when the leader is gone.
+/// Method: the same with `--advertise-addr`. No node connects to the copy, so it requests votes while its original
+/// responds to the leader. It gets none.
 #[tokio::test]
-async fn a_copy_that_advertises_the_same_address_is_noticed() {
+async fn a_copy_that_advertises_the_same_address_is_detected() {
     let mut cluster = TestCluster::form("twin", &ALL, &[]).await;
     cluster.write(1, "k", "v").await;
     cluster.all_applied(&ALL).await;
@@ -134,10 +134,10 @@ async fn a_copy_that_advertises_the_same_address_is_noticed() {
     copies.assert_alive();
 }
 
-/// Two clusters that share an address say so, name each other, and mix no data, nor does a client that knows both.
+/// Two clusters that share an address say so, name each other, and do not mix data; nor does a client that knows both.
 ///
-/// Method: have a node of another cluster run at the address of a stopped follower. Look at both logs and at the
-/// header of all kinds of answers; send requests that name the wrong cluster; use a client with endpoints of both.
+/// Method: run a node of another cluster at the address of a stopped follower. Check both logs, and the header of all
+/// kinds of responses. Send requests that name the wrong cluster, and use a client with endpoints of both.
 #[tokio::test]
 async fn clusters_that_share_an_address_say_so() {
     let mut cluster = TestCluster::form("shared", &ALL, CALM).await;
@@ -183,7 +183,7 @@ async fn clusters_that_share_an_address_say_so() {
     write.assert_error(421, "WrongNode", "not_applied");
     let put = cluster.http().request(Method::PUT, cluster.addr(leader), "/v1/kv/k", &header, "right").await.unwrap();
     put.done();
-    // Ids are numbers, and each that is given counts.
+    // Ids are compared as numbers, and every given id counts.
     let (upper, short) = (first_id.to_ascii_uppercase(), first_id.trim_start_matches('0'));
     let long = format!("0{first_id}");
     let rows: [(&[&str], u16); 11] = [
@@ -212,7 +212,7 @@ async fn clusters_that_share_an_address_say_so() {
     let client = client.with_retry_deadline(Duration::from_secs(5));
     client.put("k", "by the client").await.unwrap();
     cluster.kill(second);
-    // A read first: the connection that is lost may leave a doubt about a write.
+    // Read first, since the lost connection may leave the outcome of a write unknown.
     let error = client.get("k").await.unwrap_err();
     assert!(matches!(error, ClientError::OtherCluster { .. }), "{error}");
     let error = client.put("k", "mixed").await.unwrap_err();

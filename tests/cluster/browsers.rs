@@ -1,4 +1,4 @@
-//! What web pages can do with a node on a machine that their reader's browser reaches: nothing.
+//! What web pages can do to a node that their reader's browser can reach: nothing.
 
 use raft_key_value::NodeId;
 use reqwest::Method;
@@ -8,7 +8,7 @@ use crate::harness::{Answer, CALM, TestCluster};
 const ALL: [NodeId; 3] = [1, 2, 3];
 const FOREIGN: &str = "http://evil.example";
 
-/// Every route with what changes or reads something; `{key}` is `key`.
+/// A request to every route that changes or reads something; `{key}` is `key`.
 fn requests(cluster: &TestCluster) -> Vec<(Method, String, String)> {
     let set = r#"{"Set":{"key":"key","value":"stolen"}}"#.to_owned();
     let txn = r#"{"success":[{"put":{"key":"key","value":"stolen"}}]}"#.to_owned();
@@ -51,11 +51,11 @@ fn assert_forbidden(answer: &Answer, path: &str, context: &str) {
     }
 }
 
-/// No page of another server reads or changes anything, whatever it says it sends.
+/// No page of another server can read or change anything, whatever headers it sends.
 ///
-/// Method: each route with each kind of foreign origin and with the content types that a page may send
-/// without asking, and with foreign hosts, as after DNS rebinding; at the end the data and the
-/// membership are what they were.
+/// Method: send requests to each route with each kind of foreign origin, with the content types that a page may send
+/// without a preflight, and with foreign hosts, as after DNS rebinding. In the end the data and the membership are
+/// unchanged.
 #[tokio::test]
 async fn foreign_pages_are_rejected() {
     let cluster = TestCluster::form("browsers-foreign", &ALL, CALM).await;
@@ -82,13 +82,13 @@ async fn foreign_pages_are_rejected() {
             let answer = cluster.http().request(method, cluster.addr(1), &path, headers, body).await.unwrap();
             assert_forbidden(&answer, &path, &context);
         }
-        // A page may send RPCs too, though it cannot read the answer.
+        // A page may send RPCs too, though it cannot read the response.
         if headers.iter().any(|(name, _)| *name == "origin") {
             let answer = cluster.http().request(Method::POST, cluster.addr(1), "/raft-vote", headers, "x").await;
             assert_forbidden(&answer.unwrap(), "/raft-vote", "an RPC");
         }
     }
-    // The message advises the flag for a name, and only for that.
+    // The message recommends the flag for a host name only.
     for (host, hint) in [("Evil.example.:1", true), (":80", false), (".", false), ("a,b", false)] {
         let answer = cluster.http().request(Method::GET, cluster.addr(1), "/metrics", &[("host", host)], "").await;
         let message = answer.unwrap().text();
@@ -100,7 +100,7 @@ async fn foreign_pages_are_rejected() {
     cluster.membership_is(&ALL, &ALL, &[]).await;
 }
 
-/// The node's own pages, and programs that send no origin, are served, under each of its names.
+/// The node's own pages, and programs that send no origin, are served under each of the node's names.
 #[tokio::test]
 async fn own_pages_and_programs_are_served() {
     let cluster = TestCluster::form("browsers-own", &[1], CALM).await;
@@ -117,7 +117,8 @@ async fn own_pages_and_programs_are_served() {
     }
 }
 
-/// A link to a page of the node may be followed from anywhere, and other nodes may pass requests on under any name.
+/// A link to one of the node's pages may be followed from anywhere, and other nodes may forward requests under any
+/// name.
 #[tokio::test]
 async fn links_and_other_nodes_are_served() {
     let cluster = TestCluster::form("browsers-links", &ALL, CALM).await;
@@ -129,10 +130,10 @@ async fn links_and_other_nodes_are_served() {
     }
 }
 
-/// Pages and names that the operator allows are served, and a page may read the answers.
+/// Pages and names that the operator allows are served, and a page may read the responses.
 ///
-/// Method: a node with both flags; the request that a browser sends first, the request itself, one
-/// that fails, a watch; origins and hosts that are almost the allowed ones.
+/// Method: on a node with both flags, send a preflight, the request itself, one that fails, and a watch; also origins
+/// and hosts that are almost the allowed ones.
 #[tokio::test]
 async fn allowed_pages_are_served() {
     const PAGE: &str = "https://console.example:8443";
@@ -176,7 +177,7 @@ async fn allowed_pages_are_served() {
     }
 }
 
-/// Bytes that a client stored are nothing that a browser runs.
+/// A browser does not execute stored bytes.
 #[tokio::test]
 async fn raw_values_are_inert() {
     let cluster = TestCluster::form("browsers-raw", &[1], CALM).await;

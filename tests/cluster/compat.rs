@@ -1,4 +1,4 @@
-//! Does a node go on with what a former version left (see `tests/compat/README.md`)?
+//! Can a node use the data that an older version left (see `tests/compat/README.md`)?
 
 use std::fs;
 use std::path::Path;
@@ -13,16 +13,16 @@ async fn request(node: &TestNode, method: Method, path: &str, body: &'static str
     Http::new().request(method, &node.addr, path, &[], body).await.unwrap()
 }
 
-/// Waits until the node leads and has applied its log, and returns what it has of a key.
+/// Waits until the node leads and has applied its log, and returns the response to a GET.
 async fn read(node: &TestNode, path: &str) -> Value {
-    eventually(&format!("node {} answers {path}", node.id), DEADLINE, async || {
+    eventually(&format!("node {} serves {path}", node.id), DEADLINE, async || {
         let answer = request(node, Method::GET, path, "").await;
         if answer.status == 503 { Err(answer.text()) } else { Ok(answer.json()) }
     })
     .await
 }
 
-/// A directory for a test, with a copy of what a former version left.
+/// A directory for a test with a copy of an older version's data.
 fn copy_of(fixture: &str) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compat").join(fixture);
@@ -34,14 +34,13 @@ fn copy_of(fixture: &str) -> TempDir {
     directory
 }
 
-/// A node that was upgraded has all that it had, counts revisions from there on,
-/// and has both after it was killed.
+/// An upgraded node has all its data, continues to count revisions, and keeps both after it was killed.
 ///
-/// Method: the binary on a copy of the directory, at another address (it is alone
-/// in its cluster); old keys read, one of them and new ones written, a condition
-/// on an old one; kill -9; all read again; SIGTERM; read again.
+/// Method: start the binary on a copy of the directory, at another address (it is alone in its cluster). Read old keys.
+/// Write to one of them, to new ones, and to an old one with a condition. Kill -9, and read all keys again. Send
+/// SIGTERM, and read them again.
 #[tokio::test]
-async fn a_node_of_format_1_goes_on() {
+async fn a_node_of_format_1_keeps_its_data() {
     let directory = copy_of("format-1");
     let http = Http::new();
     let mut node = TestNode::start(1, directory.path(), &[], &http).await;
@@ -84,12 +83,11 @@ async fn a_node_of_format_1_goes_on() {
     }
 }
 
-/// A node of format 2 goes on with all that it had, remembers the requests that it
-/// had done, and has both after it was killed.
+/// A node of format 2 keeps its data and the requests that it remembers, and still has both after it was killed.
 ///
-/// Method: as above; a request that was done before is sent again.
+/// Method: as above, with a repetition of an earlier request.
 #[tokio::test]
-async fn a_node_of_format_2_goes_on() {
+async fn a_node_of_format_2_keeps_its_data() {
     let directory = copy_of("format-2");
     let http = Http::new();
     let mut node = TestNode::start(1, directory.path(), &[], &http).await;

@@ -1,4 +1,4 @@
-//! Who else on the machine can reach a node's files, and what becomes of files that others planted.
+//! Whether other users of the machine can reach a node's files, and what happens to files they plant.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -10,7 +10,7 @@ use raft_key_value::NodeId;
 use crate::harness::{CALM_BUT_QUICK, Ended, TestCluster, TestNode, files_below, run};
 
 const ALL: [NodeId; 3] = [1, 2, 3];
-/// A user that does not run the tests.
+/// A user other than the one who runs the tests.
 const SOMEBODY: u32 = 12_345;
 
 fn mode_of(path: &Path) -> u32 {
@@ -31,10 +31,10 @@ fn assert_private(node: &TestNode) {
 
 /// Directories are created with mode 0700 and files with mode 0600, whatever the umask.
 ///
-/// Method: clusters whose nodes are started with several umasks; snapshots are built, a log file is
-/// begun, and a node is sent a snapshot; then every mode is looked at.
+/// Method: start nodes with several umasks. Build snapshots, start a new log file, and send a node a snapshot. Then
+/// check every mode.
 #[tokio::test]
-async fn whatever_the_umask() {
+async fn files_are_private_whatever_the_umask() {
     for umask in ["000", "022", "777"] {
         let flags = [CALM_BUT_QUICK, &["--snapshot-entries", "50", "--snapshot-keep-entries", "10"]].concat();
         let mut cluster = TestCluster::start("umask", &[], &flags).await;
@@ -44,19 +44,19 @@ async fn whatever_the_umask() {
         }
         cluster.post(1, "/init", "").await.ok().unwrap();
         cluster.write_many(1, "k", 120).await;
-        cluster.metrics_say(1, "it has a snapshot", |metrics| metrics.snapshot).await;
+        cluster.metrics_say(1, "a snapshot", |metrics| metrics.snapshot).await;
         let learner = format!("[2,\"{}\"]", cluster.addr(2));
         cluster.post(1, "/add-learner", learner).await.ok().unwrap();
-        cluster.metrics_say(2, "it has a snapshot", |metrics| metrics.snapshot).await;
+        cluster.metrics_say(2, "a snapshot", |metrics| metrics.snapshot).await;
         for id in [1, 2] {
             assert_private(cluster.node(id));
         }
     }
 }
 
-/// A directory that a former version left open to others is closed at the next start.
+/// A directory that an older version left open to other users is made private at the next start.
 #[tokio::test]
-async fn an_open_directory_is_closed() {
+async fn an_open_directory_is_made_private() {
     let mut cluster = TestCluster::form("open-directory", &ALL, CALM_BUT_QUICK).await;
     assert_eq!(cluster.stop(2).await, Some(0));
     let directory = cluster.node(2).directory();
@@ -70,18 +70,18 @@ async fn an_open_directory_is_closed() {
     assert_private(cluster.node(2));
 }
 
-/// Runs a node that is expected to refuse its directory.
+/// Runs a node that must reject its directory.
 fn start_on(data_dir: &Path) -> Ended {
     let data_dir = data_dir.to_str().unwrap();
     run(&["--id", "1", "--http-addr", "127.0.0.1:0", "--data-dir", data_dir], &[])
 }
 
-/// A file that leads elsewhere is refused, wherever it stands, and what it leads to is not touched.
+/// A file that leads outside the directory is rejected, whatever its name, and its target is not touched.
 ///
-/// Method: in a new and in a used directory, a symbolic link, a pipe, or a dangling link in place of
-/// each file that a node opens or creates.
+/// Method: in a new and in a used directory, put a symbolic link, a pipe, or a dangling link in place of each file that
+/// a node opens or creates.
 #[tokio::test]
-async fn files_that_lead_elsewhere_are_refused() {
+async fn files_that_lead_elsewhere_are_rejected() {
     let directory = tempfile::tempdir().unwrap();
     let victim = directory.path().join("victim");
     fs::write(&victim, "precious").unwrap();
@@ -109,9 +109,9 @@ async fn files_that_lead_elsewhere_are_refused() {
     assert!(!directory.path().join("nothing").exists());
 }
 
-/// A hard link at a name that the node writes to is rejected, and so is a link in place of the node's directory.
+/// A hard link in place of a file that the node writes is rejected, and so is a link in place of the node's directory.
 #[tokio::test]
-async fn links_to_what_is_not_the_nodes_are_rejected() {
+async fn links_to_foreign_files_are_rejected() {
     let directory = tempfile::tempdir().unwrap();
     let victim = directory.path().join("victim");
     fs::write(&victim, "precious").unwrap();
@@ -133,14 +133,14 @@ async fn links_to_what_is_not_the_nodes_are_rejected() {
     assert_eq!(files_below(&elsewhere), [elsewhere.join("draft.tmp")]);
 }
 
-/// Files that are not the node's own are left alone, whatever they are.
+/// A node leaves files alone that are not its own.
 #[tokio::test]
 async fn other_files_are_left_alone() {
     let mut cluster = TestCluster::form("other-files", &[1], CALM_BUT_QUICK).await;
     assert_eq!(cluster.stop(1).await, Some(0));
     let directory = cluster.node(1).directory();
     let note = directory.join("NOTE");
-    fs::write(&note, "for whoever comes by").unwrap();
+    fs::write(&note, "not the node's").unwrap();
     fs::set_permissions(&note, Permissions::from_mode(0o644)).unwrap();
     symlink("/nowhere", directory.join("link")).unwrap();
     if rustix::process::geteuid().is_root() {
@@ -163,11 +163,11 @@ async fn the_log_may_be_on_another_disk() {
     cluster.value_is(&[1], "key", "value").await;
 }
 
-/// A directory that another user owns is refused, and left as it was.
+/// A directory that another user owns is rejected, and left unchanged.
 ///
 /// Method: as root, give one of the directories to another user. Other users cannot do that.
 #[tokio::test]
-async fn a_directory_of_another_user_is_refused() {
+async fn a_directory_of_another_user_is_rejected() {
     if !rustix::process::geteuid().is_root() {
         eprintln!("not tested: only root can give a directory away");
         return;

@@ -17,14 +17,13 @@ fn encoded(text: &str) -> String {
     utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
 }
 
-/// A page of any range, in either direction, is what a sorted list says.
+/// A page of any range, in either direction, matches a sorted map.
 ///
-/// Method: some hundred random keys, many with common beginnings and with
-/// characters of every length in UTF-8, put in transactions; then random ranges
-/// with every combination of parameters, on any node, compared with the same
-/// ranges of a sorted map, and read to their end by `next`.
+/// Method: put some hundred random keys, many with common prefixes and with characters of every length in UTF-8, in
+/// transactions. List random ranges with every combination of parameters, on any node, follow `next` to the end, and
+/// compare with the same ranges of a sorted map.
 #[tokio::test]
-async fn listings_are_what_a_sorted_map_says() {
+async fn listings_match_a_sorted_map() {
     const KEYS: usize = 400;
     const LISTINGS: usize = 80;
     const PARTS: &[&str] = &["a", "b", "/", "é", "€", "😀", "\u{d7ff}", "\u{e000}", "\u{ffff}", "\u{10ffff}", " ", "~"];
@@ -84,7 +83,7 @@ async fn listings_are_what_a_sorted_map_says() {
             pages += 1;
             expected = rest;
             let Some(next) = page["next"].as_str() else { break };
-            assert_eq!(items.len(), limit, "a page that is not the last is full: {query}");
+            assert_eq!(items.len(), limit, "every page but the last must be full: {query}");
             assert_eq!(Some(next), found[limit - 1].0);
             let without_after: Vec<&str> = query.split('&').filter(|pair| !pair.starts_with("start_after=")).collect();
             query_of_page =
@@ -96,9 +95,8 @@ async fn listings_are_what_a_sorted_map_says() {
 
 /// Pages of one revision show one state, whatever is written between them.
 ///
-/// Method: while a task changes, removes and adds keys, read listings of many
-/// pages, with and against the order; each must be the state of a single moment:
-/// every key has the same value, and none is missing or there twice.
+/// Method: while a task changes, deletes and adds keys, read listings of many pages, in both directions. Each must show
+/// the state of a single moment: every key has the same value, and none is missing or listed twice.
 #[tokio::test]
 async fn pages_of_one_revision_show_one_state() {
     const KEYS: usize = 128;
@@ -106,7 +104,7 @@ async fn pages_of_one_revision_show_one_state() {
     let cluster = TestCluster::form("list-pages", &ALL, CALM).await;
     let writing = AtomicBool::new(true);
     let round_of = async |round: usize| {
-        // One half of the keys is put, all with the same value, and the other removed.
+        // Put one half of the keys, all with the same value, and delete the other half.
         let key = |number: usize, parity: usize| format!("k{}", 2 * number + parity % 2);
         let puts = (0..KEYS / 2).map(|number| json!({"put": {"key": key(number, round), "value": round.to_string()}}));
         let deletes = (0..KEYS / 2).map(|number| json!({"delete": {"key": key(number, round + 1)}}));
@@ -141,7 +139,7 @@ async fn pages_of_one_revision_show_one_state() {
     let (rounds, ()) = tokio::join!(write(), read());
     assert!(rounds > LISTINGS, "only {rounds} rounds were written meanwhile");
 
-    // A revision that nobody listed pages of is not kept, nor on a node that did not serve the first page.
+    // A revision is kept only after a listing of several pages, and only on the node that served its first page.
     let first = cluster.get(1, "/v1/kv?limit=7").await.done();
     let revision = first["revision"].as_u64().unwrap();
     let changed = cluster.put(1, "/v1/kv/k", "v").await.revision();
@@ -149,7 +147,7 @@ async fn pages_of_one_revision_show_one_state() {
     let gone = cluster.get(2, &format!("/v1/kv?limit=7&revision={revision}")).await.refused(410, "revision_gone");
     assert_eq!(gone["oldest_revision"], changed);
     assert!(gone["message"].as_str().unwrap().contains("node 2"), "{gone}");
-    // Of the states that are kept, those go first of which nobody read a second page.
+    // Revisions whose second page was never read are dropped first.
     let once = cluster.get(1, "/v1/kv?limit=7").await.done()["revision"].clone();
     for number in 0..40 {
         cluster.put(1, "/v1/kv/k", format!("{number}")).await.done();
@@ -161,12 +159,12 @@ async fn pages_of_one_revision_show_one_state() {
     future.refused(400, "revision_in_future");
 }
 
-/// A page ends when it has as many bytes as it may, and holds a key at least.
+/// A page ends when it reaches the byte limit, and holds at least one key.
 ///
-/// Method: a limit of 1,000 bytes and values of random lengths up to more than
-/// that; each page must end with the key that reaches the limit.
+/// Method: set a limit of 1,000 bytes, and put values of random lengths, some of them longer than that. Each page must
+/// end with the key that reaches the limit.
 #[tokio::test]
-async fn a_page_has_so_many_bytes() {
+async fn a_page_ends_at_the_byte_limit() {
     const BYTES_MAX: usize = 1000;
     let flags = [CALM, &["--max-page-bytes", "1000", "--max-page-keys", "20"]].concat();
     let cluster = TestCluster::form("list-bytes", &[1], &flags).await;
@@ -198,11 +196,10 @@ fn bytes_of(item: &Value) -> usize {
     item["key"].as_str().unwrap().len() + item["value"].as_str().map_or(0, str::len)
 }
 
-/// More keys than one step removes are removed in several, and nothing else is.
+/// More keys than one step can delete are deleted in several steps, and no other keys.
 ///
-/// Method: 3,500 keys with a prefix, and some before and after it; delete by
-/// prefix through a follower, once without and once with an `Idempotency-Key`,
-/// which answers the same when it is sent again and removes nothing more.
+/// Method: put 3,500 keys with a prefix, and some before and after it. Delete by prefix through a follower, once
+/// without and once with an `Idempotency-Key`. A repetition returns the same response and deletes nothing.
 #[tokio::test]
 async fn a_prefix_of_many_keys_is_deleted_in_steps() {
     const KEYS: usize = 3500;

@@ -1,4 +1,4 @@
-//! Do TTLs follow true time, whatever the nodes' wall clocks say?
+//! Do TTLs follow true time, whatever the nodes' wall clocks show?
 
 use std::fs::File;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -14,14 +14,14 @@ use crate::harness::{CALM_BUT_QUICK, DEADLINE, TestCluster, eventually, report};
 const ALL: [NodeId; 3] = [1, 2, 3];
 const HOUR_MS: u64 = 3_600_000;
 
-/// How late a key may expire: the expiry interval, a commit, and what a busy machine needs.
+/// How late a key may expire: the expiry interval, a commit, and a margin for a busy machine.
 const LATE_MAX: Duration = Duration::from_secs(3);
 
 fn wall_ms() -> u64 {
     u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
 }
 
-/// Advances the clock in a stopped node's newest snapshot, as an entry of a leader with that wall clock did.
+/// Advances the clock in a stopped node's newest snapshot, as an entry of a leader with that wall clock would.
 async fn set_state_clock(cluster: &TestCluster, id: NodeId, at_ms: u64) {
     let snapshots = cluster.node(id).directory().join("snapshots");
     let path = std::fs::read_dir(snapshots).unwrap().map(|entry| entry.unwrap().path()).max().unwrap();
@@ -32,7 +32,7 @@ async fn set_state_clock(cluster: &TestCluster, id: NodeId, at_ms: u64) {
     write_snapshot(&machine, &meta_of(&machine), &mut File::create(&path).unwrap()).unwrap();
 }
 
-/// Puts a key through a node, and asserts that all nodes lose it after its TTL, and little later.
+/// Puts a key through a node, and asserts that all nodes expire it soon after its TTL.
 async fn assert_lives(cluster: &TestCluster, id: NodeId, key: &str, ttl: Duration) {
     let sent = Instant::now();
     let path = format!("/v1/kv/{key}");
@@ -40,7 +40,7 @@ async fn assert_lives(cluster: &TestCluster, id: NodeId, key: &str, ttl: Duratio
     assert_gone(cluster, &ALL, key, sent, ttl).await;
 }
 
-/// Asserts that these nodes lose a key that was put at `sent` after its TTL, and little later.
+/// Asserts that these nodes expire a key that was put at `sent` soon after its TTL.
 async fn assert_gone(cluster: &TestCluster, ids: &[NodeId], key: &str, sent: Instant, ttl: Duration) {
     for id in ids {
         eventually(&format!("{key:?} is gone on node {id}"), DEADLINE, async || {
@@ -55,18 +55,17 @@ async fn assert_gone(cluster: &TestCluster, ids: &[NodeId], key: &str, sent: Ins
     }
 }
 
-/// A state whose clock a former leader advanced an hour too far does not stop time.
+/// A state whose clock an earlier leader set an hour ahead does not stop time.
 ///
-/// Method: stop all nodes; set the clock in their snapshots an hour ahead, as a leader
-/// with such a wall clock did before; start all nodes; a key lives as long as its TTL
-/// says, before and after another restart.
+/// Method: stop all nodes, and set the clock in their snapshots an hour ahead, as a leader with such a wall clock
+/// would. Restart all nodes: a key lives as long as its TTL, before and after another restart.
 #[tokio::test]
 async fn a_state_ahead_of_all_wall_clocks() {
     let flags = [CALM_BUT_QUICK, &["--snapshot-entries", "20", "--snapshot-keep-entries", "5"]].concat();
     let mut cluster = TestCluster::form("log-time-ahead", &ALL, &flags).await;
     cluster.write_many(1, "k", 60).await;
     for id in ALL {
-        cluster.metrics_say(id, "it has a snapshot", |metrics| metrics.snapshot).await;
+        cluster.metrics_say(id, "a snapshot", |metrics| metrics.snapshot).await;
     }
     for id in ALL {
         cluster.stop(id).await;
@@ -84,7 +83,7 @@ async fn a_state_ahead_of_all_wall_clocks() {
     }
 }
 
-/// Makes it look to a stopped node as if its wall clock had been set, by some hours, while it was down.
+/// Makes a stopped node see a wall clock that was changed by some hours while it was down.
 fn set_wall_clock(cluster: &TestCluster, id: NodeId, hours: i64) {
     let file = ClockFile::open(&cluster.node(id).directory()).unwrap();
     let mut reading = file.recorded().unwrap();
@@ -92,7 +91,7 @@ fn set_wall_clock(cluster: &TestCluster, id: NodeId, hours: i64) {
     file.record(reading).unwrap();
 }
 
-/// Waits until all nodes have written down the time.
+/// Waits until all nodes have recorded their clocks.
 async fn all_have_recorded(cluster: &TestCluster) {
     for id in ALL {
         eventually(&format!("node {id} has recorded its clock"), DEADLINE, async || {
@@ -102,7 +101,7 @@ async fn all_have_recorded(cluster: &TestCluster) {
     }
 }
 
-/// How long a key has left on each node; `None` if it does not exist there.
+/// The time that a key has left on each node; `None` if it does not exist there.
 async fn left_ms(cluster: &TestCluster, key: &str) -> Vec<Option<u64>> {
     let mut left = Vec::new();
     for id in ALL {
@@ -112,7 +111,7 @@ async fn left_ms(cluster: &TestCluster, key: &str) -> Vec<Option<u64>> {
     left
 }
 
-/// Asserts that a key has this many hours left on all nodes, less the few minutes that a test may take.
+/// Asserts that a key has this many hours left on all nodes, minus a few minutes for the test itself.
 async fn assert_left(cluster: &TestCluster, key: &str, hours: u64) {
     let left = left_ms(cluster, key).await;
     let expected = hours * HOUR_MS - 300_000..=hours * HOUR_MS;
@@ -120,7 +119,7 @@ async fn assert_left(cluster: &TestCluster, key: &str, hours: u64) {
     assert!(all_are, "{key:?} must have {hours} hours left, and has {left:?} ms");
 }
 
-/// Kills all nodes, sets their wall clocks, and starts them; returns the leader.
+/// Kills all nodes, changes their wall clocks, and restarts them; returns the leader.
 async fn restart_all(cluster: &mut TestCluster, hours: impl Fn(NodeId) -> i64) -> NodeId {
     for id in ALL {
         cluster.kill(id);
@@ -132,12 +131,12 @@ async fn restart_all(cluster: &mut TestCluster, hours: impl Fn(NodeId) -> i64) -
     cluster.leader_of(&ALL).await
 }
 
-/// While no node runs, the wall clock counts, once, and never backwards.
+/// While no node runs, the wall clock counts, once and never backwards.
 ///
-/// Method: keys of 1, 4 and 9 hours. Kill all nodes, set one wall clock three hours ahead, and start them:
-/// nothing passes. The same with all clocks two hours ahead: the first key expires, and the others have
-/// two hours less. Twice more, without touching the clocks, and with clocks five hours back: nothing
-/// more passes, and TTLs are as long as they say.
+/// Method: put keys with TTLs of 1, 4 and 9 hours. Kill all nodes, set one wall clock three hours ahead, and restart
+/// them: no time passes. Do the same with all clocks two hours ahead: the first key expires, and the others have two
+/// hours less. Repeat twice, with unchanged clocks and with clocks five hours back: no more time passes, and new TTLs
+/// last as long as given.
 #[tokio::test]
 async fn time_when_no_node_ran() {
     let mut cluster = TestCluster::form("log-time-down", &ALL, CALM_BUT_QUICK).await;
@@ -153,7 +152,7 @@ async fn time_when_no_node_ran() {
     }
     for hours in [2, 0, -5] {
         let leader = restart_all(&mut cluster, |_| hours).await;
-        eventually("the key of an hour has expired", DEADLINE, async || {
+        eventually("the key with a TTL of one hour has expired", DEADLINE, async || {
             let left = left_ms(&cluster, "1h").await;
             if left == [None; 3] { Ok(()) } else { Err(left) }
         })
@@ -164,10 +163,10 @@ async fn time_when_no_node_ran() {
     }
 }
 
-/// The wall clock of a node that was restarted does not count while a majority ran, though it leads.
+/// The wall clock of a restarted node does not count while a majority was running, even if that node leads.
 ///
-/// Method: kill the leader, set its wall clock two hours ahead, and start it, until each node has led
-/// after that. All keys stay, and have the time left that they had.
+/// Method: kill the leader, set its wall clock two hours ahead, and restart it, until each node has led after a
+/// restart. All keys stay, with the time left that they had.
 #[tokio::test]
 async fn restarted_leaders_with_wall_clocks_ahead() {
     let mut cluster = TestCluster::form("log-time-restarts", &ALL, &[]).await;
@@ -187,14 +186,14 @@ async fn restarted_leaders_with_wall_clocks_ahead() {
         cluster.leader_of(&rest).await;
         cluster.restart(leader).await;
         restarted.push(leader);
-        assert!(restarted.len() < 60, "of {restarted:?} only {have_led:?} have led again");
+        assert!(restarted.len() < 60, "only {have_led:?} of {restarted:?} have led again");
     }
 }
 
-/// A node that is elected before it has heard from any leader has the time from its voter.
+/// A node that is elected before it has contact with any leader takes the time from its voter.
 ///
-/// Method: kill a follower and set its wall clock two hours ahead; kill the leader; start the
-/// follower, which can be elected only with the vote of the third node; until it is. The key stays.
+/// Method: kill a follower, and set its wall clock two hours ahead. Kill the leader, and restart the follower, which
+/// can be elected only with the vote of the third node. Repeat until it is. The key stays.
 #[tokio::test]
 async fn elected_at_once_with_a_wall_clock_ahead() {
     let mut cluster = TestCluster::form("log-time-elected", &ALL, &[]).await;
@@ -202,7 +201,7 @@ async fn elected_at_once_with_a_wall_clock_ahead() {
     cluster.persistently(leader, reqwest::Method::PUT, "/v1/kv/1h?ttl=1h", &[], "v").await.done();
     all_have_recorded(&cluster).await;
     for attempt in 0.. {
-        assert!(attempt < 30, "the node that was restarted was never elected");
+        assert!(attempt < 30, "the restarted node was never elected");
         let leader = cluster.leader_of(&ALL).await;
         cluster.all_applied(&ALL).await;
         let (follower, voter) = (1 + leader % 3, 1 + (leader + 1) % 3);
@@ -220,10 +219,10 @@ async fn elected_at_once_with_a_wall_clock_ahead() {
     }
 }
 
-/// The time in which no entry is written is not lost when a node that was restarted then leads.
+/// Time without writes is not lost when a restarted node becomes the leader.
 ///
-/// Method: put a key, and write nothing for half of its TTL; kill and restart the followers, one after
-/// the other, with wall clocks that are two hours back; kill the leader. The key expires in time.
+/// Method: put a key, and write nothing for half of its TTL. Kill and restart the followers, one after the other, with
+/// wall clocks two hours back. Kill the leader. The key expires on time.
 #[tokio::test]
 async fn idle_time_outlives_the_leader() {
     const TTL: Duration = Duration::from_secs(10);

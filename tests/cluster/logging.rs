@@ -1,4 +1,4 @@
-//! A log that cannot be written, or that nobody reads, is no reason for a node to stop or to wait.
+//! A log that cannot be written, or that no process reads, must not stop or delay a node.
 
 use std::fs::{File, OpenOptions};
 use std::io::{PipeReader, PipeWriter, Write, pipe};
@@ -10,12 +10,12 @@ use serde_json::Value;
 use crate::harness::{CALM_BUT_QUICK, DEADLINE, Http, TestCluster, TestNode, command, eventually};
 
 const ALL: [NodeId; 3] = [1, 2, 3];
-/// What a pipe holds on Linux before writing to it blocks.
+/// The capacity of a pipe on Linux, before a write to it blocks.
 const PIPE_BYTES: usize = 64 << 10;
-/// Logs with every request and every heartbeat, so that a full pipe is written to all the time.
+/// Logs every request and heartbeat, so that the node keeps writing to a full pipe.
 const LOG_EVERYTHING: [&str; 2] = ["--log-level", "trace"];
 
-/// A pipe that takes nothing more until it is read.
+/// A pipe that accepts no more until it is read.
 fn full_pipe() -> (PipeReader, PipeWriter) {
     let (reader, mut writer) = pipe().unwrap();
     writer.write_all(&[b'x'; PIPE_BYTES]).unwrap();
@@ -26,7 +26,7 @@ fn full_device() -> File {
     OpenOptions::new().write(true).open("/dev/full").unwrap()
 }
 
-/// Stops all nodes and starts them again, with what `log_to` gives as their standard error.
+/// Restarts all nodes, with standard error as `log_to` sets it.
 async fn restart_all(cluster: &mut TestCluster, flags: &[&str], mut log_to: impl FnMut(&mut TestNode)) {
     for id in ALL {
         assert_eq!(cluster.stop(id).await, Some(0), "node {id}");
@@ -40,10 +40,10 @@ async fn restart_all(cluster: &mut TestCluster, flags: &[&str], mut log_to: impl
     cluster.leader_of(&ALL).await;
 }
 
-/// Whatever is wrong with their logs, nodes serve, survive the leader, and end with exit code 0.
+/// Whatever is wrong with their logs, nodes serve, survive the loss of the leader, and exit with code 0.
 ///
-/// Method: write through each node; SIGTERM the leader, about whose end the others log; they must
-/// elect another and serve; then the leader comes back, and all are stopped by SIGTERM.
+/// Method: write through each node, and send SIGTERM to the leader, which makes the others log. They must elect another
+/// leader and serve. Then restart the former leader, and stop all nodes by SIGTERM.
 async fn serves_and_stops(cluster: &mut TestCluster) {
     for id in ALL {
         cluster.write(id, "key", &format!("through {id}")).await;
@@ -64,7 +64,7 @@ async fn serves_and_stops(cluster: &mut TestCluster) {
     }
 }
 
-/// A log whose reader is gone does no harm.
+/// A log whose reader has closed the pipe does no harm.
 ///
 /// Method: standard error is a pipe whose other end is closed.
 #[tokio::test]
@@ -74,11 +74,11 @@ async fn a_log_whose_reader_is_gone() {
     serves_and_stops(&mut cluster).await;
 }
 
-/// A log that nobody reads does no harm.
+/// A log that no process reads does no harm.
 ///
-/// Method: standard error is a pipe that is full, and open at the other end.
+/// Method: standard error is a full pipe whose other end is open.
 #[tokio::test]
-async fn a_log_that_nobody_reads() {
+async fn a_log_that_is_not_read() {
     let mut cluster = TestCluster::form("log-unread", &ALL, CALM_BUT_QUICK).await;
     let mut readers = Vec::new();
     restart_all(&mut cluster, &LOG_EVERYTHING, |node| {
@@ -100,10 +100,10 @@ async fn a_log_on_a_full_disk() {
     serves_and_stops(&mut cluster).await;
 }
 
-/// What is dropped is counted, and said once the log can be written again.
+/// Dropped lines are counted, and reported once the log can be written again.
 ///
-/// Method: fill the pipe and have the node log more than its queue holds, as JSON; then read the pipe. The line that
-/// says so has a time and the number, for programs.
+/// Method: fill the pipe, have the node log more than its queue holds, as JSON, and then read the pipe. The report is
+/// valid JSON with a time and the number.
 #[tokio::test]
 async fn dropped_lines_are_counted() {
     use std::io::{BufRead, BufReader};
@@ -122,25 +122,25 @@ async fn dropped_lines_are_counted() {
         http.get(&node.addr, "/metrics").await.unwrap().ok().unwrap();
     }
     let lines = BufReader::new(reader).lines();
-    // The full pipe's filling is at the beginning of the first line.
+    // The bytes that filled the pipe precede the first line.
     let said = tokio::task::spawn_blocking(move || {
         let mut lines = lines.map_while(Result::ok).filter_map(|line| serde_json::from_str::<Value>(&line).ok());
         lines.find(|line| line["fields"]["dropped"].is_u64())
     });
-    eventually("the node says how many lines were dropped", DEADLINE, async || {
+    eventually("the node reports how many lines were dropped", DEADLINE, async || {
         http.get(&node.addr, "/metrics").await.unwrap();
         if said.is_finished() { Ok(()) } else { Err("not yet") }
     })
     .await;
-    let said = said.await.unwrap().expect("the log ended without a word of them");
+    let said = said.await.unwrap().expect("the log ended without the report");
     assert!(said["fields"]["dropped"].as_u64() > Some(0) && said["level"] == "WARN", "{said}");
     assert!(said["timestamp"].as_str().is_some_and(|time| time.ends_with('Z')), "{said}");
     assert_eq!(node.stop().await, Some(0));
 }
 
-/// A node that cannot start says so with its exit code, though its error cannot be written.
+/// A node that cannot start exits with the right code, even if its error cannot be written.
 ///
-/// Method: a data directory of another node (78), an unknown host (2), with each kind of log.
+/// Method: use a data directory of another node (78), an unknown host (2), and other errors, with each kind of log.
 #[tokio::test]
 async fn exit_codes_do_not_depend_on_the_log() {
     let directory = tempfile::tempdir().unwrap();
@@ -158,8 +158,8 @@ async fn exit_codes_do_not_depend_on_the_log() {
         let (_reader, unread) = full_pipe();
         for stderr in [Stdio::from(pipe().unwrap().1), Stdio::from(unread), Stdio::from(full_device())] {
             let mut child = command(arguments).stdout(Stdio::null()).stderr(stderr).spawn().unwrap();
-            let what = format!("{arguments:?} ends");
-            let ended = eventually(&what, DEADLINE, async || child.try_wait().unwrap().ok_or("it runs")).await;
+            let what = format!("{arguments:?} exits");
+            let ended = eventually(&what, DEADLINE, async || child.try_wait().unwrap().ok_or("still running")).await;
             assert_eq!(ended.code(), Some(code), "{arguments:?}");
         }
     }

@@ -1,4 +1,4 @@
-//! Who belongs to the cluster, and who is kept out.
+//! Which nodes can join or leave a cluster, and which are rejected.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -14,11 +14,10 @@ fn others(id: u64) -> Vec<u64> {
     ALL.into_iter().filter(|other| *other != id).collect()
 }
 
-/// A cluster shrinks to one node and grows back, and takes writes at every size.
+/// A cluster can shrink to one node and grow back, and accepts writes at every size.
 ///
-/// Method: take one voter after the other away, asking another node each time;
-/// then add them again as learners and voters. The nodes keep running, and
-/// keep their directories. After each step: membership, a write, all reads.
+/// Method: remove one voter after the other, each through another node, then add them again as learners and voters. The
+/// nodes keep running and keep their directories. After each step, check the membership, a write, and all reads.
 #[tokio::test]
 async fn a_cluster_shrinks_and_grows() {
     let cluster = TestCluster::form("shrink-grow", &ALL, CALM).await;
@@ -31,7 +30,7 @@ async fn a_cluster_shrinks_and_grows() {
         voters.sort_unstable();
         if step > 2 {
             let new = *members.last().unwrap();
-            // Any node of the cluster passes it on to the leader.
+            // Any node of the cluster forwards this to the leader.
             let asked = members[members.len() - 2];
             let answer = cluster.post(asked, "/add-learner", json!([new, cluster.addr(new)]).to_string()).await;
             answer.ok().unwrap();
@@ -42,7 +41,7 @@ async fn a_cluster_shrinks_and_grows() {
         let answer = cluster.post(asked, "/change-membership", json!(voters).to_string()).await.ok().unwrap();
         assert_eq!(answer["membership"]["configs"], json!([voters]), "{answer}");
         let nodes = answer["membership"]["nodes"].as_object().unwrap();
-        assert_eq!(nodes.len(), voters.len(), "who is no voter any more has left entirely: {answer}");
+        assert_eq!(nodes.len(), voters.len(), "a node that is no longer a voter must have left entirely: {answer}");
         cluster.membership_is(&voters, &voters, &[]).await;
 
         let (key, value) = (format!("step {step}"), format!("with {voters:?}"));
@@ -57,7 +56,7 @@ async fn a_cluster_shrinks_and_grows() {
     }
 }
 
-/// A leader can be asked to remove itself: the others go on, and it answers nothing stale.
+/// A leader can be asked to remove itself: the others continue, and it serves no stale reads.
 #[tokio::test]
 async fn the_leader_can_be_removed() {
     let mut cluster = TestCluster::form("remove-leader", &ALL, &[]).await;
@@ -72,7 +71,7 @@ async fn the_leader_can_be_removed() {
     cluster.all_applied(&rest).await;
 
     let read = cluster.consistent_read(leader, "k").await;
-    assert_ne!(read.as_deref(), Ok("old"), "a removed node must not take its own state for the cluster's");
+    assert_ne!(read.as_deref(), Ok("old"), "a removed node must not serve its own state as the cluster's");
     let answer = cluster.post(leader, "/write", r#"{"Set":{"key":"k","value":"through the removed"}}"#).await;
     assert!(matches!(answer.status, 200 | 503 | 504), "{} {}", answer.status, answer.text());
     for id in &rest {
@@ -84,14 +83,14 @@ async fn the_leader_can_be_removed() {
         }
     }
     says_that_it_was_removed(&cluster, leader).await;
-    // It may be shut down then, and is not missed.
+    // A removed node can be stopped, and the others do not need it.
     assert_eq!(cluster.stop(leader).await, Some(0));
     cluster.write(rest[1], "k", "newest").await;
 }
 
-/// Waits until a removed node knows it, and asserts that it says what to do.
+/// Waits until a removed node knows that it was removed, and asserts that it says what to do.
 async fn says_that_it_was_removed(cluster: &TestCluster, id: u64) {
-    eventually(&format!("node {id} knows that it was removed"), DEADLINE, async || {
+    eventually(&format!("node {id} reports that it was removed"), DEADLINE, async || {
         let answer = cluster.post(id, "/consistent_read", r#""k""#).await;
         assert_ne!(answer.status, 200, "{}", answer.text());
         if answer.error().0 == "NotMember" { Ok(()) } else { Err(answer.text()) }
@@ -109,11 +108,11 @@ async fn says_that_it_was_removed(cluster: &TestCluster, id: u64) {
     cluster.get(id, "/v1/kv/k").await.refused(503, "not_member");
 }
 
-/// A follower that was removed says so, instead of waiting for entries that never come,
-/// also after a restart; and works again as soon as it is taken in again.
+/// A removed follower says so instead of waiting for entries that never come, even after a restart. It works again as
+/// soon as it is added again.
 ///
-/// Method: remove a follower and read on it linearizably: no answer is 504. What it
-/// holds can still be read. Start it again, read again. Take it in again.
+/// Method: remove a follower, and send it linearizable reads: none returns 504. Its own state can still be read.
+/// Restart it and read again. Then add it again.
 #[tokio::test]
 async fn a_removed_follower_says_so() {
     let mut cluster = TestCluster::form("remove-follower", &ALL, CALM).await;
@@ -125,9 +124,13 @@ async fn a_removed_follower_says_so() {
     cluster.write(leader, "k", "new").await;
     cluster.post(removed, "/consistent_read", r#""k""#).await.assert_error(503, "NotMember", "not_applied");
     says_that_it_was_removed(&cluster, removed).await;
-    assert_eq!(cluster.read(removed, "k").await.as_deref(), Ok("old"), "its own state can be read all the same");
+    assert_eq!(cluster.read(removed, "k").await.as_deref(), Ok("old"), "the node must still serve its own state");
     assert_eq!(cluster.get(removed, "/v1/kv/k?consistency=stale").await.done()["value"], "old");
-    assert_eq!(cluster.node(removed).log().matches("was removed from the cluster").count(), 1, "it is said once");
+    assert_eq!(
+        cluster.node(removed).log().matches("was removed from the cluster").count(),
+        1,
+        "the removal must be logged once"
+    );
 
     cluster.kill(removed);
     cluster.restart(removed).await;
@@ -139,13 +142,12 @@ async fn a_removed_follower_says_so() {
     cluster.write(removed, "k", "newest").await;
 }
 
-/// Who cannot be a member is refused at once, and the membership stays as it was.
+/// An impossible learner is rejected at once, and the membership does not change.
 ///
-/// Method: one impossible learner a row, asked of the leader and of a follower:
-/// nobody there, somebody who does not answer, another program, another node,
-/// a node of another cluster, this very node elsewhere.
+/// Method: request one impossible learner per row through the leader and through followers: no listener, a listener
+/// that never responds, another program, another node, a node of another cluster, the leader at another address.
 #[tokio::test]
-async fn impossible_learners_are_refused() {
+async fn impossible_learners_are_rejected() {
     let mut cluster = TestCluster::form("impossible", &ALL, CALM).await;
     cluster.add_node(4).await;
     cluster.post(4, "/init", "").await.ok().unwrap();
@@ -155,18 +157,18 @@ async fn impossible_learners_are_refused() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let other_program = other_program();
     let rows = [
-        ("nobody listens", 6, nobody.clone(), 503, "Unreachable"),
-        ("nobody answers", 6, silent.local_addr().unwrap().to_string(), 503, "Unreachable"),
+        ("no listener", 6, nobody.clone(), 503, "Unreachable"),
+        ("a silent listener", 6, silent.local_addr().unwrap().to_string(), 503, "Unreachable"),
         ("another program", 6, other_program, 409, "Conflict"),
-        ("another node's number", 6, cluster.addr(5).to_owned(), 409, "Conflict"),
-        ("a voter's number", 3 - (leader == 3) as u64, cluster.addr(5).to_owned(), 409, "Conflict"),
+        ("another node's id", 6, cluster.addr(5).to_owned(), 409, "Conflict"),
+        ("a voter's id", 3 - (leader == 3) as u64, cluster.addr(5).to_owned(), 409, "Conflict"),
         ("a node of another cluster", 4, cluster.addr(4).to_owned(), 409, "Conflict"),
-        ("the leader, elsewhere", leader, nobody, 400, "BadRequest"),
+        ("the leader at another address", leader, nobody, 400, "BadRequest"),
     ];
     let before = cluster.metrics(leader).await;
     for (what, id, addr, status, name) in rows {
         for asked in ALL {
-            eprintln!("{what}, asked of node {asked}");
+            eprintln!("{what}, through node {asked}");
             let answer = cluster.post(asked, "/add-learner", json!([id, addr]).to_string()).await;
             answer.assert_error(status, name, "not_applied");
             assert_eq!(answer.header("retry-after"), if status == 503 { "1" } else { "" }, "{what}");
@@ -174,15 +176,19 @@ async fn impossible_learners_are_refused() {
     }
     let after = cluster.metrics(leader).await;
     assert_eq!(after.membership_config, before.membership_config);
-    assert_eq!(after.last_log_index, before.last_log_index, "nothing was proposed");
-    assert_eq!(identity_of(&cluster, 5).await.cluster_id, None, "who was only asked for its name belongs to nobody");
+    assert_eq!(after.last_log_index, before.last_log_index, "nothing may be proposed");
+    assert_eq!(
+        identity_of(&cluster, 5).await.cluster_id,
+        None,
+        "asking a node for its identity must not make it a member"
+    );
 }
 
-/// Answers every connection as some other HTTP server would.
+/// Starts an HTTP server that is not a node, and returns its address.
 fn other_program() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap().to_string();
-    // Ends with the process: it waits for connections that no longer come.
+    // This thread ends with the process, since it waits for further connections.
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();

@@ -1,4 +1,4 @@
-//! What clients make a node hold, and what it does when that is too much.
+//! How much memory clients can make a node hold, and what it does at the limit.
 
 use raft_key_value::config::{HISTORY_BYTES_MAX, STATE_REPLACED_BYTES_MAX};
 use reqwest::Method;
@@ -8,16 +8,16 @@ use tokio::net::TcpStream;
 
 use crate::harness::{CALM, DEADLINE, TestCluster, eventually};
 
-/// The least that can be set. Half of it is for requests, and half for responses.
+/// The smallest budget allowed; half of it is for requests, and half for responses.
 const LEAST: &[&str] = &["--client-memory-bytes", "16777216"];
 const MIB: usize = 1 << 20;
 
-/// Bodies for which there is no memory stay with their clients: they wait, and are refused if that takes long.
-/// Short ones go on meanwhile, and long ones as soon as there is memory again.
+/// A node does not read bodies for which it has no memory. They wait, and are rejected if that takes too long. Short
+/// requests continue meanwhile, and so do long ones as soon as there is memory again.
 ///
-/// Method: two clients announce 1 MiB each, and one sends chunks; all hold back the end. Each takes twice as
-/// much as it announces, and in chunks twice as much as any may have, which leaves less than another takes. A
-/// fourth long put gets 503, and a short one 200. The three end, and the fourth is sent again.
+/// Method: two clients announce 1 MiB each, and one sends chunks; all withhold the end. A body counts twice its length,
+/// and a chunked one twice the maximum, so too little is left for another. A fourth long put gets 503, and a short one
+/// 200. The three finish, and the fourth is repeated.
 #[tokio::test]
 async fn long_requests_wait_for_memory() {
     let cluster = TestCluster::form("request-memory", &[1], LEAST).await;
@@ -35,7 +35,7 @@ async fn long_requests_wait_for_memory() {
         client.write_all(length.as_bytes()).await.unwrap();
         held.push((client, end));
     }
-    // Their heads have been read by the time that a request which came later has its response.
+    // The node has read their heads by the time that a later request gets its response.
     cluster.put(1, "/v1/kv/short", "v").await.done();
     let refused = cluster.put(1, "/v1/kv/fourth", value.clone()).await;
     refused.refused(503, "overloaded");
@@ -52,11 +52,11 @@ async fn long_requests_wait_for_memory() {
     assert_eq!(cluster.get(1, "/v1/kv?keys_only=true").await.json()["items"].as_array().unwrap().len(), 5);
 }
 
-/// Responses that nobody reads hold memory only up to the budget. Then long reads wait and are refused, and
-/// transactions that read much are before anything is done; short ones go on.
+/// Unread responses hold memory only up to the budget. After that, long reads wait and are rejected. Transactions that
+/// read too much are rejected before they are applied, and short requests continue.
 ///
-/// Method: a value of 1 MiB of control characters, which are six times as long in JSON. Clients ask for it and do
-/// not read, until a read gets 503; then a transaction that would change something and read the value. When those
+/// Method: put 1 MiB of control characters, which take six times as much in JSON. Clients request the value without
+/// reading it, until a read gets 503. Then send a transaction that would change a key and read the value. When those
 /// clients have gone, the read succeeds.
 #[tokio::test]
 async fn unread_responses_hold_little() {
@@ -68,7 +68,7 @@ async fn unread_responses_hold_little() {
         client.write_all(b"GET /v1/kv/long HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
         unread.push(client);
     }
-    // The first has its head, and the system holds some of what follows.
+    // The first client has its head, and the system buffers some of the rest.
     let mut head = [0; 12];
     unread[0].read_exact(&mut head).await.unwrap();
     assert_eq!(&head, b"HTTP/1.1 200");
@@ -85,10 +85,10 @@ async fn unread_responses_hold_little() {
     assert_eq!(read.json()["value"].as_str().unwrap().len(), MIB);
 }
 
-/// A listing holds on to the values of its state only until too much of it was replaced.
+/// A listing keeps the values of its revision only until too much of it was replaced.
 ///
-/// Method: the first page of two; then one key is put again and again, with as many bytes as may be replaced. The
-/// second page gets 410, and before that it was there.
+/// Method: read the first page of two, then put one key repeatedly, until as many bytes are replaced as allowed. The
+/// second page can be read before that, and returns 410 afterwards.
 #[tokio::test]
 async fn a_listing_does_not_hold_all_that_is_replaced() {
     let cluster = TestCluster::form("listing-memory", &[1], &[]).await;
@@ -105,19 +105,19 @@ async fn a_listing_does_not_hold_all_that_is_replaced() {
     for _ in 0..=STATE_REPLACED_BYTES_MAX / (2 * MIB as u64) {
         cluster.put(1, "/v1/kv/b", value.clone()).await.done();
     }
-    eventually("the state is not kept any more", DEADLINE, async || {
+    eventually("the revision is no longer kept", DEADLINE, async || {
         let page = cluster.get(1, &next).await;
         if page.status == 410 { Ok(page.refused(410, "revision_gone")) } else { Err(page.status) }
     })
     .await;
 }
 
-/// A response that is given again holds as much memory as the first one, whatever the keys that it read have become.
+/// A replayed response counts as much memory as the first one, whatever happened to the keys it read.
 ///
-/// Method: a transaction with an `Idempotency-Key` reads a value of 1 MiB of control characters, which is then deleted.
-/// Clients send it again and do not read, until one gets 503.
+/// Method: a transaction with an `Idempotency-Key` reads 1 MiB of control characters, which are then deleted. Clients
+/// repeat it without reading the responses, until one gets 503.
 #[tokio::test]
-async fn responses_that_are_given_again_are_counted() {
+async fn replayed_responses_are_counted() {
     let cluster = TestCluster::form("replay-memory", &[1], LEAST).await;
     cluster.put(1, "/v1/kv/long", vec![1; MIB]).await.done();
     let body = json!({"success": [{"put": {"key": "short", "value": "v"}}, {"get": {"key": "long"}}]}).to_string();
@@ -147,11 +147,11 @@ async fn responses_that_are_given_again_are_counted() {
     assert_eq!(again.done(), first);
 }
 
-/// Watches that do not read what they are sent at their beginning hold memory only up to their part of the budget.
-/// Others wait, and are told if that takes long; one that begins when those have gone gets everything.
+/// Watches that do not read their initial state hold memory only up to their part of the budget. Others wait, and end
+/// with an error if that takes too long. A watch that starts after those have gone gets everything.
 ///
-/// Method: a value of 1 MiB of control characters, which takes more than the part as JSON. A watch with `initial`
-/// begins and reads no more than the head; another is ended, and says why; the first goes, and a third gets the value.
+/// Method: put 1 MiB of control characters, which exceed that part as JSON. A watch with `initial` reads only the start
+/// of it. A second watch ends and says why. After the first has gone, a third gets the value.
 #[tokio::test]
 async fn unread_watches_hold_little() {
     let cluster = TestCluster::form("watch-memory", &[1], LEAST).await;
@@ -162,7 +162,7 @@ async fn unread_watches_hold_little() {
         client
     };
     let mut unread = begin().await;
-    // Some of the event has come, so it has the memory.
+    // Part of the event has arrived, so this watch holds the memory.
     let mut head = [0; 4096];
     unread.read_exact(&mut head).await.unwrap();
     let ended = read_to_end_of(&mut begin().await, "\"code\":\"overloaded\"").await;
@@ -218,7 +218,7 @@ async fn unread_watches_are_cut_off() {
     assert!(cut > 0 && told > 0, "{cut} cut off, {told} told");
 }
 
-/// Reads until this has come, or the stream ends.
+/// Reads until the given text has arrived, or the stream ends.
 async fn read_to_end_of(client: &mut TcpStream, wanted: &str) -> String {
     let mut read = Vec::new();
     while memchr::memmem::find(&read, wanted.as_bytes()).is_none() && client.read_buf(&mut read).await.unwrap() > 0 {}

@@ -1,4 +1,4 @@
-//! Older copies of a data directory: which ones a node notices, and that it takes no other for one.
+//! Older copies of a data directory: which ones a node detects, and that it suspects no other directory.
 
 use std::fs;
 use std::path::Path;
@@ -23,21 +23,21 @@ fn copy_directory(from: &Path, to: &Path) {
     }
 }
 
-/// Puts an older copy in the place of a stopped node's directory.
+/// Replaces a stopped node's directory with an older copy.
 fn put_back(cluster: &TestCluster, id: NodeId, copy: &Path) {
     let directory = cluster.node(id).directory();
     fs::remove_dir_all(&directory).unwrap();
     copy_directory(copy, &directory);
-    // The copy may have none of its own, and the node needs the directory.
+    // The copy may lack this directory if it was empty, and the node requires it.
     fs::create_dir_all(directory.join("snapshots")).unwrap();
 }
 
-/// A follower on an older copy ends with 65 and says what it is; the others go on, and it is replaced.
+/// A follower on an older copy exits with code 65 and says why; the others continue, and it is replaced.
 ///
-/// Method: stop a follower, copy its directory, start it; write until it has acknowledged more; stop it,
-/// put the copy back, start it, while clients write or not, in the middle of the log or with a log that was
-/// purged beyond the copy.
-async fn is_noticed(name: &'static str, under_writes: bool, flags: &[&'static str]) {
+/// Method: stop a follower, copy its directory, and restart it. Write until it has acknowledged more, and stop it.
+/// Restore the copy and start it, with or without writes at the same time, in the middle of the log or with a log that
+/// was purged beyond the copy.
+async fn is_detected(name: &'static str, under_writes: bool, flags: &[&'static str]) {
     let flags: Vec<&'static str> = CALM.iter().chain(flags).copied().collect();
     let mut cluster = TestCluster::form(name, &ALL, &flags).await;
     cluster.write_many(1, "before-", 20).await;
@@ -72,7 +72,7 @@ async fn is_noticed(name: &'static str, under_writes: bool, flags: &[&'static st
         None => None,
     };
     cluster.assert_alive();
-    assert_eq!(cluster.leader_of(&[leader, third]).await, leader, "the leader went on");
+    assert_eq!(cluster.leader_of(&[leader, third]).await, leader, "the leader must not change");
 
     cluster.add_node(4).await;
     cluster.post(leader, "/add-learner", json!([4, cluster.addr(4)]).to_string()).await.ok().unwrap();
@@ -86,20 +86,20 @@ async fn is_noticed(name: &'static str, under_writes: bool, flags: &[&'static st
 
 #[tokio::test]
 async fn a_follower_on_an_older_copy_says_so() {
-    is_noticed("older-idle", false, &[]).await;
+    is_detected("older-idle", false, &[]).await;
 }
 
 #[tokio::test]
 async fn a_follower_on_an_older_copy_says_so_under_writes() {
-    is_noticed("older-writes", true, &[]).await;
+    is_detected("older-writes", true, &[]).await;
 }
 
 #[tokio::test]
 async fn a_follower_on_a_copy_from_before_a_snapshot_says_so() {
-    is_noticed("older-purged", true, &["--snapshot-entries", "50", "--snapshot-keep-entries", "20"]).await;
+    is_detected("older-purged", true, &["--snapshot-entries", "50", "--snapshot-keep-entries", "20"]).await;
 }
 
-/// A learner on an older copy says so too, although nothing was counted on its vote.
+/// A learner on an older copy says so too, although its vote never counted.
 #[tokio::test]
 async fn a_learner_on_an_older_copy_says_so() {
     let mut cluster = TestCluster::form("older-learner", &ALL, CALM).await;
@@ -121,11 +121,11 @@ async fn a_learner_on_an_older_copy_says_so() {
     cluster.assert_alive();
 }
 
-/// No node that has all it acknowledged is taken for an older copy.
+/// A node that has everything it acknowledged is never taken for an older copy.
 ///
-/// Method: under writes, with a log that is purged quickly: kill a follower and start it again, at once and
-/// after the log was purged; kill the leader and start it again; pause a follower; take a learner in; kill all
-/// and start them in another order. No node ends, none suspects itself, and all hold what was acknowledged.
+/// Method: under writes, with a log that is purged quickly, kill and restart a follower, at once and after the log was
+/// purged. Kill and restart the leader, pause a follower, and add a learner. Kill all nodes, and start them in another
+/// order. No node exits or suspects itself, and all hold every acknowledged write.
 #[tokio::test]
 async fn no_other_node_is_taken_for_an_older_copy() {
     let flags: Vec<&'static str> =
@@ -171,12 +171,12 @@ async fn no_other_node_is_taken_for_an_older_copy() {
     }
 }
 
-/// A node on a copy from before another leader was elected is not noticed, and gets everything again.
+/// A node on a copy from before an election is not detected, and gets everything again.
 ///
-/// (The leader after that counts only on what the node has acknowledged to itself. The documents say so.)
+/// The new leader knows only what the node acknowledged to that leader, as the documentation says.
 ///
-/// Method: copy the leader's directory, write, kill the leader; once another one leads, start the former
-/// one on the copy.
+/// Method: copy the leader's directory, write, and kill the leader. Once another node leads, start the former leader on
+/// the copy.
 #[tokio::test]
 async fn a_copy_from_before_an_election_is_filled_up() {
     let mut cluster = TestCluster::form("older-leader", &ALL, CALM_BUT_QUICK).await;

@@ -1,4 +1,4 @@
-//! Whether the description of the API, `/openapi.json`, says what the server does.
+//! Does the description of the API, `/openapi.json`, match the server?
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,9 +10,9 @@ use serde_json::Value;
 
 use crate::harness::{CALM, TestCluster};
 
-/// Where the document stands in the repository.
+/// The document's path in the repository.
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/openapi.json");
-/// Writes the file instead of comparing it.
+/// If this variable is set, the test writes the file instead of comparing it.
 const WRITE_IT: &str = "RKV_WRITE_OPENAPI";
 
 /// An operation of the document.
@@ -23,7 +23,7 @@ struct Operation<'a> {
 }
 
 impl Operation<'_> {
-    /// The path and the query with the examples in place of the parameters.
+    /// The path and the query with the examples as parameters.
     fn example_path(&self) -> String {
         let mut path = self.path.to_owned();
         let mut query = Vec::new();
@@ -38,7 +38,7 @@ impl Operation<'_> {
         if query.is_empty() { path } else { format!("{path}?{}", query.join("&")) }
     }
 
-    /// The example of the body; nothing if it takes none.
+    /// The example of the body; empty if the operation takes none.
     fn example_body(&self) -> Vec<u8> {
         let contents = self.described["requestBody"]["content"].as_object();
         match contents.and_then(|contents| contents.iter().next()) {
@@ -48,7 +48,7 @@ impl Operation<'_> {
         }
     }
 
-    /// The names of the parameters after `?`.
+    /// The names of the query parameters.
     fn query_names(&self) -> BTreeSet<&str> {
         let parameters = self.described["parameters"].as_array().into_iter().flatten();
         let in_query = parameters.filter(|parameter| parameter["in"] == "query");
@@ -87,11 +87,11 @@ async fn openapi_document_in_the_repository_is_the_one_served() {
     let kept = if Path::new(FILE).exists() { fs::read_to_string(FILE).unwrap() } else { String::new() };
     assert!(
         kept == served.text(),
-        "docs/openapi.json is not what a node serves; write it anew with: {WRITE_IT}=1 cargo test --test cluster openapi"
+        "docs/openapi.json is not what a node serves; update it with: {WRITE_IT}=1 cargo test --test cluster openapi"
     );
 }
 
-/// The document has the routes of the route table, all that users may know and no others.
+/// The document has exactly the routes of the route table that are public.
 ///
 /// Method: compare both lists of methods and paths.
 #[tokio::test]
@@ -109,16 +109,15 @@ async fn openapi_document_has_the_routes_of_the_route_table() {
     assert_eq!(described, table);
 }
 
-/// Every operation of the document is there, takes the examples that the document
-/// gives, and answers with a status and a type that the document names.
+/// Every operation of the document exists, accepts the documented examples, and returns a documented status and type.
 ///
-/// Method: set the key of the examples, then send each operation its examples; only
-/// to those that change the cluster something that they refuse.
+/// Method: put the key of the examples, and then send each operation its examples. Operations that change the cluster
+/// get a body that they reject.
 #[tokio::test]
-async fn openapi_operations_answer_as_described() {
+async fn openapi_operations_respond_as_described() {
     let mut cluster = TestCluster::form("openapi-answers", &[1], CALM).await;
     let document = document_of(&cluster).await;
-    // The answer to a watch has no end, so bodies are not waited for.
+    // Do not wait for bodies, since the response to a watch never ends.
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let url = |path: &str| format!("http://{}{path}", cluster.addr(1));
     for operation in operations(&document) {
@@ -145,9 +144,9 @@ async fn openapi_operations_answer_as_described() {
     cluster.assert_alive();
 }
 
-/// The document has the parameters that the key-value API knows, and no others.
+/// The document has exactly the parameters of the key-value API.
 ///
-/// Method: give each operation a parameter that is not there; the error lists those that are.
+/// Method: send each operation an unknown parameter; the error lists the known ones.
 #[tokio::test]
 async fn openapi_document_has_the_parameters_that_the_server_takes() {
     let cluster = TestCluster::form("openapi-parameters", &[1], CALM).await;
@@ -155,7 +154,7 @@ async fn openapi_document_has_the_parameters_that_the_server_takes() {
     let mut compared = 0;
     for operation in operations(&document).iter().filter(|operation| operation.path.starts_with("/v1/")) {
         if operation.method == Method::HEAD {
-            continue; // Its errors have no body. It takes what GET does.
+            continue; // Its errors have no body, and its parameters are those of GET.
         }
         let path = operation.example_path();
         let path = format!("{}?nothing=1", path.split('?').next().unwrap());
@@ -172,11 +171,9 @@ async fn openapi_document_has_the_parameters_that_the_server_takes() {
     assert!(compared >= 8, "{compared}");
 }
 
-/// The reference for people is one page of HTML that has every operation, and
-/// needs nothing from elsewhere.
+/// The reference for people is one self-contained page of HTML with every operation.
 ///
-/// Method: look for each path and example, for what a page could fetch, and for the
-/// header that forbids it.
+/// Method: look for each path and example, for anything that a page could fetch, and for the header that forbids it.
 #[tokio::test]
 async fn openapi_reference_is_one_page_that_stands_alone() {
     let cluster = TestCluster::start("openapi-page", &[1], CALM).await;
@@ -209,12 +206,12 @@ async fn openapi_reference_is_one_page_that_stands_alone() {
     }
 }
 
-/// A method that the document does not have on a path is refused with those that it has.
+/// A method that the document does not have for a path is rejected with the list of those that it has.
 ///
-/// Method: try the others on every path, except on that of a touch, which is the path
-/// of a key that ends so to all methods but POST.
+/// Method: try the others on every path, except on that of a touch: to all methods but POST, that is the path of a key
+/// with this ending.
 #[tokio::test]
-async fn openapi_methods_that_are_not_described_are_refused() {
+async fn openapi_methods_that_are_not_described_are_rejected() {
     let cluster = TestCluster::form("openapi-methods", &[1], CALM).await;
     let document = document_of(&cluster).await;
     let described = operations(&document);

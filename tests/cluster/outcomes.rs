@@ -1,4 +1,4 @@
-//! What is known and what is not when something fails after a request was taken.
+//! What a response says about the outcome when something fails after a request was accepted.
 
 use std::time::{Duration, Instant};
 
@@ -16,14 +16,13 @@ fn set(key: &str) -> String {
     json!({"Set": {"key": key, "value": "v"}}).to_string()
 }
 
-/// A write that was proposed and found no majority is called unknown, and one
-/// that comes when the leader knows that it has none changes nothing.
+/// The outcome of a write that was proposed and found no majority is unknown. A write that arrives when the leader
+/// knows that it has no majority is not applied.
 ///
-/// Method: pause both followers and write at once, while the leader still
-/// believes in them: 504 after the deadline, not before. Write again: 503.
-/// Let them go on: the second write is on no node.
+/// Method: pause both followers and write at once, while the leader still counts on them: 504 after the deadline, not
+/// earlier. Write again: 503. Resume the followers: the second write is on no node.
 #[tokio::test]
-async fn a_write_without_a_majority_is_unknown_and_then_refused() {
+async fn a_write_without_a_majority_is_unknown_and_then_rejected() {
     let cluster = TestCluster::form("no-majority", &ALL, &[]).await;
     let leader = cluster.leader_of(&ALL).await;
     let followers: Vec<u64> = ALL.into_iter().filter(|id| *id != leader).collect();
@@ -32,7 +31,7 @@ async fn a_write_without_a_majority_is_unknown_and_then_refused() {
     let sent = Instant::now();
     let answer = cluster.post(leader, "/write", set("proposed")).await;
     answer.assert_error(504, "DeadlinePassed", "unknown");
-    assert!(sent.elapsed() >= REQUEST_DEADLINE, "it was given up after {:?}", sent.elapsed());
+    assert!(sent.elapsed() >= REQUEST_DEADLINE, "the deadline passed after only {:?}", sent.elapsed());
 
     let answer = cluster.post(leader, "/write", set("refused")).await;
     answer.assert_error(503, "NoLeader", "not_applied");
@@ -49,15 +48,13 @@ async fn a_write_without_a_majority_is_unknown_and_then_refused() {
     }
 }
 
-/// A node takes on as many writes as it says, and refuses the next one at once.
+/// A node accepts as many waiting writes as its limit says, and rejects further ones at once.
 ///
-/// Method: a limit of 20, and election timeouts so long that the leader believes
-/// in its followers throughout. Pause both followers, so that no write is
-/// answered; send more writes at once than may wait. As many as are over the
-/// limit are refused with 503, the others are unknown after their deadline, and
-/// the node then works again.
+/// Method: set a limit of 20, and election timeouts so long that the leader counts on its followers throughout. Pause
+/// both followers, so that no write completes, and send more writes at once than the limit. The excess is rejected with
+/// 503, the others are unknown after their deadline, and then the node works again.
 #[tokio::test]
-async fn more_writes_than_may_wait_are_refused() {
+async fn writes_above_the_limit_are_rejected() {
     const WAITING_MAX: usize = 20;
     const OVER: usize = 30;
     const FLAGS: &[&str] = &[
@@ -95,19 +92,19 @@ async fn more_writes_than_may_wait_are_refused() {
     cluster.all_applied(&ALL).await;
 }
 
-/// A connection that was opened and not used is as good as any other for longer than the head of a
-/// request may take: no 408 comes unasked, which would be taken for the answer to what is sent next. And
-/// a request that comes while the process stands still is done, for however long that was.
+/// An unused connection stays open for longer than a request's head may take. No unrequested 408 arrives on it, which
+/// would pass for the response to the next request. A request that arrives while the process is stopped is served,
+/// however long that takes.
 ///
-/// Method: connect twice, and stop the process; send a request on one, and let it go on when the time
-/// that the head of a request may take is over: 200, and nothing on the other until it sends one, too.
+/// Method: connect twice, and stop the process. Send a request on one connection, and resume the process after the
+/// deadline for a head. It returns 200, and sends nothing on the other connection until that one is used, too.
 #[tokio::test]
-async fn a_connection_that_is_not_used_yet_stays() {
+async fn an_unused_connection_stays_open() {
     const PUT: &[u8] = b"PUT /v1/kv/a HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\n\r\n1";
     let cluster = TestCluster::form("stopped", &[1], &[]).await;
     let mut stream = TcpStream::connect(cluster.addr(1)).await.unwrap();
     let mut unused = TcpStream::connect(cluster.addr(1)).await.unwrap();
-    // Accepted in order, so these have been when the next is answered.
+    // The node accepts connections in order, so these are accepted by the time that the next one is served.
     cluster.write(1, "before", "v").await;
     cluster.node(1).pause();
     stream.write_all(PUT).await.unwrap();

@@ -1,4 +1,4 @@
-//! What a node does while more comes than it can do.
+//! How a node sheds load when it receives more requests than it can handle.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,15 +9,14 @@ use tokio::task::JoinSet;
 
 use crate::harness::{DEADLINE, TestCluster, eventually};
 
-/// While more comes than a node can do, some of those who come last are refused and nothing of
-/// theirs is done; all others are done once, and who looks after the node is answered.
+/// An overloaded node rejects some of the newest requests, none of which it applies. It applies every other request
+/// once, and still serves metrics.
 ///
-/// Method: one node, and so many clients that each has to wait for several hundred transactions
-/// of 128 writes, longer than a node lets anybody wait before it refuses some. They go on until
-/// fifty were refused. Each transaction that is done adds one to the revision, so the revision
-/// tells how many were. Afterwards the node takes everything again.
+/// Method: one node, and so many clients that each waits for several hundred transactions of 128 writes, longer than a
+/// node queues requests before it rejects some. They continue until fifty requests were rejected. Each applied
+/// transaction adds one to the revision, so the revision counts them. Afterwards the node accepts every request again.
 #[tokio::test]
-async fn some_are_refused_and_the_others_done() {
+async fn some_are_rejected_and_the_others_applied() {
     const CLIENTS: usize = 700;
     const REFUSED: u64 = 50;
     let cluster = Arc::new(TestCluster::form("crowd", &[1], &[]).await);
@@ -45,7 +44,7 @@ async fn some_are_refused_and_the_others_done() {
             }
         });
     }
-    let what = format!("{REFUSED} are refused, as all wait for more than {LINE_WAIT_MAX:?}");
+    let what = format!("{REFUSED} requests are rejected, since the queue is longer than {LINE_WAIT_MAX:?}");
     eventually(&what, DEADLINE, async || {
         let refused = refused.load(Ordering::Relaxed);
         if refused >= REFUSED { Ok(()) } else { Err(format!("{refused} so far")) }

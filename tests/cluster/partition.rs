@@ -1,4 +1,4 @@
-//! What a node does that the others do not reach, and that does not reach them.
+//! How a node behaves when it is cut off from the others.
 
 use serde_json::json;
 
@@ -6,14 +6,13 @@ use crate::harness::{Answer, CALM_BUT_QUICK, DEADLINE, Links, TestCluster, event
 
 const ALL: [u64; 3] = [1, 2, 3];
 
-/// A leader that is cut off acknowledges nothing, reads nothing stale, and gives way.
+/// A leader that is cut off acknowledges no writes, serves no stale reads, and steps down.
 ///
-/// Method: cut both directions between the leader and the others; the others must
-/// elect one of them and take writes, while the old leader answers every write and
-/// every linearizable read with 503 or 504; heal; what was said not to be applied is
-/// nowhere, and all nodes hold the same.
+/// Method: cut both directions between the leader and the others. The others must elect one of them and accept writes,
+/// while the old leader returns 503 or 504 to every write and linearizable read. Heal the links: writes reported as not
+/// applied are on no node, and all nodes have the same data.
 #[tokio::test]
-async fn a_leader_that_is_cut_off_gives_way() {
+async fn a_leader_that_is_cut_off_steps_down() {
     let links = Links::default();
     let cluster = TestCluster::form_over(&links, "partition", &ALL, CALM_BUT_QUICK).await;
     cluster.write(1, "k", "old").await;
@@ -23,7 +22,7 @@ async fn a_leader_that_is_cut_off_gives_way() {
     links.isolate(leader, &others);
     let mut not_applied = Vec::new();
     let mut attempts = 0;
-    eventually("the others elect a leader, and take a write", DEADLINE, async || {
+    eventually("the others elect a leader and accept a write", DEADLINE, async || {
         attempts += 1;
         let key = format!("cut-off-{attempts}");
         let body = json!({"Set": {"key": key, "value": "v"}}).to_string();
@@ -48,18 +47,21 @@ async fn a_leader_that_is_cut_off_gives_way() {
     for id in ALL {
         assert_eq!(cluster.consistent_read(id, "k").await.as_deref(), Ok("after"), "on node {id}");
         for key in &not_applied {
-            assert_eq!(cluster.read(id, key).await.as_deref(), Ok(""), "{key} on node {id}: it was said to be nothing");
+            assert_eq!(
+                cluster.read(id, key).await.as_deref(),
+                Ok(""),
+                "{key} on node {id} was reported as not applied"
+            );
         }
     }
 }
 
 /// A leader that is cut off changes no membership, and says so.
 ///
-/// Method: cut both directions between the leader and the others, and at once ask it to take a
-/// node in that it does reach, or to be the only voter; once it must know that it is alone, ask it
-/// for both: it refuses. The others elect a leader and take a write, so whatever the old one has
-/// begun can come to nothing: after healing the first answer is an error too, and the membership is
-/// what it was, on all nodes. In the end the node is taken in by whoever leads.
+/// Method: cut both directions between the leader and the others, and at once ask it to add a node that it can reach,
+/// or to become the only voter. Once it must know that it is alone, request both changes: it rejects them. The others
+/// elect a leader and accept a write, so any change that the old leader started fails. After healing, the first request
+/// returns an error too, and the membership is unchanged on all nodes. In the end the new leader adds the node.
 #[tokio::test]
 async fn a_leader_that_is_cut_off_changes_no_membership() {
     let links = Links::default();
@@ -74,16 +76,16 @@ async fn a_leader_that_is_cut_off_changes_no_membership() {
         let first = if takes_in { &taking_in } else { &leaving_others_out };
 
         links.isolate(leader, &others);
-        eventually("the leader hears nothing from the others", DEADLINE, async || {
+        eventually("the leader has lost contact with the others", DEADLINE, async || {
             let answer = cluster.http().get(cluster.addr(leader), "/metrics").await.unwrap().ok()?;
             let silent_ms = answer["millis_since_quorum_ack"].as_u64();
-            // Of a node that led no more nothing would be known, and it would be late.
+            // A node that no longer leads reports `null`, and waiting longer would be pointless.
             if silent_ms.is_none_or(|silent_ms| silent_ms > 600) { Ok(()) } else { Err(format!("{silent_ms:?}")) }
         })
         .await;
         let alone = async {
             refuses_all_changes_once_it_knows(&cluster, leader).await;
-            let what = "the others elect a leader, and take a write";
+            let what = "the others elect a leader and accept a write";
             let body = json!({"Set": {"key": "k", "value": "new"}}).to_string();
             eventually(what, DEADLINE, async || cluster.post(others[0], "/write", body.clone()).await.ok()).await;
             links.heal();
@@ -99,12 +101,12 @@ async fn a_leader_that_is_cut_off_changes_no_membership() {
     cluster.membership_is(&[1, 2, 3, NEW], &ALL, &[NEW]).await;
 }
 
-/// A node that all others have left by dying changes no membership, and says so.
+/// A node that outlives all others changes no membership, and says so.
 ///
-/// Method: kill -9 the other two of a leader, then of a follower. At once ask for a node to be
-/// taken in; once a leader must know that it is alone, ask the survivor for that, and to be the only
-/// voter: it does neither, and has the membership that it had. Start the others again: what was said
-/// not to be done is not, and what was unknown is, or is not, on all nodes alike.
+/// Method: kill -9 the other two nodes of a leader, then of a follower. At once request to add a node. Once a leader
+/// must know that it is alone, request that again, and to be the only voter: the survivor does neither, and keeps its
+/// membership. Restart the others: a change reported as not applied is on no node, and an unknown one is on all nodes
+/// or on none.
 #[tokio::test]
 async fn a_survivor_changes_no_membership() {
     for survivor_leads in [true, false] {
@@ -127,7 +129,7 @@ async fn a_survivor_changes_no_membership() {
         if survivor_leads {
             refuses_all_changes_once_it_knows(&cluster, survivor).await;
         } else {
-            // It goes on asking the leader that it had.
+            // It still sends requests to its former leader.
             for (path, body) in changes(&cluster, survivor) {
                 assert_not_done(&cluster.post(survivor, path, body).await);
             }
@@ -154,16 +156,16 @@ async fn a_survivor_changes_no_membership() {
     }
 }
 
-/// A node that is started, and no member yet.
+/// A running node that is not a member yet.
 const NEW: u64 = 4;
 
-/// The requests that take the new node in, and that make a node the only voter.
+/// The requests to add the new node, and to make a node the only voter.
 fn changes(cluster: &TestCluster, id: u64) -> [(&'static str, String); 2] {
     let new = json!([NEW, cluster.addr(NEW)]).to_string();
     [("/add-learner", new), ("/change-membership", json!([id]).to_string())]
 }
 
-/// Waits until a leader knows that it is alone, and asserts that it begins no change then.
+/// Waits until a leader knows that it is alone, and asserts that it then starts no change.
 async fn refuses_all_changes_once_it_knows(cluster: &TestCluster, id: u64) {
     eventually(&format!("node {id} knows that it is alone"), DEADLINE, async || {
         let answer = cluster.post(id, "/consistent_read", r#""k""#).await;

@@ -1,4 +1,4 @@
-//! Does a cluster notice that a node holds other data than the leader?
+//! Does a cluster detect that a node's data differs from the leader's?
 
 use std::fs::File;
 
@@ -15,7 +15,7 @@ use crate::harness::{CALM, DEADLINE, TestCluster, eventually, index_of};
 
 const ALL: &[NodeId] = &[1, 2, 3];
 
-/// A snapshot now and then, and a log that has all entries after the first of them.
+/// Occasional snapshots, and a log that keeps all entries after the first one.
 const FLAGS: &[&str] = &["--snapshot-entries", "2000", "--snapshot-keep-entries", "20000"];
 
 async fn hash(cluster: &TestCluster, id: NodeId, query: &str) -> Value {
@@ -27,12 +27,12 @@ async fn hash(cluster: &TestCluster, id: NodeId, query: &str) -> Value {
     body
 }
 
-/// What must be the same on all nodes.
+/// The fields that must be the same on all nodes.
 fn state_in(body: &Value) -> [&Value; 3] {
     ["applied_index", "revision", "hash"].map(|name| &body[name])
 }
 
-/// Writes through a node until its log has more entries than this, many writes at a time.
+/// Writes through a node, many writes at a time, until the node has applied more than this index.
 async fn write_past(cluster: &TestCluster, id: NodeId, index: u64) {
     const WRITES_AT_ONCE: usize = 64;
     while index_of(cluster.metrics(id).await.last_applied) <= index {
@@ -43,7 +43,7 @@ async fn write_past(cluster: &TestCluster, id: NodeId, index: u64) {
     }
 }
 
-/// Waits until a node has found its state to be the leader's at an index.
+/// Waits until a node has confirmed that its state at an index is the leader's, and returns the check.
 async fn checked(cluster: &TestCluster, id: NodeId, index: u64) -> Value {
     eventually(&format!("node {id} has checked itself at {index}"), DEADLINE, async || {
         let body = hash(cluster, id, "").await;
@@ -52,13 +52,12 @@ async fn checked(cluster: &TestCluster, id: NodeId, index: u64) -> Value {
     .await
 }
 
-/// Nodes with the same entries have the same hash, on each of them for exactly the
-/// index that is asked for, also after they were killed; and they find that out by
-/// themselves.
+/// Nodes with the same entries return the same hash, each for exactly the requested index, even after they were killed.
+/// They also compare their hashes by themselves.
 ///
-/// Method: a few writes of each kind; the hash of one node, and of the others at its
-/// index; an index to come, one that never comes, one that is over; writes past the
-/// index of a check, until all nodes say that it was done; kill -9 all.
+/// Method: send a few writes of each kind. Read the hash of one node, and of the others at its index. Request an index
+/// that comes next, one that never comes, and one in the past. Write past the index of a check, until all nodes report
+/// it. Kill -9 all nodes.
 #[tokio::test]
 async fn equal_nodes_have_the_same_hash() {
     let mut cluster = TestCluster::form("self-check", ALL, &[CALM, FLAGS].concat()).await;
@@ -70,7 +69,7 @@ async fn equal_nodes_have_the_same_hash() {
     cluster.delete(3, "/v1/kv/k").await.done();
 
     let leaders = hash(&cluster, leader, "").await;
-    assert_ne!(leaders["hash"], empty["hash"], "a key that is gone leaves a trace: the revision");
+    assert_ne!(leaders["hash"], empty["hash"], "a deleted key must leave a trace in the hash: the revision");
     let applied = leaders["applied_index"].as_u64().unwrap();
     for id in ALL {
         let found = hash(&cluster, *id, &format!("?applied={applied}")).await;
@@ -103,16 +102,16 @@ async fn equal_nodes_have_the_same_hash() {
     cluster.all_applied(ALL).await;
     for id in ALL {
         let after = hash(&cluster, *id, "").await;
-        assert_eq!(state_in(&after)[1..], state_in(&before)[1..], "node {id}, of which only the log goes on");
+        assert_eq!(state_in(&after)[1..], state_in(&before)[1..], "node {id} may differ only in its log");
     }
     cluster.assert_alive();
 }
 
-/// No more requests wait for an entry on one node than the bound says, and each is told the state after exactly
-/// its entry, although others follow at once.
+/// The requests that wait for an entry on one node are bounded, and each gets the state after exactly its entry,
+/// although others follow at once.
 ///
-/// Method: one more than may wait, for an entry that never comes; then as many as may, for an entry each, while
-/// writes go on. A hash says what the other nodes have at the same entry.
+/// Method: send one more request than may wait, for an entry that never comes. Then send as many as may wait, for one
+/// entry each, while writes continue. The hashes of two nodes at the same entry must be equal.
 #[tokio::test]
 async fn waiting_for_an_entry_is_bounded_and_exact() {
     const WAITING: u64 = APPLIED_WAITING_MAX as u64;
@@ -146,13 +145,11 @@ async fn waiting_for_an_entry_is_bounded_and_exact() {
     }
 }
 
-/// A node that holds other data than the leader stops at the next check, and says
-/// so; the others go on.
+/// A node whose data differs from the leader's stops at the next check, and says so; the others continue.
 ///
-/// Method: stop a follower; put one write more into its snapshot, which is whole
-/// then and has the right hash of the wrong data; start it; write past the index of
-/// a check; it must end with exit code 65 and both hashes, and the others confirm
-/// each other and take writes. What it stopped for does not keep it from starting again.
+/// Method: stop a follower and add a write to its snapshot, which is then valid but has different data. Restart it, and
+/// write past the index of a check. The follower must exit with code 65 and report both hashes, and the others must
+/// confirm each other and accept writes. The check does not prevent a restart.
 #[tokio::test]
 async fn a_node_with_other_data_stops() {
     let mut cluster = TestCluster::form("other-data", ALL, &[CALM, FLAGS].concat()).await;
@@ -160,7 +157,7 @@ async fn a_node_with_other_data_stops() {
     let follower = 1 + leader % 3;
     let rest: Vec<NodeId> = ALL.iter().copied().filter(|id| *id != follower).collect();
     write_past(&cluster, leader, 2100).await;
-    let snapshot = cluster.metrics_say(follower, "it has a snapshot", |metrics| metrics.snapshot).await;
+    let snapshot = cluster.metrics_say(follower, "a snapshot", |metrics| metrics.snapshot).await;
     assert_eq!(cluster.stop(follower).await, Some(0));
 
     let path = cluster.node(follower).directory().join(format!("snapshots/{}.snap", snapshot.index));
@@ -184,7 +181,7 @@ async fn a_node_with_other_data_stops() {
     for id in &rest {
         cluster.put(*id, "/v1/kv/after", "1").await.done();
     }
-    // Had the leader been the wrong one, two nodes would have to come back.
+    // If the leader were the wrong one, two nodes would have to come back.
     cluster.restart(follower).await;
     cluster.value_is(&[follower], "after", "1").await;
     cluster.assert_alive();

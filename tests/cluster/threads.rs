@@ -1,4 +1,4 @@
-//! What runs on which thread of a node.
+//! Which thread of a node does what.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,12 +9,11 @@ use crate::harness::TestCluster;
 
 const ALL: [u64; 3] = [1, 2, 3];
 
-/// Clients are served by as many threads as was asked for, whichever thread has a connection, and
-/// Raft runs on one of its own.
+/// As many threads as configured serve clients, each of them some connections, and Raft runs on a thread of its own.
 ///
-/// Method: nodes with three threads for clients, counted by their names in `/proc`. Sixty clients,
-/// each with a connection of its own that stays open, put keys on all nodes and read each other's
-/// at once; then the processor time of each thread is looked at: all have done their part.
+/// Method: start nodes with three client threads, counted by their names in `/proc`. Sixty clients with an open
+/// connection each put keys on all nodes, and then read each other's keys at once. The processor time of each thread
+/// shows that all of them took part.
 #[tokio::test]
 async fn several_threads_serve_clients() {
     const CLIENTS: usize = 60;
@@ -49,7 +48,7 @@ async fn several_threads_serve_clients() {
     }
 }
 
-/// The processor time of each thread of a process, in nanoseconds, by their names.
+/// The processor time of each thread of a process in nanoseconds, by thread name.
 fn times_of_threads(pid: u32) -> BTreeMap<String, Vec<u64>> {
     let mut times: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     for thread in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {

@@ -1,4 +1,4 @@
-//! Keys that expire: on all nodes at once, never early, whatever dies meanwhile.
+//! Keys expire on all nodes at the same revision and never early, whichever nodes die.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::harness::{CALM, CALM_BUT_QUICK, DEADLINE, Event, TestCluster, Watch, 
 
 const ALL: [NodeId; 3] = [1, 2, 3];
 
-/// Asserts that a watch of all keys now says that these expire, all at one revision, which is returned.
+/// Asserts that the next events of a watch of all keys expire these keys, all at one revision, and returns it.
 async fn expired(watch: &mut Watch, keys: &[&str]) -> u64 {
     let events = watch.take(keys.len()).await;
     let found: Vec<(&str, &str)> = events.iter().map(|event| (event.kind(), event.key())).collect();
@@ -25,13 +25,12 @@ async fn touch(cluster: &TestCluster, id: NodeId, key: &str, ttl: &str) -> Value
     cluster.v1(id, Method::POST, &format!("/v1/kv/{key}/touch?ttl={ttl}"), &[], "").await.done()
 }
 
-/// A key goes on all nodes at the same revision, and on none before its time.
+/// A key expires on all nodes at the same revision, and on none before its TTL has passed.
 ///
-/// Method: watch all nodes; put keys with times through each; by this test's own
-/// clock no event comes before the time that has passed since the put was sent,
-/// and every node says the same revision. A key without a time stays.
+/// Method: watch all nodes, and put keys with TTLs through each. By the clock of this test, no expiry arrives before
+/// the TTL has passed since the put was sent, and every node reports the same revision. A key without a TTL stays.
 #[tokio::test]
-async fn a_key_goes_everywhere_at_once_and_never_early() {
+async fn a_key_expires_everywhere_at_once_and_never_early() {
     let cluster = TestCluster::form("ttl-all", &ALL, CALM).await;
     let mut watches = Vec::new();
     cluster.put(1, "/v1/kv/stays", "v").await.done();
@@ -51,10 +50,10 @@ async fn a_key_goes_everywhere_at_once_and_never_early() {
             assert_eq!(watch.take(1).await[0].kind(), "put");
             revisions.push(expired(watch, &["k"]).await);
             let took = sent.elapsed();
-            assert!(took >= Duration::from_millis(ttl_ms), "a key of {ttl_ms} ms went after {took:?}");
+            assert!(took >= Duration::from_millis(ttl_ms), "a key of {ttl_ms} ms expired after {took:?}");
             report("ttl-all", &format!("a key of {ttl_ms} ms"), took);
         }
-        assert_eq!(revisions, [put.revision() + 1; 3], "one expiry is one revision, the same on all nodes");
+        assert_eq!(revisions, [put.revision() + 1; 3], "an expiry must have one revision, the same on all nodes");
         for id in ALL {
             let gone = cluster.get(id, "/v1/kv/k").await;
             assert_eq!(gone.refused(404, "key_not_found")["revision"], put.revision() + 1);
@@ -64,12 +63,11 @@ async fn a_key_goes_everywhere_at_once_and_never_early() {
     }
 }
 
-/// What renews a key renews nothing else, and what changes it changes its time too.
+/// Renewing a TTL changes nothing else, and a change replaces the TTL.
 ///
-/// Method: put the same value again with a time, and touch: revision and version
-/// stay, no event comes, and the time is the new one. A touch with another time
-/// shortens. Another value with a time, and a put without one, are changes. The
-/// key must outlive its first time, by this test's clock.
+/// Method: put the same value again with a TTL, and touch it: revision and version stay, no event arrives, and the TTL
+/// is the new one. A touch with a shorter TTL shortens it. Another value with a TTL, and a put without one, are
+/// changes. By the clock of this test, the key must outlive its first TTL.
 #[tokio::test]
 async fn renewal_keeps_the_revision() {
     let cluster = TestCluster::form("ttl-renew", &ALL, CALM).await;
@@ -77,7 +75,7 @@ async fn renewal_keeps_the_revision() {
     let sent = Instant::now();
     let first = cluster.put(2, "/v1/kv/lock?ttl=4s", "me").await.done();
     assert_eq!(first, json!({"revision": 1, "version": 1}));
-    // As long as its first time, and half as much again.
+    // One and a half times the first TTL.
     while sent.elapsed() < Duration::from_secs(6) {
         for id in ALL {
             assert_eq!(cluster.put(id, "/v1/kv/lock?ttl=4s", "me").await.done(), first);
@@ -90,7 +88,7 @@ async fn renewal_keeps_the_revision() {
     }
     let found = cluster.get(3, "/v1/kv/lock").await;
     assert_eq!((found.revision(), &found.done()["create_revision"]), (1, &json!(1)));
-    // If the value stays but nothing is said of a time, it is a change, and for ever.
+    // A put of the same value without a TTL is a change, and makes the key permanent.
     let forever = cluster.put(2, "/v1/kv/lock", "me").await.done();
     assert_eq!(forever, json!({"revision": 2, "version": 2}));
     assert!(cluster.get(1, "/v1/kv/lock").await.done()["expires_in_ms"].is_null());
@@ -108,10 +106,10 @@ async fn renewal_keeps_the_revision() {
     assert_eq!(missing.refused(404, "key_not_found")["revision"], 4);
 }
 
-/// Keys expire in time though the leader dies, and none is lost or early.
+/// Keys expire on time although the leader dies, each once and never early.
 ///
-/// Method: put keys of different times, kill -9 the leader, and watch the others
-/// from before: each key must go, on both at the same revision, none before its time.
+/// Method: put keys with different TTLs, kill -9 the leader, and watch the others from before that. Each key must
+/// expire on both at the same revision, and none before its TTL has passed.
 #[tokio::test]
 async fn keys_expire_after_the_leader_is_killed() {
     let mut cluster = TestCluster::form("ttl-kill", &ALL, &[]).await;
@@ -130,27 +128,26 @@ async fn keys_expire_after_the_leader_is_killed() {
     let next_leader = cluster.leader_of(&rest).await;
     let mut seen = Vec::new();
     for id in rest {
-        let mut watch = eventually("a watch is taken", DEADLINE, async || {
+        let mut watch = eventually("a watch is accepted", DEADLINE, async || {
             cluster.watch_after(id, &format!("from={first}"), None).await
         })
         .await;
-        // Three puts and two expiries; on a slow machine one of these may come before the last put.
+        // Three puts and two expiries; on a slow machine an expiry may come before the last put.
         let events = watch.take(5).await;
         assert!(sent.elapsed() >= Duration::from_secs(1), "after {:?}: {events:?}", sent.elapsed());
         let gone: Vec<_> = events.iter().filter(|event| event.kind() == "expire").map(Event::key).collect();
         assert_eq!(gone, ["a", "b"]);
         seen.push(events);
     }
-    assert_eq!(seen[0], seen[1], "the same events on both nodes");
+    assert_eq!(seen[0], seen[1], "both nodes must send the same events");
     let left = cluster.list_all(next_leader, "").await;
     assert_eq!(left.iter().map(|item| item["key"].as_str().unwrap()).collect::<Vec<_>>(), ["c"]);
 }
 
-/// Times are kept over a restart of all nodes, from snapshots and logs.
+/// TTLs survive a restart of all nodes, from snapshots and logs.
 ///
-/// Method: put keys with times, some before and some after a snapshot; kill -9
-/// all; start all: what is over goes, what is not stays and has less time left
-/// than before.
+/// Method: put keys with TTLs, some before and some after a snapshot. Kill -9 and restart all nodes. Keys whose TTL has
+/// passed expire, and the others stay with less time left.
 #[tokio::test]
 async fn keys_expire_after_a_restart_of_all() {
     let flags = [CALM_BUT_QUICK, &["--snapshot-entries", "50", "--snapshot-keep-entries", "10"]].concat();
@@ -160,7 +157,7 @@ async fn keys_expire_after_a_restart_of_all() {
     }
     cluster.write_many(2, "k", 60).await;
     for id in ALL {
-        cluster.metrics_say(id, "it has a snapshot", |metrics| metrics.snapshot).await;
+        cluster.metrics_say(id, "a snapshot", |metrics| metrics.snapshot).await;
     }
     cluster.put(3, "/v1/kv/late-short?ttl=1s", "v").await.done();
     cluster.put(3, "/v1/kv/late-long?ttl=2h", "v").await.done();
@@ -172,7 +169,7 @@ async fn keys_expire_after_a_restart_of_all() {
     }
     cluster.leader_of(&ALL).await;
     for id in ALL {
-        eventually(&format!("on node {id} the short ones are gone"), DEADLINE, async || {
+        eventually(&format!("the short-lived keys have expired on node {id}"), DEADLINE, async || {
             let sent =
                 cluster.http().get(cluster.addr(id), "/v1/kv?prefix=").await.map_err(|error| error.to_string())?;
             if sent.status == 200 && !sent.text().contains("-short") { Ok(()) } else { Err(sent.text()) }
@@ -185,9 +182,9 @@ async fn keys_expire_after_a_restart_of_all() {
     }
 }
 
-/// More keys than one entry removes go too, one after another, and each once.
+/// More keys than one entry can remove expire in several entries, each key once.
 ///
-/// Method: 2,500 keys with the same time; a watch sees each of them go exactly once.
+/// Method: put 2,500 keys with the same TTL; a watch sees each of them expire exactly once.
 #[tokio::test]
 async fn many_keys_expire_at_once() {
     const KEYS: usize = 2500;
@@ -203,6 +200,6 @@ async fn many_keys_expire_at_once() {
     assert_eq!(gone.len(), KEYS);
     gone.sort_unstable();
     gone.dedup();
-    assert_eq!(gone.len(), KEYS, "a key went twice");
+    assert_eq!(gone.len(), KEYS, "a key expired twice");
     assert!(cluster.list_all(3, "").await.is_empty());
 }

@@ -1,4 +1,4 @@
-//! Transactions: all or nothing, at one revision, after any comparison.
+//! Transactions: comparisons, all or nothing, at one revision.
 
 use std::cmp::Ordering;
 
@@ -9,14 +9,13 @@ use crate::harness::{CALM, TestCluster};
 
 const ALL: [NodeId; 3] = [1, 2, 3];
 
-/// Whether a relation holds for two things that stand so to each other.
+/// Whether a relation holds for two operands in this order.
 type Holds = fn(Ordering) -> bool;
 
-/// Each comparison holds for what it should, and for nothing else.
+/// Each comparison holds exactly when it should.
 ///
-/// Method: a key that is there and one that is not; every operand below, at and
-/// above the key's own with every relation; the branch that is done must be the
-/// one that arithmetic says, and a value is compared by its bytes.
+/// Method: for an existing and a missing key, compare each field with operands below, equal to and above it, by every
+/// relation. The branch that is applied must match the arithmetic. Values are compared by their bytes.
 #[tokio::test]
 async fn every_comparison_holds_when_it_should() {
     let cluster = TestCluster::form("txn-compare", &[1], CALM).await;
@@ -24,7 +23,8 @@ async fn every_comparison_holds_when_it_should() {
     for value in ["l", "m"] {
         cluster.put(1, "/v1/kv/k", value).await;
     }
-    // The key's own: created at 2, changed at 3, twice in all; and what is not there has 0.
+    // The existing key was created at revision 2 and changed at 3, so its version is 2. A missing key has 0 in each
+    // field.
     let relations: [(&str, Holds); 6] = [
         ("=", Ordering::is_eq),
         ("!=", Ordering::is_ne),
@@ -44,7 +44,7 @@ async fn every_comparison_holds_when_it_should() {
         }
         for operand in ["", "l", "m", "n", "mm", "ü"] {
             rows.push((json!({"key": "k", "op": op, "value": operand}), holds("m".cmp(operand))));
-            // Nothing is smaller than any value.
+            // A missing value is smaller than any value.
             rows.push((json!({"key": "missing", "op": op, "value": operand}), holds(None.cmp(&Some(operand)))));
         }
         let base64 = json!({"key": "k", "op": op, "value": "/w==", "encoding": "base64"});
@@ -57,13 +57,13 @@ async fn every_comparison_holds_when_it_should() {
             }
         }
     }
-    rows.push((json!({"key": "k", "version": 2}), true)); // = if nothing is said.
+    rows.push((json!({"key": "k", "version": 2}), true)); // The default is `=`.
     rows.push((json!({"key": "k", "version": 1}), false));
     let get = json!([{"get": {"key": "k"}}]);
     for (number, (compare, holds)) in rows.iter().enumerate() {
         let mut lists = vec![(vec![compare.clone()], *holds)];
         if number % 8 == 0 {
-            // One that does not hold makes all of them not hold, before or after it.
+            // One comparison that does not hold makes the whole list fail, wherever it stands.
             let mut both = vec![compare.clone()];
             both.insert(number / 8 % 2, json!({"key": "missing", "exists": true}));
             lists.push((both, false));
@@ -72,17 +72,17 @@ async fn every_comparison_holds_when_it_should() {
             let answer = cluster.txn(1, &json!({"compare": all, "success": get})).await.done();
             assert_eq!(answer["succeeded"], expected, "{all:?}");
             let results = answer["results"].as_array().unwrap().len();
-            assert_eq!(results, usize::from(expected), "the other branch is empty");
-            assert_eq!(answer["revision"], 3, "reading changes nothing");
+            assert_eq!(results, usize::from(expected), "the other branch must be empty");
+            assert_eq!(answer["revision"], 3, "reading must change nothing");
         }
     }
     eprintln!("{} comparisons", rows.len());
 }
 
-/// All that a transaction changes has one revision, and each operation sees those before it.
+/// All changes of a transaction have one revision, and each operation sees those before it.
 ///
-/// Method: through each node, both branches with every operation; the answer is
-/// compared whole, and the keys are then read on another node.
+/// Method: through each node, run both branches with every operation. Compare the whole response, and then read the
+/// keys on another node.
 #[tokio::test]
 async fn a_transaction_has_one_revision() {
     let cluster = TestCluster::form("txn-revision", &ALL, CALM).await;
@@ -136,11 +136,10 @@ async fn a_transaction_has_one_revision() {
     }
 }
 
-/// Transactions that compare and then set lose no update, wherever they are asked for.
+/// Transactions that compare and then set lose no update, on whichever node they run.
 ///
-/// Method: tasks on all nodes add to one counter and to their own, by comparing
-/// the revision they have read; the one must be the sum of the others at the end,
-/// and at each moment in between.
+/// Method: tasks on all nodes increment one counter and their own, comparing the revision they have read. The common
+/// counter must equal the sum of the others at the end, and at every moment in between.
 #[tokio::test]
 async fn concurrent_transactions_lose_no_update() {
     const TASKS: usize = 6;
@@ -176,11 +175,10 @@ async fn concurrent_transactions_lose_no_update() {
     tokio::join!(futures_util::future::join_all((0..TASKS).map(add)), watch());
 }
 
-/// As much as a transaction may be is taken, and an answer that would be too large is refused whole.
+/// The largest transactions allowed are applied, and one whose response would be too large is rejected as a whole.
 ///
-/// Method: 128 comparisons and 128 puts in each branch, and all at one revision;
-/// then five keys of 1 MiB, which may not be read at once, in a transaction that
-/// would also write.
+/// Method: send 128 comparisons and 128 puts or deletes in each branch, all at one revision. Then put five keys of 1
+/// MiB, which may not be read at once, and read them in a transaction that would also write.
 #[tokio::test]
 async fn the_largest_transactions() {
     let cluster = TestCluster::form("txn-largest", &ALL, CALM).await;

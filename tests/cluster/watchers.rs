@@ -1,4 +1,4 @@
-//! Many watches on one node that is writing as fast as it can.
+//! Many watches on one node that writes at full speed.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -14,25 +14,24 @@ const ALL: [u64; 3] = [1, 2, 3];
 const WATCHES: usize = 1000;
 const WRITERS: usize = 48;
 const WRITES: u64 = 3000;
-/// Every so many writes there is one that changes several keys, and one that deletes.
+/// How often a write changes several keys, or deletes.
 const TXN_EVERY: u64 = 25;
 const DELETE_EVERY: u64 = 10;
 
-/// What the watches of one filter are to see: the events' texts, in order.
+/// The events that the watches with one filter must see, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Seen {
     count: usize,
     hash: u64,
 }
 
-/// A thousand watches on the leader each see every change that they watch, in
-/// order, once, while it takes writes as fast as it can.
+/// A thousand watches on the leader each deliver every change that they watch, once and in order, while it writes at
+/// full speed.
 ///
-/// Method: 48 writers put, delete and change several keys at once, through all
-/// nodes; half of the watches are of all keys, the others of one writer's each.
-/// Which change had which revision the answers say. All streams end with a last
-/// write to each watched prefix. The first stream is compared with the answers,
-/// event by event; what it has of each prefix is what all others must have.
+/// Method: 48 writers put, delete and change several keys at once, through all nodes. Half of the watches cover all
+/// keys, the others one writer's keys each. The responses say which change has which revision. The last write changes a
+/// key under each watched prefix and ends all streams. The first stream is compared with the responses, event by event,
+/// and all others with its events under their prefix.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_watches_see_every_change_once() {
     raise_open_files(WATCHES as u64 + 500);
@@ -70,12 +69,12 @@ async fn a_thousand_watches_see_every_change_once() {
     }
 }
 
-/// The prefix that a watch is of: of every other one it is all keys.
+/// The prefix of a watch: every other one covers all keys.
 fn filter_of(number: usize) -> String {
     if number.is_multiple_of(2) { "w/".to_owned() } else { format!("w/{:02}/", (number / 2) % WRITERS) }
 }
 
-/// Writes, and returns what each revision changed.
+/// Writes, and returns the changes of each revision.
 async fn write_all(cluster: &TestCluster) -> BTreeMap<u64, Vec<Value>> {
     let next = Arc::new(AtomicU64::new(0));
     let writers = (0..WRITERS).map(|writer| {
@@ -89,7 +88,7 @@ async fn write_all(cluster: &TestCluster) -> BTreeMap<u64, Vec<Value>> {
             assert!(changes.insert(revision, change).is_none(), "revision {revision} twice");
         }
     }
-    // The last event of every stream, at one revision.
+    // The last event of every stream, all at one revision.
     let keys: Vec<String> = (0..WRITERS).map(|writer| format!("w/{writer:02}/end")).collect();
     let (revision, change) = put_several(&reqwest::Client::new(), cluster.addr(1), &keys, "end").await;
     changes.insert(revision, change);
@@ -140,7 +139,7 @@ async fn answer_of(request: reqwest::RequestBuilder) -> Value {
     serde_json::from_slice(&body).unwrap()
 }
 
-/// Calls `take` with each event of a stream, up to the first that it says is the last.
+/// Calls `take` with each event of a stream, until it returns true.
 async fn for_each_event(mut stream: reqwest::Response, mut take: impl FnMut(&str) -> bool) {
     let mut text = Vec::new();
     while let Some(chunk) = stream.chunk().await.unwrap() {
@@ -158,7 +157,7 @@ async fn for_each_event(mut stream: reqwest::Response, mut take: impl FnMut(&str
     panic!("the stream ended before its last event");
 }
 
-/// All events of a stream, up to the end of the last prefix.
+/// All events of a stream, up to the last event of the last prefix.
 async fn read_to_the_end(stream: reqwest::Response) -> Vec<String> {
     let mut events = Vec::new();
     let last = format!("\"w/{:02}/end\"", WRITERS - 1);
@@ -170,7 +169,7 @@ async fn read_to_the_end(stream: reqwest::Response) -> Vec<String> {
     events
 }
 
-/// The same, as a count and a hash. A watch of one prefix ends with its own last event.
+/// The same, as a count and a hash. A watch of one prefix ends with that prefix's last event.
 async fn seen_by(stream: reqwest::Response) -> Seen {
     let all = stream.url().query().unwrap().contains("prefix=w/&");
     let last = if all { format!("/{:02}/end\"", WRITERS - 1) } else { "/end\"".to_owned() };
@@ -207,13 +206,13 @@ fn data_of(event: &str) -> &str {
     event.lines().find_map(|line| line.strip_prefix("data: ")).unwrap_or_else(|| panic!("no data: {event:?}"))
 }
 
-/// The revision in an event's id, which may have a position behind it.
+/// The revision in an event's id, which may be followed by a position.
 fn revision_of(event: &str) -> u64 {
     let id = event.lines().find_map(|line| line.strip_prefix("id: ")).unwrap_or_else(|| panic!("no id: {event:?}"));
     id.split('.').next().unwrap().parse().unwrap()
 }
 
-/// The revision of an event, and what it says changed.
+/// The revision of an event, and its change.
 fn parsed(event: &str) -> (u64, Value) {
     let data: Value = serde_json::from_str(data_of(event)).unwrap();
     assert_eq!(data["revision"], revision_of(event), "{event}");
