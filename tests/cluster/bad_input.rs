@@ -1,9 +1,8 @@
-//! Whether anything that is not a valid request does harm.
+//! Does an invalid request do harm?
 //!
-//! The rows are in the modules below; here they are sent. Each must be answered
-//! with its status, its error as JSON and `raft-outcome: not_applied`. After all
-//! of them every node is alive and in the state in which it was, and nothing of
-//! what was sent stands in a log.
+//! The modules below contain the rows, and this one sends them. Each must return its status, its error as JSON and
+//! `raft-outcome: not_applied`. Afterwards every node is alive and in the same state as before, and no log contains
+//! anything from the requests.
 
 mod application_rows;
 mod cluster_rows;
@@ -25,14 +24,13 @@ use serde_json::json;
 
 use crate::harness::{Answer, CALM, DEADLINE, Http, TestCluster, eventually, identity_of};
 
-/// Stands in the rows' bodies and paths: what clients send must not get into the logs.
+/// Part of the rows' bodies and paths, to detect that a node logs what clients send.
 const MARKER: &str = "mArKeR-must-not-be-logged";
 
-/// The longest request body that the nodes of these tests take: less than the
-/// default, so that the rows about it are quick.
+/// The longest request body that the nodes of these tests accept, below the default so that rows about it are quick.
 const REQUEST_BYTES_MAX: usize = 1_100_000;
 
-/// One request that must be refused, and how.
+/// A request that must be rejected, and the expected error.
 struct Row {
     what: String,
     method: Method,
@@ -45,7 +43,7 @@ struct Row {
     allow: Option<&'static str>,
     /// Further fields of the error.
     fields: Vec<(&'static str, serde_json::Value)>,
-    /// What the message must name.
+    /// Strings that the message must contain.
     named: Vec<&'static str>,
 }
 
@@ -72,7 +70,7 @@ impl Row {
         }
     }
 
-    /// Without a body.
+    /// A request without a body.
     fn bare(method: Method, path: &str, what: &str) -> Self {
         Row::new(method, path, what, RowBody::Whole(Vec::new()))
     }
@@ -81,7 +79,7 @@ impl Row {
         Row::new(Method::POST, path, what, RowBody::Whole(body.into()))
     }
 
-    /// Sent without saying how long it is.
+    /// A `POST` without a length.
     fn post_chunked(path: &str, what: &str, chunks: Vec<Vec<u8>>) -> Self {
         Row::new(Method::POST, path, what, RowBody::Chunked(chunks))
     }
@@ -95,7 +93,7 @@ impl Row {
         Row { body: RowBody::Whole(body.into()), ..self }
     }
 
-    /// A body that is sent without saying how long it is.
+    /// A body without a length.
     fn body_in(self, chunks: Vec<Vec<u8>>) -> Self {
         Row { body: RowBody::Chunked(chunks), ..self }
     }
@@ -127,7 +125,7 @@ impl Row {
         self
     }
 
-    /// A field that the error has beside the usual ones.
+    /// A field of the error in addition to the usual ones.
     fn field(mut self, name: &'static str, value: impl Into<serde_json::Value>) -> Self {
         self.fields.push((name, value.into()));
         self
@@ -151,7 +149,7 @@ impl Row {
         http.request(self.method.clone(), addr, &self.path, &headers, body).await
     }
 
-    /// What is wrong with the answer, if anything.
+    /// How the response differs from the expected one, if it does.
     fn complaint(&self, answer: &Answer) -> Option<String> {
         let in_v1 = self.error.is_empty();
         let mut checks = vec![
@@ -185,18 +183,18 @@ impl Row {
             checks.extend(self.named.iter().map(|name| (*name, json!(true), json!(message.contains(name)))));
         }
         let wrong = checks.into_iter().find(|(_, expected, found)| expected != found);
-        wrong.map(|(what, expected, found)| format!("{what} should be {expected}, and is {found}"))
+        wrong.map(|(what, expected, found)| format!("{what} should be {expected}, got {found}"))
     }
 }
 
-/// What must not change.
+/// The state that a rejected request must not change.
 #[derive(Debug, PartialEq)]
 struct State {
     raft: RaftState,
     data: DataState,
 }
 
-/// What no refused request must change that never got into the log.
+/// The state that a request which never got into the log must not change.
 #[derive(Debug, PartialEq)]
 struct RaftState {
     vote: Vote,
@@ -206,7 +204,7 @@ struct RaftState {
     incarnation: u64,
 }
 
-/// What no refused request must change.
+/// The state that no rejected request may change.
 #[derive(Debug, PartialEq)]
 struct DataState {
     value: Result<String, String>,
@@ -214,7 +212,7 @@ struct DataState {
     listing: serde_json::Value,
 }
 
-/// The state of each node, once all have applied what the first has.
+/// The state of each node, once all have applied the first one's entries.
 async fn states(cluster: &TestCluster, ids: &[u64]) -> BTreeMap<u64, State> {
     cluster.all_applied(ids).await;
     let mut states = BTreeMap::new();
@@ -228,14 +226,14 @@ async fn states(cluster: &TestCluster, ids: &[u64]) -> BTreeMap<u64, State> {
             incarnation: identity_of(cluster, *id).await.incarnation,
         };
         let listing = cluster.get(*id, "/v1/kv?consistency=stale").await.json();
-        assert!(listing["next"].is_null(), "the keys of these tests fit on one page");
+        assert!(listing["next"].is_null(), "the keys of these tests must fit on one page");
         let data = DataState { value: cluster.read(*id, "known").await, listing };
         states.insert(*id, State { raft, data });
     }
     states
 }
 
-/// Sends all rows to one node of a cluster, then looks whether any did harm.
+/// Sends all rows to one node of a cluster, and then asserts that none did harm.
 async fn refuse_all(cluster: &mut TestCluster, ids: &[u64], target: u64, rows: &[Row]) {
     cluster.write(target, "known", "value").await;
     let before = states(cluster, ids).await;
@@ -243,14 +241,14 @@ async fn refuse_all(cluster: &mut TestCluster, ids: &[u64], target: u64, rows: &
     unharmed(cluster, ids, before).await;
 }
 
-/// Sends all rows to one node of a cluster, and compares each answer with what its row says.
+/// Sends all rows to one node of a cluster, and compares each response with its row.
 async fn send_all(cluster: &mut TestCluster, target: u64, rows: &[Row]) {
     let mut complaints = Vec::new();
     for (number, row) in rows.iter().enumerate() {
-        // A connection of its own, lest one row's leftovers reach the next.
+        // Use a new connection, so that the remains of one row cannot reach the next.
         let (answer, complaint) = match row.send(&Http::new(), cluster.addr(target)).await {
             Ok(answer) => (shortened(&answer.text()), row.complaint(&answer)),
-            Err(error) => (String::new(), Some(format!("no answer: {error:?}"))),
+            Err(error) => (String::new(), Some(format!("no response: {error:?}"))),
         };
         if let Some(complaint) = complaint {
             let path = shortened(&row.path);
@@ -262,20 +260,20 @@ async fn send_all(cluster: &mut TestCluster, target: u64, rows: &[Row]) {
     assert!(complaints.is_empty(), "{} of {} rows:\n{}", complaints.len(), rows.len(), complaints.join("\n"));
 }
 
-/// Asserts that all nodes are alive, in the state they were in, and kept to themselves what was sent.
+/// Asserts that all nodes are alive and in the same state as before, and logged nothing from the requests.
 async fn unharmed(cluster: &mut TestCluster, ids: &[u64], before: BTreeMap<u64, State>) {
     cluster.assert_alive();
     assert_eq!(states(cluster, ids).await, before);
     silent_and_working(cluster, ids).await;
 }
 
-/// Asserts that no node logged what was sent, or left anything, and that all of them still work.
+/// Asserts that no node logged anything from the requests or left a file, and that all of them still work.
 async fn silent_and_working(cluster: &TestCluster, ids: &[u64]) {
     for id in ids {
         let log = cluster.node(*id).log();
-        assert!(!log.contains(MARKER), "node {id} logged what was sent:\n{log}");
+        assert!(!log.contains(MARKER), "node {id} logged part of a request:\n{log}");
         assert!(!log.contains("panicked"), "node {id} panicked:\n{log}");
-        // A node writes `CLOCK` anew now and then: that one is gone in a moment.
+        // A node rewrites `CLOCK` regularly; its temporary file disappears at once.
         eventually("no temporary file is left", DEADLINE, async || {
             let files = cluster.node(*id).files();
             let left: Vec<_> = files
@@ -303,20 +301,20 @@ fn flags() -> Vec<&'static str> {
     flags
 }
 
-/// All rows that are refused for what they are, as they are sent to one node.
+/// All rows that are rejected for their form, as they are sent to one node.
 fn all_rows(cluster: &TestCluster, target: u64) -> Vec<Row> {
     let original = [application_rows::rows(), management_rows::rows(target, cluster.addr(target)), route_rows::rows()];
     let v1 = [kv_rows::rows(), list_rows::rows(), txn_rows::rows(), watch_rows::rows(), cluster_rows::rows()];
     let original: Vec<Row> = original.into_iter().flatten().collect();
     let v1: Vec<Row> = v1.into_iter().flatten().collect();
-    eprintln!("{} rows for the original's routes, {} for /v1", original.len(), v1.len());
+    eprintln!("{} rows for the original routes, {} for /v1", original.len(), v1.len());
     assert!(original.len() >= 100 && v1.len() >= 800, "{} and {} rows", original.len(), v1.len());
     original.into_iter().chain(v1).collect()
 }
 
-/// Malformed requests of applications and operators are refused and change nothing.
+/// Malformed requests of applications and operators are rejected and change nothing.
 ///
-/// Method: every row to a node that is a cluster of its own.
+/// Method: send every row to a node that is a cluster of its own.
 #[tokio::test]
 async fn bad_requests_do_no_harm_to_a_single_node() {
     let mut cluster = TestCluster::form("bad-single", &[1], &flags()).await;
@@ -324,9 +322,9 @@ async fn bad_requests_do_no_harm_to_a_single_node() {
     refuse_all(&mut cluster, &[1], 1, &rows).await;
 }
 
-/// A follower refuses them itself, as the leader does, instead of passing them on.
+/// A follower rejects malformed requests itself instead of forwarding them, just as the leader does.
 ///
-/// Method: every row to a follower of a cluster of three.
+/// Method: send every row to a follower of a cluster of three.
 #[tokio::test]
 async fn bad_requests_do_no_harm_to_a_cluster() {
     let mut cluster = TestCluster::form("bad-cluster", &[1, 2, 3], &flags()).await;
@@ -335,11 +333,10 @@ async fn bad_requests_do_no_harm_to_a_cluster() {
     refuse_all(&mut cluster, &[1, 2, 3], follower, &rows).await;
 }
 
-/// Messages that no node of the cluster sends are refused and change nothing.
+/// RPCs that no node of the cluster sent are rejected and change nothing.
 ///
-/// Method: garbage, other formats, broken envelopes, envelopes for others, and
-/// valid envelopes with what no leader or candidate says, to the leader and to a
-/// follower of a cluster of three, which has a snapshot to be tampered with.
+/// Method: send garbage, other formats, broken envelopes, envelopes for other nodes, and valid envelopes with
+/// impossible content, to the leader and to a follower of a cluster of three, which has a snapshot to tamper with.
 #[tokio::test]
 async fn bad_messages_between_nodes_do_no_harm() {
     let mut flags = flags();
@@ -348,15 +345,15 @@ async fn bad_messages_between_nodes_do_no_harm() {
     cluster.write_many(1, "k", 60).await;
     let leader = cluster.leader_of(&[1, 2, 3]).await;
     for target in [leader, 1 + leader % 3] {
-        cluster.metrics_say(target, "it has a snapshot", |metrics| metrics.snapshot).await;
+        cluster.metrics_say(target, "a snapshot", |metrics| metrics.snapshot).await;
         let rows = peer_rows::rows(&cluster, leader, target).await;
         refuse_all(&mut cluster, &[1, 2, 3], target, &rows).await;
     }
 }
 
-/// What is as large as it may be is taken.
+/// Keys and values of the maximum size are accepted.
 #[tokio::test]
-async fn the_largest_key_and_value_are_taken() {
+async fn the_largest_key_and_value_are_accepted() {
     let cluster = TestCluster::form("largest", &[1], CALM).await;
     let value = "v".repeat(1 << 20);
     for key in ["k".repeat(1024), "é".repeat(512)] {

@@ -289,11 +289,15 @@ async fn the_cluster_is_shown() {
 /// Method: send requests to an endpoint without a listener, and to a node that accepts a request and never responds.
 #[tokio::test]
 async fn exit_codes_tell_what_happened() {
-    let nobody = Cli { endpoints: format!("127.0.0.1:{}", free_port()) };
+    let unreachable = Cli { endpoints: format!("127.0.0.1:{}", free_port()) };
     for arguments in [&["get", "k"][..], &["put", "k", "v"], &["list"], &["watch"], &["members"]] {
-        nobody.fails(&[arguments, &["--retry-for", "100ms"]].concat(), 3, "unavailable, and nothing was changed: ");
+        unreachable.fails(
+            &[arguments, &["--retry-for", "100ms"]].concat(),
+            3,
+            "unavailable, and nothing was changed: ",
+        );
     }
-    nobody.fails(&["status"], 3, "1 of 1 endpoints");
+    unreachable.fails(&["status"], 3, "1 of 1 endpoints");
     let cluster = TestCluster::form("cli-codes", &[1], &[]).await;
     let cli = Cli::of(&cluster, &[1]);
     cluster.node(1).pause();
@@ -377,8 +381,8 @@ async fn output_that_cannot_be_written() {
         assert_eq!(run(arguments, full()).0, Some(74), "{arguments:?}");
         assert_eq!(run(arguments, closed()), (Some(0), String::new()), "{arguments:?}");
     }
-    let nobody = Cli { endpoints: format!("127.0.0.1:{}", free_port()) };
-    let ended = nobody.command(&["status"]).stdout(closed()).output().unwrap();
+    let unreachable = Cli { endpoints: format!("127.0.0.1:{}", free_port()) };
+    let ended = unreachable.command(&["status"]).stdout(closed()).output().unwrap();
     assert_eq!(ended.status.code(), Some(3), "{ended:?}");
 }
 
@@ -389,7 +393,7 @@ async fn output_that_cannot_be_written() {
 #[tokio::test]
 async fn endpoints_are_read_in_every_form() {
     let cluster = TestCluster::form("cli-endpoints", &[1], &[]).await;
-    let (node, nobody) = (cluster.addr(1), format!("127.0.0.1:{}", free_port()));
+    let (node, unreachable) = (cluster.addr(1), format!("127.0.0.1:{}", free_port()));
     let run = |list: &str, by_flag: bool, command: &[&str]| {
         let cli = Cli { endpoints: if by_flag { "unused".to_owned() } else { list.to_owned() } };
         let flag = if by_flag { vec!["--endpoints", list] } else { Vec::new() };
@@ -397,10 +401,10 @@ async fn endpoints_are_read_in_every_form() {
     };
     let good: &[(String, &[&str])] = &[
         (format!(" {node} "), &[node]),
-        (format!("{nobody}, {node}"), &[&nobody, node]),
+        (format!("{unreachable}, {node}"), &[&unreachable, node]),
         (format!(",{node},, "), &[node]),
         (format!("http://{node}"), &[node]),
-        (format!("HTTP://{node}/ , http://{nobody}/"), &[node, &nobody]),
+        (format!("HTTP://{node}/ , http://{unreachable}/"), &[node, &unreachable]),
         (format!("{node}/"), &[node]),
     ];
     let bad = [
@@ -633,8 +637,8 @@ async fn a_watch_ends_with_its_output() {
     output.read_line(&mut line).unwrap();
     assert_eq!(line, "1 put k = v\n");
     drop(output);
-    let nobody = Cli { endpoints: format!("127.0.0.1:{}", free_port()) };
-    let mut lost = nobody.command(&["watch"]).spawn().unwrap();
+    let unreachable = Cli { endpoints: format!("127.0.0.1:{}", free_port()) };
+    let mut lost = unreachable.command(&["watch"]).spawn().unwrap();
     drop(lost.stdout.take());
     for child in [&mut quiet, &mut lost] {
         let ended =

@@ -284,10 +284,10 @@ async fn a_started_watch_misses_nothing() {
 /// `start` returns an error if no node serves the watch, or if a node rejects it.
 #[tokio::test]
 async fn a_watch_that_cannot_start_says_so() {
-    let nobody = ExampleClient::connect([format!("127.0.0.1:{}", crate::harness::free_port())]).unwrap();
-    let nobody = nobody.with_retry_deadline(Duration::from_millis(200));
+    let unreachable = ExampleClient::connect([format!("127.0.0.1:{}", crate::harness::free_port())]).unwrap();
+    let unreachable = unreachable.with_retry_deadline(Duration::from_millis(200));
     let failures = AtomicUsize::new(0);
-    let watch = nobody.watch("").on_connection(|state| {
+    let watch = unreachable.watch("").on_connection(|state| {
         assert!(state.is_err(), "{state:?}");
         failures.fetch_add(1, Ordering::Relaxed);
     });

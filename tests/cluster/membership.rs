@@ -153,17 +153,17 @@ async fn impossible_learners_are_rejected() {
     cluster.post(4, "/init", "").await.ok().unwrap();
     cluster.add_node(5).await;
     let leader = cluster.leader_of(&ALL).await;
-    let nobody = format!("127.0.0.1:{}", free_port());
+    let unreachable = format!("127.0.0.1:{}", free_port());
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let other_program = other_program();
     let rows = [
-        ("no listener", 6, nobody.clone(), 503, "Unreachable"),
+        ("no listener", 6, unreachable.clone(), 503, "Unreachable"),
         ("a silent listener", 6, silent.local_addr().unwrap().to_string(), 503, "Unreachable"),
         ("another program", 6, other_program, 409, "Conflict"),
         ("another node's id", 6, cluster.addr(5).to_owned(), 409, "Conflict"),
         ("a voter's id", 3 - (leader == 3) as u64, cluster.addr(5).to_owned(), 409, "Conflict"),
         ("a node of another cluster", 4, cluster.addr(4).to_owned(), 409, "Conflict"),
-        ("the leader at another address", leader, nobody, 400, "BadRequest"),
+        ("the leader at another address", leader, unreachable, 400, "BadRequest"),
     ];
     let before = cluster.metrics(leader).await;
     for (what, id, addr, status, name) in rows {

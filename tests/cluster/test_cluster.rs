@@ -229,9 +229,9 @@ async fn an_impossible_list_changes_nothing() {
     let cluster = TestCluster::start("init-refused", &[1, 2, 3], CALM).await;
     cluster.post(3, "/init", "").await.ok().unwrap();
     let (own, second, third) = (cluster.addr(1), cluster.addr(2), cluster.addr(3));
-    let nobody = format!("127.0.0.1:{}", crate::harness::free_port());
+    let unreachable = format!("127.0.0.1:{}", crate::harness::free_port());
     let rows = [
-        ("node 2 is unreachable", json!([[1, own], [2, nobody]]), 503, "Unreachable"),
+        ("node 2 is unreachable", json!([[1, own], [2, unreachable]]), 503, "Unreachable"),
         ("node 2 is node 3", json!([[1, own], [2, third]]), 409, "Conflict"),
         ("node 3 has a cluster", json!([[1, own], [2, second], [3, third]]), 409, "Conflict"),
         ("node 1 is not in the list", json!([[2, second]]), 400, "BadRequest"),

@@ -337,7 +337,7 @@ async fn a_revision_that_is_no_longer_kept_is_gone() {
     assert_eq!(events.len(), CHANGES);
 }
 
-/// A reader that does not read costs no memory, and is told when it has missed events.
+/// A reader that does not read costs no memory, and its watch says so when it has missed events.
 ///
 /// Method: open watches without reading them, and write more than twice what is kept. The node's memory stays below the
 /// sum of the data, what is kept and a margin. Then read: a watch has the first changes without a gap, and then `end`

@@ -14,8 +14,8 @@ pub fn rows() -> Vec<Row> {
         let row = hash(&format!("applied={index}"), "a bad index").gives_v1(400, "invalid_parameter");
         rows.push(row.naming(&["applied"]));
     }
-    rows.push(hash("applied", "an index that is not said").gives_v1(400, "invalid_parameter"));
-    rows.push(hash("applied=%ff", "an index that is no UTF-8").gives_v1(400, "invalid_encoding"));
+    rows.push(hash("applied", "an index without a value").gives_v1(400, "invalid_parameter"));
+    rows.push(hash("applied=%ff", "an index that is not UTF-8").gives_v1(400, "invalid_encoding"));
     rows.push(hash("applied=%zz", "an index with a broken %").gives_v1(400, "invalid_encoding"));
     rows.push(hash("applied=1&applied=1", "an index twice").gives_v1(400, "repeated_parameter"));
     for query in ["foo", "Applied=1", "index=1", "revision=1", "consistency=stale", "applied=1&node=1", "%00=1"] {
@@ -23,9 +23,9 @@ pub fn rows() -> Vec<Row> {
         rows.push(row.naming(&["applied"]));
     }
     for index in ["0", "00", "1"] {
-        rows.push(hash(&format!("applied={index}"), "an index that is over").gives_v1(410, "applied_passed"));
+        rows.push(hash(&format!("applied={index}"), "an index in the past").gives_v1(410, "applied_passed"));
     }
-    rows.push(hash("", "a body where none is taken").body(MARKER).gives_v1(400, "unexpected_body"));
+    rows.push(hash("", "a body where none is allowed").body(MARKER).gives_v1(400, "unexpected_body"));
     rows.extend(member_rows());
     rows
 }
@@ -59,7 +59,7 @@ fn member_rows() -> Vec<Row> {
         "1%2F2",
         "..%2f1",
     ] {
-        rows.push(member(id, "a bad number of a node").gives_v1(400, "invalid_node_id").naming(&["number"]));
+        rows.push(member(id, "a bad node id").gives_v1(400, "invalid_node_id").naming(&["number"]));
     }
     for id in ["77", "18446744073709551615"] {
         rows.push(member(id, "a node that is not a member").gives_v1(404, "member_not_found"));
@@ -67,7 +67,7 @@ fn member_rows() -> Vec<Row> {
     for query in ["force", "dry_run", "id=1", "Force=true"] {
         rows.push(member(&format!("77?{query}"), "an unknown parameter").gives_v1(400, "unknown_parameter"));
     }
-    rows.push(member("77", "a body where none is taken").body(MARKER).gives_v1(400, "unexpected_body"));
+    rows.push(member("77", "a body where none is allowed").body(MARKER).gives_v1(400, "unexpected_body"));
     for name in ["if-match", "if-none-match"] {
         let row = member("77", "a condition").header(name, "*").gives_v1(400, "invalid_condition");
         rows.push(row.naming(&["/v1/cluster/members/77", "/v1/kv/"]));

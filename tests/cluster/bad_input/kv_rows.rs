@@ -1,13 +1,13 @@
-//! `/v1/kv/<key>`: keys in paths, conditions, times, parameters, bodies; and the routes beside it.
+//! `/v1/kv/<key>`: keys in paths, conditions, TTLs, parameters, bodies; and routes next to it.
 
 use reqwest::Method;
 
 use super::{MARKER, REQUEST_BYTES_MAX, Row};
 
-/// A key that is there, and what each method is sent to for it.
+/// The path of an existing key.
 const KNOWN: &str = "/v1/kv/known";
 
-/// What is no list of entity tags.
+/// Strings that are not a list of entity tags.
 const BAD_TAGS: &[&str] = &[
     "",
     ",",
@@ -38,7 +38,7 @@ const BAD_TAGS: &[&str] = &[
     "*\"1\"",
 ];
 
-/// What is no time to live, as it stands in a query; without its encoding it is none either.
+/// Strings that are not a TTL, neither as part of a query nor decoded.
 pub const BAD_TIMES: &[&str] = &[
     "",
     "0",
@@ -75,7 +75,7 @@ pub fn rows() -> Vec<Row> {
     lists.into_iter().flatten().collect()
 }
 
-/// The same for each method that takes a key; a body where it belongs.
+/// One row for each method that takes a key, with a body for `PUT`.
 fn on_each_method(path: &str, what: &str) -> [Row; 4] {
     [
         Row::bare(Method::GET, path, what),
@@ -107,19 +107,19 @@ fn keys() -> Vec<Row> {
         ("% and a sign", "%+1", 400, "invalid_encoding"),
         ("% and half a number", "%2", 400, "invalid_encoding"),
         ("%% for %", "a%%b", 400, "invalid_encoding"),
-        ("% and a number in other digits", "%u0041", 400, "invalid_encoding"),
-        ("a byte that is no UTF-8", "%ff", 400, "invalid_encoding"),
-        ("UTF-8 that is cut off", "%e2%82", 400, "invalid_encoding"),
+        ("%u and four digits", "%u0041", 400, "invalid_encoding"),
+        ("a byte that is not UTF-8", "%ff", 400, "invalid_encoding"),
+        ("truncated UTF-8", "%e2%82", 400, "invalid_encoding"),
         ("overlong UTF-8", "%c0%af", 400, "invalid_encoding"),
         ("a surrogate in UTF-8", "%ed%a0%80", 400, "invalid_encoding"),
-        ("beyond Unicode", "%f5%80%80%80", 400, "invalid_encoding"),
+        ("a code point beyond Unicode", "%f5%80%80%80", 400, "invalid_encoding"),
         ("a NUL", "%00", 400, "invalid_key"),
         ("a NUL in a key", "known%00known", 400, "invalid_key"),
-        ("a part that is ..", "a%2f..%2fb", 400, "invalid_key"),
-        ("a part that is .. at the end", "a%2F..", 400, "invalid_key"),
-        ("a part that is .. at the beginning", "..%2Fknown", 400, "invalid_key"),
-        ("a part that is .", "a%2f.%2fb", 400, "invalid_key"),
-        ("a part that is .. with one dot encoded", "a%2f.%2e%2fb", 400, "invalid_key"),
+        ("a segment that is ..", "a%2f..%2fb", 400, "invalid_key"),
+        ("a segment that is .. at the end", "a%2F..", 400, "invalid_key"),
+        ("a segment that is .. at the start", "..%2Fknown", 400, "invalid_key"),
+        ("a segment that is .", "a%2f.%2fb", 400, "invalid_key"),
+        ("a segment that is .. with one dot escaped", "a%2f.%2e%2fb", 400, "invalid_key"),
         ("a key of 1,025 bytes", &long, 413, "key_too_large"),
         ("a key of 1,026 bytes in 513 characters", &long_encoded, 413, "key_too_large"),
         ("a key of 1,250 bytes", &marked, 413, "key_too_large"),
@@ -147,7 +147,7 @@ fn conditions() -> Vec<Row> {
         for row in writes("a good line and a bad one") {
             rows.push(row.header(name, "\"1\"").header(name, "\"2").gives_v1(400, "invalid_condition"));
         }
-        for row in writes("any and a tag") {
+        for row in writes("* and a tag") {
             rows.push(row.header(name, "\"1\"").header(name, "*").gives_v1(400, "invalid_condition"));
         }
         for row in writes("more revisions than a transaction compares") {
@@ -162,7 +162,7 @@ fn conditions() -> Vec<Row> {
     }
     for name in ["if-match", "if-none-match"] {
         let txn = Row::post("/v1/txn", "a condition", r#"{"success":[{"delete":{"key":"known"}}]}"#);
-        let delete = Row::bare(Method::DELETE, "/v1/kv?prefix=known", "a condition where none is looked at");
+        let delete = Row::bare(Method::DELETE, "/v1/kv?prefix=known", "a condition where none applies");
         rows.extend([txn, delete].map(|row| row.header(name, "*").gives_v1(400, "invalid_condition")));
     }
     rows
@@ -172,12 +172,12 @@ fn times() -> Vec<Row> {
     let mut rows = Vec::new();
     for time in BAD_TIMES {
         let encoded = percent_encoding::utf8_percent_encode(time, percent_encoding::NON_ALPHANUMERIC);
-        let what = format!("a time to live of {time:?}");
+        let what = format!("a TTL of {time:?}");
         rows.push(put(&format!("{KNOWN}?ttl={encoded}"), &what).gives_v1(400, "invalid_ttl"));
         rows.push(Row::post(&format!("{KNOWN}/touch?ttl={encoded}"), &what, "").gives_v1(400, "invalid_ttl"));
     }
-    rows.push(Row::post(&format!("{KNOWN}/touch"), "a touch without a time", "").gives_v1(400, "invalid_ttl"));
-    rows.push(put(&format!("{KNOWN}?ttl"), "a time without a value").gives_v1(400, "invalid_ttl"));
+    rows.push(Row::post(&format!("{KNOWN}/touch"), "a touch without a TTL", "").gives_v1(400, "invalid_ttl"));
+    rows.push(put(&format!("{KNOWN}?ttl"), "a TTL without a value").gives_v1(400, "invalid_ttl"));
     rows
 }
 
@@ -204,7 +204,9 @@ fn parameters() -> Vec<Row> {
     let twice = get("consistency=stale&consistency=linearizable", "a parameter twice");
     rows.push(twice.gives_v1(400, "repeated_parameter"));
     for flag in ["yes", "1", "0", "TRUE", "True", "on", "%00"] {
-        rows.push(get(&format!("raw={flag}"), "a flag that is neither").gives_v1(400, "invalid_parameter"));
+        rows.push(
+            get(&format!("raw={flag}"), "a flag that is neither true nor false").gives_v1(400, "invalid_parameter"),
+        );
     }
     for consistency in ["", "=", "=quick", "=Stale", "=stale,linearizable", "=%20stale", "=serializable"] {
         let row = get(&format!("consistency{consistency}"), "an unknown consistency");
@@ -256,7 +258,7 @@ fn bodies() -> Vec<Row> {
     rows
 }
 
-/// Each way to write with each header that is no `Idempotency-Key`.
+/// Each kind of write with each invalid `Idempotency-Key`.
 fn request_ids() -> Vec<Row> {
     let mut rows = Vec::new();
     let txn = r#"{"success":[{"delete":{"key":"known"}}]}"#;

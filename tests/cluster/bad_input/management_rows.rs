@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::{MARKER, REQUEST_BYTES_MAX, Row};
 
-/// `id` and `addr` are of the node that is asked, which belongs to a cluster.
+/// `id` and `addr` belong to the receiving node, which is a member of a cluster.
 pub fn rows(id: u64, addr: &str) -> Vec<Row> {
     let mut rows = init_rows(id, addr);
     rows.extend(add_learner_rows());
@@ -12,11 +12,11 @@ pub fn rows(id: u64, addr: &str) -> Vec<Row> {
     for path in ["/init", "/add-learner", "/change-membership"] {
         let long = vec![b' '; REQUEST_BYTES_MAX + 1];
         rows.push(Row::post(path, "an oversized body", long).gives_too_large("request_too_large"));
-        rows.push(Row::post(path, "10,000 lists in each other", b"[".repeat(10_000)).gives_bad_json());
+        rows.push(Row::post(path, "10,000 nested lists", b"[".repeat(10_000)).gives_bad_json());
         rows.push(Row::post(path, "invalid UTF-8", b"[2,\"\xff\"]".to_vec()).gives_bad_json());
         rows.push(Row::post(path, "a word", MARKER).gives_bad_json());
     }
-    // Each would do something, or say more, without the condition.
+    // Without the condition, each request would have an effect or another error.
     let voters = json!([id]).to_string();
     for (path, body) in [("/init", ""), ("/add-learner", r#"[77,"127.0.0.1:1"]"#), ("/change-membership", &voters)] {
         for name in ["if-match", "if-none-match"] {
@@ -27,7 +27,7 @@ pub fn rows(id: u64, addr: &str) -> Vec<Row> {
     rows
 }
 
-/// What is no address of a node: `HOST:PORT` and nothing else.
+/// Strings that are not the `HOST:PORT` of a node.
 fn bad_addresses() -> Vec<(&'static str, String)> {
     vec![
         ("an empty address", String::new()),
@@ -39,13 +39,13 @@ fn bad_addresses() -> Vec<(&'static str, String)> {
         ("a port with a sign", "127.0.0.1:+80".into()),
         ("a port that is a word", "127.0.0.1:http".into()),
         ("port 0", "127.0.0.1:0".into()),
-        ("every address", "0.0.0.0:21001".into()),
-        ("every address as one number", "0:21001".into()),
-        ("every address as two numbers", "0.0:21001".into()),
-        ("every address in hexadecimal", "0x0:21001".into()),
-        ("every address in octal", "000.0.0.0:21001".into()),
-        ("every address of IPv6", "[::]:21001".into()),
-        ("every address of IPv4 within IPv6", "[::ffff:0.0.0.0]:21001".into()),
+        ("the unspecified address", "0.0.0.0:21001".into()),
+        ("the unspecified address as one number", "0:21001".into()),
+        ("the unspecified address as two numbers", "0.0:21001".into()),
+        ("the unspecified address in hexadecimal", "0x0:21001".into()),
+        ("the unspecified address in octal", "000.0.0.0:21001".into()),
+        ("the unspecified address of IPv6", "[::]:21001".into()),
+        ("the unspecified address of IPv4 within IPv6", "[::ffff:0.0.0.0]:21001".into()),
         ("a URL", "http://127.0.0.1:21001".into()),
         ("a path", format!("127.0.0.1:21001/{MARKER}")),
         ("a path before the port", format!("127.0.0.1/{MARKER}:80")),
@@ -57,9 +57,9 @@ fn bad_addresses() -> Vec<(&'static str, String)> {
         ("a space", "127.0.0.1 :21001".into()),
         ("a line break", "127.0.0.1\r\nx-injected: 1\r\n:21001".into()),
         ("a NUL", "127.0.0.1\0:21001".into()),
-        ("a terminal's control sequence", format!("\u{1b}[31m{MARKER}:21001")),
+        ("a terminal control sequence", format!("\u{1b}[31m{MARKER}:21001")),
         ("a backslash", "127.0.0.1\\x:21001".into()),
-        ("letters beyond ASCII", "nöde:21001".into()),
+        ("letters that are not ASCII", "nöde:21001".into()),
         ("IPv6 without brackets", "::1:21001".into()),
         ("an open bracket", "[::1:21001".into()),
         ("empty brackets", "[]:21001".into()),
@@ -69,12 +69,12 @@ fn bad_addresses() -> Vec<(&'static str, String)> {
     ]
 }
 
-/// What is no number of a node, as JSON.
+/// JSON values that are not a node id.
 const BAD_IDS: &[(&str, &str)] = &[
     ("a negative number", "-1"),
     ("a number that is too large", "18446744073709551616"),
     ("a fraction", "1.5"),
-    ("a fraction that is whole", "2.0"),
+    ("a fraction without a remainder", "2.0"),
     ("an exponent", "2e0"),
     ("a number in quotes", r#""2""#),
     ("null instead of a number", "null"),
@@ -87,15 +87,15 @@ fn init_rows(id: u64, addr: &str) -> Vec<Row> {
         ("a number", "1".to_owned()),
         ("null", "null".to_owned()),
         ("an object with a field", format!(r#"{{"members":"{MARKER}"}}"#)),
-        ("an object that does not end", "{".to_owned()),
-        ("a list that does not end", "[[1".to_owned()),
+        ("an unterminated object", "{".to_owned()),
+        ("an unterminated list", "[[1".to_owned()),
         ("a list of numbers", "[1,2,3]".to_owned()),
         ("an empty member", "[[]]".to_owned()),
         ("a member without an address", "[[1]]".to_owned()),
-        ("a member with too much", format!(r#"[[1,"127.0.0.1:1","{MARKER}"]]"#)),
-        ("a member the wrong way round", r#"[["127.0.0.1:1",1]]"#.to_owned()),
+        ("a member with an extra item", format!(r#"[[1,"127.0.0.1:1","{MARKER}"]]"#)),
+        ("a member in reverse order", r#"[["127.0.0.1:1",1]]"#.to_owned()),
         ("members as an object", r#"{"1":"127.0.0.1:1"}"#.to_owned()),
-        ("something after the end", format!("[]{MARKER}")),
+        ("trailing data", format!("[]{MARKER}")),
     ] {
         rows.push(Row::post("/init", what, body).gives_bad_json());
     }
@@ -114,11 +114,10 @@ fn init_rows(id: u64, addr: &str) -> Vec<Row> {
         Row::post("/init", "65 nodes", json!(many).to_string()).gives_bad_request("too_many_nodes"),
         Row::post("/init", "node 0", json!([[0, "127.0.0.1:1"]]).to_string()).gives_bad_request("invalid_node_id"),
         Row::post("/init", "a node twice", twice).gives_bad_request("node_twice"),
-        Row::post("/init", "without the node that is asked", r#"[[77,"127.0.0.1:1"]]"#)
-            .gives_bad_request("not_in_members"),
+        Row::post("/init", "without the receiving node", r#"[[77,"127.0.0.1:1"]]"#).gives_bad_request("not_in_members"),
     ]);
     for body in ["", "{}", "[]"] {
-        rows.push(Row::post("/init", "a cluster that is there", body).gives(409, "NotAllowed"));
+        rows.push(Row::post("/init", "a cluster that exists", body).gives(409, "NotAllowed"));
     }
     rows
 }
@@ -130,8 +129,8 @@ fn add_learner_rows() -> Vec<Row> {
         ("an empty list", "[]".to_owned()),
         ("only a number", "[2]".to_owned()),
         ("a number without a list", "2".to_owned()),
-        ("too much", format!(r#"[2,"127.0.0.1:1","{MARKER}"]"#)),
-        ("the wrong way round", r#"["127.0.0.1:1",2]"#.to_owned()),
+        ("an extra item", format!(r#"[2,"127.0.0.1:1","{MARKER}"]"#)),
+        ("in reverse order", r#"["127.0.0.1:1",2]"#.to_owned()),
         ("an object", format!(r#"{{"id":2,"addr":"{MARKER}"}}"#)),
         ("an address that is an object", r#"[2,{"addr":"127.0.0.1:1"}]"#.to_owned()),
         ("an address that is null", "[2,null]".to_owned()),
@@ -159,10 +158,10 @@ fn change_membership_rows() -> Vec<Row> {
         ("an object", "{}"),
         ("null", "null"),
         ("a number", "1"),
-        ("lists in a list", "[[1]]"),
-        ("a list that does not end", "[1,"),
-        ("a comma too many", "[1,]"),
-        ("something after the end", "[1]]"),
+        ("nested lists", "[[1]]"),
+        ("an unterminated list", "[1,"),
+        ("a trailing comma", "[1,]"),
+        ("trailing data", "[1]]"),
     ] {
         rows.push(Row::post("/change-membership", what, body).gives_bad_json());
     }
@@ -173,9 +172,9 @@ fn change_membership_rows() -> Vec<Row> {
     for body in ["[1,1]", "[1,2,3,2]", "[77,77]"] {
         rows.push(Row::post("/change-membership", "a voter twice", body).gives_bad_request("node_twice"));
     }
-    // Only the leader knows who is a learner; a follower returns its refusal.
+    // Only the leader knows the learners; a follower returns the leader's rejection.
     for body in ["[0]", "[77]", "[1,2,3,77]", "[18446744073709551615]"] {
-        rows.push(Row::post("/change-membership", "a voter that is no learner", body).gives(409, "Conflict"));
+        rows.push(Row::post("/change-membership", "a voter that is not a learner", body).gives(409, "Conflict"));
     }
     rows
 }

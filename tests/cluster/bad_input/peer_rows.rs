@@ -20,7 +20,7 @@ use crate::harness::{TestCluster, envelope, envelope_header, identity_of, index_
 
 type Append = AppendEntriesRequest<TypeConfig>;
 
-/// The routes that only nodes ask, except `GET /raft-identity`.
+/// The routes for RPCs, except `GET /raft-identity`.
 pub const ROUTES: &[&str] = &[
     "/raft-append",
     "/raft-vote",
@@ -30,27 +30,27 @@ pub const ROUTES: &[&str] = &[
     "/raft-read-index",
     "/raft-found",
 ];
-/// Longest body that `/raft-found` takes.
+/// The longest body that `/raft-found` accepts, in bytes.
 const FOUND_BYTES_MAX: usize = 64 << 10;
 
-/// What a forger knows: all of it can be asked for.
+/// What a forger needs to know; any client can ask a node for it.
 struct Forger {
-    /// Whom the messages are for.
+    /// The node that receives the RPCs.
     to: PeerIdentity,
-    /// Whom they pretend to be from.
+    /// The node that they claim to be from.
     from: u64,
     cluster_id: ClusterId,
-    /// The term in which the cluster is.
+    /// The term of the cluster.
     term: u64,
     /// The last index that the receiver knows to be committed.
     committed: u64,
-    /// Whether the receiver follows the sender.
+    /// Whether the sender is the receiver's leader.
     is_leader: bool,
 }
 
 pub async fn rows(cluster: &TestCluster, leader: u64, target: u64) -> Vec<Row> {
     let to = identity_of(cluster, target).await;
-    // A follower hears of its leader, and the leader of another node that claims to lead.
+    // A follower receives RPCs in its leader's name, and the leader in the name of another node that claims to lead.
     let from = if target == leader { 1 + leader % 3 } else { leader };
     let term = cluster.metrics(leader).await.current_term;
     let committed = index_of(cluster.metrics(target).await.local_committed);
@@ -73,7 +73,7 @@ impl Forger {
         envelope(self.from, &self.to, self.cluster_id, rpc)
     }
 
-    /// The body that a route takes, around this envelope.
+    /// The body for a route with this envelope.
     fn framed(path: &str, envelope: Vec<u8>) -> Vec<u8> {
         if path == "/raft-snapshot" { with_length(envelope) } else { envelope }
     }
@@ -86,7 +86,7 @@ impl Forger {
         Vote { leader_id: RaftLeaderId::new(term, self.from), committed }
     }
 
-    /// The one of the nodes 1, 2 and 3 that is neither sender nor receiver.
+    /// The node that is neither sender nor receiver.
     fn third_node(&self) -> u64 {
         6 - self.from - self.to.node_id
     }
@@ -100,7 +100,7 @@ impl Forger {
     }
 }
 
-/// A length, as it stands before the head of a snapshot, and what is that long.
+/// The head of a snapshot, after its length.
 fn with_length(head: Vec<u8>) -> Vec<u8> {
     [u32::try_from(head.len()).unwrap().to_be_bytes().to_vec(), head].concat()
 }
@@ -116,17 +116,17 @@ fn unreadable(forger: &Forger) -> Vec<Row> {
         ("a number", vec![42]),
         ("a list", rmp_serde::to_vec(&[1, 2, 3]).unwrap()),
         ("no fields", rmp_serde::to_vec_named(&json!({})).unwrap()),
-        ("a body of another kind", forger.envelope(json!({"rpc": MARKER}))),
-        ("a list that says it has 4 billion items", b"\xdd\xff\xff\xff\xff".to_vec()),
-        ("bytes that say they are 4 billion", b"\xc6\xff\xff\xff\xff".to_vec()),
-        ("fields that say they are 4 billion", b"\xdf\xff\xff\xff\xff".to_vec()),
-        ("100,000 lists in each other", vec![0x91; 100_000]),
-        ("100,000 lists in an unknown field", [b"\x81\xa1x".to_vec(), vec![0x91; 100_000]].concat()),
+        ("a body for another route", forger.envelope(json!({"rpc": MARKER}))),
+        ("a list of a claimed 4 billion items", b"\xdd\xff\xff\xff\xff".to_vec()),
+        ("a claimed 4 billion bytes", b"\xc6\xff\xff\xff\xff".to_vec()),
+        ("a claimed 4 billion fields", b"\xdf\xff\xff\xff\xff".to_vec()),
+        ("100,000 nested lists", vec![0x91; 100_000]),
+        ("100,000 nested lists in an unknown field", [b"\x81\xa1x".to_vec(), vec![0x91; 100_000]].concat()),
     ];
     let mut rows = Vec::new();
     for path in ROUTES {
         for (what, body) in &bodies {
-            // Everything is a body for the one route that takes none.
+            // For the route that takes no body, everything after the envelope is valid.
             if *path == "/raft-read-index" && *what == "a body of another kind" {
                 continue;
             }
@@ -144,19 +144,19 @@ fn unreadable(forger: &Forger) -> Vec<Row> {
     rows
 }
 
-/// Envelopes that are for another node, from another cluster, or for another life.
+/// Envelopes for another node, from another cluster, or for another incarnation.
 fn misdirected(forger: &Forger) -> Vec<Row> {
     let to = forger.to;
     let other_cluster = ClusterId(forger.cluster_id.0 ^ 1);
     let cases = [
         ("for another node", forger.from, PeerIdentity { node_id: 77, ..to }, forger.cluster_id),
         (
-            "for another life of the node",
+            "for another incarnation of the node",
             forger.from,
             PeerIdentity { incarnation: to.incarnation ^ 1, ..to },
             forger.cluster_id,
         ),
-        ("for a life that is not known", forger.from, PeerIdentity { incarnation: 0, ..to }, forger.cluster_id),
+        ("for an unknown incarnation", forger.from, PeerIdentity { incarnation: 0, ..to }, forger.cluster_id),
         ("from another cluster", forger.from, to, other_cluster),
         ("from the node itself", to.node_id, to, forger.cluster_id),
     ];
@@ -218,7 +218,7 @@ fn forged_appends(forger: &Forger) -> Vec<Row> {
             Append { prev_log_id: previous, entries: vec![entry(term + 1, 2)], ..forger.append() },
         ),
         (
-            "an entry after the last index there is",
+            "an entry after the last possible index",
             Append {
                 prev_log_id: Some(forger.log_id(term, u64::MAX)),
                 entries: vec![entry(term, 0)],
@@ -236,13 +236,13 @@ fn forged_appends(forger: &Forger) -> Vec<Row> {
 
 fn far_terms(forger: &Forger) -> [(&'static str, u64); 3] {
     [
-        ("the last term there is", u64::MAX),
+        ("the last possible term", u64::MAX),
         ("a term 2^33 ahead", forger.term + (1 << 33)),
         ("a term that is one too far ahead", forger.term + (1 << 32) + 1),
     ]
 }
 
-/// Appends whose numbers no cluster can reach, or whose membership none can have.
+/// Appends with numbers that no cluster can reach, or with an impossible membership.
 fn impossible_appends(forger: &Forger) -> impl Iterator<Item = (&'static str, Append)> {
     let far =
         far_terms(forger).map(|(what, term)| (what, Append { vote: forger.vote_in(term, true), ..forger.append() }));
@@ -257,15 +257,15 @@ fn impossible_appends(forger: &Forger) -> impl Iterator<Item = (&'static str, Ap
         ..forger.append()
     };
     far.into_iter().chain([
-        ("the last index there is is committed", Append { leader_commit: at_end, ..forger.append() }),
-        ("the last index there is goes before", Append { prev_log_id: at_end, ..forger.append() }),
+        ("a commit at the last possible index", Append { leader_commit: at_end, ..forger.append() }),
+        ("a previous entry at the last possible index", Append { prev_log_id: at_end, ..forger.append() }),
         ("a commit newer than its leader", Append { leader_commit: newer, ..forger.append() }),
         ("a membership without voters", membership(without_voters)),
         ("a membership without addresses", membership(without_addresses)),
     ])
 }
 
-/// Appends of a later leader that would change what is committed.
+/// Appends of a later leader that would change committed entries.
 fn contradicting_appends(forger: &Forger) -> impl Iterator<Item = (&'static str, Append)> {
     let later = forger.term + 1;
     let entry = |index| Entry { log_id: forger.log_id(later, index), payload: Payload::Blank };
@@ -275,7 +275,7 @@ fn contradicting_appends(forger: &Forger) -> impl Iterator<Item = (&'static str,
     [
         ("another entry where one is committed", Append { prev_log_id: at_committed, ..append.clone() }),
         ("another commit where one is known", Append { leader_commit: at_committed, ..append.clone() }),
-        ("the log anew from the start", Append { vote: append.vote, ..with_first }),
+        ("the log again from the start", Append { vote: append.vote, ..with_first }),
     ]
     .into_iter()
 }
@@ -297,13 +297,13 @@ fn forged_votes(forger: &Forger) -> Vec<Row> {
         let of_own_term = forger.log_id(forger.term + 1, 9);
         let impossible = [
             ("a log that is as new as its candidate", VoteRequest::new(next, Some(of_own_term))),
-            ("the longest log there is", VoteRequest::new(next, Some(forger.log_id(forger.term, u64::MAX)))),
+            ("the longest possible log", VoteRequest::new(next, Some(forger.log_id(forger.term, u64::MAX)))),
         ];
         for (what, request) in far.into_iter().chain(impossible) {
             let request = VoteRequest::<TypeConfig> { leadership_transfer: true, ..request };
             rows.push(Row::post(path, what, forger.envelope(request)).gives_bad_request("invalid_rpc"));
         }
-        // The lease of a leader does not hold against the last of these: it says that the leader sent it.
+        // A leader's lease does not protect against these, since they claim a leadership transfer by the leader.
         let stranger = VoteRequest::<TypeConfig> {
             leadership_transfer: true,
             ..VoteRequest::new(Vote { leader_id: RaftLeaderId::new(forger.term + 1, 99), committed: false }, None)
@@ -317,7 +317,7 @@ fn forged_votes(forger: &Forger) -> Vec<Row> {
     rows
 }
 
-/// Transfers of the leadership by others than the leader, or in other terms than the current one.
+/// Leadership transfers by a node other than the leader, or in another term than the current one.
 fn forged_transfers(forger: &Forger) -> Vec<Row> {
     let path = "/raft-transfer-leader";
     let other = forger.third_node();
@@ -329,7 +329,7 @@ fn forged_transfers(forger: &Forger) -> Vec<Row> {
     let mut rows = vec![
         row("for another leader", from, forger.vote(other, true)).gives_bad_request("invalid_rpc"),
         row("by a candidate", from, forger.vote(from, false)).gives_bad_request("invalid_rpc"),
-        row("in the last term there is", from, forger.vote_in(u64::MAX, true)).gives_bad_request("invalid_rpc"),
+        row("in the last possible term", from, forger.vote_in(u64::MAX, true)).gives_bad_request("invalid_rpc"),
         row("in the next term", from, forger.vote_in(term + 1, true)).gives(409, "Conflict"),
         row("in the term before", from, forger.vote_in(term - 1, true)).gives(409, "Conflict"),
         row("by another node", other, forger.vote(other, true)).gives(409, "Conflict"),
@@ -342,7 +342,7 @@ fn forged_transfers(forger: &Forger) -> Vec<Row> {
     rows
 }
 
-/// Headers that are broken, for others, or not those of the body.
+/// Headers that are broken, for another node, or different from the body.
 fn mislabeled(forger: &Forger) -> Vec<Row> {
     const HEADER: &str = "raft-envelope";
     let to = forger.to;
@@ -360,7 +360,7 @@ fn mislabeled(forger: &Forger) -> Vec<Row> {
     let mut rows = Vec::new();
     for path in ROUTES {
         for header in &misdirected {
-            // The body is no RPC; it is not looked at.
+            // The body is not an RPC, and is not read.
             rows.push(Row::post(path, header, MARKER).header(HEADER, header.clone()).gives(421, "WrongNode"));
         }
         let cluster = Row::post(path, "another cluster", MARKER).header(HEADER, header(0, &other_life, other_cluster));
@@ -378,7 +378,7 @@ fn mislabeled(forger: &Forger) -> Vec<Row> {
     rows
 }
 
-/// More than an RPC can be.
+/// RPCs that are too large.
 fn oversized(forger: &Forger) -> Vec<Row> {
     let small = ["/raft-vote", "/raft-pre-vote", "/raft-transfer-leader", "/raft-read-index"];
     let bytes = |length| vec![0; length];
@@ -405,7 +405,7 @@ fn membership_of(voters: &[u64]) -> Membership<u64, ExampleNode> {
     let configs = vec![voters.iter().copied().collect()];
     let nodes = voters.iter().map(|id| (*id, ExampleNode { addr: format!("127.0.0.1:{id}"), incarnation: *id }));
     match voters {
-        // This is not checked.
+        // `new` rejects this.
         [] => Membership::new_with_defaults(configs, []),
         _ => Membership::new(configs, nodes.collect::<BTreeMap<_, _>>()).unwrap(),
     }
@@ -435,15 +435,15 @@ fn forged_snapshots(forger: &Forger, snapshot: &[u8]) -> Vec<Row> {
         Row::post(path, "a head of 4 GiB", long(u32::MAX)).gives_too_large("request_too_large"),
     ];
     let cases = [
-        ("less than a length", vec![0, 0, 0]),
-        ("a head shorter than it says", long(1000)),
+        ("part of a length", vec![0, 0, 0]),
+        ("a head shorter than its length", long(1000)),
         ("an empty head", long(0)),
         ("a vote for another leader", head(forger.vote(other, true), SnapshotMeta::default())),
         ("a vote that no quorum granted", head(forger.vote(forger.from, false), SnapshotMeta::default())),
         ("a snapshot newer than its leader", head(vote, newer)),
         ("a membership without voters", head(vote, meta(forger.term, forger.committed + 9, &[]))),
         ("a term 2^33 ahead", head(forger.vote_in(forger.term + (1 << 33), true), SnapshotMeta::default())),
-        ("the last index there is", head(vote, meta(forger.term, u64::MAX, &[1, 2, 3]))),
+        ("the last possible index", head(vote, meta(forger.term, u64::MAX, &[1, 2, 3]))),
     ];
     rows.extend(cases.into_iter().map(|(what, body)| Row::post(path, what, body).gives_bad_request("invalid_rpc")));
     let later = forger.vote_in(forger.term + 1, true);
@@ -461,9 +461,9 @@ fn forged_snapshots(forger: &Forger, snapshot: &[u8]) -> Vec<Row> {
     let cases = [
         ("no file", valid_head()),
         ("a file of garbage", with_file(MARKER.repeat(10_000).as_bytes())),
-        ("a file that is cut off", with_file(&snapshot[..cut])),
+        ("a truncated file", with_file(&snapshot[..cut])),
         ("the first bytes of a file", with_file(&snapshot[..10])),
-        ("a file that goes on", with_file(&[snapshot, b"x"].concat())),
+        ("a file with trailing data", with_file(&[snapshot, b"x"].concat())),
         ("a flipped byte in the file", with_file(&flipped)),
         ("a flipped byte in the checksum", with_file(&bad_footer)),
         ("another snapshot than announced", with_file(snapshot)),

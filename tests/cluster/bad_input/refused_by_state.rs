@@ -1,4 +1,4 @@
-//! Valid requests that the state refuses: the error says what the state is, and nothing changes.
+//! Valid requests that the current state rejects: the error describes the state, and nothing changes.
 
 use raft_key_value::NodeId;
 use reqwest::Method;
@@ -7,18 +7,18 @@ use serde_json::json;
 use super::{MARKER, Row, flags, send_all, silent_and_working, states};
 use crate::harness::TestCluster;
 
-/// The requests, when the key `known` is at `known`, the store at `revision`, and the
-/// key was put with the `Idempotency-Key` in `used`.
+/// The requests for a store at `revision`, whose key `known` is at revision `known` and was put with the
+/// `Idempotency-Key` in `used`.
 fn rows(known: u64, revision: u64, used: &str) -> Vec<Row> {
     const MISSING: &str = "/v1/kv/missing";
     const KNOWN: &str = "/v1/kv/known";
     let mut rows = Vec::new();
     for path in [MISSING, "/v1/kv/missing?raw", "/v1/kv/known%2F", "/v1/kv/Known", "/v1/kv/%20known"] {
-        let row = Row::bare(Method::GET, path, "a key that is not there");
+        let row = Row::bare(Method::GET, path, "a missing key");
         rows.push(row.gives_v1(404, "key_not_found").field("revision", revision));
     }
-    rows.push(Row::bare(Method::HEAD, MISSING, "a key that is not there").gives_v1(404, "key_not_found"));
-    let touch = Row::post(&format!("{MISSING}/touch?ttl=30s"), "a key that is not there", "");
+    rows.push(Row::bare(Method::HEAD, MISSING, "a missing key").gives_v1(404, "key_not_found"));
+    let touch = Row::post(&format!("{MISSING}/touch?ttl=30s"), "a missing key", "");
     rows.push(touch.gives_v1(404, "key_not_found").field("revision", revision));
 
     let writes = |path: &str, what: &str| {
@@ -35,7 +35,7 @@ fn rows(known: u64, revision: u64, used: &str) -> Vec<Row> {
         format!("\"{}\"", known - 1),
         format!("\"{}\"", known + 1),
         u64::MAX.to_string(),
-        // What proxies and clients make of tags, and tags that name no revision.
+        // Tags as proxies and clients produce them, and tags without a revision.
         format!("W/\"{}\"", known - 1),
         format!("\"{}-gzip\"", known + 1),
         format!("\"{}\", \"{}\", W/\"x\"", known - 1, known + 1),
@@ -56,7 +56,7 @@ fn rows(known: u64, revision: u64, used: &str) -> Vec<Row> {
         }
     }
     for tag in ["*".to_owned(), format!("\"{known}\""), format!("\"x\", W/\"{known}-gzip\", \"0\"")] {
-        for row in writes(KNOWN, "a key that is there") {
+        for row in writes(KNOWN, "an existing key") {
             let row = row.header("if-none-match", tag.clone()).gives_v1(412, "condition_failed");
             rows.push(row.field("current_revision", known));
         }
@@ -68,7 +68,7 @@ fn rows(known: u64, revision: u64, used: &str) -> Vec<Row> {
         }
     }
     for tag in ["*".to_owned(), "0".to_owned(), format!("\"{known}\""), format!("\"{known}\", \"1\"")] {
-        for row in writes(MISSING, "a key that is not there") {
+        for row in writes(MISSING, "a missing key") {
             rows.push(row.header("if-match", tag.clone()).gives_v1(412, "condition_failed"));
         }
     }
@@ -96,13 +96,12 @@ fn rows(known: u64, revision: u64, used: &str) -> Vec<Row> {
     rows
 }
 
-/// What the state refuses changes no key and no revision, and says what there is.
+/// A request that the state rejects changes no key and no revision, and its error describes the state.
 ///
-/// Method: every row to a node of its own, and to the leader and a follower of
-/// three; each answer is compared with the revisions that were read before, and
-/// the keys and revisions of all nodes afterwards with those before.
+/// Method: send every row to a node of its own, and to the leader and a follower of three. Compare each response with
+/// the revisions read before, and the keys and revisions of all nodes before and after.
 #[tokio::test]
-async fn what_the_state_refuses_changes_nothing() {
+async fn a_request_that_the_state_rejects_changes_nothing() {
     for ids in [vec![1], vec![1, 2, 3]] {
         let mut cluster = TestCluster::form("bad-state", &ids, &flags()).await;
         let leader = cluster.leader_of(&ids).await;

@@ -1,10 +1,10 @@
-//! Routes that are not there, and methods that a route does not take.
+//! Unknown routes, and methods that a route does not accept.
 
 use reqwest::Method;
 
 use super::{MARKER, Row, RowBody, peer_rows};
 
-/// Besides those between nodes, which are all for POST.
+/// The routes for POST only, except those between nodes.
 const POST_ROUTES: &[&str] = &["/write", "/read", "/consistent_read", "/init", "/add-learner", "/change-membership"];
 
 const GET_ROUTES: &[&str] = &["/metrics", "/raft-identity", "/openapi.json", "/docs"];
@@ -24,7 +24,7 @@ pub fn rows() -> Vec<Row> {
     }
     let brew = Method::from_bytes(b"BREW").unwrap();
     let body = RowBody::Whole(format!(r#"{{"Set":{{"key":"known","value":"{MARKER}"}}}}"#).into());
-    rows.push(Row::new(brew, "/write", "a method of its own", body).gives_wrong_method("POST"));
+    rows.push(Row::new(brew, "/write", "an unknown method", body).gives_wrong_method("POST"));
     let unknown = [
         "/",
         "/writ",

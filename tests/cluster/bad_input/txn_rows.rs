@@ -1,11 +1,11 @@
-//! `/v1/txn`, and the same as a `/write`.
+//! `/v1/txn`, and transactions as a `/write`.
 
 use serde_json::{Value, json};
 
 use super::kv_rows::BAD_TIMES;
 use super::{MARKER, REQUEST_BYTES_MAX, Row};
 
-/// An operation that would be seen.
+/// An operation whose effect would be visible.
 fn put() -> Value {
     json!({"put": {"key": "known", "value": MARKER}})
 }
@@ -39,7 +39,7 @@ pub fn rows() -> Vec<Row> {
     rows
 }
 
-/// Bodies that are no transaction at all.
+/// Bodies that are not a transaction.
 fn shapes() -> Vec<Row> {
     let m = MARKER;
     let texts: Vec<(&str, String)> = vec![
@@ -51,11 +51,11 @@ fn shapes() -> Vec<Row> {
         ("a string", format!("{m:?}")),
         ("a list", "[]".into()),
         ("a list in place of the fields", r#"[[],[{"delete":{"key":"known"}}],[]]"#.into()),
-        ("cut off", r#"{"success":[{"delete":{"key":"known"}}]"#.into()),
+        ("truncated", r#"{"success":[{"delete":{"key":"known"}}]"#.into()),
         ("two bodies", r#"{"success":[{"delete":{"key":"known"}}]}{}"#.into()),
         ("a field twice", r#"{"success":[{"delete":{"key":"known"}}],"success":[]}"#.into()),
         ("an unknown field", r#"{"success":[{"delete":{"key":"known"}}],"then":[]}"#.into()),
-        ("a field in other letters", r#"{"Success":[{"delete":{"key":"known"}}]}"#.into()),
+        ("a field in the wrong case", r#"{"Success":[{"delete":{"key":"known"}}]}"#.into()),
         ("the body of /write", format!(r#"{{"Set":{{"key":"known","value":"{m}"}}}}"#)),
         ("success that is an object", r#"{"success":{"delete":{"key":"known"}}}"#.into()),
         ("success that is null", r#"{"success":null}"#.into()),
@@ -64,14 +64,17 @@ fn shapes() -> Vec<Row> {
         ("compare that is a number", r#"{"compare":1,"success":[{"delete":{"key":"known"}}]}"#.into()),
         ("an operation that is a string", r#"{"success":["delete"]}"#.into()),
         ("an operation that is null", r#"{"success":[null]}"#.into()),
-        ("an operation that is empty", r#"{"success":[{}]}"#.into()),
-        ("an operation of two", r#"{"success":[{"delete":{"key":"known"},"get":{"key":"known"}}]}"#.into()),
+        ("an empty operation", r#"{"success":[{}]}"#.into()),
+        ("two operations in one", r#"{"success":[{"delete":{"key":"known"},"get":{"key":"known"}}]}"#.into()),
         ("an unknown operation", r#"{"success":[{"increment":{"key":"known"}}]}"#.into()),
-        ("an operation in other letters", r#"{"success":[{"Delete":{"key":"known"}}]}"#.into()),
-        ("10,000 lists in each other", "[".repeat(10_000)),
-        ("10,000 lists in a list of operations", format!(r#"{{"success":{}"#, "[".repeat(10_000))),
-        ("10,000 objects in each other", r#"{"success":[{"put":"#.repeat(10_000)),
-        ("10,000 lists as a value", format!(r#"{{"success":[{{"put":{{"key":"known","value":{}"#, "[".repeat(10_000))),
+        ("an operation in the wrong case", r#"{"success":[{"Delete":{"key":"known"}}]}"#.into()),
+        ("10,000 nested lists", "[".repeat(10_000)),
+        ("10,000 nested lists of operations", format!(r#"{{"success":{}"#, "[".repeat(10_000))),
+        ("10,000 nested objects", r#"{"success":[{"put":"#.repeat(10_000)),
+        (
+            "10,000 nested lists as a value",
+            format!(r#"{{"success":[{{"put":{{"key":"known","value":{}"#, "[".repeat(10_000)),
+        ),
     ];
     let mut rows: Vec<Row> =
         texts.into_iter().map(|(what, text)| Row::post("/v1/txn", what, text).gives_v1(400, "invalid_json")).collect();
@@ -136,7 +139,7 @@ fn comparisons() -> Vec<Row> {
         no_json.into_iter().map(|compare| txn(&format!("{compare}"), &after(compare)).gives_v1(400, "invalid_json")),
     );
     let bad_base64 = json!({"key": "known", "value": "%%%", "encoding": "base64"});
-    rows.push(txn("a value that is no base64", &after(bad_base64)).gives_v1(400, "invalid_base64"));
+    rows.push(txn("a value that is not base64", &after(bad_base64)).gives_v1(400, "invalid_base64"));
     for (what, key, status, code) in bad_keys() {
         let row = txn(what, &after(json!({"key": key, "exists": true})));
         rows.push(row.gives_v1(status, code).naming(&["compare[0]"]));
@@ -148,7 +151,7 @@ fn bad_keys() -> Vec<(&'static str, String, u16, &'static str)> {
     vec![
         ("an empty key", "".into(), 400, "key_empty"),
         ("a NUL", "known\0".into(), 400, "invalid_key"),
-        ("a part that is ..", "a/../b".into(), 400, "invalid_key"),
+        ("a segment that is ..", "a/../b".into(), 400, "invalid_key"),
         ("a key that is .", ".".into(), 400, "invalid_key"),
         ("a key of 1,025 bytes", "k".repeat(1025), 413, "key_too_large"),
         ("a key of 1,026 bytes in 513 characters", "é".repeat(513), 413, "key_too_large"),
@@ -180,7 +183,7 @@ fn operations() -> Vec<Row> {
         }
         for value in ["%%%", "YQ", "YQ==\n", "YQ= =", "Y", "_-_-", MARKER] {
             let put = json!({"put": {"key": "known", "value": value, "encoding": "base64"}});
-            rows.push(txn("a value that is no base64", &second(put)).gives_v1(400, "invalid_base64"));
+            rows.push(txn("a value that is not base64", &second(put)).gives_v1(400, "invalid_base64"));
         }
         let large = json!({"put": {"key": "known", "value": "v".repeat((1 << 20) + 1)}});
         let row = txn("a value of 1 MiB and a byte", &second(large)).gives_v1(413, "value_too_large");
@@ -192,7 +195,7 @@ fn operations() -> Vec<Row> {
             if operation == "put" {
                 fields["value"] = json!(MARKER);
             }
-            let row = txn(&format!("a time to live of {time:?}"), &json!({"success": [{operation: fields}]}));
+            let row = txn(&format!("a TTL of {time:?}"), &json!({"success": [{operation: fields}]}));
             rows.push(row.gives_v1(400, "invalid_ttl").naming(&["success[0]"]));
         }
     }

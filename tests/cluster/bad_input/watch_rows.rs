@@ -14,7 +14,7 @@ pub fn rows() -> Vec<Row> {
         rows.push(watch(&format!("from={from}"), "a bad revision").gives_v1(400, "invalid_parameter"));
     }
     for from in ["1000000", "18446744073709551615"] {
-        rows.push(watch(&format!("from={from}"), "a revision in future").gives_v1(400, "revision_in_future"));
+        rows.push(watch(&format!("from={from}"), "a future revision").gives_v1(400, "revision_in_future"));
     }
     rows.push(watch("from=1&initial", "from and initial").gives_v1(400, "invalid_parameter"));
     rows.push(watch("initial=true&from=1", "from and initial").gives_v1(400, "invalid_parameter"));
@@ -24,9 +24,9 @@ pub fn rows() -> Vec<Row> {
     let long = MARKER.repeat(50);
     rows.push(watch("key=", "an empty key").gives_v1(400, "key_empty"));
     rows.push(watch("key=%00", "a NUL").gives_v1(400, "invalid_key"));
-    rows.push(watch("key=a/../b", "a part that is ..").gives_v1(400, "invalid_key"));
-    rows.push(watch("key=%ff", "a key that is no UTF-8").gives_v1(400, "invalid_encoding"));
-    rows.push(watch("prefix=%e2%82", "a prefix that is no UTF-8").gives_v1(400, "invalid_encoding"));
+    rows.push(watch("key=a/../b", "a segment that is ..").gives_v1(400, "invalid_key"));
+    rows.push(watch("key=%ff", "a key that is not UTF-8").gives_v1(400, "invalid_encoding"));
+    rows.push(watch("prefix=%e2%82", "a prefix that is not UTF-8").gives_v1(400, "invalid_encoding"));
     rows.push(watch("prefix=%", "a prefix with a broken %").gives_v1(400, "invalid_encoding"));
     rows.push(watch(&format!("key={long}"), "a long key").gives_v1(413, "key_too_large").field("limit", 1024));
     rows.push(watch(&format!("prefix={long}"), "a long prefix").gives_v1(413, "prefix_too_large").field("limit", 1024));
@@ -38,21 +38,21 @@ pub fn rows() -> Vec<Row> {
         rows.push(watch(query, "a parameter twice").gives_v1(400, "repeated_parameter"));
     }
     for query in ["initial=1", "initial=yes", "consistency=quick", "consistency="] {
-        rows.push(watch(query, "a value that is none").gives_v1(400, "invalid_parameter"));
+        rows.push(watch(query, "an invalid value").gives_v1(400, "invalid_parameter"));
     }
     for id in
         ["", "abc", "-1", "1.", ".1", "1.2.3", "1.-1", "1,2", "0x1", "18446744073709551615", "1.4294967295", "1 2"]
     {
-        let row = watch("", "an id that no event has").header("last-event-id", id);
+        let row = watch("", "an id that no event can have").header("last-event-id", id);
         rows.push(row.gives_v1(400, "invalid_last_event_id"));
     }
-    rows.push(watch("", "an id of letters beyond ASCII").header("last-event-id", "é").gives_v1(400, "invalid_header"));
+    rows.push(watch("", "an id that is not ASCII").header("last-event-id", "é").gives_v1(400, "invalid_header"));
     let twice = watch("", "two ids").header("last-event-id", "1").header("last-event-id", "2");
     rows.push(twice.gives_v1(400, "repeated_header").naming(&["last-event-id"]));
     for id in ["1000000", "1000000.5", "18446744073709551614"] {
-        let row = watch("", "an id of the future").header("last-event-id", id);
+        let row = watch("", "a future id").header("last-event-id", id);
         rows.push(row.gives_v1(400, "revision_in_future"));
     }
-    rows.push(watch("", "a body where none is taken").body(MARKER).gives_v1(400, "unexpected_body"));
+    rows.push(watch("", "a body where none is allowed").body(MARKER).gives_v1(400, "unexpected_body"));
     rows
 }

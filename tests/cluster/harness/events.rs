@@ -10,49 +10,49 @@ use super::cluster::TestCluster;
 use super::eventually::DEADLINE;
 use super::http::Answer;
 
-/// An event.
+/// An event of a watch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
-    /// The id that it came with, if it had one.
+    /// Its id, if it has one.
     pub id: Option<String>,
-    /// What it says.
+    /// Its data, as JSON.
     pub data: Value,
 }
 
 impl Event {
-    /// What kind of event it is.
+    /// The type: `put`, `delete`, `expire`, `initial`, `synced` or `end`.
     pub fn kind(&self) -> &str {
         self.data["type"].as_str().unwrap()
     }
 
-    /// The key that it is about.
+    /// The key of the event.
     pub fn key(&self) -> &str {
         self.data["key"].as_str().unwrap()
     }
 
-    /// The revision that it is about.
+    /// The revision of the event.
     pub fn revision(&self) -> u64 {
         self.data["revision"].as_u64().unwrap()
     }
 }
 
-/// A watch that is under way.
+/// An open watch.
 #[derive(Debug)]
 pub struct Watch {
     response: Response,
-    /// What came and is no whole event yet.
+    /// Bytes that do not form a whole event yet.
     unread: Vec<u8>,
-    /// The `id` that came last, which is where the watch is taken up again.
+    /// The latest id, after which the watch can be resumed.
     pub last_id: Option<String>,
 }
 
 impl TestCluster {
-    /// Watches through a node; `query` is what stands after `?`.
+    /// Opens a watch through a node; `query` follows the `?`.
     pub async fn watch(&self, id: NodeId, query: &str) -> Watch {
         self.watch_after(id, query, None).await.unwrap_or_else(|refused| panic!("a watch on node {id}: {refused:?}"))
     }
 
-    /// Watches from after an event on, if the node will have it.
+    /// Resumes a watch after an event; the error is the node's response.
     pub async fn watch_after(&self, id: NodeId, query: &str, last_id: Option<&str>) -> Result<Watch, Answer> {
         let headers: Vec<(&str, &str)> = last_id.map(|last_id| ("last-event-id", last_id)).into_iter().collect();
         let path = format!("/v1/watch?{query}");
@@ -73,18 +73,18 @@ impl TestCluster {
 }
 
 impl Watch {
-    /// The next event; `None` once the node has ended the watch, or is gone.
+    /// The next event; `None` once the node has ended the watch or died.
     pub async fn next(&mut self) -> Option<Event> {
         let next = tokio::time::timeout(DEADLINE, self.next_or_end()).await;
         next.unwrap_or_else(|_| panic!("no event within {DEADLINE:?} after {:?}", self.last_id))
     }
 
-    /// The next event, if there is one within a time.
+    /// The next event, if it arrives within this time.
     pub async fn next_within(&mut self, time: Duration) -> Option<Event> {
         tokio::time::timeout(time, self.next_or_end()).await.ok().flatten()
     }
 
-    /// The next events.
+    /// The next `count` events.
     pub async fn take(&mut self, count: usize) -> Vec<Event> {
         let mut events = Vec::new();
         while events.len() < count {
@@ -126,20 +126,20 @@ impl Watch {
             }
             match self.response.chunk().await {
                 Ok(Some(chunk)) => self.unread.extend_from_slice(&chunk),
-                // The node ended it, or was killed; half an event is none.
+                // The node ended the watch or was killed; half an event does not count.
                 Ok(None) | Err(_) => return None,
             }
         }
     }
 
-    /// One block of lines; an event if it has data.
+    /// Parses a block of lines; returns an event if it has data.
     fn parse(&mut self, block: &str) -> Option<Event> {
         let (mut id, mut data) = (None, None);
         for line in block.lines().filter(|line| !line.is_empty() && !line.starts_with(':')) {
             match line.split_once(": ") {
                 Some(("id", value)) => assert_eq!(id.replace(value.to_owned()), None, "two ids in {block:?}"),
                 Some(("data", value)) => assert_eq!(data.replace(value.to_owned()), None, "two data in {block:?}"),
-                _ => panic!("no line of a server-sent event: {line:?}"),
+                _ => panic!("not a line of a server-sent event: {line:?}"),
             }
         }
         if id.is_some() {

@@ -1,19 +1,18 @@
-//! Waiting for a condition, never for a duration.
+//! Waits for a condition instead of a duration.
 
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
-/// How long a condition may take. Generous, since it only costs time in a test
-/// that fails, and the machine may be busy.
+/// How long a condition may take. It is generous, since only failing tests wait for it, and the machine may be busy.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Probes until it succeeds, and returns what it found.
+/// Repeats `probe` until it succeeds, and returns its result.
 ///
 /// # Panics
 ///
-/// After `deadline`, with what the last probe saw instead.
+/// After `deadline`, with the last result of the probe.
 pub async fn eventually<T, E: Debug>(
     what: &str,
     deadline: Duration,

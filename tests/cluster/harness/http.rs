@@ -1,4 +1,4 @@
-//! Requests as any program would send them, and their answers as they came.
+//! HTTP requests and their responses, without any interpretation.
 
 use std::time::Duration;
 
@@ -7,21 +7,21 @@ use reqwest::header::HeaderMap;
 use reqwest::{Body, Method, Response};
 use serde_json::Value;
 
-/// `RaftMetrics` of a node.
+/// The Raft metrics of a node.
 pub type Metrics = openraft::metrics::RaftMetrics<TypeConfig>;
 
-/// Longer than a node may take for a change of the membership.
+/// Longer than a node may take for a membership change.
 const DEADLINE: Duration = Duration::from_secs(70);
 
-/// Sends requests.
+/// An HTTP client.
 #[derive(Clone, Debug)]
 pub struct Http {
     client: reqwest::Client,
-    /// Connections for RPCs, as nodes have them: one that carried an RPC is for nothing else.
+    /// Connections for RPCs. As between nodes, a connection that carried an RPC serves nothing else.
     rpc_client: reqwest::Client,
 }
 
-/// What a node answered.
+/// A response.
 #[derive(Debug)]
 pub struct Answer {
     /// The HTTP status.
@@ -33,28 +33,28 @@ pub struct Answer {
 }
 
 impl Http {
-    /// Connections of their own.
+    /// A client with new connections.
     pub fn new() -> Self {
         let client = || reqwest::Client::builder().no_proxy().timeout(DEADLINE).build().unwrap();
         Http { client: client(), rpc_client: client() }
     }
 
-    /// `POST`, without any header that says what the body is.
+    /// Sends a `POST` without a `Content-Type`.
     pub async fn post(&self, addr: &str, path: &str, body: impl Into<Body>) -> Result<Answer, reqwest::Error> {
         self.request(Method::POST, addr, path, &[], body).await
     }
 
-    /// `POST`, asking not to be passed on to the leader.
+    /// Sends a `POST` that must not be forwarded to the leader.
     pub async fn post_here(&self, addr: &str, path: &str, body: impl Into<Body>) -> Result<Answer, reqwest::Error> {
         self.request(Method::POST, addr, path, &[("raft-forward", "no")], body).await
     }
 
-    /// `GET`.
+    /// Sends a `GET`.
     pub async fn get(&self, addr: &str, path: &str) -> Result<Answer, reqwest::Error> {
         self.request(Method::GET, addr, path, &[], "").await
     }
 
-    /// Any request.
+    /// Sends a request, and reads the whole response.
     pub async fn request(
         &self,
         method: Method,
@@ -70,7 +70,7 @@ impl Http {
         Ok(Answer { status, headers, body })
     }
 
-    /// Any request; the body of its answer is still to be read.
+    /// Sends a request, and leaves the body of the response unread.
     pub async fn open(
         &self,
         method: Method,
@@ -89,18 +89,18 @@ impl Http {
 }
 
 impl Answer {
-    /// A header's value, or nothing.
+    /// The value of a header; empty if it is missing.
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 
-    /// A header's value as a number.
+    /// The value of a header as a number.
     #[track_caller]
     pub fn number(&self, name: &str) -> u64 {
-        self.header(name).parse().unwrap_or_else(|_| panic!("{name} is no number: {self:?}"))
+        self.header(name).parse().unwrap_or_else(|_| panic!("{name} is not a number: {self:?}"))
     }
 
-    /// The store's revision, as each answer of `/v1` has it.
+    /// The store's revision, which each response of `/v1` has.
     #[track_caller]
     pub fn revision(&self) -> u64 {
         self.number("raft-revision")
@@ -116,14 +116,14 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("not JSON ({error}): {self:?}"))
     }
 
-    /// Asserts that the answer is 200, and returns its body.
+    /// Asserts that the status is 200, and returns the body.
     #[track_caller]
     pub fn done(&self) -> Value {
         assert_eq!(self.status, 200, "{}", self.text());
         self.json()
     }
 
-    /// Asserts an error of `/v1` that changed nothing, by its status and code; returns its fields.
+    /// Asserts a `/v1` error that changed nothing by its status and code, and returns its fields.
     #[track_caller]
     pub fn refused(&self, status: u16, code: &str) -> Value {
         let error = self.json()["error"].take();
@@ -132,7 +132,7 @@ impl Answer {
         error
     }
 
-    /// What is in `{"Ok":…}`, if the answer is a success.
+    /// The content of `{"Ok":…}`, or an error with the whole response.
     pub fn ok(&self) -> Result<Value, String> {
         let described = || format!("{} {}", self.status, self.text());
         if self.status != 200 {
@@ -142,20 +142,19 @@ impl Answer {
         json.get_mut("Ok").map(Value::take).ok_or_else(described)
     }
 
-    /// The name and the fields in `{"Err":{"<name>":{…}}}`.
+    /// The name and the fields of `{"Err":{"<name>":{…}}}`.
     pub fn error(&self) -> (String, Value) {
         let json = self.json();
         let error = json.get("Err").and_then(Value::as_object);
         let error = error.unwrap_or_else(|| panic!("not an error: {} {}", self.status, self.text()));
-        assert_eq!(error.len(), 1, "an error has one name: {json}");
+        assert_eq!(error.len(), 1, "an error must have one name: {json}");
         let (name, fields) = error.iter().next().unwrap();
         (name.clone(), fields.clone())
     }
 
-    /// Asserts an error's status, name and outcome; returns its fields.
+    /// Asserts an error by its status, name and outcome, and returns its fields.
     ///
-    /// The outcome stands in the header, and in the body too, except in the one
-    /// error whose body is older than the outcomes.
+    /// The outcome is in the header and in the body, except for the one error whose body is older than outcomes.
     #[track_caller]
     pub fn assert_error(&self, status: u16, name: &str, outcome: &str) -> Value {
         let (found_name, fields) = self.error();

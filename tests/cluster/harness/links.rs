@@ -1,8 +1,7 @@
-//! The links between nodes, which can be cut one by one.
+//! Links between nodes, which can be cut one by one.
 //!
-//! Each node is known to the others by the address of a proxy in the test. The
-//! proxy tells by the first request on a connection which node it is from, since a
-//! node keeps its connections to itself.
+//! The membership has the address of a proxy in the test for each node. The first request on a connection tells the
+//! proxy which node it is from, since nodes do not share connections.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,16 +13,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{oneshot, watch};
 
-/// How much of a connection is read to learn who it is from.
+/// How much of a connection is read to find out its sender.
 const FIRST_BYTES_MAX: usize = 256 << 10;
-/// How long the beginning of a request may take to tell, once there is some of it.
+/// How long the first request may take to arrive, once it has started.
 const FIRST_BYTES_DEADLINE: Duration = Duration::from_millis(500);
 
-/// Together 1 MiB a second.
+/// 1 MiB per second in total.
 const SLOW_PART_BYTES: usize = 32 << 10;
 const SLOW_PART_PAUSE: Duration = Duration::from_micros(31_250);
 
-/// What is cut: who does not reach whom.
+/// Pairs of nodes of which the first cannot reach the second.
 pub type Cuts = BTreeSet<(NodeId, NodeId)>;
 
 /// The links of one cluster.
@@ -34,7 +33,7 @@ pub struct Links {
 }
 
 impl Links {
-    /// Starts the proxy of a node. Returns its address, and what takes the node's own.
+    /// Starts the proxy of a node; returns its address, and a channel for the node's own address.
     pub async fn proxy(&self, id: NodeId) -> (String, oneshot::Sender<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap().to_string();
@@ -50,18 +49,18 @@ impl Links {
         (addr, target_tx)
     }
 
-    /// Cuts all links between a node and others, in both directions.
+    /// Cuts all links between a node and the others, in both directions.
     pub fn isolate(&self, id: NodeId, others: &[NodeId]) {
         let both = others.iter().flat_map(|other| [(id, *other), (*other, id)]);
         self.cuts.send_modify(|cuts| cuts.extend(both));
     }
 
-    /// Lets no connection to a node carry more than 1 MiB a second.
+    /// Limits each connection to a node to 1 MiB per second.
     pub fn slow_down(&self, id: NodeId) {
         self.slow.store(id, Ordering::Relaxed);
     }
 
-    /// Makes all links whole again, and fast.
+    /// Restores all links, and their speed.
     pub fn heal(&self) {
         self.cuts.send_modify(Cuts::clear);
         self.slow.store(0, Ordering::Relaxed);
@@ -83,7 +82,7 @@ async fn pass_on(
     let from = tokio::time::timeout(FIRST_BYTES_DEADLINE, sender(&mut stream, &mut first)).await.ok().flatten();
     let is_cut = |cuts: &Cuts| from.is_some_and(|from| cuts.contains(&(from, to)));
     if is_cut(&cuts.borrow()) {
-        // Nothing comes through, and nobody is told.
+        // Drop everything without an error to the sender.
         let _ = cuts.wait_for(|cuts| !is_cut(cuts)).await;
         return;
     }
@@ -94,7 +93,7 @@ async fn pass_on(
     let mut until_cut = cuts.clone();
     let (mut from_sender, mut to_sender) = stream.split();
     let (mut from_target, mut to_target) = onward.split();
-    let there = async {
+    let to_node = async {
         let mut part = vec![0; SLOW_PART_BYTES];
         loop {
             let length = from_sender.read(&mut part).await?;
@@ -107,22 +106,22 @@ async fn pass_on(
             }
         }
     };
-    let back = async {
+    let from_node = async {
         tokio::io::copy(&mut from_target, &mut to_sender).await?;
         to_sender.shutdown().await
     };
     tokio::select! {
-        _ = async { tokio::try_join!(there, back) } => return,
+        _ = async { tokio::try_join!(to_node, from_node) } => return,
         _ = until_cut.wait_for(is_cut) => {}
     }
-    // The connection stands, and is dead.
+    // The connection stays open, and is dead.
     let _ = cuts.wait_for(|cuts| !is_cut(cuts)).await;
 }
 
-/// Which node a connection is from; what was read of it is in `first`.
+/// The node that opened a connection; `first` has the bytes read so far.
 async fn sender(stream: &mut TcpStream, first: &mut Vec<u8>) -> Option<NodeId> {
     while first.len() < FIRST_BYTES_MAX {
-        // The field of an RPC's envelope as MessagePack, or the header of a request that is passed on.
+        // The field of an RPC's envelope in MessagePack, or the header of a forwarded request.
         if let Some(end) = end_of(first, b"\xa4from") {
             return first.get(end).map(|id| u64::from(*id));
         }

@@ -1,4 +1,4 @@
-//! Starts real nodes as child processes, and looks at them from outside.
+//! Starts real nodes as child processes, and inspects them from outside.
 
 mod cluster;
 mod events;

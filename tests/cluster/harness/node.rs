@@ -14,36 +14,36 @@ use super::process::{self, free_port};
 
 /// The exit code of a node that cannot listen on its address.
 const EXIT_CANNOT_LISTEN: i32 = 69;
-/// How many ports are tried: each was free just before.
+/// How many ports to try, since another process may take a free port first.
 const STARTS_MAX: usize = 5;
 
-/// A node as a child process, which ends when this is dropped.
+/// A node as a child process, which is killed when this is dropped.
 #[derive(Debug)]
 pub struct TestNode {
-    /// Its number.
+    /// Its node id.
     pub id: NodeId,
-    /// Where it listens, for all its life.
+    /// Its address, the same across restarts.
     pub addr: String,
     data_dir: PathBuf,
     log_path: PathBuf,
     settings: Settings,
-    /// Run before the program, for what a process inherits.
+    /// Shell commands before the program that set what the process inherits.
     shell: Option<String>,
     stderr: Option<OwnedFd>,
     child: Option<Child>,
 }
 
-/// How the process is told what to do.
+/// How the process is configured.
 #[derive(Debug)]
 enum Settings {
-    /// By the command line, with these flags beside the node's own.
+    /// By these flags, in addition to the node's own.
     Flags(Vec<String>),
     /// By the environment alone.
     Environment,
 }
 
 impl TestNode {
-    /// Starts a node on a free port, with its data below `directory`, and waits until it answers.
+    /// Starts a node on a free port, with its data below `directory`, and waits until it responds.
     pub async fn start(id: NodeId, directory: &Path, flags: &[&str], http: &Http) -> Self {
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
         Self::start_with(id, directory, Settings::Flags(flags), None, http).await
@@ -55,7 +55,7 @@ impl TestNode {
         Self::start_with(id, directory, Settings::Flags(flags), Some(shell), http).await
     }
 
-    /// The same, with no flags at all.
+    /// The same, configured by the environment alone.
     pub async fn start_by_environment(id: NodeId, directory: &Path, http: &Http) -> Self {
         Self::start_with(id, directory, Settings::Environment, None, http).await
     }
@@ -75,14 +75,14 @@ impl TestNode {
             node.addr = format!("127.0.0.1:{}", free_port());
             match node.spawn(http).await {
                 Ok(()) => return node,
-                Err(Some(EXIT_CANNOT_LISTEN)) => {} // Someone was faster.
+                Err(Some(EXIT_CANNOT_LISTEN)) => {} // Another process took the port.
                 Err(code) => panic!("node {id} ended with exit code {code:?}:\n{}", node.log()),
             }
         }
         panic!("node {id} found no free port in {STARTS_MAX} attempts:\n{}", node.log());
     }
 
-    /// Starts the process again, on the same directory and address.
+    /// Restarts the process on the same directory and address.
     pub async fn restart(&mut self, http: &Http) {
         assert!(self.child.is_none(), "node {} is running", self.id);
         eventually("the node's port is free again", DEADLINE, async || match self.spawn(http).await {
@@ -93,7 +93,7 @@ impl TestNode {
         .await;
     }
 
-    /// Starts the process, and waits until it answers; else returns its exit code.
+    /// Starts the process, and waits until it responds; returns the exit code if it exits instead.
     async fn spawn(&mut self, http: &Http) -> Result<(), Option<i32>> {
         let log = OpenOptions::new().create(true).append(true).open(&self.log_path).unwrap();
         let mut command = match &self.settings {
@@ -108,7 +108,7 @@ impl TestNode {
                 command
             }
         };
-        // Each thread has limits of its own, so tests of limits need a number that is the same on every machine.
+        // The limits of a node depend on its threads, so tests need the same number of threads on every machine.
         command.env("RKV_HTTP_THREADS", "1");
         command.stdout(log.try_clone().unwrap());
         match &self.stderr {
@@ -117,14 +117,14 @@ impl TestNode {
         };
         let child = self.child.insert(command.spawn().unwrap());
         let identity_path = self.data_dir.join(format!("node-{}/IDENTITY", self.id));
-        let what = format!("node {} answers at {}", self.id, self.addr);
+        let what = format!("node {} responds at {}", self.id, self.addr);
         let ready = eventually(&what, DEADLINE, async || {
             if let Some(status) = child.try_wait().unwrap() {
                 return Ok(Err(status.code()));
             }
             let answer = http.get(&self.addr, "/raft-identity").await.map_err(|error| error.to_string())?;
             let identity = answer.ok()?;
-            // If the port was taken by another node, then that one answers.
+            // If another node took the port, that node responds.
             if identity["incarnation"].as_u64() == incarnation_in(&identity_path) {
                 Ok(Ok(()))
             } else {
@@ -146,59 +146,59 @@ impl TestNode {
         own.into_iter().map(str::to_owned).chain(flags.iter().cloned()).collect()
     }
 
-    /// Lets the process have no more open files than this, from its next start on.
+    /// Limits the open files of the process, from its next start.
     pub fn limit_files(&mut self, files_max: u64) {
         self.shell = Some(format!("ulimit -n {files_max}"));
     }
 
-    /// Has the process write its log there, from its next start on, instead of into a file.
+    /// Makes the process log to this descriptor instead of a file, from its next start.
     pub fn log_to(&mut self, stderr: impl Into<OwnedFd>) {
         self.stderr = Some(stderr.into());
     }
 
-    /// Adds flags, from the next start on.
+    /// Adds flags, from the next start.
     pub fn add_flags(&mut self, more: &[&str]) {
         if let Settings::Flags(flags) = &mut self.settings {
             flags.extend(more.iter().map(|flag| (*flag).to_owned()));
         }
     }
 
-    /// Gives the process one more flag, from its next start on.
+    /// Adds a flag, from the next start.
     pub fn add_flag(&mut self, flag: &str) {
         let Settings::Flags(flags) = &mut self.settings else { panic!("node {} takes no flags", self.id) };
         flags.push(flag.to_owned());
     }
 
-    /// Takes that flag away again.
+    /// Removes a flag that was added.
     pub fn remove_flag(&mut self, flag: &str) {
         let Settings::Flags(flags) = &mut self.settings else { panic!("node {} takes no flags", self.id) };
         flags.retain(|other| other != flag);
     }
 
-    /// Whether there is a process, paused or not.
+    /// Whether the process exists, paused or not.
     pub fn is_running(&self) -> bool {
         self.child.is_some()
     }
 
-    /// Asserts that the process has not ended by itself.
+    /// Asserts that the process has not exited by itself.
     pub fn assert_alive(&mut self) {
         let id = self.id;
         let child = self.child.as_mut().unwrap_or_else(|| panic!("node {id} was stopped"));
         let status = child.try_wait().unwrap();
-        assert!(status.is_none(), "node {id} ended by itself: {status:?}");
+        assert!(status.is_none(), "node {id} exited by itself: {status:?}");
     }
 
-    /// The number of the process.
+    /// The process id.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().unwrap_or_else(|| panic!("node {} is not running", self.id)).id()
     }
 
-    /// How much memory the process has now, in KiB.
+    /// The resident memory of the process now, in KiB.
     pub fn memory_kib(&self) -> usize {
         self.memory("VmRSS:")
     }
 
-    /// How much memory the process had at most, in KiB.
+    /// The peak resident memory of the process, in KiB.
     pub fn memory_peak_kib(&self) -> usize {
         self.memory("VmHWM:")
     }
@@ -214,34 +214,34 @@ impl TestNode {
         fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
     }
 
-    /// Ends the process with SIGKILL, as a crash would.
+    /// Kills the process with SIGKILL, as a crash would.
     pub fn kill(&mut self) {
         let mut child = self.child.take().unwrap_or_else(|| panic!("node {} is not running", self.id));
         child.kill().unwrap();
         child.wait().unwrap();
     }
 
-    /// Ends the process with SIGTERM, and returns its exit code.
+    /// Stops the process with SIGTERM, and returns its exit code.
     pub async fn stop(&mut self) -> Option<i32> {
         process::send_signal(self.pid(), "TERM");
         self.ends().await
     }
 
-    /// Waits until the process has ended, and returns its exit code.
+    /// Waits until the process has exited, and returns its exit code.
     pub async fn ends(&mut self) -> Option<i32> {
         let child = self.child.as_mut().unwrap_or_else(|| panic!("node {} is not running", self.id));
-        let what = format!("node {} ends", self.id);
-        let status = eventually(&what, DEADLINE, async || child.try_wait().unwrap().ok_or("it runs")).await;
+        let what = format!("node {} exits", self.id);
+        let status = eventually(&what, DEADLINE, async || child.try_wait().unwrap().ok_or("still running")).await;
         self.child = None;
         status.code()
     }
 
-    /// Stops the process's clock, so to speak: nothing in it goes on.
+    /// Stops the process with SIGSTOP.
     pub fn pause(&self) {
         process::send_signal(self.pid(), "STOP");
     }
 
-    /// Lets a paused process go on.
+    /// Continues a paused process.
     pub fn resume(&self) {
         process::send_signal(self.pid(), "CONT");
     }
@@ -251,22 +251,22 @@ impl TestNode {
         self.data_dir.join(format!("node-{}", self.id))
     }
 
-    /// All files in it.
+    /// All files in the node's directory.
     pub fn files(&self) -> Vec<PathBuf> {
         files_below(&self.directory())
     }
 
-    /// What all data directories of the cluster are below.
+    /// The parent of the node's directory.
     pub fn data_dir(&self) -> &Path {
         &self.data_dir
     }
 
-    /// All that the node has logged, in all its starts.
+    /// Everything that the node has logged since its first start.
     pub fn log(&self) -> String {
         fs::read(&self.log_path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
-    /// How to start the node by hand.
+    /// The command line that starts the node by hand.
     pub fn command_line(&self) -> String {
         format!("{} {}", process::BINARY, self.arguments().join(" "))
     }
@@ -275,14 +275,14 @@ impl TestNode {
 impl Drop for TestNode {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // It may have ended by itself, which is for the test to notice.
+            // It may have exited by itself, which the test must detect.
             let _ = child.kill();
             let _ = child.wait();
         }
     }
 }
 
-/// All files below a directory, in order.
+/// All files below a directory, sorted.
 pub fn files_below(directory: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(directory).unwrap() {

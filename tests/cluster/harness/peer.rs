@@ -1,4 +1,4 @@
-//! Messages as the nodes send them to each other.
+//! RPCs as nodes send them to each other.
 
 use raft_key_value::NodeId;
 use raft_key_value::network::peer::{Envelope, Ids, PeerIdentity};
@@ -7,19 +7,19 @@ use serde::Serialize;
 
 use super::cluster::TestCluster;
 
-/// Who a node is, as it tells the other nodes.
+/// A node's identity, as it tells other nodes.
 pub async fn identity_of(cluster: &TestCluster, id: NodeId) -> PeerIdentity {
     let answer = cluster.http().get(cluster.addr(id), "/raft-identity").await.unwrap();
     serde_json::from_value(answer.ok().unwrap()).unwrap()
 }
 
-/// A message to a node, from node `from` of a cluster.
+/// The body of an RPC to a node, from node `from` of a cluster.
 pub fn envelope<T: Serialize>(from: NodeId, to: &PeerIdentity, cluster_id: ClusterId, rpc: T) -> Vec<u8> {
     let envelope = Envelope { cluster_id, from, to: to.node_id, to_incarnation: to.incarnation, rpc };
     rmp_serde::to_vec_named(&envelope).unwrap()
 }
 
-/// The header that a message to a node has, from node `from` of a cluster.
+/// The header of an RPC to a node, from node `from` of a cluster.
 pub fn envelope_header(from: NodeId, to: &PeerIdentity, cluster_id: ClusterId) -> String {
     Ids { cluster_id, from, to: to.node_id, to_incarnation: to.incarnation }.header()
 }

@@ -10,15 +10,15 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// The program under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_raft-key-value");
 
-/// A port of this machine that nobody listens on now, and that is given once.
+/// A free port of this machine, returned only once.
 ///
-/// It is below 32768, where systems begin to take ports for outgoing
-/// connections: a node that is restarted must find its port free again.
+/// It is below 32768, where systems start to allocate ports for outgoing connections, since a restarted node must find
+/// its port free.
 pub fn free_port() -> u16 {
     const FIRST: u32 = 22_000;
     const COUNT: u32 = 10_000;
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    // Test runs beside each other begin at different places.
+    // Concurrent test runs start at different ports.
     let start = std::process::id().wrapping_mul(61);
     for _ in 0..COUNT {
         let number = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
@@ -30,14 +30,14 @@ pub fn free_port() -> u16 {
     panic!("no port is free from {FIRST} on");
 }
 
-/// The program with arguments, and with nothing from the environment.
+/// The program with these arguments and an empty environment.
 pub fn command<I: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = I>) -> Command {
     let mut command = Command::new(BINARY);
     command.args(arguments).env_clear().stdin(Stdio::null());
     command
 }
 
-/// The same, after shell commands that set what a process inherits, such as `ulimit -n 100`.
+/// The same, after shell commands that set what the process inherits, such as `ulimit -n 100`.
 pub fn command_after<I: AsRef<std::ffi::OsStr>>(shell: &str, arguments: impl IntoIterator<Item = I>) -> Command {
     let mut command = Command::new("/bin/sh");
     command.args(["-c", &format!(r#"{shell} && exec "$@""#), "sh", BINARY]);
@@ -45,7 +45,7 @@ pub fn command_after<I: AsRef<std::ffi::OsStr>>(shell: &str, arguments: impl Int
     command
 }
 
-/// Lets this process have as many files open as its connections need.
+/// Raises this process's limit of open files if it is below `wanted`.
 pub fn raise_open_files(wanted: u64) {
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_some_and(|current| current < wanted) {
@@ -53,24 +53,24 @@ pub fn raise_open_files(wanted: u64) {
     }
 }
 
-/// Sends a signal, by the name that `kill` knows, such as `TERM`.
+/// Sends a signal by its name for `kill`, such as `TERM`.
 pub fn send_signal(pid: u32, signal: &str) {
     let status = Command::new("kill").args(["-s", signal, &pid.to_string()]).status();
     assert!(status.as_ref().is_ok_and(|status| status.success()), "kill -s {signal} {pid}: {status:?}");
 }
 
-/// A process that has ended.
+/// A process that has exited.
 #[derive(Debug)]
 pub struct Ended {
     /// Its exit code; `None` if a signal ended it.
     pub code: Option<i32>,
-    /// What it wrote to its standard output.
+    /// Its standard output.
     pub stdout: String,
-    /// What it wrote to its standard error.
+    /// Its standard error.
     pub stderr: String,
 }
 
-/// Runs the program until it ends by itself, which is expected to be soon.
+/// Runs the program until it exits by itself, which must be soon.
 pub fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Ended {
     const DEADLINE: Duration = Duration::from_secs(20);
     let mut command = command(arguments);
@@ -82,7 +82,7 @@ pub fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Ended {
             child.kill().unwrap();
             let output = child.wait_with_output().unwrap();
             let stderr = String::from_utf8_lossy(&output.stderr);
-            panic!("{arguments:?} with {environment:?} did not end within {DEADLINE:?}; it wrote: {stderr}");
+            panic!("{arguments:?} with {environment:?} did not exit within {DEADLINE:?}: {stderr}");
         }
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -1,24 +1,24 @@
-//! What listens where a node is expected, and is none.
+//! A server at the address of a node that is not one.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 
-/// Answers requests as a test has it.
+/// Responds to requests as a test specifies.
 #[derive(Debug)]
 pub struct StandIn {
-    /// Where it listens.
+    /// The address that it listens on.
     pub addr: String,
 }
 
 impl StandIn {
-    /// Starts it. `answer` gets the path and the body of each request, and writes the response; the connection is
-    /// closed afterwards.
+    /// Starts the server. `answer` gets the path and the body of each request and writes the response; then the
+    /// connection is closed.
     pub fn start(answer: impl Fn(&str, &[u8], &mut TcpStream) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap().to_string();
         let answer = Arc::new(answer);
-        // It ends with the process: it waits for connections that no longer come.
+        // This thread ends with the process, since it waits for further connections.
         std::thread::spawn(move || {
             for mut stream in listener.incoming().flatten() {
                 let answer = answer.clone();
@@ -36,11 +36,11 @@ impl StandIn {
 /// Writes a whole response.
 pub fn respond(stream: &mut TcpStream, status: &str, body: &[u8]) {
     let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
-    // Whoever asked may have gone.
+    // The client may have gone.
     let _ = stream.write_all(&[head.as_bytes(), body].concat());
 }
 
-/// The path and the body of a request; `None` if it breaks off.
+/// The path and the body of a request; `None` if it is cut short.
 fn read_request(stream: &mut TcpStream) -> Option<(String, Vec<u8>)> {
     let mut received = Vec::new();
     let mut piece = [0; 16 << 10];

@@ -1,4 +1,4 @@
-//! What tests ask of the key-value API.
+//! Requests to the key-value API.
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use raft_key_value::NodeId;
@@ -15,7 +15,7 @@ pub fn path_of(key: &str) -> String {
 }
 
 impl TestCluster {
-    /// Any request to a node that is running; the answer has what all have.
+    /// Sends a request to a running node, and checks the headers that every response has.
     pub async fn v1(
         &self,
         id: NodeId,
@@ -27,40 +27,39 @@ impl TestCluster {
         let answer = self.http().request(method.clone(), self.addr(id), path, headers, body).await;
         let answer = answer.unwrap_or_else(|error| panic!("{method} {path} on node {id}: {error:?}"));
         let node = answer.number("raft-node");
-        assert!(self.has(node), "{method} {path} on node {id} was answered by node {node}");
+        assert!(self.has(node), "{method} {path} on node {id} names node {node}");
         assert!(answer.number("raft-term") > 0, "{answer:?}");
         assert!(!answer.header("raft-revision").is_empty(), "{answer:?}");
         answer
     }
 
-    /// `GET` on a node.
+    /// Sends a `GET` to a node.
     pub async fn get(&self, id: NodeId, path: &str) -> Answer {
         self.v1(id, Method::GET, path, &[], "").await
     }
 
-    /// `PUT` on a node.
+    /// Sends a `PUT` to a node.
     pub async fn put(&self, id: NodeId, path: &str, value: impl Into<Body>) -> Answer {
         self.v1(id, Method::PUT, path, &[], value).await
     }
 
-    /// `DELETE` on a node.
+    /// Sends a `DELETE` to a node.
     pub async fn delete(&self, id: NodeId, path: &str) -> Answer {
         self.v1(id, Method::DELETE, path, &[], "").await
     }
 
-    /// A transaction on a node.
+    /// Sends a transaction to a node.
     pub async fn txn(&self, id: NodeId, body: &Value) -> Answer {
         self.v1(id, Method::POST, "/v1/txn", &[], body.to_string()).await
     }
 
-    /// Removes all keys.
+    /// Deletes all keys.
     pub async fn delete_all(&self, id: NodeId) {
         self.delete(id, "/v1/kv?all").await.done();
     }
 
-    /// Sends a request until it is answered by a leader, as often as it takes:
-    /// 503 says that nothing was done, and a request with an `Idempotency-Key` is
-    /// done once however often it comes.
+    /// Repeats a request until a leader responds. A 503 means that it was not applied, and a request with an
+    /// `Idempotency-Key` is applied once, however often it is sent.
     pub async fn persistently(
         &self,
         id: NodeId,
@@ -79,7 +78,8 @@ impl TestCluster {
         .await
     }
 
-    /// Puts this many small keys, `<prefix>000000` and so on, by as few transactions as it takes.
+    /// Puts `count` small keys, `<prefix>000000` and so on, with as few transactions as possible; returns the last
+    /// revision.
     pub async fn put_many(&self, id: NodeId, prefix: &str, count: usize) -> u64 {
         const OPERATIONS_MAX: usize = 128;
         let mut revision = 0;
@@ -92,7 +92,7 @@ impl TestCluster {
         revision
     }
 
-    /// All keys with a prefix as a node answers linearizably, from as many pages as it takes.
+    /// All keys of a listing through a node, read linearizably from all its pages.
     pub async fn list_all(&self, id: NodeId, query: &str) -> Vec<Value> {
         let mut items: Vec<Value> = Vec::new();
         let mut after = String::new();
@@ -106,7 +106,7 @@ impl TestCluster {
         }
     }
 
-    /// Waits until a node itself holds what was written up to a revision.
+    /// Waits until a node's own state has reached a revision.
     pub async fn reaches(&self, id: NodeId, revision: u64) {
         eventually(&format!("node {id} is at revision {revision}"), DEADLINE, async || {
             let sent = self.http().get(self.addr(id), "/v1/kv?limit=1&consistency=stale").await;
@@ -117,12 +117,12 @@ impl TestCluster {
     }
 }
 
-/// A source of numbers that look random, the same ones for the same seed (SplitMix64).
+/// A pseudorandom number generator that returns the same numbers for the same seed (SplitMix64).
 #[derive(Debug)]
 pub struct Random(u64);
 
 impl Random {
-    /// A source with a seed that is printed, for a run to be repeated.
+    /// A generator with a printed seed, so that a run can be repeated.
     pub fn new(name: &str) -> Self {
         let seed = match std::env::var("RKV_TEST_SEED") {
             Ok(seed) => seed.parse().unwrap(),
@@ -142,7 +142,7 @@ impl Random {
         usize::try_from(mixed % end as u64).unwrap()
     }
 
-    /// One of these.
+    /// One of these elements.
     pub fn one_of<'a, T>(&mut self, choices: &'a [T]) -> &'a T {
         &choices[self.below(choices.len())]
     }

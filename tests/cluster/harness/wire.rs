@@ -1,11 +1,11 @@
-//! One connection on which bytes are sent as they are, and responses read one by one.
+//! A connection that sends raw bytes, and reads responses one by one.
 
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-/// A node that has said nothing for this long will say nothing.
+/// A node that has sent nothing for this long will send nothing.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A connection to a node.
@@ -13,7 +13,7 @@ pub struct Wire {
     stream: BufReader<TcpStream>,
 }
 
-/// One response, framed as RFC 9112 says.
+/// One response, framed according to RFC 9112.
 #[derive(Debug)]
 pub struct WireResponse {
     /// The version of the status line, such as `HTTP/1.1`.
@@ -27,7 +27,7 @@ pub struct WireResponse {
 }
 
 impl Wire {
-    /// Connects.
+    /// Connects to a node.
     pub async fn open(addr: &str) -> Self {
         Wire { stream: BufReader::new(TcpStream::connect(addr).await.unwrap()) }
     }

@@ -1,4 +1,4 @@
-//! Clients that write without pause, and remember what became of each write.
+//! Clients that write without pause, and record the outcome of each write.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,18 +12,18 @@ use tokio::task::JoinSet;
 use super::cluster::TestCluster;
 use super::eventually::{DEADLINE, eventually};
 
-/// What became of each write. No key is written twice.
+/// The outcome of each write. No key is written twice.
 #[derive(Clone, Debug, Default)]
 pub struct History {
-    /// Must be there.
+    /// Keys that must exist.
     pub acknowledged: BTreeMap<String, String>,
-    /// May be there.
+    /// Keys that may exist.
     pub unknown: BTreeMap<String, String>,
-    /// Must not be there.
+    /// Keys that must not exist.
     pub not_applied: BTreeMap<String, String>,
 }
 
-/// Tasks that write; dropping this ends them.
+/// Tasks that write until this is dropped.
 pub struct Writers {
     history: Arc<Mutex<History>>,
     stopped: Arc<AtomicBool>,
@@ -31,8 +31,7 @@ pub struct Writers {
 }
 
 impl Writers {
-    /// Starts writers that turn to these nodes, one after another when they fail.
-    /// Their keys begin with `prefix`.
+    /// Starts writers that use these nodes, and move to the next one after an error. Their keys start with `prefix`.
     pub fn start(cluster: &TestCluster, ids: &[NodeId], count: usize, prefix: &str) -> Self {
         let history = Arc::new(Mutex::new(History::default()));
         let stopped = Arc::new(AtomicBool::new(false));
@@ -45,7 +44,7 @@ impl Writers {
         Writers { history, stopped, tasks }
     }
 
-    /// Waits until this many more writes are acknowledged than now.
+    /// Waits until this many further writes are acknowledged.
     pub async fn acknowledged_more(&self, count: usize) {
         let acknowledged = || self.history.lock().unwrap().acknowledged.len();
         let wanted = acknowledged() + count;
@@ -57,7 +56,7 @@ impl Writers {
         .await;
     }
 
-    /// Lets each writer finish its write, and returns what became of all.
+    /// Lets each writer finish its write, and returns all outcomes.
     pub async fn finish(mut self) -> History {
         self.stopped.store(true, Ordering::Relaxed);
         while let Some(result) = self.tasks.join_next().await {
@@ -81,8 +80,8 @@ async fn write_on(
     history: Arc<Mutex<History>>,
     stopped: Arc<AtomicBool>,
 ) {
-    // Between two writes, so that the later check of every key is quick; after
-    // an error, so that an election has some time.
+    // Pause between writes, so that checking every key later is quick, and longer after an error, to leave time for an
+    // election.
     const PAUSE: Duration = Duration::from_millis(2);
     const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(50);
     let client_of = |attempt: usize| {
@@ -115,14 +114,14 @@ async fn write_on(
 }
 
 impl History {
-    /// Asserts that a node holds what it must, and nothing that it must not.
+    /// Asserts that a node has every key that must exist, and none that must not.
     pub async fn assert_on(&self, cluster: &TestCluster, id: NodeId) {
         for (key, value) in &self.acknowledged {
             let found =
                 eventually("a linearizable read", DEADLINE, async || cluster.consistent_read(id, key).await).await;
-            assert_eq!(&found, value, "on node {id}, of the acknowledged key {key:?}");
+            assert_eq!(&found, value, "on node {id}, acknowledged key {key:?}");
         }
-        // After a linearizable read the node's own state has all that came before it.
+        // After a linearizable read, the node's own state has every write before it.
         cluster.assert_holds(id, &self.acknowledged).await;
         for (key, value) in &self.unknown {
             let found = cluster.read(id, key).await.unwrap();
@@ -133,7 +132,7 @@ impl History {
         }
         for key in self.not_applied.keys() {
             let found = cluster.read(id, key).await.unwrap();
-            assert_eq!(found, "", "on node {id}: {key:?}, of which it was said that it was not applied");
+            assert_eq!(found, "", "on node {id}: {key:?} was reported as not applied");
         }
     }
 }
