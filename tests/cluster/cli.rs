@@ -141,7 +141,7 @@ async fn keys_are_written_and_read() {
 /// A transaction is read from the argument, a file or standard input, and the exit code tells whether its comparison
 /// succeeded.
 #[tokio::test]
-async fn a_transaction_has_a_verdict() {
+async fn a_transaction_sets_the_exit_code() {
     let cluster = TestCluster::form("cli-txn", &[1], &[]).await;
     let cli = Cli::of(&cluster, &[1]);
     let txn = json!({
@@ -228,7 +228,7 @@ async fn events_are_lines() {
 /// `status` shows every node, and why a node does not respond. `members` shows the nodes of the cluster and their
 /// roles.
 #[tokio::test]
-async fn the_cluster_is_shown() {
+async fn status_and_members_show_the_cluster() {
     let mut cluster = TestCluster::form("cli-status", &ALL, CALM).await;
     cluster.add_node(4).await;
     let leader = cluster.leader_of(&ALL).await;
@@ -479,7 +479,7 @@ fn keys_that_are_too_long_are_not_sent() {
 /// Method: run `put` and `txn` with no argument, file or `-`, with empty and with nonempty standard input. The key and
 /// its revision do not change. An explicit empty value is stored.
 #[tokio::test]
-async fn nothing_is_read_unasked() {
+async fn standard_input_is_read_only_on_request() {
     let cluster = TestCluster::form("cli-unasked", &[1], &[]).await;
     let cli = Cli::of(&cluster, &[1]);
     cli.text(&["put", "k", "v"]);

@@ -575,7 +575,7 @@ async fn idle_connections_make_room() {
 ///
 /// Method: complete one request on a connection, then send half the head of another one, and the rest byte by byte.
 #[tokio::test]
-async fn a_second_head_that_does_not_end_is_given_up() {
+async fn a_second_head_that_does_not_end_times_out() {
     const PAUSE: Duration = Duration::from_millis(500);
     let cluster = TestCluster::form("second-head", &[1], CALM).await;
     let mut stream = connect_and_send(cluster.addr(1), "GET /v1/kv?limit=1 HTTP/1.1\r\nhost: localhost\r\n\r\n").await;

@@ -126,7 +126,7 @@ async fn assert_replays(cluster: &TestCluster, id: NodeId, first: &Answer, origi
 /// disks that count as nearly full, and send each request to each node. Touch a key so that it expires in a second, add
 /// a learner, and stop the leader. Then restart all nodes with enough space.
 #[tokio::test]
-async fn space_can_be_made() {
+async fn space_can_be_freed() {
     let mut cluster = TestCluster::form("disk-low", &ALL, CALM_BUT_QUICK).await;
     let key = [("idempotency-key", "first")];
     let first = cluster.v1(1, Method::PUT, "/v1/kv/kept?ttl=1h", &key, "v").await;
@@ -293,12 +293,12 @@ async fn add_node_with_disk(cluster: &mut TestCluster, id: NodeId, size: &str) {
 /// Method: three nodes on a disk of 300 MiB, and a file that takes all but 10 MiB of it. Writes and deletes return 507,
 /// and reads on the leader succeed. Delete the file: each node accepts writes again without a restart.
 #[test]
-fn a_full_disk_is_not_for_good() {
+fn nodes_recover_from_a_full_disk() {
     run_on_small_disk("disk_low::fill_a_small_disk", 300);
 }
 
 #[tokio::test]
-#[ignore = "run on a small disk by `cargo test --test cluster disk_low::a_full_disk_is_not_for_good`"]
+#[ignore = "run on a small disk by `cargo test --test cluster disk_low::nodes_recover_from_a_full_disk`"]
 async fn fill_a_small_disk() {
     if std::env::var_os(SMALL_DISK).is_none() {
         return;

@@ -332,7 +332,7 @@ fn a_foreign_address_is_explained() {
 /// Method: in a mount namespace, if the system allows one, a hosts file gives a name four addresses, the last of which
 /// this machine does not have; otherwise use `localhost`. The node must respond on every address that can be bound.
 #[test]
-fn a_name_is_listened_on_at_all_its_addresses() {
+fn a_node_listens_on_all_addresses_of_a_name() {
     const NAME: &str = "several.test";
     let directory = tempfile::tempdir().unwrap();
     let hosts = directory.path().join("hosts");

@@ -82,14 +82,14 @@ async fn the_leader_can_be_removed() {
             (_, outcome) => assert_eq!(outcome, "unknown", "{}", answer.text()),
         }
     }
-    says_that_it_was_removed(&cluster, leader).await;
+    reports_that_it_was_removed(&cluster, leader).await;
     // A removed node can be stopped, and the others do not need it.
     assert_eq!(cluster.stop(leader).await, Some(0));
     cluster.write(rest[1], "k", "newest").await;
 }
 
 /// Waits until a removed node knows that it was removed, and asserts that it says what to do.
-async fn says_that_it_was_removed(cluster: &TestCluster, id: u64) {
+async fn reports_that_it_was_removed(cluster: &TestCluster, id: u64) {
     eventually(&format!("node {id} reports that it was removed"), DEADLINE, async || {
         let answer = cluster.post(id, "/consistent_read", r#""k""#).await;
         assert_ne!(answer.status, 200, "{}", answer.text());
@@ -123,7 +123,7 @@ async fn a_removed_follower_says_so() {
     cluster.post(leader, "/change-membership", json!([leader, second]).to_string()).await.ok().unwrap();
     cluster.write(leader, "k", "new").await;
     cluster.post(removed, "/consistent_read", r#""k""#).await.assert_error(503, "NotMember", "not_applied");
-    says_that_it_was_removed(&cluster, removed).await;
+    reports_that_it_was_removed(&cluster, removed).await;
     assert_eq!(cluster.read(removed, "k").await.as_deref(), Ok("old"), "the node must still serve its own state");
     assert_eq!(cluster.get(removed, "/v1/kv/k?consistency=stale").await.done()["value"], "old");
     assert_eq!(
@@ -134,7 +134,7 @@ async fn a_removed_follower_says_so() {
 
     cluster.kill(removed);
     cluster.restart(removed).await;
-    says_that_it_was_removed(&cluster, removed).await;
+    reports_that_it_was_removed(&cluster, removed).await;
 
     cluster.post(leader, "/add-learner", json!([removed, cluster.addr(removed)]).to_string()).await.ok().unwrap();
     assert_eq!(cluster.consistent_read(removed, "k").await.as_deref(), Ok("new"), "as a learner");

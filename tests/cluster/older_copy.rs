@@ -178,7 +178,7 @@ async fn no_other_node_is_taken_for_an_older_copy() {
 /// Method: copy the leader's directory, write, and kill the leader. Once another node leads, start the former leader on
 /// the copy.
 #[tokio::test]
-async fn a_copy_from_before_an_election_is_filled_up() {
+async fn a_copy_from_before_an_election_catches_up() {
     let mut cluster = TestCluster::form("older-leader", &ALL, CALM_BUT_QUICK).await;
     let leader = cluster.leader_of(&ALL).await;
     cluster.kill(leader);

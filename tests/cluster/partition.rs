@@ -84,7 +84,7 @@ async fn a_leader_that_is_cut_off_changes_no_membership() {
         })
         .await;
         let alone = async {
-            refuses_all_changes_once_it_knows(&cluster, leader).await;
+            rejects_all_changes_once_it_knows(&cluster, leader).await;
             let what = "the others elect a leader and accept a write";
             let body = json!({"Set": {"key": "k", "value": "new"}}).to_string();
             eventually(what, DEADLINE, async || cluster.post(others[0], "/write", body.clone()).await.ok()).await;
@@ -127,7 +127,7 @@ async fn a_survivor_changes_no_membership() {
             tokio::spawn(async move { http.post(&addr, path, body).await.unwrap() })
         };
         if survivor_leads {
-            refuses_all_changes_once_it_knows(&cluster, survivor).await;
+            rejects_all_changes_once_it_knows(&cluster, survivor).await;
         } else {
             // It still sends requests to its former leader.
             for (path, body) in changes(&cluster, survivor) {
@@ -166,7 +166,7 @@ fn changes(cluster: &TestCluster, id: u64) -> [(&'static str, String); 2] {
 }
 
 /// Waits until a leader knows that it is alone, and asserts that it then starts no change.
-async fn refuses_all_changes_once_it_knows(cluster: &TestCluster, id: u64) {
+async fn rejects_all_changes_once_it_knows(cluster: &TestCluster, id: u64) {
     eventually(&format!("node {id} knows that it is alone"), DEADLINE, async || {
         let answer = cluster.post(id, "/consistent_read", r#""k""#).await;
         if answer.status == 503 && answer.error().0 == "NoLeader" { Ok(()) } else { Err(answer.text()) }

@@ -32,7 +32,7 @@ async fn wipe(cluster: &mut TestCluster, ids: &[NodeId]) {
 }
 
 /// Waits until a node knows that its id belongs to a member with another directory.
-async fn knows_of_its_loss(cluster: &TestCluster, wiped: NodeId, before: &PeerIdentity) {
+async fn knows_that_it_lost_its_data(cluster: &TestCluster, wiped: NodeId, before: &PeerIdentity) {
     let found = eventually(&format!("node {wiped} knows that it lost its data"), DEADLINE, async || {
         let identity = identity_of(cluster, wiped).await;
         if identity.former_cluster_id.is_some() { Ok(identity) } else { Err(identity) }
@@ -108,7 +108,7 @@ async fn assert_refuses_former_peers(cluster: &TestCluster, from: NodeId, before
 }
 
 /// Writes through a node without a majority until it rejects a write at once; no attempt may succeed.
-async fn assert_takes_no_writes(cluster: &TestCluster, id: NodeId) {
+async fn assert_accepts_no_writes(cluster: &TestCluster, id: NodeId) {
     eventually(&format!("node {id} rejects a write at once"), DEADLINE, async || {
         let sent = Instant::now();
         let answer = cluster.post(id, "/write", r#"{"Set":{"key":"without a majority","value":"v"}}"#).await;
@@ -134,7 +134,7 @@ async fn is_kept_out_and_replaced(name: &'static str, leader_is_lost: bool) {
     writers.acknowledged_more(30).await;
     let log_before = cluster.node(wiped).log().len();
     wipe(&mut cluster, &[wiped]).await;
-    knows_of_its_loss(&cluster, wiped, &before).await;
+    knows_that_it_lost_its_data(&cluster, wiped, &before).await;
     assert_refuses_all(&cluster, wiped).await;
     assert_refuses_former_peers(&cluster, rest[0], &before).await;
     writers.acknowledged_more(30).await;
@@ -142,7 +142,7 @@ async fn is_kept_out_and_replaced(name: &'static str, leader_is_lost: bool) {
 
     // Two of three nodes have a majority. With one of them down there is none, although the wiped node listens.
     cluster.kill(rest[1]);
-    assert_takes_no_writes(&cluster, rest[0]).await;
+    assert_accepts_no_writes(&cluster, rest[0]).await;
     assert_refuses_all(&cluster, wiped).await;
     cluster.restart(rest[1]).await;
     cluster.leader_of(&rest).await;
@@ -195,7 +195,7 @@ async fn a_wiped_leader_is_kept_out_and_replaced() {
 /// no writes although the wiped ones run, even after a restart, and holds all data. The wiped nodes found no cluster,
 /// alone or together.
 #[tokio::test]
-async fn a_wiped_majority_takes_no_writes() {
+async fn a_wiped_majority_accepts_no_writes() {
     for leader_remains in [true, false] {
         let mut cluster = TestCluster::form("wiped-majority", &ALL, &[]).await;
         let data = cluster.write_many(1, "before-", 20).await;
@@ -205,10 +205,10 @@ async fn a_wiped_majority_takes_no_writes() {
         let wiped = others(remaining);
         let before = [identity_of(&cluster, wiped[0]).await, identity_of(&cluster, wiped[1]).await];
         wipe(&mut cluster, &wiped).await;
-        assert_takes_no_writes(&cluster, remaining).await;
+        assert_accepts_no_writes(&cluster, remaining).await;
         cluster.assert_holds(remaining, &data).await;
         for identity in &before {
-            knows_of_its_loss(&cluster, identity.node_id, identity).await;
+            knows_that_it_lost_its_data(&cluster, identity.node_id, identity).await;
             assert_refuses_all(&cluster, identity.node_id).await;
         }
         let members = json!([[wiped[0], cluster.addr(wiped[0])], [wiped[1], cluster.addr(wiped[1])]]);
@@ -223,7 +223,7 @@ async fn a_wiped_majority_takes_no_writes() {
 
         cluster.kill(remaining);
         cluster.restart(remaining).await;
-        assert_takes_no_writes(&cluster, remaining).await;
+        assert_accepts_no_writes(&cluster, remaining).await;
         for id in &wiped {
             assert_refuses_all(&cluster, *id).await;
         }
@@ -244,7 +244,7 @@ async fn an_id_is_free_once_it_is_removed() {
     let data: BTreeMap<String, String> = cluster.write_many(leader, "before-", 20).await;
     let before = identity_of(&cluster, wiped).await;
     wipe(&mut cluster, &[wiped]).await;
-    knows_of_its_loss(&cluster, wiped, &before).await;
+    knows_that_it_lost_its_data(&cluster, wiped, &before).await;
     let membership = cluster.metrics(leader).await.membership_config;
     let learner = json!([wiped, cluster.addr(wiped)]).to_string();
     let answer = cluster.post(leader, "/add-learner", learner.clone()).await;

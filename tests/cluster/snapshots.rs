@@ -221,7 +221,7 @@ async fn a_follower_that_missed_many_bytes_gets_a_snapshot() {
 /// Method: kill -9 a node that keeps its whole log, and start it with a setting that keeps little. Its log must shrink
 /// without a write. Kill it twice meanwhile, before and after the purge: no data is lost.
 #[tokio::test]
-async fn a_purge_is_made_up_for() {
+async fn an_interrupted_purge_is_completed() {
     const COUNT: usize = 24;
     let mut cluster = TestCluster::form("late-purge", &[1], &[&[SHORT], CALM].concat()).await;
     rewrite(&cluster, 1, "all", COUNT, || {}).await;

@@ -188,7 +188,7 @@ async fn paths_that_no_library_sends_do_no_harm() {
 /// Method: a GET, PUT, DELETE, POST and HEAD of each target, to a single node and to a follower of three. Each must
 /// return 400 with a message that contains the words of its row, and change nothing.
 #[tokio::test]
-async fn targets_that_would_be_cut_do_no_harm() {
+async fn targets_that_would_be_truncated_do_no_harm() {
     let rows: &[(&str, &[u8], &[&str])] = &[
         ("a fragment after a key", b"/v1/kv/known#tag", &["#", "%23"]),
         ("a fragment after a prefix", b"/v1/kv?prefix=known#tag", &["#", "%23"]),
