@@ -177,7 +177,7 @@ async fn clusters_that_share_an_address_say_so() {
     }
     let header = [("raft-cluster", first_id.as_str())];
     let put = cluster.http().request(Method::PUT, cluster.addr(taken), "/v1/kv/k", &header, "mixed").await.unwrap();
-    assert!(put.refused(421, "wrong_node")["message"].as_str().unwrap().contains(&other_id));
+    assert!(put.assert_rejected(421, "wrong_node")["message"].as_str().unwrap().contains(&other_id));
     let body = r#"{"Set":{"key":"k","value":"mixed"}}"#;
     let write = cluster.http().request(Method::POST, cluster.addr(taken), "/write", &header, body).await.unwrap();
     write.assert_error(421, "WrongNode", "not_applied");

@@ -11,7 +11,7 @@ mod list_rows;
 mod management_rows;
 mod peer_rows;
 mod raw_sockets;
-mod refused_by_state;
+mod rejected_by_state;
 mod route_rows;
 mod txn_rows;
 mod watch_rows;
@@ -234,7 +234,7 @@ async fn states(cluster: &TestCluster, ids: &[u64]) -> BTreeMap<u64, State> {
 }
 
 /// Sends all rows to one node of a cluster, and then asserts that none did harm.
-async fn refuse_all(cluster: &mut TestCluster, ids: &[u64], target: u64, rows: &[Row]) {
+async fn reject_all(cluster: &mut TestCluster, ids: &[u64], target: u64, rows: &[Row]) {
     cluster.write(target, "known", "value").await;
     let before = states(cluster, ids).await;
     send_all(cluster, target, rows).await;
@@ -319,7 +319,7 @@ fn all_rows(cluster: &TestCluster, target: u64) -> Vec<Row> {
 async fn bad_requests_do_no_harm_to_a_single_node() {
     let mut cluster = TestCluster::form("bad-single", &[1], &flags()).await;
     let rows = all_rows(&cluster, 1);
-    refuse_all(&mut cluster, &[1], 1, &rows).await;
+    reject_all(&mut cluster, &[1], 1, &rows).await;
 }
 
 /// A follower rejects malformed requests itself instead of forwarding them, just as the leader does.
@@ -330,7 +330,7 @@ async fn bad_requests_do_no_harm_to_a_cluster() {
     let mut cluster = TestCluster::form("bad-cluster", &[1, 2, 3], &flags()).await;
     let follower = 1 + cluster.leader_of(&[1, 2, 3]).await % 3;
     let rows = all_rows(&cluster, follower);
-    refuse_all(&mut cluster, &[1, 2, 3], follower, &rows).await;
+    reject_all(&mut cluster, &[1, 2, 3], follower, &rows).await;
 }
 
 /// RPCs that no node of the cluster sent are rejected and change nothing.
@@ -347,7 +347,7 @@ async fn bad_messages_between_nodes_do_no_harm() {
     for target in [leader, 1 + leader % 3] {
         cluster.metrics_say(target, "a snapshot", |metrics| metrics.snapshot).await;
         let rows = peer_rows::rows(&cluster, leader, target).await;
-        refuse_all(&mut cluster, &[1, 2, 3], target, &rows).await;
+        reject_all(&mut cluster, &[1, 2, 3], target, &rows).await;
     }
 }
 

@@ -42,7 +42,7 @@ fn requests(cluster: &TestCluster) -> Vec<(Method, String, String)> {
 
 fn assert_forbidden(answer: &Answer, path: &str, context: &str) {
     if path.starts_with("/v1/") {
-        answer.refused(403, "forbidden");
+        answer.assert_rejected(403, "forbidden");
     } else {
         answer.assert_error(403, "Forbidden", "not_applied");
     }
@@ -162,7 +162,7 @@ async fn allowed_pages_are_served() {
     assert_eq!(preflight.header("access-control-allow-private-network"), "true");
 
     ask(Method::PUT, "/v1/kv/key", &[("if-none-match", "*")]).await.done();
-    ask(Method::PUT, "/v1/kv/key", &[("if-none-match", "*")]).await.refused(412, "condition_failed");
+    ask(Method::PUT, "/v1/kv/key", &[("if-none-match", "*")]).await.assert_rejected(412, "condition_failed");
     ask(Method::POST, "/write", &[]).await.assert_error(400, "BadRequest", "not_applied");
     let headers = [("origin", PAGE)];
     let watch = cluster.http().open(Method::GET, cluster.addr(1), "/v1/watch", &headers, "").await.unwrap();

@@ -676,7 +676,7 @@ async fn a_slow_reader_gets_the_whole_listing() {
             cluster.get(1, "/v1/kv?limit=1").await.done();
         }
         let forgotten = cluster.get(1, &format!("/v1/kv?limit=1&revision={revision}")).await;
-        forgotten.refused(410, "revision_gone");
+        forgotten.assert_rejected(410, "revision_gone");
         let lines: Vec<String> = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap).collect();
         let ended = child.wait_with_output().unwrap();
         assert_eq!((ended.status.code(), ended.stderr.len()), (Some(0), 0), "{ended:?}");

@@ -295,7 +295,7 @@ async fn a_watch_that_cannot_start_says_so() {
     assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
     assert!(failures.load(Ordering::Relaxed) > 0, "the callback must report a failure");
 
-    let cluster = TestCluster::form("client-start-refused", &[1], &[]).await;
+    let cluster = TestCluster::form("client-start-rejected", &[1], &[]).await;
     let Err(error) = client_of(&cluster, &[1]).watch("").from(1000).start().await else {
         panic!("the watch was accepted")
     };

@@ -369,17 +369,17 @@ async fn watches_leave_room() {
     const WATCH: &str = "GET /v1/watch?key=shared HTTP/1.1\r\nhost: localhost\r\n\r\n";
     let (mut cluster, leader) = few_files("watches-leave-room").await;
     let addr = cluster.addr(leader).to_owned();
-    let (mut admitted, mut refused) = (Vec::new(), 0);
+    let (mut admitted, mut rejected) = (Vec::new(), 0);
     for _ in 0..WATCHES {
         let mut watch = connect_and_send(&addr, WATCH).await;
         let status = read_status(&mut watch).await;
         match status {
             200 => admitted.push(watch),
-            503 => refused += 1,
+            503 => rejected += 1,
             _ => panic!("a watch returned {status}"),
         }
     }
-    assert_eq!((admitted.len(), refused), (WATCHES_ADMITTED, WATCHES - WATCHES_ADMITTED));
+    assert_eq!((admitted.len(), rejected), (WATCHES_ADMITTED, WATCHES - WATCHES_ADMITTED));
     still_leads(&mut cluster, leader, 0).await;
     for watch in &mut admitted {
         read_until(watch, "0 through").await;
@@ -401,10 +401,10 @@ async fn unfinished_requests_leave_room() {
     const HALF: &str = "PUT /v1/kv/half HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\nhalf";
     let (mut cluster, leader) = few_files("unfinished-leave-room").await;
     let addr = cluster.addr(leader).to_owned();
-    let (waited, refused) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (waited, rejected) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let mut clients = JoinSet::new();
     for _ in 0..2 * CLIENTS_ADMITTED {
-        let (addr, waited, refused) = (addr.clone(), waited.clone(), refused.clone());
+        let (addr, waited, rejected) = (addr.clone(), waited.clone(), rejected.clone());
         clients.spawn(async move {
             loop {
                 // The system may refuse a connection, or the node may reset it.
@@ -415,7 +415,7 @@ async fn unfinished_requests_leave_room() {
                 let answer = String::from_utf8_lossy(&answer).into_owned();
                 match answer.get(9..12) {
                     Some("408") => waited.fetch_add(1, Ordering::Relaxed),
-                    Some("503") => refused.fetch_add(1, Ordering::Relaxed),
+                    Some("503") => rejected.fetch_add(1, Ordering::Relaxed),
                     _ => 0,
                 };
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -426,7 +426,7 @@ async fn unfinished_requests_leave_room() {
         still_leads(&mut cluster, leader, round).await;
     }
     eventually("some requests time out and some are rejected", DEADLINE, async || {
-        let found = (waited.load(Ordering::Relaxed), refused.load(Ordering::Relaxed));
+        let found = (waited.load(Ordering::Relaxed), rejected.load(Ordering::Relaxed));
         if found.0 > 0 && found.1 > 0 { Ok(()) } else { Err(found) }
     })
     .await;

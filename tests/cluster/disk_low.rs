@@ -58,14 +58,14 @@ async fn write(cluster: &TestCluster, id: NodeId, body: &str) -> Answer {
 /// nothing is stored.
 async fn assert_puts_are_rejected(cluster: &TestCluster, id: NodeId) {
     let rejected = cluster.put(id, "/v1/kv/new", "v").await;
-    rejected.refused(507, "disk_space_low");
-    cluster.put(id, "/v1/kv/kept", "other").await.refused(507, "disk_space_low");
+    rejected.assert_rejected(507, "disk_space_low");
+    cluster.put(id, "/v1/kv/kept", "other").await.assert_rejected(507, "disk_space_low");
     for branches in [
         json!({"success": [{"put": {"key": "new", "value": "v"}}]}),
         json!({"compare": [{"key": "kept", "exists": true}], "success": [{"delete": {"key": "kept"}}],
                "failure": [{"put": {"key": "new", "value": "v"}}]}),
     ] {
-        cluster.txn(id, &branches).await.refused(507, "disk_space_low");
+        cluster.txn(id, &branches).await.assert_rejected(507, "disk_space_low");
     }
     for body in [
         r#"{"Set":{"key":"new","value":"v"}}"#,
@@ -74,7 +74,7 @@ async fn assert_puts_are_rejected(cluster: &TestCluster, id: NodeId) {
         write(cluster, id, body).await.assert_error(507, "DiskSpaceLow", "not_applied");
     }
     assert_eq!(cluster.get(id, "/v1/kv/kept").await.done()["value"], "v");
-    cluster.get(id, "/v1/kv/new").await.refused(404, "key_not_found");
+    cluster.get(id, "/v1/kv/new").await.assert_rejected(404, "key_not_found");
 }
 
 /// Asserts that requests that delete, touch and read succeed.
@@ -109,14 +109,14 @@ async fn assert_replays(cluster: &TestCluster, id: NodeId, first: &Answer, origi
     let again = cluster.v1(id, Method::PUT, "/v1/kv/kept?ttl=1h", &key, "v").await;
     assert_eq!((again.done(), again.header("raft-replayed")), (first.done(), "true"));
     let other = cluster.v1(id, Method::PUT, "/v1/kv/kept?ttl=1h", &key, "w").await;
-    other.refused(422, "idempotency_key_reused");
+    other.assert_rejected(422, "idempotency_key_reused");
     let key = [("idempotency-key", "original")];
     let body = r#"{"Set":{"key":"set","value":"v"}}"#;
     let again = cluster.http().request(Method::POST, cluster.addr(id), "/write", &key, body).await.unwrap();
     assert_eq!(again.header("raft-replayed"), "true");
     assert_eq!(again.ok().unwrap()["data"]["value"], original.ok().unwrap()["data"]["value"]);
     let key = [("idempotency-key", "never-seen")];
-    cluster.v1(id, Method::PUT, "/v1/kv/new", &key, "v").await.refused(507, "disk_space_low");
+    cluster.v1(id, Method::PUT, "/v1/kv/new", &key, "v").await.assert_rejected(507, "disk_space_low");
 }
 
 /// While disks are nearly full, every node rejects requests that store data with 507. Deletes, touches, expiry, reads,
@@ -149,7 +149,7 @@ async fn space_can_be_freed() {
     cluster.v1(3, Method::POST, "/v1/kv/lock/touch?ttl=1s", &[], "").await.done();
     assert_eq!(watch.take(1).await[0].kind(), "expire");
     for id in ALL {
-        cluster.get(id, "/v1/kv/lock").await.refused(404, "key_not_found");
+        cluster.get(id, "/v1/kv/lock").await.assert_rejected(404, "key_not_found");
     }
 
     cluster.add_node(4).await;
@@ -369,7 +369,7 @@ async fn delete_on_a_small_disk() {
     cluster.restart(1).await;
     cluster.leader_of(&[1]).await;
     assert_eq!(cluster.get(1, "/v1/kv/data/0").await.done()["version"], 1);
-    cluster.get(1, "/v1/kv/data/1").await.refused(404, "key_not_found");
+    cluster.get(1, "/v1/kv/data/1").await.assert_rejected(404, "key_not_found");
 }
 
 /// A follower with a much smaller disk than the others appends entries as it has room for them. It does not stop: it
@@ -524,7 +524,7 @@ async fn fill_the_followers() {
     let long = || cluster.put(1, "/v1/kv/long", "v".repeat(LONG_BYTES));
     for answer in join_all((0..2 * PROPOSED_BYTES_MAX / LONG_BYTES).map(|_| long())).await {
         if answer.status == 503 {
-            let error = answer.refused(503, "overloaded");
+            let error = answer.assert_rejected(503, "overloaded");
             assert_eq!(error["outcome"], "not_applied", "{error}");
             assert!(error.to_string().contains("does not keep up with long writes"), "{error}");
         } else {

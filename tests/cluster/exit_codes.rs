@@ -405,7 +405,7 @@ type Damage = fn(&Path);
 #[tokio::test]
 async fn unusable_directories_are_rejected() {
     let flags = &["--snapshot-entries", "50", "--snapshot-keep-entries", "20"];
-    let mut cluster = TestCluster::form("refused", &[1], flags).await;
+    let mut cluster = TestCluster::form("rejected", &[1], flags).await;
     cluster.write_many(1, "k", 120).await;
     cluster.metrics_say(1, "a purged log", |metrics| metrics.purged).await;
     // Stop it gracefully, so that everything is on disk.

@@ -142,7 +142,7 @@ async fn a_request_is_applied_once_on_any_node() {
 /// response.
 #[tokio::test]
 async fn a_failed_condition_stays_failed() {
-    let cluster = TestCluster::form("once-refused", &ALL, CALM).await;
+    let cluster = TestCluster::form("once-rejected", &ALL, CALM).await;
     let revision = cluster.put(1, "/v1/kv/k", "v").await.revision();
     let put = async |id: NodeId, key: &str, name: &str, tag: &str, request: &str| {
         let headers = [(name, tag), ("idempotency-key", request)];
@@ -153,18 +153,18 @@ async fn a_failed_condition_stays_failed() {
     for (key, name, tag, request) in rows {
         first.push(put(2, key, name, tag, request).await);
     }
-    assert_eq!(first[0].refused(412, "condition_failed")["current_revision"], revision);
+    assert_eq!(first[0].assert_rejected(412, "condition_failed")["current_revision"], revision);
     cluster.delete(1, "/v1/kv/k").await.done();
     cluster.put(1, "/v1/kv/missing", "v").await.done();
     for id in ALL {
         for ((key, name, tag, request), first) in rows.into_iter().zip(&first) {
             let again = put(id, key, name, tag, request).await;
-            again.refused(412, "condition_failed");
+            again.assert_rejected(412, "condition_failed");
             assert_eq!((again.header("raft-replayed"), again.header("etag")), ("true", first.header("etag")));
             assert_eq!(again.json(), first.json());
         }
     }
-    cluster.get(1, "/v1/kv/k").await.refused(404, "key_not_found");
+    cluster.get(1, "/v1/kv/k").await.assert_rejected(404, "key_not_found");
 }
 
 /// A request whose response is discarded, and which is repeated until it gets one, is applied once.

@@ -64,7 +64,7 @@ async fn a_write_is_read_at_once_on_every_node() {
             revision += 1;
             assert_eq!(deleted.done(), json!({"revision": revision, "deleted": 1}));
             let missing = cluster.get(reader, &path).await;
-            assert_eq!(missing.refused(404, "key_not_found")["revision"], revision);
+            assert_eq!(missing.assert_rejected(404, "key_not_found")["revision"], revision);
             let again = cluster.delete(writer, &path).await;
             assert_eq!(
                 again.done(),
@@ -136,12 +136,12 @@ async fn conditions_are_kept_on_every_node() {
         let touch_path = format!("{path}/touch?ttl=1h");
         let touch = async |name: &str, tag: &str| cluster.v1(id, Method::POST, &touch_path, &[(name, tag)], "").await;
 
-        assert!(put("if-match", "*").await.refused(412, "condition_failed")["current_revision"].is_null());
-        assert!(put("if-match", "\"1\"").await.refused(412, "condition_failed")["current_revision"].is_null());
+        assert!(put("if-match", "*").await.assert_rejected(412, "condition_failed")["current_revision"].is_null());
+        assert!(put("if-match", "\"1\"").await.assert_rejected(412, "condition_failed")["current_revision"].is_null());
         let (first, version) = written(&put("if-none-match", "*").await);
         assert_eq!(version, 1);
         let failed = put("if-none-match", "*").await;
-        assert_eq!(failed.refused(412, "condition_failed")["current_revision"], first);
+        assert_eq!(failed.assert_rejected(412, "condition_failed")["current_revision"], first);
         assert_eq!(failed.header("etag"), etag(first));
 
         assert_eq!(written(&put("if-match", &etag(first)).await), (first + 1, 2));
@@ -152,13 +152,16 @@ async fn conditions_are_kept_on_every_node() {
             delete("if-match", &etag(first + 2)).await,
             touch("if-match", "9").await,
         ] {
-            assert_eq!(answer.refused(412, "condition_failed")["current_revision"], first + 3);
+            assert_eq!(answer.assert_rejected(412, "condition_failed")["current_revision"], first + 3);
             assert_eq!(answer.header("etag"), etag(first + 3));
             assert_eq!(answer.revision(), first + 3, "the revision must not change");
         }
         let touched = touch("if-match", &etag(first + 3)).await;
         assert_eq!(touched.done(), json!({"revision": first + 3, "version": 4, "expires_in_ms": 3_600_000}));
-        assert_eq!(delete("if-none-match", "*").await.refused(412, "condition_failed")["current_revision"], first + 3);
+        assert_eq!(
+            delete("if-none-match", "*").await.assert_rejected(412, "condition_failed")["current_revision"],
+            first + 3
+        );
         assert_eq!(delete("if-match", &etag(first + 3)).await.done(), json!({"revision": first + 4, "deleted": 1}));
         assert_eq!(delete("if-none-match", "*").await.done(), json!({"revision": first + 4, "deleted": 0}));
 
@@ -213,8 +216,8 @@ async fn tags_are_accepted_in_every_form() {
                 let expected = if form(1)[0] == "*" { 304 } else { 412 };
                 assert_eq!(send(Method::GET, &read, &both).await.status, expected, "If-Match is judged first");
             }
-            let refused = send(Method::PUT, &path, &lines("if-none-match", revision)).await;
-            assert_eq!(refused.refused(412, "condition_failed")["current_revision"], revision);
+            let rejected = send(Method::PUT, &path, &lines("if-none-match", revision)).await;
+            assert_eq!(rejected.assert_rejected(412, "condition_failed")["current_revision"], revision);
 
             let request = [lines("if-match", revision), vec![("idempotency-key", format!("{id} {revision}"))]].concat();
             let put = send(Method::PUT, &path, &request).await;
@@ -224,14 +227,14 @@ async fn tags_are_accepted_in_every_form() {
             assert_eq!(deleted.done(), json!({"revision": written(&put).0 + 1, "deleted": 1}));
             if form(1)[0] != "*" {
                 let missing = send(Method::PUT, &path, &lines("if-match", revision)).await;
-                assert!(missing.refused(412, "condition_failed")["current_revision"].is_null());
+                assert!(missing.assert_rejected(412, "condition_failed")["current_revision"].is_null());
                 let unless = send(Method::PUT, &path, &lines("if-none-match", revision)).await;
                 assert_eq!(written(&unless).1, 1, "a missing key has none of these revisions");
                 let touched = send(Method::POST, &touch_path, &lines("if-none-match", revision)).await;
                 assert_eq!(touched.done()["version"], 1);
                 cluster.delete(id, &path).await.done();
                 let touched = send(Method::POST, &touch_path, &lines("if-none-match", revision)).await;
-                touched.refused(404, "key_not_found");
+                touched.assert_rejected(404, "key_not_found");
             }
             (revision, _) = written(&cluster.put(id, &path, "v").await);
         }
@@ -301,7 +304,7 @@ async fn a_stale_read_shows_its_revision() {
     cluster.kill(follower);
     cluster.restart(follower).await;
     let alone = cluster.http().get(cluster.addr(follower), "/v1/kv/k?consistency=stale").await.unwrap();
-    let error = alone.refused(503, "recovering");
+    let error = alone.assert_rejected(503, "recovering");
     assert_eq!(error["retry_after_ms"], 1000);
     assert_eq!(alone.header("retry-after"), "1");
 }
@@ -341,7 +344,7 @@ async fn a_follower_forwards_everything() {
         (Method::POST, "/v1/txn", r#"{"success":[{"delete":{"key":"k"}}]}"#),
     ] {
         let answer = cluster.v1(follower, method, path, &stay, body).await;
-        let error = answer.refused(421, "not_leader");
+        let error = answer.assert_rejected(421, "not_leader");
         assert_eq!(error["leader"], json!({"id": leader, "addr": cluster.addr(leader)}), "{path}");
         assert_eq!(answer.number("raft-node"), follower);
     }

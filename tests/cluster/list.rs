@@ -144,7 +144,8 @@ async fn pages_of_one_revision_show_one_state() {
     let revision = first["revision"].as_u64().unwrap();
     let changed = cluster.put(1, "/v1/kv/k", "v").await.revision();
     assert_eq!(cluster.get(1, &format!("/v1/kv?limit=7&revision={revision}")).await.done(), first);
-    let gone = cluster.get(2, &format!("/v1/kv?limit=7&revision={revision}")).await.refused(410, "revision_gone");
+    let gone =
+        cluster.get(2, &format!("/v1/kv?limit=7&revision={revision}")).await.assert_rejected(410, "revision_gone");
     assert_eq!(gone["oldest_revision"], changed);
     assert!(gone["message"].as_str().unwrap().contains("node 2"), "{gone}");
     // Revisions whose second page was never read are dropped first.
@@ -153,10 +154,10 @@ async fn pages_of_one_revision_show_one_state() {
         cluster.put(1, "/v1/kv/k", format!("{number}")).await.done();
         cluster.get(1, "/v1/kv?limit=7").await.done();
     }
-    cluster.get(1, &format!("/v1/kv?limit=7&revision={once}")).await.refused(410, "revision_gone");
+    cluster.get(1, &format!("/v1/kv?limit=7&revision={once}")).await.assert_rejected(410, "revision_gone");
     assert_eq!(cluster.get(1, &format!("/v1/kv?limit=7&revision={revision}")).await.done(), first);
     let future = cluster.get(1, &format!("/v1/kv?revision={}", changed + 100)).await;
-    future.refused(400, "revision_in_future");
+    future.assert_rejected(400, "revision_in_future");
 }
 
 /// A page ends when it reaches the byte limit, and holds at least one key.
@@ -189,7 +190,7 @@ async fn a_page_ends_at_the_byte_limit() {
         assert_eq!(seen, 60);
     }
     let answer = cluster.get(1, "/v1/kv?limit=21").await;
-    assert!(answer.refused(400, "invalid_parameter")["message"].as_str().unwrap().contains("20"));
+    assert!(answer.assert_rejected(400, "invalid_parameter")["message"].as_str().unwrap().contains("20"));
 }
 
 fn bytes_of(item: &Value) -> usize {

@@ -124,7 +124,7 @@ async fn a_change_that_only_removes_the_dead_succeeds() {
         assert_rejected(&cluster, leader, &[leader, dead], &[&named]).await;
         assert_rejected(&cluster, alive, &[alive, dead], &[&named]).await;
         let answer = remove(&cluster, alive, alive).await;
-        let message = answer.refused(409, "conflict")["message"].take();
+        let message = answer.assert_rejected(409, "conflict")["message"].take();
         assert!(message.as_str().unwrap().contains(&named), "{message}");
         change(&cluster, leader, &[leader, alive]).await.ok().unwrap();
         cluster.membership_is(&[leader, alive], &[leader, alive], &[]).await;
@@ -248,7 +248,7 @@ async fn members_are_removed() {
         assert_eq!(roles(&answer), expected, "{answer}");
         let leader_member = answer["members"].as_array().unwrap().iter().find(|member| member["id"] == leader);
         assert_eq!(leader_member.unwrap()["address"], cluster.addr(leader));
-        let fields = remove(&cluster, leader, removed).await.refused(404, "member_not_found");
+        let fields = remove(&cluster, leader, removed).await.assert_rejected(404, "member_not_found");
         assert!(fields["message"].as_str().unwrap().contains(&format!("node {removed} ")), "{fields}");
     }
     let answer = remove(&cluster, leader, leader).await.done();
@@ -259,11 +259,11 @@ async fn members_are_removed() {
     for id in [0_u64, 77] {
         let answer = cluster.delete(rest[2], &format!("/v1/cluster/members/{id}")).await;
         let (status, code) = if id == 0 { (400, "invalid_node_id") } else { (404, "member_not_found") };
-        answer.refused(status, code);
+        answer.assert_rejected(status, code);
     }
     remove(&cluster, rest[3], rest[3]).await.done();
     cluster.leader_of(&rest[2..3]).await;
-    let fields = remove(&cluster, rest[2], rest[2]).await.refused(409, "conflict");
+    let fields = remove(&cluster, rest[2], rest[2]).await.assert_rejected(409, "conflict");
     assert!(fields["message"].as_str().unwrap().contains("only voter"), "{fields}");
     cluster.write(rest[2], "k", "alone").await;
 }
@@ -382,13 +382,13 @@ async fn simultaneous_removals_are_decided_one_after_the_other() {
             break answer;
         }
     };
-    let (removed, refused) = join(remove_at_last(second), remove_at_last(first)).await;
+    let (removed, rejected) = join(remove_at_last(second), remove_at_last(first)).await;
     let mut left = BTreeSet::from(ALL);
-    for (answer, id) in [(removed, second), (refused, first)] {
+    for (answer, id) in [(removed, second), (rejected, first)] {
         match answer.status {
             // 404 if the first attempt succeeded.
             200 | 404 => drop(left.remove(&id)),
-            _ => drop(answer.refused(409, "conflict")),
+            _ => drop(answer.assert_rejected(409, "conflict")),
         }
     }
     let left: Vec<NodeId> = left.into_iter().collect();

@@ -105,7 +105,7 @@ async fn reports_that_it_was_removed(cluster: &TestCluster, id: u64) {
         let message = fields["message"].as_str().unwrap();
         assert!(message.contains(&format!("node {id} was removed")) && message.contains("/add-learner"), "{message}");
     }
-    cluster.get(id, "/v1/kv/k").await.refused(503, "not_member");
+    cluster.get(id, "/v1/kv/k").await.assert_rejected(503, "not_member");
 }
 
 /// A removed follower says so instead of waiting for entries that never come, even after a restart. It works again as

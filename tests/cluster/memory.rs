@@ -37,8 +37,8 @@ async fn long_requests_wait_for_memory() {
     }
     // The node has read their heads by the time that a later request gets its response.
     cluster.put(1, "/v1/kv/short", "v").await.done();
-    let refused = cluster.put(1, "/v1/kv/fourth", value.clone()).await;
-    refused.refused(503, "overloaded");
+    let rejected = cluster.put(1, "/v1/kv/fourth", value.clone()).await;
+    rejected.assert_rejected(503, "overloaded");
     cluster.put(1, "/v1/kv/short", "w").await.done();
 
     for (client, end) in &mut held {
@@ -72,12 +72,12 @@ async fn unread_responses_hold_little() {
     let mut head = [0; 12];
     unread[0].read_exact(&mut head).await.unwrap();
     assert_eq!(&head, b"HTTP/1.1 200");
-    let refused = cluster.get(1, "/v1/kv/long").await;
-    refused.refused(503, "overloaded");
+    let rejected = cluster.get(1, "/v1/kv/long").await;
+    rejected.assert_rejected(503, "overloaded");
     let transaction = json!({"success": [{"put": {"key": "short", "value": "v"}}, {"get": {"key": "long"}}]});
-    let refused = cluster.txn(1, &transaction).await;
-    refused.refused(503, "overloaded");
-    cluster.get(1, "/v1/kv/short").await.refused(404, "key_not_found");
+    let rejected = cluster.txn(1, &transaction).await;
+    rejected.assert_rejected(503, "overloaded");
+    cluster.get(1, "/v1/kv/short").await.assert_rejected(404, "key_not_found");
     cluster.put(1, "/v1/kv/short", "w").await.done();
 
     drop(unread);
@@ -107,7 +107,7 @@ async fn a_listing_does_not_hold_all_that_is_replaced() {
     }
     eventually("the revision is no longer kept", DEADLINE, async || {
         let page = cluster.get(1, &next).await;
-        if page.status == 410 { Ok(page.refused(410, "revision_gone")) } else { Err(page.status) }
+        if page.status == 410 { Ok(page.assert_rejected(410, "revision_gone")) } else { Err(page.status) }
     })
     .await;
 }
@@ -138,8 +138,8 @@ async fn replayed_responses_are_counted() {
     let mut head = [0; 12];
     unread[0].read_exact(&mut head).await.unwrap();
     assert_eq!(&head, b"HTTP/1.1 200");
-    let refused = cluster.v1(1, Method::POST, "/v1/txn", &headers, body.clone()).await;
-    refused.refused(503, "overloaded");
+    let rejected = cluster.v1(1, Method::POST, "/v1/txn", &headers, body.clone()).await;
+    rejected.assert_rejected(503, "overloaded");
 
     drop(unread);
     let again = cluster.v1(1, Method::POST, "/v1/txn", &headers, body).await;

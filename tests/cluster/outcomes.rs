@@ -33,7 +33,7 @@ async fn a_write_without_a_majority_is_unknown_and_then_rejected() {
     answer.assert_error(504, "DeadlinePassed", "unknown");
     assert!(sent.elapsed() >= REQUEST_DEADLINE, "the deadline passed after only {:?}", sent.elapsed());
 
-    let answer = cluster.post(leader, "/write", set("refused")).await;
+    let answer = cluster.post(leader, "/write", set("rejected")).await;
     answer.assert_error(503, "NoLeader", "not_applied");
     assert_eq!(answer.header("retry-after"), "1");
     let answer = cluster.post(leader, "/consistent_read", "\"proposed\"").await;
@@ -44,7 +44,7 @@ async fn a_write_without_a_majority_is_unknown_and_then_rejected() {
     cluster.write(leader, "after", "v").await;
     cluster.all_applied(&ALL).await;
     for id in ALL {
-        assert_eq!(cluster.read(id, "refused").await.unwrap(), "", "node {id}");
+        assert_eq!(cluster.read(id, "rejected").await.unwrap(), "", "node {id}");
     }
 }
 
@@ -78,9 +78,9 @@ async fn writes_above_the_limit_are_rejected() {
     });
     let answers = join_all(writes).await;
     let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
-    let (refused, unknown): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == 503);
-    assert_eq!(refused.len(), OVER, "{statuses:?}");
-    for answer in refused {
+    let (rejected, unknown): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == 503);
+    assert_eq!(rejected.len(), OVER, "{statuses:?}");
+    for answer in rejected {
         answer.assert_error(503, "Overloaded", "not_applied");
     }
     for answer in unknown {

@@ -18,36 +18,36 @@ use crate::harness::{DEADLINE, TestCluster, eventually};
 #[tokio::test]
 async fn some_are_rejected_and_the_others_applied() {
     const CLIENTS: usize = 700;
-    const REFUSED: u64 = 50;
+    const REJECTED: u64 = 50;
     let cluster = Arc::new(TestCluster::form("crowd", &[1], &[]).await);
     let before = cluster.get(1, "/v1/kv?limit=1").await.revision();
-    let refused = Arc::new(AtomicU64::new(0));
+    let rejected = Arc::new(AtomicU64::new(0));
     let done = Arc::new(AtomicU64::new(0));
     let mut clients = JoinSet::new();
     for number in 0..CLIENTS {
-        let (cluster, refused, done) = (cluster.clone(), refused.clone(), done.clone());
+        let (cluster, rejected, done) = (cluster.clone(), rejected.clone(), done.clone());
         let puts: Vec<_> =
             (0..128).map(|part| json!({"put": {"key": format!("{number}/{part}"), "value": "v"}})).collect();
         let txn = json!({ "success": puts });
         clients.spawn(async move {
-            while refused.load(Ordering::Relaxed) < REFUSED {
+            while rejected.load(Ordering::Relaxed) < REJECTED {
                 let answer = cluster.txn(1, &txn).await;
                 if answer.status == 200 {
                     done.fetch_add(1, Ordering::Relaxed);
                 } else {
-                    let error = answer.refused(503, "overloaded");
+                    let error = answer.assert_rejected(503, "overloaded");
                     assert_eq!(error["outcome"], "not_applied", "{error}");
                     assert_eq!(answer.header("retry-after"), "1");
                     assert_eq!(answer.header("raft-node"), "1");
-                    refused.fetch_add(1, Ordering::Relaxed);
+                    rejected.fetch_add(1, Ordering::Relaxed);
                 }
             }
         });
     }
-    let what = format!("{REFUSED} requests are rejected, since the queue is longer than {LINE_WAIT_MAX:?}");
+    let what = format!("{REJECTED} requests are rejected, since the queue is longer than {LINE_WAIT_MAX:?}");
     eventually(&what, DEADLINE, async || {
-        let refused = refused.load(Ordering::Relaxed);
-        if refused >= REFUSED { Ok(()) } else { Err(format!("{refused} so far")) }
+        let rejected = rejected.load(Ordering::Relaxed);
+        if rejected >= REJECTED { Ok(()) } else { Err(format!("{rejected} so far")) }
     })
     .await;
     cluster.metrics(1).await;

@@ -43,7 +43,7 @@ async fn knows_that_it_lost_its_data(cluster: &TestCluster, wiped: NodeId, befor
 }
 
 /// Asserts that a wiped node founds no cluster, serves no request from its empty state, and says what to do.
-async fn assert_refuses_all(cluster: &TestCluster, wiped: NodeId) {
+async fn assert_rejects_all(cluster: &TestCluster, wiped: NodeId) {
     let says_what_to_do = |message: &serde_json::Value| {
         let message = message.as_str().unwrap();
         for part in ["--id", "--data-dir", "/add-learner", "/change-membership", &format!("node {wiped}")] {
@@ -79,7 +79,7 @@ async fn assert_refuses_all(cluster: &TestCluster, wiped: NodeId) {
     ] {
         let what = format!("{method} {path}");
         let answer = cluster.http().request(method, cluster.addr(wiped), path, &[], body).await.expect(&what);
-        says_what_to_do(&answer.refused(503, "not_member")["message"]);
+        says_what_to_do(&answer.assert_rejected(503, "not_member")["message"]);
     }
     let metrics = cluster.metrics(wiped).await;
     assert_eq!((metrics.last_log_index, metrics.current_leader, metrics.current_term), (None, None, 0), "{metrics}");
@@ -87,7 +87,7 @@ async fn assert_refuses_all(cluster: &TestCluster, wiped: NodeId) {
 }
 
 /// Asserts that a wiped node rejects RPCs addressed to the node it was before.
-async fn assert_refuses_former_peers(cluster: &TestCluster, from: NodeId, before: &PeerIdentity) {
+async fn assert_rejects_former_peers(cluster: &TestCluster, from: NodeId, before: &PeerIdentity) {
     let vote = |committed| Vote { leader_id: RaftLeaderId::new(99, from), committed };
     let append = AppendEntriesRequest::<TypeConfig> {
         vote: vote(true),
@@ -135,15 +135,15 @@ async fn is_kept_out_and_replaced(name: &'static str, leader_is_lost: bool) {
     let log_before = cluster.node(wiped).log().len();
     wipe(&mut cluster, &[wiped]).await;
     knows_that_it_lost_its_data(&cluster, wiped, &before).await;
-    assert_refuses_all(&cluster, wiped).await;
-    assert_refuses_former_peers(&cluster, rest[0], &before).await;
+    assert_rejects_all(&cluster, wiped).await;
+    assert_rejects_former_peers(&cluster, rest[0], &before).await;
     writers.acknowledged_more(30).await;
     let history = writers.finish().await;
 
     // Two of three nodes have a majority. With one of them down there is none, although the wiped node listens.
     cluster.kill(rest[1]);
     assert_accepts_no_writes(&cluster, rest[0]).await;
-    assert_refuses_all(&cluster, wiped).await;
+    assert_rejects_all(&cluster, wiped).await;
     cluster.restart(rest[1]).await;
     cluster.leader_of(&rest).await;
     let logs = rest.iter().map(|id| cluster.node(*id).log()).collect::<String>();
@@ -168,7 +168,7 @@ async fn is_kept_out_and_replaced(name: &'static str, leader_is_lost: bool) {
     cluster.kill(rest[0]);
     cluster.leader_of(&members[1..]).await;
     cluster.write(4, "k", "with the new node").await;
-    assert_refuses_all(&cluster, wiped).await;
+    assert_rejects_all(&cluster, wiped).await;
     let log = cluster.node(wiped).log()[log_before..].to_owned();
     assert_eq!(log.matches("with another data directory").count(), 1, "the loss must be logged once: {log}");
     assert!(!log.contains("leads in term"), "node {wiped} took part in an election: {log}");
@@ -209,7 +209,7 @@ async fn a_wiped_majority_accepts_no_writes() {
         cluster.assert_holds(remaining, &data).await;
         for identity in &before {
             knows_that_it_lost_its_data(&cluster, identity.node_id, identity).await;
-            assert_refuses_all(&cluster, identity.node_id).await;
+            assert_rejects_all(&cluster, identity.node_id).await;
         }
         let members = json!([[wiped[0], cluster.addr(wiped[0])], [wiped[1], cluster.addr(wiped[1])]]);
         for id in &wiped {
@@ -225,7 +225,7 @@ async fn a_wiped_majority_accepts_no_writes() {
         cluster.restart(remaining).await;
         assert_accepts_no_writes(&cluster, remaining).await;
         for id in &wiped {
-            assert_refuses_all(&cluster, *id).await;
+            assert_rejects_all(&cluster, *id).await;
         }
         cluster.assert_alive();
     }

@@ -184,11 +184,11 @@ async fn a_minority_neither_writes_nor_reads() {
         for id in &rest {
             cluster.kill(*id);
         }
-        let mut refused = Vec::new();
+        let mut rejected = Vec::new();
         // Eventually the node knows that it has no majority, and rejects writes at once.
         eventually("a write is rejected at once", DEADLINE, async || {
             let started = Instant::now();
-            let key = format!("alone-{alone}-{}", refused.len());
+            let key = format!("alone-{alone}-{}", rejected.len());
             let body = serde_json::json!({"Set": {"key": key, "value": "v"}}).to_string();
             let answer = cluster.post(alone, "/write", body).await;
             let (_, fields) = answer.error();
@@ -198,7 +198,7 @@ async fn a_minority_neither_writes_nor_reads() {
                 other => panic!("{other} {}", answer.text()),
             }
             assert_eq!(fields["outcome"], answer.header("raft-outcome"), "{}", answer.text());
-            refused.push((key, answer.status == 503));
+            rejected.push((key, answer.status == 503));
             if started.elapsed() < Duration::from_secs(1) { Ok(()) } else { Err(answer.text()) }
         })
         .await;
@@ -215,7 +215,7 @@ async fn a_minority_neither_writes_nor_reads() {
         cluster.write(alone, "k2", &value).await;
         for id in ALL {
             assert_eq!(cluster.consistent_read(id, "k2").await, Ok(value.clone()), "on node {id}");
-            for (key, not_applied) in &refused {
+            for (key, not_applied) in &rejected {
                 let found = cluster.read(id, key).await.unwrap();
                 assert!(found.is_empty() || !not_applied, "{key:?} = {found:?}: the write was reported as not applied");
             }

@@ -75,13 +75,13 @@ async fn equal_nodes_have_the_same_hash() {
         let found = hash(&cluster, *id, &format!("?applied={applied}")).await;
         assert_eq!(state_in(&found), state_in(&leaders), "node {id}");
         let passed = cluster.get(*id, &format!("/v1/cluster/hash?applied={}", applied - 1)).await;
-        assert_eq!(passed.refused(410, "applied_passed")["applied_index"], applied);
+        assert_eq!(passed.assert_rejected(410, "applied_passed")["applied_index"], applied);
     }
     let to_come = format!("?applied={}", applied + 1);
     let (found, _) = tokio::join!(hash(&cluster, 1, &to_come), cluster.put(1, "/v1/kv/k", "3"));
     assert_eq!(found["applied_index"], applied + 1);
     let never = cluster.get(2, &format!("/v1/cluster/hash?applied={}", i64::MAX)).await;
-    assert_eq!(never.refused(504, "deadline_passed")["outcome"], "not_applied");
+    assert_eq!(never.assert_rejected(504, "deadline_passed")["outcome"], "not_applied");
 
     let due = SELF_CHECK_ENTRIES;
     write_past(&cluster, leader, due).await;
@@ -121,7 +121,7 @@ async fn waiting_for_an_entry_is_bounded_and_exact() {
     let never = join_all((0..=WAITING).map(|_| async { cluster.get(2, &path(i64::MAX as u64)).await })).await;
     let crowded: Vec<_> = never.iter().filter(|answer| answer.status == 503).collect();
     assert_eq!(crowded.len(), 1);
-    crowded[0].refused(503, "overloaded");
+    crowded[0].assert_rejected(503, "overloaded");
     assert_eq!(never.iter().filter(|answer| answer.status == 504).count(), APPLIED_WAITING_MAX);
 
     let applied = hash(&cluster, 1, "").await["applied_index"].as_u64().unwrap();

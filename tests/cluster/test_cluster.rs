@@ -187,7 +187,7 @@ async fn a_node_without_a_cluster_has_nothing_to_read() {
         let stale = format!("{path}{}consistency=stale", if path.contains('?') { '&' } else { '?' });
         for path in [path, &stale] {
             let answer = cluster.http().get(cluster.addr(1), path).await.unwrap();
-            let error = answer.refused(503, "no_leader");
+            let error = answer.assert_rejected(503, "no_leader");
             assert_eq!(answer.header("retry-after"), "1", "{path}");
             let message = error["message"].as_str().unwrap();
             assert!(message.contains("/init") && message.contains("/add-learner"), "{path}: {message}");
@@ -226,7 +226,7 @@ async fn a_list_forms_a_cluster_at_once() {
 /// can be initialized.
 #[tokio::test]
 async fn an_impossible_list_changes_nothing() {
-    let cluster = TestCluster::start("init-refused", &[1, 2, 3], CALM).await;
+    let cluster = TestCluster::start("init-rejected", &[1, 2, 3], CALM).await;
     cluster.post(3, "/init", "").await.ok().unwrap();
     let (own, second, third) = (cluster.addr(1), cluster.addr(2), cluster.addr(3));
     let unreachable = format!("127.0.0.1:{}", crate::harness::free_port());

@@ -56,7 +56,7 @@ async fn a_key_expires_everywhere_at_once_and_never_early() {
         assert_eq!(revisions, [put.revision() + 1; 3], "an expiry must have one revision, the same on all nodes");
         for id in ALL {
             let gone = cluster.get(id, "/v1/kv/k").await;
-            assert_eq!(gone.refused(404, "key_not_found")["revision"], put.revision() + 1);
+            assert_eq!(gone.assert_rejected(404, "key_not_found")["revision"], put.revision() + 1);
             cluster.get(id, "/v1/kv/stays").await.done();
         }
         watches.clear();
@@ -103,7 +103,7 @@ async fn renewal_keeps_the_revision() {
     assert_eq!(expired(&mut watch, &["lock"]).await, 4);
 
     let missing = cluster.v1(2, Method::POST, "/v1/kv/lock/touch?ttl=1s", &[], "").await;
-    assert_eq!(missing.refused(404, "key_not_found")["revision"], 4);
+    assert_eq!(missing.assert_rejected(404, "key_not_found")["revision"], 4);
 }
 
 /// Keys expire on time although the leader dies, each once and never early.

@@ -202,8 +202,8 @@ async fn the_largest_transactions() {
     let mut operations: Vec<_> = (0..5).map(|number| json!({"get": {"key": format!("large-{number}")}})).collect();
     operations.insert(0, json!({"put": {"key": "seen", "value": "v"}}));
     let answer = cluster.txn(follower, &json!({"success": operations})).await;
-    assert_eq!(answer.refused(413, "answer_too_large")["limit"], 4 << 20);
-    cluster.get(1, "/v1/kv/seen").await.refused(404, "key_not_found");
+    assert_eq!(answer.assert_rejected(413, "answer_too_large")["limit"], 4 << 20);
+    cluster.get(1, "/v1/kv/seen").await.assert_rejected(404, "key_not_found");
     operations.pop();
     operations.remove(0);
     let answer = cluster.txn(follower, &json!({"success": operations[..3]})).await.done();

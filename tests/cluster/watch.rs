@@ -321,13 +321,13 @@ async fn a_revision_that_is_no_longer_kept_is_gone() {
             cluster.restart(1).await;
             cluster.leader_of(&[1]).await;
         }
-        let refusals = [
+        let rejections = [
             cluster.watch_after(1, &format!("from={first}"), None).await.unwrap_err(),
             cluster.watch_after(1, "", Some("0")).await.unwrap_err(),
             cluster.watch_after(1, "prefix=first", Some("1.0")).await.unwrap_err(),
         ];
-        for refused in refusals {
-            assert_eq!(refused.refused(410, "revision_gone")["oldest_revision"], first + 1, "{refused:?}");
+        for rejected in rejections {
+            assert_eq!(rejected.assert_rejected(410, "revision_gone")["oldest_revision"], first + 1, "{rejected:?}");
         }
         let rest =
             cluster.watch_after(1, "prefix=3/", Some(&first.to_string())).await.unwrap().until_revision(last).await;
@@ -387,7 +387,7 @@ async fn a_slow_reader_is_told_and_cut_off() {
         assert_eq!(revisions, expected, "there must be no gap before the end");
         assert!(before.len() < VALUES, "a slow watch cannot have received everything");
         let again = cluster.watch_after(1, "", watch.last_id.as_deref()).await.unwrap_err();
-        again.refused(410, "revision_gone");
+        again.assert_rejected(410, "revision_gone");
     }
 }
 
@@ -591,8 +591,8 @@ async fn a_watch_waits_for_a_leader() {
         if answer.status == 503 { Ok(()) } else { Err(answer.text()) }
     })
     .await;
-    let refused = cluster.http().request(Method::GET, cluster.addr(3), "/v1/watch", &[("raft-wait", "no")], "").await;
-    assert_eq!(refused.unwrap().status, 503);
+    let rejected = cluster.http().request(Method::GET, cluster.addr(3), "/v1/watch", &[("raft-wait", "no")], "").await;
+    assert_eq!(rejected.unwrap().status, 503);
     assert_eq!(cluster.get(3, "/v1/watch?from=0").await.status, 400);
 
     let mut from_now = cluster.watch(3, "key=k").await;

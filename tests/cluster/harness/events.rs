@@ -49,7 +49,7 @@ pub struct Watch {
 impl TestCluster {
     /// Opens a watch through a node; `query` follows the `?`.
     pub async fn watch(&self, id: NodeId, query: &str) -> Watch {
-        self.watch_after(id, query, None).await.unwrap_or_else(|refused| panic!("a watch on node {id}: {refused:?}"))
+        self.watch_after(id, query, None).await.unwrap_or_else(|rejected| panic!("a watch on node {id}: {rejected:?}"))
     }
 
     /// Resumes a watch after an event; the error is the node's response.

@@ -125,7 +125,7 @@ impl Answer {
 
     /// Asserts a `/v1` error that changed nothing by its status and code, and returns its fields.
     #[track_caller]
-    pub fn refused(&self, status: u16, code: &str) -> Value {
+    pub fn assert_rejected(&self, status: u16, code: &str) -> Value {
         let error = self.json()["error"].take();
         let found = (self.status, error["code"].as_str(), self.header("raft-outcome"), error["outcome"].as_str());
         assert_eq!(found, (status, Some(code), "not_applied", Some("not_applied")), "in {}", self.text());
