@@ -13,6 +13,7 @@ mod peer_rows;
 mod raw_sockets;
 mod rejected_by_state;
 mod route_rows;
+mod shapes;
 mod txn_rows;
 mod watch_rows;
 
@@ -116,7 +117,21 @@ impl Row {
     }
 
     fn gives_wrong_method(self, allow: &'static str) -> Self {
-        Row { allow: Some(allow), ..self.gives(405, "MethodNotAllowed") }
+        let row = match self.path.starts_with("/v1/") {
+            true => self.gives_v1(405, "method_not_allowed"),
+            false => self.gives(405, "MethodNotAllowed"),
+        };
+        Row { allow: Some(allow), ..row }
+    }
+
+    /// An error in the form that the path requires.
+    fn gives_code(self, status: u16, code: &'static str) -> Self {
+        match status {
+            _ if self.path.starts_with("/v1/") => self.gives_v1(status, code),
+            400 => self.gives_bad_request(code),
+            413 => self.gives_too_large(code),
+            _ => panic!("no error of the original routes has status {status} and a code"),
+        }
     }
 
     /// An error of the key-value API.
@@ -303,13 +318,23 @@ fn flags() -> Vec<&'static str> {
 
 /// All rows that are rejected for their form, as they are sent to one node.
 fn all_rows(cluster: &TestCluster, target: u64) -> Vec<Row> {
-    let original = [application_rows::rows(), management_rows::rows(target, cluster.addr(target)), route_rows::rows()];
-    let v1 = [kv_rows::rows(), list_rows::rows(), txn_rows::rows(), watch_rows::rows(), cluster_rows::rows()];
-    let original: Vec<Row> = original.into_iter().flatten().collect();
-    let v1: Vec<Row> = v1.into_iter().flatten().collect();
-    eprintln!("{} rows for the original routes, {} for /v1", original.len(), v1.len());
-    assert!(original.len() >= 100 && v1.len() >= 800, "{} and {} rows", original.len(), v1.len());
-    original.into_iter().chain(v1).collect()
+    let addr = cluster.addr(target);
+    let lists = [
+        shapes::rows(target, addr),
+        route_rows::rows(),
+        application_rows::rows(),
+        management_rows::rows(target, addr),
+        kv_rows::rows(),
+        list_rows::rows(),
+        txn_rows::rows(),
+        watch_rows::rows(),
+        cluster_rows::rows(),
+    ];
+    let rows: Vec<Row> = lists.into_iter().flatten().collect();
+    let v1 = rows.iter().filter(|row| row.path.starts_with("/v1")).count();
+    eprintln!("{} rows for the original routes, {v1} for /v1", rows.len() - v1);
+    assert!(rows.len() - v1 >= 700 && v1 >= 1500, "{} and {v1} rows", rows.len() - v1);
+    rows
 }
 
 /// Malformed requests of applications and operators are rejected and change nothing.

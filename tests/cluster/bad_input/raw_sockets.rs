@@ -75,9 +75,6 @@ async fn broken_requests_do_no_harm() {
     let mut cluster = TestCluster::form("raw-broken", &[1], CALM).await;
     cluster.write(1, "known", "value").await;
     let before = states(&cluster, &[1]).await;
-    let write = |headers: &str, body: &[u8]| [head("POST /write", headers), body.to_vec()].concat();
-    let body = format!(r#"{{"Set":{{"key":"known","value":"{MARKER}"}}}}"#);
-    let many_headers: String = (0..2000).map(|number| format!("x-{number}: {MARKER}\r\n")).collect();
     let rows: Vec<(&str, Vec<u8>, &[u16])> = vec![
         ("garbage", format!("{MARKER} {MARKER}\r\n\r\n").into_bytes(), &[400]),
         (
@@ -86,34 +83,10 @@ async fn broken_requests_do_no_harm() {
             &[400],
         ),
         ("zeros", vec![0; 1000], &[400]),
-        ("an HTTP/2 preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), &[400]),
         ("an unknown version", b"GET /metrics HTTP/9.9\r\n\r\n".to_vec(), &[400]),
-        ("a header without a colon", head("GET /metrics", &format!("{MARKER}\r\n")), &[400]),
-        ("a NUL in a header", head("GET /metrics", "x: a\0b\r\n"), &[400]),
-        ("a space before the colon", head("GET /metrics", "x : y\r\n"), &[400]),
         ("a path of raw bytes", b"GET /\xff\xfe HTTP/1.1\r\nconnection: close\r\n\r\n".to_vec(), &[400]),
-        ("a length that is a word", write("content-length: many\r\n", b""), &[400]),
-        ("a negative length", write("content-length: -1\r\n", b""), &[400]),
-        (
-            "a length that is too large for an integer",
-            write("content-length: 99999999999999999999999\r\n", b""),
-            &[400],
-        ),
-        ("two lengths", write("content-length: 1\r\ncontent-length: 2\r\n", b"ab"), &[400]),
-        ("a length and chunks", write("content-length: 1\r\ntransfer-encoding: chunked\r\n", b"0\r\n\r\n"), &[400]),
-        ("an unknown encoding", write("transfer-encoding: secret\r\n", body.as_bytes()), &[400]),
-        ("chunks without a length", write("transfer-encoding: chunked\r\n", b"zz\r\nabc\r\n0\r\n\r\n"), &[400]),
-        (
-            "a chunk length that is too large for an integer",
-            write("transfer-encoding: chunked\r\n", b"fffffffffffffffff\r\nabc"),
-            &[400],
-        ),
-        ("a body that is too long", write("content-length: 1572865\r\n", b"{"), &[413]),
+        ("a body that is too long", head("POST /write", "content-length: 1572865\r\n"), &[413]),
         ("an RPC that is too long", head("POST /raft-append", "content-length: 67108865\r\n"), &[413]),
-        ("a header of 1 MiB", head("GET /metrics", &format!("x: {}\r\n", "a".repeat(1 << 20))), &[400, 431]),
-        ("2,000 headers", head("GET /metrics", &many_headers), &[400, 431]),
-        ("a path of 1 MiB", head(&format!("GET /{}", "a".repeat(1 << 20)), ""), &[400, 404, 414, 431]),
-        ("a tunnel", head("CONNECT 127.0.0.1:1", ""), &[400, 404, 405]),
         ("no path", head("GET metrics", ""), &[400, 404]),
     ];
     let addr = cluster.addr(1).to_owned();
@@ -148,10 +121,6 @@ async fn paths_that_no_library_sends_do_no_harm() {
         (".. encoded in the middle", b"a/%2E%2e/known".to_vec(), 400, "invalid_key"),
         (".. half encoded", b".%2e/known".to_vec(), 400, "invalid_key"),
         (". encoded", b"%2e".to_vec(), 400, "invalid_key"),
-        ("bytes that are not UTF-8", b"known\xff\xfe".to_vec(), 400, ""),
-        ("a NUL", b"known\0".to_vec(), 400, ""),
-        ("a space", b"known known".to_vec(), 400, ""),
-        ("a tab", b"known\tknown".to_vec(), 400, ""),
         ("a line break", b"known\nknown".to_vec(), 400, ""),
         ("a DEL character", b"known\x7f".to_vec(), 400, ""),
         ("a key of 60,000 bytes", long.into_bytes(), 413, "key_too_large"),
@@ -254,6 +223,49 @@ async fn targets_that_would_be_truncated_do_no_harm() {
     }
 }
 
+/// Headers that are rejected with any request line, and the words of the message.
+const BAD_HEADERS: &[(&str, &str, &[&str])] = &[
+    ("a length that is a word", "Host: localhost\r\nContent-Length: one\r\n", &["Content-Length"]),
+    ("a negative length", "Host: localhost\r\nContent-Length: -1\r\n", &["Content-Length"]),
+    ("a length with a sign", "Host: localhost\r\nContent-Length: +1\r\n", &["Content-Length"]),
+    ("a length in hexadecimal", "Host: localhost\r\nContent-Length: 0x1\r\n", &["Content-Length"]),
+    ("an empty length", "Host: localhost\r\nContent-Length:\r\n", &["Content-Length"]),
+    ("a list of lengths", "Host: localhost\r\nContent-Length: 1, 1\r\n", &["Content-Length"]),
+    (
+        "a length that is too large for an integer",
+        "Host: localhost\r\nContent-Length: 18446744073709551616\r\n",
+        &["Content-Length"],
+    ),
+    ("two lengths", "Host: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n", &["Content-Length"]),
+    ("the same length twice", "Host: localhost\r\nContent-Length: 1\r\nContent-Length: 1\r\n", &["Content-Length"]),
+    (
+        "a length and chunks",
+        "Host: localhost\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n",
+        &["Content-Length", "Transfer-Encoding"],
+    ),
+    ("an unknown coding", "Host: localhost\r\nTransfer-Encoding: gzip, chunked\r\n", &["Transfer-Encoding", "chunked"]),
+    ("no coding", "Host: localhost\r\nTransfer-Encoding: identity\r\n", &["Transfer-Encoding", "chunked"]),
+    (
+        "two codings",
+        "Host: localhost\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+        &["Transfer-Encoding"],
+    ),
+    ("a header without a colon", "Host: localhost\r\nwhat is this\r\n", &["header", "0x20"]),
+    ("a space before the colon", "Host: localhost\r\nIf-Match : *\r\n", &["header", "space"]),
+    ("a header without a name", "Host: localhost\r\n: x\r\n", &["header", "name"]),
+    ("a header name that is not a token", "Host: localhost\r\nIf(Match): *\r\n", &["header", "`(`"]),
+    ("a folded header", "Host: localhost\r\nX: a\r\n b\r\n", &["header", "fold"]),
+    ("a NUL in a value", "Host: localhost\r\nX: a\0b\r\n", &["header", "0x00"]),
+    ("an escape in a value", "Host: localhost\r\nX: a\x1bb\r\n", &["header", "0x1B"]),
+    ("a bare CR in a value", "Host: localhost\r\nX: a\rIf-Match: *\r\n", &["CR"]),
+    ("a bare LF after a value", "Host: localhost\r\nX: a\nIf-Match: *\r\n", &["CR LF"]),
+    ("no Host", "content-length: 1\r\n", &["Host"]),
+    ("two Hosts", "Host: localhost\r\nHost: localhost\r\ncontent-length: 1\r\n", &["Host"]),
+    ("a Host that is a URL", "Host: http://localhost/\r\ncontent-length: 1\r\n", &["Host"]),
+    ("a Host with a space", "Host: a b\r\ncontent-length: 1\r\n", &["Host"]),
+    ("a space before the first header", " Host: localhost\r\n", &["header", "fold"]),
+];
+
 /// The message of an `invalid_http` names the fault.
 ///
 /// Method: one connection per row; the message must contain the words of its row.
@@ -262,10 +274,8 @@ async fn invalid_http_says_what_is_wrong() {
     let mut cluster = TestCluster::form("raw-messages", &[1], CALM).await;
     cluster.write(1, "known", "value").await;
     let before = states(&cluster, &[1]).await;
-    let put = |headers: &str| format!("PUT /v1/kv/known HTTP/1.1\r\n{headers}\r\nv").into_bytes();
-    let with_host = |headers: &str| put(&format!("Host: localhost\r\n{headers}"));
     let tls = [b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03".as_slice(), &[7; 506]].concat();
-    let rows: Vec<(&str, Vec<u8>, &[&str])> = vec![
+    let requests: Vec<(&str, Vec<u8>, &[&str])> = vec![
         ("TLS", tls, &["TLS", "plain HTTP"]),
         ("an HTTP/2 preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04".to_vec(), &["HTTP/2", "HTTP/1.1"]),
         (
@@ -276,51 +286,12 @@ async fn invalid_http_says_what_is_wrong() {
         ("HTTP/1.2", b"PUT /v1/kv/known HTTP/1.2\r\nHost: localhost\r\n\r\n".to_vec(), &["HTTP/1.2", "HTTP/1.1"]),
         ("HTTP/0.9", b"GET /v1/kv/known\r\n".to_vec(), &["version"]),
         ("a version in lower case", b"GET /v1/kv/known http/1.1\r\nHost: localhost\r\n\r\n".to_vec(), &["version"]),
-        ("no Host", put("content-length: 1\r\n"), &["Host"]),
-        ("two Hosts", put("Host: localhost\r\nHost: localhost\r\ncontent-length: 1\r\n"), &["Host"]),
         ("two Hosts in HTTP/1.0", b"GET /metrics HTTP/1.0\r\nHost: localhost\r\nhost: y\r\n\r\n".to_vec(), &["Host"]),
-        ("a Host that is a URL", put("Host: http://localhost/\r\ncontent-length: 1\r\n"), &["Host"]),
-        ("a Host with a space", put("Host: a b\r\ncontent-length: 1\r\n"), &["Host"]),
-        ("a length that is a word", with_host("Content-Length: one\r\n"), &["Content-Length"]),
-        ("a negative length", with_host("Content-Length: -1\r\n"), &["Content-Length"]),
-        ("a length with a sign", with_host("Content-Length: +1\r\n"), &["Content-Length"]),
-        ("a length in hexadecimal", with_host("Content-Length: 0x1\r\n"), &["Content-Length"]),
-        ("an empty length", with_host("Content-Length:\r\n"), &["Content-Length"]),
-        ("a list of lengths", with_host("Content-Length: 1, 1\r\n"), &["Content-Length"]),
-        (
-            "a length that is too large for an integer",
-            with_host("Content-Length: 18446744073709551616\r\n"),
-            &["Content-Length"],
-        ),
-        ("two lengths", with_host("Content-Length: 1\r\nContent-Length: 2\r\n"), &["Content-Length"]),
-        ("the same length twice", with_host("Content-Length: 1\r\nContent-Length: 1\r\n"), &["Content-Length"]),
-        (
-            "a length and chunks",
-            with_host("Content-Length: 1\r\nTransfer-Encoding: chunked\r\n"),
-            &["Content-Length", "Transfer-Encoding"],
-        ),
-        ("an unknown coding", with_host("Transfer-Encoding: gzip, chunked\r\n"), &["Transfer-Encoding", "chunked"]),
-        ("no coding", with_host("Transfer-Encoding: identity\r\n"), &["Transfer-Encoding", "chunked"]),
-        (
-            "two codings",
-            with_host("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n"),
-            &["Transfer-Encoding"],
-        ),
         (
             "chunks in HTTP/1.0",
             b"PUT /v1/kv/known HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_vec(),
             &["Transfer-Encoding", "HTTP/1.0"],
         ),
-        ("a header without a colon", with_host("what is this\r\n"), &["header", "0x20"]),
-        ("a space before the colon", with_host("If-Match : *\r\n"), &["header", "space"]),
-        ("a header without a name", with_host(": x\r\n"), &["header", "name"]),
-        ("a header name that is not a token", with_host("If(Match): *\r\n"), &["header", "`(`"]),
-        ("a folded header", with_host("X: a\r\n b\r\n"), &["header", "fold"]),
-        ("a space before the first header", put(" Host: localhost\r\n"), &["header", "fold"]),
-        ("a NUL in a value", with_host("X: a\0b\r\n"), &["header", "0x00"]),
-        ("an escape in a value", with_host("X: a\x1bb\r\n"), &["header", "0x1B"]),
-        ("a bare CR in a value", with_host("X: a\rIf-Match: *\r\n"), &["CR"]),
-        ("a bare LF after a value", with_host("X: a\nIf-Match: *\r\n"), &["CR LF"]),
         ("lines that end with LF", b"GET /metrics HTTP/1.1\nHost: localhost\n\n".to_vec(), &["CR LF"]),
         ("a tunnel", b"CONNECT 127.0.0.1:1 HTTP/1.1\r\nHost: 127.0.0.1:1\r\n\r\n".to_vec(), &["CONNECT"]),
         ("a tunnel to a key", b"CONNECT /v1/kv/known HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(), &["CONNECT"]),
@@ -335,12 +306,20 @@ async fn invalid_http_says_what_is_wrong() {
         ("no target", b"PUT  HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(), &["space"]),
         ("two spaces", b"PUT /v1/kv/known  HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(), &["space"]),
     ];
+    let mut rows: Vec<(String, Vec<u8>, &[&str])> =
+        requests.into_iter().map(|(what, bytes, words)| (what.to_owned(), bytes, words)).collect();
+    for line in ["PUT /v1/kv/known", "POST /write", "GET /metrics"] {
+        for (what, headers, words) in BAD_HEADERS {
+            let request = format!("{line} HTTP/1.1\r\n{headers}x-marker: {MARKER}\r\n\r\nv");
+            rows.push((format!("{line}, {what}"), request.into(), words));
+        }
+    }
     let addr = cluster.addr(1).to_owned();
     for (what, bytes, words) in rows {
         // Alone, and after a request whose response comes first.
         let (answer, took) = exchange(&addr, &bytes).await;
         assert!(answer.starts_with("HTTP/1."), "{what}: {answer:?}");
-        assert_invalid_http(what, &answer, words);
+        assert_invalid_http(&what, &answer, words);
         assert!(took < Duration::from_secs(4), "{what} took {took:?}");
         let first = b"GET /v1/kv/known?raw HTTP/1.1\r\nhost: localhost\r\n\r\n";
         let (answer, _) = exchange(&addr, &[first.as_slice(), &bytes].concat()).await;
