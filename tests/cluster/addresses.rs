@@ -8,19 +8,7 @@ use raft_key_value::error::Outcome;
 use raft_key_value::{ClientError, ExampleClient, NodeId};
 use reqwest::Method;
 
-use crate::harness::{CALM, DEADLINE, TestCluster, eventually, files_below, free_port, identity_of};
-
-const ALL: [NodeId; 3] = [1, 2, 3];
-
-fn copy_directory(from: &Path, to: &Path) {
-    for path in files_below(from) {
-        let target = to.join(path.strip_prefix(from).unwrap());
-        fs::create_dir_all(target.parent().unwrap()).unwrap();
-        fs::copy(path, target).unwrap();
-    }
-    // Without files in it, this directory was not copied.
-    fs::create_dir_all(to.join("snapshots")).unwrap();
-}
+use crate::harness::{ALL, CALM, DEADLINE, TestCluster, copy_directory, eventually, free_port, identity_of};
 
 /// Makes a stopped node run on a copy of another directory from its next start.
 fn run_on_copy(cluster: &TestCluster, id: NodeId, of: &Path) {

@@ -23,7 +23,7 @@ use raft_key_value::types::{LogId, StoredMembership, Vote};
 use reqwest::{Body, Method};
 use serde_json::json;
 
-use crate::harness::{Answer, CALM, DEADLINE, Http, TestCluster, eventually, identity_of};
+use crate::harness::{Answer, CALM, DEADLINE, Http, OFTEN, TestCluster, eventually, identity_of};
 
 /// Part of the rows' bodies and paths, to detect that a node logs what clients send.
 const MARKER: &str = "mArKeR-must-not-be-logged";
@@ -365,7 +365,7 @@ async fn bad_requests_do_no_harm_to_a_cluster() {
 #[tokio::test]
 async fn bad_messages_between_nodes_do_no_harm() {
     let mut flags = flags();
-    flags.extend(["--snapshot-entries", "50", "--snapshot-keep-entries", "20"]);
+    flags.extend(OFTEN);
     let mut cluster = TestCluster::form("bad-peers", &[1, 2, 3], &flags).await;
     cluster.write_many(1, "k", 60).await;
     let leader = cluster.leader_of(&[1, 2, 3]).await;

@@ -1,11 +1,9 @@
 //! What web pages can do to a node that their reader's browser can reach: nothing.
 
-use raft_key_value::NodeId;
 use reqwest::Method;
 
-use crate::harness::{Answer, CALM, TestCluster};
+use crate::harness::{ALL, Answer, CALM, TestCluster};
 
-const ALL: [NodeId; 3] = [1, 2, 3];
 const FOREIGN: &str = "http://evil.example";
 
 /// A request to every route that changes or reads something; `{key}` is `key`.

@@ -12,9 +12,7 @@ use std::time::{Duration, Instant};
 use raft_key_value::config::{LISTINGS_KEPT_MAX, RETRY_DEADLINE_DEFAULT};
 use serde_json::{Value, json};
 
-use crate::harness::{CALM, DEADLINE, TestCluster, command, eventually, free_port};
-
-const ALL: [u64; 3] = [1, 2, 3];
+use crate::harness::{ALL, CALM, DEADLINE, TestCluster, command, eventually, free_port};
 
 /// Runs commands against these endpoints.
 struct Cli {
@@ -435,19 +433,23 @@ async fn endpoints_are_read_in_every_form() {
     }
 }
 
+/// Commands against a server that closes each connection at once, and the number of its connections.
+fn with_counted_connections() -> (Cli, Arc<AtomicUsize>) {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let cli = Cli { endpoints: server.local_addr().unwrap().to_string() };
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counted = connections.clone();
+    std::thread::spawn(move || server.incoming().for_each(|_| _ = counted.fetch_add(1, Ordering::SeqCst)));
+    (cli, connections)
+}
+
 /// A key that is longer than any node accepts, or too long for a request, is rejected before anything is sent.
 ///
 /// Method: run each command with keys that are too long, before or after escaping, against a server that counts
 /// connections.
 #[test]
 fn keys_that_are_too_long_are_not_sent() {
-    let server = TcpListener::bind("127.0.0.1:0").unwrap();
-    let cli = Cli { endpoints: server.local_addr().unwrap().to_string() };
-    let connections = Arc::new(AtomicUsize::new(0));
-    std::thread::spawn({
-        let connections = connections.clone();
-        move || server.incoming().for_each(|_| _ = connections.fetch_add(1, Ordering::SeqCst))
-    });
+    let (cli, connections) = with_counted_connections();
     for key in ["k".repeat(4097), "k".repeat(70_000), "ü".repeat(35_000)] {
         let rows: &[(&[&str], &str)] = &[
             (&["get", &key], "key"),
@@ -555,13 +557,7 @@ async fn a_nodes_environment_does_not_matter() {
 /// Method: run commands against a server that closes each connection at once and counts them.
 #[test]
 fn retries_can_be_turned_off() {
-    let server = TcpListener::bind("127.0.0.1:0").unwrap();
-    let cli = Cli { endpoints: server.local_addr().unwrap().to_string() };
-    let attempts = Arc::new(AtomicUsize::new(0));
-    std::thread::spawn({
-        let attempts = attempts.clone();
-        move || server.incoming().for_each(|_| _ = attempts.fetch_add(1, Ordering::SeqCst))
-    });
+    let (cli, attempts) = with_counted_connections();
     for arguments in [&["get", "k"][..], &["put", "k", "v"], &["list"], &["watch"], &["members"]] {
         for (time, is_retried) in [("0s", false), ("0ms", false), ("500ms", true)] {
             attempts.store(0, Ordering::SeqCst);

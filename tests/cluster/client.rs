@@ -12,7 +12,7 @@ use raft_key_value::{ClientError, ExampleClient, ExampleRequest};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::harness::{DEADLINE, TestCluster, eventually};
+use crate::harness::{ALL, DEADLINE, TestCluster, eventually, others};
 
 #[allow(dead_code)] // Its `main` is not used here.
 #[path = "../../examples/configuration_store.rs"]
@@ -26,8 +26,6 @@ mod lock;
 #[allow(dead_code)] // Its `main` is not used here.
 #[path = "../../examples/watch_cache.rs"]
 mod watch_cache;
-
-const ALL: [u64; 3] = [1, 2, 3];
 
 /// A client that tries these nodes first, in this order.
 fn client_of(cluster: &TestCluster, ids: &[u64]) -> ExampleClient {
@@ -426,7 +424,7 @@ async fn an_unresolved_outcome_is_unknown() {
 async fn requests_outlive_the_leader() {
     let mut cluster = TestCluster::form("client-leader", &ALL, &[]).await;
     let leader = cluster.leader_of(&ALL).await;
-    let others: Vec<u64> = ALL.into_iter().filter(|id| *id != leader).collect();
+    let others = others(leader);
     let client = client_of(&cluster, &[leader, others[0], others[1]]).with_retry_deadline(DEADLINE);
     client.put("k", "1").await.unwrap();
     cluster.kill(leader);

@@ -1,13 +1,12 @@
 //! Can a node use the data that an older version left (see `tests/compat/README.md`)?
 
-use std::fs;
 use std::path::Path;
 
 use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::harness::{Answer, DEADLINE, Http, TestNode, eventually, files_below};
+use crate::harness::{Answer, DEADLINE, Http, TestNode, copy_directory, eventually};
 
 async fn request(node: &TestNode, method: Method, path: &str, body: &'static str) -> Answer {
     Http::new().request(method, &node.addr, path, &[], body).await.unwrap()
@@ -22,15 +21,24 @@ async fn read(node: &TestNode, path: &str) -> Value {
     .await
 }
 
+/// Checks a node before and after it is killed, and after it is stopped.
+async fn through_ends(node: &mut TestNode, http: &Http, check: impl AsyncFn(&TestNode, &str)) {
+    for end in ["killed", "stopped", "running"] {
+        check(node, end).await;
+        match end {
+            "killed" => node.kill(),
+            "stopped" => assert_eq!(node.stop().await, Some(0)),
+            _ => return,
+        }
+        node.restart(http).await;
+    }
+}
+
 /// A directory for a test with a copy of an older version's data.
 fn copy_of(fixture: &str) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compat").join(fixture);
-    for file in files_below(&fixture) {
-        let target = directory.path().join("data").join(file.strip_prefix(&fixture).unwrap());
-        fs::create_dir_all(target.parent().unwrap()).unwrap();
-        fs::copy(&file, target).unwrap();
-    }
+    copy_directory(&fixture, &directory.path().join("data"));
     directory
 }
 
@@ -66,21 +74,16 @@ async fn a_node_of_format_1_keeps_its_data() {
     let answer = request(&node, Method::DELETE, "/v1/kv/key-8", "").await;
     assert_eq!((answer.status, answer.json()), (200, json!({"revision": 5, "deleted": 1})));
 
-    for end in ["killed", "stopped", "running"] {
+    through_ends(&mut node, &http, async |node, end| {
         let changed = json!({"key": "key-7", "value": "changed", "revision": 3, "create_revision": 1, "version": 2});
-        assert_eq!(read(&node, "/v1/kv/key-7").await, changed, "before it is {end}");
-        assert_eq!(read(&node, "/v1/kv/key-39").await, old("key-39", "value 79 é"), "before it is {end}");
+        assert_eq!(read(node, "/v1/kv/key-7").await, changed, "before it is {end}");
+        assert_eq!(read(node, "/v1/kv/key-39").await, old("key-39", "value 79 é"), "before it is {end}");
         let full = json!({"key": "empty", "value": "full", "revision": 4, "create_revision": 1, "version": 2});
-        assert_eq!(read(&node, "/v1/kv/empty").await, full, "before it is {end}");
-        assert_eq!(read(&node, "/v1/kv/key-8").await["error"]["code"], "key_not_found", "before it is {end}");
-        assert_eq!(read(&node, "/v1/kv?limit=1").await["revision"], 5, "before it is {end}");
-        match end {
-            "killed" => node.kill(),
-            "stopped" => assert_eq!(node.stop().await, Some(0)),
-            _ => continue,
-        }
-        node.restart(&http).await;
-    }
+        assert_eq!(read(node, "/v1/kv/empty").await, full, "before it is {end}");
+        assert_eq!(read(node, "/v1/kv/key-8").await["error"]["code"], "key_not_found", "before it is {end}");
+        assert_eq!(read(node, "/v1/kv?limit=1").await["revision"], 5, "before it is {end}");
+    })
+    .await;
 }
 
 /// A node of format 2 keeps its data and the requests that it remembers, and still has both after it was killed.
@@ -101,14 +104,9 @@ async fn a_node_of_format_2_keeps_its_data() {
     let answer = request(&node, Method::PUT, "/v1/kv/new", "1").await;
     assert_eq!((answer.status, answer.json()), (200, json!({"revision": 115, "version": 1})));
 
-    for end in ["killed", "stopped", "running"] {
-        assert_eq!(read(&node, "/v1/kv/new").await, of("new", "1", 115, 115, 1), "before it is {end}");
-        assert_eq!(read(&node, "/v1/kv/key-7").await, of("key-7", "value 87 é", 94, 13, 3), "before it is {end}");
-        match end {
-            "killed" => node.kill(),
-            "stopped" => assert_eq!(node.stop().await, Some(0)),
-            _ => continue,
-        }
-        node.restart(&http).await;
-    }
+    through_ends(&mut node, &http, async |node, end| {
+        assert_eq!(read(node, "/v1/kv/new").await, of("new", "1", 115, 115, 1), "before it is {end}");
+        assert_eq!(read(node, "/v1/kv/key-7").await, of("key-7", "value 87 é", 94, 13, 3), "before it is {end}");
+    })
+    .await;
 }

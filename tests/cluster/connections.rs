@@ -13,9 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
-use crate::harness::{CALM, DEADLINE, Http, Metrics, TestCluster, eventually, raise_open_files};
+use crate::harness::{ALL, CALM, DEADLINE, Http, Metrics, OFTEN, TestCluster, eventually, others, raise_open_files};
 
-const ALL: [NodeId; 3] = [1, 2, 3];
 /// Enough for the connections of all tests here at once.
 const OPEN_FILES: u64 = 3000;
 
@@ -247,18 +246,7 @@ async fn put(http: &Http, addr: &str, client: usize, headers: Headers) {
     }
 }
 
-/// Restarts nodes with a limit of [`FILES_MAX`] open files.
-async fn limit_files(cluster: &mut TestCluster, ids: &[NodeId]) {
-    for id in ids {
-        cluster.kill(*id);
-        cluster.node_mut(*id).limit_files(FILES_MAX);
-        cluster.restart(*id).await;
-    }
-    cluster.leader_of(ids).await;
-}
-
 const FILES_MAX: u64 = 256;
-const OFTEN: &[&str] = &["--snapshot-entries", "50", "--snapshot-keep-entries", "20"];
 /// 19 MiB of values; a log file holds 16 MiB.
 const WRITES: usize = 300;
 
@@ -273,7 +261,7 @@ async fn clients_beyond_the_limit_of_open_files_wait() {
     const CLIENTS: usize = 400;
     raise_open_files(OPEN_FILES);
     let mut cluster = TestCluster::form("few-files", &[1], &[CALM, OFTEN].concat()).await;
-    limit_files(&mut cluster, &[1]).await;
+    cluster.limit_files(&[1], FILES_MAX).await;
     let mut crowd = Crowd::start(&cluster, &[1], CLIENTS, &[]);
     let served = eventually(&format!("{WRITES} writes"), CROWD_DEADLINE, async || {
         cluster.assert_alive();
@@ -301,9 +289,9 @@ async fn followers_with_few_open_files_keep_serving() {
     const CLIENTS: usize = 360;
     raise_open_files(OPEN_FILES);
     let mut cluster = TestCluster::form("few-files-passed-on", &ALL, &[CALM, OFTEN].concat()).await;
-    limit_files(&mut cluster, &ALL).await;
+    cluster.limit_files(&ALL, FILES_MAX).await;
     let leader = cluster.leader_of(&ALL).await;
-    let followers: Vec<NodeId> = ALL.into_iter().filter(|id| *id != leader).collect();
+    let followers = others(leader);
     let mut crowd = Crowd::start(&cluster, &followers, CLIENTS, &[("connection", "close")]);
     let mut open_files_max = 0;
     let what = format!("{WRITES} writes through nodes {followers:?}");
@@ -333,7 +321,7 @@ const WATCHES_ADMITTED: usize = 9;
 /// Asserts that a leader whose files are in use still serves reads and writes through the followers, and requests for
 /// metrics.
 async fn still_leads(cluster: &mut TestCluster, leader: NodeId, round: usize) {
-    for id in ALL.into_iter().filter(|id| *id != leader) {
+    for id in others(leader) {
         let value = format!("{round} through {id}");
         cluster.write(id, "shared", &value).await;
         let read = eventually("a linearizable read", DEADLINE, async || cluster.consistent_read(id, "shared").await);
@@ -353,7 +341,7 @@ async fn still_leads(cluster: &mut TestCluster, leader: NodeId, round: usize) {
 async fn few_files(name: &'static str) -> (TestCluster, NodeId) {
     raise_open_files(OPEN_FILES);
     let mut cluster = TestCluster::form(name, &ALL, CALM).await;
-    limit_files(&mut cluster, &ALL).await;
+    cluster.limit_files(&ALL, FILES_MAX).await;
     let leader = cluster.leader_of(&ALL).await;
     (cluster, leader)
 }
@@ -534,7 +522,7 @@ async fn idle_connections_make_room() {
     const HALF: &str = "PUT /v1/kv/half HTTP/1.1\r\nhost: localhost\r\ncontent-length: 4\r\n\r\nha";
     raise_open_files(OPEN_FILES);
     let mut cluster = TestCluster::form("idle-connections", &[1], CALM).await;
-    limit_files(&mut cluster, &[1]).await;
+    cluster.limit_files(&[1], FILES_MAX).await;
     let addr = cluster.addr(1).to_owned();
     let mut watch = connect_and_send(&addr, "GET /v1/watch?key=k HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
     read_until(&mut watch, "200 OK").await;

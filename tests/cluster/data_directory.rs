@@ -5,11 +5,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::process::Command;
 
-use raft_key_value::NodeId;
+use crate::harness::{ALL, CALM_BUT_QUICK, Ended, OFTEN, TestCluster, TestNode, files_below, run};
 
-use crate::harness::{CALM_BUT_QUICK, Ended, TestCluster, TestNode, files_below, run};
-
-const ALL: [NodeId; 3] = [1, 2, 3];
 /// A user other than the one who runs the tests.
 const SOMEBODY: u32 = 12_345;
 
@@ -36,7 +33,7 @@ fn assert_private(node: &TestNode) {
 #[tokio::test]
 async fn files_are_private_whatever_the_umask() {
     for umask in ["000", "022", "777"] {
-        let flags = [CALM_BUT_QUICK, &["--snapshot-entries", "50", "--snapshot-keep-entries", "10"]].concat();
+        let flags = [CALM_BUT_QUICK, OFTEN].concat();
         let mut cluster = TestCluster::start("umask", &[], &flags).await;
         cluster.set_umask(umask);
         for id in [1, 2] {
@@ -45,8 +42,7 @@ async fn files_are_private_whatever_the_umask() {
         cluster.post(1, "/init", "").await.ok().unwrap();
         cluster.write_many(1, "k", 120).await;
         cluster.metrics_say(1, "a snapshot", |metrics| metrics.snapshot).await;
-        let learner = format!("[2,\"{}\"]", cluster.addr(2));
-        cluster.post(1, "/add-learner", learner).await.ok().unwrap();
+        cluster.add_learner(1, 2).await;
         cluster.metrics_say(2, "a snapshot", |metrics| metrics.snapshot).await;
         for id in [1, 2] {
             assert_private(cluster.node(id));

@@ -19,9 +19,9 @@ use raft_key_value::types::{self, Entry, LeaderId, LogId, Payload};
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{Answer, CALM, CALM_BUT_QUICK, DEADLINE, TestCluster, Wire, eventually, raise_open_files};
-
-const ALL: [NodeId; 3] = [1, 2, 3];
+use crate::harness::{
+    ALL, Answer, CALM, CALM_BUT_QUICK, DEADLINE, TestCluster, Wire, eventually, mib_of, others, raise_open_files,
+};
 
 /// More free space than any disk has.
 const LOW: &str = "--min-disk-free-bytes=1000000000000000000";
@@ -32,10 +32,7 @@ async fn restart_all(cluster: &mut TestCluster, change: impl Fn(&mut TestCluster
         assert_eq!(cluster.stop(id).await, Some(0));
         change(cluster, id);
     }
-    for id in ALL {
-        cluster.restart(id).await;
-    }
-    cluster.leader_of(&ALL).await;
+    cluster.restart_all(&ALL).await;
     for id in ALL {
         puts_are_answered(cluster, id, status).await;
     }
@@ -153,12 +150,11 @@ async fn space_can_be_freed() {
     }
 
     cluster.add_node(4).await;
-    let learner = json!([4, cluster.addr(4)]).to_string();
-    cluster.post(1, "/add-learner", learner).await.ok().unwrap();
-    cluster.post(2, "/change-membership", "[1,2,3]").await.ok().unwrap();
+    cluster.add_learner(1, 4).await;
+    cluster.change_membership(2, &ALL).await;
     let leader = cluster.leader_of(&ALL).await;
     assert_eq!(cluster.stop(leader).await, Some(0));
-    let rest: Vec<NodeId> = ALL.into_iter().filter(|id| *id != leader).collect();
+    let rest = others(leader);
     cluster.leader_of(&rest).await;
     for id in rest {
         puts_are_answered(&cluster, id, 507).await;
@@ -244,7 +240,7 @@ async fn rewrite_on_a_small_disk() {
     let mut cluster = TestCluster::form("small-disk", &[1], CALM_BUT_QUICK).await;
     let mut rejected = 0;
     for number in 0..400 {
-        let value = format!("{number:>16}").repeat(1 << 16);
+        let value = mib_of(&number.to_string());
         eventually(&format!("put {number} is accepted"), DEADLINE, async || {
             let answer = cluster.put(1, "/v1/kv/rewritten", value.clone()).await;
             match answer.status {
@@ -260,11 +256,8 @@ async fn rewrite_on_a_small_disk() {
     }
     eprintln!("small-disk: {rejected} puts were first rejected and then accepted");
     cluster.assert_alive();
-    cluster.kill(1);
-    cluster.restart(1).await;
-    cluster.leader_of(&[1]).await;
-    let value = cluster.get(1, "/v1/kv/rewritten").await.done()["value"].as_str().unwrap().to_owned();
-    assert_eq!(value[..16].trim(), "399");
+    cluster.crash(&[1]).await;
+    cluster.assert_mib(1, "rewritten", "399").await;
 }
 
 /// Fills the disk of `directory` up to this much free space; returns the filler file.
@@ -285,7 +278,7 @@ async fn add_node_with_disk(cluster: &mut TestCluster, id: NodeId, size: &str) {
     let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(&directory).status();
     assert!(mount.unwrap().success());
     cluster.add_node(id).await;
-    cluster.post(1, "/add-learner", json!([id, cluster.addr(id)]).to_string()).await.ok().unwrap();
+    cluster.add_learner(1, id).await;
 }
 
 /// A disk filled by something else stops no node, neither leader nor follower, and a node recovers once there is space.
@@ -365,9 +358,7 @@ async fn delete_on_a_small_disk() {
     }
     puts_are_answered(&cluster, 1, 200).await;
     cluster.assert_alive();
-    cluster.kill(1);
-    cluster.restart(1).await;
-    cluster.leader_of(&[1]).await;
+    cluster.crash(&[1]).await;
     assert_eq!(cluster.get(1, "/v1/kv/data/0").await.done()["version"], 1);
     cluster.get(1, "/v1/kv/data/1").await.assert_rejected(404, "key_not_found");
 }
@@ -390,17 +381,15 @@ async fn follow_on_a_small_disk() {
     }
     let mut cluster = TestCluster::form("small-follower", &[1, 2], CALM).await;
     add_node_with_disk(&mut cluster, 3, "220M").await;
-    cluster.post(1, "/change-membership", "[1,2,3]").await.ok().unwrap();
+    cluster.change_membership(1, &ALL).await;
     for number in 0..200 {
-        let value = format!("{number:>16}").repeat(1 << 16);
-        cluster.put(1, "/v1/kv/rewritten", value).await.done();
+        cluster.put(1, "/v1/kv/rewritten", mib_of(&number.to_string())).await.done();
     }
     cluster.assert_alive();
     cluster.all_applied(&ALL).await;
     let log = cluster.node(3).log();
     assert!(log.contains("the disk is low on space") || log.contains("the disk is nearly full"), "{log}");
-    let value = cluster.get(3, "/v1/kv/rewritten").await.done()["value"].as_str().unwrap().to_owned();
-    assert_eq!(value[..16].trim(), "199");
+    cluster.assert_mib(3, "rewritten", "199").await;
 }
 
 /// A snapshot that outgrows both the newest one and the free space reuses the space of the oldest one.
@@ -507,7 +496,7 @@ async fn fill_the_followers() {
     for id in [2, 3] {
         add_node_with_disk(&mut cluster, id, "300M").await;
     }
-    cluster.post(1, "/change-membership", "[1,2,3]").await.ok().unwrap();
+    cluster.change_membership(1, &ALL).await;
     let key = [("idempotency-key", "first")];
     let first = cluster.v1(1, Method::PUT, "/v1/kv/first", &key, "v").await;
     let fillers = [2, 3].map(|id| fill(&cluster.node(id).directory(), 10 << 20));

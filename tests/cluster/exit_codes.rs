@@ -10,7 +10,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::harness::{
-    BINARY, CALM, DEADLINE, Ended, Http, TestCluster, TestNode, command, files_below, free_port, run, send_signal,
+    BINARY, CALM, DEADLINE, Ended, Http, OFTEN, TestCluster, TestNode, command, copy_directory, files_below, free_port,
+    run, send_signal,
 };
 
 /// Asserts that a process printed one error line and nothing else, and returns it.
@@ -404,8 +405,7 @@ type Damage = fn(&Path);
 /// one way.
 #[tokio::test]
 async fn unusable_directories_are_rejected() {
-    let flags = &["--snapshot-entries", "50", "--snapshot-keep-entries", "20"];
-    let mut cluster = TestCluster::form("rejected", &[1], flags).await;
+    let mut cluster = TestCluster::form("rejected", &[1], OFTEN).await;
     cluster.write_many(1, "k", 120).await;
     cluster.metrics_say(1, "a purged log", |metrics| metrics.purged).await;
     // Stop it gracefully, so that everything is on disk.
@@ -468,14 +468,6 @@ fn changed(before: &BTreeMap<PathBuf, Vec<u8>>, after: &BTreeMap<PathBuf, Vec<u8
 /// The contents of all files below a directory.
 fn contents(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     files_below(directory).into_iter().map(|path| (path.clone(), fs::read(path).unwrap())).collect()
-}
-
-fn copy_directory(from: &Path, to: &Path) {
-    for (path, bytes) in contents(from) {
-        let target = to.join(path.strip_prefix(from).unwrap());
-        fs::create_dir_all(target.parent().unwrap()).unwrap();
-        fs::write(target, bytes).unwrap();
-    }
 }
 
 /// Flips a bit in the log at the position of these bytes.

@@ -20,15 +20,12 @@ use raft_key_value::types::{Command, Entry, ExampleNode, LogId, Payload, Snapsho
 use raft_key_value::{ExampleStateMachine, NodeId, TypeConfig};
 use reqwest::{Body, Method};
 use serde::Serialize;
-use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::harness::{
-    Answer, CALM, CALM_BUT_QUICK, DEADLINE, Http, Metrics, TestCluster, envelope, envelope_header, eventually,
-    identity_of, index_of,
+    ALL, Answer, CALM, CALM_BUT_QUICK, DEADLINE, Http, Metrics, TestCluster, envelope, envelope_header, eventually,
+    framed, identity_of, index_of, others,
 };
-
-const ALL: [NodeId; 3] = [1, 2, 3];
 
 fn vote(term: u64, node_id: NodeId, committed: bool) -> Vote {
     Vote { leader_id: RaftLeaderId::new(term, node_id), committed }
@@ -42,16 +39,11 @@ fn body_of(from: NodeId, to: &PeerIdentity, rpc: impl Serialize) -> Vec<u8> {
     envelope(from, to, to.cluster_id.unwrap(), rpc)
 }
 
-/// A snapshot on the wire: the length of the head, the head, the file.
-fn framed(head: Vec<u8>, file: &[u8]) -> Vec<u8> {
-    [u32::try_from(head.len()).unwrap().to_be_bytes().as_slice(), &head, file].concat()
-}
-
 /// Asserts that a cluster elects a new leader when it loses the old one, and accepts and keeps writes.
 async fn goes_on(cluster: &mut TestCluster) {
     cluster.assert_alive();
     let leader = cluster.leader_of(&ALL).await;
-    let others: Vec<NodeId> = ALL.into_iter().filter(|id| *id != leader).collect();
+    let others = others(leader);
     cluster.kill(leader);
     cluster.leader_of(&others).await;
     cluster.write(others[0], "k", "after").await;
@@ -200,8 +192,8 @@ async fn an_entry_before_the_leaders(name: &'static str, kind: usize) {
         assert!(error.contains(part), "{part} is not in {error}");
     }
     cluster.add_node(4).await;
-    cluster.post(leader, "/add-learner", json!([4, cluster.addr(4)]).to_string()).await.ok().unwrap();
-    cluster.post(leader, "/change-membership", json!([leader, third, 4]).to_string()).await.ok().unwrap();
+    cluster.add_learner(leader, 4).await;
+    cluster.change_membership(leader, &[leader, third, 4]).await;
     cluster.membership_is(&[leader, third, 4], &[leader, third, 4], &[]).await;
     cluster.value_is(&[leader, third, 4], "k", "after").await;
     have_the_same(&cluster, &[leader, third, 4]).await;
@@ -310,7 +302,7 @@ async fn a_forged_term_ruins_no_cluster() {
     let own_term = cluster.metrics(leader).await.current_term;
     for to_id in ALL {
         let to = identity_of(&cluster, to_id).await;
-        for from in ALL.into_iter().filter(|id| *id != to_id) {
+        for from in others(to_id) {
             for term in [u64::MAX, own_term + (1 << 33)] {
                 let request = VoteRequest::<TypeConfig> {
                     leadership_transfer: true,

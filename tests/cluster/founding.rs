@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -12,11 +11,9 @@ use raft_key_value::store::ClusterId;
 use serde_json::json;
 
 use crate::harness::{
-    Answer, CALM, CALM_BUT_QUICK, DEADLINE, StandIn, TestCluster, envelope, eventually, files_below, identity_of,
-    respond,
+    ALL, Answer, CALM, CALM_BUT_QUICK, DEADLINE, StandIn, TestCluster, copy_directory, envelope, eventually,
+    identity_of, respond,
 };
-
-const ALL: [NodeId; 3] = [1, 2, 3];
 
 /// The body of `/init` with these nodes, in this order.
 fn list(cluster: &TestCluster, ids: &[NodeId]) -> String {
@@ -202,7 +199,7 @@ async fn a_founding_that_was_interrupted_is_completed() {
         let before = tempfile::tempdir().unwrap();
         for id in [1, 2] {
             cluster.kill(id);
-            copy(&cluster.node(id).directory(), &before.path().join(id.to_string()));
+            copy_directory(&cluster.node(id).directory(), &before.path().join(id.to_string()));
             cluster.restart(id).await;
         }
         cluster.post(1, "/init", body.clone()).await.ok().unwrap();
@@ -212,7 +209,7 @@ async fn a_founding_that_was_interrupted_is_completed() {
             cluster.kill(id);
             let identity = fs::read(directory.join("IDENTITY")).unwrap();
             fs::remove_dir_all(&directory).unwrap();
-            copy(&before.path().join(id.to_string()), &directory);
+            copy_directory(&before.path().join(id.to_string()), &directory);
             if joined.contains(&id) {
                 fs::write(directory.join("IDENTITY"), identity).unwrap();
             }
@@ -239,7 +236,7 @@ async fn a_founder_that_dies_leaves_a_cluster() {
     let before = tempfile::tempdir().unwrap();
     for id in ALL {
         cluster.kill(id);
-        copy(&cluster.node(id).directory(), &before.path().join(id.to_string()));
+        copy_directory(&cluster.node(id).directory(), &before.path().join(id.to_string()));
         cluster.restart(id).await;
     }
     cluster.post(1, "/init", list(&cluster, &ALL)).await.ok().unwrap();
@@ -249,7 +246,7 @@ async fn a_founder_that_dies_leaves_a_cluster() {
     cluster.kill(leader);
     cluster.kill(third);
     fs::remove_dir_all(cluster.node(third).directory()).unwrap();
-    copy(&before.path().join(third.to_string()), &cluster.node(third).directory());
+    copy_directory(&before.path().join(third.to_string()), &cluster.node(third).directory());
     cluster.restart(third).await;
     cluster.leader_of(&[second, third]).await;
     assert_eq!(cluster_ids(&cluster, &[second, third]).await.len(), 1);
@@ -257,15 +254,6 @@ async fn a_founder_that_dies_leaves_a_cluster() {
     cluster.restart(leader).await;
     cluster.value_is(&ALL, "k", "v").await;
     cluster.assert_alive();
-}
-
-fn copy(from: &Path, to: &Path) {
-    for file in files_below(from).into_iter().filter(|file| !file.ends_with("LOCK")) {
-        let target = to.join(file.strip_prefix(from).unwrap());
-        fs::create_dir_all(target.parent().unwrap()).unwrap();
-        fs::copy(&file, target).unwrap();
-    }
-    fs::create_dir_all(to.join("snapshots")).unwrap();
 }
 
 /// A reservation expires: a founder that died does not keep a node from joining another cluster.

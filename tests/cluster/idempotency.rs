@@ -8,10 +8,7 @@ use raft_key_value::NodeId;
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{Answer, CALM, CALM_BUT_QUICK, DEADLINE, Metrics, TestCluster, eventually, index_of};
-
-const ALL: [NodeId; 3] = [1, 2, 3];
-const OFTEN: &[&str] = &["--snapshot-entries", "50", "--snapshot-keep-entries", "10"];
+use crate::harness::{ALL, Answer, CALM, CALM_BUT_QUICK, DEADLINE, Metrics, OFTEN, TestCluster, eventually, index_of};
 
 /// One request of each kind, which has an effect each time it is applied.
 struct Request {
@@ -249,22 +246,16 @@ async fn requests_are_remembered_in_snapshots() {
         let purged = |metrics: &Metrics| (index_of(metrics.purged) > done).then_some(());
         cluster.metrics_say(id, "a log that starts after the requests", purged).await;
     }
-    for id in ALL {
-        cluster.kill(id);
-    }
-    for id in ALL {
-        cluster.restart(id).await;
-    }
-    cluster.leader_of(&ALL).await;
+    cluster.crash(&ALL).await;
     for id in ALL {
         assert_replayed(&cluster, id, &first).await;
     }
 
     cluster.add_node(4).await;
     let leader = cluster.leader_of(&ALL).await;
-    cluster.post(leader, "/add-learner", json!([4, cluster.addr(4)]).to_string()).await.ok().unwrap();
+    cluster.add_learner(leader, 4).await;
     assert!(index_of(cluster.metrics(4).await.snapshot) > done, "the learner must have installed a snapshot");
-    cluster.post(leader, "/change-membership", "[4]").await.ok().unwrap();
+    cluster.change_membership(leader, &[4]).await;
     cluster.leader_of(&[4]).await;
     for id in ALL {
         cluster.kill(id);

@@ -1,12 +1,9 @@
 //! Single keys: put, get, delete and their conditions, on any node.
 
-use raft_key_value::NodeId;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, CALM, TestCluster, path_of};
-
-const ALL: [NodeId; 3] = [1, 2, 3];
+use crate::harness::{ALL, Answer, CALM, TestCluster, others, path_of};
 
 fn etag(revision: u64) -> String {
     format!("\"{revision}\"")
@@ -287,7 +284,7 @@ async fn a_stale_read_shows_its_revision() {
     cluster.reaches(follower, old).await;
     cluster.node(follower).pause();
     let (new, _) = written(&cluster.put(leader, "/v1/kv/k", "new").await);
-    for id in ALL.into_iter().filter(|id| *id != follower) {
+    for id in others(follower) {
         cluster.kill(id);
     }
     cluster.node(follower).resume();

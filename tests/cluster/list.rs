@@ -4,14 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use raft_key_value::NodeId;
 use raft_key_value::config::DELETE_STEP_KEYS_MAX;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{CALM, Random, TestCluster};
-
-const ALL: [NodeId; 3] = [1, 2, 3];
+use crate::harness::{ALL, CALM, Random, TestCluster};
 
 fn encoded(text: &str) -> String {
     utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()

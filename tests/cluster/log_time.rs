@@ -9,9 +9,8 @@ use raft_key_value::store::clock_file::ClockFile;
 use raft_key_value::store::snapshot::format::{load, meta_of, write as write_snapshot};
 use raft_key_value::types::{Command, Entry, Payload};
 
-use crate::harness::{CALM_BUT_QUICK, DEADLINE, TestCluster, eventually, report};
+use crate::harness::{ALL, CALM_BUT_QUICK, DEADLINE, TestCluster, eventually, others, report};
 
-const ALL: [NodeId; 3] = [1, 2, 3];
 const HOUR_MS: u64 = 3_600_000;
 
 /// How late a key may expire: the expiry interval, a commit, and a margin for a busy machine.
@@ -182,7 +181,7 @@ async fn restarted_leaders_with_wall_clocks_ahead() {
         assert_left(&cluster, "1h", 1).await;
         cluster.kill(leader);
         set_wall_clock(&cluster, leader, 2);
-        let rest: Vec<NodeId> = ALL.into_iter().filter(|id| *id != leader).collect();
+        let rest = others(leader);
         cluster.leader_of(&rest).await;
         cluster.restart(leader).await;
         restarted.push(leader);
@@ -233,7 +232,7 @@ async fn idle_time_outlives_the_leader() {
     let path = format!("/v1/kv/idle?ttl={}s", TTL.as_secs());
     cluster.persistently(leader, reqwest::Method::PUT, &path, &[], "v").await.done();
     tokio::time::sleep_until((sent + TTL / 2).into()).await;
-    let rest: Vec<NodeId> = ALL.into_iter().filter(|id| *id != leader).collect();
+    let rest = others(leader);
     for id in &rest {
         cluster.kill(*id);
         set_wall_clock(&cluster, *id, -2);
@@ -241,7 +240,7 @@ async fn idle_time_outlives_the_leader() {
         cluster.leader_of(&ALL).await;
     }
     let leader = cluster.leader_of(&ALL).await;
-    let rest: Vec<NodeId> = ALL.into_iter().filter(|id| *id != leader).collect();
+    let rest = others(leader);
     cluster.kill(leader);
     assert_gone(&cluster, &rest, "idle", sent, TTL).await;
 }

@@ -4,12 +4,10 @@ use std::fs::{File, OpenOptions};
 use std::io::{PipeReader, PipeWriter, Write, pipe};
 use std::process::Stdio;
 
-use raft_key_value::NodeId;
 use serde_json::Value;
 
-use crate::harness::{CALM_BUT_QUICK, DEADLINE, Http, TestCluster, TestNode, command, eventually};
+use crate::harness::{ALL, CALM_BUT_QUICK, DEADLINE, Http, TestCluster, TestNode, command, eventually, others};
 
-const ALL: [NodeId; 3] = [1, 2, 3];
 /// The capacity of a pipe on Linux, before a write to it blocks.
 const PIPE_BYTES: usize = 64 << 10;
 /// Logs every request and heartbeat, so that the node keeps writing to a full pipe.
@@ -50,7 +48,7 @@ async fn serves_and_stops(cluster: &mut TestCluster) {
     }
     let leader = cluster.leader_of(&ALL).await;
     assert_eq!(cluster.stop(leader).await, Some(0), "the leader");
-    let rest: Vec<NodeId> = ALL.into_iter().filter(|id| *id != leader).collect();
+    let rest = others(leader);
     cluster.leader_of(&rest).await;
     for id in &rest {
         cluster.write(*id, "key", &format!("after the leader, through {id}")).await;

@@ -1,18 +1,11 @@
 //! Which nodes can join or leave a cluster, and which are rejected.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
 use std::net::TcpListener;
 
 use serde_json::json;
 
-use crate::harness::{CALM, DEADLINE, TestCluster, eventually, free_port, identity_of};
-
-const ALL: [u64; 3] = [1, 2, 3];
-
-fn others(id: u64) -> Vec<u64> {
-    ALL.into_iter().filter(|other| *other != id).collect()
-}
+use crate::harness::{ALL, CALM, DEADLINE, StandIn, TestCluster, eventually, free_port, identity_of, others, respond};
 
 /// A cluster can shrink to one node and grow back, and accepts writes at every size.
 ///
@@ -32,13 +25,12 @@ async fn a_cluster_shrinks_and_grows() {
             let new = *members.last().unwrap();
             // Any node of the cluster forwards this to the leader.
             let asked = members[members.len() - 2];
-            let answer = cluster.post(asked, "/add-learner", json!([new, cluster.addr(new)]).to_string()).await;
-            answer.ok().unwrap();
+            cluster.add_learner(asked, new).await;
             let old: Vec<u64> = voters.iter().copied().filter(|id| *id != new).collect();
             cluster.membership_is(&voters, &old, &[new]).await;
         }
         let asked = if step > 2 { members[members.len() - 2] } else { *members.last().unwrap() };
-        let answer = cluster.post(asked, "/change-membership", json!(voters).to_string()).await.ok().unwrap();
+        let answer = cluster.change_membership(asked, &voters).await;
         assert_eq!(answer["membership"]["configs"], json!([voters]), "{answer}");
         let nodes = answer["membership"]["nodes"].as_object().unwrap();
         assert_eq!(nodes.len(), voters.len(), "a node that is no longer a voter must have left entirely: {answer}");
@@ -63,7 +55,7 @@ async fn the_leader_can_be_removed() {
     cluster.write(1, "k", "old").await;
     let leader = cluster.leader_of(&ALL).await;
     let rest = others(leader);
-    let answer = cluster.post(leader, "/change-membership", json!(rest).to_string()).await.ok().unwrap();
+    let answer = cluster.change_membership(leader, &rest).await;
     assert_eq!(answer["membership"]["configs"], json!([rest]), "{answer}");
     cluster.leader_of(&rest).await;
     cluster.membership_is(&rest, &rest, &[]).await;
@@ -120,7 +112,7 @@ async fn a_removed_follower_says_so() {
     cluster.all_applied(&ALL).await;
     let leader = cluster.leader_of(&ALL).await;
     let (second, removed) = (others(leader)[0], others(leader)[1]);
-    cluster.post(leader, "/change-membership", json!([leader, second]).to_string()).await.ok().unwrap();
+    cluster.change_membership(leader, &[leader, second]).await;
     cluster.write(leader, "k", "new").await;
     cluster.post(removed, "/consistent_read", r#""k""#).await.assert_error(503, "NotMember", "not_applied");
     reports_that_it_was_removed(&cluster, removed).await;
@@ -136,9 +128,9 @@ async fn a_removed_follower_says_so() {
     cluster.restart(removed).await;
     reports_that_it_was_removed(&cluster, removed).await;
 
-    cluster.post(leader, "/add-learner", json!([removed, cluster.addr(removed)]).to_string()).await.ok().unwrap();
+    cluster.add_learner(leader, removed).await;
     assert_eq!(cluster.consistent_read(removed, "k").await.as_deref(), Ok("new"), "as a learner");
-    cluster.post(removed, "/change-membership", json!(ALL).to_string()).await.ok().unwrap();
+    cluster.change_membership(removed, &ALL).await;
     cluster.write(removed, "k", "newest").await;
 }
 
@@ -155,11 +147,11 @@ async fn impossible_learners_are_rejected() {
     let leader = cluster.leader_of(&ALL).await;
     let unreachable = format!("127.0.0.1:{}", free_port());
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let other_program = other_program();
+    let other_program = StandIn::start(|_, _, stream| respond(stream, "200 OK", b"{}"));
     let rows = [
         ("no listener", 6, unreachable.clone(), 503, "Unreachable"),
         ("a silent listener", 6, silent.local_addr().unwrap().to_string(), 503, "Unreachable"),
-        ("another program", 6, other_program, 409, "Conflict"),
+        ("another program", 6, other_program.addr, 409, "Conflict"),
         ("another node's id", 6, cluster.addr(5).to_owned(), 409, "Conflict"),
         ("a voter's id", 3 - (leader == 3) as u64, cluster.addr(5).to_owned(), 409, "Conflict"),
         ("a node of another cluster", 4, cluster.addr(4).to_owned(), 409, "Conflict"),
@@ -182,19 +174,4 @@ async fn impossible_learners_are_rejected() {
         None,
         "asking a node for its identity must not make it a member"
     );
-}
-
-/// Starts an HTTP server that is not a node, and returns its address.
-fn other_program() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let addr = listener.local_addr().unwrap().to_string();
-    // This thread ends with the process, since it waits for further connections.
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let _ = stream.read(&mut [0; 4096]);
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}");
-        }
-    });
-    addr
 }

@@ -4,32 +4,16 @@ use std::fs;
 use std::path::Path;
 
 use raft_key_value::NodeId;
-use serde_json::json;
 
-use crate::harness::{CALM, CALM_BUT_QUICK, TestCluster, Writers, files_below};
+use crate::harness::{ALL, CALM, CALM_BUT_QUICK, OFTEN, TestCluster, Writers, copy_directory, others};
 
-const ALL: [NodeId; 3] = [1, 2, 3];
 const SAID: &str = "is older than what this node acknowledged";
-
-fn others(id: NodeId) -> Vec<NodeId> {
-    ALL.into_iter().filter(|other| *other != id).collect()
-}
-
-fn copy_directory(from: &Path, to: &Path) {
-    for path in files_below(from) {
-        let target = to.join(path.strip_prefix(from).unwrap());
-        fs::create_dir_all(target.parent().unwrap()).unwrap();
-        fs::copy(path, target).unwrap();
-    }
-}
 
 /// Replaces a stopped node's directory with an older copy.
 fn put_back(cluster: &TestCluster, id: NodeId, copy: &Path) {
     let directory = cluster.node(id).directory();
     fs::remove_dir_all(&directory).unwrap();
     copy_directory(copy, &directory);
-    // The copy may lack this directory if it was empty, and the node requires it.
-    fs::create_dir_all(directory.join("snapshots")).unwrap();
 }
 
 /// A follower on an older copy exits with code 65 and says why; the others continue, and it is replaced.
@@ -38,8 +22,7 @@ fn put_back(cluster: &TestCluster, id: NodeId, copy: &Path) {
 /// Restore the copy and start it, with or without writes at the same time, in the middle of the log or with a log that
 /// was purged beyond the copy.
 async fn is_detected(name: &'static str, under_writes: bool, flags: &[&'static str]) {
-    let flags: Vec<&'static str> = CALM.iter().chain(flags).copied().collect();
-    let mut cluster = TestCluster::form(name, &ALL, &flags).await;
+    let mut cluster = TestCluster::form(name, &ALL, &[CALM, flags].concat()).await;
     cluster.write_many(1, "before-", 20).await;
     let leader = cluster.leader_of(&ALL).await;
     let (follower, third) = (others(leader)[0], others(leader)[1]);
@@ -75,8 +58,8 @@ async fn is_detected(name: &'static str, under_writes: bool, flags: &[&'static s
     assert_eq!(cluster.leader_of(&[leader, third]).await, leader, "the leader must not change");
 
     cluster.add_node(4).await;
-    cluster.post(leader, "/add-learner", json!([4, cluster.addr(4)]).to_string()).await.ok().unwrap();
-    cluster.post(leader, "/change-membership", json!([leader, third, 4]).to_string()).await.ok().unwrap();
+    cluster.add_learner(leader, 4).await;
+    cluster.change_membership(leader, &[leader, third, 4]).await;
     cluster.membership_is(&[4], &[leader, third, 4], &[]).await;
     cluster.assert_holds(4, &data).await;
     if let Some(history) = history {
@@ -96,7 +79,7 @@ async fn a_follower_on_an_older_copy_says_so_under_writes() {
 
 #[tokio::test]
 async fn a_follower_on_a_copy_from_before_a_snapshot_says_so() {
-    is_detected("older-purged", true, &["--snapshot-entries", "50", "--snapshot-keep-entries", "20"]).await;
+    is_detected("older-purged", true, OFTEN).await;
 }
 
 /// A learner on an older copy says so too, although its vote never counted.
@@ -104,7 +87,7 @@ async fn a_follower_on_a_copy_from_before_a_snapshot_says_so() {
 async fn a_learner_on_an_older_copy_says_so() {
     let mut cluster = TestCluster::form("older-learner", &ALL, CALM).await;
     cluster.add_node(4).await;
-    cluster.post(1, "/add-learner", json!([4, cluster.addr(4)]).to_string()).await.ok().unwrap();
+    cluster.add_learner(1, 4).await;
     let leader = cluster.leader_of(&ALL).await;
     let copy = tempfile::tempdir().unwrap();
     cluster.kill(4);
@@ -128,8 +111,7 @@ async fn a_learner_on_an_older_copy_says_so() {
 /// order. No node exits or suspects itself, and all hold every acknowledged write.
 #[tokio::test]
 async fn no_other_node_is_taken_for_an_older_copy() {
-    let flags: Vec<&'static str> =
-        CALM_BUT_QUICK.iter().chain(&["--snapshot-entries", "50", "--snapshot-keep-entries", "20"]).copied().collect();
+    let flags = [CALM_BUT_QUICK, OFTEN].concat();
     let mut cluster = TestCluster::form("no-older", &ALL, &flags).await;
     let writers = Writers::start(&cluster, &ALL, 3, "w");
     for _ in 0..2 {
@@ -152,7 +134,7 @@ async fn no_other_node_is_taken_for_an_older_copy() {
     }
     cluster.add_node(4).await;
     let leader = cluster.leader_of(&ALL).await;
-    cluster.post(leader, "/add-learner", json!([4, cluster.addr(4)]).to_string()).await.ok().unwrap();
+    cluster.add_learner(leader, 4).await;
     for id in [1, 2, 3, 4] {
         cluster.kill(id);
     }

@@ -8,9 +8,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::TestCluster;
-
-const ALL: [u64; 3] = [1, 2, 3];
+use crate::harness::{ALL, STEADY, TestCluster, others};
 
 fn set(key: &str) -> String {
     json!({"Set": {"key": key, "value": "v"}}).to_string()
@@ -25,7 +23,7 @@ fn set(key: &str) -> String {
 async fn a_write_without_a_majority_is_unknown_and_then_rejected() {
     let cluster = TestCluster::form("no-majority", &ALL, &[]).await;
     let leader = cluster.leader_of(&ALL).await;
-    let followers: Vec<u64> = ALL.into_iter().filter(|id| *id != leader).collect();
+    let followers = others(leader);
     followers.iter().for_each(|id| cluster.node(*id).pause());
 
     let sent = Instant::now();
@@ -57,19 +55,9 @@ async fn a_write_without_a_majority_is_unknown_and_then_rejected() {
 async fn writes_above_the_limit_are_rejected() {
     const WAITING_MAX: usize = 20;
     const OVER: usize = 30;
-    const FLAGS: &[&str] = &[
-        "--max-writes-waiting",
-        "20",
-        "--heartbeat-interval-ms",
-        "1000",
-        "--election-timeout-min-ms",
-        "30000",
-        "--election-timeout-max-ms",
-        "60000",
-    ];
-    let cluster = TestCluster::form("overload", &ALL, FLAGS).await;
+    let cluster = TestCluster::form("overload", &ALL, &[&["--max-writes-waiting", "20"], STEADY].concat()).await;
     let leader = cluster.leader_of(&ALL).await;
-    let followers: Vec<u64> = ALL.into_iter().filter(|id| *id != leader).collect();
+    let followers = others(leader);
     followers.iter().for_each(|id| cluster.node(*id).pause());
 
     let writes = (0..WAITING_MAX + OVER).map(|number| {

@@ -2,9 +2,7 @@
 
 use serde_json::json;
 
-use crate::harness::{Answer, CALM_BUT_QUICK, DEADLINE, Links, TestCluster, eventually};
-
-const ALL: [u64; 3] = [1, 2, 3];
+use crate::harness::{ALL, Answer, CALM_BUT_QUICK, DEADLINE, Links, TestCluster, eventually, others};
 
 /// A leader that is cut off acknowledges no writes, serves no stale reads, and steps down.
 ///
@@ -17,7 +15,7 @@ async fn a_leader_that_is_cut_off_steps_down() {
     let cluster = TestCluster::form_over(&links, "partition", &ALL, CALM_BUT_QUICK).await;
     cluster.write(1, "k", "old").await;
     let leader = cluster.leader_of(&ALL).await;
-    let others: Vec<u64> = ALL.into_iter().filter(|id| *id != leader).collect();
+    let others = others(leader);
 
     links.isolate(leader, &others);
     let mut not_applied = Vec::new();
@@ -70,7 +68,7 @@ async fn a_leader_that_is_cut_off_changes_no_membership() {
     for takes_in in [true, false] {
         cluster.write(1, "k", "v").await;
         let leader = cluster.leader_of(&ALL).await;
-        let others: Vec<u64> = ALL.into_iter().filter(|id| *id != leader).collect();
+        let others = others(leader);
         cluster.membership_is(&ALL, &ALL, &[]).await;
         let [taking_in, leaving_others_out] = changes(&cluster, leader);
         let first = if takes_in { &taking_in } else { &leaving_others_out };
@@ -116,7 +114,7 @@ async fn a_survivor_changes_no_membership() {
         cluster.membership_is(&ALL, &ALL, &[]).await;
         let leader = cluster.leader_of(&ALL).await;
         let survivor = if survivor_leads { leader } else { 1 + leader % 3 };
-        let dead: Vec<u64> = ALL.into_iter().filter(|id| *id != survivor).collect();
+        let dead = others(survivor);
         let committed = cluster.metrics(survivor).await.committed_membership_config;
         for id in &dead {
             cluster.kill(*id);

@@ -12,13 +12,7 @@ use raft_key_value::{NodeId, TypeConfig};
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{CALM, DEADLINE, TestCluster, Writers, envelope, eventually, identity_of};
-
-const ALL: [NodeId; 3] = [1, 2, 3];
-
-fn others(id: NodeId) -> Vec<NodeId> {
-    ALL.into_iter().filter(|other| *other != id).collect()
-}
+use crate::harness::{ALL, CALM, DEADLINE, TestCluster, Writers, envelope, eventually, identity_of, others};
 
 /// Restarts nodes on empty directories, as if they had new disks.
 async fn wipe(cluster: &mut TestCluster, ids: &[NodeId]) {
@@ -152,9 +146,9 @@ async fn is_kept_out_and_replaced(name: &'static str, leader_is_lost: bool) {
     let writers = Writers::start(&cluster, &rest, 3, "during");
     writers.acknowledged_more(10).await;
     cluster.add_node(4).await;
-    cluster.post(rest[0], "/add-learner", json!([4, cluster.addr(4)]).to_string()).await.ok().unwrap();
+    cluster.add_learner(rest[0], 4).await;
     let members = [rest[0], rest[1], 4];
-    let answer = cluster.post(rest[1], "/change-membership", json!(members).to_string()).await.ok().unwrap();
+    let answer = cluster.change_membership(rest[1], &members).await;
     assert_eq!(answer["membership"]["configs"], json!([members]), "{answer}");
     cluster.membership_is(&members, &members, &[]).await;
     writers.acknowledged_more(30).await;
@@ -251,9 +245,9 @@ async fn an_id_is_free_once_it_is_removed() {
     answer.assert_error(409, "Conflict", "not_applied");
     assert_eq!(cluster.metrics(leader).await.membership_config, membership);
 
-    cluster.post(second, "/change-membership", json!([leader, second]).to_string()).await.ok().unwrap();
+    cluster.change_membership(second, &[leader, second]).await;
     cluster.post(second, "/add-learner", learner).await.ok().unwrap();
-    cluster.post(second, "/change-membership", json!(ALL).to_string()).await.ok().unwrap();
+    cluster.change_membership(second, &ALL).await;
     cluster.membership_is(&ALL, &ALL, &[]).await;
     let found = identity_of(&cluster, wiped).await;
     assert_eq!(

@@ -2,14 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{Answer, CALM, DEADLINE, Http, TestCluster, Writers, eventually, report};
-
-const ALL: [u64; 3] = [1, 2, 3];
-
-/// The other two nodes.
-fn others(id: u64) -> Vec<u64> {
-    ALL.into_iter().filter(|other| *other != id).collect()
-}
+use crate::harness::{ALL, Answer, CALM, DEADLINE, Http, TestCluster, Writers, eventually, others, report};
 
 /// The death of the leader costs an election, and no acknowledged write.
 ///
@@ -54,10 +47,7 @@ async fn all_acknowledged_writes_survive_the_death_of_all() {
             cluster.kill(id);
         }
         let history = writers.finish().await;
-        for id in ALL {
-            cluster.restart(id).await;
-        }
-        cluster.leader_of(&ALL).await;
+        cluster.restart_all(&ALL).await;
         for id in ALL {
             history.assert_on(&cluster, id).await;
         }
@@ -157,10 +147,7 @@ async fn sigterm_loses_nothing() {
         report("sigterm", &format!("stopping node {id} under writes"), started.elapsed());
     }
     let history = writers.finish().await;
-    for id in ALL {
-        cluster.restart(id).await;
-    }
-    cluster.leader_of(&ALL).await;
+    cluster.restart_all(&ALL).await;
     for id in ALL {
         history.assert_on(&cluster, id).await;
     }

@@ -11,9 +11,7 @@ use raft_key_value::store::snapshot::format::{load, meta_of, write as write_snap
 use raft_key_value::types::{Command, Entry, Payload};
 use serde_json::{Value, json};
 
-use crate::harness::{CALM, DEADLINE, TestCluster, eventually, index_of};
-
-const ALL: &[NodeId] = &[1, 2, 3];
+use crate::harness::{ALL, CALM, DEADLINE, TestCluster, eventually, index_of, others};
 
 /// Occasional snapshots, and a log that keeps all entries after the first one.
 const FLAGS: &[&str] = &["--snapshot-entries", "2000", "--snapshot-keep-entries", "20000"];
@@ -60,8 +58,8 @@ async fn checked(cluster: &TestCluster, id: NodeId, index: u64) -> Value {
 /// it. Kill -9 all nodes.
 #[tokio::test]
 async fn equal_nodes_have_the_same_hash() {
-    let mut cluster = TestCluster::form("self-check", ALL, &[CALM, FLAGS].concat()).await;
-    let leader = cluster.leader_of(ALL).await;
+    let mut cluster = TestCluster::form("self-check", &ALL, &[CALM, FLAGS].concat()).await;
+    let leader = cluster.leader_of(&ALL).await;
     let empty = hash(&cluster, leader, "").await;
     assert!(empty["last_self_check"].is_null(), "{empty}");
     cluster.put(1, "/v1/kv/k?ttl=1h", "1").await.done();
@@ -72,9 +70,9 @@ async fn equal_nodes_have_the_same_hash() {
     assert_ne!(leaders["hash"], empty["hash"], "a deleted key must leave a trace in the hash: the revision");
     let applied = leaders["applied_index"].as_u64().unwrap();
     for id in ALL {
-        let found = hash(&cluster, *id, &format!("?applied={applied}")).await;
+        let found = hash(&cluster, id, &format!("?applied={applied}")).await;
         assert_eq!(state_in(&found), state_in(&leaders), "node {id}");
-        let passed = cluster.get(*id, &format!("/v1/cluster/hash?applied={}", applied - 1)).await;
+        let passed = cluster.get(id, &format!("/v1/cluster/hash?applied={}", applied - 1)).await;
         assert_eq!(passed.assert_rejected(410, "applied_passed")["applied_index"], applied);
     }
     let to_come = format!("?applied={}", applied + 1);
@@ -87,21 +85,15 @@ async fn equal_nodes_have_the_same_hash() {
     write_past(&cluster, leader, due).await;
     let first = checked(&cluster, 1, due).await;
     for id in ALL {
-        assert_eq!(checked(&cluster, *id, due).await, first);
-        let found = hash(&cluster, *id, &format!("?applied={due}")).await;
+        assert_eq!(checked(&cluster, id, due).await, first);
+        let found = hash(&cluster, id, &format!("?applied={due}")).await;
         assert_eq!((&found["applied_index"], &found["hash"]), (&json!(due), &first["hash"]));
     }
     let before = hash(&cluster, leader, "").await;
+    cluster.crash(&ALL).await;
+    cluster.all_applied(&ALL).await;
     for id in ALL {
-        cluster.kill(*id);
-    }
-    for id in ALL {
-        cluster.restart(*id).await;
-    }
-    cluster.leader_of(ALL).await;
-    cluster.all_applied(ALL).await;
-    for id in ALL {
-        let after = hash(&cluster, *id, "").await;
+        let after = hash(&cluster, id, "").await;
         assert_eq!(state_in(&after)[1..], state_in(&before)[1..], "node {id} may differ only in its log");
     }
     cluster.assert_alive();
@@ -116,7 +108,7 @@ async fn equal_nodes_have_the_same_hash() {
 async fn waiting_for_an_entry_is_bounded_and_exact() {
     const WAITING: u64 = APPLIED_WAITING_MAX as u64;
     const AHEAD: u64 = 60;
-    let cluster = TestCluster::form("self-check-waits", ALL, &[CALM, FLAGS].concat()).await;
+    let cluster = TestCluster::form("self-check-waits", &ALL, &[CALM, FLAGS].concat()).await;
     let path = |index: u64| format!("/v1/cluster/hash?applied={index}");
     let never = join_all((0..=WAITING).map(|_| async { cluster.get(2, &path(i64::MAX as u64)).await })).await;
     let crowded: Vec<_> = never.iter().filter(|answer| answer.status == 503).collect();
@@ -152,10 +144,10 @@ async fn waiting_for_an_entry_is_bounded_and_exact() {
 /// confirm each other and accept writes. The check does not prevent a restart.
 #[tokio::test]
 async fn a_node_with_other_data_stops() {
-    let mut cluster = TestCluster::form("other-data", ALL, &[CALM, FLAGS].concat()).await;
-    let leader = cluster.leader_of(ALL).await;
+    let mut cluster = TestCluster::form("other-data", &ALL, &[CALM, FLAGS].concat()).await;
+    let leader = cluster.leader_of(&ALL).await;
     let follower = 1 + leader % 3;
-    let rest: Vec<NodeId> = ALL.iter().copied().filter(|id| *id != follower).collect();
+    let rest = others(follower);
     write_past(&cluster, leader, 2100).await;
     let snapshot = cluster.metrics_say(follower, "a snapshot", |metrics| metrics.snapshot).await;
     assert_eq!(cluster.stop(follower).await, Some(0));

@@ -12,11 +12,9 @@ use reqwest::Method;
 use serde_json::json;
 
 use crate::harness::{
-    CALM, CALM_BUT_QUICK, DEADLINE, Links, Metrics, TestCluster, TestNode, Writers, eventually, index_of,
+    CALM, CALM_BUT_QUICK, DEADLINE, Links, Metrics, OFTEN, TestCluster, TestNode, Writers, eventually, index_of,
+    mib_of, others,
 };
-
-/// Snapshots and purges frequent enough that a test with some hundred writes sees several.
-const OFTEN: &[&str] = &["--snapshot-entries", "50", "--snapshot-keep-entries", "20"];
 
 /// A follower that missed more than the leader's log keeps gets a snapshot, and can restart from it.
 ///
@@ -29,7 +27,7 @@ async fn a_follower_far_behind_gets_a_snapshot() {
     let mut data = cluster.write_many(1, "early-", 30).await;
     let leader = cluster.leader_of(&[1, 2, 3]).await;
     let follower = 1 + leader % 3;
-    let rest: Vec<u64> = [1, 2, 3].into_iter().filter(|id| *id != follower).collect();
+    let rest = others(follower);
     cluster.all_applied(&[1, 2, 3]).await;
     let follower_had = cluster.metrics(follower).await.last_log_index.unwrap();
     cluster.kill(follower);
@@ -92,7 +90,7 @@ async fn a_late_learner_gets_everything() {
     assert!(index_of(cluster.metrics(2).await.snapshot) >= purged.index, "the learner must have installed a snapshot");
     cluster.assert_holds(2, &data).await;
 
-    cluster.post(1, "/change-membership", "[2]").await.ok().unwrap();
+    cluster.change_membership(1, &[2]).await;
     cluster.leader_of(&[2]).await;
     cluster.kill(1);
     cluster.write(2, "alone", "yes").await;
@@ -114,10 +112,7 @@ async fn a_restart_from_snapshot_and_log_loses_nothing() {
             cluster.kill(id);
         }
         let history = writers.finish().await;
-        for id in [1, 2, 3] {
-            cluster.restart(id).await;
-        }
-        cluster.leader_of(&[1, 2, 3]).await;
+        cluster.restart_all(&[1, 2, 3]).await;
         let metrics = cluster.metrics(1).await;
         assert!(metrics.purged >= Some(purged), "purged entries must not come back: {metrics}");
         assert!(index_of(metrics.snapshot) >= purged.index, "a snapshot must cover the purged entries: {metrics}");
@@ -143,18 +138,10 @@ fn log_bytes(node: &TestNode) -> u64 {
 async fn rewrite(cluster: &TestCluster, through: NodeId, name: &str, count: usize, mut look: impl FnMut()) {
     for number in 0..count {
         let key = format!("{name}-{number}");
-        let value = format!("{key:>16}").repeat(1 << 16);
         let headers = [("idempotency-key", key.as_str())];
-        cluster.persistently(through, Method::PUT, "/v1/kv/rewritten", &headers, &value).await.done();
+        cluster.persistently(through, Method::PUT, "/v1/kv/rewritten", &headers, &mib_of(&key)).await.done();
         look();
     }
-}
-
-/// Asserts that the key has the last value of [`rewrite`].
-async fn assert_rewritten(cluster: &TestCluster, id: NodeId, name: &str, count: usize) {
-    let value = cluster.get(id, "/v1/kv/rewritten").await.done()["value"].as_str().unwrap().to_owned();
-    assert_eq!(value.len() as u64, MIB);
-    assert_eq!(value[..16].trim(), format!("{name}-{}", count - 1), "on node {id}");
 }
 
 /// A key that is rewritten without end exhausts neither the disk nor the open files: bytes bound the log.
@@ -166,10 +153,7 @@ async fn assert_rewritten(cluster: &TestCluster, id: NodeId, name: &str, count: 
 async fn the_log_of_one_large_key_is_bounded() {
     const COUNT: usize = 160;
     let mut cluster = TestCluster::form("large-key", &[1], &[&[SHORT], CALM].concat()).await;
-    cluster.kill(1);
-    cluster.node_mut(1).limit_files(256);
-    cluster.restart(1).await;
-    cluster.leader_of(&[1]).await;
+    cluster.limit_files(&[1], 256).await;
     let (mut log_bytes_max, mut open_files_max) = (0, 0);
     rewrite(&cluster, 1, "one", COUNT, || {
         log_bytes_max = log_bytes_max.max(log_bytes(cluster.node(1)));
@@ -179,10 +163,8 @@ async fn the_log_of_one_large_key_is_bounded() {
     eprintln!("large-key: the log had at most {log_bytes_max} bytes, and the node {open_files_max} open files");
     assert!(log_bytes_max < 90 * MIB, "{log_bytes_max} bytes of log");
     assert!(open_files_max < 128, "{open_files_max} open files");
-    cluster.kill(1);
-    cluster.restart(1).await;
-    cluster.leader_of(&[1]).await;
-    assert_rewritten(&cluster, 1, "one", COUNT).await;
+    cluster.crash(&[1]).await;
+    cluster.assert_mib(1, "rewritten", &format!("one-{}", COUNT - 1)).await;
     assert!(log_bytes(cluster.node(1)) < 90 * MIB);
 }
 
@@ -196,7 +178,7 @@ async fn a_follower_that_missed_many_bytes_gets_a_snapshot() {
     let mut cluster = TestCluster::form("missed-bytes", &[1, 2, 3], &[&[SHORT, KEEP_LITTLE], CALM].concat()).await;
     let leader = cluster.leader_of(&[1, 2, 3]).await;
     let follower = 1 + leader % 3;
-    let rest: Vec<NodeId> = [1, 2, 3].into_iter().filter(|id| *id != follower).collect();
+    let rest = others(follower);
     cluster.all_applied(&[1, 2, 3]).await;
     let follower_had = cluster.metrics(follower).await.last_log_index.unwrap();
     cluster.kill(follower);
@@ -211,7 +193,7 @@ async fn a_follower_that_missed_many_bytes_gets_a_snapshot() {
         index_of(cluster.metrics(follower).await.snapshot) > follower_had,
         "the follower must have installed a snapshot"
     );
-    assert_rewritten(&cluster, follower, "missed", COUNT).await;
+    cluster.assert_mib(follower, "rewritten", &format!("missed-{}", COUNT - 1)).await;
     rewrite(&cluster, follower, "after", 3, || {}).await;
     cluster.all_applied(&[1, 2, 3]).await;
 }
@@ -243,7 +225,7 @@ async fn an_interrupted_purge_is_completed() {
     }
     cluster.restart(1).await;
     cluster.leader_of(&[1]).await;
-    assert_rewritten(&cluster, 1, "all", COUNT).await;
+    cluster.assert_mib(1, "rewritten", &format!("all-{}", COUNT - 1)).await;
 }
 
 /// Appends entries that no other node has to the log of a stopped node, until the log has this many files.
@@ -260,6 +242,15 @@ async fn lengthen_log(node: &TestNode, files: usize) {
     }
 }
 
+/// Waits until a node's log has fewer files than [`lengthen_log`] made.
+async fn log_has_fewer_files(node: &TestNode) {
+    eventually("the log has fewer files", DEADLINE, async || {
+        let files = fs::read_dir(node.directory().join("log")).unwrap().count();
+        if files < 80 { Ok(()) } else { Err(files) }
+    })
+    .await;
+}
+
 /// A node whose log has more files than allowed, as an older version may leave it, accepts writes as soon as it starts,
 /// and then reduces its files.
 ///
@@ -273,16 +264,10 @@ async fn a_log_with_many_files_is_reduced() {
     cluster.restart(1).await;
     cluster.leader_of(&[1]).await;
     cluster.put(1, "/v1/kv/after", "v").await.done();
-    eventually("the log has fewer files", DEADLINE, async || {
-        let files = fs::read_dir(cluster.node(1).directory().join("log")).unwrap().count();
-        if files < 80 { Ok(()) } else { Err(files) }
-    })
-    .await;
+    log_has_fewer_files(cluster.node(1)).await;
     let log = cluster.node(1).log();
     assert!(!log.contains("as many as it may have"), "{log}");
-    cluster.kill(1);
-    cluster.restart(1).await;
-    cluster.leader_of(&[1]).await;
+    cluster.crash(&[1]).await;
     for key in ["before", "after"] {
         assert_eq!(cluster.get(1, &format!("/v1/kv/{key}")).await.done()["value"], "v");
     }
@@ -314,11 +299,7 @@ async fn too_many_files_of_uncommitted_entries_block_nothing() {
         cluster.persistently(id, Method::PUT, "/v1/kv/after", &[], "v").await.done();
     }
     for id in PAIR {
-        eventually("the log has fewer files", DEADLINE, async || {
-            let files = fs::read_dir(cluster.node(id).directory().join("log")).unwrap().count();
-            if files < 80 { Ok(()) } else { Err(files) }
-        })
-        .await;
+        log_has_fewer_files(cluster.node(id)).await;
         let log = cluster.node(id).log();
         assert_eq!(log.matches("more than it should have").count(), 1, "{log}");
     }
@@ -351,5 +332,5 @@ async fn a_slow_follower_does_not_keep_the_log_long() {
     .await;
     links.heal();
     cluster.all_applied(&[1, 2, 3]).await;
-    assert_rewritten(&cluster, follower, "slow", COUNT).await;
+    cluster.assert_mib(follower, "rewritten", &format!("slow-{}", COUNT - 1)).await;
 }

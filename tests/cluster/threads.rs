@@ -5,9 +5,7 @@ use std::fs;
 
 use futures_util::future::join_all;
 
-use crate::harness::TestCluster;
-
-const ALL: [u64; 3] = [1, 2, 3];
+use crate::harness::{ALL, TestCluster};
 
 /// As many threads as configured serve clients, each of them some connections, and Raft runs on a thread of its own.
 ///

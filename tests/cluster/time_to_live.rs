@@ -6,9 +6,9 @@ use raft_key_value::NodeId;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{CALM, CALM_BUT_QUICK, DEADLINE, Event, TestCluster, Watch, eventually, report};
-
-const ALL: [NodeId; 3] = [1, 2, 3];
+use crate::harness::{
+    ALL, CALM, CALM_BUT_QUICK, DEADLINE, Event, OFTEN, TestCluster, Watch, eventually, others, report,
+};
 
 /// Asserts that the next events of a watch of all keys expire these keys, all at one revision, and returns it.
 async fn expired(watch: &mut Watch, keys: &[&str]) -> u64 {
@@ -114,7 +114,7 @@ async fn renewal_keeps_the_revision() {
 async fn keys_expire_after_the_leader_is_killed() {
     let mut cluster = TestCluster::form("ttl-kill", &ALL, &[]).await;
     let leader = cluster.leader_of(&ALL).await;
-    let rest: Vec<NodeId> = ALL.into_iter().filter(|id| *id != leader).collect();
+    let rest = others(leader);
     let sent = Instant::now();
     let put = async |path: &str| {
         let answer = cluster.persistently(leader, Method::PUT, path, &[], "v").await;
@@ -150,7 +150,7 @@ async fn keys_expire_after_the_leader_is_killed() {
 /// passed expire, and the others stay with less time left.
 #[tokio::test]
 async fn keys_expire_after_a_restart_of_all() {
-    let flags = [CALM_BUT_QUICK, &["--snapshot-entries", "50", "--snapshot-keep-entries", "10"]].concat();
+    let flags = [CALM_BUT_QUICK, OFTEN].concat();
     let mut cluster = TestCluster::form("ttl-restart", &ALL, &flags).await;
     for (key, ttl) in [("early-short", "2s"), ("early-long", "1h")] {
         cluster.put(1, &format!("/v1/kv/{key}?ttl={ttl}"), "v").await.done();
@@ -161,13 +161,7 @@ async fn keys_expire_after_a_restart_of_all() {
     }
     cluster.put(3, "/v1/kv/late-short?ttl=1s", "v").await.done();
     cluster.put(3, "/v1/kv/late-long?ttl=2h", "v").await.done();
-    for id in ALL {
-        cluster.kill(id);
-    }
-    for id in ALL {
-        cluster.restart(id).await;
-    }
-    cluster.leader_of(&ALL).await;
+    cluster.crash(&ALL).await;
     for id in ALL {
         eventually(&format!("the short-lived keys have expired on node {id}"), DEADLINE, async || {
             let sent =

@@ -2,12 +2,9 @@
 
 use std::cmp::Ordering;
 
-use raft_key_value::NodeId;
 use serde_json::{Value, json};
 
-use crate::harness::{CALM, TestCluster};
-
-const ALL: [NodeId; 3] = [1, 2, 3];
+use crate::harness::{ALL, CALM, TestCluster};
 
 /// Whether a relation holds for two operands in this order.
 type Holds = fn(Ordering) -> bool;

@@ -10,11 +10,9 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    CALM, CALM_BUT_QUICK, DEADLINE, Event, Metrics, TestCluster, Watch, eventually, index_of, path_of, report,
+    ALL, CALM, CALM_BUT_QUICK, DEADLINE, Event, Metrics, OFTEN, TestCluster, Watch, eventually, index_of, others,
+    path_of, report,
 };
-
-const ALL: [NodeId; 3] = [1, 2, 3];
-const OFTEN: &[&str] = &["--snapshot-entries", "50", "--snapshot-keep-entries", "10"];
 
 /// Makes changes of every kind, some with several keys in one revision; returns the last revision.
 async fn change(cluster: &TestCluster, id: NodeId, name: &str) -> u64 {
@@ -244,10 +242,7 @@ async fn a_watch_is_resumed_after_the_death_of_all() {
             cluster.kill(id);
         }
         assert_eq!(live.next().await, None, "the stream must break off");
-        for id in ALL {
-            cluster.restart(id).await;
-        }
-        cluster.leader_of(&ALL).await;
+        cluster.restart_all(&ALL).await;
         for id in ALL {
             assert_eq!(recorded(&cluster, id, "", 1, last).await, all, "on node {id}");
             for number in (0..all.len() - 1).step_by(11 * round as usize) {
@@ -281,7 +276,7 @@ async fn a_watch_continues_across_an_installed_snapshot() {
     for round in 1..30 {
         change(&cluster, leader, &format!("round-{round}")).await;
     }
-    for id in ALL.into_iter().filter(|id| *id != follower) {
+    for id in others(follower) {
         let purged = |metrics: &Metrics| (index_of(metrics.purged) > had).then_some(());
         cluster.metrics_say(id, "a log that begins after the follower's last entry", purged).await;
     }
@@ -317,9 +312,7 @@ async fn a_revision_that_is_no_longer_kept_is_gone() {
     // One change more than are kept, so exactly the first revision is gone.
     for restarted in [false, true] {
         if restarted {
-            cluster.kill(1);
-            cluster.restart(1).await;
-            cluster.leader_of(&[1]).await;
+            cluster.crash(&[1]).await;
         }
         let rejections = [
             cluster.watch_after(1, &format!("from={first}"), None).await.unwrap_err(),
@@ -401,7 +394,7 @@ async fn a_watch_on_a_node_that_is_cut_off_ends() {
     let cut_off = 1 + cluster.leader_of(&ALL).await % 3;
     let mut watch = cluster.watch(cut_off, "").await;
     let mut stale = cluster.watch(cut_off, "consistency=stale").await;
-    let others: Vec<NodeId> = ALL.into_iter().filter(|id| *id != cut_off).collect();
+    let others = others(cut_off);
     others.iter().for_each(|id| cluster.node(*id).pause());
     let events = watch.until_end().await;
     let end = events.last().unwrap();
@@ -421,7 +414,7 @@ async fn a_watch_that_waits_for_the_leader_ends_with_its_node() {
     let id = 1 + cluster.leader_of(&ALL).await % 3;
     let mut watch = cluster.watch(id, "").await;
     assert_eq!(watch.next_within(WATCH_HEARTBEAT - Duration::from_secs(1)).await, None);
-    let others: Vec<NodeId> = ALL.into_iter().filter(|other| *other != id).collect();
+    let others = others(id);
     others.iter().for_each(|other| cluster.node(*other).pause());
     assert_eq!(watch.next_within(Duration::from_secs(2)).await, None);
     assert_eq!(cluster.stop(id).await, Some(0));
@@ -438,7 +431,7 @@ async fn a_watch_that_waits_for_the_leader_ends_with_its_node() {
 async fn a_watch_that_waits_asks_the_new_leader() {
     let cluster = TestCluster::form("watch-new-leader", &ALL, CALM_BUT_QUICK).await;
     let former = cluster.leader_of(&ALL).await;
-    let others: Vec<NodeId> = ALL.into_iter().filter(|id| *id != former).collect();
+    let others = others(former);
     cluster.node(former).pause();
     let mut watch = cluster.watch(others[0], "").await;
     let leader = cluster.leader_of(&others).await;
@@ -573,6 +566,14 @@ async fn a_node_that_stops_ends_its_watches() {
     cluster.leader_of(&rest).await;
 }
 
+async fn knows_no_leader(cluster: &TestCluster, id: NodeId) {
+    eventually(&format!("node {id} knows no leader"), DEADLINE, async || {
+        let answer = cluster.get(id, "/v1/kv/k").await;
+        if answer.status == 503 { Ok(()) } else { Err(answer.text()) }
+    })
+    .await;
+}
+
 /// A watch that starts while there is no leader waits for one with the connection open, and then delivers every change.
 /// So a browser's `EventSource` continues, which would give up on an error status.
 ///
@@ -586,11 +587,7 @@ async fn a_watch_waits_for_a_leader() {
     for id in [1, 2] {
         cluster.kill(id);
     }
-    eventually("node 3 knows no leader", DEADLINE, async || {
-        let answer = cluster.get(3, "/v1/kv/k").await;
-        if answer.status == 503 { Ok(()) } else { Err(answer.text()) }
-    })
-    .await;
+    knows_no_leader(&cluster, 3).await;
     let rejected = cluster.http().request(Method::GET, cluster.addr(3), "/v1/watch", &[("raft-wait", "no")], "").await;
     assert_eq!(rejected.unwrap().status, 503);
     assert_eq!(cluster.get(3, "/v1/watch?from=0").await.status, 400);
@@ -632,11 +629,7 @@ async fn a_watch_waits_for_a_leader() {
 async fn a_watch_that_waits_ends_with_an_event() {
     let mut cluster = TestCluster::form("watch-waits-in-vain", &[1, 2], CALM_BUT_QUICK).await;
     cluster.kill(2);
-    eventually("node 1 knows no leader", DEADLINE, async || {
-        let answer = cluster.get(1, "/v1/kv/k").await;
-        if answer.status == 503 { Ok(()) } else { Err(answer.text()) }
-    })
-    .await;
+    knows_no_leader(&cluster, 1).await;
     let started = Instant::now();
     let mut in_vain = cluster.watch(1, "").await;
     let end = in_vain.next_within(2 * WATCH_LEADER_DEADLINE).await.expect("the watch must end with an event");

@@ -8,9 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use futures_util::future::try_join_all;
 use serde_json::{Value, json};
 
-use crate::harness::{CALM, TestCluster, raise_open_files};
+use crate::harness::{ALL, CALM, TestCluster, raise_open_files};
 
-const ALL: [u64; 3] = [1, 2, 3];
 const WATCHES: usize = 1000;
 const WRITERS: usize = 48;
 const WRITES: u64 = 3000;

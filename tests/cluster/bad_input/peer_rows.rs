@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{MARKER, Row};
-use crate::harness::{TestCluster, envelope, envelope_header, identity_of, index_of};
+use crate::harness::{TestCluster, envelope, envelope_header, framed, identity_of, index_of};
 
 type Append = AppendEntriesRequest<TypeConfig>;
 
@@ -75,7 +75,7 @@ impl Forger {
 
     /// The body for a route with this envelope.
     fn framed(path: &str, envelope: Vec<u8>) -> Vec<u8> {
-        if path == "/raft-snapshot" { with_length(envelope) } else { envelope }
+        if path == "/raft-snapshot" { framed(envelope, &[]) } else { envelope }
     }
 
     fn vote(&self, node_id: u64, committed: bool) -> Vote {
@@ -98,11 +98,6 @@ impl Forger {
     fn append(&self) -> Append {
         Append { vote: self.vote(self.from, true), prev_log_id: None, entries: Vec::new(), leader_commit: None }
     }
-}
-
-/// The head of a snapshot, after its length.
-fn with_length(head: Vec<u8>) -> Vec<u8> {
-    [u32::try_from(head.len()).unwrap().to_be_bytes().to_vec(), head].concat()
 }
 
 fn unreadable(forger: &Forger) -> Vec<Row> {
@@ -415,7 +410,7 @@ fn forged_snapshots(forger: &Forger, snapshot: &[u8]) -> Vec<Row> {
     let path = "/raft-snapshot";
     let other = forger.third_node();
     let vote = forger.vote(forger.from, true);
-    let head = |vote, meta| with_length(forger.envelope(SnapshotHead { vote, meta }));
+    let head = |vote, meta| framed(forger.envelope(SnapshotHead { vote, meta }), &[]);
     let valid_head = || head(vote, SnapshotMeta::default());
     let meta = |term, index, voters: &[u64]| SnapshotMeta {
         last_log_id: Some(forger.log_id(term, index)),

@@ -6,9 +6,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::{MARKER, states, unharmed};
-use crate::harness::{CALM, TestCluster, path_of};
+use crate::harness::{ALL, CALM, TestCluster, path_of};
 
-/// By then a node has given up on every slow client: after 5 s for a head or 10 s for a body, plus a margin.
+/// By then a node has given up on every client with a slow head: after 5 s, plus a margin.
+const HEAD_SILENCE_DEADLINE: Duration = Duration::from_secs(7);
+/// By then it has given up on every client with a slow body: after 10 s, plus a margin.
 const SILENCE_DEADLINE: Duration = Duration::from_secs(18);
 /// The longest that requests of other clients may take while slow clients hold connections.
 const OTHERS_DEADLINE: Duration = Duration::from_secs(2);
@@ -584,7 +586,6 @@ async fn broken_chunks_end_the_connection() {
 /// each key on every node by its escaped path.
 #[tokio::test]
 async fn a_path_means_the_same_key_on_every_node() {
-    const ALL: [u64; 3] = [1, 2, 3];
     let cluster = TestCluster::form("raw-keys", &ALL, CALM).await;
     let keys = [
         "a\\b", "a\\..\\b", "\\", "a|b", "a^b", "a[b]", "a//b", "/a", "a/", "//", "a;b=c", "a,b", "a+b", "a'b",
@@ -618,8 +619,8 @@ async fn slow_clients_do_not_slow_others_down() {
     let before = states(&cluster, &[1]).await;
     let addr = cluster.addr(1).to_owned();
     let rows: Vec<(&str, usize, Vec<u8>, Duration)> = vec![
-        ("half a line", 100, b"POST /wri".to_vec(), Duration::from_secs(7)),
-        ("half a header", 100, format!("POST /write HTTP/1.1\r\nhost: {MARKER}").into_bytes(), Duration::from_secs(7)),
+        ("half a line", 100, b"POST /wri".to_vec(), HEAD_SILENCE_DEADLINE),
+        ("half a header", 100, format!("POST /write HTTP/1.1\r\nhost: {MARKER}").into_bytes(), HEAD_SILENCE_DEADLINE),
         (
             "half a body",
             50,

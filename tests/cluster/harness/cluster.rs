@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use raft_key_value::types::LogId;
 use raft_key_value::{ExampleClient, NodeId};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -25,6 +25,21 @@ pub const CALM: &[&str] =
 /// The same for tests that also restart all nodes, and then wait for an election.
 pub const CALM_BUT_QUICK: &[&str] =
     &["--heartbeat-interval-ms", "200", "--election-timeout-min-ms", "1500", "--election-timeout-max-ms", "2000"];
+
+/// The same for tests that never need another leader, and must not get one.
+pub const STEADY: &[&str] =
+    &["--heartbeat-interval-ms", "1000", "--election-timeout-min-ms", "30000", "--election-timeout-max-ms", "60000"];
+
+/// Flags for snapshots and purges so frequent that a test with some hundred writes sees several.
+pub const OFTEN: &[&str] = &["--snapshot-entries", "50", "--snapshot-keep-entries", "20"];
+
+/// The nodes of most clusters.
+pub const ALL: [NodeId; 3] = [1, 2, 3];
+
+/// The nodes of [`ALL`] except this one.
+pub fn others(id: NodeId) -> Vec<NodeId> {
+    ALL.into_iter().filter(|other| *other != id).collect()
+}
 
 /// Nodes on this machine, with a temporary directory for their data and logs.
 pub struct TestCluster {
@@ -122,6 +137,30 @@ impl TestCluster {
         self.node_mut(id).restart(&http).await;
     }
 
+    /// Restarts stopped nodes, and waits until they have a leader.
+    pub async fn restart_all(&mut self, ids: &[NodeId]) {
+        for id in ids {
+            self.restart(*id).await;
+        }
+        self.leader_of(ids).await;
+    }
+
+    /// Kills nodes, restarts them, and waits until they have a leader.
+    pub async fn crash(&mut self, ids: &[NodeId]) {
+        for id in ids {
+            self.kill(*id);
+        }
+        self.restart_all(ids).await;
+    }
+
+    /// Crashes nodes that must not have more open files than this from then on.
+    pub async fn limit_files(&mut self, ids: &[NodeId], files_max: u64) {
+        for id in ids {
+            self.node_mut(*id).limit_files(files_max);
+        }
+        self.crash(ids).await;
+    }
+
     /// A node of the cluster, running or not.
     pub fn node(&self, id: NodeId) -> &TestNode {
         &self.nodes[&id]
@@ -166,6 +205,16 @@ impl TestCluster {
     pub async fn post_here(&self, id: NodeId, path: &str, body: impl Into<reqwest::Body>) -> Answer {
         let answer = self.http.post_here(self.addr(id), path, body).await;
         answer.unwrap_or_else(|error| panic!("POST {path} on node {id}: {error:?}"))
+    }
+
+    /// Adds a node of this cluster as a learner; returns the content of the response.
+    pub async fn add_learner(&self, through: NodeId, id: NodeId) -> Value {
+        self.post(through, "/add-learner", json!([id, self.addr(id)]).to_string()).await.ok().unwrap()
+    }
+
+    /// Makes these nodes the voters; returns the content of the response.
+    pub async fn change_membership(&self, through: NodeId, voters: &[NodeId]) -> Value {
+        self.post(through, "/change-membership", json!(voters).to_string()).await.ok().unwrap()
     }
 
     /// Writes through a node, retrying until it succeeds.

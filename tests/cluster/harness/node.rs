@@ -297,6 +297,19 @@ pub fn files_below(directory: &Path) -> Vec<PathBuf> {
     files
 }
 
+/// Copies a directory with all that it contains.
+pub fn copy_directory(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let (path, target) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
+        if path.is_dir() {
+            copy_directory(&path, &target);
+        } else {
+            fs::copy(&path, target).unwrap();
+        }
+    }
+}
+
 fn incarnation_in(identity_path: &Path) -> Option<u64> {
     let identity: Value = serde_json::from_slice(&fs::read(identity_path).ok()?).ok()?;
     u64::from_str_radix(identity["incarnation"].as_str()?, 16).ok()

@@ -23,3 +23,8 @@ pub fn envelope<T: Serialize>(from: NodeId, to: &PeerIdentity, cluster_id: Clust
 pub fn envelope_header(from: NodeId, to: &PeerIdentity, cluster_id: ClusterId) -> String {
     Ids { cluster_id, from, to: to.node_id, to_incarnation: to.incarnation }.header()
 }
+
+/// The body of a snapshot RPC: the length of its head, the head, the file.
+pub fn framed(head: Vec<u8>, file: &[u8]) -> Vec<u8> {
+    [u32::try_from(head.len()).unwrap().to_be_bytes().as_slice(), &head, file].concat()
+}

@@ -14,6 +14,11 @@ pub fn path_of(key: &str) -> String {
     format!("/v1/kv/{}", utf8_percent_encode(key, NON_ALPHANUMERIC))
 }
 
+/// A value of 1 MiB that repeats a text of up to 16 bytes.
+pub fn mib_of(text: &str) -> String {
+    format!("{text:>16}").repeat(1 << 16)
+}
+
 impl TestCluster {
     /// Sends a request to a running node, and checks the headers that every response has.
     pub async fn v1(
@@ -104,6 +109,13 @@ impl TestCluster {
             after = format!("&start_after={}", utf8_percent_encode(next, NON_ALPHANUMERIC));
             revision = format!("&revision={}", page["revision"]);
         }
+    }
+
+    /// Asserts that a key has the value of [`mib_of`] for a text.
+    pub async fn assert_mib(&self, id: NodeId, key: &str, text: &str) {
+        let value = self.get(id, &path_of(key)).await.done()["value"].as_str().unwrap().to_owned();
+        let start: String = value.chars().take(16).collect();
+        assert!(value == mib_of(text), "on node {id}: {} bytes that start with {start:?}, not {text:?}", value.len());
     }
 
     /// Waits until a node's own state has reached a revision.
