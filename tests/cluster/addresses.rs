@@ -99,7 +99,7 @@ async fn a_copy_that_runs_beside_its_node_says_so() {
 /// responds to the leader. It gets none.
 #[tokio::test]
 async fn a_copy_that_advertises_the_same_address_is_detected() {
-    let mut cluster = TestCluster::form("twin", &ALL, &[]).await;
+    let mut cluster = TestCluster::form("twin", &ALL, CALM).await;
     cluster.write(1, "k", "v").await;
     cluster.all_applied(&ALL).await;
     let leader = cluster.leader_of(&ALL).await;

@@ -23,7 +23,7 @@ use raft_key_value::types::{LogId, StoredMembership, Vote};
 use reqwest::{Body, Method};
 use serde_json::json;
 
-use crate::harness::{Answer, CALM, DEADLINE, Http, OFTEN, TestCluster, eventually, identity_of};
+use crate::harness::{Answer, CALM, DEADLINE, Http, OFTEN, STEADY, TestCluster, eventually, identity_of};
 
 /// Part of the rows' bodies and paths, to detect that a node logs what clients send.
 const MARKER: &str = "mArKeR-must-not-be-logged";
@@ -310,7 +310,7 @@ fn shortened(text: &str) -> String {
 }
 
 fn flags() -> Vec<&'static str> {
-    let mut flags = CALM.to_vec();
+    let mut flags = STEADY.to_vec();
     flags.extend(["--max-request-bytes", "1100000"]);
     assert_eq!(REQUEST_BYTES_MAX.to_string(), flags[flags.len() - 1]);
     flags

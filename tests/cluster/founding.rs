@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::time::Duration;
 
 use futures_util::future::join_all;
 use raft_key_value::NodeId;
@@ -273,10 +272,7 @@ async fn a_reservation_expires() {
         assert!(fields["message"].as_str().unwrap().contains("by node 7"), "{fields}");
     }
     let body = list(&cluster, &[1, 2]);
-    eventually("the reservation expires", Duration::from_secs(20), async || {
-        cluster.post(1, "/init", body.clone()).await.ok()
-    })
-    .await;
+    eventually("the reservation expires", DEADLINE, async || cluster.post(1, "/init", body.clone()).await.ok()).await;
     cluster.membership_is(&[1, 2], &[1, 2], &[]).await;
 }
 

@@ -13,8 +13,8 @@ use crate::harness::{ALL, CALM_BUT_QUICK, DEADLINE, TestCluster, eventually, oth
 
 const HOUR_MS: u64 = 3_600_000;
 
-/// How late a key may expire: the expiry interval, a commit, and a margin for a busy machine.
-const LATE_MAX: Duration = Duration::from_secs(3);
+/// How late a key may expire: the expiry interval, a commit, an election, and a margin for a busy machine.
+const LATE_MAX: Duration = Duration::from_secs(10);
 
 fn wall_ms() -> u64 {
     u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
@@ -224,7 +224,7 @@ async fn elected_at_once_with_a_wall_clock_ahead() {
 /// wall clocks two hours back. Kill the leader. The key expires on time.
 #[tokio::test]
 async fn idle_time_outlives_the_leader() {
-    const TTL: Duration = Duration::from_secs(10);
+    const TTL: Duration = Duration::from_secs(24);
     let mut cluster = TestCluster::form("log-time-idle", &ALL, &[]).await;
     all_have_recorded(&cluster).await;
     let leader = cluster.leader_of(&ALL).await;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use raft_key_value::NodeId;
 
-use crate::harness::{ALL, CALM, CALM_BUT_QUICK, OFTEN, TestCluster, Writers, copy_directory, others};
+use crate::harness::{ALL, CALM, CALM_BUT_QUICK, OFTEN, STEADY, TestCluster, Writers, copy_directory, others};
 
 const SAID: &str = "is older than what this node acknowledged";
 
@@ -22,7 +22,7 @@ fn put_back(cluster: &TestCluster, id: NodeId, copy: &Path) {
 /// Restore the copy and start it, with or without writes at the same time, in the middle of the log or with a log that
 /// was purged beyond the copy.
 async fn is_detected(name: &'static str, under_writes: bool, flags: &[&'static str]) {
-    let mut cluster = TestCluster::form(name, &ALL, &[CALM, flags].concat()).await;
+    let mut cluster = TestCluster::form(name, &ALL, &[STEADY, flags].concat()).await;
     cluster.write_many(1, "before-", 20).await;
     let leader = cluster.leader_of(&ALL).await;
     let (follower, third) = (others(leader)[0], others(leader)[1]);

@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{ALL, STEADY, TestCluster, others};
+use crate::harness::{ALL, CALM, STEADY, TestCluster, others};
 
 fn set(key: &str) -> String {
     json!({"Set": {"key": key, "value": "v"}}).to_string()
@@ -21,7 +21,7 @@ fn set(key: &str) -> String {
 /// earlier. Write again: 503. Resume the followers: the second write is on no node.
 #[tokio::test]
 async fn a_write_without_a_majority_is_unknown_and_then_rejected() {
-    let cluster = TestCluster::form("no-majority", &ALL, &[]).await;
+    let cluster = TestCluster::form("no-majority", &ALL, CALM).await;
     let leader = cluster.leader_of(&ALL).await;
     let followers = others(leader);
     followers.iter().for_each(|id| cluster.node(*id).pause());

@@ -73,15 +73,15 @@ async fn renewal_keeps_the_revision() {
     let cluster = TestCluster::form("ttl-renew", &ALL, CALM).await;
     let mut watch = cluster.watch(1, "").await;
     let sent = Instant::now();
-    let first = cluster.put(2, "/v1/kv/lock?ttl=4s", "me").await.done();
+    let first = cluster.put(2, "/v1/kv/lock?ttl=10s", "me").await.done();
     assert_eq!(first, json!({"revision": 1, "version": 1}));
-    // One and a half times the first TTL.
-    while sent.elapsed() < Duration::from_secs(6) {
+    // Longer than the first TTL, which leaves a busy machine time for each round.
+    while sent.elapsed() < Duration::from_secs(12) {
         for id in ALL {
-            assert_eq!(cluster.put(id, "/v1/kv/lock?ttl=4s", "me").await.done(), first);
+            assert_eq!(cluster.put(id, "/v1/kv/lock?ttl=10s", "me").await.done(), first);
             assert_eq!(
-                touch(&cluster, id, "lock", "4s").await,
-                json!({"revision": 1, "version": 1, "expires_in_ms": 4000})
+                touch(&cluster, id, "lock", "10s").await,
+                json!({"revision": 1, "version": 1, "expires_in_ms": 10_000})
             );
         }
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -6,14 +6,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::{MARKER, states, unharmed};
-use crate::harness::{ALL, CALM, TestCluster, path_of};
+use crate::harness::{ALL, CALM, STEADY, TestCluster, path_of};
 
 /// By then a node has given up on every client with a slow head: after 5 s, plus a margin.
-const HEAD_SILENCE_DEADLINE: Duration = Duration::from_secs(7);
+const HEAD_SILENCE_DEADLINE: Duration = Duration::from_millis(9500);
 /// By then it has given up on every client with a slow body: after 10 s, plus a margin.
 const SILENCE_DEADLINE: Duration = Duration::from_secs(18);
-/// The longest that requests of other clients may take while slow clients hold connections.
-const OTHERS_DEADLINE: Duration = Duration::from_secs(2);
+/// The longest that requests of other clients may take while slow clients hold connections. It is less than the node
+/// waits for a head, so that no request can wait for a slow client.
+const OTHERS_DEADLINE: Duration = Duration::from_millis(4500);
 
 /// Sends these bytes, and reads until the node closes the connection; returns the response and the time it took.
 async fn exchange(addr: &str, bytes: &[u8]) -> (String, Duration) {
@@ -132,7 +133,7 @@ async fn paths_that_no_library_sends_do_no_harm() {
         ("a query of raw bytes", b"known?\xff=1".to_vec(), 400, ""),
     ];
     for ids in [vec![1], vec![1, 2, 3]] {
-        let mut cluster = TestCluster::form("raw-paths", &ids, CALM).await;
+        let mut cluster = TestCluster::form("raw-paths", &ids, STEADY).await;
         let target = 1 + cluster.leader_of(&ids).await % ids.len() as u64;
         cluster.write(target, "known", "value").await;
         let before = states(&cluster, &ids).await;
@@ -198,7 +199,7 @@ async fn targets_that_would_be_truncated_do_no_harm() {
         ("a quote in a query", b"/v1/kv?prefix=\"known\"", &["%22"]),
     ];
     for ids in [vec![1], vec![1, 2, 3]] {
-        let mut cluster = TestCluster::form("raw-targets", &ids, CALM).await;
+        let mut cluster = TestCluster::form("raw-targets", &ids, STEADY).await;
         let target = 1 + cluster.leader_of(&ids).await % ids.len() as u64;
         cluster.write(target, "known", "value").await;
         let before = states(&cluster, &ids).await;

@@ -1,6 +1,7 @@
 //! One node: its process, its address, its directory and its log.
 
 use std::fs::{self, OpenOptions};
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -297,15 +298,15 @@ pub fn files_below(directory: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Copies a directory with all that it contains.
+/// Copies a directory with all that it contains. A running node may delete a file meanwhile.
 pub fn copy_directory(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let (path, target) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
         if path.is_dir() {
             copy_directory(&path, &target);
-        } else {
-            fs::copy(&path, target).unwrap();
+        } else if let Err(error) = fs::copy(&path, target) {
+            assert_eq!(error.kind(), ErrorKind::NotFound, "cannot copy {}: {error}", path.display());
         }
     }
 }

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::eventually::DEADLINE;
+
 /// The program under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_raft-key-value");
 
@@ -72,7 +74,6 @@ pub struct Ended {
 
 /// Runs the program until it exits by itself, which must be soon.
 pub fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Ended {
-    const DEADLINE: Duration = Duration::from_secs(20);
     let mut command = command(arguments);
     command.envs(environment.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();

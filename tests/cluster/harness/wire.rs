@@ -1,12 +1,9 @@
 //! A connection that sends raw bytes, and reads responses one by one.
 
-use std::time::Duration;
-
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-/// A node that has sent nothing for this long will send nothing.
-const DEADLINE: Duration = Duration::from_secs(20);
+use super::eventually::DEADLINE;
 
 /// A connection to a node.
 pub struct Wire {
