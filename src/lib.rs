@@ -75,3 +75,9 @@ pub async fn start_example_raft_node(node_id: NodeId, http_addr: impl Into<Strin
     let config = Config::new(node_id, http_addr);
     serve_on(listen(&config)?, config, std::future::pending()).await
 }
+
+/// The examples of the documents compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+#[doc = include_str!("../docs/client.md")]
+struct Documents;

@@ -39,6 +39,9 @@
 //! | [`protocol`] | does a node speak HTTP/1.1 and 1.0 as clients and proxies expect |
 //! | [`bad_input`] | does an invalid request do harm |
 //! | [`openapi`] | does the description of the API match the server |
+//! | [`bad_input`] | does anything that is not a valid request do harm |
+//! | [`openapi`] | does the description of the API say what the server does |
+//! | [`documents`] | do the commands of the documents work, and do they print what is shown |
 //!
 //! A failing test prints the command lines and the logs of its nodes, and keeps their directories.
 
@@ -54,6 +57,7 @@ mod compat;
 mod connections;
 mod data_directory;
 mod disk_low;
+mod documents;
 mod exit_codes;
 mod forged;
 mod founding;

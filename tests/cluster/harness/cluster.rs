@@ -1,11 +1,11 @@
-//! Several nodes, and the requests that tests send to them.
+//! Several nodes, and what a test asks of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use raft_key_value::types::LogId;
 use raft_key_value::{ExampleClient, NodeId};
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -14,32 +14,22 @@ use super::http::{Answer, Http, Metrics};
 use super::links::Links;
 use super::node::TestNode;
 
-/// Limits how many clusters run at once, whatever the number of tests, since their nodes share the machine.
+/// Clusters that run at once, however many tests do: their nodes share the machine.
 static SLOTS: Semaphore = Semaphore::const_new(3);
 
-/// Flags for tests that need the same leader throughout: with the defaults, a busy machine would sometimes elect
-/// another one.
+/// Waits until another cluster may run, for as long as the permit is held.
+pub async fn cluster_slot() -> SemaphorePermit<'static> {
+    SLOTS.acquire().await.unwrap()
+}
+
+/// Flags for tests that ask a certain node to lead: on a busy machine the
+/// defaults would now and then have another one elected in the middle.
 pub const CALM: &[&str] =
     &["--heartbeat-interval-ms", "250", "--election-timeout-min-ms", "3000", "--election-timeout-max-ms", "4000"];
 
-/// The same for tests that also restart all nodes, and then wait for an election.
+/// The same for tests that also restart all nodes, and wait for an election then.
 pub const CALM_BUT_QUICK: &[&str] =
     &["--heartbeat-interval-ms", "200", "--election-timeout-min-ms", "1500", "--election-timeout-max-ms", "2000"];
-
-/// The same for tests that never need another leader, and must not get one.
-pub const STEADY: &[&str] =
-    &["--heartbeat-interval-ms", "1000", "--election-timeout-min-ms", "30000", "--election-timeout-max-ms", "60000"];
-
-/// Flags for snapshots and purges so frequent that a test with some hundred writes sees several.
-pub const OFTEN: &[&str] = &["--snapshot-entries", "50", "--snapshot-keep-entries", "20"];
-
-/// The nodes of most clusters.
-pub const ALL: [NodeId; 3] = [1, 2, 3];
-
-/// The nodes of [`ALL`] except this one.
-pub fn others(id: NodeId) -> Vec<NodeId> {
-    ALL.into_iter().filter(|other| *other != id).collect()
-}
 
 /// Nodes on this machine, with a temporary directory for their data and logs.
 pub struct TestCluster {
@@ -55,7 +45,7 @@ pub struct TestCluster {
 impl TestCluster {
     /// Starts nodes that belong to no cluster yet.
     pub async fn start(name: &'static str, ids: &[NodeId], flags: &[&'static str]) -> Self {
-        let slot = SLOTS.acquire().await.unwrap();
+        let slot = cluster_slot().await;
         let directory = tempfile::Builder::new().prefix(&format!("rkv-test-{name}-")).tempdir().unwrap();
         let http = Http::new();
         let mut cluster = TestCluster {
@@ -73,7 +63,7 @@ impl TestCluster {
         cluster
     }
 
-    /// Starts nodes, and forms a cluster of voters with a leader.
+    /// Starts nodes, and makes them a cluster of voters that has a leader.
     pub async fn form(name: &'static str, ids: &[NodeId], flags: &[&'static str]) -> Self {
         let cluster = Self::start(name, ids, flags).await;
         let members: Vec<_> = ids.iter().map(|id| json!([id, cluster.addr(*id)])).collect();
@@ -83,7 +73,7 @@ impl TestCluster {
         cluster
     }
 
-    /// The same, with links between the nodes that can be cut.
+    /// The same, with every link between two nodes one that can be cut.
     pub async fn form_over(links: &Links, name: &'static str, ids: &[NodeId], flags: &[&'static str]) -> Self {
         let mut cluster = Self::start(name, &[], flags).await;
         let mut members = Vec::new();
@@ -100,7 +90,7 @@ impl TestCluster {
         cluster
     }
 
-    /// Starts another node, which belongs to no cluster yet.
+    /// Starts one more node, which belongs to no cluster yet.
     pub async fn add_node(&mut self, id: NodeId) {
         let directory = self.directory.path();
         let node = match self.umask {
@@ -111,89 +101,65 @@ impl TestCluster {
             }
         };
         let replaced = self.nodes.insert(id, node);
-        assert!(replaced.is_none(), "node {id} already exists");
+        assert!(replaced.is_none(), "node {id} was there already");
     }
 
-    /// Makes nodes that are added later start with this umask.
+    /// Has nodes that are added from now on start with this umask.
     pub fn set_umask(&mut self, umask: &'static str) {
         self.umask = Some(umask);
     }
 
     // ---- processes ----
 
-    /// Sends SIGKILL.
+    /// SIGKILL.
     pub fn kill(&mut self, id: NodeId) {
         self.node_mut(id).kill();
     }
 
-    /// Sends SIGTERM; returns the exit code.
+    /// SIGTERM; returns the exit code.
     pub async fn stop(&mut self, id: NodeId) -> Option<i32> {
         self.node_mut(id).stop().await
     }
 
-    /// Restarts a stopped node on its directory and address.
+    /// Starts a stopped node again, on its directory and address.
     pub async fn restart(&mut self, id: NodeId) {
         let http = self.http.clone();
         self.node_mut(id).restart(&http).await;
     }
 
-    /// Restarts stopped nodes, and waits until they have a leader.
-    pub async fn restart_all(&mut self, ids: &[NodeId]) {
-        for id in ids {
-            self.restart(*id).await;
-        }
-        self.leader_of(ids).await;
-    }
-
-    /// Kills nodes, restarts them, and waits until they have a leader.
-    pub async fn crash(&mut self, ids: &[NodeId]) {
-        for id in ids {
-            self.kill(*id);
-        }
-        self.restart_all(ids).await;
-    }
-
-    /// Crashes nodes that must not have more open files than this from then on.
-    pub async fn limit_files(&mut self, ids: &[NodeId], files_max: u64) {
-        for id in ids {
-            self.node_mut(*id).limit_files(files_max);
-        }
-        self.crash(ids).await;
-    }
-
-    /// A node of the cluster, running or not.
+    /// A node.
     pub fn node(&self, id: NodeId) -> &TestNode {
         &self.nodes[&id]
     }
 
-    /// Whether the cluster has this node, running or not.
+    /// Whether there is such a node, running or not.
     pub fn has(&self, id: NodeId) -> bool {
         self.nodes.contains_key(&id)
     }
 
-    /// The same, for changing it.
+    /// A node.
     pub fn node_mut(&mut self, id: NodeId) -> &mut TestNode {
-        self.nodes.get_mut(&id).unwrap_or_else(|| panic!("no node {id}"))
+        self.nodes.get_mut(&id).unwrap_or_else(|| panic!("there is no node {id}"))
     }
 
     // ---- requests ----
 
-    /// The address of a node, as `HOST:PORT`.
+    /// The address of a node.
     pub fn addr(&self, id: NodeId) -> &str {
         &self.node(id).addr
     }
 
-    /// A client that tries a node first.
+    /// A client that turns to a node first.
     pub fn client(&self, id: NodeId) -> ExampleClient {
         ExampleClient::new(id, self.addr(id).to_owned())
     }
 
-    /// The HTTP client of the tests.
+    /// What requests are sent with.
     pub fn http(&self) -> &Http {
         &self.http
     }
 
-    /// Sends a `POST` to a running node.
+    /// `POST` to a node that is running.
     pub async fn post(&self, id: NodeId, path: &str, body: impl Into<reqwest::Body>) -> Answer {
         self.http
             .post(self.addr(id), path, body)
@@ -201,30 +167,20 @@ impl TestCluster {
             .unwrap_or_else(|error| panic!("POST {path} on node {id}: {error:?}"))
     }
 
-    /// Sends a `POST` that must not be forwarded to a running node.
+    /// `POST` to a node that is running, asking not to be passed on.
     pub async fn post_here(&self, id: NodeId, path: &str, body: impl Into<reqwest::Body>) -> Answer {
         let answer = self.http.post_here(self.addr(id), path, body).await;
         answer.unwrap_or_else(|error| panic!("POST {path} on node {id}: {error:?}"))
     }
 
-    /// Adds a node of this cluster as a learner; returns the content of the response.
-    pub async fn add_learner(&self, through: NodeId, id: NodeId) -> Value {
-        self.post(through, "/add-learner", json!([id, self.addr(id)]).to_string()).await.ok().unwrap()
-    }
-
-    /// Makes these nodes the voters; returns the content of the response.
-    pub async fn change_membership(&self, through: NodeId, voters: &[NodeId]) -> Value {
-        self.post(through, "/change-membership", json!(voters).to_string()).await.ok().unwrap()
-    }
-
-    /// Writes through a node, retrying until it succeeds.
+    /// Writes through a node, as often as it takes.
     pub async fn write(&self, id: NodeId, key: &str, value: &str) {
         let body = json!({"Set": {"key": key, "value": value}}).to_string();
         let what = format!("a write through node {id}");
         eventually(&what, DEADLINE, async || self.try_post(id, "/write", &body).await?.ok()).await;
     }
 
-    /// Writes the keys `<prefix>0`, `<prefix>1`, … through a node, several at a time; returns them with their values.
+    /// Writes `<prefix>0`, `<prefix>1`, … through a node, several at a time.
     pub async fn write_many(&self, id: NodeId, prefix: &str, count: usize) -> BTreeMap<String, String> {
         use futures_util::stream::{self, StreamExt};
         let pairs = (0..count).map(|number| (format!("{prefix}{number}"), format!("value {number} of {prefix}")));
@@ -238,26 +194,26 @@ impl TestCluster {
             .await
     }
 
-    /// Reads a key from a node's own state; a missing key is empty.
+    /// What a node holds now.
     pub async fn read(&self, id: NodeId, key: &str) -> Result<String, String> {
         self.value_from("/read", id, key).await
     }
 
-    /// Reads a key linearizably through a node; a missing key is empty.
+    /// What a node answers linearizably.
     pub async fn consistent_read(&self, id: NodeId, key: &str) -> Result<String, String> {
         self.value_from("/consistent_read", id, key).await
     }
 
     async fn value_from(&self, path: &str, id: NodeId, key: &str) -> Result<String, String> {
         let value = self.try_post(id, path, &json!(key).to_string()).await?.ok()?;
-        Ok(value.as_str().unwrap_or_else(|| panic!("a value must be a string, got {value}")).to_owned())
+        Ok(value.as_str().unwrap_or_else(|| panic!("a value is a string, not {value}")).to_owned())
     }
 
     async fn try_post(&self, id: NodeId, path: &str, body: &str) -> Result<Answer, String> {
         self.http.post(self.addr(id), path, body.to_owned()).await.map_err(|error| format!("{error:?}"))
     }
 
-    /// A node's metrics.
+    /// What a node knows of itself and of the cluster.
     pub async fn metrics(&self, id: NodeId) -> Metrics {
         self.try_metrics(id).await.unwrap_or_else(|error| panic!("GET /metrics on node {id}: {error}"))
     }
@@ -289,7 +245,7 @@ impl TestCluster {
         .await
     }
 
-    /// Waits until these nodes have applied all entries that the first of them has in its log now.
+    /// Waits until these nodes have applied all that the first of them has in its log now.
     pub async fn all_applied(&self, ids: &[NodeId]) {
         let wanted = self.metrics(ids[0]).await.last_log_index;
         for id in ids {
@@ -301,7 +257,7 @@ impl TestCluster {
         }
     }
 
-    /// Waits until these nodes have committed this membership.
+    /// Waits until these nodes have this membership, committed.
     pub async fn membership_is(&self, ids: &[NodeId], voters: &[NodeId], learners: &[NodeId]) {
         for id in ids {
             let what = format!("node {id} knows the voters {voters:?} and the learners {learners:?}");
@@ -316,10 +272,10 @@ impl TestCluster {
         }
     }
 
-    /// Waits until each of these nodes has this value of a key in its own state.
+    /// Waits until each of these nodes holds this value of a key.
     pub async fn value_is(&self, ids: &[NodeId], key: &str, value: &str) {
         for id in ids {
-            eventually(&format!("node {id} has {key:?} = {value:?}"), DEADLINE, async || {
+            eventually(&format!("node {id} holds {key:?} = {value:?}"), DEADLINE, async || {
                 match self.read(*id, key).await {
                     Ok(found) if found == value => Ok(()),
                     other => Err(format!("{other:?}")),
@@ -329,14 +285,14 @@ impl TestCluster {
         }
     }
 
-    /// Asserts that a node's own state has all of these keys and values now.
+    /// Asserts that a node holds all of these now.
     pub async fn assert_holds(&self, id: NodeId, data: &BTreeMap<String, String>) {
         for (key, value) in data {
-            assert_eq!(self.read(id, key).await.as_ref(), Ok(value), "on node {id}, key {key:?}");
+            assert_eq!(self.read(id, key).await.as_ref(), Ok(value), "on node {id}, of the key {key:?}");
         }
     }
 
-    /// Waits until `probe` finds something in a node's metrics, and returns it; `what` names it in a failure.
+    /// Waits until a node's metrics say what is wanted of them, and returns that.
     pub async fn metrics_say<T>(&self, id: NodeId, what: &str, probe: impl Fn(&Metrics) -> Option<T>) -> T {
         eventually(&format!("node {id}: {what}"), DEADLINE, async || {
             let metrics = self.try_metrics(id).await?;
@@ -345,7 +301,7 @@ impl TestCluster {
         .await
     }
 
-    /// Asserts that all nodes that the test did not stop are alive.
+    /// Asserts that all nodes that were not stopped by the test are alive.
     pub fn assert_alive(&mut self) {
         for node in self.nodes.values_mut().filter(|node| node.is_running()) {
             node.assert_alive();
@@ -353,18 +309,18 @@ impl TestCluster {
     }
 }
 
-/// The sets of voters (two during a joint membership change), and the learners.
+/// The sets of voters (two while a change is under way), and the learners.
 fn membership_in(metrics: &Metrics) -> (Vec<BTreeSet<NodeId>>, BTreeSet<NodeId>) {
     let membership = metrics.membership_config.membership();
     (membership.get_joint_config().clone(), membership.learner_ids().collect())
 }
 
-/// The index of a log id, or 0.
+/// An index, or 0.
 pub fn index_of(log_id: Option<LogId>) -> u64 {
     log_id.map_or(0, |log_id| log_id.index)
 }
 
-/// Prints how long something took.
+/// How long something took, for the test's output.
 pub fn report(name: &str, what: &str, took: Duration) {
     eprintln!("{name}: {what} took {} ms", took.as_millis());
 }
@@ -375,7 +331,7 @@ impl Drop for TestCluster {
             return;
         }
         self.directory.disable_cleanup(true);
-        eprintln!("---- {} failed; its data and logs are kept in {}", self.name, self.directory.path().display());
+        eprintln!("---- {} failed; its data and logs stay in {}", self.name, self.directory.path().display());
         for node in self.nodes.values() {
             eprintln!("---- node {}, started as: {}", node.id, node.command_line());
             let log = node.log();
