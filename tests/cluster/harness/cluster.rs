@@ -1,11 +1,11 @@
-//! Several nodes, and what a test asks of them.
+//! Several nodes, and the requests that tests send to them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use raft_key_value::types::LogId;
 use raft_key_value::{ExampleClient, NodeId};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -14,7 +14,7 @@ use super::http::{Answer, Http, Metrics};
 use super::links::Links;
 use super::node::TestNode;
 
-/// Clusters that run at once, however many tests do: their nodes share the machine.
+/// Limits how many clusters run at once, whatever the number of tests, since their nodes share the machine.
 static SLOTS: Semaphore = Semaphore::const_new(3);
 
 /// Waits until another cluster may run, for as long as the permit is held.
@@ -22,14 +22,29 @@ pub async fn cluster_slot() -> SemaphorePermit<'static> {
     SLOTS.acquire().await.unwrap()
 }
 
-/// Flags for tests that ask a certain node to lead: on a busy machine the
-/// defaults would now and then have another one elected in the middle.
+/// Flags for tests that need the same leader throughout: with the defaults, a busy machine would sometimes elect
+/// another one.
 pub const CALM: &[&str] =
     &["--heartbeat-interval-ms", "250", "--election-timeout-min-ms", "3000", "--election-timeout-max-ms", "4000"];
 
-/// The same for tests that also restart all nodes, and wait for an election then.
+/// The same for tests that also restart all nodes, and then wait for an election.
 pub const CALM_BUT_QUICK: &[&str] =
     &["--heartbeat-interval-ms", "200", "--election-timeout-min-ms", "1500", "--election-timeout-max-ms", "2000"];
+
+/// The same for tests that never need another leader, and must not get one.
+pub const STEADY: &[&str] =
+    &["--heartbeat-interval-ms", "1000", "--election-timeout-min-ms", "30000", "--election-timeout-max-ms", "60000"];
+
+/// Flags for snapshots and purges so frequent that a test with some hundred writes sees several.
+pub const OFTEN: &[&str] = &["--snapshot-entries", "50", "--snapshot-keep-entries", "20"];
+
+/// The nodes of most clusters.
+pub const ALL: [NodeId; 3] = [1, 2, 3];
+
+/// The nodes of [`ALL`] except this one.
+pub fn others(id: NodeId) -> Vec<NodeId> {
+    ALL.into_iter().filter(|other| *other != id).collect()
+}
 
 /// Nodes on this machine, with a temporary directory for their data and logs.
 pub struct TestCluster {
@@ -63,7 +78,7 @@ impl TestCluster {
         cluster
     }
 
-    /// Starts nodes, and makes them a cluster of voters that has a leader.
+    /// Starts nodes, and forms a cluster of voters with a leader.
     pub async fn form(name: &'static str, ids: &[NodeId], flags: &[&'static str]) -> Self {
         let cluster = Self::start(name, ids, flags).await;
         let members: Vec<_> = ids.iter().map(|id| json!([id, cluster.addr(*id)])).collect();
@@ -73,7 +88,7 @@ impl TestCluster {
         cluster
     }
 
-    /// The same, with every link between two nodes one that can be cut.
+    /// The same, with links between the nodes that can be cut.
     pub async fn form_over(links: &Links, name: &'static str, ids: &[NodeId], flags: &[&'static str]) -> Self {
         let mut cluster = Self::start(name, &[], flags).await;
         let mut members = Vec::new();
@@ -90,7 +105,7 @@ impl TestCluster {
         cluster
     }
 
-    /// Starts one more node, which belongs to no cluster yet.
+    /// Starts another node, which belongs to no cluster yet.
     pub async fn add_node(&mut self, id: NodeId) {
         let directory = self.directory.path();
         let node = match self.umask {
@@ -101,65 +116,89 @@ impl TestCluster {
             }
         };
         let replaced = self.nodes.insert(id, node);
-        assert!(replaced.is_none(), "node {id} was there already");
+        assert!(replaced.is_none(), "node {id} already exists");
     }
 
-    /// Has nodes that are added from now on start with this umask.
+    /// Makes nodes that are added later start with this umask.
     pub fn set_umask(&mut self, umask: &'static str) {
         self.umask = Some(umask);
     }
 
     // ---- processes ----
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     pub fn kill(&mut self, id: NodeId) {
         self.node_mut(id).kill();
     }
 
-    /// SIGTERM; returns the exit code.
+    /// Sends SIGTERM; returns the exit code.
     pub async fn stop(&mut self, id: NodeId) -> Option<i32> {
         self.node_mut(id).stop().await
     }
 
-    /// Starts a stopped node again, on its directory and address.
+    /// Restarts a stopped node on its directory and address.
     pub async fn restart(&mut self, id: NodeId) {
         let http = self.http.clone();
         self.node_mut(id).restart(&http).await;
     }
 
-    /// A node.
+    /// Restarts stopped nodes, and waits until they have a leader.
+    pub async fn restart_all(&mut self, ids: &[NodeId]) {
+        for id in ids {
+            self.restart(*id).await;
+        }
+        self.leader_of(ids).await;
+    }
+
+    /// Kills nodes, restarts them, and waits until they have a leader.
+    pub async fn crash(&mut self, ids: &[NodeId]) {
+        for id in ids {
+            self.kill(*id);
+        }
+        self.restart_all(ids).await;
+    }
+
+    /// Crashes nodes that must not have more open files than this from then on.
+    pub async fn limit_files(&mut self, ids: &[NodeId], files_max: u64) {
+        for id in ids {
+            self.node_mut(*id).limit_files(files_max);
+        }
+        self.crash(ids).await;
+    }
+
+    /// A node of the cluster, running or not.
     pub fn node(&self, id: NodeId) -> &TestNode {
         &self.nodes[&id]
     }
 
-    /// Whether there is such a node, running or not.
+    /// Whether the cluster has this node, running or not.
     pub fn has(&self, id: NodeId) -> bool {
         self.nodes.contains_key(&id)
     }
 
-    /// A node.
+    /// The same, for changing it.
     pub fn node_mut(&mut self, id: NodeId) -> &mut TestNode {
-        self.nodes.get_mut(&id).unwrap_or_else(|| panic!("there is no node {id}"))
+        self.nodes.get_mut(&id).unwrap_or_else(|| panic!("no node {id}"))
     }
 
     // ---- requests ----
 
-    /// The address of a node.
+    /// The address of a node, as `HOST:PORT`.
     pub fn addr(&self, id: NodeId) -> &str {
         &self.node(id).addr
     }
 
-    /// A client that turns to a node first.
+    /// A client that tries a node first.
     pub fn client(&self, id: NodeId) -> ExampleClient {
         ExampleClient::new(id, self.addr(id).to_owned())
     }
 
-    /// What requests are sent with.
+    /// The HTTP client of the tests.
     pub fn http(&self) -> &Http {
         &self.http
     }
 
-    /// `POST` to a node that is running.
+    /// Sends a `POST` to a running node.
     pub async fn post(&self, id: NodeId, path: &str, body: impl Into<reqwest::Body>) -> Answer {
         self.http
             .post(self.addr(id), path, body)
@@ -167,20 +206,30 @@ impl TestCluster {
             .unwrap_or_else(|error| panic!("POST {path} on node {id}: {error:?}"))
     }
 
-    /// `POST` to a node that is running, asking not to be passed on.
+    /// Sends a `POST` that must not be forwarded to a running node.
     pub async fn post_here(&self, id: NodeId, path: &str, body: impl Into<reqwest::Body>) -> Answer {
         let answer = self.http.post_here(self.addr(id), path, body).await;
         answer.unwrap_or_else(|error| panic!("POST {path} on node {id}: {error:?}"))
     }
 
-    /// Writes through a node, as often as it takes.
+    /// Adds a node of this cluster as a learner; returns the content of the response.
+    pub async fn add_learner(&self, through: NodeId, id: NodeId) -> Value {
+        self.post(through, "/add-learner", json!([id, self.addr(id)]).to_string()).await.ok().unwrap()
+    }
+
+    /// Makes these nodes the voters; returns the content of the response.
+    pub async fn change_membership(&self, through: NodeId, voters: &[NodeId]) -> Value {
+        self.post(through, "/change-membership", json!(voters).to_string()).await.ok().unwrap()
+    }
+
+    /// Writes through a node, retrying until it succeeds.
     pub async fn write(&self, id: NodeId, key: &str, value: &str) {
         let body = json!({"Set": {"key": key, "value": value}}).to_string();
         let what = format!("a write through node {id}");
         eventually(&what, DEADLINE, async || self.try_post(id, "/write", &body).await?.ok()).await;
     }
 
-    /// Writes `<prefix>0`, `<prefix>1`, … through a node, several at a time.
+    /// Writes the keys `<prefix>0`, `<prefix>1`, … through a node, several at a time; returns them with their values.
     pub async fn write_many(&self, id: NodeId, prefix: &str, count: usize) -> BTreeMap<String, String> {
         use futures_util::stream::{self, StreamExt};
         let pairs = (0..count).map(|number| (format!("{prefix}{number}"), format!("value {number} of {prefix}")));
@@ -194,26 +243,26 @@ impl TestCluster {
             .await
     }
 
-    /// What a node holds now.
+    /// Reads a key from a node's own state; a missing key is empty.
     pub async fn read(&self, id: NodeId, key: &str) -> Result<String, String> {
         self.value_from("/read", id, key).await
     }
 
-    /// What a node answers linearizably.
+    /// Reads a key linearizably through a node; a missing key is empty.
     pub async fn consistent_read(&self, id: NodeId, key: &str) -> Result<String, String> {
         self.value_from("/consistent_read", id, key).await
     }
 
     async fn value_from(&self, path: &str, id: NodeId, key: &str) -> Result<String, String> {
         let value = self.try_post(id, path, &json!(key).to_string()).await?.ok()?;
-        Ok(value.as_str().unwrap_or_else(|| panic!("a value is a string, not {value}")).to_owned())
+        Ok(value.as_str().unwrap_or_else(|| panic!("a value must be a string, got {value}")).to_owned())
     }
 
     async fn try_post(&self, id: NodeId, path: &str, body: &str) -> Result<Answer, String> {
         self.http.post(self.addr(id), path, body.to_owned()).await.map_err(|error| format!("{error:?}"))
     }
 
-    /// What a node knows of itself and of the cluster.
+    /// A node's metrics.
     pub async fn metrics(&self, id: NodeId) -> Metrics {
         self.try_metrics(id).await.unwrap_or_else(|error| panic!("GET /metrics on node {id}: {error}"))
     }
@@ -245,7 +294,7 @@ impl TestCluster {
         .await
     }
 
-    /// Waits until these nodes have applied all that the first of them has in its log now.
+    /// Waits until these nodes have applied all entries that the first of them has in its log now.
     pub async fn all_applied(&self, ids: &[NodeId]) {
         let wanted = self.metrics(ids[0]).await.last_log_index;
         for id in ids {
@@ -257,7 +306,7 @@ impl TestCluster {
         }
     }
 
-    /// Waits until these nodes have this membership, committed.
+    /// Waits until these nodes have committed this membership.
     pub async fn membership_is(&self, ids: &[NodeId], voters: &[NodeId], learners: &[NodeId]) {
         for id in ids {
             let what = format!("node {id} knows the voters {voters:?} and the learners {learners:?}");
@@ -272,10 +321,10 @@ impl TestCluster {
         }
     }
 
-    /// Waits until each of these nodes holds this value of a key.
+    /// Waits until each of these nodes has this value of a key in its own state.
     pub async fn value_is(&self, ids: &[NodeId], key: &str, value: &str) {
         for id in ids {
-            eventually(&format!("node {id} holds {key:?} = {value:?}"), DEADLINE, async || {
+            eventually(&format!("node {id} has {key:?} = {value:?}"), DEADLINE, async || {
                 match self.read(*id, key).await {
                     Ok(found) if found == value => Ok(()),
                     other => Err(format!("{other:?}")),
@@ -285,14 +334,14 @@ impl TestCluster {
         }
     }
 
-    /// Asserts that a node holds all of these now.
+    /// Asserts that a node's own state has all of these keys and values now.
     pub async fn assert_holds(&self, id: NodeId, data: &BTreeMap<String, String>) {
         for (key, value) in data {
-            assert_eq!(self.read(id, key).await.as_ref(), Ok(value), "on node {id}, of the key {key:?}");
+            assert_eq!(self.read(id, key).await.as_ref(), Ok(value), "on node {id}, key {key:?}");
         }
     }
 
-    /// Waits until a node's metrics say what is wanted of them, and returns that.
+    /// Waits until `probe` finds something in a node's metrics, and returns it; `what` names it in a failure.
     pub async fn metrics_say<T>(&self, id: NodeId, what: &str, probe: impl Fn(&Metrics) -> Option<T>) -> T {
         eventually(&format!("node {id}: {what}"), DEADLINE, async || {
             let metrics = self.try_metrics(id).await?;
@@ -301,7 +350,7 @@ impl TestCluster {
         .await
     }
 
-    /// Asserts that all nodes that were not stopped by the test are alive.
+    /// Asserts that all nodes that the test did not stop are alive.
     pub fn assert_alive(&mut self) {
         for node in self.nodes.values_mut().filter(|node| node.is_running()) {
             node.assert_alive();
@@ -309,18 +358,18 @@ impl TestCluster {
     }
 }
 
-/// The sets of voters (two while a change is under way), and the learners.
+/// The sets of voters (two during a joint membership change), and the learners.
 fn membership_in(metrics: &Metrics) -> (Vec<BTreeSet<NodeId>>, BTreeSet<NodeId>) {
     let membership = metrics.membership_config.membership();
     (membership.get_joint_config().clone(), membership.learner_ids().collect())
 }
 
-/// An index, or 0.
+/// The index of a log id, or 0.
 pub fn index_of(log_id: Option<LogId>) -> u64 {
     log_id.map_or(0, |log_id| log_id.index)
 }
 
-/// How long something took, for the test's output.
+/// Prints how long something took.
 pub fn report(name: &str, what: &str, took: Duration) {
     eprintln!("{name}: {what} took {} ms", took.as_millis());
 }
@@ -331,7 +380,7 @@ impl Drop for TestCluster {
             return;
         }
         self.directory.disable_cleanup(true);
-        eprintln!("---- {} failed; its data and logs stay in {}", self.name, self.directory.path().display());
+        eprintln!("---- {} failed; its data and logs are kept in {}", self.name, self.directory.path().display());
         for node in self.nodes.values() {
             eprintln!("---- node {}, started as: {}", node.id, node.command_line());
             let log = node.log();

@@ -1,4 +1,4 @@
-//! Starts real nodes as child processes, and looks at them from outside.
+//! Starts real nodes as child processes, and inspects them from outside.
 
 mod cluster;
 mod events;
@@ -13,15 +13,15 @@ mod v1;
 mod wire;
 mod writers;
 
-pub use cluster::{CALM, CALM_BUT_QUICK, TestCluster, cluster_slot, index_of, report};
+pub use cluster::{ALL, CALM, CALM_BUT_QUICK, OFTEN, STEADY, TestCluster, cluster_slot, index_of, others, report};
 pub use events::{Event, Watch};
 pub use eventually::{DEADLINE, eventually};
 pub use http::{Answer, Http, Metrics};
 pub use links::Links;
-pub use node::{TestNode, files_below};
-pub use peer::{envelope, envelope_header, identity_of};
+pub use node::{TestNode, copy_directory, files_below};
+pub use peer::{envelope, envelope_header, framed, identity_of};
 pub use process::{BINARY, Ended, command, free_port, raise_open_files, run, send_signal};
 pub use stand_in::{StandIn, respond};
-pub use v1::{Random, path_of};
+pub use v1::{Random, mib_of, path_of};
 pub use wire::{Wire, WireResponse};
 pub use writers::Writers;
