@@ -142,8 +142,8 @@ pub enum Operation {
     Txn(Arc<Txn>),
     /// Only removes expired keys, which every write does first.
     Expire,
-    /// As [`Operation::Expire`]. It also carries the hash of an earlier state of the leader, which each node compares with
-    /// its own.
+    /// As [`Operation::Expire`]. It also carries the hash of an earlier state of the leader, which each node compares
+    /// with its own.
     SelfCheck {
         /// The index of the last entry in that state.
         index: u64,
@@ -582,8 +582,8 @@ mod tests {
         assert!(serde_json::from_str::<TxnDone>(&without_value).is_err());
     }
 
-    /// A request has the fingerprint that it had in all versions before. Otherwise a request that is sent again would be
-    /// rejected as another one.
+    /// A request has the fingerprint that it had in all versions before. Otherwise a request that is sent again would
+    /// be rejected as another one.
     ///
     /// Method: for operations of all kinds, compare with the hash of the MessagePack in one piece, and some with known
     /// numbers.

@@ -1,7 +1,7 @@
 //! Requests that wait until an entry is applied.
 //!
-//! Each is woken once, when its entry is applied, and gets the state after it. An entry for which no request waits costs
-//! one comparison.
+//! Each is woken once, when its entry is applied, and gets the state after it. An entry for which no request waits
+//! costs one comparison.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -95,8 +95,8 @@ impl AppliedWaits {
 }
 
 impl AppliedWait {
-    /// The state after the entry, or after a later one if a snapshot contained both. `None` if applying it failed, which
-    /// stops the node.
+    /// The state after the entry, or after a later one if a snapshot contained both. `None` if applying it failed,
+    /// which stops the node.
     pub(super) async fn applied(&mut self) -> Option<SelfCheck> {
         (&mut self.receiver).await.ok()
     }

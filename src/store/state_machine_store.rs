@@ -188,7 +188,8 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
     /// Takes no snapshot that the disk has no room for: it would be written in part, and given up.
     async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<SnapshotBuilder> {
         let snapshots = self.snapshots.clone();
-        // Not on this thread: it reads the disk, and may delete large files. If that panics, writing will show the cause.
+        // Not on this thread: it reads the disk, and may delete large files. If that panics, writing will show the
+        // cause.
         let has_room = async { tokio::task::spawn_blocking(move || snapshots.has_room()).await.unwrap_or(true) };
         if !force && !has_room.await {
             tracing::warn!("no snapshot is taken: the disk has too little room for it; free some space");

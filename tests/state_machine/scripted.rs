@@ -28,8 +28,9 @@ fn txn(steps: Vec<TxnStep>) -> Operation {
     Operation::Txn(Arc::new(Txn { compare: vec![], success: steps, failure: vec![] }))
 }
 
-/// More keys than one step deletes take several steps, up to the revision of the first one: keys that are put or changed
-/// between the steps remain. A request that is sent again continues, even after a snapshot, and counts all keys.
+/// More keys than one step deletes take several steps, up to the revision of the first one: keys that are put or
+/// changed between the steps remain. A request that is sent again continues, even after a snapshot, and counts all
+/// keys.
 ///
 /// Method: two steps' keys and five more; between the steps one key is changed,
 /// one put, one deleted, and the state goes through a file.

@@ -72,8 +72,8 @@ fn assert_opens(data_dir: &Path) -> Identity {
     store.identity()
 }
 
-/// A directory of format 1 is opened with everything in it, has the current format from then on, and is the same when it
-/// is opened again.
+/// A directory of format 1 is opened with everything in it, has the current format from then on, and is the same when
+/// it is opened again.
 ///
 /// Method: opened three times; between the last two a snapshot is written, which
 /// must be of the new format, and hold the same.

@@ -105,8 +105,8 @@ fn first_file_of_a_new_node() {
     }
 }
 
-/// Whatever part of the last record is missing, the store opens with exactly the records before it, and logs what it cut
-/// off. A cut within the very first record, which was synced before the node joined its cluster, is damage.
+/// Whatever part of the last record is missing, the store opens with exactly the records before it, and logs what it
+/// cut off. A cut within the very first record, which was synced before the node joined its cluster, is damage.
 ///
 /// Method: a log in one file, cut at every byte.
 #[test]

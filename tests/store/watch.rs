@@ -317,8 +317,8 @@ fn check(actions: &[Action], large: &Value) -> u64 {
     state.gone
 }
 
-/// A watch receives every change of its keys from its beginning on, in order, once, by whole revisions, or an error that
-/// they are no longer kept.
+/// A watch receives every change of its keys from its beginning on, in order, once, by whole revisions, or an error
+/// that they are no longer kept.
 ///
 /// Method: 500 random sequences (PROPTEST_CASES: another number,
 /// PROPTEST_RNG_SEED: one seed) of batches that are applied, watches that begin

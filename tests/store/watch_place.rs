@@ -80,8 +80,8 @@ fn a_watch_of_seldom_changes_keeps_its_place() {
 /// A watch reads the history in short steps, between which other tasks run, and misses nothing where a step ends.
 ///
 /// Method: revisions of three changes each, for several steps. A watch of a key that none of them has is polled, with a
-/// new future each time, until it has all: once for each step. Watches of one key, and of several, around the end of each
-/// step are to find exactly those, and all are handed what is written then.
+/// new future each time, until it has all: once for each step. Watches of one key, and of several, around the end of
+/// each step are to find exactly those, and all are handed what is written then.
 #[test]
 fn the_history_is_read_in_steps() {
     // A step ends before the next revision.
@@ -134,8 +134,8 @@ fn the_history_is_read_in_steps() {
 /// A watch whose batch was dropped is not told that it has everything while it reads the history, although nothing else
 /// was handed to it.
 ///
-/// Method: a batch with two changes of a key, between which the history has more others than are looked at in one step. It
-/// is dropped for the sake of a group that is not read. After the first of the changes the watch asks for its place.
+/// Method: a batch with two changes of a key, between which the history has more others than are looked at in one step.
+/// It is dropped for the sake of a group that is not read. After the first of the changes the watch asks for its place.
 #[test]
 fn no_place_while_the_history_is_read() {
     run(async {

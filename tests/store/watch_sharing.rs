@@ -47,8 +47,8 @@ fn put_large(index: u64, key: &str) -> raft_key_value::types::Entry {
 /// What many watches are handed is encoded once for each group, however long it is, and a long event
 /// once for the node.
 ///
-/// Method: 100 watches of a key and 100 of each of two prefixes, all with everything they want. A value of
-/// 1 MiB, a transaction of 2,000 puts, and the first step of a deletion; then a watch that reads all of it from the history.
+/// Method: 100 watches of a key and 100 of each of two prefixes, all with everything they want. A value of 1 MiB, a
+/// transaction of 2,000 puts, and the first step of a deletion; then a watch that reads all of it from the history.
 #[test]
 fn each_batch_is_encoded_once() {
     run(async {
@@ -92,7 +92,8 @@ fn records(store: &ExampleStore, key: &str) -> Vec<Weak<Record>> {
     })
 }
 
-/// A watch that is not read keeps no more of the changes than the node's bound of bytes, in however few batches they come.
+/// A watch that is not read keeps no more of the changes than the node's bound of bytes, in however few batches they
+/// come.
 ///
 /// Method: a watch that is at the end and is not read then; two batches of entries with 40 MiB for it, and
 /// so many others that the history forgets those. The values still in memory are counted.
@@ -149,9 +150,9 @@ fn a_long_change_for_many_groups_is_kept_for_all() {
 
 /// A change of which some groups have been read is counted for as long as another holds it.
 ///
-/// Method: watches of a key and of prefixes of it that begin with each other, of which one is not read, each in turn. Two
-/// batches of entries with 40 MiB, after each of which the others take all, and so many other changes that the history
-/// forgets those. The values still in memory are counted.
+/// Method: watches of a key and of prefixes of it that begin with each other, of which one is not read, each in turn.
+/// Two batches of entries with 40 MiB, after each of which the others take all, and so many other changes that the
+/// history forgets those. The values still in memory are counted.
 #[test]
 fn a_slow_group_beside_fast_ones_holds_a_bounded_number_of_bytes() {
     let filters = [Filter::Key("key".into()), Filter::Prefix("key".into()), Filter::Prefix("k".into())];
@@ -188,8 +189,8 @@ fn a_slow_group_beside_fast_ones_holds_a_bounded_number_of_bytes() {
 /// Long events that are sent are in memory within the node's bounds, even if groups take them so far apart that each
 /// is encoded more than once.
 ///
-/// Method: 200 pairs of nested prefixes, and 17 changes, whose events stand for a MiB each. The watches of a pair take them
-/// side by side, so that both have the same events, and then each holds nothing but its place.
+/// Method: 200 pairs of nested prefixes, and 17 changes, whose events stand for a MiB each. The watches of a pair take
+/// them side by side, so that both have the same events, and then each holds nothing but its place.
 #[test]
 fn long_events_hold_a_bounded_number_of_bytes() {
     const GROUPS: usize = 400;

@@ -437,8 +437,8 @@ mod tests {
         }
     }
 
-    /// A record that cannot follow those before it is damage, at its offset. raft-log would reject it only after it began
-    /// to change files, or accept a log with a gap.
+    /// A record that cannot follow those before it is damage, at its offset. raft-log would reject it only after it
+    /// began to change files, or accept a log with a gap.
     #[test]
     fn records_that_contradict() {
         let rows: [(&[Record], &str); 14] = [

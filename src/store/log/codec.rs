@@ -143,8 +143,8 @@ impl Decode for PayloadRecord {
         }
         let mut bytes = Vec::new();
         read_part(&mut reader, length, &mut bytes)?;
-        // Do not propagate the decoder's error: its message may contain user data, and its kind UnexpectedEof would count
-        // as a torn write.
+        // Do not propagate the decoder's error: its message may contain user data, and its kind UnexpectedEof would
+        // count as a torn write.
         rmp_serde::from_slice(&bytes).map(PayloadRecord).map_err(|_| invalid("a payload cannot be decoded"))
     }
 }

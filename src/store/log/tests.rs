@@ -301,8 +301,8 @@ async fn limited_read() {
 
 /// `first_other` finds an entry that the log has with another payload.
 ///
-/// Method: entries 0 to 4 of term 1, up to 1 purged; ranges with one payload changed, with other log ids, before, across
-/// and beyond the log.
+/// Method: entries 0 to 4 of term 1, up to 1 purged; ranges with one payload changed, with other log ids, before,
+/// across and beyond the log.
 #[tokio::test]
 async fn other_entries() {
     let directory = tempfile::tempdir().unwrap();

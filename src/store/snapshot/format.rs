@@ -171,7 +171,8 @@ pub fn meta_of(machine: &ExampleStateMachine) -> SnapshotMeta {
 ///
 /// # Errors
 ///
-/// Those of writing the file; [`io::ErrorKind::StorageFull`] also if the disk would have less than [`SNAPSHOT_LEAVES_BYTES`](crate::config::SNAPSHOT_LEAVES_BYTES) free bytes.
+/// Those of writing the file; [`io::ErrorKind::StorageFull`] also if the disk would have less than
+/// [`SNAPSHOT_LEAVES_BYTES`](crate::config::SNAPSHOT_LEAVES_BYTES) free bytes.
 pub fn write(machine: &ExampleStateMachine, meta: &SnapshotMeta, file: &mut File) -> io::Result<bool> {
     let mut frames = FrameWriter {
         writer: BufWriter::with_capacity(SNAPSHOT_FRAME_BYTES, file),

@@ -274,8 +274,8 @@ impl SnapshotDirectory {
                 let index = index_of(&meta);
                 tracing::warn!("no snapshot is taken at index {index}: the disk is full ({source}); free some space");
                 let nothing = SnapshotMeta { last_log_id: None, last_membership: StoredMembership::default() };
-                // Not the file that was written: its space is free only when all its descriptors are closed. The file of
-                // an empty snapshot is never read.
+                // Not the file that was written: its space is free only when all its descriptors are closed. The file
+                // of an empty snapshot is never read.
                 let file = File::open(&self.path).map_err(|error| StoreError::io("open", &self.path, error))?;
                 Ok((nothing, SnapshotFile { file: OpenFile::new(file), bytes: 0, received: None }))
             }

@@ -176,8 +176,8 @@ mod tests {
         assert!(loaded == *history, "a history that is loaded is another");
     }
 
-    /// The history keeps the newest revisions, whole and within its bounds, knows from which revision on it is complete,
-    /// and is the same after it is loaded.
+    /// The history keeps the newest revisions, whole and within its bounds, knows from which revision on it is
+    /// complete, and is the same after it is loaded.
     ///
     /// Method: revisions of 1 to 5 changes, of values of up to 9 MB (which share their memory), far past the bound of
     /// bytes; the invariants are checked after each change.

@@ -428,8 +428,8 @@ impl ExampleStateMachine {
     /// Applies an entry from before there were revisions.
     ///
     /// The result must not depend on when a node began to count revisions, since each node begins at another snapshot.
-    /// So all keys that were set before the first [`Write`] have the same revision, whether they come from a snapshot or
-    /// from the log. (The first write that changes anything adds to the history, which is never empty again.)
+    /// So all keys that were set before the first [`Write`] have the same revision, whether they come from a snapshot
+    /// or from the log. (The first write that changes anything adds to the history, which is never empty again.)
     fn apply_former_set(&mut self, key: Key, value: &str) -> ExampleResponse {
         let former = Value::from(value);
         if self.revision <= FORMER_REVISION && self.history.iter().len() == 0 {

@@ -1,4 +1,5 @@
-//! Results of requests, as snapshots store them and as the state's hash and the bound of remembered requests count them.
+//! Results of requests, as snapshots store them and as the state's hash and the bound of remembered requests count
+//! them.
 //!
 //! **On disk and in the hash: frozen.** Old snapshots must load, and nodes of all versions must agree on hashes and
 //! on which requests are remembered. So these types are separate from those in memory

@@ -63,10 +63,10 @@ pub(in crate::store) struct Hub {
 
 /// The newest batches that were handed out, oldest first.
 ///
-/// Each byte in memory counts once, however many groups share it. A change counts [`Change::FIXED_BYTES`] in each batch.
-/// Its key and value count in the last batch that has it: batches are dropped in order, so these bytes count for as long
-/// as a batch in here holds them. An encoded piece counts once for all batches that have it, from when the first of them
-/// is encoded.
+/// Each byte in memory counts once, however many groups share it. A change counts [`Change::FIXED_BYTES`] in each
+/// batch. Its key and value count in the last batch that has it: batches are dropped in order, so these bytes count for
+/// as long as a batch in here holds them. An encoded piece counts once for all batches that have it, from when the
+/// first of them is encoded.
 ///
 /// Invariant: `bytes` is the sum of the batches' `counted_bytes` and of the pieces of those whose
 /// `encoded_is_counted`, and at most [`WATCH_HANDED_OUT_BYTES_MAX`] unless only one batch is kept.
