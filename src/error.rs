@@ -17,12 +17,11 @@ use crate::body::{ErrorAnswer, ErrorBody, Leader};
 use crate::config::{MESSAGE_CHARACTERS_MAX, RETRY_AFTER};
 use crate::types::{ExampleNode, NodeId};
 
-/// The outcome of errors that have no other: [`Outcome::NotApplied`] in JSON. It takes no memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// The outcome of errors that have no other. In JSON it is [`Outcome::NotApplied`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NotApplied {
     /// The only value.
-    #[default]
     NotApplied,
 }
 
@@ -130,7 +129,6 @@ pub struct BadRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub column: Option<usize>,
     /// Always `not_applied`.
-    #[schema(value_type = Outcome)]
     pub outcome: NotApplied,
 }
 
@@ -140,7 +138,6 @@ pub struct Details {
     /// For people.
     pub message: String,
     /// Always `not_applied`.
-    #[schema(value_type = Outcome)]
     pub outcome: NotApplied,
 }
 
@@ -165,7 +162,6 @@ pub struct NotAllowed {
     /// For people.
     pub message: String,
     /// Always `not_applied`.
-    #[schema(value_type = Outcome)]
     pub outcome: NotApplied,
 }
 
@@ -181,7 +177,6 @@ pub struct TooLarge {
     /// The size, in bytes; a lower bound if the rest was not read.
     pub size: usize,
     /// Always `not_applied`.
-    #[schema(value_type = Outcome)]
     pub outcome: NotApplied,
 }
 
@@ -193,7 +188,6 @@ pub struct KeyNotFound {
     /// The revision of the store at which the key does not exist.
     pub revision: u64,
     /// Always `not_applied`.
-    #[schema(value_type = Outcome)]
     pub outcome: NotApplied,
 }
 
@@ -205,7 +199,6 @@ pub struct ConditionFailed {
     /// The key's revision; `None` if the key does not exist.
     pub current_revision: Option<u64>,
     /// Always `not_applied`.
-    #[schema(value_type = Outcome)]
     pub outcome: NotApplied,
 }
 
@@ -217,7 +210,6 @@ pub struct RevisionGone {
     /// The oldest revision that is kept.
     pub oldest_revision: u64,
     /// Always `not_applied`.
-    #[schema(value_type = Outcome)]
     pub outcome: NotApplied,
 }
 
@@ -229,7 +221,6 @@ pub struct AppliedPassed {
     /// The index of the last entry that the node has applied.
     pub applied_index: u64,
     /// Always `not_applied`.
-    #[schema(value_type = Outcome)]
     pub outcome: NotApplied,
 }
 
@@ -251,7 +242,6 @@ pub struct Retry {
     /// When to retry, in milliseconds.
     pub retry_after_ms: u64,
     /// Always `not_applied`.
-    #[schema(value_type = Outcome)]
     pub outcome: NotApplied,
 }
 

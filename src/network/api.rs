@@ -130,7 +130,7 @@ pub async fn consistent_read(
 ) -> Result<HttpResponse, ApiError> {
     let (body, _memory) = read_client_body(&app, &request, payload).await?;
     let key = decode(&app, &body, parse_key).await?;
-    linearize(&app, request.headers()).await?;
+    linearize(&app, request.headers(), None).await?;
     value_of(&app, &key).await
 }
 

@@ -194,41 +194,22 @@ pub fn write_error(error: &RaftError<TypeConfig, ClientWriteError<TypeConfig>>) 
 }
 
 /// Waits until this node has applied all that was written before the call.
-pub async fn linearize(app: &ExampleApp, headers: &HeaderMap) -> Result<(), ApiError> {
-    linearize_by(app, headers, |destination| async move {
-        match Worker::current().map(|worker| worker.shared_reads.confirm(destination.clone())) {
-            Some(confirmed) => confirmed.await.unwrap_or_else(|_| Err(stopping())),
-            None => read_index::confirm(app, &destination, REQUEST_DEADLINE).await,
-        }
-    })
-    .await
-}
-
-/// Like [`linearize`], but without sharing the confirmation with other requests. If another node leads, it must
-/// respond within `response_deadline`.
-pub async fn linearize_alone(
-    app: &ExampleApp,
-    headers: &HeaderMap,
-    response_deadline: Duration,
-) -> Result<(), ApiError> {
-    linearize_by(
-        app,
-        headers,
-        |destination| async move { read_index::confirm(app, &destination, response_deadline).await },
-    )
-    .await
-}
-
-async fn linearize_by<Confirm: Future<Output = Result<(), ApiError>>>(
-    app: &ExampleApp,
-    headers: &HeaderMap,
-    confirm: impl FnOnce(Destination) -> Confirm,
-) -> Result<(), ApiError> {
+///
+/// Reads of one thread share a confirmation by the leader. With `alone_within`, the read has its own, and a leader that
+/// is another node must respond within that time.
+pub async fn linearize(app: &ExampleApp, headers: &HeaderMap, alone_within: Option<Duration>) -> Result<(), ApiError> {
     if seeded_bug::is_on(SeededBug::ReadWithoutReadIndex) {
         return Ok(());
     }
     let destination = forward::destination(app, headers)?;
-    match tokio::time::timeout(REQUEST_DEADLINE, confirm(destination)).await {
+    let confirm = async {
+        let worker = Worker::current().filter(|_| alone_within.is_none());
+        match worker.map(|worker| worker.shared_reads.confirm(destination.clone())) {
+            Some(confirmed) => confirmed.await.unwrap_or_else(|_| Err(stopping())),
+            None => read_index::confirm(app, &destination, alone_within.unwrap_or(REQUEST_DEADLINE)).await,
+        }
+    };
+    match tokio::time::timeout(REQUEST_DEADLINE, confirm).await {
         Ok(result) => result,
         Err(_) => Err(ApiError::DeadlinePassed(Interrupted::not_applied(
             "too few nodes confirmed the read in time; nothing was changed",

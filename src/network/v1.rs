@@ -125,7 +125,7 @@ pub fn unexpected(result: Option<&WriteResult>) -> ApiError {
 /// Waits until this node's own state may be read: at once if it may be stale, otherwise once it has all that was
 /// written before the call.
 pub async fn ready_to_read(app: &ExampleApp, headers: &HeaderMap, stale: bool) -> Result<(), ApiError> {
-    if stale { readiness::stale_read(app) } else { linearize(app, headers).await }
+    if stale { readiness::stale_read(app) } else { linearize(app, headers, None).await }
 }
 
 /// A key without its value, for JSON.

@@ -15,7 +15,7 @@ use futures_util::stream;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::consensus::linearize_alone;
+use super::consensus::linearize;
 use super::list::revision_in_future;
 use super::listener::admission::state_of;
 use super::listener::connection_limits::WatchPermit;
@@ -366,7 +366,7 @@ async fn ask_leader(app: &ExampleApp) -> Result<(), ApiError> {
         let leader_changed = app.leader_changed();
         tokio::select! {
             biased;
-            asked = linearize_alone(app, &headers, WATCH_CONFIRMATION_DEADLINE) => return asked,
+            asked = linearize(app, &headers, Some(WATCH_CONFIRMATION_DEADLINE)) => return asked,
             // The former leader may never respond.
             () = leader_changed => {}
         }
