@@ -26,7 +26,7 @@ help:
 	@echo '              how long nobody can write after kill -9 of the leader, ours and etcd (4 minutes; as root)'
 	@echo 'make faults-selftest'
 	@echo '              servers with bugs on purpose, each of which the faults must find (5 minutes; as root)'
-	@echo 'make fuzz     made-up bytes for every decoder, SECONDS=60 each; installs cargo-fuzz (fuzz/README.md)'
+	@echo 'make fuzz     made-up bytes for every decoder, SECONDS=60 each; installs cargo-fuzz (tools/fuzz/README.md)'
 	@echo 'make deny     licences and advisories of the dependencies (needs cargo-deny)'
 
 verify: format lint docs leftovers test
@@ -43,7 +43,7 @@ docs:
 
 # What must not stay in code that lands.
 leftovers:
-	@! grep -rnE '\b(todo|unimplemented|dbg)!\(|FIXME|XXX|#\[ignore\]' --include='*.rs' src tests bench/src faults/src fuzz/src fuzz/fuzz_targets
+	@! grep -rnE '\b(todo|unimplemented|dbg)!\(|FIXME|XXX|#\[ignore\]' --include='*.rs' --exclude-dir=target src tests tools
 
 test:
 	cargo test --locked
@@ -57,23 +57,23 @@ demo:
 
 # Figures go to docs/benchmarks.md. BENCH_ARGUMENTS is passed on.
 bench: bench-tools
-	cargo run --release --locked --manifest-path bench/Cargo.toml -- compare $(BENCH_ARGUMENTS)
+	cargo run --release --locked -p raft-key-value-bench -- compare $(BENCH_ARGUMENTS)
 
 bench-%: bench-tools
-	cargo run --release --locked --manifest-path bench/Cargo.toml -- $* $(BENCH_ARGUMENTS)
+	cargo run --release --locked -p raft-key-value-bench -- $* $(BENCH_ARGUMENTS)
 
 # A tenth of the clients and keys. The load generator is a debug build: building it takes longer than running it.
 bench-hostile-quick:
 	cargo build --release --locked
-	cargo run --locked --manifest-path bench/Cargo.toml --target-dir target -- hostile --quick --print-only $(BENCH_ARGUMENTS)
+	cargo run --locked -p raft-key-value-bench -- hostile --quick --print-only $(BENCH_ARGUMENTS)
 
 bench-tools:
 	cargo build --release --locked
-	sh bench/fetch-etcd.sh
+	tools/fetch-etcd.sh
 
 # What breaks is drawn from a seed, which is printed. FAULTS_ARGUMENTS is passed on. The last line says whether a
-# run found a violation (Error 1), or only did not show everything it has to (Error 3): see faults/README.md.
-FAULTS = cargo run --locked --manifest-path faults/Cargo.toml --
+# run found a violation (Error 1), or only did not show everything it has to (Error 3): see tools/faults/README.md.
+FAULTS = cargo run --locked -p raft-key-value-faults --
 
 faults: faults-tools faults-model
 	$(FAULTS) run $(FAULTS_ARGUMENTS)
@@ -93,31 +93,28 @@ MODEL_CASES = 2000
 faults-model:
 	RKV_STORE_CASES=$(MODEL_CASES) cargo test --locked --test store -- --nocapture conformance:: model::
 
-# Debian's etcd is unpacked below faults/target: as an installed package it would start a service.
-ETCD = faults/target/etcd/usr/bin/etcd
-
 faults-control: faults-tools faults-etcd
-	$(FAULTS) control --etcd $(ETCD) $(FAULTS_ARGUMENTS)
+	$(FAULTS) control $(FAULTS_ARGUMENTS)
 
 faults-outage: faults-tools faults-etcd
-	$(FAULTS) outage --etcd $(ETCD) $(FAULTS_ARGUMENTS)
+	$(FAULTS) outage $(FAULTS_ARGUMENTS)
 
 faults-etcd:
-	sh faults/fetch-etcd.sh
+	tools/fetch-etcd.sh
 
 # The harness must be able to fail: servers with bugs on purpose, each of which it must find.
 faults-selftest:
-	faults/install-tools.sh
+	tools/faults/install-tools.sh
 	cargo build --profile selftest --features seeded-bugs --locked
 	$(FAULTS) selftest $(FAULTS_ARGUMENTS)
 
 faults-tools:
-	faults/install-tools.sh
+	tools/faults/install-tools.sh
 	cargo build --release --locked
 
 # Ends with the command that shows it again when an input fails.
 fuzz:
-	fuzz/run.sh $(or $(SECONDS),60)
+	tools/fuzz/run.sh $(or $(SECONDS),60)
 
 deny:
 	cargo deny check

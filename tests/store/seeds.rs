@@ -23,7 +23,7 @@ use serde::Serialize;
 use crate::support::*;
 
 /// Where the seeds stand in the repository.
-const SEEDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds");
+const SEEDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/fuzz/seeds");
 /// Writes the files instead of comparing them.
 const WRITE_THEM: &str = "RKV_WRITE_SEEDS";
 

@@ -611,7 +611,7 @@ mod tests {
     /// A reader finds each load in the documentation.
     #[test]
     fn the_documentation_has_every_load() {
-        let documentation = include_str!("../../../docs/benchmarks.md");
+        let documentation = include_str!("../../../../docs/benchmarks.md");
         for row in ROWS {
             assert!(documentation.contains(&format!("| `{}` | {} |", row.name, row.what)), "{}", row.name);
         }

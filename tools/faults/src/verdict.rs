@@ -7,7 +7,7 @@ use std::fmt;
 
 use crate::checker::report::Verdict as CheckerVerdict;
 
-/// The text of `--help` and the table in `faults/README.md` list these codes too.
+/// The text of `--help` and the table in `tools/faults/README.md` list these codes too.
 const EXIT_PASSED: u8 = 0;
 const EXIT_VIOLATION: u8 = 1;
 // Code 2 is clap's, for a wrong command line.

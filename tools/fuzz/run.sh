@@ -1,9 +1,9 @@
 #!/bin/sh
 # Runs every target of this crate in turn, each for so many seconds (60 if not said):
-#   fuzz/run.sh [SECONDS] [TARGET...]
+#   tools/fuzz/run.sh [SECONDS] [TARGET...]
 # Ends with the command that runs it again when an input fails. Installs cargo-fuzz if it is missing.
 set -eu
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 CARGO_FUZZ_VERSION=0.13.2
 seconds=${1:-60}
@@ -21,23 +21,23 @@ if ! cargo fuzz --version >/dev/null 2>&1; then
     cargo install cargo-fuzz --locked --version "$CARGO_FUZZ_VERSION"
 fi
 
-$cargo fuzz build
-targets=${*:-$($cargo fuzz list)}
+$cargo fuzz build --fuzz-dir tools/fuzz
+targets=${*:-$($cargo fuzz list --fuzz-dir tools/fuzz)}
 total=$(echo "$targets" | wc -w)
 number=0
 for target in $targets; do
     number=$((number + 1))
     echo "==> fuzzing $target ($number of $total) for $seconds seconds"
-    mkdir -p "fuzz/corpus/$target"
+    mkdir -p "tools/fuzz/corpus/$target"
     # An input has 64 KiB at most, so whoever takes 8 MiB in one piece believes a length. (raft-log takes 13 for
     # tables of its own.) An input may take 10 seconds.
     piece_mb=8
     [ "$target" != log_file ] || piece_mb=16
-    if ! $cargo fuzz run "$target" "fuzz/corpus/$target" "fuzz/seeds/$target" -- \
+    if ! $cargo fuzz run --fuzz-dir tools/fuzz "$target" "tools/fuzz/corpus/$target" "tools/fuzz/seeds/$target" -- \
         -max_total_time="$seconds" -rss_limit_mb=512 -malloc_limit_mb="$piece_mb" -timeout=10 -max_len=65536 \
         -print_final_stats=1; then
-        input=$(ls -t "fuzz/artifacts/$target"/* 2>/dev/null | head -n 1)
-        echo "==> $target failed; again with: $cargo fuzz run $target $input" >&2
+        input=$(ls -t "tools/fuzz/artifacts/$target"/* 2>/dev/null | head -n 1)
+        echo "==> $target failed; again with: $cargo fuzz run --fuzz-dir tools/fuzz $target $input" >&2
         exit 1
     fi
 done

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::arguments::CommonArguments;
 
-const HEADING: &str = "# Benchmarks\n\nWritten by `bench/`, see `bench/README.md`.\n";
+const HEADING: &str = "# Benchmarks\n\nWritten by `tools/bench`, see `tools/bench/README.md`.\n";
 
 /// Where and how the figures came about.
 #[derive(Serialize)]

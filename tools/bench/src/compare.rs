@@ -172,7 +172,7 @@ impl Programs {
             && !etcd.is_file()
         {
             bail!(
-                "there is no etcd at `{}`; run `bench/fetch-etcd.sh`, or name one with --etcd \
+                "there is no etcd at `{}`; run `tools/fetch-etcd.sh`, or name one with --etcd \
                  or ETCD_BIN",
                 etcd.display()
             );

@@ -220,8 +220,7 @@ pub fn our_binary(path: &Path) -> Result<PathBuf> {
 pub fn etcd_binary(arguments: &EtcdArguments) -> Result<PathBuf> {
     fs::canonicalize(&arguments.etcd).with_context(|| {
         format!(
-            "there is no etcd at `{}`: run `apt-get install etcd-server`, or `faults/fetch-etcd.sh`, which installs \
-             nothing, and name it with --etcd",
+            "there is no etcd at `{}`; run `tools/fetch-etcd.sh`, or name one with --etcd or ETCD_BIN",
             arguments.etcd.display()
         )
     })

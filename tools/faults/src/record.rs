@@ -27,7 +27,7 @@ fn machine() -> String {
 
 /// The revision of the sources, and whether they were changed since.
 fn revision() -> String {
-    let changed = !said("git", &["status", "--porcelain", "--", "src", "faults/src", "Cargo.lock"]).is_empty();
+    let changed = !said("git", &["status", "--porcelain", "--", "src", "tools", "Cargo.lock"]).is_empty();
     let revision = said("git", &["rev-parse", "--short", "HEAD"]);
     if changed { format!("{revision} with changes") } else { revision }
 }

@@ -8,7 +8,8 @@ use serde::Serialize;
 use crate::load::Workload;
 use crate::target::System;
 
-const BENCH: &str = env!("CARGO_MANIFEST_DIR");
+/// The root of the repository.
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
 /// Measures raft-key-value beside etcd, and its promises under load
 #[derive(Parser)]
@@ -55,7 +56,7 @@ impl Command {
 
 #[derive(Args)]
 pub struct CommonArguments {
-    /// The raft-key-value to measure [default: the parent's release build]
+    /// The raft-key-value to measure [default: target/release/raft-key-value]
     #[arg(long, value_name = "FILE")]
     pub server: Option<PathBuf>,
 
@@ -63,7 +64,7 @@ pub struct CommonArguments {
     #[arg(long = "server-arg", value_name = "ARGUMENT", allow_hyphen_values = true)]
     pub server_arguments: Vec<String>,
 
-    /// Where fresh data directories are made, on a disk [default: bench/target/bench-data]
+    /// Where fresh data directories are made, on a disk [default: target/bench-data]
     #[arg(long, value_name = "DIRECTORY")]
     pub data_root: Option<PathBuf>,
 
@@ -75,7 +76,7 @@ pub struct CommonArguments {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub load_threads: u16,
 
-    /// The Markdown file to update, between its markers [default: the parent's docs/benchmarks.md]
+    /// The Markdown file to update, between its markers [default: docs/benchmarks.md]
     #[arg(long, value_name = "FILE", conflicts_with = "print_only")]
     pub output: Option<PathBuf>,
 
@@ -94,17 +95,17 @@ pub struct CommonArguments {
 
 impl CommonArguments {
     pub fn server(&self) -> PathBuf {
-        let built = || PathBuf::from(BENCH).join("../target/release/raft-key-value");
+        let built = || PathBuf::from(ROOT).join("target/release/raft-key-value");
         self.server.clone().unwrap_or_else(built)
     }
 
     pub fn data_root(&self) -> PathBuf {
-        let under_target = || PathBuf::from(BENCH).join("target/bench-data");
+        let under_target = || PathBuf::from(ROOT).join("target/bench-data");
         self.data_root.clone().unwrap_or_else(under_target)
     }
 
     pub fn output(&self) -> PathBuf {
-        let in_parent = || PathBuf::from(BENCH).join("../docs/benchmarks.md");
+        let in_parent = || PathBuf::from(ROOT).join("docs/benchmarks.md");
         self.output.clone().unwrap_or_else(in_parent)
     }
 }
@@ -114,7 +115,7 @@ pub struct CompareArguments {
     #[command(flatten)]
     pub common: CommonArguments,
 
-    /// The etcd to compare with [default: what fetch-etcd.sh fetched]
+    /// The etcd to compare with [default: target/etcd/etcd, from tools/fetch-etcd.sh]
     #[arg(long, env = "ETCD_BIN", value_name = "FILE")]
     etcd: Option<PathBuf>,
 
@@ -163,7 +164,7 @@ pub struct CompareArguments {
 
 impl CompareArguments {
     pub fn etcd(&self) -> PathBuf {
-        let fetched = || PathBuf::from(BENCH).join("target/etcd/etcd");
+        let fetched = || PathBuf::from(ROOT).join("target/etcd/etcd");
         self.etcd.clone().unwrap_or_else(fetched)
     }
 

@@ -140,8 +140,8 @@ pub struct OutageArguments {
 /// Which etcd.
 #[derive(Clone, Debug, Args)]
 pub struct EtcdArguments {
-    /// The etcd that nodes run: 3.4, as Debian 12 has it
-    #[arg(long, env = "ETCD_BIN", default_value = "/usr/bin/etcd")]
+    /// The etcd that nodes run
+    #[arg(long, env = "ETCD_BIN", default_value = "target/etcd/etcd")]
     pub etcd: PathBuf,
 }
 

