@@ -4,30 +4,33 @@
 	faults faults-quick faults-model faults-control faults-outage faults-selftest faults-tools faults-etcd soak fuzz
 
 help:
-	@echo 'make verify   formatting, lints, documentation, leftovers, all tests'
-	@echo 'make test     all tests'
-	@echo 'make api-check'
-	@echo '              a node against its own /openapi.json, with Schemathesis (about 90 seconds; needs python3)'
-	@echo 'make demo     a cluster of three, shown and checked with curl'
-	@echo 'make bench    the same load on three of our nodes and three of etcd (about 6 minutes)'
-	@echo 'make bench-snapshots, bench-elections, bench-kill-all, bench-key-value, bench-overload,'
-	@echo '     bench-self-check, bench-hostile'
-	@echo '              latency under snapshots (6 minutes), elections under load (5), writes lost by kill -9 (2),'
-	@echo '              what the key-value API costs (6), four times the load that can be carried (3; as root),'
-	@echo '              what it costs that nodes hash and compare what they hold (2), what hostile and odd'
-	@echo '              clients do to a cluster (7; make bench-hostile-quick: 1, Error 1 if a node ends, or if a load that'
-	@echo '              passes today causes an election or exceeds the memory goal)'
-	@echo 'make faults   machines, disks and networks that fail under a cluster, and every answer checked'
-	@echo '              (as root, about 10 minutes; make faults-quick: 2, make soak HOURS=n: as long as you like)'
-	@echo '              (Error 1: a violation; Error 3: incomplete, no violation; Error 4: it could not run)'
-	@echo 'make faults-control'
-	@echo '              the same load, faults and checker on etcd (6 minutes; as root)'
-	@echo 'make faults-outage'
-	@echo '              how long nobody can write after kill -9 of the leader, ours and etcd (4 minutes; as root)'
-	@echo 'make faults-selftest'
-	@echo '              servers with bugs on purpose, each of which the faults must find (5 minutes; as root)'
-	@echo 'make fuzz     made-up bytes for every decoder, SECONDS=60 each; installs cargo-fuzz (tools/fuzz/README.md)'
-	@echo 'make deny     licences and advisories of the dependencies (needs cargo-deny)'
+	@echo 'make verify     check formatting, lints, documentation and leftovers, and run all tests'
+	@echo 'make test       run all tests'
+	@echo 'make api-check  check a node against its own /openapi.json with Schemathesis (90 seconds; needs python3)'
+	@echo 'make demo       start a cluster of three, and check it with curl'
+	@echo 'make deny       check licenses and advisories of the dependencies (needs cargo-deny)'
+	@echo
+	@echo 'Benchmarks (tools/bench/README.md), with their duration in minutes:'
+	@echo 'make bench                compare with etcd under the same load (6)'
+	@echo 'make bench-snapshots      latency during snapshots (6)'
+	@echo 'make bench-elections      elections under full load (5)'
+	@echo 'make bench-kill-all       writes lost by kill -9 of all nodes (2)'
+	@echo 'make bench-key-value      cost of the key-value API (6)'
+	@echo 'make bench-overload       four times the load that a cluster can carry (3; as root)'
+	@echo 'make bench-self-check     cost of hashing and comparing the nodes'\'' states (2)'
+	@echo 'make bench-hostile        hostile and odd clients (7)'
+	@echo 'make bench-hostile-quick  a tenth of them (1); Error 1 if a node ends or a goal is missed'
+	@echo
+	@echo 'Faults (tools/faults/README.md), as root, with their duration in minutes:'
+	@echo 'make faults               break nodes, disks and networks, and check every response (10)'
+	@echo 'make faults-quick         a fifth of the faults (2)'
+	@echo 'make soak HOURS=n         repeat for n hours, with a new seed each time'
+	@echo 'make faults-control       the same load and checker, and a subset of the faults, on etcd (6)'
+	@echo 'make faults-outage        how long writes fail after kill -9 of the leader, compared with etcd (4)'
+	@echo 'make faults-selftest      servers with seeded bugs, each of which must be found (5)'
+	@echo 'Error 1: a violation; Error 3: incomplete, but no violation; Error 4: no verdict'
+	@echo
+	@echo 'make fuzz       fuzz every decoder for SECONDS=60 each; installs cargo-fuzz (tools/fuzz/README.md)'
 
 verify: format lint docs leftovers test
 
@@ -41,28 +44,28 @@ lint:
 docs:
 	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --locked
 
-# What must not stay in code that lands.
+# Leftovers that must not be merged.
 leftovers:
 	@! grep -rnE '\b(todo|unimplemented|dbg)!\(|FIXME|XXX|#\[ignore\]' --include='*.rs' --exclude-dir=target src tests tools
 
 test:
 	cargo test --locked
 
-# Requests made up from the description of the API, and every answer held against it.
+# Generated requests, with every response checked against the description of the API.
 api-check:
 	tests/schemathesis.sh
 
 demo:
 	./test-cluster.sh
 
-# Figures go to docs/benchmarks.md. BENCH_ARGUMENTS is passed on.
+# Figures go to docs/benchmarks.md. BENCH_ARGUMENTS passes options on.
 bench: bench-tools
 	cargo run --release --locked -p raft-key-value-bench -- compare $(BENCH_ARGUMENTS)
 
 bench-%: bench-tools
 	cargo run --release --locked -p raft-key-value-bench -- $* $(BENCH_ARGUMENTS)
 
-# A tenth of the clients and keys. The load generator is a debug build: building it takes longer than running it.
+# A tenth of the clients and keys. The load generator is a debug build, because building it takes longer than running it.
 bench-hostile-quick:
 	cargo build --release --locked
 	cargo run --locked -p raft-key-value-bench -- hostile --quick --print-only $(BENCH_ARGUMENTS)
@@ -71,8 +74,8 @@ bench-tools:
 	cargo build --release --locked
 	tools/fetch-etcd.sh
 
-# What breaks is drawn from a seed, which is printed. FAULTS_ARGUMENTS is passed on. The last line says whether a
-# run found a violation (Error 1), or only did not show everything it has to (Error 3): see tools/faults/README.md.
+# A printed seed determines the faults. FAULTS_ARGUMENTS passes options on. The last line of a run is its verdict;
+# tools/faults/README.md explains the exit codes.
 FAULTS = cargo run --locked -p raft-key-value-faults --
 
 faults: faults-tools faults-model
@@ -85,9 +88,9 @@ soak: MODEL_CASES = 200000
 soak: faults-tools faults-model
 	$(FAULTS) soak --hours $(HOURS) $(FAULTS_ARGUMENTS)
 
-# The store by itself: openraft's suite, and so many random sequences of operations against a model, reopened after
-# each. The model's directories are in memory, in /dev/shm: it is not about power cuts, and 200,000 cases sync
-# millions of times. A line every 10 seconds; the seed comes first, and again with a case that fails.
+# The store alone: openraft's test suite, and this many random sequences of operations against a model, with a restart
+# after each. The model's directories are in memory, in /dev/shm, because 200,000 cases sync millions of times. Prints
+# a line every 10 seconds, and the seed at the beginning and with a failed case.
 MODEL_CASES = 2000
 
 faults-model:
@@ -102,7 +105,7 @@ faults-outage: faults-tools faults-etcd
 faults-etcd:
 	tools/fetch-etcd.sh
 
-# The harness must be able to fail: servers with bugs on purpose, each of which it must find.
+# Tests the harness: it must find the bug of each of these servers.
 faults-selftest:
 	tools/faults/install-tools.sh
 	cargo build --profile selftest --features seeded-bugs --locked
@@ -112,7 +115,7 @@ faults-tools:
 	tools/faults/install-tools.sh
 	cargo build --release --locked
 
-# Ends with the command that shows it again when an input fails.
+# If an input fails, prints the command that runs it again.
 fuzz:
 	tools/fuzz/run.sh $(or $(SECONDS),60)
 

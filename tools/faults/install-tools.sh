@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what the faults are made with, from Debian's packages, unless it is there.
+# Installs the missing tools of the fault harness from Debian's packages.
 set -eu
 
 missing=

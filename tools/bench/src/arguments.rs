@@ -11,7 +11,7 @@ use crate::target::System;
 /// The root of the repository.
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
-/// Measures raft-key-value beside etcd, and its promises under load
+/// Measure raft-key-value and etcd side by side, and check raft-key-value's guarantees under load
 #[derive(Parser)]
 #[command(version, about)]
 pub struct Arguments {
@@ -21,21 +21,21 @@ pub struct Arguments {
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// The same load on three of our nodes and on three of etcd's, in turn
+    /// Compare three nodes of raft-key-value with three of etcd under the same load
     Compare(CompareArguments),
-    /// What snapshots do to the latency of writes, with a million keys
+    /// Measure what snapshots do to write latency with a million keys
     Snapshots(SnapshotsArguments),
-    /// That the term and the leader stay the same under full load
+    /// Check that full load causes no election
     Elections(ElectionsArguments),
-    /// That no acknowledged write is lost when all nodes are killed at once
+    /// Check that no acknowledged write is lost when all nodes are killed at once
     KillAll(KillAllArguments),
-    /// What the key-value API costs, beside the original's routes and by itself
+    /// Measure the cost of the key-value API and compare it with the original routes
     KeyValue(KeyValueArguments),
-    /// What a cluster does when it is offered four times what it can carry (as root)
+    /// Offer a cluster four times the load that it can carry (as root)
     Overload(OverloadArguments),
-    /// What share of a write's CPU the nodes' comparing of their data takes
+    /// Measure the share of a write's CPU time that the nodes' self-check takes
     SelfCheck(SelfCheckArguments),
-    /// What hostile and odd clients do to a cluster
+    /// Measure what hostile and odd clients do to a cluster
     Hostile(HostileArguments),
 }
 
@@ -56,39 +56,39 @@ impl Command {
 
 #[derive(Args)]
 pub struct CommonArguments {
-    /// The raft-key-value to measure [default: target/release/raft-key-value]
+    /// The raft-key-value binary to measure [default: target/release/raft-key-value]
     #[arg(long, value_name = "FILE")]
     pub server: Option<PathBuf>,
 
-    /// One more argument for each of our nodes (repeatable)
+    /// Extra argument for each node of raft-key-value (repeatable)
     #[arg(long = "server-arg", value_name = "ARGUMENT", allow_hyphen_values = true)]
     pub server_arguments: Vec<String>,
 
-    /// Where fresh data directories are made, on a disk [default: target/bench-data]
+    /// Directory for the nodes' data, not on tmpfs [default: target/bench-data]
     #[arg(long, value_name = "DIRECTORY")]
     pub data_root: Option<PathBuf>,
 
-    /// Leave the data and the servers' logs there
+    /// Keep the nodes' data and logs
     #[arg(long)]
     pub keep_data: bool,
 
-    /// Threads of the load generator; with two cores, one costs least and suits etcd best
+    /// Threads of the load generator; on two cores, one costs the least and suits etcd best
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub load_threads: u16,
 
-    /// The Markdown file to update, between its markers [default: docs/benchmarks.md]
+    /// Markdown file to update between its markers [default: docs/benchmarks.md]
     #[arg(long, value_name = "FILE", conflicts_with = "print_only")]
     pub output: Option<PathBuf>,
 
-    /// Print the report and write no Markdown
+    /// Print the report without writing Markdown
     #[arg(long)]
     pub print_only: bool,
 
-    /// Also write the raw figures there
+    /// Write the raw figures to this file as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
 
-    /// Exit with 1 when a goal is missed
+    /// Exit with code 1 if a goal is missed
     #[arg(long)]
     pub enforce: bool,
 }
@@ -115,15 +115,15 @@ pub struct CompareArguments {
     #[command(flatten)]
     pub common: CommonArguments,
 
-    /// The etcd to compare with [default: target/etcd/etcd, from tools/fetch-etcd.sh]
+    /// The etcd binary to compare with [default: target/etcd/etcd, from tools/fetch-etcd.sh]
     #[arg(long, env = "ETCD_BIN", value_name = "FILE")]
     etcd: Option<PathBuf>,
 
-    /// Rounds; each starts both systems afresh
+    /// Number of rounds; each starts both systems on empty data
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: u32,
 
-    /// Length of each measured point
+    /// Length of each measured point, in seconds
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..))]
     pub seconds: u64,
 
@@ -131,24 +131,24 @@ pub struct CompareArguments {
     #[arg(long, value_name = "SECONDS", default_value_t = 2)]
     pub warm_up: u64,
 
-    /// Keys, all of them written before the first point
+    /// Number of keys; all are written before the first point
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub keys: u64,
 
-    /// Only one system (prints the figures, writes no file unless told where)
+    /// Measure one system only; writes no Markdown unless --output is given
     #[arg(long)]
     pub only: Option<System>,
 
-    /// Only these numbers of clients [default: writes 1,16,64,256; reads 64]
+    /// Numbers of clients to measure [default: writes 1,16,64,256; reads 64]
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub clients: Vec<u16>,
 
-    /// Only these workloads [default: write,read]
+    /// Workloads to measure [default: write,read]
     #[arg(long, value_delimiter = ',')]
     pub workloads: Vec<Workload>,
 
-    /// HTTP/2 connections to etcd, shared by the clients; of several numbers, each
-    /// is measured [default: the fastest found for each point]
+    /// HTTP/2 connections that the clients share; each of several numbers is measured [default: the fastest
+    /// for each point]
     #[arg(
         long,
         value_name = "COUNTS",
@@ -168,7 +168,7 @@ impl CompareArguments {
         self.etcd.clone().unwrap_or_else(fetched)
     }
 
-    /// Part of the comparison only, so no replacement for a published one.
+    /// Whether the run covers only part of the comparison. Such a run must not replace a published one.
     pub fn is_partial(&self) -> bool {
         self.only.is_some()
             || !self.clients.is_empty()
@@ -182,19 +182,19 @@ pub struct SnapshotsArguments {
     #[command(flatten)]
     pub common: CommonArguments,
 
-    /// Length of each measured run
+    /// Length of each measured run, in seconds
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
     pub seconds: u64,
 
-    /// How often each of the two settings is run
+    /// Number of runs with each of the two settings
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: u32,
 
-    /// Keys loaded first
+    /// Number of keys to load first
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub keys: u64,
 
-    /// Entries between snapshots, in the runs that make them
+    /// Number of entries between snapshots in the runs that take them
     #[arg(long, default_value_t = 100_000)]
     pub snapshot_entries: u64,
 }
@@ -204,7 +204,7 @@ pub struct ElectionsArguments {
     #[command(flatten)]
     pub common: CommonArguments,
 
-    /// Length of the load
+    /// Length of the load, in minutes
     #[arg(long, default_value_t = 5.0)]
     pub minutes: f64,
 }
@@ -214,11 +214,11 @@ pub struct KillAllArguments {
     #[command(flatten)]
     pub common: CommonArguments,
 
-    /// How often all nodes are killed
+    /// Number of times that all nodes are killed
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pub times: u32,
 
-    /// Seed of the keys, the values and the moments of the kills [default: random, printed]
+    /// Seed for the keys, the values and the times of the kills [default: random, printed]
     #[arg(long)]
     pub seed: Option<u64>,
 }
@@ -228,55 +228,55 @@ pub struct KeyValueArguments {
     #[command(flatten)]
     pub common: CommonArguments,
 
-    /// How often each point is measured
+    /// Number of times that each point is measured
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: u32,
 
-    /// Length of each measured point
+    /// Length of each measured point, in seconds
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..))]
     pub seconds: u64,
 
-    /// Keys for the listings and the memory they take
+    /// Number of keys for the listings and the memory figures
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(10_000..))]
     pub keys: u64,
 
-    /// Only these loads, by name, such as put,batch; prints the figures and nothing else
+    /// Loads to run, by name, such as put,batch; prints the figures and writes no file
     #[arg(long, value_delimiter = ',')]
     pub only: Vec<String>,
 
-    /// Watches of other keys
+    /// Number of watches on other keys
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     pub watchers: u64,
 }
 
 #[derive(Args)]
-// One thread offers less than four times the peak.
+// One thread cannot offer four times the peak.
 #[command(mut_arg("load_threads", |argument| argument.default_value("2").help("Threads of the load generator")))]
 pub struct OverloadArguments {
     #[command(flatten)]
     pub common: CommonArguments,
 
-    /// Length of the overload
+    /// Length of the overload, in seconds
     #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub seconds: u64,
 
-    /// Length of each measured point of the search for the peak
+    /// Length of each point measured in the search for the peak
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
     pub peak_seconds: u64,
 
-    /// How many times the peak is offered
+    /// Load to offer, as a multiple of the peak
     #[arg(long, default_value_t = 4.0)]
     pub factor: f64,
 
-    /// The part of a core that each node may use
+    /// Share of a core that each node may use
     #[arg(long, value_name = "CORES", default_value_t = 0.3)]
     pub node_cores: f64,
 
-    /// Which nodes the overload is sent to
+    /// Nodes that receive the overload
     #[arg(long, value_name = "NODES", default_value = "all")]
     pub spread: Receivers,
 
-    /// Connections that send it, in all
+    /// Total number of connections that send the overload
     #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u16).range(3..=16384))]
     pub connections: u16,
 }
@@ -284,7 +284,7 @@ pub struct OverloadArguments {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Receivers {
-    /// All three, in turn
+    /// All three nodes in turn
     All,
     Leader,
 }
@@ -294,11 +294,11 @@ pub struct SelfCheckArguments {
     #[command(flatten)]
     pub common: CommonArguments,
 
-    /// How often each point is measured
+    /// Number of times that each point is measured
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: u32,
 
-    /// Length of each measured point
+    /// Length of each measured point, in seconds
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..))]
     pub seconds: u64,
 }
@@ -308,23 +308,24 @@ pub struct HostileArguments {
     #[command(flatten)]
     pub common: CommonArguments,
 
-    /// Only these loads, by name, such as watch-initial-50,hang-up; prints the figures and writes no file
+    /// Loads to run, by name, such as watch-initial-50,hang-up; prints the figures and writes no file
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub only: Vec<String>,
 
-    /// Print the names of the loads and what each does, and run none
+    /// Print the name and description of each load, and exit
     #[arg(long)]
     pub list: bool,
 
-    /// Length of each load at most [default: 10, with --quick 1]
+    /// Maximum length of each load, in seconds [default: 10, with --quick 1]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=300))]
     seconds: Option<u64>,
 
-    /// The fraction of clients and keys to use [default: 1, with --quick 0.1]
+    /// Fraction of the clients and keys to use [default: 1, with --quick 0.1]
     #[arg(long, value_name = "FRACTION", value_parser = scale)]
     scale: Option<f64>,
 
-    /// Run small loads (all of them take about a minute), judge elections and memory, and exit with 1 if a goal is missed
+    /// Run small loads (about a minute in all), judge elections and memory, and exit with code 1 if a goal is
+    /// missed
     #[arg(long)]
     pub quick: bool,
 }
@@ -338,7 +339,7 @@ impl HostileArguments {
         self.scale.unwrap_or(if self.quick { 0.1 } else { 1.0 })
     }
 
-    /// Not what the documentation is to show.
+    /// Whether the run is smaller than what the documentation shows.
     pub fn is_partial(&self) -> bool {
         self.quick || self.scale() != 1.0 || !self.only.is_empty()
     }
@@ -347,6 +348,6 @@ impl HostileArguments {
 fn scale(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(scale) if scale > 0.0 && scale <= 1.0 => Ok(scale),
-        _ => Err("must be more than 0 and at most 1".to_owned()),
+        _ => Err(format!("must be more than 0 and at most 1, got `{text}`")),
     }
 }

@@ -1,8 +1,8 @@
-//! Our nodes and etcd's under the same load, in turn.
+//! Runs the same load on raft-key-value and on etcd, in turn.
 //!
-//! Each round starts each system's cluster afresh, writes all keys, runs all
-//! points, and stops it; the other system's is not running meanwhile. Which goes
-//! first alternates, so that neither always gets the calmer half of a round.
+//! Each round starts each system's cluster on empty data, writes all keys, runs all points, and stops the
+//! cluster before the other one starts. The system that goes first alternates, so that neither always gets
+//! the calmer half of a round.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -25,12 +25,13 @@ const WRITE_CLIENTS: [usize; 4] = [1, 16, 64, 256];
 const READ_CLIENTS: [usize; 1] = [64];
 const FILL_CLIENTS: usize = 64;
 
-/// What is set side by side: one kind of load on both systems.
+/// One kind of load that both systems are measured with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 struct Point {
     workload: Workload,
     clients: usize,
-    /// That the clients share; ours have one each.
+    /// HTTP/2 connections to etcd, shared by the clients. With raft-key-value, each client has its own
+    /// connection.
     etcd_connections: usize,
 }
 
@@ -40,10 +41,9 @@ struct Record {
     system: System,
     #[serde(flatten)]
     point: Point,
-    /// Before the point, as `disk::sync_time` has it.
+    /// Measured by `disk::sync_time` before the point.
     disk_sync_us: u64,
-    /// It should not during a run without faults; what was measured is not
-    /// "all load on the leader" then.
+    /// An election during the point makes its figures worthless: part of the load did not go to a leader.
     leader_changed: bool,
     #[serde(flatten)]
     measurement: Measurement,
@@ -61,7 +61,7 @@ enum Cluster {
     Etcd(EtcdCluster),
 }
 
-/// The programs to start; absent if that system is left out.
+/// The binaries to start; `None` for a system that is not measured.
 struct Programs {
     ours: Option<OursOptions>,
     etcd: Option<PathBuf>,
@@ -113,7 +113,7 @@ async fn run_round(
     workspace.discard(&data_directory)
 }
 
-/// Also tells whether the leader changed meanwhile.
+/// Measures one point, and whether the leader changed meanwhile.
 async fn measure(
     arguments: &CompareArguments,
     cluster: &Cluster,
@@ -134,7 +134,7 @@ async fn measure(
         warm_up: Duration::from_secs(arguments.warm_up),
         measured: Duration::from_secs(arguments.seconds),
         key_count: arguments.keys,
-        // The same keys in the same order for both systems.
+        // Both systems get the same keys in the same order.
         seed: u64::from(round),
     };
     let measurement = load::run_on_all(&targets, &plan, &cluster.pids()).await?;
@@ -172,7 +172,7 @@ impl Programs {
             && !etcd.is_file()
         {
             bail!(
-                "there is no etcd at `{}`; run `tools/fetch-etcd.sh`, or name one with --etcd \
+                "no etcd at `{}`: run `tools/fetch-etcd.sh`, or pass its path with --etcd \
                  or ETCD_BIN",
                 etcd.display()
             );
@@ -282,7 +282,7 @@ fn progress_line(rounds: u32, record: &Record) -> String {
     line
 }
 
-/// One figure of one point in all rounds of one system; none if it was not run.
+/// One figure of one point over all rounds of one system; `None` if the system was not measured.
 fn spread(records: &[Record], system: System, point: Point, figure: impl Fn(&Record) -> f64) -> Option<Spread> {
     let of_point = |record: &&Record| record.system == system && record.point == point;
     let mut rounds = records.iter().filter(of_point).peekable();
@@ -290,14 +290,14 @@ fn spread(records: &[Record], system: System, point: Point, figure: impl Fn(&Rec
     Some(Spread::of(rounds.map(figure)))
 }
 
-/// The median of ours by the median of etcd's.
+/// The median of raft-key-value divided by the median of etcd.
 fn ratio(records: &[Record], point: Point, figure: impl Fn(&Record) -> f64) -> Option<f64> {
     let ours = spread(records, System::Ours, point, &figure)?;
     let etcd = spread(records, System::Etcd, point, &figure)?;
     Some(ours.median / etcd.median)
 }
 
-/// The goals for the points that were run on both systems.
+/// Goals for the points that were measured on both systems.
 fn goals(records: &[Record]) -> Vec<Goal> {
     let mut goals = Vec::new();
     let mut add = |what: String, limit, measured: Option<f64>| {
@@ -336,10 +336,10 @@ fn markdown(arguments: &CompareArguments, figures: &Figures) -> String {
     let points = points(arguments);
     let mut text = format!(
         "## Beside etcd\n\n{}\n\
-         Three nodes each on loopback, durable defaults (fsync on), values of {VALUE_BYTES} bytes, \
-         {} random keys, all of them present; a closed loop on the leader; {} s a point after {} s \
-         of warm-up; {} rounds, each on fresh clusters, only one system running at a time. Figures \
-         are medians over the rounds, with the least and the greatest in parentheses.\n\n",
+         Three nodes of each system on loopback, with default settings (fsync on). Values have {VALUE_BYTES} bytes. \
+         Closed-loop clients send to the leader and pick keys at random from {} existing ones. Each point takes {} s \
+         after {} s of warm-up. Each of the {} rounds uses new clusters, and only one system runs at a time. \
+         Figures are medians over the rounds, with the minimum and maximum in parentheses.\n\n",
         figures.environment.markdown(),
         thousands(arguments.keys as f64),
         arguments.seconds,
@@ -347,7 +347,7 @@ fn markdown(arguments: &CompareArguments, figures: &Figures) -> String {
         arguments.rounds,
     );
     if !figures.goals.is_empty() {
-        text += "Goals, as ours divided by etcd's:\n\n";
+        text += "Goals, as raft-key-value divided by etcd:\n\n";
         text += &Goal::table(&figures.goals);
         text += "\n";
     }
@@ -356,15 +356,15 @@ fn markdown(arguments: &CompareArguments, figures: &Figures) -> String {
         text += "\n";
     }
     text += &point_table(&points, &figures.records);
-    text += "\nServer CPU is that of all three processes. Two columns tell whether the machine was \
-             quiet: other cores are those used by neither the servers nor the load, fsync is the \
-             time of a small append with fdatasync just before the point.\n";
+    text += "\nServer CPU is the CPU time of all three processes. Two columns show whether the machine was quiet: \
+             \"other cores\" counts cores used by neither the servers nor the load, and \"fsync\" is the time of a \
+             small append with fdatasync just before the point.\n";
     text
 }
 
 fn ratio_table(points: &[Point], records: &[Record]) -> String {
     let mut table = String::from(
-        "| ours ÷ etcd's | clients | operations/s | p50 | p99 | server CPU per operation |\n\
+        "| raft-key-value ÷ etcd | clients | operations/s | p50 | p99 | server CPU per operation |\n\
          | --- | --- | --- | --- | --- | --- |\n",
     );
     for &point in points {

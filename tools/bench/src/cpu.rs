@@ -1,10 +1,10 @@
-//! CPU time: of one process, of this one, and of the whole machine.
+//! CPU time of the servers, of this process, and of the whole machine.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-/// CPU time used so far, at one moment.
+/// CPU time used up to one moment.
 pub struct Sample {
     at: Instant,
     servers: Vec<Duration>,
@@ -18,7 +18,7 @@ pub struct Cores {
     pub servers: Vec<f64>,
     /// By this process.
     pub load: f64,
-    /// By neither: the kernel's own threads and whatever else ran on the machine.
+    /// By other processes and the kernel's own threads.
     pub other: f64,
 }
 
@@ -32,8 +32,8 @@ impl Sample {
         })
     }
 
-    /// A sample is taken when its task gets a core, which may be a little late;
-    /// so this is over the time between the samples, whatever was intended.
+    /// A sample is taken when its task gets a core, which may be late. The result is therefore averaged over
+    /// the actual time between the samples.
     pub fn cores_since(&self, before: &Self) -> Cores {
         let between = (self.at - before.at).as_secs_f64();
         let cores = |after: Duration, before: Duration| (after.as_secs_f64() - before.as_secs_f64()) / between;
@@ -45,15 +45,15 @@ impl Sample {
     }
 }
 
-/// User and system time of all threads of a process, ended ones included.
+/// User and system time of all threads of a process, including threads that have ended.
 ///
-/// The kernel's CPU clock of the process counts nanoseconds, where
-/// `/proc/<pid>/stat` counts hundredths of a second.
+/// The kernel's CPU clock of the process counts nanoseconds; `/proc/<pid>/stat` counts hundredths of a
+/// second.
 fn of_process(pid: libc::pid_t) -> Result<Duration> {
     let mut clock: libc::clockid_t = 0;
     // SAFETY: `clock` outlives the call that fills it.
     let error = unsafe { libc::clock_getcpuclockid(pid, &mut clock) };
-    ensure!(error == 0, "process {pid} has no CPU clock: it has ended");
+    ensure!(error == 0, "process {pid} has no CPU clock because it has ended");
     read_clock(clock).with_context(|| format!("cannot read the CPU clock of process {pid}"))
 }
 
@@ -74,8 +74,8 @@ fn read_clock(clock: libc::clockid_t) -> std::io::Result<Duration> {
     Ok(Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
 }
 
-/// Time all cores together were not idle; time stolen by the hypervisor counts,
-/// because it was not there for the measurement either.
+/// Time that all cores together were not idle. Time stolen by the hypervisor counts, because neither the
+/// servers nor the load could use it.
 fn of_machine() -> Result<Duration> {
     let stat = std::fs::read_to_string("/proc/stat").context("cannot read `/proc/stat`")?;
     // `cpu user nice system idle iowait irq softirq steal …`, in clock ticks.
@@ -87,7 +87,7 @@ fn of_machine() -> Result<Duration> {
         .skip(1)
         .map_while(|field| field.parse().ok())
         .collect();
-    ensure!(ticks.len() >= 8, "`/proc/stat` has not the expected fields");
+    ensure!(ticks.len() >= 8, "`/proc/stat` must have at least 8 fields in its first line, got {}", ticks.len());
     let busy = ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6] + ticks[7];
     // SAFETY: sysconf only reads.
     let ticks_per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };

@@ -1,7 +1,7 @@
-//! How fast the disk is right now, apart from either system.
+//! The current speed of the disk, independent of either system.
 //!
-//! Writes wait for fsync, and whatever else uses the disk makes all of them
-//! slower. Taken before each point, this tells a slow system from a busy disk.
+//! Writes wait for fsync, so other use of the disk slows all of them. Measured before each point, this
+//! distinguishes a slow system from a busy disk.
 
 use std::fs::File;
 use std::io::Write;
@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 const APPENDS: usize = 41;
-/// About one log entry.
+/// About the size of a log entry.
 const APPEND_BYTES: usize = 600;
 
-/// The median time of an append with its fdatasync, in a scratch file.
+/// The median time of an append with fdatasync, to a scratch file.
 pub fn sync_time(directory: &Path) -> Result<Duration> {
     let path = directory.join("sync-probe");
     let times = time_appends(&path).with_context(|| format!("cannot use `{}`", path.display()))?;

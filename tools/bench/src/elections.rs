@@ -1,4 +1,4 @@
-//! That full load causes no election: heartbeats get through, disks or not.
+//! Checks that full load causes no election: heartbeats arrive in time even while the disks are busy.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -30,14 +30,14 @@ struct Figures {
     measurement: Measurement,
 }
 
-/// What the nodes' metrics said while the load ran. Terms only grow, so an
-/// election between two looks shows as well.
+/// What the nodes' metrics showed during the load. Terms only increase, so an election between two polls is
+/// also seen.
 #[derive(Default, Serialize)]
 struct Observed {
     looks: u64,
-    /// The node was too busy to answer, which is not an election.
+    /// The node was too busy to respond. This is not an election.
     looks_unanswered: u64,
-    /// (term, leader), as any node had it at any time.
+    /// Each (term, leader) that any node reported.
     views: BTreeSet<(u64, Option<u64>)>,
 }
 
@@ -66,9 +66,9 @@ pub async fn run(arguments: &ElectionsArguments) -> Result<Verdict> {
     let pids = cluster.pids();
     let measurement = tokio::select! {
         measurement = load::run(&target, &plan, &pids) => measurement?,
-        () = observed.watch(&cluster, leader) => unreachable!("it watches until it is dropped"),
+        () = observed.watch(&cluster, leader) => unreachable!("the future ends only when it is dropped"),
     };
-    // Without load every node has to answer.
+    // Without load every node must respond.
     let at_end = cluster.leader().await?;
     observed.views.insert((at_end.term, Some(at_end.id)));
     cluster.stop();
@@ -120,8 +120,8 @@ fn markdown(figures: &Figures, leader: Leader) -> String {
     };
     let mut text = format!(
         "## No election under full load\n\n{}\n\
-         {CLIENTS} clients wrote values of {VALUE_BYTES} bytes for {} minutes: {verdict} ({} looks at \
-         the nodes' metrics, {} unanswered).\n\n\
+         {CLIENTS} clients wrote values of {VALUE_BYTES} bytes for {} minutes: {verdict} ({} polls of \
+         the nodes' metrics, {} without a response).\n\n\
          {} writes/s, p50 {} ms, p99 {} ms, at most {} ms; {} errors.\n",
         figures.environment.markdown(),
         figures.minutes,

@@ -1,9 +1,8 @@
-//! What the key-value API costs.
+//! Measures the cost of the key-value API.
 //!
-//! First one cluster with few keys: each new operation in turn with the one of
-//! the original's routes that does the same, and puts with watches of other keys
-//! and without. Then one with many keys: what they take in memory, what a listing
-//! costs, and whether writes wait for it.
+//! The first cluster has few keys. On it, each new operation runs in turn with the original route that does
+//! the same, and puts run with and without watches on other keys. The second cluster has many keys, and shows
+//! how much memory they take, what a listing costs, and whether writes wait for it.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -27,11 +26,11 @@ const KEYS: u64 = 100_000;
 const CLIENTS: usize = 64;
 const CLIENTS_MANY: usize = 256;
 const FILL_CLIENTS: usize = 8;
-/// Keys at which memory is first measured, as a part of all: by then the log's
-/// cache, the history and what else does not grow with the keys is as large as it gets.
+/// Memory is first measured when this fraction of the keys is stored. By then the log's cache, the history,
+/// and everything else that does not grow with the keys has reached its final size.
 const FIRST_PART: u64 = 5;
 const WARM_UP: Duration = Duration::from_secs(2);
-/// What a listing is to have, and what memory is counted from.
+/// Size of the values in the listings and in the memory figures.
 const SMALL_VALUE_BYTES: usize = 100;
 const KEY_BYTES: usize = 12;
 
@@ -42,9 +41,9 @@ struct Point {
     clients: usize,
     keys: u64,
     watchers: u64,
-    /// Whether it is measured beside a point with watches.
+    /// Whether it is compared with a point with watches.
     beside_watchers: bool,
-    /// A client that lists keys all the time beside the measured ones.
+    /// Whether a client lists keys continuously during the measurement.
     lister: bool,
 }
 
@@ -153,7 +152,7 @@ impl Point {
     }
 }
 
-/// What is compared stands next to each other, in changing order.
+/// Points that are compared run one after the other, in alternating order.
 fn points_with_few_keys(round: u32, watchers: u64) -> Vec<Point> {
     let pairs = [
         [Point::of(Workload::Write, CLIENTS), Point::of(Workload::Put, CLIENTS)],
@@ -200,8 +199,8 @@ async fn measure(arguments: &KeyValueArguments, cluster: &OursCluster, point: Po
     };
     let measurement = load::run(&Target::ours(leader, point.clients), &plan, &cluster.pids()).await?;
     if let Some(ended) = beside.try_join_next() {
-        ended.context("what ran beside the load panicked")??;
-        bail!("a watch was closed by the node");
+        ended.context("a background task of the load panicked")??;
+        bail!("the node closed a watch");
     }
     println!(
         "round {round}/{}  {} clients  {}: {}/s  p99 {} ms  CPU/op: servers {:.1} µs  other {:.2} cores  {} errors {}",
@@ -218,14 +217,14 @@ async fn measure(arguments: &KeyValueArguments, cluster: &OursCluster, point: Po
     Ok(Record { point, measurement })
 }
 
-/// Opens a watch of keys that nobody writes; the future reads it until it ends.
+/// Opens a watch on keys that are never written. The returned future reads it until it ends.
 async fn watch(leader: Leader, number: u64) -> Result<impl Future<Output = Result<()>> + use<>> {
     let mut stream = TcpStream::connect(leader.address).await?;
     let request = format!("GET /v1/watch?prefix=elsewhere/{number}/ HTTP/1.1\r\nhost: {}\r\n\r\n", leader.address);
     stream.write_all(request.as_bytes()).await?;
     let mut buffer = [0; 512];
     let count = stream.read(&mut buffer).await?;
-    ensure!(buffer[..count].starts_with(b"HTTP/1.1 200"), "a watch was refused");
+    ensure!(buffer[..count].starts_with(b"HTTP/1.1 200"), "the node rejected a watch");
     Ok(async move {
         while stream.read(&mut buffer).await? > 0 {}
         Ok(())
@@ -241,7 +240,7 @@ async fn list_all_the_time(leader: Leader, key_count: u64) -> Result<()> {
     }
 }
 
-/// Writes all keys once, in an order that is not theirs.
+/// Writes all keys once, in an order different from the key order.
 async fn fill_with_small_values(leader: Leader, key_count: u64, batches: Range<u64>) -> Result<()> {
     let started = Instant::now();
     let loaded = (batches.end - batches.start) * BATCH_KEYS as u64;
@@ -264,7 +263,7 @@ async fn fill_with_small_values(leader: Leader, key_count: u64, batches: Range<u
 }
 
 impl Memory {
-    /// The most that any node needs for one more key beside key and value, in bytes.
+    /// The largest memory that any node needs per key in addition to key and value, in bytes.
     fn bytes_beside(&self, keys: u64) -> f64 {
         let grown = self.bytes_first.iter().zip(&self.bytes_after).map(|(first, after)| after.saturating_sub(*first));
         let more_keys = keys - keys / FIRST_PART;
@@ -286,35 +285,31 @@ fn goals(records: &[Record], memory: &Memory, arguments: &KeyValueArguments) -> 
     let listed = Point { lister: true, ..beside };
     let list = Point { keys: arguments.keys, ..Point::of(Workload::List, 1) };
     let batch_keys_per_second = rate(Point::of(Workload::Batch, CLIENTS)) * BATCH_KEYS as f64;
-    // With few keys and with many; both are the same point, and alike.
+    // Appears with few keys and with many; both are the same point.
     let ratio = |what: &str, limit, measured| Goal { what: what.to_owned(), limit, measured, unit: "×" };
     vec![
         ratio(
-            "server CPU of a put, to that of `/write`, 64 clients",
+            "server CPU of a put ÷ `/write`, 64 clients",
             Limit::AtMost(1.1),
             cpu(put) / cpu(Point::of(Workload::Write, CLIENTS)),
         ),
         ratio(
-            "server CPU of a put, to that of `/write`, 256 clients",
+            "server CPU of a put ÷ `/write`, 256 clients",
             Limit::AtMost(1.1),
             cpu(Point::of(Workload::Put, CLIENTS_MANY)) / cpu(Point::of(Workload::Write, CLIENTS_MANY)),
         ),
         ratio(
-            "server CPU of a get, to that of `/consistent_read`, 64 clients",
+            "server CPU of a get ÷ `/consistent_read`, 64 clients",
             Limit::AtMost(1.1),
             cpu(Point::of(Workload::Get, CLIENTS)) / cpu(Point::of(Workload::Read, CLIENTS)),
         ),
+        ratio("keys/s of batches ÷ single puts, 64 clients", Limit::AtLeast(8.0), batch_keys_per_second / rate(put)),
         ratio(
-            "keys/s of batches, to that of single puts, 64 clients",
-            Limit::AtLeast(8.0),
-            batch_keys_per_second / rate(put),
-        ),
-        ratio(
-            "server CPU of a put with watches elsewhere, to one without",
+            "server CPU of a put with watches on other keys ÷ without",
             Limit::AtMost(1.05),
             cpu(watched) / cpu(unwatched),
         ),
-        ratio("p99 of a put while one client lists, to one without", Limit::AtMost(1.5), p99(listed) / p99(beside)),
+        ratio("p99 of a put while one client lists ÷ without", Limit::AtMost(1.5), p99(listed) / p99(beside)),
         Goal {
             what: "server CPU of listing 1,000 keys".to_owned(),
             limit: Limit::AtMost(1.5),
@@ -322,7 +317,7 @@ fn goals(records: &[Record], memory: &Memory, arguments: &KeyValueArguments) -> 
             unit: " ms",
         },
         Goal {
-            what: "memory a key beside key and value".to_owned(),
+            what: "memory per key in addition to key and value".to_owned(),
             limit: Limit::AtMost(200.0),
             measured: memory.bytes_beside(arguments.keys),
             unit: " bytes",
@@ -333,8 +328,9 @@ fn goals(records: &[Record], memory: &Memory, arguments: &KeyValueArguments) -> 
 fn markdown(arguments: &KeyValueArguments, figures: &Figures) -> String {
     let mut text = format!(
         "## The key-value API\n\n{}\n\
-         Three nodes, the load on the leader, {} s a point, {} rounds, medians; what is compared runs in turn. Values of \
-         {VALUE_BYTES} bytes and {} keys first; then {} keys with values of {SMALL_VALUE_BYTES} bytes, for the last three rows.\n\n{}\n\
+         Three nodes, with the load on the leader, {} s per point, {} rounds. Figures are medians, and points that are \
+         compared run in turn. Values have {VALUE_BYTES} bytes on {} keys; for the last three rows, \
+         {} keys have values of {SMALL_VALUE_BYTES} bytes.\n\n{}\n\
          | | clients | operations/s | p50 ms | p99 ms | server CPU µs/op | other cores | errors |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- |\n",
         figures.environment.markdown(),
@@ -369,8 +365,8 @@ fn markdown(arguments: &KeyValueArguments, figures: &Figures) -> String {
     }
     text += &format!(
         "\nResident memory of the three nodes: {} MiB empty, {} MiB with {} keys, \
-         {} MiB with {}. Memory a key is that of the keys added in between: by then the log's cache and the history \
-         are full.\n",
+         {} MiB with {}. Memory per key is measured between the two, because the log's cache and the history are full \
+         by then.\n",
         mebibytes(&figures.memory.bytes_empty),
         mebibytes(&figures.memory.bytes_first),
         thousands((arguments.keys / FIRST_PART) as f64),

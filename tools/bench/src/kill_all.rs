@@ -1,14 +1,12 @@
-//! That no acknowledged write is lost when all nodes are killed at once.
+//! Checks that no acknowledged write is lost when all nodes are killed at once.
 //!
-//! Each cycle: clients write, each key once; all nodes get SIGKILL at a random
-//! moment; they are started again on the same data; then every write of the
-//! cycle that was acknowledged is read back. After the last cycle those of all
-//! cycles are read back once more, since a later crash must not lose them
-//! either. The reads go to all nodes in turn, so a node that serves stale reads
-//! shows as well.
+//! In each cycle clients write, each key once, until all nodes get SIGKILL at a random moment. The nodes
+//! restart on the same data, and every acknowledged write of the cycle is read back. After the last cycle the
+//! writes of all cycles are read once more, because a later crash must not lose them either. The reads go to
+//! all nodes in turn, so a node that serves stale reads is detected.
 //!
-//! SIGKILL leaves the kernel's cache alone: this proves the order of
-//! acknowledgement and recovery, not that fsync reached the disk.
+//! SIGKILL does not discard the kernel's page cache. The test shows the order of acknowledgment and recovery,
+//! but not that fsync reached the disk.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -37,7 +35,7 @@ const READ_ATTEMPTS_MAX: usize = 50;
 const READ_PAUSE: Duration = Duration::from_millis(100);
 const LOSSES_SHOWN_MAX: usize = 10;
 
-/// Names one write; its key and value follow from it and the seed.
+/// Identifies one write; its key and value follow from it and the seed.
 #[derive(Clone, Copy, Debug)]
 struct WriteId {
     cycle: u32,
@@ -50,7 +48,7 @@ struct Cycle {
     cycle: u32,
     load_ms: u64,
     acknowledged: usize,
-    /// Of writes that failed before and at the kill; they may be there or not.
+    /// Writes that failed before or at the kill. They may or may not have been applied.
     unknown: usize,
     recovery_seconds: f64,
     lost: usize,
@@ -62,7 +60,7 @@ struct Figures {
     seed: u64,
     cycles: Vec<Cycle>,
     acknowledged: usize,
-    /// After the last cycle, of the writes of all cycles.
+    /// Losses after the last cycle, among the writes of all cycles.
     lost_at_end: usize,
     losses: Vec<String>,
 }
@@ -146,7 +144,7 @@ async fn run_cycle(
         acknowledged.extend(by_client);
         unknown += failed;
     }
-    ensure!(!acknowledged.is_empty(), "no write was acknowledged in {load_ms} ms, so this proves nothing");
+    ensure!(!acknowledged.is_empty(), "no write was acknowledged in {load_ms} ms, so the cycle shows nothing");
 
     let restarted = Instant::now();
     cluster.revive().await?;
@@ -164,7 +162,7 @@ async fn run_cycle(
     Ok((cycle, acknowledged, losses))
 }
 
-/// The writes that were acknowledged, and how many failed.
+/// Returns the acknowledged writes and the number of failed ones.
 async fn write_until_stopped(
     mut connection: HttpConnection,
     leader: SocketAddr,
@@ -190,13 +188,13 @@ async fn write_until_stopped(
         {
             connection = new;
         }
-        // A failed write is not tried again: each key is written at most once.
+        // A failed write is not retried: each key is written at most once.
         write.sequence += 1;
     }
     (acknowledged, failed)
 }
 
-/// Describes each of the `writes` that cannot be read back as it was written.
+/// Describes each of the `writes` that is missing or has another value.
 async fn read_back(nodes: &[SocketAddr], seed: u64, writes: Arc<Vec<WriteId>>) -> Result<Vec<String>> {
     let next = Arc::new(AtomicUsize::new(0));
     let mut readers = JoinSet::new();
@@ -224,7 +222,7 @@ async fn read_back(nodes: &[SocketAddr], seed: u64, writes: Arc<Vec<WriteId>>) -
     Ok(losses)
 }
 
-/// Reads one write back. Only a failed read is tried again: an answer counts.
+/// Reads one write back. Only a read without a response is retried.
 async fn check(connection: &mut Option<HttpConnection>, node: SocketAddr, seed: u64, write: WriteId) -> Result<()> {
     let key = write.key(seed);
     let mut attempt = 1;
@@ -232,15 +230,15 @@ async fn check(connection: &mut Option<HttpConnection>, node: SocketAddr, seed: 
         match read_once(connection, node, &key).await {
             Ok(value) => break value,
             Err(error) if attempt == READ_ATTEMPTS_MAX => {
-                return Err(error.context(format!("unreadable in {READ_ATTEMPTS_MAX} attempts")));
+                return Err(error.context(format!("could not be read in {READ_ATTEMPTS_MAX} attempts")));
             }
             Err(_) => tokio::time::sleep(READ_PAUSE).await,
         }
         *connection = None;
         attempt += 1;
     };
-    ensure!(!value.is_empty(), "not there");
-    ensure!(value == write.value(seed), "another value is there");
+    ensure!(!value.is_empty(), "the key does not exist");
+    ensure!(value == write.value(seed), "the key has another value");
     Ok(())
 }
 
@@ -251,7 +249,7 @@ async fn read_once(connection: &mut Option<HttpConnection>, node: SocketAddr, ke
     };
     tokio::time::timeout(REQUEST_TIMEOUT, open.consistent_read(key))
         .await
-        .map_err(|_| anyhow!("no answer within {REQUEST_TIMEOUT:?}"))?
+        .map_err(|_| anyhow!("no response within {REQUEST_TIMEOUT:?}"))?
 }
 
 impl WriteId {
@@ -260,7 +258,7 @@ impl WriteId {
         format!("kill-{seed:016x}-{cycle}-{client}-{sequence}")
     }
 
-    /// Different for each write, so that a mix-up of keys shows.
+    /// A different value for each write, so that an exchange of keys is detected.
     fn value(self, seed: u64) -> String {
         let id = u64::from(self.cycle) << 48 | u64::from(self.client) << 32;
         let mut random = fastrand::Rng::with_seed(seed ^ id ^ u64::from(self.sequence));
@@ -279,10 +277,10 @@ fn markdown(figures: &Figures) -> String {
     };
     let mut text = format!(
         "## All nodes killed at once\n\n{}\n\
-         {} times, all three nodes got SIGKILL under the load of {CLIENTS} writing clients, and were \
-         started again on the same data (seed {}). {} writes were acknowledged, at least {} each \
-         time, and read back after their own cycle and after the last: {verdict}.\n\n\
-         From start to a leader that serves linearizable reads: {:.2} s ({:.2}–{:.2}).\n\n\
+         {} times, all three nodes got SIGKILL while {CLIENTS} clients were writing, and restarted on \
+         the same data (seed {}). {} writes were acknowledged, at least {} each time, and read back \
+         after their own cycle and after the last: {verdict}.\n\n\
+         Time from start until a leader serves linearizable reads: {:.2} s ({:.2}–{:.2}).\n\n\
          SIGKILL does not empty the kernel's cache, so this says nothing about power loss.\n",
         figures.environment.markdown(),
         figures.cycles.len(),

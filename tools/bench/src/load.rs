@@ -1,9 +1,7 @@
-//! The closed-loop load: each client sends its next request when the answer to
-//! the one before has come.
+//! The closed-loop load: each client sends its next request after the response to the one before.
 //!
-//! Throughput counts the operations that finished in the measured window. The
-//! latencies are those of all operations that were under way at any time in it:
-//! a stall shows in them even if it began before the window or outlasts it.
+//! Throughput counts the operations that completed in the measured window. Latency covers all operations in
+//! progress at any time in the window, so a stall shows even if it began before the window or outlasts it.
 
 use std::fmt::Write;
 use std::ops::Range;
@@ -20,9 +18,9 @@ use tokio::time::Instant;
 use crate::cpu;
 use crate::target::{Connection, Target, VALUE_BYTES};
 
-/// After the window; an operation without an answer by then counts as failed.
+/// After the window. An operation without a response by then counts as failed.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
-/// Between a failed operation and the next, lest a dead server be hammered.
+/// Pause after a failed operation, so that the clients do not hammer a dead server.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
 const FILL_ATTEMPTS_MAX: usize = 20;
 const HISTOGRAM_SIGNIFICANT_DIGITS: u8 = 3;
@@ -30,7 +28,7 @@ const HISTOGRAM_SIGNIFICANT_DIGITS: u8 = 3;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Workload {
-    /// `POST /write`, or a put of etcd's.
+    /// `POST /write`, or etcd's put.
     Write,
     /// A linearizable read.
     Read,
@@ -51,7 +49,7 @@ pub enum Workload {
     List,
 }
 
-/// Puts of one batch: nearly as many as one may have, and a divisor of the numbers of keys.
+/// Puts per batch: nearly the maximum, and a divisor of the numbers of keys.
 pub const BATCH_KEYS: usize = 125;
 
 #[derive(Clone, Debug)]
@@ -60,16 +58,16 @@ pub struct LoadPlan {
     pub clients: usize,
     pub warm_up: Duration,
     pub measured: Duration,
-    /// Keys are drawn evenly from the first `key_count`.
+    /// Keys are drawn uniformly from the first `key_count`.
     pub key_count: u64,
     pub seed: u64,
 }
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Measurement {
-    /// That succeeded, within the window.
+    /// Operations that succeeded within the window.
     pub operations: u64,
-    /// Failed operations, those of the warm-up included.
+    /// Failed operations, including those of the warm-up.
     pub errors: u64,
     pub first_error: Option<String>,
     pub operations_per_second: f64,
@@ -77,15 +75,15 @@ pub struct Measurement {
     pub latency_us_p90: u64,
     pub latency_us_p99: u64,
     pub latency_us_max: u64,
-    /// All server processes together.
+    /// CPU time of all server processes together.
     pub server_cpu_us_per_operation: f64,
     pub load_cpu_us_per_operation: f64,
-    /// Cores used by neither the servers nor the load: the kernel's own threads
-    /// and whatever else ran on the machine. Much of it makes a point worthless.
+    /// Cores used by neither the servers nor the load: by the kernel's own threads and by other processes. A
+    /// point with a high value is worthless.
     pub other_cpu_cores: f64,
 }
 
-/// What one client saw.
+/// Figures of one client.
 struct ClientFigures {
     operations: u64,
     latency_us: Histogram<u32>,
@@ -101,12 +99,12 @@ struct Window {
 
 pub fn key(number: u64, into: &mut String) {
     into.clear();
-    // Writing to a String cannot fail.
+    // Writing to a `String` cannot fail.
     let _ = write!(into, "key-{number:08}");
 }
 
-/// One value for all: what the bytes are does not matter to either system. It is
-/// alphanumeric, so it needs no escaping in JSON.
+/// One value for all writes: neither system depends on its bytes. It is alphanumeric, so JSON need not escape
+/// it.
 pub fn value() -> &'static str {
     static VALUE: std::sync::OnceLock<String> = std::sync::OnceLock::new();
     VALUE.get_or_init(|| {
@@ -119,7 +117,7 @@ pub async fn run(target: &Target, plan: &LoadPlan, servers: &[libc::pid_t]) -> R
     run_on_all(std::slice::from_ref(target), plan, servers).await
 }
 
-/// The same with the clients spread evenly over several targets.
+/// Like [`run`], with the clients spread evenly over several targets.
 pub async fn run_on_all(targets: &[Target], plan: &LoadPlan, servers: &[libc::pid_t]) -> Result<Measurement> {
     let mut connections = Vec::with_capacity(plan.clients);
     for (target, share) in targets.iter().zip(shares(plan.clients, targets.len())) {
@@ -149,7 +147,7 @@ pub async fn run_on_all(targets: &[Target], plan: &LoadPlan, servers: &[libc::pi
     Ok(Measurement::new(total, plan.measured, &before, &after))
 }
 
-/// `count` in `parts` that differ by one at most.
+/// Splits `count` into `parts` that differ by at most one.
 pub fn shares(count: usize, parts: usize) -> impl Iterator<Item = usize> {
     (0..parts).map(move |part| (count + part) / parts)
 }
@@ -164,7 +162,7 @@ async fn run_client(
     let mut figures = ClientFigures::new()?;
     let looping = closed_loop(target, &mut connection, &plan, window, random, &mut figures);
     if tokio::time::timeout_at(window.end + DRAIN_TIMEOUT, looping).await.is_err() {
-        figures.fail(&anyhow!("no answer {DRAIN_TIMEOUT:?} after the window"));
+        figures.fail(&anyhow!("no response {DRAIN_TIMEOUT:?} after the window"));
     }
     Ok(figures)
 }
@@ -207,7 +205,7 @@ async fn closed_loop(
     }
 }
 
-/// As many different keys as a batch has, spread over all of them.
+/// The keys of a batch: all different, and spread over the whole range.
 pub fn batch_of(first: u64, key_count: u64) -> impl Iterator<Item = u64> {
     let stride = key_count / BATCH_KEYS as u64;
     (0..BATCH_KEYS as u64).map(move |number| (first + number * stride) % key_count)
@@ -221,7 +219,7 @@ async fn reconnect_if_closed(target: &Target, connection: &mut Connection) {
     }
 }
 
-/// Writes every key of `keys` once; a write that fails is tried again.
+/// Writes every key of `keys` once; retries a write that fails.
 pub async fn fill(target: &Target, clients: usize, keys: Range<u64>) -> Result<()> {
     let next = Arc::new(AtomicU64::new(keys.start));
     let mut filling: JoinSet<Result<()>> = JoinSet::new();
@@ -260,7 +258,7 @@ async fn write_with_retries(target: &Target, connection: &mut Connection, name: 
 
 pub fn latency_histogram() -> Result<Histogram<u32>> {
     let mut histogram = Histogram::new(HISTOGRAM_SIGNIFICANT_DIGITS)?;
-    // Otherwise greater latencies would be cut off at 2 ms.
+    // Otherwise latencies above 2 ms would be cut off.
     histogram.auto(true);
     Ok(histogram)
 }
@@ -278,7 +276,7 @@ impl ClientFigures {
             self.operations += 1;
         }
         let latency_us = (finished - started).as_micros() as u64;
-        self.latency_us.record(latency_us).expect("a histogram that grows takes every latency");
+        self.latency_us.record(latency_us).expect("an auto-resizing histogram accepts every latency");
     }
 
     fn fail(&mut self, error: &anyhow::Error) {
@@ -317,10 +315,10 @@ impl Measurement {
 mod tests {
     use super::*;
 
-    /// Throughput counts what finished in the window, latency what overlapped it.
+    /// Throughput counts operations that completed in the window; latency covers those that overlapped it.
     ///
-    /// Method: one operation before the window, into it, within it, out of it,
-    /// and one across all of it; each length is a different power of two.
+    /// Method: one operation ends before the window, one begins before it and ends within it, one lies within
+    /// it, one ends after it, and one spans it. Each length is a different power of two.
     #[test]
     fn operations_belong_to_the_window_they_overlap() {
         let zero = Instant::now();

@@ -1,8 +1,8 @@
-//! Measures raft-key-value beside etcd, and checks its promises under load.
+//! Measures raft-key-value and etcd side by side, and checks raft-key-value's guarantees under load.
 //!
-//! `arguments` reads the command line; each subcommand is a module of its name;
-//! they share `load` (the closed-loop clients, against a `target`), the two
-//! systems' clusters (`ours`, `etcd`, on `process`) and `report`.
+//! `arguments` parses the command line, and each subcommand is a module of the same name. They share `load`
+//! (closed-loop clients that send to a `target`), the clusters of both systems (`ours` and `etcd`, which use
+//! `process`) and `report`.
 
 mod arguments;
 mod compare;
@@ -31,13 +31,13 @@ use clap::Parser;
 
 use arguments::{Arguments, Command};
 
-/// Whether what was to be shown was shown.
+/// The outcome of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Met,
-    /// A goal of speed was missed: a failure with `--enforce` only.
+    /// A performance goal was missed. This is a failure only with `--enforce`.
     GoalMissed,
-    /// A promise was broken, such as a write lost: always a failure.
+    /// A guarantee was broken, such as a lost write. This is always a failure.
     PromiseBroken,
 }
 
@@ -62,7 +62,7 @@ fn run(command: Command) -> Result<Verdict> {
         _ => tokio::runtime::Builder::new_multi_thread().worker_threads(threads.into()).enable_all().build(),
     }
     .context("cannot start the load generator's threads")?;
-    // `block_on` keeps the subcommand on this thread, which `ServerProcess` needs.
+    // `block_on` keeps the subcommand on this thread, as `ServerProcess` requires.
     runtime.block_on(async {
         match command {
             Command::Compare(arguments) => compare::run(&arguments).await,

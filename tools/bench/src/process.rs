@@ -1,7 +1,7 @@
-//! Server processes: started with their output in a file, and never left behind.
+//! Server processes, whose output goes to a file and which never outlive the bench.
 //!
-//! A server dies with its `ServerProcess` (also when the bench panics), and with
-//! the bench itself (also when that is killed), each by its own pid.
+//! A server ends with its `ServerProcess`, also when the bench panics, and with the bench itself, also when
+//! the bench is killed. Each is killed by its own pid.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -22,11 +22,10 @@ pub struct ServerProcess {
 }
 
 impl ServerProcess {
-    /// Starts `command` with its output appended to `log_path`.
+    /// Starts `command` and appends its output to `log_path`.
     ///
-    /// Call it from the main thread only: Linux delivers the parent-death
-    /// signal when the *thread* that spawned the child ends, so a child started
-    /// from a pooled thread would be killed with that thread.
+    /// Must be called from the main thread: Linux sends the parent-death signal when the *thread* that
+    /// spawned the child ends, so a child started from a pooled thread would be killed with that thread.
     pub fn start(name: &str, mut command: Command, log_path: &Path) -> Result<Self> {
         let log = File::options()
             .create(true)
@@ -34,7 +33,7 @@ impl ServerProcess {
             .open(log_path)
             .with_context(|| format!("cannot open `{}`", log_path.display()))?;
         command.stdin(Stdio::null()).stdout(log.try_clone().context("cannot share the log file")?).stderr(log);
-        // SAFETY: prctl is async-signal-safe, and the closure allocates nothing.
+        // SAFETY: prctl is async-signal-safe, and the closure does not allocate.
         unsafe {
             command.pre_exec(|| {
                 if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
@@ -55,7 +54,7 @@ impl ServerProcess {
         self.memory_bytes("VmRSS:")
     }
 
-    /// The most resident memory since `reset_peak`.
+    /// Maximum resident memory since `reset_peak`.
     pub fn peak_bytes(&self) -> Result<u64> {
         self.memory_bytes("VmHWM:")
     }
@@ -68,14 +67,14 @@ impl ServerProcess {
     fn memory_bytes(&self, field: &str) -> Result<u64> {
         let path = format!("/proc/{}/status", self.pid());
         let status = fs::read_to_string(&path).with_context(|| format!("cannot read `{path}`"))?;
-        // A process that has ended and is not waited for has no such line.
+        // A zombie process has no such line.
         let line = status.lines().find_map(|line| line.strip_prefix(field));
-        let line = line.with_context(|| format!("{} has no memory: it has ended", self.name))?;
+        let line = line.with_context(|| format!("{} has no memory because it has ended", self.name))?;
         let kibibytes: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
         Ok(kibibytes * 1024)
     }
 
-    /// An error that quotes the end of the server's own log, if it has exited.
+    /// Returns an error that quotes the end of the server's log if the server has exited.
     pub fn check_running(&mut self) -> Result<()> {
         if let Some(status) = self.child.try_wait().context("cannot wait for a server")? {
             bail!("{} exited ({status}); the end of `{}`:\n{}", self.name, self.log_path.display(), self.log_tail());
@@ -91,8 +90,8 @@ impl ServerProcess {
     }
 
     fn signal(&self, signal: libc::c_int) {
-        // SAFETY: the pid is ours until it is waited for, which only `wait` and
-        // `check_running` do; a signal to a zombie has no effect.
+        // SAFETY: the pid is ours until it is waited for, which only `wait` and `check_running` do; a signal
+        // to a zombie has no effect.
         unsafe { libc::kill(self.pid(), signal) };
     }
 
@@ -117,7 +116,7 @@ impl Drop for ServerProcess {
     }
 }
 
-/// SIGTERM to all at once, then SIGKILL to those that did not heed it in time.
+/// Sends SIGTERM to all at once, then SIGKILL to those that have not ended in time.
 pub fn stop_all(mut processes: Vec<ServerProcess>) {
     for process in &mut processes {
         if let Ok(None) = process.child.try_wait() {
@@ -127,12 +126,12 @@ pub fn stop_all(mut processes: Vec<ServerProcess>) {
     let deadline = Instant::now() + Duration::from_secs(STOP_SECONDS_MAX);
     for process in &mut processes {
         if !process.wait(deadline.saturating_duration_since(Instant::now())) {
-            eprintln!("{} did not stop within {STOP_SECONDS_MAX} s of SIGTERM, so it gets SIGKILL", process.name);
+            eprintln!("{} did not stop within {STOP_SECONDS_MAX} s of SIGTERM; sending SIGKILL", process.name);
         }
     }
 }
 
-/// SIGKILL to all at once: none learns of another's death and acts on it.
+/// Sends SIGKILL to all at once, so that none notices another's end and reacts to it.
 pub fn kill_all(mut processes: Vec<ServerProcess>) -> Result<()> {
     for process in &mut processes {
         process.check_running()?;
@@ -143,7 +142,7 @@ pub fn kill_all(mut processes: Vec<ServerProcess>) -> Result<()> {
     Ok(())
 }
 
-/// More connections than the 1,024 files that a shell's children often get.
+/// Raises the limit of open files, which is 1,024 in most shells, to its maximum.
 pub fn raise_open_files_limit() -> Result<()> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` outlives both calls; the first fills it, the second reads it.
@@ -159,10 +158,10 @@ pub fn raise_open_files_limit() -> Result<()> {
     Ok(())
 }
 
-/// Ports that are free now, and that no outgoing connection will take later.
+/// Ports that are free now and that no outgoing connection will take later.
 ///
-/// They are below Linux's default ephemeral range (32768 and up): otherwise the
-/// load's own connections could occupy the port of a node that is down.
+/// They are below Linux's default ephemeral range (32768 and up). Otherwise the load's own connections could
+/// occupy the port of a node that is down.
 pub fn free_ports(count: usize) -> Result<Vec<u16>> {
     const FIRST: u16 = 20_000;
     const LAST: u16 = 32_000;
@@ -179,7 +178,7 @@ pub fn free_ports(count: usize) -> Result<Vec<u16>> {
             return Ok(listeners.into_iter().map(|(port, _)| port).collect());
         }
     }
-    bail!("found no {count} free ports between {FIRST} and {LAST}")
+    bail!("cannot find {count} free ports between {FIRST} and {LAST}")
 }
 
 pub fn loopback(port: u16) -> SocketAddr {

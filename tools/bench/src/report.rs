@@ -1,4 +1,4 @@
-//! What a run leaves: Markdown between markers, raw figures as JSON.
+//! The results of a run: Markdown between markers, and raw figures as JSON.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,13 +10,13 @@ use crate::arguments::CommonArguments;
 
 const HEADING: &str = "# Benchmarks\n\nWritten by `tools/bench`, see `tools/bench/README.md`.\n";
 
-/// Where and how the figures came about.
+/// Where and how the figures were measured.
 #[derive(Serialize)]
 pub struct Environment {
     date: String,
     command: String,
     revision: String,
-    /// As the servers report them, by `--version`.
+    /// As printed by `--version`.
     versions: Vec<String>,
     rustc: String,
     kernel: String,
@@ -24,7 +24,7 @@ pub struct Environment {
     cores: usize,
 }
 
-/// A figure that is wanted to be at least, or at most, so much.
+/// A required minimum or maximum of a figure.
 #[derive(Serialize)]
 pub struct Goal {
     pub what: String,
@@ -138,7 +138,7 @@ impl Goal {
     }
 }
 
-/// Prints the report, and puts it where the arguments say.
+/// Prints the report, and writes it where the arguments say.
 pub fn publish(
     common: &CommonArguments,
     section: &str,
@@ -175,8 +175,8 @@ fn update_section(path: &Path, section: &str, content: &str) -> Result<()> {
     std::fs::write(path, new).with_context(|| format!("cannot write `{}`", path.display()))
 }
 
-/// `document` with `content` between the section's markers, which are appended
-/// if there are none yet; everything else is kept.
+/// Returns `document` with `content` between the section's markers. Appends the markers if they are missing,
+/// and keeps everything else.
 fn replace_section(document: &str, section: &str, content: &str) -> Result<String> {
     let begin = format!("<!-- {section}:begin -->");
     let end = format!("<!-- {section}:end -->");
@@ -185,7 +185,7 @@ fn replace_section(document: &str, section: &str, content: &str) -> Result<Strin
         (Some(begin_at), Some(end_at)) if begin_at < end_at => {
             (document[..begin_at].to_owned(), &document[end_at + end.len()..])
         }
-        _ => bail!("`{begin}` and `{end}` must stand there once each, in this order"),
+        _ => bail!("the document must contain `{begin}` and `{end}` once each, in this order"),
     };
     Ok(format!("{before}{begin}\n{}\n{end}{after}", content.trim_end()))
 }
@@ -194,8 +194,7 @@ fn replace_section(document: &str, section: &str, content: &str) -> Result<Strin
 mod tests {
     use super::*;
 
-    /// A section is replaced in place, added at the end when new, and nothing
-    /// else of the document changes.
+    /// A section is replaced in place, or appended if it is new; the rest of the document stays.
     #[test]
     fn a_section_is_replaced_and_the_rest_kept() {
         let first = replace_section("# B\n", "one", "1\n").unwrap();

@@ -1,9 +1,9 @@
-//! What the self-check costs, as a share of what a write costs.
+//! Measures the self-check as a share of the cost of a write.
 //!
-//! It cannot be switched off, and a hundredth would drown in the noise of two
-//! throughputs. So each part of it is measured by itself, by calling what the
-//! state machine calls, and added up for the three nodes; that is held against the
-//! CPU which the three need for a write, in turn with it, in the same run.
+//! The self-check cannot be disabled, and a cost of one percent would drown in the noise of two throughputs.
+//! Therefore each part is measured separately, by calling the functions that the state machine calls, and
+//! summed over the three nodes. The sum is compared with the CPU time that the three nodes need for a write,
+//! measured in turn with it in the same run.
 
 use std::collections::HashSet;
 use std::hint::black_box;
@@ -32,16 +32,17 @@ const CLIENTS: [usize; 2] = [64, 256];
 const FILL_CLIENTS: usize = 64;
 const KEYS: u64 = 100_000;
 const NODES: u64 = 3;
-/// Keys of the state that is hashed: those of all nodes, since here they share the
-/// processor's cache, and most of the cost is to fetch a value that is not in it.
+/// Number of keys in the hashed state: as many as all three nodes hold. Here they share the processor's
+/// cache, and most of the cost is fetching values that are not in it.
 const HASHED_KEYS: u64 = NODES * KEYS;
-/// Of puts in a round, of as many as a node applies at once: so many that are hashed, and so many that are not.
+/// Batches of puts in a round, each of the size that a node applies at once: this many with hashing, and this
+/// many without.
 const BATCHES: u32 = 1_000;
 const STATE_HASHES: u32 = 1_000;
 const WARM_UP: Duration = Duration::from_secs(2);
 const SHARE_PERCENT_MAX: f64 = 1.0;
 
-/// What a cluster was seen to need for writes.
+/// The measured cost of writes.
 #[derive(Serialize)]
 struct Load {
     clients: usize,
@@ -49,16 +50,16 @@ struct Load {
     measurement: Measurement,
 }
 
-/// What one node needs for the parts of the self-check, in nanoseconds of CPU.
+/// CPU time that one node needs for each part of the self-check, in nanoseconds.
 #[derive(Clone, Copy, Serialize)]
 struct Parts {
-    /// Of the new record of a put, and of taking the former one's away.
+    /// Hashing the new record of a put, and subtracting the hash of the former one.
     put_ns: f64,
-    /// Of working the hash out again while a snapshot is written.
+    /// Recomputing the hash while a snapshot is written.
     recount_ns_per_key: f64,
-    /// The same of the records in the history that are not in the state any more.
+    /// Recomputing the hashes of history records that are no longer in the state.
     recount_ns_per_change: f64,
-    /// The hash of the state from the sums that are kept.
+    /// Computing the hash of the state from the sums that are kept.
     state_ns: f64,
 }
 
@@ -126,8 +127,7 @@ async fn measure_load(
     Ok(Load { clients, measurement })
 }
 
-/// A state as a node holds it after a while: all keys there, and their values
-/// anywhere in memory.
+/// A state as a node holds it after a while: all keys exist, and their values are scattered in memory.
 fn state() -> Result<ExampleStateMachine> {
     let mut state = ExampleStateMachine::default();
     let mut random = fastrand::Rng::with_seed(1);
@@ -138,7 +138,7 @@ fn state() -> Result<ExampleStateMachine> {
         let log_id = LogId { leader_id: LeaderId { term: 1, node_id: 1 }, index };
         state.apply(Entry { log_id, payload: Payload::Normal(Command::Write(write)) });
     }
-    anyhow::ensure!(state.hash() == state.hash_of_all(), "the hash that is kept is not the one that is worked out");
+    anyhow::ensure!(state.hash() == state.hash_of_all(), "the stored hash differs from the computed one");
     Ok(state)
 }
 
@@ -167,8 +167,8 @@ fn measure_parts(state: &ExampleStateMachine, seed: u64) -> Result<Parts> {
     Ok(parts)
 }
 
-/// What hashing adds to a put. Batches with and without it alternate, of different
-/// keys: a put looks its key up in any case, and the machine has slow moments.
+/// The time that hashing adds to a put. Batches with and without hashing alternate and use different keys,
+/// because a put looks up its key in any case and the machine has slow moments.
 fn put_ns(state: &ExampleStateMachine, seed: u64) -> Result<f64> {
     let mut random = fastrand::Rng::with_seed(seed);
     let (mut with, mut without) = (Duration::ZERO, Duration::ZERO);
@@ -187,21 +187,21 @@ enum Hashing {
     Off,
 }
 
-/// A record that keeps no hash of itself.
+/// A record without a hash.
 struct PlainRecord {
     _value: Value,
     _numbers: [u64; 4],
     _room: [u64; 2],
 }
 
-/// What `ExampleStateMachine::put` does of a batch of keys, but for what it keeps.
-/// The values are there before the first of them is put, as they are for a node.
+/// Does what `ExampleStateMachine::put` does for a batch of keys, except storing the result. As on a node,
+/// the values exist before the first put.
 fn time_puts(state: &ExampleStateMachine, keys: &[Key], hashing: Hashing) -> Result<Duration> {
     let values: Vec<Value> = keys.iter().map(|_| load::value().into()).collect();
     cpu_time(|| {
         let mut sum = StateHash::default();
         for (key, value) in keys.iter().zip(values) {
-            let (key, former) = state.data.get_key_value(key).expect("all keys are there");
+            let (key, former) = state.data.get_key_value(key).expect("every key exists");
             let StoredRecord { revision, create_revision, version, expires_at_ms, .. } = **former;
             match hashing {
                 Hashing::On => {
@@ -220,9 +220,9 @@ fn time_puts(state: &ExampleStateMachine, keys: &[Key], hashing: Hashing) -> Res
     })
 }
 
-/// What hashing adds for each record that is written into a snapshot. The writer reads and
-/// checksums every byte in any case, so whoever comes second finds it in the processor's cache:
-/// here a hash, and then another one.
+/// The time that hashing adds for each record written to a snapshot. The writer reads and checksums every
+/// byte in any case, so the second of two passes finds the record in the processor's cache. This measures the
+/// second of two hashes.
 fn recount_ns<'a>(records: impl Iterator<Item = (&'a Key, &'a Arc<StoredRecord>)>) -> Result<f64> {
     let records: Vec<_> = records.collect();
     let read_all = |hashes: usize| {
@@ -237,7 +237,7 @@ fn recount_ns<'a>(records: impl Iterator<Item = (&'a Key, &'a Arc<StoredRecord>)
     Ok(nanoseconds(read_all(2)?.saturating_sub(once)) / records.len() as f64)
 }
 
-/// CPU time, as the servers' is: others may run on the machine.
+/// CPU time, as for the servers: other processes may run on the machine.
 fn cpu_time<T>(work: impl FnOnce() -> T) -> Result<Duration> {
     let before = cpu::of_this_thread()?;
     black_box(work());
@@ -256,7 +256,7 @@ fn of_loads(loads: &[Load], clients: usize, figure: impl Fn(&Measurement) -> f64
     Spread::of(loads.iter().filter(|load| load.clients == clients).map(|load| figure(&load.measurement)))
 }
 
-/// What the self-check adds to a write that costs `write_ns`, on all nodes.
+/// The time that the self-check adds to a write that costs `write_ns`, on all nodes.
 fn self_check_ns(parts: &[Parts], write_ns: f64) -> f64 {
     let median = |figure: fn(&Parts) -> f64| of_parts(parts, figure).median;
     let recounted = median(|parts| parts.recount_ns_per_key) * KEYS as f64
@@ -266,8 +266,8 @@ fn self_check_ns(parts: &[Parts], write_ns: f64) -> f64 {
     NODES as f64 * on_each_node + write_ns / CHECK_WRITES
 }
 
-/// Of the records in the history, how many are not the ones that their keys have now, under the
-/// load that is measured: those are hashed only once, as the keys' own.
+/// How many records in the history differ from the current record of their key under the measured load. A
+/// current record is hashed only once, as part of the state.
 fn former_records() -> usize {
     let mut random = fastrand::Rng::with_seed(1);
     let keys: HashSet<u64> = (0..HISTORY_CHANGES_MAX).map(|_| random.u64(..KEYS)).collect();
@@ -283,7 +283,7 @@ fn share_percent(loads: &[Load], parts: &[Parts], clients: usize) -> f64 {
 
 fn goal(loads: &[Load], parts: &[Parts], clients: usize) -> Goal {
     Goal {
-        what: format!("the self-check's share of the server CPU of a write, {clients} clients"),
+        what: format!("self-check, share of the server CPU of a write, {clients} clients"),
         limit: Limit::AtMost(SHARE_PERCENT_MAX),
         measured: share_percent(loads, parts, clients),
         unit: " %",
@@ -297,15 +297,15 @@ fn markdown(arguments: &SelfCheckArguments, figures: &Figures) -> String {
     };
     let mut text = format!(
         "## What the self-check costs\n\n{}\n\
-         Keys of {} bytes, values of {VALUE_BYTES}, {} keys, all of them present; three nodes, the load on the \
-         leader, {} s a point, {} rounds, medians, with the least and the greatest in parentheses. In turn with the \
-         load, what hashing takes is measured by the functions that the state machine calls, on as many keys as three \
-         nodes hold together.\n\n{}\n\
-         | each node's CPU | ns | how often |\n| --- | --- | --- |\n\
-         | hashing the record, and taking away the hash of the one it replaces | {} | each put |\n\
+         Keys have {} bytes and values {VALUE_BYTES}; {} keys exist. Three nodes, with the load on the leader, {} s per \
+         point, {} rounds. Figures are medians, with the minimum and maximum in parentheses. In turn with the load, the \
+         cost of hashing is measured by calling the state machine's own functions, on as many keys as three nodes hold \
+         together.\n\n{}\n\
+         | work of each node | CPU ns | how often |\n| --- | --- | --- |\n\
+         | hashing the record, and subtracting the hash of the one it replaces | {} | each put |\n\
          | hashing a key while a snapshot is written | {} | {} keys every {} entries |\n\
          | hashing a former record of the history while a snapshot is written | {} | {} records every {} entries |\n\
-         | noting the hash of the state | {} | every {} entries |\n\n",
+         | computing the hash of the state | {} | every {} entries |\n\n",
         figures.environment.markdown(),
         key(0).len(),
         thousands(KEYS as f64),
@@ -322,15 +322,15 @@ fn markdown(arguments: &SelfCheckArguments, figures: &Figures) -> String {
         spread(|parts| parts.state_ns),
         thousands(CHECK_WRITES),
     );
-    text += "| clients | writes/s | server CPU µs/write | of that the self-check µs | share | other cores | errors |\n\
+    text += "| clients | writes/s | server CPU µs/write | self-check µs/write | share | other cores | errors |\n\
              | --- | --- | --- | --- | --- | --- | --- |\n";
     for clients in CLIENTS {
         text += &load_row(figures, clients);
     }
     text += &format!(
-        "\nBoth are CPU time of all three nodes; a write that says the leader's hash, every 10,000 entries, is \
-         counted as one more. The load writes any key at random. With more keys the recount takes more, as the \
-         snapshot does; and where a few are written again and again, there are up to {} former records.\n",
+        "\nBoth figures are CPU time of all three nodes, and include the write with the leader's hash every 10,000 \
+         entries. The load writes random keys. The cost of hashing for a snapshot grows with the number of keys, like \
+         that of the snapshot itself. If few keys are rewritten often, the history holds up to {} former records.\n",
         thousands(HISTORY_CHANGES_MAX as f64),
     );
     text

@@ -1,8 +1,7 @@
-//! What snapshots do to the latency of writes.
+//! Measures what snapshots do to the latency of writes.
 //!
-//! A cluster with many keys is loaded once. Then the same load runs on it with
-//! snapshots and without, in turn: the nodes are restarted on the same data with
-//! the other setting in between.
+//! A cluster with many keys is loaded once. The same load then runs on it in turn with snapshots and without;
+//! between the runs the nodes restart on the same data with the other setting.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +20,7 @@ use crate::workspace::{Workspace, our_server};
 const CLIENTS: usize = 64;
 const FILL_CLIENTS: usize = 128;
 const WARM_UP: Duration = Duration::from_secs(3);
-/// More entries than any run writes, so that there is no snapshot.
+/// More entries than any run writes, so that no snapshot is built.
 const SNAPSHOT_ENTRIES_NEVER: u64 = 1_000_000_000;
 const WRITE_P99_RATIO_MAX: f64 = 2.0;
 
@@ -36,8 +35,7 @@ enum Snapshots {
 struct Record {
     round: u32,
     snapshots: Snapshots,
-    /// The log index that each node's snapshot covers, at the beginning and at
-    /// the end of the measured window.
+    /// The log index of each node's snapshot, at the beginning and at the end of the measured window.
     snapshot_index_before: Vec<u64>,
     snapshot_index_after: Vec<u64>,
     #[serde(flatten)]
@@ -152,14 +150,14 @@ async fn snapshot_indexes(cluster: &OursCluster) -> Result<Vec<u64>> {
 }
 
 impl Record {
-    /// For each node, whether it made a snapshot in the measured window.
+    /// For each node, whether it built a snapshot in the measured window.
     fn snapshot_made(&self) -> impl Iterator<Item = bool> {
         let pairs = self.snapshot_index_before.iter().zip(&self.snapshot_index_after);
         pairs.map(|(before, after)| after > before)
     }
 
-    /// A run with snapshots in which some node made none shows nothing, nor does
-    /// one without in which there was one.
+    /// Whether every node built a snapshot in a run with snapshots, and none did in a run without. Otherwise
+    /// the run shows nothing.
     fn is_as_intended(&self) -> bool {
         self.measurement.errors == 0
             && match self.snapshots {
@@ -209,9 +207,9 @@ fn progress_line(rounds: u32, record: &Record) -> String {
 fn markdown(arguments: &SnapshotsArguments, figures: &Figures) -> String {
     let mut text = format!(
         "## Snapshots and the latency of writes\n\n{}\n\
-         {} keys with values of {VALUE_BYTES} bytes; {CLIENTS} clients write random ones of them for \
-         {} s a run, {} runs with a snapshot every {} entries, in turn with as many without \
-         snapshots, on the same data.\n\n{}\n\
+         {} keys with values of {VALUE_BYTES} bytes. {CLIENTS} clients write random keys for {} s a run. \
+         {} runs with a snapshot every {} entries alternate with as many runs without snapshots, \
+         on the same data.\n\n{}\n\
          | round | snapshots | writes/s | p50 ms | p99 ms | max ms | server CPU µs/write \
          | errors | snapshot made in the window, node 1, 2, 3 |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",

@@ -1,4 +1,4 @@
-//! Medians and spreads over rounds, and numbers as people read them.
+//! Medians and spreads over rounds, and numbers formatted for people.
 
 use serde::Serialize;
 
@@ -10,7 +10,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of at least one value.
+    /// `values` must not be empty.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
         let mut sorted: Vec<f64> = values.into_iter().collect();
         sorted.sort_by(f64::total_cmp);
@@ -20,7 +20,7 @@ impl Spread {
     }
 }
 
-/// `13641.4` as `13,641`.
+/// Formats `13641.4` as `13,641`.
 pub fn thousands(number: f64) -> String {
     let digits = format!("{number:.0}");
     let mut grouped = String::new();
@@ -33,12 +33,12 @@ pub fn thousands(number: f64) -> String {
     grouped
 }
 
-/// Microseconds as milliseconds, with two digits after the point.
+/// Formats microseconds as milliseconds with two decimals.
 pub fn milliseconds(microseconds: f64) -> String {
     format!("{:.2}", microseconds / 1000.0)
 }
 
-/// Bytes of several processes, as `12, 13, 12` mebibytes.
+/// Formats the bytes of several processes as mebibytes, such as `12, 13, 12`.
 pub fn mebibytes(bytes: &[u64]) -> String {
     bytes.iter().map(|bytes| (bytes >> 20).to_string()).collect::<Vec<_>>().join(", ")
 }

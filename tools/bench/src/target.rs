@@ -1,4 +1,4 @@
-//! What a load is aimed at: the leader of either system, through one interface.
+//! The target of a load: the leader of either system, through one interface.
 
 use std::net::SocketAddr;
 
@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::etcd::GrpcConnection;
 use crate::ours::HttpConnection;
 
-/// The size of every value that is written, in bytes.
+/// Size of every value that is written, in bytes.
 pub const VALUE_BYTES: usize = 256;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
@@ -28,37 +28,37 @@ impl System {
     }
 }
 
-/// The node that leads, in its own system's numbering.
+/// The leader, in its own system's numbering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leader {
     pub id: u64,
     pub term: u64,
-    /// Where it takes clients.
+    /// Where it accepts clients.
     pub address: SocketAddr,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
     pub system: System,
-    /// The leader's address for clients; of ours it may be any node's.
+    /// The leader's address for clients; with raft-key-value it may be any node's.
     pub leader: SocketAddr,
-    /// How many connections the clients share; as many as clients with HTTP/1.1.
+    /// Number of connections that the clients share; with HTTP/1.1, one per client.
     pub connections: usize,
 }
 
-/// One closed-loop client's way to the leader.
+/// A closed-loop client's connection to the leader.
 pub enum Connection {
     Http(HttpConnection),
     Grpc(GrpcConnection),
 }
 
 impl Target {
-    /// The leader of ours, for `clients` clients with a connection each.
+    /// The leader of raft-key-value, for `clients` clients with a connection each.
     pub fn ours(leader: Leader, clients: usize) -> Self {
         Self::our_node(leader.address, clients)
     }
 
-    /// Any node of ours, which passes on what needs the leader.
+    /// Any node of raft-key-value, which forwards requests that need the leader.
     pub fn our_node(address: SocketAddr, clients: usize) -> Self {
         Self { system: System::Ours, leader: address, connections: clients }
     }
@@ -95,25 +95,21 @@ impl Connection {
         }
     }
 
-    /// A linearizable read, of a key that was written before.
+    /// A linearizable read of a key that was written before.
     pub async fn read(&mut self, key: &str) -> Result<()> {
         let value = match self {
             Connection::Http(http) => http.consistent_read(key).await?,
             Connection::Grpc(grpc) => grpc.range(Bytes::copy_from_slice(key.as_bytes())).await?,
         };
-        ensure!(
-            value.len() == VALUE_BYTES,
-            "read {} bytes of {key}, not the {VALUE_BYTES} that were written",
-            value.len()
-        );
+        ensure!(value.len() == VALUE_BYTES, "read {} bytes of {key}, but {VALUE_BYTES} were written", value.len());
         Ok(())
     }
 
-    /// Ours, for the workloads that only we have.
+    /// The connection to raft-key-value, for the workloads that only it supports.
     pub fn http(&mut self) -> &mut HttpConnection {
         match self {
             Connection::Http(http) => http,
-            Connection::Grpc(_) => unreachable!("only our own cluster gets these workloads"),
+            Connection::Grpc(_) => unreachable!("only raft-key-value gets these workloads"),
         }
     }
 

@@ -1,4 +1,4 @@
-//! The directory of one run's data, and what is checked before anything starts.
+//! The directory of one run's data, and checks before anything starts.
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::arguments::CommonArguments;
 use crate::ours::OursOptions;
 
-/// A fresh directory below the data root; removed at the end of a run that
-/// succeeded, kept after one that failed, for its logs.
+/// A new directory below the data root. It is removed after a run that succeeded, and kept with its logs
+/// after one that failed.
 pub struct Workspace {
     directory: PathBuf,
     keep: bool,
@@ -20,8 +20,8 @@ impl Workspace {
     pub fn create(common: &CommonArguments, subcommand: &str) -> Result<Self> {
         let root = common.data_root();
         let directory = root.join(format!("{subcommand}-{}", std::process::id()));
-        // `create_dir` would fail for the parents, `create_dir_all` would take
-        // over what a run with the same pid left behind.
+        // `create_dir` fails if the parents are missing; `create_dir_all` would reuse the directory of an
+        // earlier run with the same pid.
         std::fs::create_dir_all(&root).with_context(|| format!("cannot create `{}`", root.display()))?;
         refuse_tmpfs(&root)?;
         std::fs::create_dir(&directory).with_context(|| format!("cannot create `{}`", directory.display()))?;
@@ -33,19 +33,19 @@ impl Workspace {
         self.directory.join(name)
     }
 
-    /// Removes one cluster's data and lets the disk come to rest, so that the
-    /// next cluster does not pay for the write-back of this one.
+    /// Removes one cluster's data and waits for the disk, so that the next cluster does not pay for writing
+    /// back this one's data.
     pub fn discard(&self, data_directory: &Path) -> Result<()> {
         if !self.keep {
             std::fs::remove_dir_all(data_directory)
                 .with_context(|| format!("cannot remove `{}`", data_directory.display()))?;
         }
-        // SAFETY: sync takes nothing and cannot fail.
+        // SAFETY: sync takes no arguments and cannot fail.
         unsafe { libc::sync() };
         Ok(())
     }
 
-    /// Leaves the data for whoever looks into what went wrong.
+    /// Keeps the data, to inspect a failure.
     pub fn keep(&mut self) {
         self.keep = true;
         println!("kept for inspection: {}", self.directory.display());
@@ -60,7 +60,7 @@ impl Workspace {
     }
 }
 
-/// fsync on tmpfs does nothing, so nothing measured there says anything.
+/// Rejects tmpfs, where fsync does nothing and figures mean nothing.
 fn refuse_tmpfs(directory: &Path) -> Result<()> {
     let path = CString::new(directory.as_os_str().as_bytes())?;
     // SAFETY: `statfs` is plain data; the call fills it, or fails.
@@ -74,19 +74,19 @@ fn refuse_tmpfs(directory: &Path) -> Result<()> {
     };
     ensure!(
         file_system.f_type != libc::TMPFS_MAGIC,
-        "`{}` is on tmpfs, where fsync costs nothing; choose a disk with --data-root",
+        "`{}` is on tmpfs, where fsync does nothing; pass a directory on a disk with --data-root",
         directory.display()
     );
     Ok(())
 }
 
-/// Our server, found to be there.
+/// The server to measure, which must exist.
 pub fn our_server(common: &CommonArguments) -> Result<OursOptions> {
     let server = common.server();
     if !server.is_file() {
         bail!(
-            "there is no server at `{}`; run `cargo build --release` in the repository's root, \
-             or name one with --server",
+            "no server at `{}`: run `cargo build --release` in the repository's root, \
+             or pass its path with --server",
             server.display()
         );
     }

@@ -13,17 +13,17 @@ const SCALE: f64 = 1.0;
 const EXIT_CODES: &str = "\
 Exit codes:
   0  passed
-  1  violation: the system did what a correct one never does; `selftest`: a bug was not caught, or
-     a server without bugs was found guilty; `outage`: writes failed for longer than with etcd
+  1  violation: the system did something that a correct one never does; `selftest`: a bug was not
+     caught, or a server without bugs failed; `outage`: writes failed for longer than with etcd
   2  the command line is invalid
-  3  incomplete: no violation, but not everything was shown: a fault found nothing to break too
-     often, there was too little load, the checker could not decide, or a tool or the machine failed
-  4  error: there is no verdict: not root, a missing tool or binary, an interruption";
+  3  incomplete: no violation, but not everything was shown: a fault had no effect too often, the
+     load was too small, the checker could not decide, or a tool or the machine failed
+  4  error: no verdict: not root, a missing tool or binary, or an interruption";
 
-/// Breaks machines and networks under a cluster, and checks every answer it gave.
+/// Break nodes, disks and networks under clusters of raft-key-value, and check every response
 ///
-/// Needs root, and Debian's iproute2, nftables, strace, xfsprogs, e2fsprogs and libfaketime. All hosts, disks and
-/// processes are its own, in a sandbox that the kernel takes away with it.
+/// Requires root and Debian's iproute2, nftables, strace, xfsprogs, e2fsprogs and libfaketime. All hosts,
+/// disks and processes live in a sandbox that the kernel removes at the end.
 #[derive(Debug, Parser)]
 #[command(after_help = EXIT_CODES)]
 pub struct Arguments {
@@ -33,35 +33,35 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// All lanes at the same time, each with its faults.
+    /// Run all lanes at the same time, each with its own faults
     Run(RunArguments),
-    /// One run after another, each with a seed of its own, for hours; all of them are judged together.
+    /// Repeat `run` for hours with a new seed each time, and judge all runs together
     Soak(SoakArguments),
-    /// Checks the history that a run has left.
+    /// Check the history that a run has recorded
     Check {
         /// The `history.json` of a lane
         history: PathBuf,
     },
-    /// The same load, some of the same faults and the same checker on etcd: what they make of a store that is trusted.
+    /// Run the same load, a subset of the faults and the same checker on etcd, as a control
     Control(ControlArguments),
-    /// How long nobody can write after `kill -9` of the leader: raft-key-value and etcd in turn.
+    /// Measure how long writes fail after `kill -9` of the leader, of raft-key-value and etcd in turn
     Outage(OutageArguments),
-    /// Servers with bugs, each of which must be found.
+    /// Run servers with seeded bugs, each of which the harness must find
     Selftest(SelftestArguments),
 }
 
-/// How a run is to be.
+/// Options of a run.
 #[derive(Clone, Debug, Args)]
 pub struct RunArguments {
-    /// The program that nodes run
+    /// The raft-key-value binary to run
     #[arg(long, env = "RKV_BINARY", default_value = BINARY)]
     pub binary: PathBuf,
 
-    /// Nodes of each cluster [default: 5 where networks break, else 3]
+    /// Number of nodes in each cluster [default: 5 where networks break, otherwise 3]
     #[arg(long)]
     pub nodes: Option<u64>,
 
-    /// Only these lanes
+    /// Lanes to run [default: all]
     #[arg(long, value_delimiter = ',')]
     pub lanes: Vec<String>,
 
@@ -69,10 +69,10 @@ pub struct RunArguments {
     pub schedule: ScheduleArguments,
 }
 
-/// How long to go on.
+/// Options of a soak.
 #[derive(Clone, Debug, Args)]
 pub struct SoakArguments {
-    /// For how many hours
+    /// Duration in hours
     #[arg(long)]
     pub hours: f64,
 
@@ -80,31 +80,31 @@ pub struct SoakArguments {
     pub run: RunArguments,
 }
 
-/// Which bugs are to be looked for.
+/// Options of the self-test.
 #[derive(Clone, Debug, Args)]
 pub struct SelftestArguments {
-    /// A server that was built with the feature `seeded-bugs`
+    /// A server built with the feature `seeded-bugs`
     #[arg(long, env = "RKV_BINARY", default_value = "target/selftest/raft-key-value")]
     pub binary: PathBuf,
 
-    /// Where histories, logs and data go
+    /// Directory for histories, logs and data
     #[arg(long, default_value = "target/faults-selftest")]
     pub folder: PathBuf,
 
-    /// What all chances are drawn from
+    /// Seed for all random choices [default: random, printed]
     #[arg(long)]
     pub seed: Option<u64>,
 
-    /// For how many seconds a bug is looked for at most
+    /// Maximum time to look for a bug, in seconds
     #[arg(long, default_value_t = 90)]
     pub seconds: u64,
 
-    /// Only these bugs
+    /// Bugs to look for [default: all]
     #[arg(long, value_delimiter = ',')]
     pub only: Vec<String>,
 }
 
-/// How the control is to be.
+/// Options of the control.
 #[derive(Clone, Debug, Args)]
 pub struct ControlArguments {
     #[command(flatten)]
@@ -114,56 +114,56 @@ pub struct ControlArguments {
     pub schedule: ScheduleArguments,
 }
 
-/// How outages are measured.
+/// Options of the outage measurement.
 #[derive(Clone, Debug, Args)]
 pub struct OutageArguments {
-    /// The program that nodes run
+    /// The raft-key-value binary to run
     #[arg(long, env = "RKV_BINARY", default_value = BINARY)]
     pub binary: PathBuf,
 
     #[command(flatten)]
     pub etcd: EtcdArguments,
 
-    /// Where logs and data go
+    /// Directory for logs and data
     #[arg(long, default_value = "target/outage")]
     pub folder: PathBuf,
 
-    /// How often each system's leader is killed
+    /// Number of times that each system's leader is killed
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub repetitions: u32,
 
-    /// Put the figures into this document, between the marks for them, if ours are at most etcd's in the median
+    /// Write the figures into this document between their markers, if our median is at most etcd's
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
 }
 
-/// Which etcd.
+/// The etcd to run.
 #[derive(Clone, Debug, Args)]
 pub struct EtcdArguments {
-    /// The etcd that nodes run
+    /// The etcd binary to run
     #[arg(long, env = "ETCD_BIN", default_value = "target/etcd/etcd")]
     pub etcd: PathBuf,
 }
 
-/// Which faults come, and for how long.
+/// Options that decide the faults and their number.
 #[derive(Clone, Debug, Args)]
 pub struct ScheduleArguments {
-    /// Where histories, logs and data go
+    /// Directory for histories, logs and data
     #[arg(long, default_value = "target/faults")]
     pub folder: PathBuf,
 
-    /// What the harness draws all its chances from: the same seed, the same faults in the same order
+    /// Seed for the harness's random choices: the same seed gives the same faults in the same order
     ///
-    /// Which packets are lost under `loss` is the kernel's chance, and what nodes and clients are at when a
-    /// fault comes is a matter of time: both are others in the next run.
+    /// The seed does not determine which packets the kernel drops under `loss`, or what nodes and clients are
+    /// doing when a fault begins. Both differ from run to run.
     #[arg(long)]
     pub seed: Option<u64>,
 
-    /// For how many seconds faults are begun at most
+    /// Start no fault after this many seconds
     #[arg(long, default_value_t = SECONDS)]
     pub seconds: u64,
 
-    /// How often each fault comes, against what is planned: 0.1 is a tenth
+    /// Number of faults, as a multiple of the planned number: 0.1 is a tenth
     #[arg(long, default_value_t = SCALE)]
     pub scale: f64,
 
@@ -171,11 +171,11 @@ pub struct ScheduleArguments {
     #[arg(long)]
     pub keep: bool,
 
-    /// Put the figures into this document, between the marks for them, if nothing was found
+    /// Write the figures into this document between their markers, if nothing was found
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
 
-    /// Only these faults, by the words the report has them by, such as "kill leader"
+    /// Faults to run, by the names in the report, such as "kill leader" [default: all]
     #[arg(long, value_delimiter = ',')]
     pub only: Vec<String>,
 }
@@ -185,7 +185,7 @@ impl RunArguments {
         self.lanes.is_empty() || self.lanes.iter().any(|wanted| wanted == lane)
     }
 
-    /// The command that makes the faults of a seed again, those of one round of a soak as well.
+    /// The command that repeats the faults of a seed, also those of one round of a soak.
     pub fn command_again(&self, seed: u64) -> String {
         let nodes = self.nodes.map(|nodes| format!("--nodes {nodes}"));
         let lanes = (!self.lanes.is_empty()).then(|| format!("--lanes {}", self.lanes.join(",")));
@@ -196,9 +196,10 @@ impl RunArguments {
 }
 
 impl ControlArguments {
-    /// The command that makes the faults of a seed again.
+    /// The command that repeats the faults of a seed.
     pub fn command_again(&self, seed: u64) -> String {
-        make_command("faults-control", self.schedule.options_again(seed)) // Which names the etcd.
+        // The make target passes no etcd: `ETCD_BIN` names it.
+        make_command("faults-control", self.schedule.options_again(seed))
     }
 }
 
@@ -208,12 +209,12 @@ fn make_command(target: &str, options: impl IntoIterator<Item = String>) -> Stri
 }
 
 impl ScheduleArguments {
-    /// Part of a run, for a first look, need not show all.
+    /// A run with fewer faults than planned need not show everything.
     pub fn is_complete(&self) -> bool {
         self.scale >= 1.0
     }
 
-    /// Those that decide which faults come, if they are not what they are by default.
+    /// The options that decide which faults run, except those with their default value.
     fn options_again(&self, seed: u64) -> Vec<String> {
         let scale = (self.scale != SCALE).then(|| format!("--scale {}", self.scale));
         let seconds = (self.seconds != SECONDS).then(|| format!("--seconds {}", self.seconds));
@@ -255,15 +256,15 @@ mod tests {
             Command::Run(arguments) => arguments.command_again(7),
             Command::Soak(arguments) => arguments.run.command_again(7),
             Command::Control(arguments) => arguments.command_again(7),
-            other => panic!("{other:?} has no seed that is drawn"),
+            other => panic!("{other:?} has no random seed"),
         }
     }
 
-    /// A failed run names the whole command that makes its faults again, and in it no default, nor what
-    /// does not decide which faults come.
+    /// A failed run prints the whole command that repeats its faults. The command contains neither defaults
+    /// nor options that do not affect the faults.
     #[test]
     fn a_run_can_be_made_again() {
-        let binary = format!("--binary {BINARY}"); // Else the environment may name another.
+        let binary = format!("--binary {BINARY}"); // The environment may name another.
         let by_default = command_again(&format!("run {binary} --keep --folder f --record d --seed 3 --scale 1.0"));
         assert_eq!(by_default, "make faults FAULTS_ARGUMENTS='--seed 7'");
         let soak = command_again(&format!("soak --hours 2 {binary} --nodes 3 --scale 0.3 --seed 3"));

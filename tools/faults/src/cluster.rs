@@ -1,4 +1,4 @@
-//! A cluster of nodes on hosts of their own, and what is asked of it as a whole.
+//! A cluster of nodes on hosts of their own, and operations on the cluster as a whole.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
@@ -18,41 +18,41 @@ use crate::node::Node;
 use crate::proxy::Proxy;
 use crate::store::{Client, NodeStatus, System};
 
-/// How long a healed cluster may take until all its nodes hold the same.
+/// How long a healed cluster may take until all its nodes hold the same state.
 pub const CONVERGENCE_DEADLINE: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// What a cluster is made of.
+/// The parts of a cluster.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub system: System,
     pub binary: PathBuf,
-    /// Where all its files go.
+    /// Directory of all its files.
     pub folder: PathBuf,
-    /// Tells its network from the others of the run.
+    /// Distinguishes its network from the others of the run.
     pub number: u8,
     pub nodes: u64,
-    /// The disks of the nodes in turn; none: a directory.
+    /// The nodes' file systems, in turn. `None`: a plain directory.
     pub disks: Vec<FileSystem>,
-    /// Whether what nodes say to each other goes through proxies.
+    /// Whether requests between nodes go through proxies.
     pub proxies: bool,
     pub flags: Vec<String>,
-    /// The bug that a server made for it is to have.
+    /// The seeded bug of the server.
     pub bug: Option<Bug>,
-    /// Whether all calls that rename and sync files are written down.
+    /// Whether all calls that rename and sync files are traced.
     pub traces_renames: bool,
 }
 
-/// A bug that is put in on purpose, to see that it is found.
+/// A seeded bug, which the harness must find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bug {
     /// The name by which the server knows it.
     pub name: &'static str,
-    /// The only node that has it; none: all have.
+    /// The only node with the bug; `None` for all nodes.
     pub only: Option<NodeId>,
 }
 
-/// The addresses that the load may use, as they are now.
+/// The addresses that the load may use at the moment.
 pub type Endpoints = Arc<RwLock<Vec<Host>>>;
 
 /// A cluster.
@@ -65,16 +65,16 @@ pub struct Cluster {
     pub endpoints: Endpoints,
     pub monitor: Monitor,
     next_id: NodeId,
-    /// What the chances of its proxies are drawn from.
+    /// Source of randomness for its proxies.
     random: Rng,
-    /// What was seen of nodes that are gone.
+    /// Findings on nodes that were removed.
     findings: Vec<String>,
 }
 
 impl Cluster {
-    /// Makes the hosts, starts the nodes, and waits until they are a cluster.
+    /// Creates the hosts, starts the nodes, and waits until they form a cluster.
     pub async fn start(mut plan: Plan, random: Rng) -> Result<Self> {
-        std::fs::create_dir_all(&plan.folder).context("cannot make a folder for a cluster")?;
+        std::fs::create_dir_all(&plan.folder).context("cannot create a directory for a cluster")?;
         let network = Network::create(plan.number)?;
         let peers: Result<Vec<_>> = (1..=plan.nodes).map(|id| Ok((id, network.peer_of(id)?))).collect();
         plan.flags.extend(plan.system.cluster_flags(&peers?));
@@ -101,13 +101,13 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Makes a node with a new number, and does not start it.
+    /// Creates a node with a new number, without starting it.
     pub fn add_node(&mut self) -> Result<NodeId> {
         let id = self.next_id;
         self.next_id += 1;
         let host = self.network.add_host(id)?;
         let folder: &Path = &self.plan.folder.join(format!("node-{id}"));
-        std::fs::create_dir_all(folder).context("cannot make a node's folder")?;
+        std::fs::create_dir_all(folder).context("cannot create a node's directory")?;
         let mut node = Node::new(self.plan.system, &self.plan.binary, folder, host.clone(), self.plan.flags.clone());
         node.bug = self.plan.bug.filter(|bug| bug.only.is_none_or(|only| only == id)).map(|bug| bug.name);
         node.traces_renames = self.plan.traces_renames;
@@ -122,13 +122,13 @@ impl Cluster {
             self.monitor.watch(&self.client, &node);
         }
         self.nodes.push(node);
-        self.endpoints.write().expect("no thread panics with it").push(host);
+        self.endpoints.write().expect("no thread panics while holding the lock").push(host);
         Ok(id)
     }
 
-    /// Ends a node for good; no client turns to it any more.
+    /// Ends a node for good. Clients no longer use it.
     pub fn retire(&mut self, id: NodeId) -> Result<()> {
-        self.endpoints.write().expect("no thread panics with it").retain(|host| host.id != id);
+        self.endpoints.write().expect("no thread panics while holding the lock").retain(|host| host.id != id);
         let place = self.nodes.iter().position(|node| node.id() == id).context("no such node")?;
         let mut node = self.nodes.remove(place);
         node.host.set_rules(&[])?;
@@ -137,7 +137,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// The ends of nodes that nobody wanted, and what went back on a node, until now.
+    /// Unexpected ends of nodes, and values that went back on a node, since the last call.
     pub fn take_findings(&mut self) -> Result<Vec<Finding>> {
         let mut ends = std::mem::take(&mut self.findings);
         for node in &mut self.nodes {
@@ -148,14 +148,14 @@ impl Cluster {
         Ok(ends.into_iter().map(Finding::other).chain(went_back).collect())
     }
 
-    /// The lines of all nodes' logs, of those that are gone too, by which a thread says that it panicked.
+    /// The lines in all nodes' logs that report a panic, including nodes that were removed.
     pub fn panics(&self) -> Result<Vec<String>> {
         let mut panics = Vec::new();
         for id in 1..self.next_id {
             let path = self.plan.folder.join(format!("node-{id}")).join(format!("node-{id}.log"));
             let log = match std::fs::read(&path) {
                 Ok(log) => log,
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue, // It was never started.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue, // The node was never started.
                 Err(error) => return Err(error).with_context(|| format!("cannot read `{}`", path.display())),
             };
             let log = String::from_utf8_lossy(&log);
@@ -165,7 +165,7 @@ impl Cluster {
         Ok(panics)
     }
 
-    /// Ends all nodes, and takes their disks and hosts away; their files stay.
+    /// Ends all nodes, and removes their disks and hosts. Their files stay.
     pub fn close(self) -> Result<()> {
         let Cluster { nodes, network, next_id, .. } = self;
         drop(nodes);
@@ -173,14 +173,14 @@ impl Cluster {
     }
 
     pub fn node(&mut self, id: NodeId) -> Result<&mut Node> {
-        self.nodes.iter_mut().find(|node| node.id() == id).with_context(|| format!("there is no node {id}"))
+        self.nodes.iter_mut().find(|node| node.id() == id).with_context(|| format!("no node {id} in the cluster"))
     }
 
     pub fn ids(&self) -> Vec<NodeId> {
         self.nodes.iter().map(Node::id).collect()
     }
 
-    /// Undoes every fault: rules, proxies, pauses, clocks; and starts what does not run.
+    /// Undoes every fault (rules, proxies, pauses, clocks) and starts the nodes that are not running.
     pub fn heal(&mut self) -> Result<()> {
         for node in &mut self.nodes {
             node.host.set_rules(&[])?;
@@ -198,18 +198,18 @@ impl Cluster {
         Ok(())
     }
 
-    /// An error if a node has ended.
+    /// Returns an error if a node has ended.
     pub fn check_that_all_run(&mut self) -> Result<()> {
         for node in &mut self.nodes {
             node.notice_end()?;
             if !node.is_running()? {
-                bail!("node {} does not run any more:\n{}", node.id(), node.log_tail(10));
+                bail!("node {} is not running:\n{}", node.id(), node.log_tail(10));
             }
         }
         Ok(())
     }
 
-    /// How the nodes are; those that do not answer are left out.
+    /// The status of each node that responds.
     pub async fn statuses(&self) -> Vec<(NodeId, NodeStatus)> {
         let asked = self.nodes.iter().map(async |node| {
             let status = self.client.status(node.host.http()).await;
@@ -218,10 +218,10 @@ impl Cluster {
         join_all(asked).await.into_iter().flatten().collect()
     }
 
-    /// Who leads, by the word of a majority of the voters.
+    /// The leader that a majority of the voters reports.
     pub async fn leader(&self) -> Option<NodeId> {
         let statuses = self.statuses().await;
-        // A node that was just taken in may know the leader, and not yet who votes.
+        // A node that was just added may know the leader, but not the voters.
         let newest =
             statuses.iter().max_by_key(|(_, status)| (status.term, status.leader.is_some(), status.voters.len()))?;
         let leader = newest.1.leader?;
@@ -256,7 +256,7 @@ impl Cluster {
                     bail!("node {} ended:\n{}", node.id(), node.log_tail(10));
                 }
                 if Instant::now() > deadline {
-                    bail!("node {} does not answer: {error:#}\n{}", node.id(), node.log_tail(10));
+                    bail!("node {} does not respond: {error:#}\n{}", node.id(), node.log_tail(10));
                 }
                 tokio::time::sleep(POLL_INTERVAL).await;
             }
@@ -264,7 +264,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Waits until all nodes run, agree on a leader, and have applied all there is.
+    /// Waits until all nodes run, agree on a leader, and have applied all entries.
     pub async fn converge(&mut self, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
         loop {

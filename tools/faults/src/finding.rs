@@ -1,4 +1,4 @@
-//! What no correct cluster does, and how it shows.
+//! Observations that no correct cluster permits, and how they show.
 
 use std::error::Error;
 use std::fmt;
@@ -7,29 +7,29 @@ use std::io;
 use crate::checker::report::Kind;
 use crate::fault::Fault;
 
-/// How something that is wrong shows.
+/// How a problem shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Symptom {
-    /// Clients were told what no correct store can have told them.
+    /// Clients got responses that no correct store can have sent.
     History,
-    /// A node holds something else at the end than it should, or than another.
+    /// A node's final state differs from the expected one, or from another node's.
     States,
-    /// A node's vote, or how far it had come, went back.
+    /// A node's vote or progress went back.
     WentBack,
     /// A system call is missing.
     SystemCall,
-    /// A node started, and should have refused.
+    /// A node started although it should have refused.
     Start,
     /// A key expired too early or too late.
     Expiry,
-    /// Anything else, such as a node that ends or does not serve: it may come of many things.
+    /// Anything else, such as a node that ended or does not serve. It may have many causes.
     Other,
-    /// The harness, or the machine that it runs on, could not do its part. It is no violation: it says
-    /// nothing about the cluster.
+    /// The harness, or the machine that it runs on, failed. This is not a violation: it says nothing about
+    /// the cluster.
     Harness,
 }
 
-/// The harness, or the machine that it runs on, could not do its part.
+/// A failure of the harness, or of the machine that it runs on.
 #[derive(Debug)]
 pub struct HarnessError(pub String);
 
@@ -41,11 +41,11 @@ impl fmt::Display for HarnessError {
 
 impl Error for HarnessError {}
 
-/// Whether an error is the harness's own: a tool that is missing or fails, a file or a process that the
-/// operating system refuses.
+/// Whether an error is the harness's own: a tool that is missing or fails, or a file or process that the
+/// operating system denies.
 ///
-/// Everything else counts against the cluster. In particular a node that does not respond is one of its
-/// failures, although the network library reports that as an I/O error as well.
+/// Everything else counts against the cluster. In particular a node that does not respond counts against it,
+/// although the network library also reports an I/O error.
 pub fn is_of_harness(error: &anyhow::Error) -> bool {
     let is_of_node = error.chain().any(|cause| cause.is::<reqwest::Error>());
     !is_of_node && error.chain().any(|cause| cause.is::<HarnessError>() || cause.is::<io::Error>())
@@ -60,12 +60,12 @@ impl From<Kind> for Symptom {
     }
 }
 
-/// Something that no correct cluster does.
+/// An observation that no correct cluster permits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     pub symptom: Symptom,
     pub text: String,
-    /// What was broken when it was found, or had just been mended; none if that is not known.
+    /// The fault in force, or the one that was just healed; `None` if unknown.
     pub fault: Option<Fault>,
 }
 
@@ -108,8 +108,8 @@ mod tests {
 
     use super::*;
 
-    /// Only what the harness itself could not do is no violation. A node that does not respond is one,
-    /// although the cause of that error is an I/O error, too.
+    /// Only failures of the harness itself are not violations. A node that does not respond is a violation,
+    /// although its cause is an I/O error, too.
     #[tokio::test]
     async fn errors_of_the_harness_are_no_violations() {
         let missing = std::fs::File::open("/no/such/file").context("cannot read a log").unwrap_err();

@@ -1,27 +1,26 @@
-//! What the clients asked, and what they were told: the history that is checked.
+//! The history of a run: the clients' requests and the responses to them, which the checker judges.
 //!
-//! The model is that of a store with revisions, as raft-key-value and etcd both
-//! are: one counter for the whole store, one more for each request that changes
-//! something. All values ever written are different, so that a value names the
-//! write it comes from.
+//! The model is that of a store with revisions, like raft-key-value and etcd: one counter for the whole
+//! store, incremented by each request that changes something. All written values are different, so a value
+//! identifies its write.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-/// The number of a client; it does one operation at a time.
+/// Number of a client, which does one operation at a time.
 pub type ClientId = u32;
-/// The number of a node, as the cluster has it.
+/// Number of a node in the cluster.
 pub type NodeId = u64;
 /// A text that many operations share.
 pub type Text = Arc<str>;
 
-/// Values from this length on, in bytes, are abridged in a history.
+/// Values of at least this length, in bytes, are abridged in a history.
 const ABRIDGED_BYTES_MIN: usize = 24 << 10;
 
-/// A value as a history has it. Of a long one it has the beginning, the length and a hash: it names the write that
-/// the value comes from, and shows a value that is damaged, and the history stays small.
+/// A value as recorded in a history. A long one is recorded as its beginning, length and hash: this
+/// identifies the write, shows damage, and keeps the history small.
 pub fn abridged(value: &str) -> Text {
     const BEGINNING_CHARACTERS: usize = 40;
     if value.len() < ABRIDGED_BYTES_MIN {
@@ -33,57 +32,54 @@ pub fn abridged(value: &str) -> Text {
     format!("{beginning}, {} bytes of hash {:016x}", value.len(), hasher.finish()).into()
 }
 
-/// One request of a client, over all its attempts.
+/// A client's request, with all its attempts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operation {
-    /// Who asked.
     pub client: ClientId,
-    /// Which node was asked last.
+    /// The node of the last attempt.
     pub node: NodeId,
     /// When the first attempt was sent, in nanoseconds since the run began.
     pub called_ns: u64,
-    /// When the answer was there, or the client gave up.
+    /// When the response arrived, or the client gave up.
     pub returned_ns: u64,
-    /// What was asked.
     pub call: Call,
-    /// What became of it.
     pub outcome: Outcome,
 }
 
-/// What a client asks.
+/// A request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Call {
     /// Sets a key.
     Put { key: Text, value: Text, condition: Option<Condition> },
     /// Removes a key.
     Delete { key: Text, condition: Option<Condition> },
-    /// Compares, and does one or the other list, all or nothing.
+    /// Compares, and applies one of the lists, atomically.
     Txn { compare: Vec<Comparison>, success: Vec<Step>, failure: Vec<Step> },
     /// Reads a key.
     Get { key: Text, consistency: Consistency },
-    /// Reads all keys with a prefix, over as many pages as it takes, at one revision.
+    /// Reads all keys with a prefix at one revision, over as many pages as needed.
     List { prefix: Text, consistency: Consistency },
 }
 
-/// What a node must do before it answers a read.
+/// What a node must do before it responds to a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Consistency {
-    /// Be sure that nothing newer was acknowledged before the read was sent.
+    /// Ensure that nothing newer was acknowledged before the read was sent.
     Linearizable,
-    /// Nothing: it answers from what it has, however old.
+    /// Nothing: it returns its own state, however old.
     Stale,
 }
 
-/// What must hold for a write to be done.
+/// The condition of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Condition {
-    /// The key is not there.
+    /// The key is missing.
     Missing,
-    /// The key's last change is of this revision.
+    /// The key's last change has this revision.
     Revision(u64),
 }
 
-/// A comparison of a transaction: all must hold.
+/// A comparison of a transaction, all of which must hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Comparison {
     pub key: Text,
@@ -93,11 +89,11 @@ pub struct Comparison {
 /// What a key is compared with, for equality.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Operand {
-    /// The key is not there.
+    /// The key is missing.
     Missing,
     /// The key has this value.
     Value(Text),
-    /// The key's last change is of this revision.
+    /// The key's last change has this revision.
     Revision(u64),
 }
 
@@ -109,45 +105,44 @@ pub enum Step {
     Get { key: Text },
 }
 
-/// What became of an operation.
+/// The outcome of an operation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
-    /// It was answered, and this is the answer.
+    /// The response is definite.
     Done(Answer),
-    /// The store said that it did nothing, and never will.
+    /// The store reported that the request was not applied, and never will be.
     NotApplied,
-    /// It may have been done, or be done at any later time.
+    /// The request may have been applied, or may be at any later time.
     Unknown,
 }
 
-/// A definite answer.
+/// A definite response.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
-    /// The revision of the change, if it changed something, else the store's
-    /// revision when it was done or read.
+    /// The revision of the change. If nothing changed, the store's revision when the request was applied or
+    /// read.
     pub revision: u64,
-    /// What else it said.
     pub result: CallResult,
 }
 
-/// What a call returned.
+/// The result of a call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CallResult {
-    /// The key is set, and this is its version now.
+    /// The key is set, and has this version now.
     Put { version: u64 },
-    /// The key is gone; whether it was there.
+    /// The key is missing; `deleted` tells whether it existed before.
     Delete { deleted: bool },
-    /// The condition did not hold: the revision of the key, if it is there.
+    /// The condition did not hold. `found` is the revision of the key, if it exists.
     ConditionFailed { found: Option<u64> },
-    /// Which list was done, and what each of its steps returned.
+    /// The list that was applied, and the result of each of its steps.
     Txn { succeeded: bool, results: Vec<StepResult> },
-    /// The key, if it is there.
+    /// The key, if it exists.
     Get(Option<Record>),
     /// The keys, in order.
     List(Vec<(Text, Record)>),
 }
 
-/// What a step of a transaction returned.
+/// The result of a step of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StepResult {
     Put,
@@ -159,15 +154,15 @@ pub enum StepResult {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     pub value: Text,
-    /// Of its last change.
+    /// Revision of its last change.
     pub revision: u64,
-    /// At which it came to be.
+    /// Revision at which it was created.
     pub create_revision: u64,
-    /// How many changes there were since then: 1 when it is new.
+    /// Number of changes since its creation; 1 for a new key.
     pub version: u64,
 }
 
-/// One change of one key, as a watch tells it. The changes of a revision come in order.
+/// One change of one key, as a watch delivers it. The changes of a revision arrive in order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     pub revision: u64,
@@ -175,38 +170,38 @@ pub struct Change {
     pub kind: ChangeKind,
 }
 
-/// What happened to a key.
+/// The kind of change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ChangeKind {
-    /// It has this value now.
+    /// The key has this value now.
     Put { value: Text, create_revision: u64, version: u64 },
-    /// It is gone.
+    /// The key was deleted.
     Delete,
 }
 
-/// What a node holds at the end, when all is healed and quiet.
+/// The state of a node at the end, after all faults are healed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FinalState {
     pub node: NodeId,
-    /// The store's revision there.
+    /// The store's revision on this node.
     pub revision: u64,
     /// All keys, in order.
     pub records: Vec<(Text, Record)>,
-    /// The hash of the node's replicated state, by its own word.
+    /// The hash of the node's replicated state, as the node reports it.
     pub hash: String,
 }
 
-/// All that a run leaves behind for the checker.
+/// Everything that the checker needs of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
-    /// The store's revision when the run began: 0 for an empty raft-key-value, 1 for an
-    /// empty etcd. The store had no keys then, and the first change is of the next one.
+    /// The store's revision when the run began: 0 for an empty raft-key-value, 1 for an empty etcd. The store
+    /// had no keys, and the first change gets the next revision.
     #[serde(default)]
     pub revision_before: u64,
     /// In the order of their calls.
     pub operations: Vec<Operation>,
-    /// What a watch from revision 1 saw, one for each node that was watched, complete
-    /// or not: each is the changes in the order in which they came.
+    /// The changes that each watch from the first revision delivered, complete or not, in the order of their
+    /// arrival.
     pub watches: Vec<Vec<Change>>,
     /// One for each node that is a member at the end.
     pub finals: Vec<FinalState>,
@@ -216,7 +211,7 @@ pub struct History {
 mod tests {
     use super::*;
 
-    /// Long values are short in a history, and differ there as they do in the store.
+    /// Long values are short in a history, and differ there if they differ in the store.
     #[test]
     fn long_values_are_abridged() {
         let short = "x".repeat(ABRIDGED_BYTES_MIN - 1);

@@ -1,13 +1,15 @@
-//! A hostile client: raw connections that do what no ordinary client does, for the whole of a lane.
+//! A hostile client: raw connections that misbehave for the whole length of a lane.
 //!
-//! Each of its tasks goes through all kinds of [`Misuse`] in an order of the seed's, one after another,
-//! at nodes that are drawn from the seed. It must cause no violation: the ordinary clients, the watches and the
-//! processes of the nodes are judged as they are without it. Its own keys begin with [`PREFIX`]. A write that a
-//! node may apply is in the history, so what it leaves is checked like any other write. A write that is not sent
-//! to its end is not in the history: if a node applies it, nobody wrote it, and that is a violation.
+//! Each of its tasks goes through all kinds of [`Misuse`], one after another, in an order and at nodes that
+//! the seed determines. It must cause no violation: the ordinary clients, the watches and the nodes'
+//! processes are judged as in a lane without it. Its keys begin with [`PREFIX`]. A write that a node may
+//! apply is part of the history, and its effects are checked like those of any other write. A write that is
+//! not sent completely is not part of the history: if a node applies it, the change has no request, which is
+//! a violation.
 //!
-//! It is bounded so that two cores stay free for the load: by [`TASKS`], by the connections of each misuse, by
-//! how long they are held, and by [`STORED_BYTES_MAX`], since each snapshot contains what was written.
+//! It is bounded so that two cores are left for the load: by [`TASKS`], by the connections of each misuse, by
+//! the time for which they are held, and by [`STORED_BYTES_MAX`], because every snapshot contains the stored
+//! values.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -32,71 +34,73 @@ use crate::history::{Call, ClientId, NodeId, Outcome, Text, abridged};
 use crate::load::Recorder;
 use crate::store::{CLIENT_DEADLINE, Client};
 
-/// What all its keys begin with.
+/// Prefix of all its keys.
 const PREFIX: &str = "hostile/";
-/// How many misuses are under way at once.
+/// Number of misuses in progress at once.
 const TASKS: usize = 3;
-/// How long connections of a misuse are held, in milliseconds.
+/// How long the connections of a misuse are held, in milliseconds.
 const HOLD_MS: std::ops::Range<u64> = 500..3000;
-/// How long a misuse may take at most. A node that is paused takes no bytes.
+/// Maximum duration of a misuse. A paused node accepts no bytes.
 const DEADLINE: Duration = Duration::from_secs(4);
 /// Longest pause of a task between two misuses.
 const PAUSE_MAX_MS: u64 = 1500;
-/// Bytes of values that it sends to its end at most. All snapshots, and the history in them, contain them.
+/// Maximum number of value bytes that it sends completely. All snapshots, and the history in them, contain
+/// these bytes.
 const STORED_BYTES_MAX: usize = 12 << 20;
-/// Longest value of the default configuration.
+/// Longest value in the default configuration.
 const LARGE_VALUE_BYTES: usize = 1 << 20;
-/// Longest request of the default configuration.
+/// Longest request in the default configuration.
 const LONG_BODY_BYTES: usize = 3 << 19;
-/// Keys with large values: what the large responses consist of.
+/// Number of keys with large values, of which the large responses consist.
 const LARGE_KEYS: usize = 3;
-/// How often a large value is written, after the first of each key.
+/// Interval between writes of large values, after the first of each key.
 const LARGE_INTERVAL: Duration = Duration::from_secs(45);
-/// A value that is sent in chunks of one byte.
+/// Length of a value that is sent in chunks of one byte.
 const CHUNKED_VALUE_BYTES: usize = 16 << 10;
-/// A value whose client hangs up. It consists of control characters, which JSON escapes sixfold.
+/// Length of a value whose client hangs up. It consists of control characters, which JSON escapes to six
+/// times their length.
 const HANG_UP_VALUE_BYTES: usize = 32 << 10;
-/// Keys of each of the other kinds that write.
+/// Number of keys of each of the other kinds that write.
 const KEYS: u64 = 8;
-/// The receive buffer of connections that are not read. The kernel doubles it and has a minimum.
+/// The receive buffer of connections that are not read. The kernel doubles it, and enforces a minimum.
 const SMALL_RECEIVE_BUFFER_BYTES: u32 = 4096;
-/// The client that it is in the history. Its operations overlap.
+/// Its client number in the history. Its operations overlap.
 const CLIENT_OF_HOSTILE: ClientId = u32::MAX - 2;
 
-/// What it does.
+/// Kinds of misuse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Misuse {
-    /// Transactions as long as a request may be, without the last byte.
+    /// Transactions of the maximum length, without the last byte.
     BodiesHeldBack,
     /// Values in chunks of one byte.
     TinyChunks,
-    /// JSON of one long escaped string, within the longest request and above it.
+    /// JSON that consists of one long escaped string, within the length limit and above it.
     LongJson,
-    /// JSON of opening brackets only.
+    /// JSON that consists of opening brackets.
     NestedJson,
-    /// Watches that begin with the whole state, read slowly.
+    /// Watches that begin with the whole state and are read slowly.
     WatchesOfAll,
     /// Watches from the first revision that are not read.
     WatchesUnread,
-    /// Listings with large values that are not read.
+    /// Listings of large values that are not read.
     ListingsUnread,
-    /// Transactions that get large values, and are not read.
+    /// Transactions that get large values and are not read.
     TransactionsUnread,
     /// Connections that are reset in the middle of a head.
     Resets,
-    /// Gets that are sent ahead, and are not read.
+    /// Pipelined gets that are not read.
     PipelinedUnread,
-    /// Heads that come byte by byte.
+    /// Heads that are sent byte by byte.
     BytesOfHeads,
     /// Ninety headers of 1 KiB.
     ManyHeaders,
-    /// Paths of other nodes with bytes that are no RPC.
+    /// RPC paths with bytes that are not an RPC.
     RpcGarbage,
-    /// Paths of other nodes with half a head, or a long body that does not come.
+    /// RPC paths with half a head, or a long body that is never sent.
     RpcHeldBack,
-    /// Values of the longest kind.
+    /// Values of the maximum length.
     LargeValues,
-    /// Puts whose client is gone at once.
+    /// Puts whose client hangs up at once.
     HangUps,
 }
 
@@ -120,7 +124,7 @@ impl Misuse {
         Misuse::HangUps,
     ];
 
-    /// How many connections it has at once, or how many resets follow each other.
+    /// Number of connections at once, or of consecutive resets.
     fn connections(self) -> usize {
         match self {
             // Each holds several MiB of a node's memory for clients.
@@ -155,10 +159,10 @@ impl fmt::Display for Misuse {
     }
 }
 
-/// By kind, how often it was done on a connection to a node.
+/// For each kind, how often it reached a node.
 pub type Misuses = BTreeMap<Misuse, usize>;
 
-/// The client at work.
+/// The running client.
 #[derive(Debug)]
 pub struct Hostile {
     shared: Arc<Shared>,
@@ -174,7 +178,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Done {
     misuses: Misuses,
-    /// What was answered with success, and must not be.
+    /// Requests that succeeded although a node must reject them.
     wrong: Vec<String>,
     stored_bytes: usize,
     large_values: usize,
@@ -198,26 +202,26 @@ impl Hostile {
         Hostile { tasks: tasks.collect(), shared }
     }
 
-    /// Lets each task finish its misuse. Returns what was done, and what a node answered with success although it
-    /// must reject it.
+    /// Lets each task finish its misuse. Returns the number of misuses, and the successful responses to
+    /// requests that a node must reject.
     pub async fn stop(self) -> anyhow::Result<(Misuses, Vec<String>)> {
         self.shared.stopped.store(true, Ordering::Relaxed);
         for task in self.tasks {
             task.await?;
         }
-        let mut done = self.shared.done.lock().expect("no thread panics with it");
+        let mut done = self.shared.done.lock().expect("no thread panics while holding the lock");
         Ok((std::mem::take(&mut done.misuses), std::mem::take(&mut done.wrong)))
     }
 }
 
 impl Shared {
     fn with<T>(&self, change: impl FnOnce(&mut Done) -> T) -> T {
-        change(&mut self.done.lock().expect("no thread panics with it"))
+        change(&mut self.done.lock().expect("no thread panics while holding the lock"))
     }
 }
 
 impl Done {
-    /// Whether a misuse may be done that stores so many bytes; they count from now on.
+    /// Whether a misuse may store this many bytes, which are counted if so.
     fn may_store(&mut self, misuse: Misuse, bytes: usize) -> bool {
         let large_too_soon = misuse == Misuse::LargeValues
             && self.large_values >= LARGE_KEYS
@@ -242,7 +246,7 @@ struct Task {
     shared: Arc<Shared>,
 }
 
-/// What one connection does. It returns whether a node was reached.
+/// The work of one connection. It returns whether it reached a node.
 type Connection = Pin<Box<dyn Future<Output = bool> + Send>>;
 
 impl Task {
@@ -272,7 +276,7 @@ impl Task {
             return;
         }
         let hold = Duration::from_millis(self.random.u64(HOLD_MS));
-        // What is drawn is drawn here, so that it does not depend on what connections do.
+        // All random choices are made here, so that they do not depend on the connections.
         let connections: Vec<Connection> =
             (0..misuse.connections()).map(|_| self.connection(misuse, id, node, hold)).collect();
         let reached = join_all(connections).await.into_iter().any(|reached| reached);
@@ -282,7 +286,7 @@ impl Task {
     }
 
     fn any_node(&mut self) -> (NodeId, SocketAddr) {
-        let endpoints = self.endpoints.read().expect("no thread panics with it");
+        let endpoints = self.endpoints.read().expect("no thread panics while holding the lock");
         let host = &endpoints[self.random.usize(..endpoints.len())];
         (host.id, host.http())
     }
@@ -292,7 +296,7 @@ impl Task {
         format!("{PREFIX}{kind}/{}", self.random.u64(..keys))
     }
 
-    /// A value that no other write has, filled up with one character.
+    /// A unique value, filled up with one character.
     fn value(&self, bytes: usize, filler: char) -> String {
         let number = self.shared.with(|done| {
             done.values += 1;
@@ -303,7 +307,7 @@ impl Task {
         value
     }
 
-    /// A put that is sent to its end and whose answer is not waited for. It is in the history before it is sent.
+    /// A put that is sent completely, but whose response is not awaited. It is recorded before it is sent.
     fn unanswered_put(&self, id: NodeId, key: &str, value: &str) {
         let call = Call::Put { key: key.into(), value: abridged(value), condition: None };
         self.recorder.add(CLIENT_OF_HOSTILE, id, self.recorder.now_ns(), call, Outcome::Unknown);
@@ -398,7 +402,7 @@ impl Task {
         ["/raft-append", "/raft-append", "/raft-vote", "/raft-snapshot", "/raft-read-index"][self.random.usize(..5)]
     }
 
-    /// Sends a request that a node must not answer with success. It need not answer: it may be stopped.
+    /// Sends a request that a node must reject. A stopped node need not respond.
     fn rejected(&self, misuse: Misuse, node: SocketAddr, request: Vec<u8>) -> impl Future<Output = bool> + use<> {
         let shared = self.shared.clone();
         async move {
@@ -408,7 +412,7 @@ impl Task {
             }
             if let End::Answered(Some(status @ 200..400)) = end {
                 let start = &request[..request.len().min(200)];
-                let text = format!("{misuse}: {node} answers with {status}: {}", start.escape_ascii());
+                let text = format!("{misuse}: {node} returns {status}: {}", start.escape_ascii());
                 shared.with(|done| done.wrong.push(text));
             }
             true
@@ -416,7 +420,7 @@ impl Task {
     }
 }
 
-/// A put that is waited for, and whose answer is in the history.
+/// Sends a put, waits for the response, and records it.
 async fn put_and_remember(
     client: Client,
     recorder: Arc<Recorder>,
@@ -434,7 +438,7 @@ async fn put_and_remember(
     is_done
 }
 
-/// `{"success":[{"put":…},{"put":…}]}`, as long as a request may be.
+/// `{"success":[{"put":…},{"put":…}]}` of the maximum length.
 fn long_transaction(key: &str) -> Vec<u8> {
     let body = |value: &str| {
         format!(
@@ -471,7 +475,7 @@ async fn connect(node: SocketAddr, receive_buffer_bytes: Option<u32>) -> Option<
     timeout(DEADLINE, connecting).await.ok()?.ok()
 }
 
-/// Connects, does something for a time at most, and closes the connection; returns whether there was one.
+/// Connects, runs `act` until a deadline, and closes the connection; returns whether it was connected.
 async fn with_connection(
     node: SocketAddr,
     receive_buffer_bytes: Option<u32>,
@@ -483,7 +487,7 @@ async fn with_connection(
     true
 }
 
-/// Sends a request, and keeps the connection for some time, or until the node closes it. What the node says is read.
+/// Sends a request, and keeps the connection for some time, or until the node closes it. Reads the response.
 async fn hold_open(node: SocketAddr, request: Vec<u8>, hold: Duration) -> bool {
     let act = async |mut stream: TcpStream| {
         stream.write_all(&request).await?;
@@ -503,7 +507,7 @@ async fn leave_unread(node: SocketAddr, request: Vec<u8>, hold: Duration) -> boo
     with_connection(node, Some(SMALL_RECEIVE_BUFFER_BYTES), act).await
 }
 
-/// Sends a request, and reads some of the answer now and then.
+/// Sends a request, and occasionally reads some of the response.
 async fn sip(node: SocketAddr, request: Vec<u8>, hold: Duration) -> bool {
     const BYTES: usize = 16 << 10;
     const PAUSE: Duration = Duration::from_millis(20);
@@ -572,10 +576,10 @@ mod tests {
         (recorder, shared)
     }
 
-    /// Each misuse counts once a node was reached, is in the history only if it may change something, and writes
-    /// to keys of its own only. What a node must reject is found if it is answered with success.
+    /// Each misuse counts once a node was reached, is recorded only if it may change something, and writes
+    /// only to keys of its own. A successful response that a node must not send is found.
     ///
-    /// Method: a server that answers everything with the response to a put; then nobody listens.
+    /// Method: a server that responds to everything as to a put; then no server.
     #[tokio::test]
     async fn what_counts_and_what_is_remembered() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -619,13 +623,13 @@ mod tests {
         assert_eq!((puts.len(), operations.len()), (5, 5), "all values differ");
         assert!(puts.values().all(|key| key.starts_with(PREFIX)), "{puts:?}");
         let unknown = operations.iter().filter(|operation| operation.outcome == Outcome::Unknown).count();
-        assert_eq!(unknown, 4, "only one is waited for");
+        assert_eq!(unknown, 4, "only one response is awaited");
 
         let (_, shared) = do_all(node).await;
-        assert_eq!(shared.with(|done| done.misuses.clone()), Misuses::new(), "nobody listens any more");
+        assert_eq!(shared.with(|done| done.misuses.clone()), Misuses::new(), "no server listens any more");
     }
 
-    /// What it stores is bounded, and of large values only the first ones may come at once.
+    /// The stored bytes are bounded, and only the first large values may be written at once.
     #[test]
     fn what_it_stores_is_bounded() {
         let mut done = Done::default();

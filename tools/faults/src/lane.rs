@@ -1,4 +1,4 @@
-//! A lane: one cluster, its load, and its faults one after another, then the verdict.
+//! A lane: one cluster, its load, a sequence of faults, and the verdict.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs;
@@ -26,39 +26,39 @@ use crate::stall::{StallMeter, finding_of_error};
 use crate::store::{CLIENT_DEADLINE, System};
 use crate::watcher::Watcher;
 
-/// Watches of the whole store, each over its own nodes.
+/// Watches of the whole store, each starting at another node.
 const WATCHERS: usize = 3;
-/// How often a fault is made again that found nothing to break, or during which no operation was done:
-/// for each time that its kind is planned.
+/// How often a fault that had no effect, or during which no operation succeeded, is repeated for each time
+/// that its kind is planned.
 const REPEATS_PER_FAULT_MAX: usize = 10;
-/// How many leases a complete lane must have seen whose keys expire.
+/// Minimum number of expiring leases in a complete lane.
 const LEASES_MIN: usize = 100;
-/// How long a healed cluster may take until all nodes have what was there then.
+/// How long a healed cluster may take until all nodes have the entries that existed when it was healed.
 const CALM_DEADLINE: Duration = CONVERGENCE_DEADLINE;
-/// How long after a call at the end that failed it is made again.
+/// Pause before a failed call at the end is retried.
 const LAST_PAUSE: Duration = Duration::from_millis(200);
-/// How long after a fault the next one comes at the earliest, in milliseconds.
+/// Minimum time between two faults, in milliseconds.
 const REST_MS: std::ops::Range<u64> = 100..600;
 
-/// What a lane does.
+/// The plan of a lane.
 #[derive(Clone, Debug)]
 pub struct LanePlan {
     pub name: &'static str,
     pub cluster: Plan,
     pub load: LoadPlan,
-    /// Whether there is a hostile client among the load.
+    /// Whether the load includes a hostile client.
     pub hostile: bool,
-    /// Keys of ten thousand bytes that are written first.
+    /// Number of keys of ten thousand bytes that are written first.
     pub ballast_keys: u64,
-    /// The faults, and how often each comes; they come in an order of the seed's.
+    /// The faults, with the number of times each occurs. The seed determines their order.
     pub faults: Vec<(Fault, usize)>,
-    /// When no further fault is begun.
+    /// Time after which no further fault begins.
     pub time_max: Duration,
-    /// Whether it counts only if each fault came as often as it was to.
+    /// Whether each fault must occur as often as planned.
     pub is_complete: bool,
 }
 
-/// Runs a lane to its verdict. What it leaves on disk is for who looks into a failure.
+/// Runs a lane to its verdict. Its files stay on disk, to investigate a failure.
 pub async fn run(plan: LanePlan) -> Result<LaneReport> {
     let folder: PathBuf = plan.cluster.folder.clone();
     let name = plan.name;
@@ -73,7 +73,7 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
     let system = plan.cluster.system;
     let mut cluster = Cluster::start(plan.cluster.clone(), random.fork()).await?;
     let recorder = Recorder::new();
-    // What expires is no part of the history, nor what is seen of it.
+    // Expiring keys and reads of them are not part of the history.
     let watcher_count = if plan.load.expiring { 0 } else { WATCHERS };
     let watchers: Vec<Watcher> =
         (0..watcher_count).map(|first| Watcher::start(&cluster.client, &cluster.endpoints, first)).collect();
@@ -124,11 +124,11 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
         tokio::time::sleep(Duration::from_millis(random.u64(REST_MS))).await;
     }
     if let Err(error) = load.stop().await {
-        findings.push(Finding::harness(format!("a client ended before its time: {error:#}")));
+        findings.push(Finding::harness(format!("a client ended early: {error:#}")));
     }
     let misuses = stop_hostile(hostile, &mut findings).await;
     if plan.load.expiring {
-        // Then nothing changes any more by itself.
+        // Afterwards nothing changes any more without a request.
         tokio::time::sleep(lease::TTL_MAX + lease::TOLERANCE).await;
     }
     let history = finish(&mut cluster, watchers, &recorder, &mut findings).await;
@@ -136,7 +136,7 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
         .context("cannot write the history")?;
     match cluster.take_findings().and_then(|found| Ok((found, cluster.panics()?))) {
         Ok((found, panics)) => findings.extend(found.into_iter().chain(panics.into_iter().map(Finding::other))),
-        Err(error) => findings.push(Finding::harness(format!("it is not known how the nodes ended: {error:#}"))),
+        Err(error) => findings.push(Finding::harness(format!("cannot tell how the nodes ended: {error:#}"))),
     }
     findings.extend(cluster.client.wrong_answers().into_iter().map(Finding::other));
     let monitored = cluster.monitor.answers();
@@ -178,7 +178,7 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
     Ok(report)
 }
 
-/// Ends the hostile client, if there is one; returns what it did.
+/// Ends the hostile client, if there is one; returns its misuses.
 async fn stop_hostile(hostile: Option<Hostile>, findings: &mut Vec<Finding>) -> Misuses {
     let Some(hostile) = hostile else { return Misuses::new() };
     match hostile.stop().await {
@@ -187,22 +187,22 @@ async fn stop_hostile(hostile: Option<Hostile>, findings: &mut Vec<Finding>) -> 
             misuses
         }
         Err(error) => {
-            findings.push(Finding::harness(format!("the hostile client ended before its time: {error:#}")));
+            findings.push(Finding::harness(format!("the hostile client ended early: {error:#}")));
             Misuses::new()
         }
     }
 }
 
-/// The faults that a lane has yet to make.
+/// The remaining faults of a lane.
 #[derive(Debug)]
 struct Schedule {
     upcoming: VecDeque<Fault>,
-    /// By kind: how often a fault was made again, and how often it may be.
+    /// For each kind, the number of repeats so far and the maximum.
     repeats: HashMap<Fault, (usize, usize)>,
 }
 
 impl Schedule {
-    /// The planned faults in a random order.
+    /// The planned faults in random order.
     fn new(faults: &[(Fault, usize)], random: &mut Rng) -> Self {
         let mut upcoming: Vec<Fault> =
             faults.iter().flat_map(|(fault, count)| std::iter::repeat_n(*fault, *count)).collect();
@@ -219,12 +219,12 @@ impl Schedule {
         self.upcoming.len()
     }
 
-    /// How often a fault of this kind was made again so far.
+    /// The number of repeats of this kind so far.
     fn repeats(&self, fault: Fault) -> usize {
         self.repeats.get(&fault).map_or(0, |(count, _)| *count)
     }
 
-    /// Schedules a fault once more that showed nothing, unless that has happened too often.
+    /// Schedules a fault again that had no effect, unless that happened too often.
     fn make_again(&mut self, fault: Fault) {
         if let Some((count, max)) = self.repeats.get_mut(&fault)
             && count < max
@@ -235,7 +235,7 @@ impl Schedule {
     }
 }
 
-/// Breaks something, mends it, and waits until the cluster is whole again.
+/// Breaks something, heals it, and waits until the cluster has recovered.
 async fn strike(fault: Fault, scene: &mut Scene<'_>) -> Result<Window> {
     let began_ns = scene.recorder.now_ns();
     let detail = fault.run(scene).await?;
@@ -254,13 +254,13 @@ async fn wait_for_write(scene: &Scene<'_>, healed_ns: u64) -> Result<u64> {
             return Ok(written_ns);
         }
         if Instant::now() > deadline {
-            anyhow::bail!("no write succeeds within {CALM_DEADLINE:?} after all is healed");
+            anyhow::bail!("no write succeeds within {CALM_DEADLINE:?} after all faults are healed");
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// Waits until every node has a leader, the same one, and all that the log had at the beginning.
+/// Waits until all nodes agree on a leader, and each has applied the entries that existed at the beginning.
 pub async fn calm(cluster: &mut Cluster) -> Result<()> {
     let deadline = Instant::now() + CALM_DEADLINE;
     let mut target = None;
@@ -277,13 +277,14 @@ pub async fn calm(cluster: &mut Cluster) -> Result<()> {
         }
         cluster.check_that_all_run()?;
         if Instant::now() > deadline {
-            anyhow::bail!("the nodes do not come together within {CALM_DEADLINE:?}: {statuses:?}");
+            anyhow::bail!("the nodes do not agree within {CALM_DEADLINE:?}: {statuses:?}");
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// After all is healed: every node serves, all hold the same, and the watches have seen it all.
+/// After all faults are healed: every node serves, all have the same state, and the watches have delivered
+/// every change.
 async fn finish(
     cluster: &mut Cluster,
     watchers: Vec<Watcher>,
@@ -319,8 +320,8 @@ async fn finish(
     history
 }
 
-/// What all nodes hold after the same entry. Entries come without any client, such as
-/// those by which nodes compare themselves: then all are asked again.
+/// The state of all nodes after the same entry. Entries may arrive without a client, such as those by which
+/// nodes compare their states. All nodes are then asked again.
 async fn final_states(cluster: &Cluster, findings: &mut Vec<Finding>) -> Vec<FinalState> {
     let deadline = Instant::now() + CONVERGENCE_DEADLINE;
     loop {
@@ -328,7 +329,7 @@ async fn final_states(cluster: &Cluster, findings: &mut Vec<Finding>) -> Vec<Fin
         let applied = statuses.iter().map(|(_, status)| status.applied).max().unwrap_or_default();
         let asked = cluster.nodes.iter().map(async |node| {
             let state = cluster.client.final_state(node.id(), node.host.http(), applied).await;
-            state.map_err(|error| format!("node {} does not say what it holds: {error:#}", node.id()))
+            state.map_err(|error| format!("node {} does not return its state: {error:#}", node.id()))
         });
         let states = join_all(asked).await;
         if Instant::now() > deadline || states.iter().all(Result::is_ok) {
@@ -340,7 +341,7 @@ async fn final_states(cluster: &Cluster, findings: &mut Vec<Finding>) -> Vec<Fin
     }
 }
 
-/// What can be said without a model: the nodes have applied the same, so they hold the same.
+/// Without a model: the nodes have applied the same entries, so they must have the same state.
 fn hold_against_each_other(history: &History, findings: &mut Vec<Finding>) {
     let Some((first, others)) = history.finals.split_first() else { return };
     let mut differ = |text: String| findings.push(Finding::new(Symptom::States, text));
@@ -361,8 +362,8 @@ fn hold_against_each_other(history: &History, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Each node must take a write and answer a read, at the latest when all is to be well again: on a
-/// machine that is busy with something else there may be one more election.
+/// Each node must accept a write and serve a read at the latest when the cluster must have recovered. On a
+/// busy machine there may be one more election.
 async fn serve_everywhere(cluster: &Cluster, recorder: &Recorder, findings: &mut Vec<Finding>) {
     for node in &cluster.nodes {
         for is_write in [true, false] {
@@ -380,7 +381,7 @@ async fn serve_everywhere(cluster: &Cluster, recorder: &Recorder, findings: &mut
     }
 }
 
-/// A write with this number, or else a linearizable read; the error is why it was not done.
+/// Sends a write with this number, or a linearizable read; the error says why it failed.
 async fn serve_once(cluster: &Cluster, recorder: &Recorder, node: &Node, write: Option<u32>) -> Result<(), String> {
     let key = format!("last/{}", node.id()).into();
     let call = match write {
@@ -411,9 +412,10 @@ fn progress(lane: &str, number: usize, planned: usize, window: &Window, operatio
 mod tests {
     use super::*;
 
-    /// A fault that finds nothing to break is made again until it did, but not without end.
+    /// A fault without an effect is repeated until it has one, up to a limit.
     ///
-    /// Method: of two kinds of faults one succeeds always, and the other only at each fifth attempt, or never.
+    /// Method: one of two kinds of faults always has an effect; the other has one at each fifth attempt, or
+    /// never.
     #[test]
     fn faults_that_show_nothing_are_made_again() {
         let made = |succeeds_at_each: usize| {

@@ -1,17 +1,17 @@
-//! Whether keys expire at their time: true time, which is the harness's own.
+//! Checks that keys expire on time, by true time, which is the harness's own clock.
 //!
-//! Some clients put keys with a TTL, touch them, and read them until they are gone. Each key has one
-//! client, so the order of its requests is known. Afterwards every read is judged:
+//! Some clients put keys with a TTL, touch them, and read them until they have expired. Each key belongs to
+//! one client, so the order of its requests is known. Every read is judged afterwards:
 //!
-//! - A key that is missing more than [`TOLERANCE`] before its TTL has passed expired too early. Its TTL
-//!   begins at the earliest when the last put or touch of it was sent.
-//! - A key that exists more than [`TOLERANCE`] after its TTL has passed expired too late. Its TTL begins
-//!   at the latest when the last put or touch of it was acknowledged.
+//! - A key that is missing more than [`TOLERANCE`] before its TTL has passed expired too early. The earliest
+//!   start of its TTL is when its last put or touch was sent.
+//! - A key that exists more than [`TOLERANCE`] after its TTL has passed expired too late. The latest start of
+//!   its TTL is when its last put or touch was acknowledged.
 //!
-//! During an outage nothing can expire, so a key may stay until [`TOLERANCE`] after it. An outage is a
-//! time in which no write was done. Nodes measure time while they run. If a majority was down, its clocks
-//! on the wall say for how long, and they may be wrong: a key that lived through that may expire early,
-//! or later by as much as the nodes were down.
+//! Nothing can expire during an outage, so a key may exist until [`TOLERANCE`] after the outage. An outage is
+//! a time without a successful write. Nodes measure time while they run. If a majority was down, the nodes'
+//! wall clocks decide how long that took, and they may be wrong: a key that existed before may expire early,
+//! or late by at most the time that the nodes were down.
 
 use std::fmt;
 use std::sync::atomic::Ordering;
@@ -27,26 +27,26 @@ use crate::history::{NodeId, Operation};
 use crate::load::{Worker, is_done_write};
 use crate::report::Window;
 
-/// How far expiry may be from the true time.
+/// Maximum difference between the expiry of a key and the true time.
 pub const TOLERANCE: Duration = Duration::from_secs(1);
 /// Longest TTL.
 pub const TTL_MAX: Duration = Duration::from_millis(6000);
 const TTL_MIN: Duration = Duration::from_millis(300);
-/// How long without a write that was done is an outage.
+/// Minimum length of a time without a successful write that counts as an outage.
 const OUTAGE_MIN: Duration = Duration::from_millis(200);
-/// How often a key is touched at most.
+/// Maximum number of touches of a key.
 const TOUCHES_MAX: usize = 3;
 /// Pause between two reads of a key.
 const READ_PAUSE: Duration = Duration::from_millis(100);
-/// How long a read, and a put or touch, is waited for.
+/// How long a client waits for the response to a read, a put or a touch.
 const READ_DEADLINE: Duration = Duration::from_millis(1000);
 const WRITE_DEADLINE: Duration = Duration::from_secs(3);
-/// After this time a key that is still there is given up: it has been judged late long before.
+/// A key that still exists after this time is given up. It was judged late long before.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(15);
-/// How many findings are kept.
+/// Maximum number of findings that are kept.
 const FINDINGS_MAX: usize = 10;
 
-/// A put or a touch that was done.
+/// A successful put or touch.
 #[derive(Clone, Copy, Debug)]
 struct Renewal {
     called_ns: u64,
@@ -59,10 +59,10 @@ struct Renewal {
 struct Sighting {
     called_ns: u64,
     returned_ns: u64,
-    /// The node that was asked.
+    /// The node that responded.
     node: NodeId,
     exists: bool,
-    /// The last renewal before.
+    /// The last renewal before the sighting.
     renewal: Renewal,
 }
 
@@ -73,18 +73,18 @@ pub struct Lease {
     sightings: Vec<Sighting>,
 }
 
-/// What a put or a touch came to.
+/// The outcome of a put or touch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Written {
     Done,
-    /// Rejected for certain, because the key does not exist.
+    /// Rejected as not applied, because the key does not exist.
     Missing,
     NotApplied,
     Unknown,
 }
 
 impl Worker {
-    /// One lease after another.
+    /// Holds one lease after another.
     pub async fn keep_leases(mut self) {
         for number in 0_u64.. {
             if self.stopped.load(Ordering::Relaxed) {
@@ -98,8 +98,8 @@ impl Worker {
         }
     }
 
-    /// Puts a key, touches it, and reads it until it is gone. Nothing is known of it any more once the
-    /// outcome of a request is unknown: that request may be applied at any later time.
+    /// Puts a key, touches it, and reads it until it has expired. A request of unknown outcome ends the
+    /// lease: it may be applied at any later time.
     async fn keep_lease(&mut self, key: &str) -> Vec<Sighting> {
         let mut sightings = Vec::new();
         let (Written::Done, mut renewal) = self.renew(key, true, &mut sightings, None).await else {
@@ -130,12 +130,12 @@ impl Worker {
         sightings
     }
 
-    /// Some time before the key expires.
+    /// A time before the key expires.
     fn next_touch(&mut self, ttl: Duration) -> Instant {
         Instant::now() + ttl.mul_f64(0.2 + 0.6 * self.random.f64())
     }
 
-    /// A put or a touch. What a touch says of the key is a sighting, too.
+    /// Sends a put or touch. The response to a touch is a sighting, too.
     async fn renew(
         &mut self,
         key: &str,
@@ -170,7 +170,7 @@ impl Worker {
         (written, Renewal { called_ns, returned_ns, ttl })
     }
 
-    /// A linearizable read; none if the node cannot say.
+    /// A linearizable read; `None` if the node cannot serve it.
     async fn look(&mut self, key: &str, renewal: Renewal) -> Option<Sighting> {
         let host = self.any_host();
         let called_ns = self.recorder.now_ns();
@@ -188,7 +188,7 @@ impl Worker {
     }
 }
 
-/// Mostly short, so that there are many.
+/// Mostly short, to get many leases.
 fn random_ttl(random: &mut Rng) -> Duration {
     let max = if random.bool() { TTL_MAX } else { TTL_MAX / 4 };
     Duration::from_millis(random.u64(TTL_MIN.as_millis() as u64..=max.as_millis() as u64))
@@ -212,18 +212,18 @@ fn error_code(body: &[u8]) -> Option<String> {
     Some(error(body)?["code"].as_str()?.to_owned())
 }
 
-/// A time, from one moment to another, in nanoseconds since the run began.
+/// A time span, in nanoseconds since the run began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Span {
     began_ns: u64,
     ended_ns: u64,
 }
 
-/// What is known of the cluster beside its leases.
+/// What is known of the cluster apart from its leases.
 #[derive(Debug)]
 pub struct Judge<'a> {
     windows: &'a [Window],
-    /// Times without a write that was done, in order.
+    /// Times without a successful write, in order.
     outages: Vec<Span>,
     /// Times in which a majority was down, in order.
     restarts: Vec<Span>,
@@ -234,7 +234,7 @@ impl<'a> Judge<'a> {
         let mut written: Vec<u64> =
             operations.iter().filter(|one| is_done_write(one)).map(|one| one.returned_ns).collect();
         written.sort_unstable();
-        // Before the first write and after the last one nothing is known.
+        // Nothing is known before the first write and after the last one.
         let began = std::iter::once(0).chain(written.iter().copied());
         let ended = written.iter().copied().chain([u64::MAX]);
         let outages = began.zip(ended).map(|(began_ns, ended_ns)| Span { began_ns, ended_ns });
@@ -247,7 +247,7 @@ impl<'a> Judge<'a> {
         Judge { windows, outages, restarts: restarts.collect() }
     }
 
-    /// What is wrong about some leases, each under the last fault that began before it was seen.
+    /// The problems of some leases, each under the last fault that began before it was seen.
     pub fn findings(&self, leases: &[Lease]) -> Vec<Finding> {
         let judged = leases.iter().flat_map(|lease| {
             let wrong = lease.sightings.iter().filter_map(|sighting| self.judge(sighting)).max_by_key(|wrong| wrong.by);
@@ -271,7 +271,7 @@ impl<'a> Judge<'a> {
         }
         let lived = Span { began_ns: renewal.called_ns, ended_ns: returned_ns };
         if self.restarts.iter().any(|restart| restart.began_ns < lived.ended_ns && restart.ended_ns > lived.began_ns) {
-            return None; // The clocks on the wall say how long it took, and may be wrong.
+            return None; // The nodes' wall clocks decide how long it took, and may be wrong.
         }
         let early = (renewal.called_ns + ttl_ns).saturating_sub(returned_ns);
         let early = Duration::from_nanos(early);
@@ -279,7 +279,7 @@ impl<'a> Judge<'a> {
         (early > TOLERANCE).then_some(wrong)
     }
 
-    /// The latest moment at which a key may still exist.
+    /// The latest moment at which a key may exist.
     fn latest_expiry(&self, returned_ns: u64, ttl_ns: u64) -> u64 {
         let mut due_ns = returned_ns + ttl_ns;
         for restart in &self.restarts {
@@ -317,7 +317,7 @@ impl fmt::Display for Wrong {
         } else {
             write!(f, "still exists {by:.2} s after a TTL of {ttl:.2} s by true time")?;
         }
-        write!(f, ", says node {node} {seen:.2} s after the start")
+        write!(f, ", reported by node {node} {seen:.2} s after the start")
     }
 }
 
@@ -333,7 +333,7 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
-    /// A write that was done at this time.
+    /// A write that succeeded at this time.
     fn write(at_ms: u64) -> Operation {
         let call = Call::Put { key: "a".into(), value: "b".into(), condition: None };
         let outcome = Outcome::Done(Answer { revision: 1, result: CallResult::Put { version: 1 } });
@@ -352,7 +352,7 @@ mod tests {
         }
     }
 
-    /// Writes all the time, for 100 s, but for some times.
+    /// Writes continuously for 100 s, except in the outages.
     fn writes_except(outages: &[(u64, u64)]) -> Vec<Operation> {
         (0..1000)
             .map(|tenth| tenth * 100)
@@ -361,7 +361,7 @@ mod tests {
             .collect()
     }
 
-    /// Whether a key that was put at 10 s, acknowledged at 10.2 s, and lives for 5 s, may be seen so.
+    /// The verdict on a sighting of a key that was put at 10 s, acknowledged at 10.2 s, and has a TTL of 5 s.
     fn verdict(judge: &Judge<'_>, exists: bool, called_ms: u64, returned_ms: u64) -> &'static str {
         let renewal = Renewal { called_ns: 10_000 * MS, returned_ns: 10_200 * MS, ttl: Duration::from_secs(5) };
         let (called_ns, returned_ns) = (called_ms * MS, returned_ms * MS);
@@ -372,8 +372,8 @@ mod tests {
         }
     }
 
-    /// A key may be missing from a second before its TTL has passed since the call, and may exist until a
-    /// second after it has passed since the response. A read counts from its call, or until its response,
+    /// A key may be missing from one second before its TTL has passed since the call, and may exist until one
+    /// second after it has passed since the response. A read counts from its call or until its response,
     /// whichever proves less.
     #[test]
     fn a_second_is_tolerated() {
@@ -390,8 +390,8 @@ mod tests {
         }
     }
 
-    /// A key may outlive its TTL until a second after the end of an outage, if that began in time.
-    /// Nothing makes it expire earlier.
+    /// A key may exist until one second after the end of an outage that began before its expiry. An outage
+    /// never makes it expire earlier.
     #[test]
     fn expiry_waits_for_the_end_of_an_outage() {
         let in_time = Judge::new(&writes_except(&[(14_000, 20_000)]), &[]);
@@ -405,8 +405,8 @@ mod tests {
         assert_eq!(verdict(&too_late, true, 16_450, 16_460), "late");
     }
 
-    /// If a majority was down while a key lived, the clocks on the wall count: it may expire early, or
-    /// later by that time. Kills of a minority, and restarts before the key was put, change nothing.
+    /// If a majority was down during a key's life, the wall clocks count: the key may expire early, or late
+    /// by that time. Kills of a minority, and restarts before the put, change nothing.
     #[test]
     fn only_a_majority_that_was_down_excuses() {
         let [all, leader, before] = [
@@ -425,7 +425,7 @@ mod tests {
         }
     }
 
-    /// Of a lease the sighting that is wrong by most is told, and a lease in order is not.
+    /// A lease is reported with its worst sighting; a correct lease is not reported.
     #[test]
     fn findings_name_the_key() {
         let renewal = Renewal { called_ns: 0, returned_ns: MS, ttl: Duration::from_secs(3) };
@@ -440,15 +440,15 @@ mod tests {
             lease("late", &[sighting(6001, true), sighting(9001, true)]),
         ];
         let wanted = [
-            "`early` expired 2.50 s too early by true time, of a TTL of 3.00 s, says node 2 0.50 s after the start",
-            "under lag: `late` still exists 6.00 s after a TTL of 3.00 s by true time, says node 2 9.00 s after the start",
+            "`early` expired 2.50 s too early by true time, of a TTL of 3.00 s, reported by node 2 0.50 s after the start",
+            "under lag: `late` still exists 6.00 s after a TTL of 3.00 s by true time, reported by node 2 9.00 s after the start",
         ];
         let windows = [window(Fault::Lag, 6_000, 7_000), window(Fault::Ring, 9_100, 9_900)];
         let found = Judge::new(&writes_except(&[]), &windows).findings(&leases);
         assert_eq!(found.iter().map(Finding::to_string).collect::<Vec<_>>(), wanted);
     }
 
-    /// What a node answers to a put or a touch is taken for what it says, and else for unknown.
+    /// A response to a put or touch is interpreted as its status says, and as unknown otherwise.
     #[test]
     fn outcomes_are_told_apart() {
         let body = |code: &str, outcome: &str| format!(r#"{{"error":{{"code":"{code}","outcome":"{outcome}"}}}}"#);

@@ -1,4 +1,4 @@
-//! Clients that read and write all the time, and remember what they were told.
+//! Clients that read and write continuously, and record their requests and responses.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -20,20 +20,20 @@ use crate::lease::Lease;
 use crate::network::Host;
 use crate::store::{Attempt, CLIENT_DEADLINE, Client, System};
 
-/// Keys that the clients share.
+/// Number of keys that the clients share.
 const KEYS: u64 = 40;
-/// How long one list of elements is used; then comes the next, so that none grows for ever.
+/// How long one list of elements is used. The next list then begins, so that lists stay short.
 const LIST_SECONDS: u64 = 10;
-/// Clients that write one small thing after another.
+/// Number of clients that write small values in sequence, to detect outages.
 const PROBES: usize = 3;
-/// Clients that keep leases, one at a time.
+/// Number of clients that keep leases, one at a time.
 const LEASE_CLIENTS: u32 = 8;
-/// How long a request is repeated until its client gives up.
+/// How long a client retries a request before it gives up.
 const RETRY_DEADLINE: Duration = Duration::from_secs(12);
-/// Longest time that keys have which expire.
+/// Longest TTL of expiring keys.
 const TTL_MAX: Duration = Duration::from_millis(1500);
 
-/// What the clients write down, on one clock.
+/// The records of all clients, on one clock.
 #[derive(Debug)]
 pub struct Recorder {
     began: Instant,
@@ -60,78 +60,79 @@ impl Recorder {
     }
 
     fn push(&self, operation: Operation) {
-        self.operations.lock().expect("no thread panics with it").push(operation);
+        self.operations.lock().expect("no thread panics while holding the lock").push(operation);
     }
 
-    /// Writes down what was asked just now, and answered.
+    /// Records a request and its outcome, as of now.
     pub fn add(&self, client: ClientId, node: NodeId, called_ns: u64, call: Call, outcome: Outcome) {
         self.push(Operation { client, node, called_ns, returned_ns: self.now_ns(), call, outcome });
     }
 
-    /// Takes what was written down, in the order of the calls.
+    /// Takes the records, in the order of the calls.
     pub fn take(&self) -> Vec<Operation> {
-        let mut operations = std::mem::take(&mut *self.operations.lock().expect("no thread panics with it"));
+        let mut operations =
+            std::mem::take(&mut *self.operations.lock().expect("no thread panics while holding the lock"));
         operations.sort_by_key(|operation| operation.called_ns);
         operations
     }
 
     pub fn add_lease(&self, lease: Lease) {
-        self.leases.lock().expect("no thread panics with it").push(lease);
+        self.leases.lock().expect("no thread panics while holding the lock").push(lease);
     }
 
     pub fn take_leases(&self) -> Vec<Lease> {
-        std::mem::take(&mut *self.leases.lock().expect("no thread panics with it"))
+        std::mem::take(&mut *self.leases.lock().expect("no thread panics while holding the lock"))
     }
 
     pub fn count(&self) -> usize {
-        self.operations.lock().expect("no thread panics with it").len()
+        self.operations.lock().expect("no thread panics while holding the lock").len()
     }
 
-    /// How many operations were done from one moment to another.
+    /// The number of operations that succeeded between two moments.
     pub fn done_between(&self, began_ns: u64, ended_ns: u64) -> usize {
-        let operations = self.operations.lock().expect("no thread panics with it");
-        // What returned lately stands at the end.
+        let operations = self.operations.lock().expect("no thread panics while holding the lock");
+        // Recent operations are at the end.
         let late = operations.iter().rev().take_while(|operation| operation.returned_ns >= began_ns);
         late.filter(|one| one.returned_ns < ended_ns && matches!(one.outcome, Outcome::Done(_))).count()
     }
 
-    /// When the first write was done that was called after a moment. One that was called
-    /// before may have been done before, and be answered late.
+    /// When the first successful write returned that was called after a moment. One that was called before
+    /// may have been applied before, and acknowledged late.
     pub fn first_write_after(&self, after_ns: u64) -> Option<u64> {
-        let operations = self.operations.lock().expect("no thread panics with it");
-        // What returned lately stands at the end, in the order of returning.
+        let operations = self.operations.lock().expect("no thread panics while holding the lock");
+        // Recent operations are at the end, in the order of their returns.
         let late = operations.iter().rev().take_while(|operation| operation.returned_ns >= after_ns);
         let anew = late.filter(|operation| operation.called_ns >= after_ns && is_done_write(operation));
         anew.map(|operation| operation.returned_ns).last()
     }
 }
 
-/// Whether it changed something for sure.
+/// Whether it certainly changed something.
 pub fn is_done_write(operation: &Operation) -> bool {
     let Outcome::Done(Answer { result, .. }) = &operation.outcome else { return false };
     matches!(result, CallResult::Put { .. })
 }
 
-/// The clients at work.
+/// The running clients.
 #[derive(Debug)]
 pub struct Load {
     stopped: Arc<AtomicBool>,
     tasks: Vec<JoinHandle<()>>,
 }
 
-/// How the load is to be.
+/// The parameters of the load.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadPlan {
     pub seed: u64,
     pub clients: u32,
     /// Longest pause between two operations of a client.
     pub pause_max: Duration,
-    /// How often the probes write.
+    /// Interval between the writes of a probe.
     pub probe_interval: Duration,
-    /// Longest pause before a request is sent again that may have been done.
+    /// Longest pause before a request of unknown outcome is retried.
     pub retry_pause_max: Duration,
-    /// Whether all there is are keys that expire, which are no part of the history, and
-    /// puts beside them. Some of the keys are leases, whose expiry is compared with true time.
+    /// Whether the load consists of expiring keys, which are not part of the history, and puts. Some of the
+    /// keys are leases, whose expiry is compared with true time.
     pub expiring: bool,
 }
 
@@ -160,7 +161,7 @@ impl Load {
         for id in 0..plan.clients {
             tasks.push(tokio::spawn(worker(id).work(plan.pause_max)));
         }
-        // One probe for each place in the list of nodes, so that a node that hangs holds up its own only.
+        // One probe for each position in the list of nodes, so that a hanging node delays only its own probe.
         for place in 0..PROBES {
             tasks.push(tokio::spawn(worker(plan.clients + place as u32).probe(place, plan.probe_interval)));
         }
@@ -171,7 +172,7 @@ impl Load {
         Load { stopped, tasks }
     }
 
-    /// Lets every client finish what it is at.
+    /// Lets every client finish its current operation.
     pub async fn stop(self) -> Result<()> {
         self.stopped.store(true, Ordering::Relaxed);
         for task in self.tasks {
@@ -181,7 +182,7 @@ impl Load {
     }
 }
 
-/// A client at work.
+/// A running client.
 pub struct Worker {
     pub id: ClientId,
     system: System,
@@ -215,11 +216,11 @@ impl Worker {
         }
     }
 
-    /// Writes one small thing after another, to tell when writing works.
+    /// Writes small values in sequence, to detect when writes succeed.
     async fn probe(mut self, place: usize, interval: Duration) {
         while !self.stopped.load(Ordering::Relaxed) {
             let host = {
-                let endpoints = self.endpoints.read().expect("no thread panics with it");
+                let endpoints = self.endpoints.read().expect("no thread panics while holding the lock");
                 endpoints.get(place).cloned()
             };
             if let Some(host) = host {
@@ -240,11 +241,11 @@ impl Worker {
     }
 
     pub fn any_host(&mut self) -> Host {
-        let endpoints = self.endpoints.read().expect("no thread panics with it");
+        let endpoints = self.endpoints.read().expect("no thread panics while holding the lock");
         endpoints[self.random.usize(..endpoints.len())].clone()
     }
 
-    /// Mostly patient, sometimes not: an impatient client leaves an unknown outcome.
+    /// Mostly long, sometimes short: an impatient client leaves an unknown outcome.
     fn deadline(&mut self) -> Duration {
         if self.random.u8(..10) == 0 { Duration::from_millis(self.random.u64(1..300)) } else { CLIENT_DEADLINE }
     }
@@ -285,7 +286,7 @@ impl Worker {
         let (value, host) = (self.value(), self.any_host());
         let ttl_ms = self.random.u64(100..TTL_MAX.as_millis() as u64);
         let url = format!("http://{}/v1/kv/{key}?ttl={ttl_ms}ms", host.http());
-        // Whatever comes of it: the nodes must make the same of it.
+        // The outcome is irrelevant: all nodes must apply the same.
         let _ = self.client.http().put(url).body(value.to_string()).timeout(CLIENT_DEADLINE).send().await;
     }
 
@@ -295,7 +296,7 @@ impl Worker {
         self.call(Call::Delete { key, condition }).await;
     }
 
-    /// The condition that a key is as it was a moment ago.
+    /// The condition that a key has not changed since it was read.
     async fn condition(&mut self, key: &Text) -> Option<Condition> {
         match self.call(Call::Get { key: key.clone(), consistency: Consistency::Linearizable }).await?.result {
             CallResult::Get(Some(record)) => Some(Condition::Revision(record.revision)),
@@ -311,7 +312,7 @@ impl Worker {
         }
     }
 
-    /// Appends an element to a list, unless another was faster.
+    /// Appends an element to a list, unless another client was faster.
     async fn append(&mut self) {
         let key: Text = format!("list/{}", self.recorder.now_ns() / 1_000_000_000 / LIST_SECONDS).into();
         let Some(found) = self.call(Call::Get { key: key.clone(), consistency: Consistency::Linearizable }).await
@@ -356,11 +357,11 @@ impl Worker {
         self.call(Call::List { prefix: prefix.into(), consistency }).await;
     }
 
-    /// One put, sent until it is answered: by its key it must be done once, however
-    /// many answers are lost. Some answers are not even waited for.
+    /// A put that is retried until it gets a response. Its idempotency key ensures that it is applied once,
+    /// however many responses are lost. The client does not even wait for some responses.
     async fn put_until_done(&mut self) {
         if self.system != System::Ours {
-            return self.put().await; // etcd knows no such thing.
+            return self.put().await; // etcd has no idempotency keys.
         }
         let call = Call::Put { key: self.key(), value: self.value(), condition: None };
         let request_key = format!("request-{}-{}", self.id, self.sequence);
@@ -394,7 +395,7 @@ impl Worker {
         }
     }
 
-    /// Sends a request whole, and is gone before the answer.
+    /// Sends a complete request, and closes the connection before the response.
     async fn drop_answer(&mut self, host: &Host, call: &Call, request_key: &str) {
         let Call::Put { key, value, .. } = call else { return };
         let request = format!(
@@ -415,7 +416,7 @@ impl Worker {
     }
 }
 
-/// Writes that many keys of ten thousand bytes each.
+/// Writes this many keys of ten thousand bytes each.
 pub async fn ballast(client: &Client, hosts: &[Host], recorder: &Arc<Recorder>, keys: u64) {
     const PADDING_BYTES: usize = 10_000;
     let padding = "x".repeat(PADDING_BYTES);
@@ -425,7 +426,7 @@ pub async fn ballast(client: &Client, hosts: &[Host], recorder: &Arc<Recorder>, 
     .await;
 }
 
-/// Writes a number of times as fast as some clients can; returns how many were done.
+/// Writes a number of times, as fast as a few clients can; returns the number of successful writes.
 pub async fn burst(client: &Client, hosts: &[Host], recorder: &Arc<Recorder>, writes: u64) -> u64 {
     const KEYS: u64 = 200;
     static BURSTS: AtomicU64 = AtomicU64::new(0);
@@ -444,7 +445,7 @@ async fn write_all(
     pair: impl Fn(u64) -> (Text, Text),
 ) -> u64 {
     const CLIENTS: u64 = 16;
-    // No other client has such a number.
+    // No other client has this number.
     static FIRST_CLIENT: AtomicU32 = AtomicU32::new(1_000_000);
     let first = FIRST_CLIENT.fetch_add(CLIENTS as u32, Ordering::Relaxed);
     let writers = (0..CLIENTS).map(async |writer| {

@@ -1,9 +1,9 @@
-//! Breaks machines and networks under a cluster, and checks every answer it gave.
+//! Breaks nodes, disks and networks under a cluster, and checks every response.
 //!
-//! A run is a few lanes at the same time (`lane`): a cluster each, on hosts of its
-//! own (`sandbox`, `network`, `disk`), under load (`load`, `hostile`, `watcher`), with one
-//! fault after another (`fault`). What the clients were told is the `history`; `checker`
-//! says whether a correct store can have told it.
+//! A run consists of a few lanes at the same time (`lane`). Each has a cluster on hosts of its own
+//! (`sandbox`, `network`, `disk`), under load (`load`, `hostile`, `watcher`), with one fault after another
+//! (`fault`). The requests and responses of the clients are the `history`; `checker` decides whether a
+//! correct store can have produced it.
 
 mod arguments;
 mod checker;
@@ -70,7 +70,7 @@ fn run(command: &Command) -> Result<Verdict> {
     let verdict = runtime.block_on(async {
         tokio::select! {
             verdict = dispatch(command) => verdict,
-            // The first process of a sandbox hears of no signal that it did not ask for.
+            // The first process of a PID namespace gets only signals for which it has a handler.
             _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
         }
     });
@@ -80,7 +80,7 @@ fn run(command: &Command) -> Result<Verdict> {
 
 fn check(path: &Path) -> Result<Verdict> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    let history: History = serde_json::from_slice(&bytes).context("this is not the history of a run")?;
+    let history: History = serde_json::from_slice(&bytes).context("the file is not the history of a run")?;
     let report = checker::check(&history);
     println!("{report}");
     Ok(report.verdict().into())

@@ -1,20 +1,20 @@
-//! Whether what a node says of itself goes back.
+//! Checks that what a node reports about itself never goes back.
 //!
-//! Every node of ours is asked all the time for its vote and for how far it has come:
+//! The monitor polls every node of raft-key-value for its vote and its progress:
 //!
-//! | never goes back | while its process runs | over its restarts on the same disk |
+//! | never decreases | while the process runs | across restarts on the same disk |
 //! | --- | --- | --- |
-//! | the vote, a term and a node | yes | yes: it is told only once it is synced |
-//! | what is committed | yes | no: where it was is not synced |
-//! | what is applied | yes | not behind the snapshot that it told of: that is synced |
+//! | the vote, a term and a node | yes | yes: a vote is reported only after it is synced |
+//! | the committed entry | yes | no: it is not synced |
+//! | the applied entry | yes | not below the reported snapshot, which is synced |
 //!
-//! And no two nodes have different entries at one index, nor an entry of a later leader before
-//! one of an earlier leader, where both are committed: so it would be if two led at the same time.
+//! In addition, no two nodes have different committed entries at one index, and no committed entry of a later
+//! leader precedes one of an earlier leader. Either would show that two leaders committed at the same time.
 //!
-//! That two nodes lead in one term is no finding. A leader here is a term and a node (openraft's
-//! `leader_id_adv`): of two in one term the one with the higher number takes over from the other,
-//! just as one of a later term does. Nor is a term that goes back with a restart: a candidate
-//! whose disk fails tells the term of a vote that was never saved.
+//! Two leaders in one term are not a finding. A leader is identified by term and node (openraft's
+//! `leader_id_adv`): of two in one term, the one with the higher number takes over from the other, as a leader
+//! of a later term does. A term that decreases with a restart is not a finding either: a candidate whose disk
+//! fails reports the term of a vote that was never saved.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
@@ -24,62 +24,63 @@ use crate::history::NodeId;
 use crate::node::{Life, Node};
 use crate::store::{Client, LeaderId, LogId, RaftState};
 
-/// How long a node is left alone after it has answered.
+/// Pause after each response of a node.
 const INTERVAL: Duration = Duration::from_millis(150);
-/// How many findings are kept: one is enough.
+/// Maximum number of findings that are kept; one is enough.
 const FINDINGS_MAX: usize = 10;
 
-/// What the nodes of a cluster said of themselves. Clones share it.
+/// What the nodes of a cluster reported about themselves. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Monitor {
     told: Arc<Mutex<Told>>,
 }
 
 impl Monitor {
-    /// Asks a node, whichever of its processes runs, until it is gone for good.
+    /// Polls a node, whichever of its processes runs, until the node is removed.
     pub fn watch(&self, client: &Client, node: &Node) {
         let (id, http, life) = (node.id(), node.host.http(), node.life());
         let (client, told) = (client.clone(), self.told.clone());
-        let life_now = move || life.upgrade().map(|life| *life.lock().expect("no thread panics with it"));
+        let life_now =
+            move || life.upgrade().map(|life| *life.lock().expect("no thread panics while holding the lock"));
         tokio::spawn(async move {
             while let Some(life) = life_now() {
                 let status = client.status(http).await;
-                // Else it is not known which of its processes has answered.
+                // Otherwise it is unknown which of its processes responded.
                 if life_now() == Some(life)
                     && let Some(state) = status.ok().and_then(|status| status.raft)
                 {
-                    told.lock().expect("no thread panics with it").take(id, life, state);
+                    told.lock().expect("no thread panics while holding the lock").take(id, life, state);
                 }
                 tokio::time::sleep(INTERVAL).await;
             }
         });
     }
 
-    /// How often a node said something.
+    /// The number of responses.
     pub fn answers(&self) -> usize {
-        self.told.lock().expect("no thread panics with it").answers
+        self.told.lock().expect("no thread panics while holding the lock").answers
     }
 
     pub fn take_findings(&self) -> Vec<String> {
-        std::mem::take(&mut self.told.lock().expect("no thread panics with it").findings)
+        std::mem::take(&mut self.told.lock().expect("no thread panics while holding the lock").findings)
     }
 }
 
 #[derive(Debug, Default)]
 struct Told {
-    /// What each node said last, and in which life.
+    /// The last report of each node, with its life.
     last: HashMap<NodeId, (Life, RaftState)>,
-    /// By index, who proposed the entry that is committed there.
+    /// By index, the proposer of the committed entry.
     proposers: BTreeMap<u64, LeaderId>,
     answers: usize,
     findings: Vec<String>,
 }
 
 impl Told {
-    /// What a node says now, after all that it said before.
+    /// Compares a report with all earlier ones.
     fn take(&mut self, id: NodeId, life: Life, state: RaftState) {
         if is_blank(&state) {
-            return; // It serves already, and has not yet told what it read from its disk.
+            return; // The node serves already, but has not reported the state on its disk yet.
         }
         self.answers += 1;
         if let Some((life_before, before)) = self.last.insert(id, (life, state)) {
@@ -104,7 +105,7 @@ impl Told {
         self.findings.truncate(FINDINGS_MAX);
     }
 
-    /// A committed entry that cannot be in one log with this one.
+    /// A committed entry that cannot be in the same log as this one.
     fn contradiction(&self, entry: LogId) -> Option<LogId> {
         let before = self.proposers.range(..=entry.index).next_back().filter(|(_, leader)| **leader > entry.leader_id);
         let after = self.proposers.range(entry.index..).next().filter(|(_, leader)| **leader < entry.leader_id);
@@ -116,7 +117,7 @@ fn is_blank(state: &RaftState) -> bool {
     state.vote.term == 0 && state.committed.is_none() && state.applied.is_none() && state.snapshot.is_none()
 }
 
-/// What of a node's state is less than it was before, on the same disk.
+/// The values of a node that are lower than before, on the same disk.
 fn went_back(before: &RaftState, now: &RaftState, restarted: bool) -> Vec<String> {
     let mut findings = Vec::new();
     if now.vote < before.vote {
@@ -165,8 +166,8 @@ mod tests {
         all.findings
     }
 
-    /// What a correct node may say is no finding: it goes on; it is started again and has only
-    /// its vote and its snapshot; it has another disk; it says nothing yet; another is ahead.
+    /// Reports of a correct node are not findings: it makes progress; it restarts with only its vote and its
+    /// snapshot; it gets another disk; it has not reported anything yet; another node is ahead.
     #[test]
     fn takes_what_is_right() {
         let on = RaftState { vote: LeaderId { term: 5, node_id: 3 }, committed: entry(5, 3, 101), ..state() };
@@ -184,13 +185,13 @@ mod tests {
         for told in after {
             assert_eq!(findings(&[(1, LIFE, state()), told]), [] as [String; 0], "{told:?}");
         }
-        // What is said before it has read its disk hides nothing that comes after it.
+        // A report from before the disk was read must not hide later ones.
         let lower = RaftState { vote: LeaderId { term: 4, node_id: 9 }, ..state() };
         let told = [(1, LIFE, state()), (1, RESTARTED, blank), (1, RESTARTED, lower)];
         assert_eq!(findings(&told).len(), 1);
     }
 
-    /// Whatever goes back that must not is found, once.
+    /// Every value that goes back although it must not is found, once.
     #[test]
     fn finds_what_goes_back() {
         let lower_term = RaftState { vote: LeaderId { term: 4, node_id: 9 }, ..state() };
@@ -213,8 +214,8 @@ mod tests {
         }
     }
 
-    /// Committed entries of two nodes that cannot be of one log are found: different ones at one
-    /// index, one of an earlier leader after one of a later, and the other way round.
+    /// Committed entries of two nodes that cannot belong to one log are found: different ones at one index,
+    /// one of an earlier leader after one of a later leader, and the reverse.
     #[test]
     fn finds_two_leaders_that_commit() {
         let with = |committed| RaftState { committed, applied: None, ..state() };

@@ -1,8 +1,8 @@
-//! Hosts with an address each, on one network, and rules that break it.
+//! Hosts with one address each, on one network, and rules that break it.
 //!
-//! A host is a network namespace with a cable (veth) to a bridge. The clients and
-//! the harness are on the bridge. Rules drop packets as they come in to a host,
-//! from whomever they name, so that each direction can fail by itself.
+//! A host is a network namespace that is connected to a bridge by a veth pair. The clients and the harness
+//! are on the bridge. Rules drop incoming packets on a host by their source, so that each direction can fail
+//! separately.
 
 use std::fs::File;
 use std::io::Write;
@@ -16,18 +16,18 @@ use crate::finding::HarnessError;
 use crate::history::NodeId;
 use crate::sandbox::run;
 
-/// Where a node listens.
+/// Port of a node.
 pub const HTTP_PORT: u16 = 8000;
-/// Where the others dial it: there its proxy listens, if it has one.
+/// Port at which other nodes reach a node, through its proxy if it has one.
 pub const PEER_PORT: u16 = 9000;
 
-/// One network of hosts. `number` tells it from the others of the run.
+/// A network of hosts. `number` distinguishes it from the others of the run.
 #[derive(Clone, Copy, Debug)]
 pub struct Network {
     number: u8,
 }
 
-/// One host.
+/// A host.
 #[derive(Clone, Debug)]
 pub struct Host {
     pub id: NodeId,
@@ -35,14 +35,14 @@ pub struct Host {
     pub address: Ipv4Addr,
 }
 
-/// What a host does with packets from an address.
+/// The treatment of packets from an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
-    /// They vanish, and the sender waits.
+    /// Dropped, so that the sender waits.
     Drop(Ipv4Addr),
-    /// The sender is told at once.
+    /// Rejected, so that the sender gets an error at once.
     Reject(Ipv4Addr),
-    /// A part of them vanishes, in percent.
+    /// Dropped with this probability, in percent.
     Lose(Ipv4Addr, u8),
 }
 
@@ -50,8 +50,8 @@ impl Network {
     pub fn create(number: u8) -> Result<Self> {
         let network = Network { number };
         let bridge = network.bridge();
-        // An address of its own: else it has the least of those of its cables, another one when a
-        // host comes, and what the hosts send to the former one is lost for most of a minute.
+        // A fixed address. By default a bridge has the lowest address of its ports, which changes when a host
+        // is added, and packets to the former address are lost for most of a minute.
         let hardware_address = format!("02:00:00:00:00:{number:02x}");
         run("ip", &["link", "add", &bridge, "address", &hardware_address, "type", "bridge"])?;
         for address in [network.clients(), network.proxies()] {
@@ -61,12 +61,12 @@ impl Network {
         Ok(network)
     }
 
-    /// The address that clients come from.
+    /// Address of the clients.
     pub fn clients(&self) -> Ipv4Addr {
         Ipv4Addr::new(10, 99, self.number, 254)
     }
 
-    /// The address that proxies come from, which no rule names.
+    /// Address of the proxies, to which no rule applies.
     pub fn proxies(&self) -> Ipv4Addr {
         Ipv4Addr::new(10, 99, self.number, 253)
     }
@@ -75,11 +75,11 @@ impl Network {
         format!("lane-{}", self.number)
     }
 
-    /// Takes the network and its hosts, of numbers up to `last`, away again.
+    /// Removes the network and its hosts with numbers up to `last`.
     pub fn remove(&self, last: NodeId) -> Result<()> {
         for id in 1..=last {
-            // First, and at once: the kernel clears a namespace away later, and the next run
-            // may want a cable of that name before.
+            // Delete the link explicitly: the kernel removes a namespace later, and the next run may need the name
+            // before.
             run("ip", &["link", "delete", &self.cable(id)])?;
             run("ip", &["netns", "delete", &self.namespace(id)])?;
         }
@@ -90,22 +90,22 @@ impl Network {
         format!("lane-{}-node-{id}", self.number)
     }
 
-    /// The end of a host's cable that is on the bridge.
+    /// The end of a host's veth pair on the bridge.
     fn cable(&self, id: NodeId) -> String {
         format!("l{}n{id}", self.number)
     }
 
     fn address_of(&self, id: NodeId) -> Result<Ipv4Addr> {
         let last = u8::try_from(id).ok().filter(|last| (1..=200).contains(last));
-        Ok(Ipv4Addr::new(10, 99, self.number, last.context("a host's number is 1 to 200")?))
+        Ok(Ipv4Addr::new(10, 99, self.number, last.context("a host's number must be from 1 to 200")?))
     }
 
-    /// Where others will dial a host, which need not be there yet.
+    /// The address at which other nodes reach a host, which need not exist yet.
     pub fn peer_of(&self, id: NodeId) -> Result<SocketAddr> {
         Ok(SocketAddr::V4(SocketAddrV4::new(self.address_of(id)?, PEER_PORT)))
     }
 
-    /// Adds a host with a number of 1 to 200.
+    /// Adds a host with a number from 1 to 200.
     pub fn add_host(&self, id: NodeId) -> Result<Host> {
         let address = self.address_of(id)?;
         let namespace = self.namespace(id);
@@ -125,19 +125,19 @@ impl Network {
 }
 
 impl Host {
-    /// Where its node takes requests.
+    /// Address of its node.
     pub fn http(&self) -> SocketAddr {
         SocketAddr::V4(SocketAddrV4::new(self.address, HTTP_PORT))
     }
 
-    /// Where others are told to dial it.
+    /// Address at which other nodes reach its node.
     pub fn peer(&self) -> SocketAddr {
         SocketAddr::V4(SocketAddrV4::new(self.address, PEER_PORT))
     }
 
-    /// A command that runs on this host. It shares all else with the harness, its
-    /// mounts too: `ip netns exec` would keep a copy of them, and so keep file
-    /// systems mounted that were unmounted.
+    /// A command that runs on this host. It shares everything else with the harness, including the mounts:
+    /// `ip netns exec` would keep a copy of them, and thus keep file systems mounted after they were
+    /// unmounted.
     pub fn command(&self) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.namespace_path())).arg("--");
@@ -148,7 +148,7 @@ impl Host {
         format!("/run/netns/{}", self.namespace)
     }
 
-    /// Replaces the rules for what comes in; with none, all is well.
+    /// Replaces the rules for incoming packets; no rules means no fault.
     pub fn set_rules(&self, rules: &[Rule]) -> Result<()> {
         let mut script = "flush chain inet faults incoming\n".to_owned();
         for rule in rules {
@@ -172,7 +172,7 @@ impl Host {
         let output = nft.wait_with_output().context("cannot wait for `nft`")?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
-            bail!(HarnessError(format!("`nft` refused {script:?}: {}", said.trim())));
+            bail!(HarnessError(format!("`nft` rejected {script:?}: {}", said.trim())));
         }
         Ok(())
     }
@@ -180,9 +180,9 @@ impl Host {
     /// A listener on this host, for a proxy that runs in the harness.
     pub fn listen(&self, address: SocketAddr) -> Result<TcpListener> {
         let namespace = File::open(self.namespace_path()).context("cannot open the host's network")?;
-        // The network is the thread's, and a socket stays in that it was made in.
+        // A thread has its own network namespace, and a socket stays in the one in which it was created.
         let listener = std::thread::spawn(move || -> std::io::Result<TcpListener> {
-            // SAFETY: the descriptor is open, and only this thread, which ends here, changes.
+            // SAFETY: the descriptor is open, and the call changes only this thread, which ends here.
             if unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
                 return Err(std::io::Error::last_os_error());
             }

@@ -1,4 +1,4 @@
-//! One node of a cluster: its host, its files, its process.
+//! One node of a cluster: its host, its files, and its process.
 
 use std::fs::{self, File};
 use std::io::{PipeReader, PipeWriter, Write};
@@ -20,39 +20,39 @@ use crate::proxy::Proxy;
 use crate::renames;
 use crate::store::System;
 
-/// Debian's library that tells a process another time than it is.
+/// Debian's library that fakes a process's time.
 pub const LIBFAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
 
-/// Tells a server that was made for it which bug to have.
+/// Selects the bug of a server with seeded bugs.
 pub const BUG_VARIABLE: &str = "RKV_SEEDED_BUG";
 
-/// The lines of a log that a finding has room for.
+/// Number of lines of a log that a finding quotes.
 const LOG_TAIL_LINES: usize = 10;
 
-/// Which ends of a node's process are no surprise.
+/// The ends of a node's process that are expected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Expected {
-    /// It is to run until it is killed.
+    /// None: it must run until the harness kills it.
     None,
-    /// It may end, with one of these codes.
+    /// It may end with one of these codes.
     Exit(&'static [i32]),
-    /// Something else than the harness kills it.
+    /// Something other than the harness kills it.
     Killed,
 }
 
-/// Which of a node's processes it is, and on which of its disks: both are counted.
+/// The number of a node's process, and of its disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Life {
     pub disk: u64,
     pub process: u64,
 }
 
-/// Where a node's log is lost.
+/// How a node's log is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LostLog {
-    /// In a pipe that is full and unread.
+    /// In a full pipe that is not read.
     FullPipe,
-    /// In a pipe whose reader is gone.
+    /// In a pipe without a reader.
     ClosedPipe,
     /// On a full disk.
     FullDisk,
@@ -61,28 +61,28 @@ pub enum LostLog {
 /// A node, running or not.
 #[derive(Debug)]
 pub struct Node {
-    /// The first to be dropped: a disk cannot go while a process uses it.
+    /// Dropped first: a disk cannot be unmounted while a process uses it.
     process: Option<Process>,
     pub host: Host,
     pub proxy: Option<Proxy>,
     pub disk: Option<Disk>,
-    /// The bug that it has on purpose.
+    /// Its seeded bug.
     pub bug: Option<&'static str>,
-    /// Whether its calls that rename and sync files are written down.
+    /// Whether its calls that rename and sync files are traced.
     pub traces_renames: bool,
     system: System,
     binary: PathBuf,
     flags: Vec<String>,
-    /// Where its data directory, its log and its clock are.
+    /// Directory of its data, log and clock.
     folder: PathBuf,
     paused: bool,
     false_clock: bool,
     expected: Expected,
-    /// Keeps a pipe open that the node's log goes to and that is not read.
+    /// Keeps a pipe for the node's log open, without reading it.
     unread_log: Option<PipeReader>,
-    /// Shared with who must know whether two answers are of one process.
+    /// Shared with the monitor, which must know whether two responses come from the same process.
     life: Arc<Mutex<Life>>,
-    /// The ends of its process that nobody wanted.
+    /// Unexpected ends of its process.
     findings: Vec<String>,
 }
 
@@ -112,22 +112,22 @@ impl Node {
         self.host.id
     }
 
-    /// The life that it lives; gone when the node is.
+    /// Its current life; the reference is dead once the node is removed.
     pub fn life(&self) -> Weak<Mutex<Life>> {
         Arc::downgrade(&self.life)
     }
 
-    /// From now on it has other data than it had: it need not know what it knew.
+    /// Records that the node has a new disk, and need not know what it knew before.
     pub fn count_disk(&self) {
-        self.life.lock().expect("no thread panics with it").disk += 1;
+        self.life.lock().expect("no thread panics while holding the lock").disk += 1;
     }
 
-    /// Where raft-key-value's other nodes dial it: through its proxy, if it has one.
+    /// The address at which other nodes of raft-key-value reach it: its proxy, if it has one.
     pub fn advertised(&self) -> SocketAddr {
         if self.proxy.is_some() { self.host.peer() } else { self.host.http() }
     }
 
-    /// Where the node's files are.
+    /// Directory of the node's files.
     pub fn data_directory(&self) -> PathBuf {
         let below = match &self.disk {
             Some(disk) => disk.directory().to_owned(),
@@ -136,22 +136,22 @@ impl Node {
         below.join("data")
     }
 
-    /// Where its snapshots are, and those that it builds or receives.
+    /// Directory of its snapshots, including those that it builds or receives.
     pub fn snapshot_directory(&self) -> PathBuf {
         self.data_directory().join(format!("node-{}", self.id())).join("snapshots")
     }
 
-    /// What it has said.
+    /// Its log file.
     pub fn log_path(&self) -> PathBuf {
         self.folder.join(format!("node-{}.log", self.id()))
     }
 
-    /// What it has renamed and synced, if that is written down.
+    /// The trace of its renames and syncs, if they are traced.
     pub fn renames_path(&self) -> PathBuf {
         self.folder.join(format!("node-{}.renames", self.id()))
     }
 
-    /// The calls that the last `strace` of it has seen.
+    /// The calls that its last `strace` recorded.
     fn strace_path(&self) -> PathBuf {
         self.folder.join(format!("node-{}.strace", self.id()))
     }
@@ -185,13 +185,13 @@ impl Node {
         Ok(())
     }
 
-    /// Starts it with a log that is lost, until it is started again.
+    /// Starts it with a log that is lost, until the next start.
     pub fn start_with_lost_log(&mut self, lost: LostLog) -> Result<()> {
         let command = self.prepare(&[])?;
         let log: OwnedFd = match lost {
             LostLog::FullDisk => File::options().write(true).open("/dev/full").context("cannot open /dev/full")?.into(),
             LostLog::FullPipe | LostLog::ClosedPipe => {
-                let (reader, mut writer) = std::io::pipe().context("cannot make a pipe")?;
+                let (reader, mut writer) = std::io::pipe().context("cannot create a pipe")?;
                 if lost == LostLog::FullPipe {
                     fill(&mut writer)?;
                     self.unread_log = Some(reader);
@@ -203,18 +203,18 @@ impl Node {
         Ok(())
     }
 
-    /// The command of a new process, which is to be started next.
+    /// Prepares a new process, and returns the command to start it.
     fn prepare(&mut self, wrapper: &[String]) -> Result<Command> {
         if self.is_running()? {
-            bail!("node {} runs already", self.id());
+            bail!("node {} is already running", self.id());
         }
         self.notice_end()?;
         let mut command = self.host.command();
         if self.false_clock {
-            // `env` within the host, so that `nsenter` itself keeps its time.
+            // `env` runs within the host, so that `nsenter` itself has the true time.
             command.arg("env").arg(format!("LD_PRELOAD={LIBFAKETIME}"));
             command.arg(format!("FAKETIME_TIMESTAMP_FILE={}", self.clock_path().display()));
-            // Only the clock on the wall is wrong; and it is looked up each time.
+            // Only the wall clock is wrong, and it is read again each time.
             command.args(["FAKETIME_DONT_FAKE_MONOTONIC=1", "FAKETIME_NO_CACHE=1"]);
         }
         command.args(wrapper);
@@ -223,15 +223,15 @@ impl Node {
             command.env(BUG_VARIABLE, bug);
         }
         command.args(&self.flags);
-        // Before it can answer.
-        self.life.lock().expect("no thread panics with it").process += 1;
+        // Before the process can respond.
+        self.life.lock().expect("no thread panics while holding the lock").process += 1;
         self.paused = false;
         self.expected = Expected::None;
         self.unread_log = None;
         Ok(command)
     }
 
-    /// SIGKILL; nothing if it does not run.
+    /// Sends SIGKILL if it runs.
     pub fn kill(&mut self) -> Result<()> {
         self.notice_end()?;
         self.paused = false;
@@ -241,25 +241,25 @@ impl Node {
         }
     }
 
-    /// Until it is started again, or [`Node::expect_no_end`], it may end with one of these codes.
+    /// Until the next start, or [`Node::expect_no_end`], it may end with one of these codes.
     pub fn expect_exit(&mut self, codes: &'static [i32]) {
         self.expected = Expected::Exit(codes);
     }
 
-    /// Until it is started again, or [`Node::expect_no_end`], something may kill it.
+    /// Until the next start, or [`Node::expect_no_end`], it may be killed.
     pub fn expect_kill(&mut self) {
         self.expected = Expected::Killed;
     }
 
-    /// What could end it is over. An end until now is judged by what was expected until now.
+    /// Ends an expectation. An end before this call is still judged by it.
     pub fn expect_no_end(&mut self) -> Result<()> {
         self.notice_end()?;
         self.expected = Expected::None;
         Ok(())
     }
 
-    /// Looks whether it has ended, and remembers an end that nobody wanted. Whoever
-    /// ends it, or starts it again, must look first: the end would be hidden.
+    /// Checks whether it has ended, and records an unexpected end. Must be called before the node is ended or
+    /// restarted, which would hide that end.
     pub fn notice_end(&mut self) -> Result<()> {
         let Some(process) = &mut self.process else { return Ok(()) };
         let Some(status) = process.status()? else { return Ok(()) };
@@ -270,13 +270,13 @@ impl Node {
         };
         if !expected {
             let tail = self.log_tail(LOG_TAIL_LINES);
-            self.findings.push(format!("node {} ended by itself, with {status}:\n{tail}", self.id()));
+            self.findings.push(format!("node {} ended unexpectedly with {status}:\n{tail}", self.id()));
         }
         self.process = None;
         Ok(())
     }
 
-    /// The ends of its process that nobody wanted.
+    /// Unexpected ends of its process.
     pub fn take_findings(&mut self) -> Vec<String> {
         std::mem::take(&mut self.findings)
     }
@@ -286,7 +286,7 @@ impl Node {
         self.signal(libc::SIGSTOP)
     }
 
-    /// It says nothing more, whatever the kernel still does for it; to be killed next.
+    /// Stops all its threads, whatever the kernel still does for them. It must be killed next.
     pub async fn freeze(&mut self) -> Result<()> {
         match &mut self.process {
             Some(process) => process.freeze().await,
@@ -299,14 +299,14 @@ impl Node {
         self.signal(libc::SIGCONT)
     }
 
-    /// SIGTERM: it is to end, with 0.
+    /// Sends SIGTERM: it must end with code 0.
     pub fn terminate(&mut self) -> Result<()> {
         self.notice_end()?;
         self.expected = Expected::Exit(&[0]);
         self.signal(libc::SIGTERM)
     }
 
-    /// How it ended, if it does within a time.
+    /// Its exit status, if it ends within a time.
     pub async fn wait(&mut self, limit: Duration) -> Result<Option<ExitStatus>> {
         match &mut self.process {
             Some(process) => process.wait(limit).await,
@@ -325,14 +325,14 @@ impl Node {
         }
     }
 
-    /// Sets the clock on the wall ahead or back, from now on; a node that was
-    /// started with the true clock has to be started again.
+    /// Sets the wall clock ahead or back from now on. A node that runs with the true clock must be restarted
+    /// first.
     pub fn set_clock(&mut self, ahead_seconds: i64) -> Result<()> {
         self.false_clock = true;
         fs::write(self.clock_path(), format!("{ahead_seconds:+}\n")).context("cannot set a clock")
     }
 
-    /// From its next start on it has the true time.
+    /// Restores the true time from the next start on.
     pub fn true_clock(&mut self) {
         self.false_clock = false;
     }
@@ -347,14 +347,14 @@ impl Node {
         }
     }
 
-    /// Starts `strace` on the running node, which breaks system calls as `inject` says.
+    /// Runs `strace` on the node, which makes system calls fail as `inject` says.
     pub fn strace(&self, calls: &str, inject: &str) -> Result<Process> {
         self.strace_files(calls, inject, &[])
     }
 
-    /// The same, only for calls on some files, if any are given.
+    /// Like [`Node::strace`], but only for calls on some files, if any are given.
     pub fn strace_files(&self, calls: &str, inject: &str, files: &[PathBuf]) -> Result<Process> {
-        let id = self.process_id().context("the node does not run")?;
+        let id = self.process_id().context("the node is not running")?;
         let mut command = Command::new("strace");
         command.args(["-f", "-q", "-p", &id.to_string(), "-o"]).arg(self.strace_path());
         command.args(["-e", &format!("trace={calls}"), "-e", &format!("inject={calls}:{inject}")]);
@@ -364,19 +364,19 @@ impl Node {
         Process::start(command, &self.folder.join(format!("node-{}.strace.log", self.id())))
     }
 
-    /// Whether the last `strace` of it, which must be gone, has broken a call.
+    /// Whether its last `strace`, which must have ended, made a call fail.
     pub fn strace_injected(&self) -> Result<bool> {
-        let calls = fs::read(self.strace_path()).context("cannot read what `strace` wrote")?;
+        let calls = fs::read(self.strace_path()).context("cannot read the output of `strace`")?;
         Ok(String::from_utf8_lossy(&calls).contains("(INJECTED)"))
     }
 
-    /// All that it has said.
+    /// Its whole log.
     pub fn log(&self) -> String {
         let log = fs::read(self.log_path()).unwrap_or_default();
         String::from_utf8_lossy(&log).into_owned()
     }
 
-    /// The end of what it has said.
+    /// The end of its log.
     pub fn log_tail(&self, lines: usize) -> String {
         let log = self.log();
         let all: Vec<&str> = log.lines().collect();
@@ -384,19 +384,19 @@ impl Node {
     }
 }
 
-/// Writes to a pipe until nothing more fits in.
+/// Fills a pipe.
 fn fill(writer: &mut PipeWriter) -> Result<()> {
     set_flags(writer, libc::O_NONBLOCK)?;
     for size in [4096, 1] {
         let piece = vec![b'.'; size];
         while writer.write(&piece).is_ok() {}
     }
-    // The node must find a pipe that blocks, as any shell makes it.
+    // The node must get a blocking pipe, like any pipe of a shell.
     set_flags(writer, 0)
 }
 
 fn set_flags(pipe: &PipeWriter, flags: libc::c_int) -> Result<()> {
-    // SAFETY: it only changes how the open pipe behaves.
+    // SAFETY: the call only changes how the open pipe behaves.
     match unsafe { libc::fcntl(pipe.as_raw_fd(), libc::F_SETFL, flags) } {
         -1 => Err(std::io::Error::last_os_error()).context("cannot prepare a pipe"),
         _ => Ok(()),
@@ -409,14 +409,14 @@ mod tests {
 
     use super::*;
 
-    /// A full pipe has no room for a single byte, until it is read.
+    /// A full pipe has no room for a single byte until it is read.
     #[test]
     fn a_full_pipe_is_full() {
         let (mut reader, mut writer) = std::io::pipe().unwrap();
         fill(&mut writer).unwrap();
         let is_writable = |writer: &PipeWriter| {
             let mut polled = libc::pollfd { fd: writer.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
-            // SAFETY: there is one file to look at, and it does not wait.
+            // SAFETY: there is one descriptor, and the call does not wait.
             unsafe { libc::poll(&mut polled, 1, 0) == 1 && polled.revents & libc::POLLOUT != 0 }
         };
         assert!(!is_writable(&writer));

@@ -1,13 +1,12 @@
-//! How long nobody can write after the leader was killed: raft-key-value and etcd in turn.
+//! Measures how long writes fail after the leader was killed, of raft-key-value and etcd in turn.
 //!
-//! Both clusters are there all the time, each of three nodes with the timings that
-//! their systems have by default; the one that is not measured is idle. A kill of
-//! one is followed by one of the other, so that whatever else the machine does at
-//! the time hits both alike.
+//! Both clusters run all the time, with three nodes each and their systems' default timings; the one that is
+//! not measured is idle. The kills alternate between the systems, so that other work on the machine affects
+//! both alike.
 //!
-//! The probes begin a write at each node every 10 ms, whether the ones before it
-//! were answered or not. So no patience of a client is part of what is measured:
-//! a write that hangs at a dead leader delays none that comes after it.
+//! The probes begin a write at each node every 10 ms, whether or not earlier ones have returned. The figures
+//! are therefore independent of client timeouts: a write that hangs at a dead leader does not delay later
+//! ones.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -31,25 +30,25 @@ use crate::verdict::Verdict;
 
 const SYSTEMS: [System; 2] = [System::Ours, System::Etcd];
 const NODES: u64 = 3;
-/// Below the folder that was named, as all in it is removed first.
+/// A subdirectory of the given directory, because everything in it is removed first.
 const RUN_FOLDER: &str = "run";
-/// How often a write is begun at each node.
+/// Interval between writes at each node.
 const PROBE_INTERVAL: Duration = Duration::from_millis(10);
-/// How long a write is waited for. It bounds how many are under way: 200 a node.
+/// How long a probe waits for a write. It limits the number of writes in progress to 200 per node.
 const PROBE_DEADLINE: Duration = Duration::from_secs(2);
-/// How long writes succeed before the kill; up to as long again is added by chance.
+/// How long writes succeed before the kill; a random time of up to the same length is added.
 const CALM: Duration = Duration::from_millis(700);
 /// How long a cluster may take until writes succeed again.
 const OUTAGE_MAX: Duration = Duration::from_secs(30);
-/// How long is looked on once writes succeed again: the new leader may be lost at once.
+/// How long the probes continue after writes succeed again: the new leader may be lost at once.
 const AFTERWARDS: Duration = Duration::from_secs(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Compares the longest times without a write: ours must be at most etcd's in the median.
+/// Compares the longest times without a write. Our median must be at most etcd's.
 pub async fn run(arguments: &OutageArguments) -> Result<Verdict> {
     let binaries = [our_binary(&arguments.binary)?, etcd_binary(&arguments.etcd)?];
     let folder = empty_folder(&arguments.folder.join(RUN_FOLDER))?;
-    println!("{} kills of each leader, everything below {}", arguments.repetitions, folder.display());
+    println!("{} kills of each leader, files in {}", arguments.repetitions, folder.display());
     let outages = match measure_all(arguments.repetitions, binaries, &folder).await {
         Ok(outages) => outages,
         Err(error) => {
@@ -75,7 +74,7 @@ pub async fn run(arguments: &OutageArguments) -> Result<Verdict> {
 async fn measure_all(repetitions: u32, binaries: [PathBuf; 2], folder: &Path) -> Result<[Vec<Duration>; 2]> {
     let mut clusters = Vec::new();
     for ((number, system), binary) in (1..).zip(SYSTEMS).zip(binaries) {
-        // Nothing is left to chance but when a leader is killed: there are no proxies.
+        // There are no proxies, so only the time of each kill is random.
         let started = Cluster::start(plan(system, number, binary, folder), Rng::new()).await;
         clusters.push(started.map_err(|error| blame(system, error))?);
     }
@@ -91,7 +90,7 @@ async fn measure_all(repetitions: u32, binaries: [PathBuf; 2], folder: &Path) ->
     Ok(outages)
 }
 
-/// What fails of etcd says nothing about raft-key-value: the comparison is incomplete.
+/// A failure of etcd says nothing about raft-key-value: the comparison is incomplete.
 fn blame(system: System, error: Error) -> Error {
     match system {
         System::Ours => error.context(system),
@@ -114,8 +113,8 @@ fn plan(system: System, number: u8, binary: PathBuf, folder: &Path) -> Plan {
     }
 }
 
-/// Kills the leader under writes; returns it with the longest time from then on in
-/// which no write succeeded. The cluster is whole again afterwards.
+/// Kills the leader during writes; returns the leader and the longest time without a successful write since
+/// the kill. The cluster is whole again afterwards.
 async fn measure(cluster: &mut Cluster) -> Result<(NodeId, Duration)> {
     cluster.converge(CONVERGENCE_DEADLINE).await?;
     let probes = Probes::start(cluster);
@@ -128,7 +127,8 @@ async fn measure(cluster: &mut Cluster) -> Result<(NodeId, Duration)> {
     let killed = Instant::now();
     cluster.node(leader)?.kill()?;
     let gone = Instant::now();
-    // What was begun before may have been done before, and be answered late by another node.
+    // A write that began before the kill may have been applied before it, and acknowledged late by another
+    // node.
     while !probes.has_write_begun_after(gone) {
         if gone.elapsed() > OUTAGE_MAX {
             bail!("no write succeeds within {OUTAGE_MAX:?} after the leader was killed");
@@ -146,17 +146,17 @@ async fn measure(cluster: &mut Cluster) -> Result<(NodeId, Duration)> {
     }
 }
 
-/// A write that succeeded.
+/// A successful write.
 #[derive(Clone, Copy, Debug)]
 struct Success {
     began: Instant,
     returned: Instant,
 }
 
-/// Writes to all nodes, until it is dropped.
+/// Writes to all nodes until dropped.
 struct Probes {
     successes: Arc<Mutex<Vec<Success>>>,
-    /// Dropping them ends them, and what they are at.
+    /// Dropping the tasks ends them.
     _tasks: JoinSet<()>,
 }
 
@@ -171,12 +171,12 @@ impl Probes {
     }
 
     fn has_write_begun_after(&self, moment: Instant) -> bool {
-        let successes = self.successes.lock().expect("no thread panics with it");
+        let successes = self.successes.lock().expect("no thread panics while holding the lock");
         successes.iter().any(|success| success.began >= moment)
     }
 
     fn longest_gap_after(&self, moment: Instant) -> Duration {
-        let successes = self.successes.lock().expect("no thread panics with it");
+        let successes = self.successes.lock().expect("no thread panics while holding the lock");
         let returned = successes.iter().map(|success| success.returned).filter(|returned| *returned >= moment);
         let mut moments: Vec<Instant> = returned.chain([moment, Instant::now()]).collect();
         moments.sort_unstable();
@@ -199,7 +199,7 @@ async fn probe(client: Client, host: Host, successes: Arc<Mutex<Vec<Success>>>) 
             let attempt = client.call(node, &call, None, PROBE_DEADLINE).await;
             if matches!(attempt.outcome, Outcome::Done(_)) {
                 let success = Success { began, returned: Instant::now() };
-                successes.lock().expect("no thread panics with it").push(success);
+                successes.lock().expect("no thread panics while holding the lock").push(success);
             }
         });
     }
@@ -221,7 +221,7 @@ fn summary(outages: &[Vec<Duration>; 2]) -> String {
     lines.join("\n")
 }
 
-/// The middle one, or the mean of the two in the middle.
+/// The middle value, or the mean of the two middle ones.
 fn median(outages: &[Duration]) -> Duration {
     let mut sorted = outages.to_vec();
     sorted.sort_unstable();
@@ -236,7 +236,8 @@ fn longest(outages: &[Duration]) -> Duration {
 mod tests {
     use super::*;
 
-    /// A failure of etcd, or of the machine, makes the comparison incomplete; one of ours is a violation.
+    /// A failure of etcd or of the machine makes the comparison incomplete; a failure of raft-key-value is a
+    /// violation.
     #[test]
     fn failures_are_blamed_on_the_right_system() {
         let verdict = |system, error| verdict_of_end(&Finding::of_error(&blame(system, error)));
@@ -246,7 +247,7 @@ mod tests {
         assert_eq!(verdict(System::Ours, HarnessError("too slow".to_owned()).into()), Verdict::Incomplete);
     }
 
-    /// The figures are each system's own, and ours over etcd's.
+    /// The figures are those of each system, and the ratio between them.
     #[test]
     fn the_summary_compares_both() {
         let milliseconds = |all: &[u64]| all.iter().map(|one| Duration::from_millis(*one)).collect();

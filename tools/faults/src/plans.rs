@@ -1,4 +1,4 @@
-//! Which lanes there are, and a run of them.
+//! The lanes, and runs of them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use crate::store::System;
 use crate::total::{LaneResult, Total, verdict_of_end};
 use crate::verdict::Verdict;
 
-/// The faults of processes and networks, on five nodes.
+/// Faults of processes and networks, on five nodes.
 const NETWORK: [(Fault, usize); 29] = [
     (Fault::Kill(Who::Leader), 12),
     (Fault::Kill(Who::Follower), 5),
@@ -52,7 +52,7 @@ const NETWORK: [(Fault, usize); 29] = [
     (Fault::SlowClients, 5),
 ];
 
-/// The faults of disks, on three nodes.
+/// Faults of disks, on three nodes.
 const DISK: [(Fault, usize); 17] = [
     (Fault::PowerCut(Who::Leader), 8),
     (Fault::PowerCut(Who::Follower), 6),
@@ -73,7 +73,7 @@ const DISK: [(Fault, usize); 17] = [
     (Fault::Kill(Who::All), 5),
 ];
 
-/// The faults of members, snapshots and clocks, on three nodes and those that come.
+/// Faults of members, snapshots and clocks, on three nodes and those that join.
 const MEMBERS: [(Fault, usize); 12] = [
     (Fault::Replace, 5),
     (Fault::ReplaceUnderKill, 5),
@@ -89,7 +89,7 @@ const MEMBERS: [(Fault, usize); 12] = [
     (Fault::Pause(Who::Leader), 5),
 ];
 
-/// What may confuse the time at which keys expire, on three nodes.
+/// Faults that may affect when keys expire, on three nodes.
 const EXPIRY: [(Fault, usize); 6] = [
     (Fault::Clock(Who::Leader), 5),
     (Fault::Clock(Who::Follower), 5),
@@ -99,12 +99,12 @@ const EXPIRY: [(Fault, usize); 6] = [
     (Fault::Pause(Who::Leader), 5),
 ];
 
-/// The lanes, in the order of their networks, and their faults.
+/// The lanes with their faults, in the order of their networks.
 const LANES: [(&str, &[(Fault, usize)]); 4] =
     [("network", &NETWORK), ("disk", &DISK), ("members", &MEMBERS), ("expiry", &EXPIRY)];
 
-/// What the control has of them: those of processes and of packets, on three nodes.
-/// What comes late or twice needs proxies that understand what nodes say.
+/// Faults of the control: those of processes and packets, on three nodes. Delays and repeats need proxies
+/// that understand the requests between nodes.
 const CONTROL: [(Fault, usize); 17] = [
     (Fault::Kill(Who::Leader), 6),
     (Fault::Kill(Who::Follower), 5),
@@ -126,12 +126,12 @@ const CONTROL: [(Fault, usize); 17] = [
 ];
 
 const SEED_MAX: u64 = 1_000_000;
-/// After so many rounds one after another in which the harness itself failed, a soak ends.
+/// A soak ends after this many consecutive rounds in which the harness itself failed.
 const BROKEN_ROUNDS_MAX: usize = 3;
-/// Snapshots all the time, and a log that is short.
+/// Frequent snapshots and a short log.
 const SNAPSHOT_FLAGS: [&str; 4] = ["--snapshot-entries", "100", "--snapshot-keep-entries", "20"];
 
-/// All lanes once.
+/// Runs all lanes once.
 pub async fn run(arguments: &RunArguments) -> Result<Verdict> {
     let seed = seed(&arguments.schedule);
     let began = Instant::now();
@@ -149,7 +149,7 @@ pub async fn run(arguments: &RunArguments) -> Result<Verdict> {
     Ok(verdict_and_command(&total, &arguments.command_again(seed)))
 }
 
-/// Whether there are all lanes with all faults: only then they can be asked for what they show together.
+/// Whether the run includes all lanes with all faults. Only then the totals of all lanes can be required.
 fn is_whole(arguments: &RunArguments) -> bool {
     arguments.schedule.only.is_empty() && LANES.iter().all(|(name, _)| arguments.wants(name))
 }
@@ -158,9 +158,9 @@ fn all_faults() -> impl Iterator<Item = Fault> {
     LANES.iter().flat_map(|(_, faults)| faults.iter().map(|(fault, _)| *fault))
 }
 
-/// One run after another until the time is up, or a violation is found.
+/// Repeats the run until the time is up, or a violation is found.
 ///
-/// A round that is only incomplete does not end it: the rounds are judged together.
+/// An incomplete round does not end it: the rounds are judged together.
 pub async fn soak(arguments: &SoakArguments) -> Result<Verdict> {
     let first = seed(&arguments.run.schedule);
     let began = Instant::now();
@@ -178,9 +178,9 @@ pub async fn soak(arguments: &SoakArguments) -> Result<Verdict> {
         if verdict_and_command(&total, &arguments.run.command_again(seed)) == Verdict::Violation {
             break;
         }
-        println!("\nso far, {:.2} h:\n{total}", hours());
+        println!("\nafter {:.2} h:\n{total}", hours());
     }
-    // A round may have less of each fault than shows it; the rounds of an hour have not.
+    // A single round may have too few of each fault; the rounds of an hour must not.
     if is_whole(&arguments.run) && arguments.hours >= 1.0 && total.verdict() != Verdict::Violation {
         total.check_faults(all_faults());
         total.check_sights();
@@ -200,11 +200,11 @@ fn finish(arguments: &ScheduleArguments, total: &Total, name: &str, figures: &st
     }
 }
 
-/// The verdict; unless all passed, it prints the command that makes the same faults again.
+/// Returns the verdict. Unless all lanes passed, prints the command that repeats the faults.
 fn verdict_and_command(total: &Total, command: &str) -> Verdict {
     let verdict = total.verdict();
     if !verdict.passed() {
-        println!("{}; to make the same faults again:\n  {command}", verdict.to_string().to_uppercase());
+        println!("{}; to repeat these faults:\n  {command}", verdict.to_string().to_uppercase());
     }
     verdict
 }
@@ -214,28 +214,28 @@ fn seed(schedule: &ScheduleArguments) -> u64 {
 }
 
 pub fn our_binary(path: &Path) -> Result<PathBuf> {
-    fs::canonicalize(path).with_context(|| format!("there is no `{}`: run `cargo build --release`", path.display()))
+    fs::canonicalize(path).with_context(|| format!("no binary at `{}`: run `cargo build --release`", path.display()))
 }
 
 pub fn etcd_binary(arguments: &EtcdArguments) -> Result<PathBuf> {
     fs::canonicalize(&arguments.etcd).with_context(|| {
         format!(
-            "there is no etcd at `{}`; run `tools/fetch-etcd.sh`, or name one with --etcd or ETCD_BIN",
+            "no etcd at `{}`: run `tools/fetch-etcd.sh`, or pass its path with --etcd or ETCD_BIN",
             arguments.etcd.display()
         )
     })
 }
 
-/// An absolute path, as nodes are started elsewhere, to a folder without anything in it.
+/// An absolute path, because nodes start in another directory, to an empty directory.
 pub fn empty_folder(path: &Path) -> Result<PathBuf> {
-    let folder = std::path::absolute(path).context("no such folder")?;
+    let folder = std::path::absolute(path).context("invalid path")?;
     if folder.exists() {
-        fs::remove_dir_all(&folder).context("cannot remove what a former run left")?;
+        fs::remove_dir_all(&folder).context("cannot remove the files of an earlier run")?;
     }
     Ok(folder)
 }
 
-/// One lane, on etcd.
+/// Runs one lane on etcd.
 pub async fn control(arguments: &ControlArguments) -> Result<Verdict> {
     let seed = seed(&arguments.schedule);
     let began = Instant::now();
@@ -278,9 +278,9 @@ async fn run_lanes(
     seed: u64,
     folder: &Path,
 ) -> Result<Vec<LaneResult>> {
-    println!("seed {seed}, everything below {}", folder.display());
+    println!("seed {seed}, files in {}", folder.display());
     if lanes.is_empty() {
-        bail!("there is no such lane or fault");
+        bail!("no lane has the given names and faults; --help lists the options");
     }
     let mut running = JoinSet::new();
     for plan in lanes {
@@ -298,11 +298,11 @@ async fn run_lanes(
         results.push(result);
     }
     if !results.iter().all(|result| result.as_ref().is_ok_and(|report| report.verdict().passed())) {
-        println!("Histories, logs and data are kept in {}", folder.display());
+        println!("Histories, logs and data: {}", folder.display());
     } else if !schedule.keep
         && let Err(error) = fs::remove_dir_all(folder)
     {
-        // This has no part in what the run has shown.
+        // The result of the run does not depend on this.
         eprintln!("warning: cannot remove `{}`: {error}", folder.display());
     }
     Ok(results)
@@ -333,7 +333,7 @@ fn lanes(arguments: &RunArguments, seed: u64, binary: &Path, folder: &Path) -> V
     wanted.filter_map(|((name, faults), cluster)| lane(name, cluster, faults, &arguments.schedule, seed)).collect()
 }
 
-/// A lane with those faults that are wanted; none if none is.
+/// A lane with the selected faults; `None` if none is selected.
 fn lane(
     name: &'static str,
     cluster: Plan,
@@ -356,7 +356,7 @@ fn lane(
         retry_pause_max: Duration::ZERO,
         expiring: name == "expiry",
     };
-    // With more to carry, a snapshot is on its way for a while.
+    // A larger state makes the transfer of a snapshot take longer.
     let ballast_keys = if name == "members" { 500 } else { 0 };
     let (time_max, is_complete) = (schedule.time_max(), schedule.is_complete());
     let hostile = cluster.system == System::Ours;

@@ -1,4 +1,4 @@
-//! A process of a node, and what is done to it.
+//! A node's process, and signals to it.
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
@@ -11,10 +11,10 @@ use tokio::time::Instant;
 
 use crate::finding::HarnessError;
 
-/// How long a process may take to stand still.
+/// How long a process may take to stop.
 const FREEZE_DEADLINE: Duration = Duration::from_secs(5);
 
-/// A process that runs, or ran. It ends with this value.
+/// A process, running or ended. Dropping this value ends it.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
@@ -22,13 +22,13 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a command with its output appended to a file.
+    /// Starts a command and appends its output to a file.
     pub fn start(command: Command, log: &Path) -> Result<Self> {
         let log = File::options().create(true).append(true).open(log).context("cannot open a node's log")?;
         Process::start_with_output(command, log.into())
     }
 
-    /// Starts a command with its standard output and standard error into a file or pipe.
+    /// Starts a command with its standard output and standard error going to a file or pipe.
     pub fn start_with_output(mut command: Command, log: OwnedFd) -> Result<Self> {
         let errors = log.try_clone().context("cannot share a node's log")?;
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
@@ -40,7 +40,7 @@ impl Process {
         self.child.id()
     }
 
-    /// How it ended, if it did.
+    /// Its exit status, if it has ended.
     pub fn status(&mut self) -> Result<Option<ExitStatus>> {
         if self.status.is_none() {
             self.status = self.child.try_wait().context("cannot wait for a process")?;
@@ -48,7 +48,7 @@ impl Process {
         Ok(self.status)
     }
 
-    /// How it ended; `None` if it still runs after a time.
+    /// Its exit status; `None` if it still runs after a time.
     pub async fn wait(&mut self, limit: Duration) -> Result<Option<ExitStatus>> {
         let deadline = Instant::now() + limit;
         loop {
@@ -59,44 +59,46 @@ impl Process {
         }
     }
 
-    /// Sends a signal, unless it has ended: its number may be another's by then.
+    /// Sends a signal, unless it has ended: another process may have its number by then.
     pub fn signal(&mut self, signal: libc::c_int) -> Result<()> {
         if self.status()?.is_none() {
-            // SAFETY: it has not been waited for, so that the number is still its own.
+            // SAFETY: the process has not been waited for, so the number is still its own.
             unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
         }
         Ok(())
     }
 
-    /// SIGSTOP, and when this returns none of its threads does anything any more, but for what the
-    /// kernel still does for them: they do not hear what came of it.
+    /// Sends SIGSTOP, and waits until none of its threads runs, whatever the kernel still does for them: they
+    /// do not see the results of pending calls.
     pub async fn freeze(&mut self) -> Result<()> {
         self.signal(libc::SIGSTOP)?;
         let deadline = Instant::now() + FREEZE_DEADLINE;
         while self.status()?.is_none() && self.threads()?.chars().any(|state| !"TtDZX".contains(state)) {
             if Instant::now() > deadline {
-                bail!(HarnessError(format!("process {} does not stand still", self.id())));
+                bail!(HarnessError(format!("process {} does not stop", self.id())));
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         Ok(())
     }
 
-    /// What each of its threads does, as proc(5) says.
+    /// The state of each of its threads, as described in proc(5).
     fn threads(&self) -> Result<String> {
         let mut states = String::new();
-        for thread in fs::read_dir(format!("/proc/{}/task", self.id())).context("cannot look at a process")? {
-            // It may have ended meanwhile.
-            let Ok(stat) = fs::read_to_string(thread.context("cannot look at a process")?.path().join("stat")) else {
+        for thread in fs::read_dir(format!("/proc/{}/task", self.id())).context("cannot read the state of a process")? {
+            // The thread may have ended meanwhile.
+            let Ok(stat) =
+                fs::read_to_string(thread.context("cannot read the state of a process")?.path().join("stat"))
+            else {
                 continue;
             };
-            // The name of a program may have brackets, too.
+            // The name of a program may contain parentheses, too.
             states.extend(stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()));
         }
         Ok(states)
     }
 
-    /// SIGKILL, and gone when this returns.
+    /// Sends SIGKILL, and waits until it has ended.
     pub fn kill(&mut self) -> Result<()> {
         if self.status()?.is_none() {
             self.child.kill().context("cannot kill a process")?;
@@ -116,9 +118,9 @@ impl Drop for Process {
 mod tests {
     use super::*;
 
-    /// A process that is frozen does nothing more until it goes on.
+    /// A frozen process does nothing until it is continued.
     ///
-    /// Method: a shell that writes all the time. What it has written is as long after a while as before.
+    /// Method: a shell writes continuously; after a while its output is no longer than before.
     #[tokio::test]
     async fn frozen() {
         let log = std::env::temp_dir().join(format!("raft-key-value-frozen-{}", std::process::id()));

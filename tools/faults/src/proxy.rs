@@ -1,10 +1,8 @@
-//! What stands between a node and those that dial it: it delays, repeats and replays.
+//! A proxy between a node and its peers, which delays, repeats and replays requests.
 //!
-//! Packet rules cannot say a request twice, since TCP would not have it. So each
-//! node is known to the others by an address at which a proxy listens, on the same
-//! host, that understands HTTP. Only what nodes say to each other (`/raft-…`) is
-//! repeated or replayed: Raft must bear that; a client's request that is passed on
-//! must not be done twice by anybody.
+//! Packet rules cannot repeat a request, because TCP discards duplicates. Therefore peers reach each node
+//! through a proxy on the node's host that understands HTTP. Only requests between nodes (`/raft-…`) are
+//! repeated or replayed, which Raft must tolerate; a forwarded client request must not be executed twice.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -28,21 +26,21 @@ use tokio::task::JoinHandle;
 
 use crate::network::{Host, Network};
 
-/// Requests that are kept to be replayed later.
+/// Number of requests that are kept for a replay.
 const KEPT_MAX: usize = 300;
-/// Longest request that is kept, or sent twice, in bytes.
+/// Longest request that is kept or repeated, in bytes.
 const KEPT_BYTES_MAX: usize = 256 << 10;
 
-/// How a proxy misbehaves.
+/// The misbehavior of a proxy.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Misbehaviour {
-    /// Each request and each answer waits up to this long.
+    /// Maximum delay of each request and each response.
     pub delay_max: Duration,
-    /// How many requests of a hundred are sent twice at once.
+    /// Percentage of requests that are sent twice at once.
     pub repeat_percent: u8,
-    /// After how many requests of a hundred an old one is sent once more.
+    /// Percentage of requests after which an old one is sent again.
     pub replay_percent: u8,
-    /// How many answers of a hundred are lost after the request was done.
+    /// Percentage of responses that are lost after the request was executed.
     pub lose_answer_percent: u8,
 }
 
@@ -75,9 +73,9 @@ struct Shared {
 type Body = UnsyncBoxBody<Bytes, reqwest::Error>;
 
 impl Proxy {
-    /// Starts a proxy on the host, at the address by which others know its node.
+    /// Starts a proxy on the host, at the node's peer address.
     ///
-    /// What it does is drawn from `random`, in the order in which requests come.
+    /// `random` determines its actions, in the order of the requests.
     pub fn start(network: Network, host: &Host, random: Rng) -> Result<Self> {
         let listener = host.listen(host.peer())?;
         listener.set_nonblocking(true).context("cannot prepare a listener")?;
@@ -88,7 +86,7 @@ impl Proxy {
             .tcp_nodelay(true)
             .no_proxy()
             .build()
-            .context("cannot make an HTTP client")?;
+            .context("cannot create an HTTP client")?;
         let shared = Arc::new(Shared {
             node: host.http(),
             client,
@@ -102,16 +100,16 @@ impl Proxy {
     }
 
     pub fn misbehave(&self, misbehaviour: Misbehaviour) {
-        *self.shared.misbehaviour.lock().expect("no thread panics with it") = misbehaviour;
+        *self.shared.misbehaviour.lock().expect("no thread panics while holding the lock") = misbehaviour;
     }
 
     pub fn behave(&self) {
         self.misbehave(Misbehaviour::default());
     }
 
-    /// What nodes have said to this one, by path.
+    /// The requests that this node received from its peers, by path.
     pub fn kept(&self) -> Vec<(String, Bytes)> {
-        self.shared.kept.lock().expect("no thread panics with it").iter().cloned().collect()
+        self.shared.kept.lock().expect("no thread panics while holding the lock").iter().cloned().collect()
     }
 
     pub fn deeds(&self) -> &Deeds {
@@ -135,7 +133,7 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener) {
                 let shared = shared.clone();
                 async move { shared.serve(request).await }
             });
-            // A lost answer ends as an error, which closes the connection.
+            // A lost response is an error, which closes the connection.
             let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         });
     }
@@ -143,7 +141,7 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener) {
 
 impl Shared {
     async fn serve(&self, request: Request<Incoming>) -> Result<Response<Body>, std::io::Error> {
-        let misbehaviour = *self.misbehaviour.lock().expect("no thread panics with it");
+        let misbehaviour = *self.misbehaviour.lock().expect("no thread panics while holding the lock");
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
         let between_nodes = path.starts_with("/raft-");
         self.delay(misbehaviour).await;
@@ -163,19 +161,19 @@ impl Shared {
         }
         let answer = match onward.send().await {
             Ok(answer) => answer,
-            // The node is not there, or was killed meanwhile: its own connection would be reset.
+            // The node is not running, or was killed meanwhile: its own connection would be reset.
             Err(error) => return Err(std::io::Error::other(error)),
         };
         self.delay(misbehaviour).await;
         if between_nodes && self.chance(misbehaviour.lose_answer_percent) {
             self.deeds.answers_lost.fetch_add(1, Ordering::Relaxed);
-            return Err(std::io::Error::other("the answer is lost"));
+            return Err(std::io::Error::other("the response is lost"));
         }
         Ok(pass_back(answer))
     }
 
     fn draw<T>(&self, of: impl FnOnce(&mut Rng) -> T) -> T {
-        of(&mut self.random.lock().expect("no thread panics with it"))
+        of(&mut self.random.lock().expect("no thread panics while holding the lock"))
     }
 
     fn chance(&self, percent: u8) -> bool {
@@ -194,14 +192,14 @@ impl Shared {
         }
     }
 
-    /// Sends what was asked now, or something older, once more, and drops the answer.
+    /// Sends this request or an older one again, and discards the response.
     fn repeat(&self, misbehaviour: Misbehaviour, path: &str, body: &Bytes) {
         if self.chance(misbehaviour.repeat_percent) {
             self.deeds.repeated.fetch_add(1, Ordering::Relaxed);
             self.send_again(path.to_owned(), body.clone());
         }
         if self.chance(misbehaviour.replay_percent) {
-            let kept = self.kept.lock().expect("no thread panics with it");
+            let kept = self.kept.lock().expect("no thread panics while holding the lock");
             let old = kept.get(self.draw(|random| random.usize(..kept.len().max(1)))).cloned();
             drop(kept);
             if let Some((path, body)) = old {
@@ -219,11 +217,11 @@ impl Shared {
     }
 
     fn keep(&self, path: &str, body: &Bytes) {
-        let mut kept = self.kept.lock().expect("no thread panics with it");
+        let mut kept = self.kept.lock().expect("no thread panics while holding the lock");
         if kept.len() < KEPT_MAX {
             kept.push_back((path.to_owned(), body.clone()));
         } else if self.chance(10) {
-            // One out of ten, so that what is kept reaches far back.
+            // One in ten, so that some of the kept requests are old.
             let place = self.draw(|random| random.usize(..KEPT_MAX));
             kept[place] = (path.to_owned(), body.clone());
         }

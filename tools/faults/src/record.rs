@@ -1,4 +1,4 @@
-//! Figures of a run, put into a document between two marks.
+//! Writes the figures of a run into a document, between two markers.
 
 use std::fs;
 use std::path::Path;
@@ -6,11 +6,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-/// Replaces what stands between `<!-- name:begin -->` and `<!-- name:end -->`.
+/// Replaces the text between `<!-- name:begin -->` and `<!-- name:end -->`.
 pub fn record(document: &Path, name: &str, figures: &str) -> Result<()> {
     let text = fs::read_to_string(document).with_context(|| format!("cannot read `{}`", document.display()))?;
     let (begin, end) = (format!("<!-- {name}:begin -->\n"), format!("<!-- {name}:end -->"));
-    let missing = || format!("`{}` has no marks {begin:?} and {end:?}", document.display());
+    let missing = || format!("`{}` must contain the markers {begin:?} and {end:?}", document.display());
     let (before, rest) = text.split_once(&begin).with_context(missing)?;
     let (_, after) = rest.split_once(&end).with_context(missing)?;
     let heading = format!("{}, on {}, at revision {}.", said("date", &["-u", "+%F %R UTC"]), machine(), revision());
@@ -25,7 +25,7 @@ fn machine() -> String {
     format!("{processors} cores, Linux {}", said("uname", &["-r"]))
 }
 
-/// The revision of the sources, and whether they were changed since.
+/// The revision of the sources, with a note if they have changed since.
 fn revision() -> String {
     let changed = !said("git", &["status", "--porcelain", "--", "src", "tools", "Cargo.lock"]).is_empty();
     let revision = said("git", &["rev-parse", "--short", "HEAD"]);

@@ -1,10 +1,9 @@
-//! Whether every file that is renamed has its name for good.
+//! Checks that the name of every renamed file is durable.
 //!
-//! A name that was not synced may be gone after a power cut. Yet no power cut here
-//! shows that: the file systems write a rename to their journal with whatever sync of
-//! any file comes next, and the log's are milliseconds apart. Others need not. So the
-//! calls themselves are looked at: after a rename its thread must sync the directory
-//! before it does anything else of the kind.
+//! A name that was not synced may be lost in a power cut. No power cut in this harness shows that: the file
+//! systems write a rename to their journal with the next sync of any file, and the log is synced every few
+//! milliseconds. Other file systems may behave differently. Therefore the calls themselves are checked: after
+//! a rename, the thread must sync the directory before its next call of this kind.
 
 use std::collections::HashMap;
 use std::fs;
@@ -12,11 +11,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-/// The calls that are written down.
+/// The traced calls.
 const CALLS: &str = "trace=rename,renameat,renameat2,fsync,unlink,unlinkat";
 
-/// The program that writes down what a node does, in front of the node's command.
-/// The node is the harness's child all the same, so that signals reach it (`-D`).
+/// The program in front of the node's command that traces the node. The node is still the harness's child, so
+/// that signals reach it (`-D`).
 pub fn tracer(path: &Path) -> Vec<String> {
     let path = path.display().to_string();
     ["strace", "-D", "-f", "-y", "-A", "-s", "4096", "--seccomp-bpf", "-e", CALLS, "-e", "signal=none", "-o", &path]
@@ -24,7 +23,7 @@ pub fn tracer(path: &Path) -> Vec<String> {
         .to_vec()
 }
 
-/// What was renamed and not synced.
+/// The renames that were not synced.
 pub fn check(path: &Path) -> Result<Vec<String>> {
     let trace = fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
     Ok(check_trace(&trace))
@@ -32,23 +31,23 @@ pub fn check(path: &Path) -> Result<Vec<String>> {
 
 fn check_trace(trace: &str) -> Vec<String> {
     let mut findings = Vec::new();
-    // By thread: the path to which it renamed a file last, if it has not yet synced that.
+    // By thread: the target of its last rename, if it has not been synced yet.
     let mut unsynced: HashMap<&str, &str> = HashMap::new();
     for line in trace.lines() {
         let Some((thread, event)) = line.split_once(' ').map(|(thread, event)| (thread, event.trim_start())) else {
             continue;
         };
         if event.starts_with("<...") {
-            continue; // The end of a call whose beginning was looked at.
+            continue; // The end of a call whose beginning was checked.
         }
         if event.starts_with("+++ killed") {
-            unsynced.remove(thread); // It had no time to.
+            unsynced.remove(thread); // The thread had no time to sync.
             continue;
         }
         if let Some(renamed) = unsynced.remove(thread)
             && !syncs_directory_of(event, renamed)
         {
-            findings.push(format!("`{renamed}` is renamed, and its directory not synced before: {event}"));
+            findings.push(format!("`{renamed}` was renamed, but its directory was not synced before: {event}"));
         }
         if event.starts_with("rename")
             && let Some(renamed) = event.split('"').nth(3)
@@ -59,7 +58,7 @@ fn check_trace(trace: &str) -> Vec<String> {
     findings
 }
 
-/// `fsync(12</data/snapshots>)` after a rename to `/data/snapshots/7.snap`.
+/// Matches `fsync(12</data/snapshots>)` after a rename to `/data/snapshots/7.snap`.
 fn syncs_directory_of(event: &str, renamed: &str) -> bool {
     let synced = event.strip_prefix("fsync(").and_then(|rest| rest.split_once('<')?.1.split_once('>'));
     let parent = Path::new(renamed).parent();
@@ -70,7 +69,7 @@ fn syncs_directory_of(event: &str, renamed: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// A rename is found that is not followed by a sync of its own directory, by its own thread.
+    /// A rename is found if its own thread does not sync its own directory next.
     #[test]
     fn finds_what_is_not_synced() {
         let synced = "7 rename(\"/d/s/new.tmp\", \"/d/s/9.snap\") = 0\n8 fsync(4</d/log>) = 0\n\

@@ -1,4 +1,4 @@
-//! What a run has shown.
+//! The results of a lane.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,10 +13,10 @@ use crate::hostile::{Misuse, Misuses};
 use crate::load::{Recorder, is_done_write};
 use crate::verdict::Verdict;
 
-/// How soon writes should succeed once a fault is healed.
+/// Time within which writes should succeed after a fault is healed.
 const RECOVERY_WANTED: Duration = Duration::from_secs(2);
 
-/// From how many calls of a kind on it is no chance that none of them was done.
+/// If this many calls of a kind were made, it is no coincidence that none succeeded.
 const CALLS_MIN: usize = 50;
 
 /// One fault, from its beginning until it was healed.
@@ -26,42 +26,44 @@ pub struct Window {
     pub detail: String,
     pub began_ns: u64,
     pub healed_ns: u64,
-    /// From healing to the first write that was done.
+    /// Time from healing to the first successful write.
     pub recovery: Duration,
-    /// Operations that were done inside.
+    /// Operations that succeeded during the fault.
     pub operations: usize,
-    /// There was nothing to break.
+    /// The fault had no effect.
     pub did_nothing: bool,
 }
 
 impl Window {
-    /// It shows nothing of its fault: there was nothing to break, or nobody had an answer although some could have.
+    /// Whether it shows nothing about its fault: the fault had no effect, or no operation succeeded although
+    /// some could have.
     pub fn shows_nothing(&self) -> bool {
         self.did_nothing || (self.operations == 0 && self.fault.leaves_a_majority())
     }
 }
 
-/// What came up while a lane ran.
+/// Observations during a lane.
 #[derive(Debug)]
 pub struct Found {
     pub windows: Vec<Window>,
-    /// How many faults there were to be.
+    /// Number of planned faults.
     pub planned: usize,
-    /// Faults that were not begun before the lane ended: by its time limit, or because a fault failed.
+    /// Number of faults that did not begin before the lane ended, because of its time limit or a failed
+    /// fault.
     pub not_begun: usize,
-    /// Violations, and what the harness itself could not do.
+    /// Violations, and failures of the harness itself.
     pub findings: Vec<Finding>,
-    /// Requests that were sent to be refused.
+    /// Number of requests that must be rejected.
     pub bad_inputs: usize,
-    /// What the hostile client did.
+    /// The misuses of the hostile client.
     pub misuses: Misuses,
-    /// What the faults were there for, and came.
+    /// The effects of faults that were seen.
     pub sights: Vec<Sight>,
-    /// How often a node said what its vote is, and how far it has come.
+    /// Number of times that a node reported its vote and progress.
     pub monitored: usize,
-    /// By system call, how often a node was killed at it.
+    /// Number of kills at each system call.
     pub kills_at_calls: BTreeMap<&'static str, usize>,
-    /// Keys whose expiry was compared with true time.
+    /// Number of keys whose expiry was compared with true time.
     pub leases: usize,
     pub checked: checker::Report,
 }
@@ -85,14 +87,14 @@ impl Found {
         self.checked.extend(other.checked);
     }
 
-    /// What no correct cluster does. A doubt of the checker is none.
+    /// All observations that no correct cluster permits. A doubt of the checker is not among them.
     fn all(&self) -> impl Iterator<Item = Finding> {
         let violations = self.checked.violations.iter();
         let violations = violations.map(|one| Finding::new(one.kind.into(), one.to_string()));
         violations.chain(self.findings.iter().cloned())
     }
 
-    /// The first that shows in one of these ways.
+    /// The first finding with one of these symptoms.
     pub fn first_of(&self, symptoms: &[Symptom]) -> Option<Finding> {
         self.all().find(|finding| symptoms.contains(&finding.symptom))
     }
@@ -102,38 +104,38 @@ impl Found {
         self.all().find(Finding::is_violation)
     }
 
-    /// What the harness could not do, and what the checker could not decide.
+    /// Failures of the harness, and doubts of the checker.
     pub fn gaps(&self) -> impl Iterator<Item = Finding> {
         let doubts = self.checked.doubts.iter().map(|doubt| Finding::harness(format!("undecided: {doubt}")));
         self.findings.iter().filter(|finding| !finding.is_violation()).cloned().chain(doubts)
     }
 
-    /// Whether the harness could not do its part.
+    /// Whether the harness failed.
     pub fn is_broken(&self) -> bool {
         self.findings.iter().any(|finding| !finding.is_violation())
     }
 
-    /// How often a fault found nothing to break.
+    /// The number of faults of this kind without an effect.
     fn attempts_in_vain(&self, fault: Fault) -> usize {
         self.windows.iter().filter(|window| window.fault == fault && window.did_nothing).count()
     }
 }
 
-/// What a lane has shown.
+/// The results of a lane.
 #[derive(Debug)]
 pub struct LaneReport {
     pub name: &'static str,
-    /// How many were checked.
+    /// Number of checked operations.
     pub operations: usize,
-    /// Requests that were sent again and told the first answer.
+    /// Number of retried requests that got the first response.
     pub replayed: usize,
     answers_dropped: u64,
     longest_outage: Duration,
-    /// What there was of each kind of fault.
+    /// The results of each kind of fault.
     kinds: BTreeMap<Fault, Kind>,
-    /// How often each kind of fault has to come; empty if the lane need not be complete.
+    /// Required number of faults of each kind; empty if the lane need not be complete.
     required: BTreeMap<Fault, usize>,
-    /// By kind of call, what calls came to.
+    /// The outcomes of calls, by kind.
     outcomes: BTreeMap<&'static str, Outcomes>,
     pub found: Found,
 }
@@ -148,7 +150,7 @@ struct Outcomes {
 #[derive(Clone, Debug, Default)]
 struct Kind {
     count: usize,
-    /// How many of them operations were done in.
+    /// The number of those during which operations succeeded.
     busy: usize,
     operations: usize,
     recoveries: Vec<Duration>,
@@ -169,7 +171,7 @@ impl LaneReport {
         for (kind, counts) in &outcomes {
             let calls = counts.done + counts.not_applied + counts.unknown;
             if counts.done == 0 && calls >= CALLS_MIN {
-                let text = format!("none of {calls} calls of the kind {kind} was ever done");
+                let text = format!("none of {calls} calls of the kind {kind} succeeded");
                 found.findings.push(Finding::other(text));
             }
         }
@@ -186,22 +188,22 @@ impl LaneReport {
         }
     }
 
-    /// The lane is complete only if each of these faults came as often as it says here.
+    /// Requires each of these faults as often as planned.
     pub fn require(&mut self, planned: &[(Fault, usize)]) {
         self.required = planned.iter().copied().collect();
     }
 
-    /// The faults that did not come as often as they have to.
+    /// The faults that occurred less often than required.
     fn shortfalls(&self) -> Vec<String> {
         let short = self.required.iter().filter(|(fault, wanted)| self.count(**fault) < **wanted);
         let mut texts: Vec<String> = short
             .map(|(fault, wanted)| {
                 let (count, in_vain) = (self.count(*fault), self.found.attempts_in_vain(*fault));
-                format!("{fault} came {count} of {wanted} times; {in_vain} attempts found nothing to break")
+                format!("{fault} occurred {count} of {wanted} times; {in_vain} attempts had no effect")
             })
             .collect();
         if !texts.is_empty() && self.found.not_begun > 0 {
-            texts.push(format!("{} faults were not begun before the lane ended", self.found.not_begun));
+            texts.push(format!("{} faults did not begin before the lane ended", self.found.not_begun));
         }
         texts
     }
@@ -226,12 +228,12 @@ impl LaneReport {
         self.kinds.get(&fault).map_or(0, |kind| kind.count)
     }
 
-    /// How often a fault was in force while operations were done.
+    /// How often a fault was in force while operations succeeded.
     pub fn busy_count(&self, fault: Fault) -> usize {
         self.kinds.get(&fault).map_or(0, |kind| kind.busy)
     }
 
-    /// Adds what the same lane has shown in another run.
+    /// Adds the results of the same lane in another run.
     pub fn add(&mut self, other: LaneReport) {
         self.operations += other.operations;
         self.replayed += other.replayed;
@@ -269,12 +271,12 @@ impl LaneReport {
         self.found.bad_inputs
     }
 
-    /// How often the hostile client did this.
+    /// The number of misuses of this kind.
     pub fn misuses(&self, misuse: Misuse) -> usize {
         self.found.misuses.get(&misuse).copied().unwrap_or_default()
     }
 
-    /// How often it was seen.
+    /// The number of times that this effect was seen.
     pub fn sights(&self, sight: Sight) -> usize {
         self.found.sights.iter().filter(|seen| **seen == sight).count()
     }
@@ -307,7 +309,7 @@ fn kind_of(call: &Call) -> &'static str {
     }
 }
 
-/// The longest time without a write that was done.
+/// The longest time without a successful write.
 fn longest_outage(history: &History) -> Duration {
     let mut returned: Vec<u64> =
         history.operations.iter().filter(|one| is_done_write(one)).map(|one| one.returned_ns).collect();
@@ -323,17 +325,13 @@ impl fmt::Display for LaneReport {
         writeln!(f, "Lane {}: {word}", self.name)?;
         writeln!(
             f,
-            "  answers thrown away: {}; repeats told the first answer: {}",
+            "  responses discarded: {}; retries that got the first response: {}",
             self.answers_dropped, self.replayed
         )?;
-        writeln!(f, "  votes, terms and indexes told by nodes: {} times", self.found.monitored)?;
+        writeln!(f, "  votes, terms and indexes reported by nodes: {}", self.found.monitored)?;
         writeln!(f, "  longest time without a write: {:.2} s", self.longest_outage.as_secs_f64())?;
         writeln!(f, "  {} faults of {} planned:", self.faults(), self.found.planned)?;
-        writeln!(
-            f,
-            "    {:<26} {:>5} {:>11} {:>16} {:>8}",
-            "fault", "times", "operations", "writes after ms", "slowest"
-        )?;
+        writeln!(f, "    {:<26} {:>5} {:>11} {:>16} {:>8}", "fault", "times", "operations", "recovery ms", "slowest")?;
         for (fault, kind) in &self.kinds {
             let mut recoveries = kind.recoveries.clone();
             recoveries.sort_unstable();
@@ -361,15 +359,15 @@ impl fmt::Display for LaneReport {
         let misuses = &self.found.misuses;
         if !misuses.is_empty() {
             let by_kind: Vec<String> = misuses.iter().map(|(misuse, count)| format!("{misuse} {count}")).collect();
-            writeln!(f, "  misused by a hostile client: {}", by_kind.join(", "))?;
+            writeln!(f, "  misuses by the hostile client: {}", by_kind.join(", "))?;
         }
         writeln!(f, "    {:<26} {:>11} {:>11} {:>11}", "call", "done", "not applied", "unknown")?;
         for (kind, Outcomes { done, not_applied, unknown }) in &self.outcomes {
             writeln!(f, "    {kind:<26} {done:>11} {not_applied:>11} {unknown:>11}")?;
         }
         if self.operations == 0 {
-            writeln!(f, "  no history was checked here: the nodes were held against each other")?;
-            writeln!(f, "  leases held against true time: {}", self.found.leases)?;
+            writeln!(f, "  no history was checked; the nodes' states were compared")?;
+            writeln!(f, "  leases compared with true time: {}", self.found.leases)?;
         } else {
             for line in self.found.checked.to_string().lines() {
                 writeln!(f, "  {line}")?;

@@ -1,10 +1,9 @@
-//! A machine of its own: network, mounts and process ids that end with the run.
+//! A sandbox with its own network, mounts and process ids, which ends with the run.
 //!
-//! The harness starts itself again under `unshare`. All addresses it uses are
-//! those of hosts that it makes itself in there, which nothing outside can
-//! reach and which reach nothing outside. When its first process ends, however it
-//! ends, the kernel ends all its processes, and takes back its mounts, loop
-//! devices and networks: no run leaves anything behind but its files.
+//! The harness restarts itself under `unshare`. It only uses addresses of hosts that it creates inside, which
+//! cannot be reached from outside and cannot reach the outside. When the first process of the sandbox ends,
+//! for whatever reason, the kernel kills its other processes and removes its mounts, loop devices and
+//! networks. Only files remain.
 
 use std::env;
 use std::os::unix::process::CommandExt;
@@ -18,7 +17,7 @@ use crate::node::LIBFAKETIME;
 
 const INSIDE: &str = "RKV_FAULTS_SANDBOX";
 
-/// What the faults are made with, and Debian's packages of them.
+/// The programs that the faults need, with their Debian packages.
 const TOOLS: [(&str, &str); 8] = [
     ("unshare", "util-linux"),
     ("nsenter", "util-linux"),
@@ -30,10 +29,10 @@ const TOOLS: [(&str, &str); 8] = [
     ("mkfs.ext4", "e2fsprogs"),
 ];
 
-/// Goes on inside the sandbox: returns there, and never on the outside.
+/// Continues inside the sandbox; never returns outside of it.
 pub fn enter() -> Result<()> {
     if env::var_os(INSIDE).is_some() {
-        // A fresh /run, so that names of networks cannot clash with others'.
+        // An empty /run avoids clashes of network names.
         run("mount", &["-t", "tmpfs", "tmpfs", "/run"])?;
         run("ip", &["link", "set", "lo", "up"])?;
         return Ok(());
@@ -50,9 +49,9 @@ pub fn enter() -> Result<()> {
 }
 
 fn check_tools() -> Result<()> {
-    // SAFETY: it only reads a number.
+    // SAFETY: the call only returns a number.
     if unsafe { libc::geteuid() } != 0 {
-        bail!("faults need root: networks, mounts and system calls of other processes are not to be had without");
+        bail!("must run as root, to create networks and mounts and to trace processes");
     }
     let path = env::var("PATH").unwrap_or_default();
     let missing = TOOLS.iter().filter(|(tool, _)| !path.split(':').any(|folder| Path::new(folder).join(tool).exists()));
@@ -62,12 +61,12 @@ fn check_tools() -> Result<()> {
         packages.push("libfaketime");
     }
     if !packages.is_empty() {
-        bail!("tools are missing: run `apt-get install {}`", packages.join(" "));
+        bail!("missing tools: run `apt-get install {}`", packages.join(" "));
     }
     Ok(())
 }
 
-/// Runs a command to its end; an error with what it printed if it fails.
+/// Runs a command to its end; an error contains its output.
 pub fn run(program: &str, arguments: &[&str]) -> Result<()> {
     let output = Command::new(program)
         .args(arguments)

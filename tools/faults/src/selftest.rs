@@ -1,10 +1,10 @@
-//! Whether the harness can fail: servers with a bug each, and each must be found.
+//! Tests the harness: servers with one seeded bug each, which it must find.
 //!
-//! For each bug there is a short lane with the faults and the load that should show
-//! it. It is run again and again, with other seeds, until it shows as it should or its
-//! time is over: a bug that only keeps a cluster from writing, say, is not caught. The
-//! same lanes without any bug must pass: what fails there would be found whatever the bug.
-//! A lane that could not run, or whose faults found nothing to break, says neither.
+//! For each bug there is a short lane with the faults and the load that should expose it. The lane is
+//! repeated with other seeds until the bug shows as expected, or until its time limit. A bug that, for
+//! example, only prevents a cluster from writing does not count as caught. The same lanes must pass without a
+//! bug, because a failure there would be found whatever the bug. A lane that could not run, or whose faults
+//! had no effect, shows neither.
 
 use std::fmt;
 use std::fs;
@@ -27,43 +27,43 @@ use crate::report::LaneReport;
 use crate::store::System;
 use crate::verdict::Verdict;
 
-/// Nodes of each cluster.
+/// Number of nodes in each cluster.
 const NODES: u64 = 3;
-/// The node that has a bug that only one is to have.
+/// The node with the bug, if only one node has it.
 const ONE_NODE: u64 = 2;
-/// After so many incomplete rounds one after another, a bug is not looked for any more.
+/// The search for a bug ends after this many consecutive incomplete rounds.
 const INCOMPLETE_ROUNDS_MAX: usize = 5;
-/// The words of a violation that the table has room for.
+/// Length of a violation's description in the table.
 const WORDS_MAX: usize = 160;
-/// Snapshots all the time, and a log that is short.
+/// Frequent snapshots and a short log.
 const SNAPSHOT_FLAGS: [&str; 4] = ["--snapshot-entries", "100", "--snapshot-keep-entries", "20"];
 
-/// How a bug is looked for.
+/// How to find a bug.
 #[derive(Clone, Copy, Debug)]
 struct Trial {
     bug: &'static str,
     only: Option<u64>,
     faults: &'static [(Fault, usize)],
     means: Means,
-    /// How it shows, if it is caught.
+    /// The symptoms by which it counts as caught.
     symptoms: &'static [Symptom],
 }
 
-/// What a lane needs beside its faults.
+/// Requirements of a lane in addition to its faults.
 #[derive(Clone, Copy, Debug)]
 struct Means {
     disks: bool,
     snapshots: bool,
     traces_renames: bool,
-    /// Many clients without pauses, so that much happens at the same time.
+    /// Many clients without pauses, for high concurrency.
     busy: bool,
-    /// Requests come again only after seconds.
+    /// Requests are retried only after seconds.
     late_retries: bool,
-    /// Keys expire; and only the nodes are held against each other.
+    /// Keys expire, and only the nodes' states are compared.
     expiring: bool,
 }
 
-/// None of them.
+/// No requirements.
 const MEANS: Means =
     Means { disks: false, snapshots: false, traces_renames: false, busy: false, late_retries: false, expiring: false };
 
@@ -71,9 +71,9 @@ const fn trial(bug: &'static str, faults: &'static [(Fault, usize)], means: Mean
     Trial { bug, only: None, faults, means, symptoms: &[Symptom::History] }
 }
 
-/// All bugs, as `src/seeded_bug.rs` of the server has them.
+/// All bugs of the server's `src/seeded_bug.rs`.
 const TRIALS: [Trial; 13] = [
-    // Only the power takes what was written and not synced.
+    // Only a power cut loses data that was written but not synced.
     Trial {
         symptoms: &[Symptom::WentBack],
         ..trial("vote-not-synced", &[(Fault::PowerCutInElection, 2)], Means { disks: true, ..MEANS })
@@ -87,7 +87,7 @@ const TRIALS: [Trial; 13] = [
         symptoms: &[Symptom::SystemCall],
         ..trial("directory-not-synced", &[(Fault::Lag, 1)], Means { traces_renames: true, snapshots: true, ..MEANS })
     },
-    // A node that starts from its own snapshot, and one that gets another's.
+    // One node starts from its own snapshot, and one receives another node's.
     Trial {
         symptoms: &[Symptom::History, Symptom::States],
         ..trial(
@@ -96,14 +96,14 @@ const TRIALS: [Trial; 13] = [
             Means { snapshots: true, ..MEANS },
         )
     },
-    // A snapshot must come between the two times that a request is sent.
+    // A snapshot must be built between the two attempts of a request.
     trial(
         "snapshot-misses-requests",
         &[(Fault::Kill(Who::All), 3)],
         Means { snapshots: true, busy: true, late_retries: true, ..MEANS },
     ),
     trial("read-without-read-index", &[(Fault::Isolate(Who::Follower), 2)], MEANS),
-    // Conditions on the same keys, and long from being proposed to being applied.
+    // Conditions on the same keys, and a long time between proposal and application.
     trial("condition-judged-when-proposed", &[(Fault::SlowSync, 2)], Means { busy: true, ..MEANS }),
     trial("no-deduplication", &[(Fault::Kill(Who::Leader), 1)], MEANS),
     // A log that is long enough for most bits to be far from its end.
@@ -111,15 +111,15 @@ const TRIALS: [Trial; 13] = [
         symptoms: &[Symptom::Start],
         ..trial("damage-cut-as-torn", &[(Fault::Flip, 6)], Means { busy: true, ..MEANS })
     },
-    // Raft says so of what it finds replaced by a snapshot.
+    // Raft reports this for entries that a snapshot has replaced.
     trial("forward-reported-as-not-applied", &[(Fault::LagLeader, 2)], Means { busy: true, snapshots: true, ..MEANS }),
-    // Two at once are needed to swap them.
+    // Swapping needs two requests at once.
     Trial {
         only: Some(ONE_NODE),
         symptoms: &[Symptom::History, Symptom::States],
         ..trial("entries-swapped", &[(Fault::Pause(Who::Follower), 2)], Means { busy: true, ..MEANS })
     },
-    // What a node made of a wrong clock must outlive its restart. A leader's clock is every node's.
+    // The effects of a wrong clock must survive a restart. The leader's clock counts on every node.
     Trial {
         symptoms: &[Symptom::States],
         ..trial(
@@ -128,23 +128,23 @@ const TRIALS: [Trial; 13] = [
             Means { snapshots: true, expiring: true, ..MEANS },
         )
     },
-    // A node whose clock is wrong must lead.
+    // A node with a wrong clock must lead.
     Trial {
         symptoms: &[Symptom::Expiry],
         ..trial("expiry-follows-wall-clock", &[(Fault::Clock(Who::Leader), 2)], Means { expiring: true, ..MEANS })
     },
 ];
 
-/// What came of a round.
+/// The outcome of a round.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Outcome {
-    /// It passed.
+    /// The round passed.
     Nothing,
-    /// The bug shows, and so that it is known for what it is.
+    /// The bug shows with one of its symptoms.
     Caught(Finding),
-    /// Something is wrong that need not be the bug.
+    /// A finding that need not be caused by the bug.
     Unexpected(Finding),
-    /// The lane could not run as it has to, or not all could be checked.
+    /// The lane could not run as required, or not everything could be checked.
     Incomplete(String),
 }
 
@@ -159,7 +159,7 @@ impl Outcome {
         }
     }
 
-    /// Of a lane that came to no report.
+    /// The outcome of a lane without a report.
     fn of_error(error: &anyhow::Error) -> Self {
         if is_of_harness(error) {
             return Outcome::Incomplete(format!("{error:#}"));
@@ -190,14 +190,14 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// What came of a trial.
+/// The result of a trial.
 #[derive(Debug)]
 struct Row {
     bug: &'static str,
     faults: String,
     seconds: f64,
     rounds: usize,
-    /// Of the last round that says something.
+    /// The outcome of the last meaningful round.
     outcome: Outcome,
     is_control: bool,
 }
@@ -229,18 +229,18 @@ impl fmt::Display for Row {
 pub async fn run(arguments: &SelftestArguments) -> Result<Verdict> {
     let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
     let binary = fs::canonicalize(&arguments.binary)
-        .with_context(|| format!("there is no `{}`: run `make faults-selftest`", arguments.binary.display()))?;
+        .with_context(|| format!("no binary at `{}`: run `make faults-selftest`", arguments.binary.display()))?;
     check_that_none_is_left_out(&bugs_of(&binary)?)?;
-    let folder = std::path::absolute(arguments.folder.join(seed.to_string())).context("no such folder")?;
+    let folder = std::path::absolute(arguments.folder.join(seed.to_string())).context("invalid path")?;
     if folder.exists() {
-        fs::remove_dir_all(&folder).context("cannot remove what a former run left")?;
+        fs::remove_dir_all(&folder).context("cannot remove the files of an earlier run")?;
     }
     let wanted = |trial: &&Trial| arguments.only.is_empty() || arguments.only.iter().any(|bug| bug == trial.bug);
     let trials: Vec<&Trial> = TRIALS.iter().filter(wanted).collect();
     if trials.is_empty() {
-        bail!("there is no such bug");
+        bail!("unknown bug");
     }
-    println!("seed {seed}, everything below {}", folder.display());
+    println!("seed {seed}, files in {}", folder.display());
     let mut bench = Bench { binary, folder, seed, networks: 0 };
     let time_max = Duration::from_secs(arguments.seconds);
     let mut rows = Vec::new();
@@ -276,49 +276,49 @@ fn summary(rows: &[Row]) -> String {
     )
 }
 
-/// What bugs a server can have, by its own word.
+/// The bugs that a server reports to have.
 fn bugs_of(binary: &Path) -> Result<Vec<String>> {
-    // No host has this address: a server without bugs ends, too, and says something else.
+    // No host has this address, so a server without bugs exits too, with another message.
     let mut server = Command::new(binary);
     server.args(["--id", "1", "--http-addr", "203.0.113.1:1"]).env(BUG_VARIABLE, "?");
     let output = server.output().with_context(|| format!("cannot start `{}`", binary.display()))?;
     let said = String::from_utf8_lossy(&output.stderr);
     let names = said.trim_end().split_once("may be one of ");
-    let (_, names) = names.with_context(|| format!("`{}` has no bugs on purpose: {said}", binary.display()))?;
+    let (_, names) = names.with_context(|| format!("`{}` has no seeded bugs: {said}", binary.display()))?;
     Ok(names.split(", ").map(str::to_owned).collect())
 }
 
 fn check_that_none_is_left_out(bugs: &[String]) -> Result<()> {
     match bugs.iter().find(|bug| TRIALS.iter().all(|trial| trial.bug != *bug)) {
-        Some(bug) => bail!("nothing looks for the bug `{bug}`"),
+        Some(bug) => bail!("no trial looks for the bug `{bug}`"),
         None => Ok(()),
     }
 }
 
-/// Where trials are run, one after another.
+/// Runs trials one after another.
 #[derive(Debug)]
 struct Bench {
     binary: PathBuf,
     folder: PathBuf,
     seed: u64,
-    /// How many clusters there were: each has a network of its own.
+    /// Number of clusters so far: each has a network of its own.
     networks: u8,
 }
 
 impl Bench {
-    /// The trial's lane, with a server that has no bug.
+    /// The trial's lane with a server without bugs.
     async fn control(&mut self, trial: &Trial) -> Result<Row> {
         let began = Instant::now();
         let outcome = self.round(trial, None).await?;
         Ok(row(trial, "(none)", began, 1, outcome, true))
     }
 
-    /// The trial's lane, over and over, until the bug is caught.
+    /// Repeats the trial's lane until the bug is caught.
     async fn look_for(&mut self, trial: &Trial, time_max: Duration) -> Result<Row> {
         let began = Instant::now();
         let bug = Bug { name: trial.bug, only: trial.only };
         let (mut rounds, mut incomplete_rounds) = (0, 0);
-        let mut best = Outcome::Incomplete("there was no time for a round".to_owned());
+        let mut best = Outcome::Incomplete("no time for a round".to_owned());
         while !matches!(best, Outcome::Caught(_))
             && began.elapsed() < time_max
             && incomplete_rounds < INCOMPLETE_ROUNDS_MAX
@@ -326,7 +326,7 @@ impl Bench {
             rounds += 1;
             let outcome = self.round(trial, Some(bug)).await?;
             incomplete_rounds = if outcome.is_incomplete() { incomplete_rounds + 1 } else { 0 };
-            // A round that could not run takes nothing back of what one before it has shown.
+            // A round that could not run does not replace the outcome of an earlier one.
             if best.is_incomplete() || !outcome.is_incomplete() {
                 best = outcome;
             }
@@ -334,7 +334,7 @@ impl Bench {
         Ok(row(trial, trial.bug, began, rounds, best, false))
     }
 
-    /// One lane with a cluster of its own. Without a bug there is nothing to catch.
+    /// Runs one lane with a cluster of its own. Without a bug there is nothing to catch.
     async fn round(&mut self, trial: &Trial, bug: Option<Bug>) -> Result<Outcome> {
         self.networks = self.networks.checked_add(1).context("too many rounds")?;
         let folder = self.folder.join(format!("{}-{}", self.networks, bug.map_or("none", |bug| bug.name)));
@@ -342,14 +342,14 @@ impl Bench {
         let symptoms = if bug.is_some() { trial.symptoms } else { &[] };
         let mut outcome = match lane::run(plan).await {
             Ok(mut report) => {
-                // A fault that never found anything to break shows nothing of a bug.
+                // A fault that never had an effect shows nothing about a bug.
                 report.require(&trial.faults.iter().map(|(fault, _)| (*fault, 1)).collect::<Vec<_>>());
                 Outcome::of(&report, symptoms)
             }
             Err(error) => Outcome::of_error(&error),
         };
         if let Outcome::Caught(finding) | Outcome::Unexpected(finding) = &mut outcome {
-            // Names of files are long enough without it.
+            // File names are long enough without this prefix.
             finding.text = finding.text.replace(&format!("{}/", folder.display()), "");
         }
         Ok(outcome)
@@ -361,7 +361,7 @@ fn row(trial: &Trial, bug: &'static str, began: Instant, rounds: usize, outcome:
     Row { bug, faults, seconds: began.elapsed().as_secs_f64(), rounds, outcome, is_control }
 }
 
-/// The fault that something was found under; all of the trial's where that is not known, as of a history.
+/// The fault during which a finding was made; all faults of the trial if that is unknown, as for a history.
 fn faults_in_force(trial: &Trial, outcome: &Outcome) -> String {
     let known = outcome.finding().and_then(|finding| finding.fault);
     let all = || trial.faults.iter().map(|(fault, _)| fault.to_string()).collect::<Vec<_>>().join(", ");
@@ -380,7 +380,7 @@ fn lane_of(trial: &Trial, bug: Option<Bug>, binary: &Path, folder: &Path, number
             number,
             nodes: NODES,
             disks: if disks { vec![FileSystem::Xfs, FileSystem::Ext4] } else { Vec::new() },
-            // By their addresses the nodes know each other.
+            // The nodes know each other by the proxies' addresses.
             proxies: true,
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
             bug,
@@ -441,9 +441,9 @@ mod tests {
         row(&TRIALS[1], "bug", Instant::now(), 1, Outcome::of(report, symptoms), is_control)
     }
 
-    /// Only what a bug is to show by counts as caught, also where something else was found
-    /// before it; a control passes only if nothing was found. What could not be checked, a tool that
-    /// failed, and faults that never were in force make both incomplete, unless something was found.
+    /// Only a bug's own symptoms count as caught, even after another finding. A control passes only without
+    /// findings. Unchecked operations, failed tools and faults that were never in force make both incomplete,
+    /// unless something was found.
     #[tokio::test]
     async fn only_what_is_expected_counts() {
         let other = Finding::other("no write succeeds".to_owned());
@@ -490,7 +490,7 @@ mod tests {
         assert_eq!(summary(&all), words);
     }
 
-    /// A finding is shown with its own fault, if it has one, and else with all of its trial.
+    /// A finding is shown with its own fault if it has one, and otherwise with all faults of its trial.
     #[tokio::test]
     async fn the_fault_in_force_is_shown() {
         let mut finding = Finding::new(Symptom::WentBack, "back".to_owned());

@@ -1,7 +1,7 @@
-//! Whether the machine let the harness run.
+//! Detects whether the machine let the harness run.
 //!
-//! A cluster that does not recover within a deadline has violated its promise, unless the machine was
-//! so busy, or stood still for so long, that nothing could run on it.
+//! A cluster that does not recover within a deadline has violated its guarantee, unless the machine was so
+//! busy, or paused for so long, that nothing could run on it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,17 +13,17 @@ use anyhow::Error;
 use crate::finding::{Finding, HarnessError};
 
 const INTERVAL: Duration = Duration::from_millis(100);
-/// From this time on a missed deadline is blamed on the machine: a third of the deadline for a recovery.
+/// From this length on a stall explains a missed deadline: a third of the deadline for recovery.
 const STALL_MAX: Duration = Duration::from_secs(10);
 
-/// Measures how long a thread that wants to run at an interval was kept from it at most.
+/// Measures the longest time for which a periodic thread did not get to run.
 #[derive(Debug)]
 pub struct StallMeter {
     longest_ms: Arc<AtomicU64>,
 }
 
 impl StallMeter {
-    /// Starts the thread; it ends with this value.
+    /// Starts the thread, which ends when the value is dropped.
     pub fn start() -> Self {
         let longest_ms = Arc::new(AtomicU64::new(0));
         let shared = Arc::downgrade(&longest_ms);
@@ -39,13 +39,13 @@ impl StallMeter {
         StallMeter { longest_ms }
     }
 
-    /// The longest time since it was last asked.
+    /// The longest stall since the last call.
     pub fn take(&self) -> Duration {
         Duration::from_millis(self.longest_ms.swap(0, Ordering::Relaxed))
     }
 }
 
-/// The finding for an error that ended a fault, during which the machine stood still for so long.
+/// The finding for an error that ended a fault, during which the longest stall was `stall`.
 pub fn finding_of_error(error: &Error, stall: Duration) -> Finding {
     let finding = Finding::of_error(error);
     if stall < STALL_MAX || !finding.is_violation() {
@@ -59,7 +59,7 @@ pub fn finding_of_error(error: &Error, stall: Duration) -> Finding {
 mod tests {
     use super::*;
 
-    /// A missed deadline is a violation, unless the machine stood still for long.
+    /// A missed deadline is a violation, unless the machine stalled.
     #[test]
     fn a_stall_excuses_a_missed_deadline() {
         let missed = anyhow::anyhow!("no write succeeds within 30s");

@@ -1,4 +1,4 @@
-//! What some runs came to, by lane.
+//! The results of several runs, by lane.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -9,32 +9,32 @@ use crate::hostile::Misuse;
 use crate::report::LaneReport;
 use crate::verdict::Verdict;
 
-/// How often each kind of fault must come, and be in force while operations are done.
+/// How often each kind of fault must occur, and be in force while operations succeed.
 const WINDOWS_MIN: usize = 5;
-/// What a complete run must come to at least.
+/// Minimum totals of a complete run.
 const OPERATIONS_MIN: usize = 60_000;
 const FAULTS_MIN: usize = 160;
 const KINDS_MIN: usize = 12;
 const BAD_INPUTS_MIN: usize = 6_000;
-/// Requests that were sent again and told the first answer.
+/// Retried requests that got the first response.
 const REPLAYED_MIN: usize = 2_000;
 
-/// How often a complete run must have had each kind of misuse.
+/// Minimum number of misuses of each kind in a complete run.
 const MISUSES_MIN: usize = 20;
 
-/// What some runs came to.
+/// The results of several runs.
 #[derive(Debug, Default)]
 pub struct Total {
     runs: usize,
     /// By lane, over all runs.
     lanes: BTreeMap<&'static str, LaneReport>,
-    /// Why lanes did not come to a report.
+    /// Why lanes have no report.
     ended: Vec<Finding>,
-    /// What the lanes did not show, all together.
+    /// What all lanes together failed to show.
     missing: Vec<String>,
 }
 
-/// A lane's report, or why it has none.
+/// A lane's report, or the reason why there is none.
 pub type LaneResult = Result<LaneReport, Finding>;
 
 impl Total {
@@ -51,44 +51,44 @@ impl Total {
         }
     }
 
-    /// Each of these faults must have come, and have been in force under load. What came by chance in one
-    /// window need not come in another: only many of them must have shown it, over all lanes and runs.
+    /// Requires that each of these faults occurred and was in force under load. An effect that depends on
+    /// chance need not occur in every window, but in enough of them over all lanes and runs.
     pub fn check_faults(&mut self, faults: impl IntoIterator<Item = Fault>) {
         for fault in BTreeSet::from_iter(faults) {
             let (count, busy) = (self.sum(|report| report.count(fault)), self.sum(|report| report.busy_count(fault)));
             if count < WINDOWS_MIN {
-                self.missing.push(format!("{fault} came {count} times, and should {WINDOWS_MIN} times"));
+                self.missing.push(format!("{fault} occurred {count} times, at least {WINDOWS_MIN} are required"));
             } else if busy < WINDOWS_MIN && fault.leaves_a_majority() {
-                self.missing.push(format!("operations were done in {busy} windows of {count} under {fault}"));
+                self.missing.push(format!("operations succeeded in {busy} of {count} windows of {fault}"));
             }
         }
     }
 
-    /// What the faults are there to show must have been seen, at least once.
+    /// Requires that each effect of the faults was seen at least once.
     pub fn check_sights(&mut self) {
         let unseen = Sight::ALL.into_iter().filter(|sight| self.sum(|report| report.sights(*sight)) == 0);
         let unseen: Vec<String> = unseen.map(|sight| format!("no {sight}")).collect();
         self.missing.extend(unseen);
     }
 
-    /// A hostile client must have done each kind of misuse, over all lanes and runs.
+    /// Requires that the hostile client did each kind of misuse often enough, over all lanes and runs.
     pub fn check_misuses(&mut self) {
         for misuse in Misuse::ALL {
             let count = self.sum(|report| report.misuses(misuse));
             if count < MISUSES_MIN {
-                self.missing.push(format!("{misuse} came {count} times, and should {MISUSES_MIN} times"));
+                self.missing.push(format!("{misuse} occurred {count} times, at least {MISUSES_MIN} are required"));
             }
         }
     }
 
-    /// There must have been as much of everything as a complete run is to have.
+    /// Requires the minimum totals of a complete run.
     pub fn check_amounts(&mut self) {
         let amounts = [
-            (self.sum(|report| report.operations), OPERATIONS_MIN, "operations that were checked"),
+            (self.sum(|report| report.operations), OPERATIONS_MIN, "checked operations"),
             (self.sum(LaneReport::faults), FAULTS_MIN, "faults"),
             (self.kinds(), KINDS_MIN, "kinds of faults"),
             (self.sum(LaneReport::bad_inputs), BAD_INPUTS_MIN, "bad inputs"),
-            (self.sum(|report| report.replayed), REPLAYED_MIN, "repeats that were told the first answer"),
+            (self.sum(|report| report.replayed), REPLAYED_MIN, "retries that got the first response"),
         ];
         let too_few = amounts.into_iter().filter(|(amount, least, _)| amount < least);
         self.missing.extend(too_few.map(|(amount, least, of_what)| format!("{amount} of {least} {of_what}")));
@@ -110,7 +110,7 @@ impl Total {
     }
 }
 
-/// What it means that a lane came to no report.
+/// The verdict on a lane without a report.
 pub fn verdict_of_end(finding: &Finding) -> Verdict {
     if finding.is_violation() { Verdict::Violation } else { Verdict::Incomplete }
 }
@@ -153,7 +153,7 @@ mod tests {
     use crate::load::Recorder;
     use crate::report::{Found, Window};
 
-    /// A lane with a window for each number, which is that of the operations done in it.
+    /// A lane with a window for each number of operations that succeeded in it.
     fn lane(windows: &[(Fault, usize)], bad_inputs: usize, sights: &[Sight]) -> LaneReport {
         let window = |(fault, operations): &(Fault, usize)| Window {
             fault: *fault,
@@ -182,9 +182,10 @@ mod tests {
         LaneReport::new("lane", &History::default(), found, &Recorder::new())
     }
 
-    /// Five windows of a fault are enough if operations were done in each of the five, wherever they were.
+    /// Five windows of a fault are enough if operations succeeded in each of the five, in whatever lanes.
     ///
-    /// Method: one more window at a time, in lanes of their own; then one without operations instead.
+    /// Method: one more window at a time, each in a lane of its own; then a window without operations
+    /// instead.
     #[test]
     fn wants_each_fault_often_and_under_load() {
         let missing = |windows: &[(Fault, usize)], fault: Fault| {
@@ -197,20 +198,20 @@ mod tests {
         };
         for fault in [Fault::Ring, Fault::Kill(Who::Leader), Fault::Kill(Who::All)] {
             for count in 0..WINDOWS_MIN {
-                let came = format!("{fault} came {count} times, and should 5 times");
+                let came = format!("{fault} occurred {count} times, at least 5 are required");
                 assert_eq!(missing(&vec![(fault, 1); count], fault), [came]);
             }
             assert_eq!(missing(&[(fault, 1); WINDOWS_MIN], fault), [] as [String; 0]);
         }
         let one_idle = |fault| [(fault, 3), (fault, 3), (fault, 0), (fault, 3), (fault, 3)];
         let ring = missing(&one_idle(Fault::Ring), Fault::Ring);
-        assert_eq!(ring, ["operations were done in 4 windows of 5 under ring"]);
-        // Nothing can be done while all are gone.
+        assert_eq!(ring, ["operations succeeded in 4 of 5 windows of ring"]);
+        // No operation can succeed while all nodes are down.
         let all = Fault::Kill(Who::All);
         assert_eq!(missing(&one_idle(all), all), [] as [String; 0]);
     }
 
-    /// A complete run has so much of everything over all lanes, and is told what it has too little of.
+    /// A complete run needs minimum totals over all lanes; the report names each total that is too small.
     #[test]
     fn wants_as_much_as_a_complete_run_has() {
         let kinds = [Who::Leader, Who::Follower, Who::Majority].map(|who| {
@@ -230,13 +231,13 @@ mod tests {
         assert_eq!(missing(enough()), [] as [String; 0]);
         let mut one_less = enough();
         one_less.operations -= 1;
-        assert_eq!(missing(one_less), ["59999 of 60000 operations that were checked"]);
-        let few = ["30000 of 60000 operations that were checked", "84 of 160 faults", "3000 of 6000 bad inputs"];
+        assert_eq!(missing(one_less), ["59999 of 60000 checked operations"]);
+        let few = ["30000 of 60000 checked operations", "84 of 160 faults", "3000 of 6000 bad inputs"];
         assert_eq!(missing(lane(&[], 0, &[]))[..3], few);
-        assert_eq!(missing(lane(&[], 0, &[]))[3..], ["1000 of 2000 repeats that were told the first answer"]);
+        assert_eq!(missing(lane(&[], 0, &[]))[3..], ["1000 of 2000 retries that got the first response"]);
     }
 
-    /// Each sight must have been seen, in whatever lane.
+    /// Each effect must have been seen, in whatever lane.
     #[test]
     fn wants_to_have_seen_what_faults_are_for() {
         let missing = |sights: &[&[Sight]]| {
@@ -251,7 +252,7 @@ mod tests {
         assert_eq!(missing(&[&[]]), [format!("no {write}"), format!("no {start}")]);
     }
 
-    /// Each kind of misuse must have come as often as it should, over all lanes.
+    /// Each kind of misuse must have occurred often enough, over all lanes.
     #[test]
     fn wants_each_kind_of_misuse() {
         let missing = |counts: [usize; 2]| {
@@ -266,12 +267,12 @@ mod tests {
             total.missing
         };
         assert_eq!(missing([5, MISUSES_MIN - 5]), [] as [String; 0]);
-        assert_eq!(missing([5, MISUSES_MIN - 6]), ["resets came 19 times, and should 20 times"]);
+        assert_eq!(missing([5, MISUSES_MIN - 6]), ["resets occurred 19 times, at least 20 are required"]);
     }
 
-    /// What is no violation makes a run incomplete, and says why: a fault that came too seldom, a lane that
-    /// the harness could not run, a tool that failed in it, and what the checker could not decide. A
-    /// violation beside it makes the run a violation.
+    /// Everything except a violation makes a run incomplete, with the reason: a fault that occurred too
+    /// seldom, a lane that the harness could not run, a tool that failed, and doubts of the checker. An
+    /// additional violation makes the run a violation.
     #[test]
     fn an_incomplete_run_is_no_violation() {
         let planned = [(Fault::LagKillSender, 2), (Fault::Lag, 1)];
@@ -284,8 +285,8 @@ mod tests {
         (short.found.windows, short.found.not_begun) = (vec![vain; 21], 3);
         short.require(&planned);
         let gaps = [
-            "lag-kill-sender came 1 of 2 times; 21 attempts found nothing to break",
-            "3 faults were not begun before the lane ended",
+            "lag-kill-sender occurred 1 of 2 times; 21 attempts had no effect",
+            "3 faults did not begin before the lane ended",
         ];
         assert_eq!((short.verdict(), short.gaps()), (Verdict::Incomplete, gaps.map(str::to_owned).to_vec()));
         assert!(short.to_string().starts_with("Lane lane: INCOMPLETE\n"));
@@ -317,7 +318,8 @@ mod tests {
         assert_eq!(verdict(vec![ended(false), Ok(violated)]), (Verdict::Violation, false));
     }
 
-    /// Over several runs it is the sum that counts: what came too seldom in one may have come more often in another.
+    /// Several runs are judged by their sums: a fault that occurred too seldom in one may have occurred more
+    /// often in another.
     #[test]
     fn several_runs_make_up_for_each_other() {
         let mut total = Total::default();

@@ -1,31 +1,31 @@
-//! What a command of the harness concludes, and the exit code that says so.
+//! The verdict of a command, and its exit code.
 //!
-//! A violation and a run that did not show enough are different results: the first is a bug in
-//! the system under test (or in the checker), the second says nothing about it.
+//! A violation and a run that did not show enough are different results. The first is a bug in the system
+//! under test (or in the checker); the second says nothing about the system.
 
 use std::fmt;
 
 use crate::checker::report::Verdict as CheckerVerdict;
 
-/// The text of `--help` and the table in `tools/faults/README.md` list these codes too.
+/// The text of `--help` and the table in `tools/faults/README.md` also list these codes.
 const EXIT_PASSED: u8 = 0;
 const EXIT_VIOLATION: u8 = 1;
-// Code 2 is clap's, for a wrong command line.
+// Code 2 is clap's, for an invalid command line.
 const EXIT_INCOMPLETE: u8 = 3;
-/// The harness stopped with an error before it reached a verdict.
+/// The harness ended with an error before it reached a verdict.
 pub const EXIT_ERROR: u8 = 4;
 
-/// The result of a lane, a run or any other command.
+/// The result of a lane, a run or another command.
 ///
-/// The order is that of importance: the result of several lanes is the greatest of theirs.
+/// Ordered by severity: the result of several lanes is their maximum.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
-    /// No violation, and everything that had to be shown was shown.
+    /// No violation, and everything required was shown.
     #[default]
     Passed,
-    /// No violation, but not everything that had to be shown was shown.
+    /// No violation, but not everything required was shown.
     Incomplete,
-    /// Something that must hold does not: the system under test did what a correct one never does.
+    /// A guarantee is broken: the system under test did something that a correct one never does.
     Violation,
 }
 
@@ -42,12 +42,12 @@ impl Verdict {
         self == Verdict::Passed
     }
 
-    /// One line for the end of a command's output.
+    /// The last line of a command's output.
     pub fn conclusion(self) -> String {
         let meaning = match self {
             Verdict::Passed => return "PASSED".to_owned(),
-            Verdict::Incomplete => "no violation was found, but the run did not show everything it has to",
-            Verdict::Violation => "something that must hold does not; see above",
+            Verdict::Incomplete => "no violation was found, but the run did not show everything that it must",
+            Verdict::Violation => "a guarantee is broken; see above",
         };
         format!("{} (exit code {}): {meaning}", self.to_string().to_uppercase(), self.exit_code())
     }
@@ -77,8 +77,8 @@ impl fmt::Display for Verdict {
 mod tests {
     use super::*;
 
-    /// A violation outranks an incomplete lane, which outranks one that passed, and each has a
-    /// word and an exit code of its own. No code is clap's for a wrong command line.
+    /// A violation outranks an incomplete lane, which outranks one that passed. Each has a word and an exit
+    /// code of its own, and none uses clap's code for an invalid command line.
     #[test]
     fn verdicts_are_told_apart() {
         let worst = |verdicts: &[Verdict]| verdicts.iter().copied().max().unwrap_or_default();

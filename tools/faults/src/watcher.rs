@@ -1,4 +1,4 @@
-//! Watches of the whole store from its first revision, over all breaks.
+//! Watches of the whole store from its first revision, which survive broken connections.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,10 +12,10 @@ use crate::cluster::Endpoints;
 use crate::history::Change;
 use crate::store::{Client, WatchPlace};
 
-/// How long the watches may take to see the last change once all is healed.
+/// How long the watches may take to deliver the last change after all faults are healed.
 const CATCH_UP_DEADLINE: Duration = Duration::from_secs(30);
 
-/// A watch that is taken up again at the next node whenever it breaks.
+/// A watch that is resumed at the next node whenever it breaks.
 #[derive(Debug)]
 pub struct Watcher {
     shared: Arc<Shared>,
@@ -31,35 +31,36 @@ struct Shared {
 }
 
 impl Watcher {
-    /// `first` is the place in the list of nodes at which it begins.
+    /// `first` is the position in the list of nodes at which it begins.
     pub fn start(client: &Client, endpoints: &Endpoints, first: usize) -> Self {
         let shared = Arc::new(Shared::default());
         let task = tokio::spawn(watch(client.clone(), endpoints.clone(), first, shared.clone()));
         Watcher { shared, task }
     }
 
-    /// Waits until a revision was seen in whole, and returns all changes. If they do
-    /// not come, it returns what came, and says so: the checker judges what is missing.
+    /// Waits until a revision was delivered completely, and returns all changes. If that does not happen, it
+    /// returns the changes so far and prints a note: the checker judges what is missing.
     pub async fn finish(self, revision: u64) -> Result<Vec<Change>> {
         let deadline = Instant::now() + CATCH_UP_DEADLINE;
         loop {
-            let reached = self.shared.place.lock().expect("no thread panics with it").revision;
+            let reached = self.shared.place.lock().expect("no thread panics while holding the lock").revision;
             if reached >= revision {
                 break;
             }
             if Instant::now() > deadline {
-                let (breaks, last) = self.shared.breaks.lock().expect("no thread panics with it").clone();
+                let (breaks, last) =
+                    self.shared.breaks.lock().expect("no thread panics while holding the lock").clone();
                 bail!(
-                    "a watch came to revision {reached} and not to {revision}; it broke {breaks} times, at last by: {last}"
+                    "a watch reached revision {reached} instead of {revision}; it broke {breaks} times, last because of: {last}"
                 );
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        // The last revision may have several changes: they come at once.
+        // The last revision may have several changes, which arrive together.
         tokio::time::sleep(Duration::from_millis(300)).await;
         self.shared.stopped.store(true, Ordering::Relaxed);
         self.task.abort();
-        Ok(std::mem::take(&mut *self.shared.changes.lock().expect("no thread panics with it")))
+        Ok(std::mem::take(&mut *self.shared.changes.lock().expect("no thread panics while holding the lock")))
     }
 }
 
@@ -68,13 +69,13 @@ async fn watch(client: Client, endpoints: Endpoints, first: usize, shared: Arc<S
     let mut place = WatchPlace::default();
     while !shared.stopped.load(Ordering::Relaxed) {
         let host = {
-            let endpoints = endpoints.read().expect("no thread panics with it");
+            let endpoints = endpoints.read().expect("no thread panics while holding the lock");
             endpoints[turn % endpoints.len()].clone()
         };
         turn += 1;
         let result = client.watch(host.http(), &mut place, &|place, change| shared.take(place, change)).await;
         shared.note_break(match result {
-            Ok(()) => format!("node {} ended it", host.id),
+            Ok(()) => format!("node {} ended the watch", host.id),
             Err(error) => format!("node {}: {error:#}", host.id),
         });
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -83,12 +84,12 @@ async fn watch(client: Client, endpoints: Endpoints, first: usize, shared: Arc<S
 
 impl Shared {
     fn note_break(&self, reason: String) {
-        let mut breaks = self.breaks.lock().expect("no thread panics with it");
+        let mut breaks = self.breaks.lock().expect("no thread panics while holding the lock");
         *breaks = (breaks.0 + 1, reason);
     }
 
     fn take(&self, place: &WatchPlace, change: Change) {
-        self.changes.lock().expect("no thread panics with it").push(change);
-        self.place.lock().expect("no thread panics with it").clone_from(place);
+        self.changes.lock().expect("no thread panics while holding the lock").push(change);
+        self.place.lock().expect("no thread panics while holding the lock").clone_from(place);
     }
 }

@@ -1,9 +1,8 @@
 //! Mutations of files that have checksums.
 //!
-//! A byte that is changed anywhere else than in the checksum is found by the checksum, and
-//! the decoder behind it never sees it. So these take a file apart, change a part of it,
-//! and put it together with lengths and checksums that fit. Now and then they change bytes
-//! as they are.
+//! A random change outside of the checksum is detected by the checksum, so the decoder behind it never sees
+//! the change. These mutators therefore split a file into parts, change a part, and reassemble the file with
+//! matching lengths and checksums. Occasionally they change raw bytes.
 
 use std::io::Cursor;
 
@@ -17,19 +16,19 @@ use serde::de::IgnoredAny;
 /// A part of a file, without its length and checksum.
 type Part = Vec<u8>;
 
-/// Numbers that follow from the seed.
+/// A pseudorandom sequence that follows from the seed.
 struct Random(u64);
 
 impl Random {
     fn below(&mut self, end: usize) -> usize {
-        // Knuth's MMIX; its upper bits are the better ones.
+        // Knuth's MMIX generator; its upper bits are the better ones.
         self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         ((self.0 >> 33) as usize) % end.max(1)
     }
 }
 
-/// Changes a log file. As libFuzzer wants it: the first `length` of `bytes` are the file,
-/// and the new one, whose length is returned, takes `length_max` at most.
+/// Mutates a log file, with libFuzzer's interface: the first `length` of `bytes` are the file, and the new
+/// file, whose length is returned, has at most `length_max` bytes.
 pub fn mutate_log_file(bytes: &mut [u8], length: usize, length_max: usize, seed: u32) -> usize {
     let mut random = Random(seed.into());
     let (mut records, torn) = log_records(&bytes[..length]);
@@ -43,7 +42,7 @@ pub fn mutate_log_file(bytes: &mut [u8], length: usize, length_max: usize, seed:
     put(&file, bytes, length, length_max)
 }
 
-/// The whole records at a file's beginning, without their checksums, and what follows them.
+/// The complete records at the beginning of a file, without their checksums, and the bytes after them.
 fn log_records(bytes: &[u8]) -> (Vec<Part>, &[u8]) {
     let mut records = Vec::new();
     let mut rest = bytes;
@@ -58,7 +57,7 @@ fn log_records(bytes: &[u8]) -> (Vec<Part>, &[u8]) {
     }
 }
 
-/// An entry's record: type 4, log id 25, `P`, the payload's length 4, CRC-32 of that 4, payload.
+/// An entry's record: type 4, log id 25, `P`, payload length 4, CRC-32 of that length 4, payload.
 const PAYLOAD_OFFSET: usize = 38;
 
 fn mutate_log_record(record: &mut Part, room: usize, random: &mut Random) {
@@ -80,15 +79,15 @@ fn sealed_record(record: &[u8]) -> Vec<u8> {
     [record, &checksum.to_be_bytes()].concat()
 }
 
-/// A snapshot file, taken apart.
+/// The parts of a snapshot file.
 struct Snapshot {
     version: [u8; 4],
     meta: Part,
-    /// Of each frame the records.
+    /// The records of each frame.
     frames: Vec<Vec<Part>>,
 }
 
-/// Changes a snapshot file; see [`mutate_log_file`].
+/// Mutates a snapshot file; see [`mutate_log_file`].
 pub fn mutate_snapshot(bytes: &mut [u8], length: usize, length_max: usize, seed: u32) -> usize {
     let mut random = Random(seed.into());
     let snapshot = Snapshot::of(&bytes[..length]).filter(|_| random.below(16) > 0);
@@ -141,7 +140,7 @@ impl Snapshot {
             file.extend_from_slice(&checksum);
             file.extend_from_slice(&frame);
         }
-        // A record that was changed may be several now.
+        // A mutated record may have become several.
         let records: usize = frames().map(|frame| values(&frame).len()).sum();
         let counts = ((records as u128) << 64 | frames().count() as u128).to_be_bytes();
         checksums.extend_from_slice(&counts);
@@ -162,7 +161,7 @@ fn number(bytes: &[u8]) -> Option<usize> {
     Some(u32::from_be_bytes(bytes.try_into().ok()?) as usize)
 }
 
-/// Values of MessagePack that stand one after another; the last may be none.
+/// Consecutive MessagePack values; the last may be incomplete.
 fn values(bytes: &[u8]) -> Vec<Part> {
     let mut values = Vec::new();
     let mut rest = bytes;
@@ -176,7 +175,7 @@ fn values(bytes: &[u8]) -> Vec<Part> {
     values
 }
 
-/// Changes one part of a list, or which parts it has, or their order.
+/// Mutates one element of a list, or the selection or order of its elements.
 fn mutate_list<T: Clone>(list: &mut Vec<T>, random: &mut Random, mutate: impl FnOnce(&mut T, &mut Random)) {
     if list.is_empty() {
         return;
@@ -190,7 +189,7 @@ fn mutate_list<T: Clone>(list: &mut Vec<T>, random: &mut Random, mutate: impl Fn
     }
 }
 
-/// Changes bytes, of which there may be `room` more afterwards.
+/// Mutates bytes, which may grow by `room`.
 fn mutate_part(part: &mut Part, room: usize) {
     let length = part.len();
     part.resize(length + room, 0);
@@ -198,7 +197,7 @@ fn mutate_part(part: &mut Part, room: usize) {
     part.truncate(length);
 }
 
-/// Puts a new file in the place of the old one, unless it is too long.
+/// Replaces the old file by the new one, unless that is too long.
 fn put(file: &[u8], bytes: &mut [u8], length: usize, length_max: usize) -> usize {
     if file.len() > length_max {
         return fuzzer_mutate(bytes, length, length_max);

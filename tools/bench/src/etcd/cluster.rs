@@ -21,9 +21,8 @@ pub struct EtcdCluster {
 }
 
 impl EtcdCluster {
-    /// A new cluster with etcd's defaults, fsync and all, but for the log level
-    /// (its logging is not what is measured), in a directory that does not
-    /// exist yet.
+    /// Creates a cluster in `data_directory`, which must not exist yet. All settings are etcd's defaults,
+    /// including fsync, except the log level: logging is not measured.
     pub async fn create(etcd: &Path, data_directory: &Path) -> Result<Self> {
         std::fs::create_dir_all(data_directory)
             .with_context(|| format!("cannot create `{}`", data_directory.display()))?;
@@ -50,7 +49,7 @@ impl EtcdCluster {
                 .args(["--initial-cluster-state", "new"])
                 .args(["--initial-cluster-token", "raft-key-value-bench"])
                 .args(["--log-level", "error"]);
-            // etcd takes settings from the environment, which would not be its defaults.
+            // etcd reads settings from the environment, which would override its defaults.
             for (variable, _) in std::env::vars_os() {
                 if variable.as_encoded_bytes().starts_with(b"ETCD_") {
                     command.env_remove(variable);
@@ -81,9 +80,9 @@ impl EtcdCluster {
         }
     }
 
-    /// The leader that all three members agree on.
+    /// The leader that all three members report.
     pub async fn leader(&self) -> Result<Leader> {
-        // (term, leader) as each member sees it.
+        // The (term, leader) that each member reports.
         let mut views = Vec::new();
         let mut leader_address = None;
         for address in &self.client_addresses {
@@ -99,7 +98,7 @@ impl EtcdCluster {
         if views.iter().any(|view| *view != views[0]) {
             bail!("etcd's members differ on (term, leader): {views:?}");
         }
-        Ok(Leader { id: member_id, term, address: leader_address.context("no member says that it leads")? })
+        Ok(Leader { id: member_id, term, address: leader_address.context("no member reports itself as the leader")? })
     }
 
     pub fn pids(&self) -> Vec<libc::pid_t> {

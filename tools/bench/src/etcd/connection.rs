@@ -21,21 +21,20 @@ use super::messages::{PutRequest, PutResponse, RangeRequest, RangeResponse, Stat
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How many connections the clients share where etcd is fastest.
+/// Number of connections at which etcd is fastest.
 ///
-/// Measured with etcd 3.5.1 on two cores, medians of several runs of each number
-/// in random order (`compare --only etcd --etcd-connections 1,2,4,8,16,64`): at 64
-/// and 256 clients, 1, 2 and 4 are within each other's spread for writes and
-/// linearizable reads (8,000 and 11,500 writes/s, 22,000 and 33,000 reads/s); 8
-/// and 16 cost 5 to 15 % more CPU per operation, and a connection for each client
-/// a third of the throughput. One alone now and then stood still for most of a
-/// second, so two.
+/// Measured with etcd 3.5.1 on two cores, medians of several runs of each number in random order (`compare
+/// --only etcd --etcd-connections 1,2,4,8,16,64`). At 64 and 256 clients, the results of 1, 2 and 4
+/// connections are within each other's spread for writes and linearizable reads (8,000 and 11,500 writes/s,
+/// 22,000 and 33,000 reads/s). With 8 and 16, CPU time per operation rises by 5 to 15 %, and with one
+/// connection per client throughput falls by a third. A single connection sometimes stalled for most of a
+/// second, so the bench uses two.
 pub fn connections_for(clients: usize) -> usize {
     clients.min(2)
 }
 
-/// Hands tonic's requests to hyper directly, as it is on our side: tonic's own
-/// channel puts a queue and a task between them, whose CPU etcd could have used.
+/// Hands tonic's requests directly to hyper, like the raft-key-value client. Tonic's own channel adds a queue
+/// and a task, whose CPU time etcd could have used.
 #[derive(Clone)]
 struct Http2Requests(http2::SendRequest<tonic::body::Body>);
 
@@ -66,7 +65,7 @@ impl GrpcConnection {
             let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
             let (requests, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
-            // Its errors reach the requests that were waiting for it.
+            // An error of the connection also fails the requests that wait for it.
             tokio::spawn(connection);
             anyhow::Ok(requests)
         };
@@ -89,7 +88,7 @@ impl GrpcConnection {
         Ok(())
     }
 
-    /// A linearizable read of one key; empty when there is no such key.
+    /// A linearizable read of one key; empty if the key does not exist.
     pub async fn range(&mut self, key: Bytes) -> Result<Bytes> {
         let request = RangeRequest { key };
         let mut response: RangeResponse = self.unary("/etcdserverpb.KV/Range", request).await?;

@@ -1,8 +1,8 @@
-//! The few messages of etcd's gRPC interface that the bench uses.
+//! The messages of etcd's gRPC interface that the bench uses.
 //!
-//! Written out by hand, with only the fields needed, so that building takes no
-//! `protoc`; the numbers are those of etcd's `rpc.proto` and `kv.proto`. Fields
-//! that are left out are skipped on arrival.
+//! They are written by hand, with only the fields that are needed, so that the build requires no `protoc`.
+//! The field numbers are those of etcd's `rpc.proto` and `kv.proto`. Unlisted fields are skipped when a
+//! message is decoded.
 
 use bytes::Bytes;
 use prost::Message;
@@ -27,7 +27,7 @@ pub struct PutResponse {
     pub header: Option<ResponseHeader>,
 }
 
-/// Linearizable, as `serializable` (field 7) is left at its default of false.
+/// Linearizable, because `serializable` (field 7) keeps its default of false.
 #[derive(Clone, PartialEq, Message)]
 pub struct RangeRequest {
     #[prost(bytes = "bytes", tag = "1")]

@@ -1,7 +1,7 @@
-//! Raw sockets that send what no HTTP library would, and keep almost nothing.
+//! Clients on raw sockets, which send requests that no HTTP library would send and use little memory.
 //!
-//! Thousands of these clients run at once, so none has a buffer of its own:
-//! requests are shared [`Bytes`], and all tasks of a thread read into one buffer.
+//! Thousands of these clients run at once, so none has a buffer of its own: requests are shared [`Bytes`],
+//! and all tasks of a thread read into one buffer.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -25,7 +25,7 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
 }
 
-/// A request, ready to be sent: its head and its body.
+/// A request as it is sent: head and body.
 #[derive(Clone)]
 pub struct Request {
     pub head: Bytes,
@@ -37,7 +37,7 @@ impl Request {
         Self::new("GET", target, &[], Bytes::new())
     }
 
-    /// With a `Content-Length`, unless the body is empty.
+    /// Adds a `Content-Length` unless the body is empty.
     pub fn new(method: &str, target: &str, headers: &[(&str, &str)], body: Bytes) -> Self {
         let mut head = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n");
         for (name, value) in headers {
@@ -59,19 +59,19 @@ impl Request {
     }
 }
 
-/// What became of the requests of a load.
+/// Outcomes of the requests of a load.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
-    /// Connections that were opened.
+    /// Connections opened.
     pub connected: u64,
     /// Connections that could not be opened.
     pub not_connected: u64,
     /// Requests of which at least some bytes were sent.
     pub sent: u64,
     pub by_status: BTreeMap<u16, u64>,
-    /// Answers among those that leave the outcome of a write unknown.
+    /// Responses that leave the outcome of a write unknown.
     pub unknown: u64,
-    /// Connections that ended before the answer was complete, including watches that ended.
+    /// Connections that ended before the response was complete, including watches that ended.
     pub closed: u64,
 }
 
@@ -80,7 +80,7 @@ impl Counts {
         self.by_status.values().sum()
     }
 
-    /// How many requests had this status.
+    /// The number of responses with this status.
     pub fn of(&self, status: u16) -> u64 {
         self.by_status.get(&status).copied().unwrap_or_default()
     }
@@ -119,7 +119,7 @@ impl Tally {
     }
 }
 
-/// One connection. It counts what it does.
+/// One connection. It counts its own requests and outcomes.
 pub struct Client {
     stream: TcpStream,
     tally: Tally,
@@ -131,7 +131,7 @@ impl Client {
         Self::connect_with(address, tally, None).await
     }
 
-    /// For clients that read nothing: as little as possible is left to the kernel's buffers.
+    /// Connects a client that reads nothing, with receive buffers as small as the kernel allows.
     pub async fn connect_unread(address: SocketAddr, tally: &Tally) -> Result<Self> {
         Self::connect_with(address, tally, Some(SMALL_RECEIVE_BUFFER_BYTES)).await
     }
@@ -151,7 +151,7 @@ impl Client {
         Ok(Self { stream: connected?, tally: tally.clone(), answer: Answer::default() })
     }
 
-    /// Sends the request, and reads its answer to the end.
+    /// Sends the request and reads the complete response.
     pub async fn call(&mut self, request: &Request) -> Result<u16> {
         self.send(request).await?;
         self.finish(|_| ()).await
@@ -163,8 +163,9 @@ impl Client {
         self.send_bytes(&request.body).await
     }
 
-    /// Sends bytes that do not count as a request. An answer may come while they are sent, so an
-    /// error of sending is not reported: what follows reads that answer, or the end of the connection.
+    /// Sends bytes that do not count as a request. The node may respond, or close the connection, while they
+    /// are sent. A send error is therefore ignored: the next read returns that response or the end of the
+    /// connection.
     pub async fn send_bytes(&mut self, bytes: &[u8]) -> Result<()> {
         match self.stream.write_all(bytes).await {
             Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => Ok(()),
@@ -172,7 +173,7 @@ impl Client {
         }
     }
 
-    /// Reads the answer to the end, and gives its body away in pieces.
+    /// Reads the complete response and passes its body on in pieces.
     pub async fn finish(&mut self, mut body: impl FnMut(&[u8])) -> Result<u16> {
         let status = loop {
             if let Some(status) = self.answer.take_complete() {
@@ -183,7 +184,7 @@ impl Client {
         Ok(status)
     }
 
-    /// Reads until the head of the answer has come. The body may begin with it, and is dropped.
+    /// Reads until the head of the response is complete. Body bytes that arrive with it are dropped.
     pub async fn head(&mut self) -> Result<u16> {
         loop {
             if let Some(head) = &self.answer.head {
@@ -193,12 +194,12 @@ impl Client {
         }
     }
 
-    /// Reads some bytes, and gives what of them is body.
+    /// Reads some bytes and passes on those that belong to the body.
     pub async fn read(&mut self, body: &mut impl FnMut(&[u8])) -> Result<()> {
         self.read_at_most(READ_BYTES, body).await
     }
 
-    /// Reads up to `limit` bytes, head included.
+    /// Reads up to `limit` bytes, including the head.
     async fn read_at_most(&mut self, limit: usize, body: &mut impl FnMut(&[u8])) -> Result<()> {
         let read = loop {
             self.stream.readable().await?;
@@ -220,7 +221,7 @@ impl Client {
         read
     }
 
-    /// Reads this many bytes of the body at least.
+    /// Reads at least this many bytes of the body.
     pub async fn read_body(&mut self, bytes: usize) -> Result<()> {
         let mut left = bytes;
         while left > 0 {
@@ -229,15 +230,15 @@ impl Client {
         Ok(())
     }
 
-    /// Waits until the node closes the connection or answers, or the deadline has passed.
-    /// Reads nothing but the answer's head.
+    /// Waits until the node responds, closes the connection, or the deadline passes. Reads only the head of
+    /// the response.
     pub async fn hold(mut self, deadline: Instant) {
         if let Ok(Ok(_)) = timeout_at(deadline, self.head()).await {
             tokio::time::sleep_until(deadline).await;
         }
     }
 
-    /// Closes the connection so that the node sees a reset.
+    /// Closes the connection with a reset.
     pub fn reset(self) -> Result<()> {
         self.stream.set_zero_linger()
     }
@@ -250,7 +251,7 @@ impl Client {
         }
     }
 
-    /// Keeps the connection open and reads nothing from it.
+    /// Keeps the connection open without reading from it.
     pub async fn ignore(self, deadline: Instant) {
         tokio::time::sleep_until(deadline).await;
     }
@@ -269,11 +270,11 @@ enum Framing {
     Chunked,
 }
 
-/// An answer while it arrives. Of its body nothing is kept.
+/// A response while it arrives. Its body is not kept.
 #[derive(Default)]
 struct Answer {
     head: Option<Head>,
-    /// What has come of the head.
+    /// The part of the head that has arrived.
     head_bytes: Vec<u8>,
     body: Body,
 }
@@ -283,17 +284,17 @@ enum Body {
     #[default]
     Before,
     Length(u64),
-    /// The length of a chunk, as far as it has come.
+    /// The part of a chunk's length that has arrived.
     ChunkLength(u64),
-    /// Bytes of the chunk that are still to come.
+    /// Bytes of the chunk that have not arrived yet.
     Chunk(u64),
-    /// Bytes of line ends that are still to come, and whether that chunk was the last.
+    /// Bytes of line ends that have not arrived yet, and whether that chunk was the last.
     ChunkEnd(u8, bool),
     Complete,
 }
 
 impl Answer {
-    /// The status, once the answer is complete. The next bytes then begin another one.
+    /// Returns the status if the response is complete. The next bytes then begin another response.
     fn take_complete(&mut self) -> Option<u16> {
         if self.body != Body::Complete {
             return None;
@@ -342,7 +343,7 @@ impl Answer {
                     };
                     1
                 }
-                // Nothing is due: the answer to a request that was sent ahead of its turn.
+                // No response is due: this is the response to a pipelined request.
                 Body::Complete => {
                     self.take_complete();
                     0
@@ -361,7 +362,7 @@ impl Answer {
         let from = before.saturating_sub(END.len() - 1);
         let Some(end) = self.head_bytes[from..].windows(END.len()).position(|window| window == END) else {
             if self.head_bytes.len() >= HEAD_BYTES_MAX {
-                return Err(Error::new(ErrorKind::InvalidData, "an endless head"));
+                return Err(Error::new(ErrorKind::InvalidData, "the response's head is too long"));
             }
             return Ok(bytes.len());
         };
@@ -384,12 +385,14 @@ impl Head {
         let text = std::str::from_utf8(bytes).map_err(|_| invalid("the head is not UTF-8"))?;
         let mut lines = text.split("\r\n");
         let status = lines.next().and_then(|line| line.strip_prefix("HTTP/1.")?.get(2..5)?.parse().ok());
-        let status = status.ok_or_else(|| invalid("not a status line"))?;
+        let status = status.ok_or_else(|| invalid("the response has no status line"))?;
         let mut head = Self { status, is_unknown: status == 504, framing: Framing::Length(0) };
         for (name, value) in lines.filter_map(|line| line.split_once(':')) {
             let value = value.trim();
             if name.eq_ignore_ascii_case("content-length") {
-                head.framing = Framing::Length(value.parse().map_err(|_| invalid("not a length"))?);
+                head.framing = Framing::Length(
+                    value.parse().map_err(|_| invalid("the response has an invalid `Content-Length`"))?,
+                );
             } else if name.eq_ignore_ascii_case("transfer-encoding") {
                 head.framing = Framing::Chunked;
             } else if name.eq_ignore_ascii_case("raft-outcome") {
@@ -404,7 +407,7 @@ impl Head {
 mod tests {
     use super::*;
 
-    /// However an answer is cut into reads, it has one status and one body.
+    /// A response split into reads at any place has the same status and body.
     #[test]
     fn answers_are_read_in_any_pieces() {
         let length = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 5\r\nRaft-Outcome: not_applied\r\n\r\nhello";
@@ -423,7 +426,7 @@ mod tests {
         }
     }
 
-    /// Every head counts, also of answers that come in one read.
+    /// Each head is counted, also when several responses arrive in one read.
     #[test]
     fn pipelined_answers_all_count() {
         let text = "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1HTTP/1.1 404 Not Found\r\n\r\n";

@@ -1,4 +1,4 @@
-//! The report's section.
+//! The section of the report.
 
 use super::{Figures, RowFigures, RowOutcome, stage};
 use crate::report::Goal;
@@ -9,7 +9,7 @@ impl Figures {
         let goals = self.goals();
         let (met, missed): (Vec<Goal>, Vec<Goal>) = goals.into_iter().partition(Goal::is_met);
         let mut text = format!(
-            "### Measured\n\n{}\nAt most {} s a load, {}× the clients and keys. {} goals were met, {} missed.\n\n",
+            "### Measured\n\n{}\nEach load took at most {} s, with {}× the clients and keys. {} goals were met, {} missed.\n\n",
             self.environment.markdown(),
             self.seconds,
             self.scale,
@@ -20,8 +20,8 @@ impl Figures {
             text += &Goal::table(&missed);
             text += "\n";
         }
-        text += "| load | elections during, after | gap ms | p99 ms | memory MiB | of that expected | peak MiB, node 1, 2, 3 \
-                 | requests | other cores |\n\
+        text += "| load | elections during, after | gap ms | p99 ms | memory MiB | expected MiB | peak MiB, node 1, 2, 3 | requests \
+                 | other cores |\n\
                  | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n";
         for row in &self.rows {
             text += &row.markdown();
@@ -61,7 +61,7 @@ impl RowFigures {
 }
 
 impl stage::Figures {
-    /// What became of the load.
+    /// The outcomes of the load's requests.
     pub fn became(&self) -> String {
         let counts = &self.counts;
         let number = |count: u64| thousands(count as f64);

@@ -1,8 +1,8 @@
-//! What hostile and odd clients do to a cluster.
+//! Measures what hostile and odd clients do to a cluster.
 //!
-//! Each load (`rows`) has a fresh cluster of three nodes. While it runs, and for a while after it, one ordinary
-//! client goes on to put (`observer`), and terms and memory are watched (`stage`). The loads are sent from raw
-//! sockets (`client`).
+//! Each load (`rows`) gets a new cluster of three nodes. During the load, and for a while after it, an
+//! ordinary client keeps writing (`observer`), and terms and memory are recorded (`stage`). The loads are
+//! sent from raw sockets (`client`).
 
 mod client;
 mod markdown;
@@ -32,7 +32,7 @@ const MEMORY_MIB_MAX: f64 = 256.0;
 /// How long a cluster is observed after a load.
 const REST: Duration = Duration::from_secs(2);
 const REST_QUICK: Duration = Duration::from_millis(500);
-/// How often `--quick` runs a load at most: it may meet a moment in which the machine does something else.
+/// Maximum number of times that `--quick` runs a load: other work on the machine may disturb one run.
 const QUICK_ATTEMPTS_MAX: usize = 2;
 
 #[derive(Serialize)]
@@ -82,7 +82,7 @@ pub async fn run(arguments: &HostileArguments) -> Result<Verdict> {
                     quick_missed.push(complaint);
                 }
                 Some(complaint) if arguments.quick => {
-                    println!("once more, because {complaint}");
+                    println!("retrying: {complaint}");
                     continue;
                 }
                 _ => {}
@@ -116,7 +116,7 @@ fn chosen(arguments: &HostileArguments) -> Result<Vec<&'static Row>> {
     }
     let by_name = |name: &String| {
         let row = ROWS.iter().find(|row| row.name == name);
-        row.with_context(|| format!("there is no load `{name}`; --list prints all names"))
+        row.with_context(|| format!("unknown load `{name}`; --list prints all names"))
     };
     arguments.only.iter().map(by_name).collect()
 }
@@ -136,7 +136,7 @@ async fn run_row(
         stage.finish(rest).await
     };
     let measured = measuring.await;
-    // That a node has ended says more than what failed because of it.
+    // That a node has ended explains more than the errors that follow from it.
     let measured = match stage.check_running() {
         Ok(()) => measured,
         Err(ended) => Err(ended),
@@ -148,7 +148,7 @@ async fn run_row(
             RowOutcome::Measured(Box::new(figures))
         }
         Err(error) => {
-            // An attempt after this one finds no directory in its way.
+            // Move the directory away, so that the next attempt can use its name.
             let kept = directory.with_extension(format!("failed-{}", fastrand::u16(..)));
             std::fs::rename(&directory, &kept).context("cannot rename the data of a load that failed")?;
             RowOutcome::Failed(format!("{error:#} (data and logs: {})", kept.display()))
@@ -182,7 +182,7 @@ impl RowFigures {
         }
     }
 
-    /// What of the load's figures `--quick` does not let pass.
+    /// Why `--quick` rejects the load's figures, if it does.
     fn quick_complaint(&self) -> Option<String> {
         match &self.outcome {
             RowOutcome::Failed(error) => Some(format!("{}: {error}", self.name)),
@@ -197,7 +197,7 @@ impl RowFigures {
         }
     }
 
-    /// For whoever watches the run.
+    /// A line of progress for the terminal.
     fn line(&self) -> String {
         match &self.outcome {
             RowOutcome::Failed(error) => format!("{:<22} FAILED: {error}", self.name),

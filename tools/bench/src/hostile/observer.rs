@@ -1,7 +1,7 @@
-//! What a cluster does meanwhile: its terms, the writes of one ordinary client, and memory.
+//! Records what a cluster does during a load: its terms, the writes of one ordinary client, and memory.
 //!
-//! All of this runs on a thread of its own, so that it measures the nodes and not the load
-//! that this process makes. It still shares the cores with both.
+//! All of this runs on a thread of its own, so that the load's own delays do not show in the figures. The
+//! thread still shares the cores with the load and the nodes.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,13 +21,13 @@ use crate::load::latency_histogram;
 use crate::ours::{HttpConnection, Metrics};
 use crate::target::Leader;
 
-/// How often the probe puts.
+/// Interval between the puts of the probe.
 const PROBE_INTERVAL: Duration = Duration::from_millis(10);
 const PROBE_VALUE: &[u8] = b"a small value";
 pub const PROBE_KEY: &str = "probe";
-/// More than a node's own deadline of 5 s. An attempt also ends when another node leads.
+/// Longer than a node's own deadline of 5 s. An attempt also ends when another node becomes leader.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(6);
-/// Between an attempt that failed and the next.
+/// Pause between a failed attempt and the next.
 const PROBE_PAUSE: Duration = Duration::from_millis(10);
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,12 +36,12 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Serialize)]
 pub struct Probe {
     pub puts: u64,
-    /// Attempts without a 200.
+    /// Attempts that did not return 200.
     pub failed_attempts: u64,
     /// From the first attempt to the 200.
     pub us_p50: u64,
     pub us_p99: u64,
-    /// Longest time between two 200s, between the beginning and the first, or between the last and the end.
+    /// Longest time between two 200s, between the start and the first, or between the last and the end.
     pub gap_us: u64,
 }
 
@@ -53,7 +53,7 @@ pub struct Observed {
     pub looks_unanswered: u64,
 }
 
-/// It observes until it is dropped.
+/// Observes until it is dropped.
 pub struct Observer {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<Result<Probe>>>,
@@ -86,7 +86,7 @@ impl Observer {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// The highest term that any node has had so far.
+    /// The highest term that any node has reported.
     pub fn term(&self) -> u64 {
         self.shared.term.load(Ordering::Relaxed)
     }
@@ -118,7 +118,7 @@ async fn observe(shared: &Arc<Shared>, nodes: Vec<SocketAddr>, leader: Leader) -
     probe(shared, &nodes, leader_seen).await
 }
 
-/// Asks one node again and again which term it has, and who leads in it.
+/// Polls one node for its term and leader.
 async fn look(
     shared: Arc<Shared>,
     node: SocketAddr,
@@ -159,7 +159,7 @@ async fn ask(kept: &mut Option<HttpConnection>, node: SocketAddr) -> Result<Metr
     Ok(metrics)
 }
 
-/// One client that puts, each time until it is done.
+/// One client that puts; it retries each put until the put succeeds.
 async fn probe(
     shared: &Shared,
     nodes: &[SocketAddr],
@@ -180,12 +180,13 @@ async fn probe(
         let mut attempts = 0;
         loop {
             let (_, leader) = *leader_seen.borrow_and_update();
-            // The leader, and in between the others: whoever observes them may be late.
+            // Try the leader first and every second time, and the other nodes in between: the observed leader may
+            // be outdated.
             let node = if attempts % 2 == 0 { leader } else { nodes[attempts / 2 % nodes.len()] };
             attempts += 1;
             let is_done = tokio::select! {
                 is_done = attempt(&mut connection, node, &request) => is_done,
-                // The one that is asked may be hung; another one leads.
+                // The node may hang after another one has become leader.
                 _ = leader_seen.changed() => false,
                 () = over(shared) => false,
             };

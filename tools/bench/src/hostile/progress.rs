@@ -1,4 +1,4 @@
-//! How far the clients of a load have come.
+//! Progress of the clients of a load.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use memchr::memmem;
 use tokio::time::Instant;
 
-/// How many clients have come so far, and when the last of them did.
+/// How many clients have reached a point, and when the last of them did.
 #[derive(Clone)]
 pub struct Arrivals {
     began_at: Instant,
@@ -38,10 +38,10 @@ impl Arrivals {
     }
 }
 
-/// Looks for some bytes in a stream of pieces.
+/// Searches a stream of pieces for a sequence of bytes.
 pub struct Search {
     finder: memmem::Finder<'static>,
-    /// The end of what came before, shorter than what is looked for.
+    /// The end of the previous pieces, shorter than the searched bytes.
     tail: Vec<u8>,
     pub is_found: bool,
 }

@@ -23,9 +23,9 @@ type Running<'stage> = Pin<Box<dyn Future<Output = Result<()>> + 'stage>>;
 #[derive(Clone, Copy)]
 pub struct Row {
     pub name: &'static str,
-    /// What the clients do, to the leader unless it says otherwise.
+    /// What the clients do. They send to the leader unless it says otherwise.
     pub what: &'static str,
-    /// Prepares, begins, and applies the load.
+    /// Prepares, begins, and runs the load.
     pub load: fn(&mut Stage) -> Running<'_>,
 }
 
@@ -35,18 +35,18 @@ const fn row(name: &'static str, what: &'static str, load: fn(&mut Stage) -> Run
 
 /// All loads. Each has a cluster of its own.
 pub const ROWS: &[Row] = &[
-    row("none", "nothing beside the probe: what the machine itself does to the figures", |stage| Box::pin(none(stage))),
+    row("none", "only the probe, which shows the effect of the machine itself", |stage| Box::pin(none(stage))),
     row("watch-initial-50", "50 watches with `initial` begin at once, over 300,000 keys of 100 bytes", |stage| {
         Box::pin(watch_initial(stage, 50))
     }),
-    row("watch-initial-200", "200 of the same", |stage| Box::pin(watch_initial(stage, 200))),
+    row("watch-initial-200", "the same with 200 watches", |stage| Box::pin(watch_initial(stage, 200))),
     row("values-1mib", "256 clients put values of 1 MiB, each to its own key", |stage| {
         Box::pin(large_values(stage, false))
     }),
-    row("values-1mib-follower", "the same, to a follower, which passes them on", |stage| {
+    row("values-1mib-follower", "the same, sent to a follower, which forwards the requests", |stage| {
         Box::pin(large_values(stage, true))
     }),
-    row("bodies-held-back", "1,000 transactions of 1.5 MiB, of which the last byte never comes", |stage| {
+    row("bodies-held-back", "1,000 transactions of 1.5 MiB whose last byte is never sent", |stage| {
         Box::pin(bodies_held_back(stage))
     }),
     row("watch-one-key", "3,000 watches of one key, and one put of 1 MiB", |stage| Box::pin(watch_one_key(stage))),
@@ -64,18 +64,18 @@ pub const ROWS: &[Row] = &[
     ),
     row(
         "txn-gets-unread",
-        "50 transactions of four gets of 1 MiB of control characters each, whose answers are not read",
+        "50 transactions of four gets of 1 MiB of control characters each; the responses are not read",
         |stage| Box::pin(txn_gets_unread(stage)),
     ),
-    row("list-unread", "300 pages of 1 MiB of control characters, which are not read", |stage| {
+    row("list-unread", "300 listings with pages of 1 MiB of control characters; the responses are not read", |stage| {
         Box::pin(list_unread(stage))
     }),
-    row("txn-refused", "100 clients with transactions of 1.5 MiB, whose last operation is one too many", |stage| {
+    row("txn-refused", "100 clients with transactions of 1.5 MiB and one operation more than the limit", |stage| {
         Box::pin(txn_refused(stage))
     }),
     row(
         "deletes-sent-again",
-        "256 deletions by prefix that were left unfinished, sent again with their `Idempotency-Key` after all \
+        "256 unfinished deletions by prefix, retried with their `Idempotency-Key` after all \
          1,000,000 keys were rewritten",
         |stage| Box::pin(deletes_sent_again(stage)),
     ),
@@ -87,16 +87,16 @@ pub const ROWS: &[Row] = &[
     ),
     row(
         "applied-waiters",
-        "3,000 clients request `?applied=` with an entry that does not come, and retry after `retry_after_ms`, while \
+        "3,000 clients request `?applied=` with an entry that does not exist, and retry after `retry_after_ms`, while \
          32 clients put",
         |stage| Box::pin(applied_waiters(stage)),
     ),
     row(
         "listings-kept",
-        "16 listings, of each of which one page is read, and all 50,000 keys of 512 bytes rewritten after each",
+        "16 listings, each read for one page; all 50,000 keys of 512 bytes are rewritten after each",
         |stage| Box::pin(listings_kept(stage)),
     ),
-    row("rewrite-one-key", "8 clients put 1 MiB to one key again and again", |stage| Box::pin(rewrite_one_key(stage))),
+    row("rewrite-one-key", "8 clients that repeatedly put 1 MiB to one key", |stage| Box::pin(rewrite_one_key(stage))),
     row("byte-by-byte", "1,000 clients that send a put one byte every 100 ms", |stage| Box::pin(byte_by_byte(stage))),
     row("connections-idle", "1,000 connections that send nothing", |stage| Box::pin(connections_idle(stage))),
     row("connections-reset", "64 clients that connect, send half a head, and reset the connection", |stage| {
@@ -105,28 +105,30 @@ pub const ROWS: &[Row] = &[
     row("json-nested", "1,000 clients with bodies of 1.5 MiB of opening brackets", |stage| {
         Box::pin(json(stage, Bytes::from(vec![b'['; REQUEST_BYTES_MAX_DEFAULT])))
     }),
-    row("json-long", "1,000 clients with bodies of 1.5 MiB of one escaped string, which is no valid key", |stage| {
-        let escaped = r"\u0001".repeat((REQUEST_BYTES_MAX_DEFAULT - 64) / 6);
-        Box::pin(json(stage, format!(r#"{{"success":[{{"get":{{"key":"{escaped}"}}}}]}}"#).into()))
-    }),
+    row(
+        "json-long",
+        "1,000 clients with bodies of 1.5 MiB that consist of one escaped string, which exceeds the limit for keys",
+        |stage| {
+            let escaped = r"\u0001".repeat((REQUEST_BYTES_MAX_DEFAULT - 64) / 6);
+            Box::pin(json(stage, format!(r#"{{"success":[{{"get":{{"key":"{escaped}"}}}}]}}"#).into()))
+        },
+    ),
     row("heads-90", "1,000 clients with 90 headers of 1 KiB", |stage| Box::pin(heads(stage))),
-    row("pipelined", "200 clients that each send 1,000 gets of 64 KiB ahead, and read nothing", |stage| {
+    row("pipelined", "200 clients that each pipeline 1,000 gets of 64 KiB and read nothing", |stage| {
         Box::pin(pipelined(stage))
     }),
-    row("hang-up", "256 clients that put 64 KiB and hang up at once, again and again", |stage| {
-        Box::pin(hang_up(stage))
-    }),
+    row("hang-up", "256 clients that repeatedly put 64 KiB and hang up at once", |stage| Box::pin(hang_up(stage))),
     row("tiny-chunks", "256 clients that put 64 KiB in chunks of one byte", |stage| Box::pin(tiny_chunks(stage))),
     row("expire-at-once", "100,000 keys that expire at the same moment", |stage| Box::pin(expire_at_once(stage))),
-    row("idempotency-keys", "64 clients whose puts each have another `Idempotency-Key` of 128 bytes", |stage| {
+    row("idempotency-keys", "64 clients that put with a new `Idempotency-Key` of 128 bytes each time", |stage| {
         Box::pin(idempotency_keys(stage))
     }),
-    row("rpc-held-back", "200 clients that begin an append of 40 MiB, as if they were nodes", |stage| {
+    row("rpc-held-back", "200 clients that pose as nodes and begin an append of 40 MiB", |stage| {
         Box::pin(rpc_held_back(stage))
     }),
 ];
 
-/// Values that JSON escapes sixfold.
+/// A value that JSON escapes to six times its length.
 fn control_characters(bytes: usize) -> Bytes {
     vec![1; bytes].into()
 }
@@ -188,7 +190,7 @@ async fn bodies_held_back(stage: &mut Stage) -> Result<()> {
     stage.run(stage.count(1000), |crowd, _| held_back(crowd, request.clone())).await
 }
 
-/// Sends a request that is not complete, and waits.
+/// Sends an incomplete request, and waits.
 async fn held_back(crowd: Crowd, request: Request) -> io::Result<()> {
     let mut client = crowd.connect().await?;
     client.send(&request).await?;
@@ -243,7 +245,8 @@ async fn watch_slow(stage: &mut Stage) -> Result<()> {
     stage.finish_clients(watching).await
 }
 
-/// A node keeps the encodings of few events for all watches; a watch that begins at another one encodes it again.
+/// A node shares the encodings of recent events among all watches. A watch that begins at another event makes
+/// the node encode that event again.
 async fn watch_slow_history(stage: &mut Stage) -> Result<()> {
     /// As many as the history holds, with some room for the probe.
     const PUTS: usize = 60;
@@ -270,7 +273,7 @@ async fn watch_slow_history(stage: &mut Stage) -> Result<()> {
 async fn txn_gets_unread(stage: &mut Stage) -> Result<()> {
     let keys = ["get-0", "get-1", "get-2", "get-3"];
     for key in keys {
-        // With its keys, the answer is as long as one may be.
+        // With its keys, the response has the maximum length.
         stage.put(key, control_characters(VALUE_BYTES_MAX_DEFAULT - 1024)).await?;
     }
     let gets = keys.map(|key| format!(r#"{{"get":{{"key":"{key}"}}}}"#)).join(",");
@@ -287,7 +290,7 @@ async fn list_unread(stage: &mut Stage) -> Result<()> {
     stage.run(stage.count(300), |crowd, _| unread(crowd, Request::get("/v1/kv?prefix=page/"))).await
 }
 
-/// Sends a request, and leaves all but the beginning of its answer to the node.
+/// Sends a request, and reads only the beginning of the response.
 async fn unread(crowd: Crowd, request: Request) -> io::Result<()> {
     let mut client = crowd.connect_unread().await?;
     client.send(&request).await?;
@@ -306,8 +309,8 @@ async fn txn_refused(stage: &mut Stage) -> Result<()> {
     stage.repeat(stage.count(100), request).await
 }
 
-/// Each of the deletions does some steps, of 1,000 keys each, until its client resets the connection. Sent again, it
-/// looks in vain for keys that are as old as it is itself.
+/// Each deletion deletes 1,000 keys per step until its client resets the connection. When it is sent again,
+/// every key is newer than the deletion, so it searches all of them in vain.
 async fn deletes_sent_again(stage: &mut Stage) -> Result<()> {
     let clients = stage.count(256);
     let keys = stage.count(1_000_000);
@@ -331,7 +334,7 @@ async fn deletes_sent_again(stage: &mut Stage) -> Result<()> {
     for connection in held {
         connection.reset()?;
     }
-    // Steps that were under way end first.
+    // Let the steps in progress end first.
     tokio::time::sleep(Duration::from_millis(200)).await;
     let steps = stage.revision().await? - before;
     stage.fill("deleted/", keys, "").await?;
@@ -453,7 +456,7 @@ async fn byte_by_byte(stage: &mut Stage) -> Result<()> {
             crowd.tally.sent(1);
             for byte in bytes.iter() {
                 client.send_bytes(std::slice::from_ref(byte)).await?;
-                // The answer may come before the last byte is sent.
+                // The node may respond before the last byte is sent.
                 if let Ok(answered) = timeout(PAUSE, client.head()).await {
                     return answered.map(drop);
                 }
@@ -557,7 +560,7 @@ async fn tiny_chunks(stage: &mut Stage) -> Result<()> {
 }
 
 async fn expire_at_once(stage: &mut Stage) -> Result<()> {
-    /// How long filling may take, and how long the probe goes on after the keys have expired.
+    /// How long filling may take, and how long the probe continues after the keys have expired.
     const FILL: Duration = Duration::from_secs(4);
     const MARGIN: Duration = Duration::from_secs(1);
 
@@ -572,7 +575,7 @@ async fn expire_at_once(stage: &mut Stage) -> Result<()> {
     let before = expires_at.saturating_duration_since(Instant::now());
     stage.length = before + MARGIN;
     stage.begin().await?;
-    stage.note(format!("the keys were there {} ms before they expired", before.as_millis()));
+    stage.note(format!("the keys existed {} ms before they expired", before.as_millis()));
     tokio::time::sleep_until(stage.crowd.deadline).await;
     Ok(())
 }
@@ -608,7 +611,7 @@ async fn rpc_held_back(stage: &mut Stage) -> Result<()> {
 mod tests {
     use super::*;
 
-    /// A reader finds each load in the documentation.
+    /// The documentation describes each load.
     #[test]
     fn the_documentation_has_every_load() {
         let documentation = include_str!("../../../../docs/benchmarks.md");

@@ -1,4 +1,4 @@
-//! What a load has: a fresh cluster, ways to fill it, and what is measured beside it.
+//! The environment of a load: a new cluster, ways to fill it, and the figures recorded during the load.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -33,12 +33,12 @@ const FILL_ATTEMPTS_MAX: usize = 100;
 const FILL_PAUSE: Duration = Duration::from_millis(50);
 /// How long the nodes may take to agree on a leader, before a load begins and after it.
 const CALM_TIMEOUT: Duration = Duration::from_secs(30);
-/// Between the end of one connection of a client and its next.
+/// Pause before a client opens its next connection.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
-/// After an answer that refuses, so that the load generator leaves the nodes some CPU.
+/// Pause after a rejection, so that the load generator leaves the nodes some CPU time.
 const REFUSED_PAUSE: Duration = Duration::from_millis(10);
 
-/// Memory that a node is configured to use for what any load leaves behind.
+/// Memory that a node is configured to use for data that any load leaves behind.
 const CONFIGURED_BYTES: usize = CLIENT_MEMORY_BYTES_DEFAULT
     + HISTORY_BYTES_MAX
     + LOG_CACHE_BYTES_MAX
@@ -51,19 +51,19 @@ pub struct Stage {
     directory: PathBuf,
     leader: Leader,
     scale: f64,
-    /// How long the load lasts at most. A load may shorten it before it begins.
+    /// Maximum length of the load. A load may shorten it before it begins.
     pub length: Duration,
-    /// Live keys and values that the load adds on each node at most.
+    /// Maximum size of the live keys and values that the load adds on each node.
     pub data_bytes: u64,
     /// Whether the load sends an `Idempotency-Key`, so that results are remembered.
     pub remembers: bool,
-    /// What is said of the load beside its figures.
+    /// Remarks for the report.
     pub notes: Vec<String>,
     pub crowd: Crowd,
     begun: Option<Begun>,
 }
 
-/// What each client of a load has.
+/// State of each client of a load.
 #[derive(Clone)]
 pub struct Crowd {
     pub leader: SocketAddr,
@@ -89,10 +89,10 @@ pub struct Figures {
     pub probe: Probe,
     pub looks: u64,
     pub looks_unanswered: u64,
-    /// Resident memory of each node, when the load began and at most.
+    /// Resident memory of each node: when the load began, and its maximum since.
     pub idle_bytes: Vec<u64>,
     pub peak_bytes: Vec<u64>,
-    /// What a node may use for the load's data, and for what it is configured to keep.
+    /// Memory that a node may use for the load's data and for what it is configured to keep.
     pub expected_bytes: u64,
     pub node_cores: Vec<f64>,
     pub load_cores: f64,
@@ -101,7 +101,7 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// Of the node that grew most.
+    /// Memory growth of the node that grew most.
     pub fn growth_bytes(&self) -> u64 {
         let grown = self.idle_bytes.iter().zip(&self.peak_bytes).map(|(idle, peak)| peak.saturating_sub(*idle));
         grown.max().unwrap_or_default()
@@ -145,10 +145,10 @@ impl Stage {
         self.notes.push(note);
     }
 
-    /// Ends the preparations: from here on all is measured.
+    /// Ends the preparation and begins the measurement.
     pub async fn begin(&mut self) -> Result<()> {
         self.cluster.check_running()?;
-        // Preparing may have cost an election.
+        // The preparation may have caused an election.
         let leader = self.wait_for_leader().await?;
         self.leader = leader;
         (self.crowd.leader, self.crowd.follower) = roles(&self.cluster, leader)?;
@@ -172,7 +172,7 @@ impl Stage {
         self.finish_clients(running).await
     }
 
-    /// Clients that send one request again and again, until the load ends.
+    /// Runs clients that send one request repeatedly until the load ends.
     pub async fn repeat(&self, clients: usize, request: Request) -> Result<()> {
         self.run(clients, |crowd, _| crowd.repeat(request.clone())).await
     }
@@ -184,7 +184,7 @@ impl Stage {
         (0..clients).map(|client| run(self.crowd.clone(), client)).collect()
     }
 
-    /// Waits for the clients, or for the end of the load. Their errors have been counted.
+    /// Waits for the clients, or for the end of the load. The clients have already counted their errors.
     pub async fn finish_clients(&self, mut running: JoinSet<std::io::Result<()>>) -> Result<()> {
         let all = async {
             while let Some(ended) = running.join_next().await {
@@ -197,7 +197,7 @@ impl Stage {
         timeout_at(self.crowd.deadline, all).await.unwrap_or(Ok(()))
     }
 
-    /// Puts so many keys, `<prefix>00000000` and so on, each with its `value`; existing ones are replaced.
+    /// Puts this many keys, `<prefix>00000000` and so on, each with `value`; replaces existing ones.
     pub async fn fill(&self, prefix: &'static str, keys: usize, value: &str) -> Result<()> {
         let value: Arc<str> = value.into();
         self.fill_with(keys, prefix.len() + value.len(), move |number, _| {
@@ -206,7 +206,7 @@ impl Stage {
         .await
     }
 
-    /// Sends operations as transactions; `operation` gets the number of each, and when it is sent.
+    /// Sends operations as transactions. `operation` gets the number of each operation when it is sent.
     pub async fn fill_with(
         &self,
         operations: usize,
@@ -257,7 +257,7 @@ impl Stage {
         client.send(&Request::get("/v1/cluster/hash")).await?;
         let mut body = Vec::new();
         client.finish(|bytes| body.extend_from_slice(bytes)).await?;
-        let hash: Hash = serde_json::from_slice(&body).context("unexpected answer to a request for the hash")?;
+        let hash: Hash = serde_json::from_slice(&body).context("unexpected response to a request for the hash")?;
         Ok(hash.revision)
     }
 
@@ -266,13 +266,13 @@ impl Stage {
         let of_node = |node_id| {
             let log = self.directory.join(format!("node-{node_id}/log"));
             let files = std::fs::read_dir(&log).with_context(|| format!("cannot read `{}`", log.display()))?;
-            // A file may be removed meanwhile.
+            // The node may remove a file meanwhile.
             Ok(files.flatten().filter_map(|file| Some(file.metadata().ok()?.len())).sum())
         };
         self.cluster.node_ids().map(of_node).collect()
     }
 
-    /// Ends the load, and goes on to observe for a while.
+    /// Ends the load, and observes the cluster for a while longer.
     pub async fn finish(&mut self, rest: Duration) -> Result<Figures> {
         let begun = self.begun.take().context("the load never began")?;
         let seconds = begun.at.elapsed().as_secs_f64();
@@ -320,9 +320,9 @@ impl Stage {
         self.cluster.check_running()
     }
 
-    /// Ends the nodes at once: their data is of no more use.
+    /// Kills the nodes: their data is no longer needed.
     pub fn kill(mut self) {
-        // An error says that a node has ended before, which was found out by then.
+        // An error only reports that a node had ended, which was detected earlier.
         let _ = self.cluster.kill();
     }
 }
@@ -330,7 +330,7 @@ impl Stage {
 /// The addresses of the leader and of a follower.
 fn roles(cluster: &OursCluster, leader: Leader) -> Result<(SocketAddr, SocketAddr)> {
     let follower = cluster.addresses().iter().find(|address| **address != leader.address);
-    Ok((leader.address, *follower.context("there is no follower")?))
+    Ok((leader.address, *follower.context("the cluster has no follower")?))
 }
 
 async fn call_until_done(client: &mut Client, request: &Request) -> Result<()> {
@@ -342,10 +342,10 @@ async fn call_until_done(client: &mut Client, request: &Request) -> Result<()> {
         }
         tokio::time::sleep(FILL_PAUSE).await;
     }
-    bail!("answered {status} {FILL_ATTEMPTS_MAX} times")
+    bail!("the node returned {status} {FILL_ATTEMPTS_MAX} times")
 }
 
-/// Sends a request; returns how long its response asks to wait before the next one.
+/// Sends a request; returns how long the response asks to wait before the next one.
 async fn call_for_pause(client: &mut Client, request: &Request) -> std::io::Result<Duration> {
     client.send(request).await?;
     let mut body = Vec::new();
@@ -359,12 +359,12 @@ impl Crowd {
         Client::connect(self.leader, &self.tally).await
     }
 
-    /// A connection of which nothing is read.
+    /// Opens a connection that reads nothing.
     pub async fn connect_unread(&self) -> std::io::Result<Client> {
         Client::connect_unread(self.leader, &self.tally).await
     }
 
-    /// Sends a request again and again, each when the answer to the one before has come. It never returns.
+    /// Repeats a request, each time after the response to the one before. Never returns.
     pub async fn repeat(self, request: Request) -> std::io::Result<()> {
         loop {
             if let Ok(mut client) = self.connect().await {
@@ -378,7 +378,7 @@ impl Crowd {
         }
     }
 
-    /// The same, but waits as long as each rejection asks it to.
+    /// Like [`Crowd::repeat`], but waits as long as each rejection asks.
     pub async fn repeat_as_asked(self, request: Request) -> std::io::Result<()> {
         loop {
             if let Ok(mut client) = self.connect().await {

@@ -21,7 +21,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 #[derive(Clone)]
 pub struct OursOptions {
     pub server: PathBuf,
-    /// Given to every node after the ones the bench gives.
+    /// Given to every node after the bench's own arguments.
     pub server_arguments: Vec<String>,
 }
 
@@ -33,7 +33,7 @@ pub struct OursCluster {
     processes: Vec<ServerProcess>,
 }
 
-/// The part of `GET /metrics` that the bench reads.
+/// The part of `GET /metrics` that the bench uses.
 #[derive(Debug, Deserialize)]
 pub struct Metrics {
     pub current_term: u64,
@@ -64,7 +64,7 @@ impl Metrics {
 }
 
 impl OursCluster {
-    /// A new cluster of three voters, in a directory that does not exist yet.
+    /// Creates a cluster of three voters in `data_directory`, which must not exist yet.
     pub async fn create(options: &OursOptions, data_directory: &Path) -> Result<Self> {
         let ports = free_ports(NODE_COUNT as usize)?;
         std::fs::create_dir_all(data_directory)
@@ -78,7 +78,7 @@ impl OursCluster {
         cluster.start_nodes()?;
         for node_id in 1..=NODE_COUNT {
             cluster
-                .eventually(&format!("node {node_id} answers"), async |cluster| {
+                .eventually(&format!("node {node_id} responds"), async |cluster| {
                     cluster.metrics(node_id).await.map(|_| ())
                 })
                 .await?;
@@ -88,8 +88,8 @@ impl OursCluster {
         Ok(cluster)
     }
 
-    /// Repeats what fails, within the deadline: right after `/init` a server may
-    /// still be busy with its first membership and answer 409.
+    /// Retries until the deadline: right after `/init` a node may still apply its first membership and return
+    /// 409.
     async fn form(&mut self) -> Result<()> {
         let mut first = HttpConnection::connect(self.addresses[0]).await?;
         first.call::<Value>(Method::POST, "/init", ()).await?;
@@ -111,7 +111,7 @@ impl OursCluster {
         Ok(())
     }
 
-    /// Stops the nodes, and starts them with `server_arguments` on the same data.
+    /// Stops the nodes and restarts them with `server_arguments` on the same data.
     pub async fn restart(&mut self, server_arguments: Vec<String>) -> Result<()> {
         stop_all(std::mem::take(&mut self.processes));
         self.options.server_arguments = server_arguments;
@@ -119,7 +119,7 @@ impl OursCluster {
         self.wait_until_ready().await
     }
 
-    /// Kills all nodes at once; they stay down until `revive`.
+    /// Kills all nodes at once. They stay down until `revive`.
     pub fn kill(&mut self) -> Result<()> {
         kill_all(std::mem::take(&mut self.processes))
     }
@@ -142,7 +142,7 @@ impl OursCluster {
                 .arg("--data-dir")
                 .arg(&self.data_directory)
                 .args(&self.options.server_arguments);
-            // What is measured is what the report says was started.
+            // Settings from the environment would not appear in the report.
             for (name, _) in std::env::vars_os() {
                 if name.as_encoded_bytes().starts_with(b"RKV_") {
                     command.env_remove(name);
@@ -155,7 +155,7 @@ impl OursCluster {
         Ok(())
     }
 
-    /// All three nodes are voters, name the same leader, and it serves reads.
+    /// Waits until all three nodes are voters and agree on a leader that serves reads.
     async fn wait_until_ready(&mut self) -> Result<()> {
         self.eventually("the cluster is ready", async |cluster| {
             let leader = cluster.leader().await?;
@@ -176,7 +176,7 @@ impl OursCluster {
                 Err(error) if Instant::now() >= deadline => {
                     let logs = self.data_directory.display();
                     return Err(error.context(format!(
-                        "waited {READY_TIMEOUT:?} in vain until {what} (logs: `{logs}/node-*.log`)"
+                        "timed out after {READY_TIMEOUT:?} waiting until {what} (logs: `{logs}/node-*.log`)"
                     )));
                 }
                 Err(_) => tokio::time::sleep(POLL_INTERVAL).await,
@@ -205,7 +205,7 @@ impl OursCluster {
         self.processes.iter().map(ServerProcess::resident_bytes).collect()
     }
 
-    /// The most resident memory of each node since `reset_peaks`.
+    /// Maximum resident memory of each node since `reset_peaks`.
     pub fn peak_bytes(&self) -> Result<Vec<u64>> {
         self.processes.iter().map(ServerProcess::peak_bytes).collect()
     }
@@ -214,7 +214,7 @@ impl OursCluster {
         self.processes.iter().try_for_each(ServerProcess::reset_peak)
     }
 
-    /// An error that says why, if a node has ended.
+    /// Returns an error with the reason if a node has ended.
     pub fn check_running(&mut self) -> Result<()> {
         self.processes.iter_mut().try_for_each(ServerProcess::check_running)
     }
@@ -224,21 +224,21 @@ impl OursCluster {
         connection.call(Method::GET, "/metrics", ()).await.with_context(|| format!("node {node_id}"))
     }
 
-    /// The leader that all three nodes agree on.
+    /// The leader that all three nodes report.
     pub async fn leader(&self) -> Result<Leader> {
         let voters: Vec<u64> = self.node_ids().collect();
         let mut agreed = None;
         for node_id in self.node_ids() {
             let metrics = self.metrics(node_id).await?;
             let configs = &metrics.membership_config.membership.configs;
-            ensure!(*configs == [voters.clone()], "node {node_id} has the voters {configs:?} yet");
+            ensure!(*configs == [voters.clone()], "node {node_id} still has the voters {configs:?}");
             let Some(leader_id) = metrics.current_leader else {
                 bail!("node {node_id} knows no leader");
             };
             let leader = Leader { id: leader_id, term: metrics.current_term, address: self.address(leader_id) };
             let first = *agreed.get_or_insert(leader);
-            ensure!(first == leader, "nodes 1 and {node_id} name different leaders: {first:?} and {leader:?}");
+            ensure!(first == leader, "nodes 1 and {node_id} report different leaders: {first:?} and {leader:?}");
         }
-        agreed.context("there are no nodes")
+        agreed.context("the cluster has no nodes")
     }
 }

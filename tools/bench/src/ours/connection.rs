@@ -1,4 +1,4 @@
-//! One client's HTTP/1.1 connection.
+//! A client's HTTP/1.1 connection.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use crate::target::VALUE_BYTES;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Management calls: a learner is added when it has caught up.
+/// Long enough for management calls: adding a learner waits until it has caught up.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 const QUOTED_BODY_BYTES_MAX: usize = 200;
 
@@ -33,7 +33,7 @@ impl HttpConnection {
             let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
             let (requests, connection) = http1::handshake(TokioIo::new(stream)).await?;
-            // Its errors reach the requests that were waiting for it.
+            // An error of the connection also fails the requests that wait for it.
             tokio::spawn(connection);
             anyhow::Ok(requests)
         };
@@ -49,8 +49,8 @@ impl HttpConnection {
         self.requests.is_closed()
     }
 
-    /// `key` and `value` must need no escaping in JSON: the body is put together
-    /// rather than serialised, as the load is to cost as little as it can.
+    /// `key` and `value` must need no escaping in JSON: the body is concatenated instead of serialized, to
+    /// keep the load cheap.
     pub async fn write(&mut self, key: &str, value: &str) -> Result<()> {
         let mut body = String::with_capacity(key.len() + value.len() + 32);
         body.push_str(r#"{"Set":{"key":""#);
@@ -63,7 +63,7 @@ impl HttpConnection {
         Ok(())
     }
 
-    /// The value as it stands in the answer; empty when there is no such key.
+    /// The value as encoded in the response; empty if the key does not exist.
     pub async fn consistent_read(&mut self, key: &str) -> Result<Bytes> {
         let mut body = String::with_capacity(key.len() + 2);
         body.push('"');
@@ -74,13 +74,13 @@ impl HttpConnection {
         let quoted = answer.slice(br#"{"Ok":"#.len()..answer.len() - 1);
         ensure!(
             quoted.len() >= 2 && quoted.starts_with(b"\"") && quoted.ends_with(b"\""),
-            "unexpected answer to a read: {}",
+            "unexpected response to a read: {}",
             quote(&answer)
         );
         Ok(quoted.slice(1..quoted.len() - 1))
     }
 
-    /// `PUT /v1/kv/{key}`; with a number, as a request that is done once.
+    /// `PUT /v1/kv/{key}`. With a number, the request carries an `Idempotency-Key`.
     pub async fn put(&mut self, key: &str, value: &'static str, once: Option<u128>) -> Result<()> {
         let uri = Uri::try_from(format!("/v1/kv/{key}"))?;
         let mut request = self.new_request(Method::PUT, uri, Bytes::from_static(value.as_bytes()));
@@ -90,11 +90,11 @@ impl HttpConnection {
         self.send(request).await.map(drop)
     }
 
-    /// `GET /v1/kv/{key}`, of a key that was written before.
+    /// `GET /v1/kv/{key}` of an existing key.
     pub async fn get(&mut self, key: &str) -> Result<()> {
         let uri = Uri::try_from(format!("/v1/kv/{key}"))?;
         let answer = self.send(self.new_request(Method::GET, uri, Bytes::new())).await?;
-        ensure!(answer.len() > VALUE_BYTES, "unexpected answer to a get: {}", quote(&answer));
+        ensure!(answer.len() > VALUE_BYTES, "unexpected response to a get: {}", quote(&answer));
         Ok(())
     }
 
@@ -110,16 +110,16 @@ impl HttpConnection {
         self.send(self.new_request(Method::POST, uri, body.into())).await.map(drop)
     }
 
-    /// The keys that are like this one in all but the last three digits.
+    /// Lists the keys that differ from this one only in the last three digits.
     pub async fn list(&mut self, key: &str) -> Result<()> {
         let prefix = &key[..key.len() - 3];
         let uri = Uri::try_from(format!("/v1/kv?prefix={prefix}"))?;
         let answer = self.send(self.new_request(Method::GET, uri, Bytes::new())).await?;
-        ensure!(answer.len() > 100_000, "unexpected answer to a list: {}", quote(&answer));
+        ensure!(answer.len() > 100_000, "unexpected response to a list: {}", quote(&answer));
         Ok(())
     }
 
-    /// A management call; gives what stands in the answer under `Ok`.
+    /// A management call; returns the `Ok` field of the response.
     pub async fn call<Answer: DeserializeOwned>(
         &mut self,
         method: Method,
@@ -132,7 +132,7 @@ impl HttpConnection {
             ok: Answer,
         }
 
-        // `()` is an empty body: `/init` wants it so, and a GET has none.
+        // `()` is an empty body, as `/init` and GET require.
         let body = match serde_json::to_string(&body)? {
             null if null == "null" => String::new(),
             json => json,
@@ -140,11 +140,11 @@ impl HttpConnection {
         let request = self.request(method, Uri::from_static(path), body.into());
         let answer = tokio::time::timeout(CALL_TIMEOUT, request)
             .await
-            .map_err(|_| anyhow!("no answer within {CALL_TIMEOUT:?}"))
+            .map_err(|_| anyhow!("no response within {CALL_TIMEOUT:?}"))
             .flatten()
             .with_context(|| format!("{path} failed"))?;
         let envelope: Envelope<Answer> = serde_json::from_slice(&answer)
-            .with_context(|| format!("unexpected answer to {path}: {}", quote(&answer)))?;
+            .with_context(|| format!("unexpected response to {path}: {}", quote(&answer)))?;
         Ok(envelope.ok)
     }
 
@@ -152,7 +152,7 @@ impl HttpConnection {
         let mut request = self.new_request(method, uri, body);
         request.headers_mut().insert(CONTENT_TYPE, const { HeaderValue::from_static("application/json") });
         let body = self.send(request).await?;
-        ensure!(body.starts_with(br#"{"Ok":"#), "answered {}", quote(&body));
+        ensure!(body.starts_with(br#"{"Ok":"#), "the node returned {}", quote(&body));
         Ok(body)
     }
 
@@ -169,7 +169,7 @@ impl HttpConnection {
         let response = self.requests.send_request(request).await?;
         let status = response.status();
         let body = response.into_body().collect().await?.to_bytes();
-        ensure!(status == StatusCode::OK, "answered {status}: {}", quote(&body));
+        ensure!(status == StatusCode::OK, "the node returned {status}: {}", quote(&body));
         Ok(body)
     }
 }

@@ -1,4 +1,4 @@
-//! CPU control groups: how much of a core each node may use.
+//! CPU control groups that limit each node to a share of a core.
 
 use std::fs;
 use std::io;
@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 const ROOT: &str = "/sys/fs/cgroup";
-/// All groups of ours begin so, followed by the bench's pid.
+/// Prefix of the name of each group; the bench's pid follows.
 const NAME_PREFIX: &str = "raft-key-value-bench-";
-/// Short, so that a node that has used up its part waits for milliseconds: with the
-/// kernel's usual 100 ms, pauses would be measured rather than a slow machine.
+/// Short, so that a node that has used up its share waits only for milliseconds. With the kernel's default of
+/// 100 ms, the figures would show pauses instead of a slow machine.
 const PERIOD_US: u64 = 5_000;
-/// The least that the kernel takes.
+/// The kernel's minimum.
 const QUOTA_US_MIN: u64 = 1_000;
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The groups go with it, so the processes in them must have ended by then.
+/// Removes the groups when dropped. The processes in them must have ended by then.
 pub struct CpuLimits {
     hierarchy: Hierarchy,
     groups: Vec<PathBuf>,
@@ -25,7 +25,7 @@ pub struct CpuLimits {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Hierarchy {
-    /// Where version 1 has its `cpu` controller.
+    /// Mount point of the version 1 `cpu` controller.
     V1(PathBuf),
     V2(PathBuf),
 }
@@ -44,11 +44,11 @@ impl Quota {
 }
 
 impl CpuLimits {
-    /// Fails before anything is started where there can be no limits.
+    /// Fails if limits are unavailable, before anything is started.
     pub fn prepare() -> Result<Self> {
         // SAFETY: geteuid only reads.
         let is_root = unsafe { libc::geteuid() } == 0;
-        ensure!(is_root, "overload puts the nodes into CPU control groups, which takes root");
+        ensure!(is_root, "overload must run as root, because it uses CPU control groups");
         let hierarchy = Hierarchy::find(Path::new(ROOT))?;
         if let Hierarchy::V2(directory) = &hierarchy {
             write(&directory.join("cgroup.subtree_control"), "+cpu")?;
@@ -57,8 +57,8 @@ impl CpuLimits {
         Ok(Self { hierarchy, groups: Vec::new() })
     }
 
-    /// Gives each process a group of its own. A server that runs already has sized
-    /// its thread pools by the machine, as if it were only a slow one.
+    /// Gives each process a group of its own. A running server has already sized its thread pools by the
+    /// whole machine, so the limit only makes the machine slower.
     pub fn apply(&mut self, pids: &[libc::pid_t], cores_each: f64) -> Result<()> {
         let quota = Quota::of_cores(cores_each);
         for (pid, number) in pids.iter().zip(1..) {
@@ -76,7 +76,7 @@ impl Drop for CpuLimits {
     fn drop(&mut self) {
         let deadline = Instant::now() + REMOVE_TIMEOUT;
         for group in &self.groups {
-            // A process leaves its group a moment after it was waited for.
+            // A process leaves its group shortly after it was waited for.
             while let Err(error) = fs::remove_dir(group) {
                 if Instant::now() >= deadline {
                     eprintln!("cannot remove `{}`: {error}", group.display());
@@ -121,7 +121,7 @@ impl Hierarchy {
         }
     }
 
-    /// Removes the groups of runs that were killed: their processes died with them.
+    /// Removes the groups of killed runs, whose processes have ended with them.
     fn remove_left_over(&self) {
         for entry in fs::read_dir(self.directory()).into_iter().flatten().flatten() {
             let name = entry.file_name();
@@ -129,7 +129,7 @@ impl Hierarchy {
             if let Some(pid) = pid
                 && !Path::new("/proc").join(pid).exists()
             {
-                // One with processes in it cannot be removed, and is not to be.
+                // A group with processes cannot be removed, and must not be.
                 let _ = fs::remove_dir(entry.path());
             }
         }
@@ -145,7 +145,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
 mod tests {
     use super::*;
 
-    /// The period is short, but for parts of a core that are too small for it.
+    /// The period is short, except for shares of a core that are too small for it.
     #[test]
     fn a_quota_is_its_part_of_the_period() {
         assert_eq!(Quota::of_cores(0.2), Quota { quota_us: 1_000, period_us: 5_000 });
@@ -154,7 +154,7 @@ mod tests {
         assert_eq!(Quota::of_cores(0.1), Quota { quota_us: 1_000, period_us: 10_000 });
     }
 
-    /// Version 2 where it has the controller, else version 1, else an error.
+    /// Version 2 is used if it has the controller, otherwise version 1; with neither, `find` fails.
     #[test]
     fn the_hierarchy_is_the_one_with_the_controller() {
         let root = std::env::temp_dir().join(format!("bench-cpu-limit-{}", std::process::id()));

@@ -1,4 +1,4 @@
-//! The report's section.
+//! The section of the report.
 
 use super::{Figures, KEYS, Latency, Overload, PEAK_WARM_UP, best_of};
 use crate::arguments::Receivers;
@@ -9,16 +9,16 @@ use crate::target::VALUE_BYTES;
 impl Figures {
     pub fn markdown(&self) -> String {
         let receivers = match self.receivers {
-            Receivers::All => "over all three nodes in turn",
+            Receivers::All => "to all three nodes in turn",
             Receivers::Leader => "to the leader only",
         };
         format!(
             "## Offered {}× what it can carry\n\n{}\n\
-             Three nodes, each with {} of a core (a CPU control group), and `PUT /v1/kv/{{key}}` with values of \
-             {VALUE_BYTES} bytes over {} keys. The peak is the most that clients of a closed loop, spread over all \
-             nodes, got done. Then requests fell due at {}× that for {} s, evenly spread over time and {receivers}, \
-             whatever became of those before; {} connections sent them, and one that found none free within a second \
-             was not sent.\n\n{}\n{}\n{}\n{}",
+             Three nodes, each limited to {} of a core by a CPU control group. The load is `PUT /v1/kv/{{key}}` with \
+             values of {VALUE_BYTES} bytes over {} keys. The peak is the highest throughput of closed-loop clients, spread \
+             over all nodes. Requests then become due at {}× the peak for {} s, evenly spread over time and independent of \
+             earlier outcomes, and go {receivers}. {} connections send them; a request that finds no free connection \
+             within a second is not sent.\n\n{}\n{}\n{}\n{}",
             self.factor,
             self.environment.markdown(),
             self.node_cores,
@@ -67,9 +67,9 @@ impl Figures {
         let mut text = format!(
             "- memory of the nodes: {} MiB before, at most {} MiB\n\
              - cores used by the nodes: {}; by the load: {:.2}, which was at most {} ms behind its schedule; \
-             by anything else: {:.2}\n\
-             - `GET /metrics`: {} looks, {} unanswered, the slowest took {} ms\n\
-             - (term, leader): ({}, {}) when the peak had been measured, and since then on any node: {:?}\n",
+             by other processes: {:.2}\n\
+             - `GET /metrics`: {} polls, {} without a response, the slowest took {} ms\n\
+             - (term, leader): ({}, {}) after the measurement of the peak, and since then on any node: {:?}\n",
             mebibytes(&self.memory.bytes_first),
             mebibytes(&self.memory.bytes_max),
             nodes.join(", "),
@@ -89,10 +89,10 @@ impl Figures {
             .map(|(code, count)| format!("{} `{code}`", thousands(*count as f64)))
             .collect();
         if !codes.is_empty() {
-            text += &format!("- refusals: {}\n", codes.join(", "));
+            text += &format!("- rejections: {}\n", codes.join(", "));
         }
         if let Some(first_error) = &overload.first_error {
-            text += &format!("- the first that was neither done nor refused: {first_error}\n");
+            text += &format!("- first request that was neither done nor rejected: {first_error}\n");
         }
         text
     }
@@ -119,20 +119,20 @@ impl Overload {
             row("not sent", self.counts.not_sent),
             row("sent", self.counts.sent()),
             row("… done", self.counts.done),
-            row("… refused, not applied", self.counts.refused),
+            row("… rejected, not applied", self.counts.refused),
             row("… unknown", self.counts.unknown),
-            row("… answered otherwise", self.counts.other),
+            row("… other responses", self.counts.other),
             row("… broken", self.counts.broken),
             format!(
-                "\nDone in a second: {} in the lowest, {} in the median, {} in the highest.\n\n",
+                "\nDone per second: minimum {}, median {}, maximum {}.\n\n",
                 thousands(in_a_second.min),
                 thousands(in_a_second.median),
                 thousands(in_a_second.max),
             ),
             "| latency | p50 ms | p90 ms | p99 ms | max ms |\n| --- | --- | --- | --- | --- |\n".to_owned(),
             latency("done", &self.done_latency),
-            latency("done, from when it fell due", &self.done_latency_since_due),
-            latency("refused", &self.refused_latency),
+            latency("done, from its due time", &self.done_latency_since_due),
+            latency("rejected", &self.refused_latency),
         ]
         .concat()
     }

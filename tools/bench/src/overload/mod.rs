@@ -1,9 +1,8 @@
-//! What a cluster does when it is offered several times what it can carry.
+//! Measures what a cluster does when it is offered several times the load that it can carry.
 //!
-//! Each node gets a small part of a core, so that the load generator has the CPU
-//! time to offer that much on the same machine. First the cluster's peak is found
-//! with closed loops; then requests fall due at a multiple of that, whether or not
-//! they are answered; at last the closed loop runs once more.
+//! Each node gets a small share of a core, so that the load generator has enough CPU time to offer that much
+//! on the same machine. Closed loops first find the cluster's peak. Requests then become due at a multiple of
+//! the peak, whether or not earlier ones have completed. Finally the closed loop runs once more.
 
 mod cpu_limit;
 mod markdown;
@@ -38,7 +37,7 @@ const KEYS: u64 = 10_000;
 const FILL_CLIENTS: usize = 64;
 const PEAK_CLIENTS: [usize; 5] = [32, 64, 128, 256, 512];
 const PEAK_WARM_UP: Duration = Duration::from_secs(1);
-/// Between the overload and the measurement of what is left of the peak.
+/// Pause between the overload and the second measurement of the peak.
 const REST: Duration = Duration::from_secs(1);
 
 const GOODPUT_RATIO_MIN: f64 = 0.8;
@@ -56,7 +55,7 @@ struct Figures {
     peak: Vec<PeakPoint>,
     overload: Overload,
     memory: Memory,
-    /// When the peak had been measured.
+    /// The leader when the peak had been measured.
     leader_id: u64,
     term: u64,
     views: Views,
@@ -102,7 +101,7 @@ pub async fn run(arguments: &OverloadArguments) -> Result<Verdict> {
     ensure!(arguments.factor > 0.0, "--factor must be more than 0, not {}", arguments.factor);
     let options = our_server(&arguments.common)?;
     let environment = Environment::gather(&[&options.server])?;
-    // Before the cluster, so that it is dropped after it: a group must be empty to go.
+    // Declared before the cluster, so that it is dropped after it: only an empty group can be removed.
     let mut limits = CpuLimits::prepare()?;
     raise_open_files_limit()?;
     let workspace = Workspace::create(&arguments.common, "overload")?;
@@ -115,7 +114,7 @@ pub async fn run(arguments: &OverloadArguments) -> Result<Verdict> {
     let best = best_of(&peak).context("no peak was measured")?;
     let leader = cluster.leader().await?;
     println!(
-        "the peak is {}/s with {} clients; node {} leads in term {}",
+        "peak: {}/s with {} clients; node {} leads in term {}",
         thousands(best.measurement.operations_per_second),
         best.clients,
         leader.id,
@@ -196,7 +195,7 @@ async fn measure_closed(arguments: &OverloadArguments, cluster: &OursCluster, cl
     Ok(PeakPoint { clients, measurement })
 }
 
-/// The open loop, and what is watched beside it.
+/// Runs the open loop, and records memory, terms and leaders meanwhile.
 async fn offer(
     arguments: &OverloadArguments,
     cluster: &OursCluster,
@@ -215,7 +214,7 @@ async fn offer(
         connections: arguments.connections.into(),
         key_count: KEYS,
     };
-    println!("{} requests/s fall due for {} s", thousands(rate_per_second), plan.seconds);
+    println!("offering {} requests/s for {} s", thousands(rate_per_second), plan.seconds);
     let (load, tasks) = OpenLoop::start(&plan, &addresses).await?;
     let pids = cluster.pids();
     let cores = tokio::select! {
@@ -226,7 +225,7 @@ async fn offer(
     Ok(Overload::new(&load, load.tally()?, cores))
 }
 
-/// The cores used while requests fell due; waits for the last answers too.
+/// Returns the cores used while requests became due; also waits for the last responses.
 async fn run_to_end(load: &OpenLoop, tasks: Tasks, pids: &[libc::pid_t]) -> Result<cpu::Cores> {
     tokio::time::sleep_until(load.schedule.begin.into()).await;
     let before = cpu::Sample::take(pids)?;
@@ -259,7 +258,7 @@ impl Overload {
         count as f64 / self.seconds as f64
     }
 
-    /// What was done while requests fell due, not what was finished after.
+    /// Counts requests that completed while requests became due, and not those that completed later.
     fn goodput_per_second(&self) -> f64 {
         self.per_second(self.done_by_second.iter().sum())
     }
@@ -285,20 +284,20 @@ fn goals(best: &PeakPoint, overload: &Overload, memory: &Memory, elections: u64)
     let goal = |what: &str, limit, measured, unit| Goal { what: what.to_owned(), limit, measured, unit };
     vec![
         goal(
-            "writes/s under overload, to the peak",
+            "writes/s under overload ÷ peak",
             Limit::AtLeast(GOODPUT_RATIO_MIN),
             overload.goodput_per_second() / best.measurement.operations_per_second,
             "×",
         ),
         goal(
-            "p99 of a refusal",
+            "p99 of a rejection",
             Limit::AtMost(REFUSED_P99_MS_MAX),
             overload.refused_latency.us_p99 as f64 / 1000.0,
             " ms",
         ),
-        goal("refused", Limit::AtLeast(1.0), overload.counts.refused as f64, ""),
+        goal("rejected", Limit::AtLeast(1.0), overload.counts.refused as f64, ""),
         goal(
-            "neither done nor refused",
+            "neither done nor rejected",
             Limit::AtMost(0.0),
             (overload.counts.unknown + overload.counts.other + overload.counts.broken) as f64,
             "",

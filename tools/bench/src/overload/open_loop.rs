@@ -1,9 +1,8 @@
-//! The open-loop load: requests fall due by the clock, whatever became of those
-//! before.
+//! The open-loop load: requests become due by the clock, independent of the outcome of earlier ones.
 //!
-//! Each node has a queue of requests that are due and a fixed number of connections
-//! that take from it, a task each; a request costs no task, and no lock is held
-//! while it is under way. One that finds no free connection in time is not sent.
+//! Each node has a queue of due requests and a fixed number of connections, one task each, that take requests
+//! from it. A request costs no task, and no lock is held while it is in progress. A request that finds no
+//! free connection in time is not sent.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -21,37 +20,37 @@ use tokio::time::MissedTickBehavior;
 use super::plain_http::{Answer, Outcome, PlainConnection};
 use crate::load::{latency_histogram, shares};
 
-/// How often it is looked what has fallen due; a late look makes up for it.
+/// Interval between checks for due requests. A late check queues all that became due since the last one.
 const TICK: Duration = Duration::from_millis(1);
 /// How long a request waits for a connection.
 const WAIT_MAX: Duration = Duration::from_secs(1);
-/// Few enough that they overload nothing yet.
+/// Few enough not to overload a node.
 const OPENED_AT_ONCE: usize = 32;
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
-/// From the last connection to the first request, for the tasks to start.
+/// Time between the last connection and the first request, in which the tasks start.
 const LEAD_TIME: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Debug)]
 pub struct OpenPlan {
     pub rate_per_second: f64,
     pub seconds: u64,
-    /// To all nodes together.
+    /// Total for all nodes.
     pub connections: usize,
-    /// Keys are drawn evenly from the first `key_count`.
+    /// Keys are drawn uniformly from the first `key_count`.
     pub key_count: u64,
 }
 
-/// A load that runs; what it saw so far can be looked at meanwhile.
+/// A running load, whose figures can be read meanwhile.
 pub struct OpenLoop {
     pub schedule: Schedule,
     nodes: Vec<Arc<Node>>,
     late_us_max: Arc<AtomicU64>,
 }
 
-/// Its tasks; they end with it.
+/// The tasks of the load. Dropping them ends it.
 pub type Tasks = JoinSet<()>;
 
-/// When which request falls due: evenly spread over time.
+/// The due times of the requests, evenly spread over time.
 #[derive(Clone, Copy, Debug)]
 pub struct Schedule {
     pub begin: Instant,
@@ -66,41 +65,40 @@ struct Node {
     tally: Mutex<Tally>,
 }
 
-/// Requests of one node that are due and wait for a connection, first come, first
-/// served: by when they fell due.
+/// Due times of one node's requests that wait for a connection, in order.
 ///
-/// Each has a permit, or a connection has taken the permit and is about to take
-/// the request. So it is bounded by what falls due in `WAIT_MAX`.
+/// Each request has a permit, or a connection has taken the permit and is about to take the request. The
+/// length is therefore bounded by the requests that become due in `WAIT_MAX`.
 struct Queue {
     due: Mutex<VecDeque<Instant>>,
     permits: Semaphore,
     not_sent: AtomicU64,
 }
 
-/// What became of the requests.
+/// Outcomes of the requests.
 #[derive(Clone)]
 pub struct Tally {
     pub counts: Counts,
     pub refusals_by_code: BTreeMap<String, u64>,
-    /// Of all but the refusals.
+    /// Of a request that was neither done nor rejected.
     pub first_error: Option<String>,
-    /// From sending.
+    /// Latency from sending.
     pub done_us: Histogram<u32>,
     pub refused_us: Histogram<u32>,
     pub done_since_due_us: Histogram<u32>,
-    /// Answers in each second since the beginning; later ones are in none.
+    /// Responses in each second since the start. Later responses are in none of them.
     pub done_by_second: Vec<u64>,
 }
 
-/// How many requests came to which end.
+/// The number of requests with each outcome.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     pub done: u64,
     pub refused: u64,
     pub unknown: u64,
-    /// Answered, but with none of these.
+    /// Responses that are neither success nor rejection.
     pub other: u64,
-    /// The connection broke, or there was no answer.
+    /// The connection broke, or no response arrived.
     pub broken: u64,
     pub not_sent: u64,
 }
@@ -115,7 +113,7 @@ impl Schedule {
         self.begin + Duration::from_secs(self.seconds)
     }
 
-    /// How many requests fall due until `now`.
+    /// The number of requests due by `now`.
     pub fn due_until(&self, now: Instant) -> u64 {
         let elapsed = now.saturating_duration_since(self.begin).as_secs_f64();
         ((elapsed * self.rate_per_second) as u64).min(self.count)
@@ -127,7 +125,7 @@ impl Schedule {
 }
 
 impl OpenLoop {
-    /// Opens all connections, and starts soon after.
+    /// Opens all connections, and starts soon afterwards.
     pub async fn start(plan: &OpenPlan, addresses: &[SocketAddr]) -> Result<(Self, Tasks)> {
         let mut nodes = Vec::new();
         let mut connections = Vec::with_capacity(plan.connections);
@@ -147,7 +145,7 @@ impl OpenLoop {
         Ok((Self { schedule, nodes, late_us_max }, tasks))
     }
 
-    /// What became of the requests so far, on all nodes.
+    /// Outcomes so far, over all nodes.
     pub fn tally(&self) -> Result<Tally> {
         let mut total = Tally::new(self.schedule.seconds)?;
         for node in &self.nodes {
@@ -157,15 +155,15 @@ impl OpenLoop {
         Ok(total)
     }
 
-    /// The longest that nothing looked at the clock: how far the load lagged behind
-    /// its schedule, because the generator had too little CPU time.
+    /// The longest delay of a check: how far the load lagged behind its schedule because the generator had
+    /// too little CPU time.
     pub fn late_us_max(&self) -> u64 {
         self.late_us_max.load(Ordering::Relaxed)
     }
 }
 
-/// A put goes over each at once: a node gives a new connection 5 s for its first
-/// request, and would close it while the others are opened, or before its turn.
+/// Each connection sends a put at once. A node gives a new connection 5 s for its first request, and would
+/// otherwise close it while the remaining ones are opened.
 async fn open_connections(address: SocketAddr, count: usize) -> Result<Vec<PlainConnection>> {
     let mut opening: JoinSet<Result<Vec<PlainConnection>>> = JoinSet::new();
     for share in shares(count, OPENED_AT_ONCE) {
@@ -186,7 +184,7 @@ async fn open_connections(address: SocketAddr, count: usize) -> Result<Vec<Plain
     Ok(all)
 }
 
-/// Waits until every request has been answered or given up.
+/// Waits until every request has an outcome.
 pub async fn finish(mut tasks: Tasks) -> Result<()> {
     while let Some(ended) = tasks.join_next().await {
         ended.context("a task of the load panicked")?;
@@ -194,7 +192,7 @@ pub async fn finish(mut tasks: Tasks) -> Result<()> {
     Ok(())
 }
 
-/// Puts what falls due into the nodes' queues in turn, and closes them at the end.
+/// Puts due requests into the nodes' queues in turn, and closes the queues at the end.
 async fn dispatch(schedule: Schedule, nodes: Vec<Arc<Node>>, late_us_max: Arc<AtomicU64>) {
     let mut ticks = tokio::time::interval_at(schedule.begin.into(), TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -221,7 +219,7 @@ async fn dispatch(schedule: Schedule, nodes: Vec<Arc<Node>>, late_us_max: Arc<At
     }
 }
 
-/// One connection's loop: takes what is due, sends it, notes what became of it.
+/// The loop of one connection: takes a due request, sends it, records its outcome.
 async fn serve_queue(
     node: Arc<Node>,
     mut connection: PlainConnection,
@@ -258,11 +256,11 @@ impl Queue {
         waiting.extend(due);
         let count = waiting.len() - before;
         drop(waiting);
-        // All at once: it wakes as many connections under one lock.
+        // Added in one call, which wakes as many connections under one lock.
         self.permits.add_permits(count);
     }
 
-    /// The next request that has not waited too long; `None` once it is all over.
+    /// The next request that has not waited too long; `None` when the queue is closed and empty.
     async fn take(&self) -> Option<Instant> {
         loop {
             self.permits.acquire().await.ok()?.forget();
@@ -274,7 +272,7 @@ impl Queue {
         }
     }
 
-    /// Takes out what has waited too long, when no connection gets to it.
+    /// Removes requests that have waited too long while every connection was busy.
     fn give_up(&self, now: Instant) {
         let has_expired = || lock(&self.due).front().is_some_and(|due| now.saturating_duration_since(*due) > WAIT_MAX);
         while has_expired()
@@ -287,7 +285,7 @@ impl Queue {
     }
 
     fn pop(&self) -> Instant {
-        lock(&self.due).pop_front().expect("there are as many requests as permits, taken or not")
+        lock(&self.due).pop_front().expect("every permit belongs to a queued request")
     }
 
     fn is_empty(&self) -> bool {
@@ -357,8 +355,9 @@ impl Tally {
             Outcome::Unknown => self.counts.unknown += 1,
             Outcome::Other => self.counts.other += 1,
         }
-        self.first_error
-            .get_or_insert_with(|| format!("answered {}: {}", answer.status, String::from_utf8_lossy(answer.body)));
+        self.first_error.get_or_insert_with(|| {
+            format!("the node returned {}: {}", answer.status, String::from_utf8_lossy(answer.body))
+        });
     }
 
     fn add(&mut self, other: &Self) -> Result<()> {
@@ -378,11 +377,10 @@ impl Tally {
 }
 
 fn record_us(histogram: &mut Histogram<u32>, latency_us: u64) {
-    histogram.record(latency_us).expect("a histogram that grows takes every latency");
+    histogram.record(latency_us).expect("an auto-resizing histogram accepts every latency");
 }
 
-/// What stands under `code` in an error's JSON; looked for rather than parsed, as
-/// the load is to cost as little as it can.
+/// The value of `code` in an error's JSON. Searched for instead of parsed, to keep the load cheap.
 fn error_code(body: &[u8]) -> &str {
     let text = std::str::from_utf8(body).unwrap_or_default();
     let code = text.split_once(r#""code":""#).and_then(|(_, rest)| rest.split_once('"'));
@@ -390,7 +388,7 @@ fn error_code(body: &[u8]) -> &str {
 }
 
 fn lock<Value>(mutex: &Mutex<Value>) -> std::sync::MutexGuard<'_, Value> {
-    mutex.lock().expect("whoever held it did not panic")
+    mutex.lock().expect("no holder of the lock panics")
 }
 
 #[cfg(test)]
@@ -402,8 +400,7 @@ mod tests {
         Schedule::new(Instant::now(), &plan)
     }
 
-    /// However late a look comes, it finds all that was due by then, and no more
-    /// than there is in all.
+    /// A late check finds all requests due by then, and never more than the total.
     #[test]
     fn a_late_look_catches_up() {
         let schedule = schedule(1_000.0, 2);
@@ -425,8 +422,8 @@ mod tests {
         }
     }
 
-    /// First in, first out; what waited too long is counted and never sent; and the
-    /// end is told when the queue is closed.
+    /// Requests leave in order; one that waited too long is counted and never sent; `take` returns `None`
+    /// after the queue was closed.
     #[tokio::test]
     async fn a_queue_gives_up_what_waited_too_long() {
         let queue = Node::new(SocketAddr::from(([127, 0, 0, 1], 1)), 1).unwrap().queue;
@@ -444,7 +441,7 @@ mod tests {
         assert_eq!(queue.take().await, None);
     }
 
-    /// Each outcome is counted once, and a latency only where it says something.
+    /// Each outcome is counted once, and latency is recorded only where it is meaningful.
     #[test]
     fn outcomes_are_counted_apart() {
         let mut tally = Tally::new(2).unwrap();

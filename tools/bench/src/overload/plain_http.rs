@@ -1,8 +1,8 @@
-//! A client's HTTP/1.1 connection that costs as little as one can.
+//! An HTTP/1.1 connection that costs as little CPU time as possible.
 //!
-//! What can be offered is bounded by what a request costs here, so there is no
-//! hyper in between: the request is the same bytes but for the digits of its key,
-//! sent by one write, and of the answer only what the figures need is looked at.
+//! The cost of a request bounds the load that can be offered, so this client does not use hyper. The bytes of
+//! a request are constant except for the digits of its key and are sent by one write; of the response, only
+//! the parts that the figures need are parsed.
 
 use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
@@ -15,14 +15,14 @@ use tokio::net::TcpStream;
 use crate::load;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// More than a node's own deadline of 5 s; what takes longer was forgotten.
+/// Longer than a node's own deadline of 5 s, after which no response is expected.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 pub struct PlainConnection {
     stream: TcpStream,
     request: Vec<u8>,
-    /// Where in `request` the key stands.
+    /// Position of the key in `request`.
     key_at: usize,
     key: String,
     answer: Vec<u8>,
@@ -32,13 +32,13 @@ pub struct PlainConnection {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Done,
-    /// Certainly not applied, and the node had no room for it.
+    /// Not applied, because the node had no capacity for it.
     Refused,
     Unknown,
     Other,
 }
 
-/// An answer, and when its request was sent and its last byte arrived.
+/// A response, with the times when its request was sent and its last byte arrived.
 pub struct Answer<'connection> {
     pub outcome: Outcome,
     pub status: u16,
@@ -70,21 +70,21 @@ impl PlainConnection {
         })
     }
 
-    /// The node said that this was the last answer, or the connection broke.
+    /// Whether the node announced the end of the connection, or the connection broke.
     pub fn is_closed(&self) -> bool {
         self.is_closed
     }
 
-    /// `PUT /v1/kv/{key}`; after an error the connection is of no more use.
+    /// `PUT /v1/kv/{key}`. After an error the connection must not be used again.
     pub async fn put(&mut self, key_number: u64) -> Result<Answer<'_>> {
         load::key(key_number, &mut self.key);
         let mut place = &mut self.request[self.key_at..][..self.key.len()];
         place.write_all(self.key.as_bytes())?;
-        self.is_closed = true; // Until there is an answer that says otherwise.
+        self.is_closed = true; // Until a response keeps it open.
         let sent = Instant::now();
         let (head, end) = tokio::time::timeout(ANSWER_TIMEOUT, self.exchange())
             .await
-            .map_err(|_| anyhow!("no answer within {ANSWER_TIMEOUT:?}"))
+            .map_err(|_| anyhow!("no response within {ANSWER_TIMEOUT:?}"))
             .flatten()?;
         let received = Instant::now();
         self.is_closed = head.closes;
@@ -92,21 +92,21 @@ impl PlainConnection {
         Ok(Answer { outcome: head.outcome(), status: head.status, sent, received, body })
     }
 
-    /// The answer's head, and where the answer ends.
+    /// Returns the head of the response and the position of the response's end.
     async fn exchange(&mut self) -> Result<(Head, usize)> {
         self.stream.write_all(&self.request).await.context("cannot send")?;
         self.answer.clear();
         loop {
             let count = self.stream.read_buf(&mut self.answer).await.context("cannot receive")?;
-            ensure!(count > 0, "closed before the answer was complete");
+            ensure!(count > 0, "the node closed the connection before the response was complete");
             let Some(head) = Head::parse(&self.answer)? else {
-                ensure!(self.answer.len() <= ANSWER_BYTES_MAX, "an answer with an endless head");
+                ensure!(self.answer.len() <= ANSWER_BYTES_MAX, "the response's head is too long");
                 continue;
             };
             let end = head.bytes + head.body_bytes;
-            ensure!(end <= ANSWER_BYTES_MAX, "an answer of {end} bytes to a put");
-            // One request is under way at a time, so what follows is no answer to any.
-            ensure!(self.answer.len() <= end, "bytes after the end of the answer");
+            ensure!(end <= ANSWER_BYTES_MAX, "the response to a put has {end} bytes");
+            // Only one request is in progress, so bytes after its response belong to none.
+            ensure!(self.answer.len() <= end, "bytes after the end of the response");
             if self.answer.len() == end {
                 return Ok((head, end));
             }
@@ -114,10 +114,10 @@ impl PlainConnection {
     }
 }
 
-/// What is looked at of an answer's head.
+/// The parts of a response's head that are used.
 #[derive(Debug, PartialEq, Eq)]
 struct Head {
-    /// Of the head itself, the empty line included.
+    /// Length of the head, including the empty line.
     bytes: usize,
     status: u16,
     body_bytes: usize,
@@ -138,30 +138,30 @@ impl Head {
         let Some(end) = answer.windows(END.len()).position(|window| window == END) else {
             return Ok(None);
         };
-        let text = std::str::from_utf8(&answer[..end]).context("the head is no UTF-8")?;
+        let text = std::str::from_utf8(&answer[..end]).context("the response's head is not UTF-8")?;
         let mut lines = text.split("\r\n");
         let status_line = lines.next().unwrap_or_default();
         let status = status_line.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
-        let status = status.with_context(|| format!("not a status line: {status_line}"))?;
+        let status = status.with_context(|| format!("invalid status line: {status_line}"))?;
         let mut body_bytes = None;
         let mut head = Head { bytes: end + END.len(), status, body_bytes: 0, raft_outcome: None, closes: false };
         for line in lines {
-            let (name, value) = line.split_once(':').with_context(|| format!("not a header: {line}"))?;
+            let (name, value) = line.split_once(':').with_context(|| format!("invalid header: {line}"))?;
             let value = value.trim();
             if name.eq_ignore_ascii_case("content-length") {
-                body_bytes = Some(value.parse().with_context(|| format!("not a length: {value}"))?);
+                body_bytes = Some(value.parse().with_context(|| format!("invalid length: {value}"))?);
             } else if name.eq_ignore_ascii_case("raft-outcome") {
                 head.raft_outcome = Some(match value {
                     "not_applied" => RaftOutcome::NotApplied,
                     "unknown" => RaftOutcome::Unknown,
-                    _ => bail!("not an outcome: {value}"),
+                    _ => bail!("unknown outcome: {value}"),
                 });
             } else if name.eq_ignore_ascii_case("connection") {
                 head.closes = value.eq_ignore_ascii_case("close");
             }
         }
-        // Chunks, or a body until the end of the connection, are no answer to a put.
-        head.body_bytes = body_bytes.context("an answer without a content-length")?;
+        // A put is never answered in chunks, or by a body that ends with the connection.
+        head.body_bytes = body_bytes.context("the response has no content-length")?;
         Ok(Some(head))
     }
 
@@ -182,7 +182,7 @@ mod tests {
     const REFUSED: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\nRaft-Outcome: not_applied\r\n\
                            connection: close\r\n\r\n{}";
 
-    /// However an answer is cut into reads, it is incomplete until its empty line.
+    /// A response split into reads at any place is incomplete until its empty line.
     #[test]
     fn a_head_is_parsed_once_it_is_complete() {
         let bytes = REFUSED.len() - 2;

@@ -1,5 +1,4 @@
-//! What is watched beside the load: memory, term, leader, and whether a node still
-//! says how it is.
+//! Records memory, terms and leaders during the load, and whether the nodes still respond to `/metrics`.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -24,15 +23,14 @@ pub struct Memory {
     pub bytes_max: Vec<u64>,
 }
 
-/// What the nodes' metrics said. Terms only grow, so an election between two looks
-/// shows as well.
+/// What the nodes' metrics showed. Terms only increase, so an election between two polls is also seen.
 #[derive(Default, Serialize)]
 pub struct Views {
     pub looks: u64,
     pub looks_unanswered: u64,
-    /// Connecting included; one without an answer counts with the timeout.
+    /// Includes connecting. A poll without a response counts with the timeout.
     pub slowest_us: u64,
-    /// (term, leader), as any node had it at any time.
+    /// Each (term, leader) that any node reported.
     pub seen: BTreeSet<(u64, Option<u64>)>,
 }
 
@@ -42,9 +40,9 @@ impl Memory {
         Ok(Self { bytes_first: bytes.clone(), bytes_max: bytes })
     }
 
-    /// Looks once a second, and prints how the load goes from time to time.
+    /// Polls once a second, and prints progress from time to time.
     ///
-    /// It ends only with an error: that of a node that has ended.
+    /// Ends only with an error: that of a node that has ended.
     pub async fn watch(&mut self, cluster: &OursCluster, load: &OpenLoop) -> Result<Infallible> {
         let mut progress = Progress::default();
         for second in 1.. {
@@ -57,17 +55,17 @@ impl Memory {
                 progress.print(load, &bytes)?;
             }
         }
-        unreachable!("seconds do not end")
+        unreachable!("the interval never ends")
     }
 
-    /// Of the node that grew most.
+    /// Memory growth of the node that grew most.
     pub fn growth_bytes_max(&self) -> u64 {
         let grown = self.bytes_first.iter().zip(&self.bytes_max).map(|(first, max)| max - first);
         grown.max().unwrap_or_default()
     }
 }
 
-/// What the last line said, so that the next tells what came after.
+/// Totals at the last line, so that the next one shows the difference.
 #[derive(Default)]
 struct Progress {
     done: u64,
@@ -80,7 +78,7 @@ impl Progress {
         let counts = tally.counts;
         let per_second = |count: u64| thousands(count as f64 / SECONDS_PER_PROGRESS_LINE as f64);
         println!(
-            "{:>4} s  done {}/s  refused {}/s, p99 so far {} ms  not sent so far {}  memory {} MiB",
+            "{:>4} s  done {}/s  rejected {}/s, p99 so far {} ms  not sent so far {}  memory {} MiB",
             load.schedule.begin.elapsed().as_secs(),
             per_second(counts.done - self.done),
             per_second(counts.refused - self.refused),
@@ -94,7 +92,7 @@ impl Progress {
 }
 
 impl Views {
-    /// Asks one node a second, in turn, until it is dropped.
+    /// Polls one node a second, in turn, until it is dropped.
     pub async fn watch(&mut self, cluster: &OursCluster) -> Infallible {
         loop {
             for node_id in cluster.node_ids() {
@@ -105,7 +103,7 @@ impl Views {
         }
     }
 
-    /// Over a connection of its own, as an operator would ask.
+    /// Uses a new connection, as an operator would.
     pub async fn look(&mut self, cluster: &OursCluster, node_id: u64) {
         let asked = Instant::now();
         self.looks += 1;
@@ -121,7 +119,7 @@ impl Views {
         self.slowest_us = self.slowest_us.max(asked.elapsed().as_micros() as u64);
     }
 
-    /// At least so many; another leader in the same term cannot be, and counts too.
+    /// A lower bound. Two leaders in the same term are impossible, and count too.
     pub fn elections(&self, leader: Leader) -> u64 {
         let last_term = self.seen.iter().map(|(term, _)| *term).max().unwrap_or(leader.term);
         let differs = self.seen.iter().any(|view| *view != (leader.term, Some(leader.id)));

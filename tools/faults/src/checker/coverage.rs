@@ -1,18 +1,17 @@
-//! What was answered beyond the end of the order.
+//! Responses beyond the end of the order.
 //!
-//! Rule: a write that was acknowledged at a revision above those of all nodes at
-//! the end is lost. Any other answer above the last revision that a watch told
-//! means that the watches ended too early: not all could be checked.
+//! Rule: a write acknowledged at a revision above the final revisions of all nodes is lost. Any other
+//! response above the last revision that a watch delivered means that the watches ended too early, and that
+//! not everything could be checked.
 //!
-//! Sound, because a store's revision never falls, and the final states are taken
-//! after the last answer.
+//! Sound: a store's revision never decreases, and the final states are read after the last response.
 
 use super::evaluate::written_as_told;
 use super::order::Order;
 use super::report::{Kind, Report};
 use crate::history::{FinalState, History, Outcome};
 
-/// Looks for answers and final states beyond the order.
+/// Looks for responses and final states beyond the order.
 pub fn check(history: &History, order: &Order, report: &mut Report) {
     let last = order.last_revision();
     let final_revision = history.finals.iter().map(|end| end.revision).max();
@@ -34,7 +33,9 @@ pub fn check(history: &History, order: &Order, report: &mut Report) {
         }
     }
     if let Some(first) = first {
-        report.doubt(|| format!("the watches end at revision {last}, and {beyond} answers are above it, as {first}"));
+        report.doubt(|| {
+            format!("the watches end at revision {last}, and {beyond} responses are above it, such as {first}")
+        });
     }
     let ends_later = |end: &&FinalState| end.revision > last;
     if let Some(end) = history.finals.iter().find(ends_later) {

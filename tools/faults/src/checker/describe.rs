@@ -1,4 +1,4 @@
-//! Words for operations and changes, for the people who read a violation.
+//! Descriptions of operations and changes for violation reports.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -7,9 +7,9 @@ use crate::history::{
     Record, Step, StepResult,
 };
 
-/// So much of a value is shown: its end, where values of lists differ.
+/// Number of characters shown of a value: its end, where values of lists differ.
 const VALUE_CHARACTERS_MAX: usize = 40;
-/// So many keys of a list are shown.
+/// Number of keys shown of a list.
 const LIST_KEYS_MAX: usize = 8;
 
 /// A time, in seconds since the run began.
@@ -21,7 +21,7 @@ impl Display for Seconds {
     }
 }
 
-/// A value, in quotes, shortened.
+/// A value in quotes, shortened.
 pub struct Value<'a>(pub &'a str);
 
 impl Display for Value<'_> {
@@ -75,7 +75,7 @@ impl Condition {
         match condition {
             None => String::new(),
             Some(Condition::Missing) => " if it is missing".to_owned(),
-            Some(Condition::Revision(revision)) => format!(" if it is of revision {revision}"),
+            Some(Condition::Revision(revision)) => format!(" if its revision is {revision}"),
         }
     }
 }
@@ -94,7 +94,7 @@ impl Display for Comparison {
         match &self.operand {
             Operand::Missing => write!(f, "{} is missing", self.key),
             Operand::Value(value) => write!(f, "{} = {}", self.key, Value(value)),
-            Operand::Revision(revision) => write!(f, "{} is of revision {revision}", self.key),
+            Operand::Revision(revision) => write!(f, "{} has revision {revision}", self.key),
         }
     }
 }
@@ -131,8 +131,8 @@ impl Display for CallResult {
             CallResult::Put { version } => write!(f, "set, version {version}"),
             CallResult::Delete { deleted: true } => f.write_str("deleted"),
             CallResult::Delete { deleted: false } => f.write_str("nothing to delete"),
-            CallResult::ConditionFailed { found: Some(revision) } => write!(f, "refused, it is of revision {revision}"),
-            CallResult::ConditionFailed { found: None } => f.write_str("refused, it is missing"),
+            CallResult::ConditionFailed { found: Some(revision) } => write!(f, "rejected, its revision is {revision}"),
+            CallResult::ConditionFailed { found: None } => f.write_str("rejected, it is missing"),
             CallResult::Txn { succeeded, results } => {
                 write!(f, "{} {}", if *succeeded { "then" } else { "else" }, joined(results, ", "))
             }
@@ -165,7 +165,7 @@ pub fn found(record: Option<&Record>) -> String {
 impl Display for Record {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Record { value, revision, create_revision, version } = self;
-        write!(f, "{} of revision {revision}, created at {create_revision}, version {version}", Value(value))
+        write!(f, "{} at revision {revision}, created at {create_revision}, version {version}", Value(value))
     }
 }
 

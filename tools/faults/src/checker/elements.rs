@@ -1,15 +1,14 @@
-//! Lists of elements, which need no revisions to be checked.
+//! Lists of elements, which can be checked without revisions.
 //!
-//! Rule: under the prefix `list/` a key holds elements with commas between them. A
-//! client appends one by a put of what it read, a comma and the element, on the
-//! condition that the key is still what it read (the first one: that it is
-//! missing). So each element that was acknowledged is in the list at the end, once,
-//! after all whose appends were over when its own was called; what was refused, and
-//! what nobody appended, is not; and whatever was read is how the list at the end
-//! begins.
+//! Rule: a key under the prefix `list/` holds elements separated by commas. To append an element, a client
+//! puts the value that it read, a comma and the element, on the condition that the key has not changed since.
+//! (The first append requires that the key is missing.) Each acknowledged element must therefore be in the
+//! final list, once, after all elements whose appends had returned when its own append was called. Rejected
+//! elements, and elements that no client appended, must not be in it. Every value that was read must be a
+//! prefix of the final list.
 //!
-//! Sound, because under such conditions a list only grows at its end. Keys that are
-//! written in any other way are left out.
+//! Sound: under these conditions a list only grows at its end. Keys that are written in any other way are
+//! ignored.
 
 use std::collections::{HashMap, HashSet};
 
@@ -21,12 +20,12 @@ use crate::history::{Call, CallResult, FinalState, History, Operation, Outcome, 
 pub const LIST_PREFIX: &str = "list/";
 const SEPARATOR: char = ',';
 
-/// What was asked of one list.
+/// The requests on one list.
 #[derive(Default)]
 struct Requests<'a> {
     appends: HashMap<&'a str, Vec<&'a Operation>>,
     reads: Vec<(&'a Operation, &'a str)>,
-    /// Whether it was written in another way too.
+    /// Whether the key was also written in another way.
     other_writes: bool,
 }
 
@@ -100,7 +99,7 @@ fn check_list(key: &str, requests: &Requests, end: &FinalState, report: &mut Rep
         }
         let possible = |operation: &&&Operation| was_appended(operation) || operation.outcome == Outcome::Unknown;
         if !appends.iter().any(|operation| possible(&operation)) {
-            let by = appends.first().map_or_else(|| "nobody".to_owned(), |operation| operation.to_string());
+            let by = appends.first().map_or_else(|| "no client".to_owned(), |operation| operation.to_string());
             report
                 .violation(Kind::ElementUnexplained, || format!("{element} in {key} on node {node}, appended by {by}"));
         }
@@ -121,14 +120,14 @@ fn check_list(key: &str, requests: &Requests, end: &FinalState, report: &mut Rep
         if !begins {
             let list = Value(value);
             report.violation(Kind::ElementRead, || {
-                format!("on node {node} {key} = {list} does not begin so: {operation}")
+                format!("on node {node} {key} = {list} does not begin with the value read: {operation}")
             });
         }
     }
     check_order(key, requests, &elements, node, report);
 }
 
-/// Goes through a list from its end, and looks for an element that was called for after a later one was done.
+/// Scans a list from its end for an element that was called for after a later one had been acknowledged.
 fn check_order(key: &str, requests: &Requests, elements: &[&str], node: u64, report: &mut Report) {
     let mut returned_first: Option<&Operation> = None;
     for element in elements.iter().rev() {
@@ -137,7 +136,7 @@ fn check_order(key: &str, requests: &Requests, elements: &[&str], node: u64, rep
             && over.returned_ns < operation.called_ns
         {
             report.violation(Kind::ElementOutOfOrder, || {
-                format!("in {key} on node {node} {operation} stands before {over}, which was over when it was called")
+                format!("in {key} on node {node} {operation} precedes {over}, which had returned before the call")
             });
         }
         let earlier = returned_first.is_none_or(|over| operation.returned_ns < over.returned_ns);

@@ -1,11 +1,11 @@
-//! What a call does, and what it must be told, if it is done on a known state.
+//! The effect and result of a call on a known state.
 //!
-//! Rule: conditions and comparisons are judged on the state that the call is done
-//! on; the steps of a transaction are done one after the other, and each sees what
-//! those before it did; what a call changes is all of the next revision.
+//! Rule: conditions and comparisons are evaluated on the state in which the call is applied. The steps of a
+//! transaction are applied one after the other, and each sees the effects of those before it. All changes of
+//! a call belong to the next revision.
 //!
-//! Sound, because nothing of this is left to the store: two stores that keep the
-//! model of [`crate::history`] cannot answer differently.
+//! Sound: none of this is up to the store. Two stores that follow the model of [`crate::history`] cannot
+//! respond differently.
 
 use std::collections::HashMap;
 
@@ -14,19 +14,19 @@ use crate::history::{
     Call, CallResult, Change, ChangeKind, Comparison, Condition, Operand, Record, Step, StepResult, Text,
 };
 
-/// What a call does.
+/// The effect of a call.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Evaluated<'a> {
-    /// The keys it changes, and their values then; `None` is that they are deleted.
+    /// The changed keys with their new values; `None` for a deletion.
     pub written: Vec<Written<'a>>,
-    /// What it is told.
+    /// The result that the client must get.
     pub result: CallResult,
 }
 
-/// A key, and its value from then on; `None` is that it is deleted.
+/// A key with its new value; `None` for a deletion.
 pub type Written<'a> = (&'a Text, Option<&'a Text>);
 
-/// What a call does to the state of the store at a revision. A list is not for this.
+/// The effect of a call on the state at a revision. Lists are not supported.
 pub fn evaluate<'a>(order: &Order, call: &'a Call, revision: u64) -> Evaluated<'a> {
     match call {
         Call::Put { key, value, condition } => conditional(order, key, *condition, revision, |record| {
@@ -49,7 +49,7 @@ pub fn evaluate<'a>(order: &Order, call: &'a Call, revision: u64) -> Evaluated<'
     }
 }
 
-/// What a call wrote, by the answer it got.
+/// What a call wrote, according to its response.
 pub fn written_as_told<'a>(call: &'a Call, result: &CallResult) -> Vec<Written<'a>> {
     match (call, result) {
         (Call::Put { key, value, .. }, CallResult::Put { .. }) => vec![(key, Some(value))],
@@ -68,7 +68,7 @@ pub fn written_as_told<'a>(call: &'a Call, result: &CallResult) -> Vec<Written<'
     }
 }
 
-/// Whether what is written is what a revision holds. The order within it is the store's.
+/// Whether a revision holds exactly these writes. Their order within the revision is up to the store.
 pub fn is_written(written: &[Written], changes: &[&Change]) -> bool {
     let is_here = |(key, value): &Written| {
         changes.iter().any(|change| {
@@ -83,7 +83,7 @@ pub fn is_written(written: &[Written], changes: &[&Change]) -> bool {
     written.len() == changes.len() && written.iter().all(is_here)
 }
 
-/// Whether a condition holds for a key of this revision.
+/// Whether a condition holds for a key with this revision.
 pub fn condition_holds(condition: Option<Condition>, found: Option<u64>) -> bool {
     match condition {
         None => true,

@@ -1,11 +1,10 @@
-//! What the nodes hold at the end.
+//! The nodes' states at the end.
 //!
-//! Rule: all nodes are at the same revision, not below any that was ever answered,
-//! and hold exactly what the order makes of an empty store up to there; and their
-//! hashes are equal.
+//! Rule: all nodes have the same revision, which is not below any revision that a response reported. They
+//! hold exactly the state that the order produces from an empty store, and their hashes are equal.
 //!
-//! Sound, because the final states are taken when all is healed, each node has
-//! caught up, and nobody writes any more.
+//! Sound: the final states are read after all faults are healed, each node has caught up, and all clients
+//! have stopped writing.
 
 use std::collections::BTreeMap;
 

@@ -1,28 +1,26 @@
-//! Whether a history is one that a correct store can have.
+//! Decides whether a correct store can have produced a history.
 //!
-//! Every answer carries the store's revision, so the order of all operations need
-//! not be searched for: it was told. What is left is to see that it is one order,
-//! that it explains every answer, and that it keeps real time, which takes
-//! O(n log n) for n operations:
+//! Every response carries the store's revision, so the order of the operations is known and need not be
+//! searched for. The checker verifies that it is a single order, that it explains every response, and that it
+//! respects real time. This takes O(n log n) for n operations:
 //!
-//! | module | asks |
+//! | module | question |
 //! | --- | --- |
-//! | [`order`] | do the watches tell one and the same order of changes? |
-//! | [`writes`] | is each acknowledged write in the order as it was told? |
-//! | [`unknown`] | is everything else there the work of one operation each, done once? |
-//! | [`evaluate`] | what does a call do, and answer, on a known state? |
-//! | [`reads`] | was everything else told the state at its revision? |
-//! | [`real_time`] | is what was over before a call also before it in the order? |
-//! | [`coverage`] | was anything answered that the order does not reach to? |
-//! | [`finals`] | do all nodes end with what the order makes? |
+//! | [`order`] | Do the watches deliver one and the same order of changes? |
+//! | [`writes`] | Is each acknowledged write in the order as its response says? |
+//! | [`unknown`] | Is everything else in the order the work of one operation each, applied once? |
+//! | [`evaluate`] | What are the effect and the result of a call on a known state? |
+//! | [`reads`] | Does every other response match the state at its revision? |
+//! | [`real_time`] | Does an operation that returned before a call precede it in the order? |
+//! | [`coverage`] | Does any response lie beyond the end of the order? |
+//! | [`finals`] | Do all nodes end with the state that the order produces? |
 //!
-//! Two more do without revisions, lest a mistake in the above, or a store that
-//! tells a consistent lie, go unseen: [`elements`] looks at lists that grow, and
-//! [`classic`] searches for an order of the operations on each key.
+//! Two more rules work without revisions, in case the rules above are wrong or a store is wrong consistently:
+//! [`elements`] checks lists that only grow, and [`classic`] searches for an order of the operations on each
+//! key.
 //!
-//! Never a false alarm comes first: each module says why its rule is sound. Where
-//! something cannot be decided the verdict is [`Verdict::Undecided`], and that is
-//! no pass.
+//! The checker must never raise a false alarm: each module states why its rule is sound. If something cannot
+//! be decided, the verdict is [`Verdict::Undecided`], which is not a pass.
 //!
 //! [`Verdict::Undecided`]: report::Verdict::Undecided
 

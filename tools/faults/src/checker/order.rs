@@ -1,15 +1,14 @@
-//! The order: all changes of the store, merged from what the watches told.
+//! The order: all changes of the store, merged from the watches.
 //!
-//! Rule: a watch tells every change from its first revision to its last, by
-//! rising revision, each once; each revision after the first has at least one
-//! change, and changes a key once at most; where two watches overlap they tell the
-//! same. A key's version is one more with each change, and starts at 1 when the
-//! key comes to be, which is its create revision; only what is there is deleted.
+//! Rule: a watch delivers every change from its first revision to its last, by increasing revision, each
+//! once. Each revision after the first has at least one change, and changes a key at most once. Where two
+//! watches overlap, they deliver the same changes. A key's version is 1 when the key is created, which is its
+//! create revision, and grows by one with each change. Only existing keys are deleted.
 //!
-//! Sound, because the revision counts requests that change something: one without
-//! a change, or a change without a revision, cannot be. A watch may begin late and
-//! end at any change, even in the middle of a revision: a piece of the order shows
-//! no less that it is one. What no watch told is a doubt, not a violation.
+//! Sound: the revision counts requests that change something, so a revision without a change and a change
+//! without a revision are both impossible. A watch may begin late and end at any change, even in the middle
+//! of a revision: a part of the order is still checked. Changes that no watch delivered are a doubt, not a
+//! violation.
 
 use std::collections::{HashMap, HashSet};
 
@@ -17,14 +16,13 @@ use super::describe;
 use super::report::{Kind, Report};
 use crate::history::{Change, ChangeKind, History, Record};
 
-/// All changes by revision: what the other rules hold the answers against.
+/// All changes by revision. The other rules compare the responses with them.
 ///
-/// Invariants: the revisions are contiguous from the one after `before`; each has
-/// a change at least.
+/// Invariants: the revisions are contiguous from the one after `before`; each has at least one change.
 pub struct Order<'a> {
     before: u64,
     pieces: Piece<'a>,
-    /// The places in the order of each key's changes.
+    /// The positions in the order of each key's changes.
     by_key: HashMap<&'a str, Vec<usize>>,
 }
 
@@ -32,7 +30,7 @@ pub struct Order<'a> {
 #[derive(Clone, Debug, Default)]
 struct Piece<'a> {
     changes: Vec<&'a Change>,
-    /// Where each revision begins.
+    /// The position of each revision's first change.
     starts: Vec<usize>,
 }
 
@@ -52,7 +50,7 @@ impl<'a> Piece<'a> {
         self.changes.push(change);
     }
 
-    /// The changes of a revision, none if it is not here.
+    /// The changes of a revision; empty if the piece does not contain it.
     fn at(&self, revision: u64) -> &[&'a Change] {
         let Some(number) = revision.checked_sub(self.first_revision()) else { return &[] };
         let Some(start) = self.starts.get(number as usize) else { return &[] };
@@ -83,12 +81,12 @@ impl<'a> Order<'a> {
             };
             if piece.first_revision() > next {
                 let first = piece.first_revision();
-                report.doubt(|| format!("no watch told the changes from revision {next} to {}", first - 1));
+                report.doubt(|| format!("no watch delivered the changes from revision {next} to {}", first - 1));
                 break;
             }
             if piece.first_revision() <= before {
                 report.violation(Kind::WatchDisorder, || {
-                    format!("watch {number} told {}, and the run began after revision {before}", piece.changes[0])
+                    format!("watch {number} delivered {}, but the run began after revision {before}", piece.changes[0])
                 });
                 continue;
             }
@@ -103,12 +101,12 @@ impl<'a> Order<'a> {
         order
     }
 
-    /// The last revision that a watch told.
+    /// The last revision that a watch delivered.
     pub fn last_revision(&self) -> u64 {
         self.pieces.last_revision().max(self.before)
     }
 
-    /// All revisions that were told.
+    /// All delivered revisions.
     pub fn revisions(&self) -> std::ops::RangeInclusive<u64> {
         self.before.saturating_add(1)..=self.last_revision()
     }
@@ -118,24 +116,24 @@ impl<'a> Order<'a> {
         &self.pieces.changes
     }
 
-    /// The changes of a revision, none if nothing is known of it.
+    /// The changes of a revision; empty if the order does not contain it.
     pub fn at(&self, revision: u64) -> &[&'a Change] {
         self.pieces.at(revision)
     }
 
-    /// How many keys were ever changed.
+    /// The number of keys that were ever changed.
     pub fn keys(&self) -> usize {
         self.by_key.len()
     }
 
-    /// What a key was at a revision.
+    /// A key's record at a revision.
     pub fn record(&self, key: &str, revision: u64) -> Option<Record> {
         let places = self.by_key.get(key)?;
         let place = places[..self.count_up_to(places, revision)].last()?;
         record_of(self.pieces.changes[*place])
     }
 
-    /// Whether a key was of revision `found` at a revision within a range; `None` is that it was missing.
+    /// Whether a key had the revision `found` at some revision within a range; `None` if it was missing.
     pub fn was_within(&self, key: &str, found: Option<u64>, first: u64, last: u64) -> bool {
         let revision_at = |revision| self.record(key, revision).map(|record| record.revision);
         let Some(places) = self.by_key.get(key) else { return found.is_none() };
@@ -144,7 +142,7 @@ impl<'a> Order<'a> {
         revision_at(first) == found || moments.any(|revision| revision_at(revision) == found)
     }
 
-    /// Forgets the last revision, of which the watches told a part only.
+    /// Forgets the last revision if the watches delivered only a part of it.
     pub fn forget_last_revision(&mut self) {
         for change in self.pieces.remove_last_revision() {
             if let Some(places) = self.by_key.get_mut(&*change.key) {
@@ -174,7 +172,7 @@ impl<'a> Order<'a> {
     }
 }
 
-/// What a change leaves of its key.
+/// The record that a change leaves.
 pub fn record_of(change: &Change) -> Option<Record> {
     match &change.kind {
         ChangeKind::Put { value, create_revision, version } => Some(Record {
@@ -187,7 +185,7 @@ pub fn record_of(change: &Change) -> Option<Record> {
     }
 }
 
-/// What is wrong with a change of a key that was `former` before, if anything.
+/// The rule that a change of a key with the record `former` breaks, if any.
 fn wrong_after(former: Option<&Record>, change: &Change) -> Option<Kind> {
     let (created, versioned) = match (&change.kind, former) {
         (ChangeKind::Delete, former) => return former.is_none().then_some(Kind::DeleteOfMissing),
@@ -199,7 +197,7 @@ fn wrong_after(former: Option<&Record>, change: &Change) -> Option<Kind> {
     (!right).then_some(Kind::VersionInOrder)
 }
 
-/// A watch as far as it is in order by itself.
+/// The valid beginning of a watch.
 fn piece_of<'a>(number: usize, watch: &'a [Change], report: &mut Report) -> Piece<'a> {
     let mut piece = Piece::default();
     let mut keys: HashSet<&str> = HashSet::new();
@@ -215,7 +213,7 @@ fn piece_of<'a>(number: usize, watch: &'a [Change], report: &mut Report) -> Piec
             (change.revision > revision_before.saturating_add(1)).then_some(Kind::WatchGap)
         };
         if let (Some(kind), Some(last)) = (wrong, last) {
-            report.violation(kind, || format!("watch {number} told ({change}) next after ({last})"));
+            report.violation(kind, || format!("watch {number} delivered ({change}) right after ({last})"));
             break;
         }
         piece.push(change);
@@ -224,7 +222,7 @@ fn piece_of<'a>(number: usize, watch: &'a [Change], report: &mut Report) -> Piec
     piece
 }
 
-/// Adds to the order what a watch knows beyond it, if they agree.
+/// Appends the changes of a watch beyond the end of the order, if the two agree.
 fn merge<'a>(merged: &mut Piece<'a>, piece: Piece<'a>, number: usize, report: &mut Report) {
     if merged.changes.is_empty() {
         *merged = piece;
@@ -239,7 +237,7 @@ fn merge<'a>(merged: &mut Piece<'a>, piece: Piece<'a>, number: usize, report: &m
         if known != told && !cut {
             let (known, told) = (describe::changes(known), describe::changes(told));
             report.violation(Kind::WatchDisagreement, || {
-                format!("at revision {revision} watch {number} told {told}, and another {known}")
+                format!("at revision {revision} watch {number} delivered {told}, and another {known}")
             });
             return;
         }
@@ -247,7 +245,7 @@ fn merge<'a>(merged: &mut Piece<'a>, piece: Piece<'a>, number: usize, report: &m
     if piece.last_revision() < merged.last_revision() {
         return;
     }
-    // From the last common revision on, which may have been cut off so far.
+    // From the last common revision on, which may have been cut off until now.
     let known = merged.at(common_last).len();
     let added = piece.changes.iter().filter(|change| change.revision >= common_last);
     let skipped = if piece.first_revision() <= common_last { known } else { 0 };

@@ -1,14 +1,13 @@
-//! Every answer that changed nothing against the state at its revision.
+//! Compares every response to a request that changed nothing with the state at its revision.
 //!
-//! Rule: a read of a key, a list, a transaction that changed nothing and a deletion
-//! that found nothing were told exactly what the order makes of an empty store up
-//! to the revision they were answered at; a list has all keys with its prefix, and
-//! in order. This goes for stale reads too: they may be old, but not wrong.
+//! Rule: a read of a key, a list, a transaction that changed nothing, and a deletion of a missing key return
+//! exactly the state that the order produces from an empty store up to the revision of the response. A list
+//! contains all keys with its prefix, in order. This includes stale reads: they may be old, but not wrong.
 //!
-//! A refused condition is judged more mildly: the key was what the answer says at
-//! some revision from the highest that was over when the call came up to the one
-//! answered, and the condition does not hold for it. A request that is sent again
-//! is told what was found the first time, with the revision of the second.
+//! A failed condition is judged less strictly. At some revision between the highest one that had been
+//! returned when the call was made and the one in the response, the key was as the response says, and the
+//! condition does not hold for it. A retried request gets the key found by the first attempt with the
+//! revision of the retry.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -21,7 +20,7 @@ use super::report::{Kind, Report};
 use super::writes::kind_of_difference;
 use crate::history::{Answer, Call, CallResult, History, Operation, Outcome, Record, Text};
 
-/// Checks all answers that changed nothing, as far as the order is known.
+/// Checks all responses that changed nothing, as far as the order is known.
 pub fn check(history: &History, order: &Order, floors: &Floors, report: &mut Report) {
     let mut lists: Vec<List> = Vec::new();
     for (index, operation) in history.operations.iter().enumerate() {
@@ -51,7 +50,7 @@ fn check_answer(operation: &Operation, answer: &Answer, order: &Order, report: &
     let right = evaluate(order, &operation.call, answer.revision).result;
     if right != answer.result {
         let kind = kind_of_difference(&right, &answer.result);
-        report.violation(kind, || format!("{operation}, but at revision {} it is this: {right}", answer.revision));
+        report.violation(kind, || format!("{operation}, but at revision {} it is {right}", answer.revision));
     }
 }
 
@@ -64,23 +63,23 @@ fn check_refusal(
     report: &mut Report,
 ) {
     let (Call::Put { key, condition, .. } | Call::Delete { key, condition }) = call else {
-        report.violation(Kind::WrongRefusal, || format!("{operation}, and there is no condition"));
+        report.violation(Kind::WrongRefusal, || format!("{operation}, but the call has no condition"));
         return;
     };
     if condition_holds(*condition, told) {
-        report.violation(Kind::WrongRefusal, || format!("{operation}, and the condition holds for that"));
+        report.violation(Kind::WrongRefusal, || format!("{operation}, but the condition holds for that"));
     } else if !order.was_within(key, told, first, last) {
         let record = order.record(key, last);
         report.violation(Kind::WrongRefusal, || {
             format!(
-                "{operation}, and from revision {first} to {last} it never was so: last it was {}",
+                "{operation}, but it never was so from revision {first} to {last}; at {last} it was {}",
                 found(record.as_ref())
             )
         });
     }
 }
 
-/// A list that was answered.
+/// A list in a response.
 struct List<'a> {
     operation: &'a Operation,
     prefix: &'a str,
@@ -88,7 +87,7 @@ struct List<'a> {
     revision: u64,
 }
 
-/// Goes through the order once, and compares each list, by revision, with the state there.
+/// Scans the order once, and compares each list, by revision, with the state there.
 fn check_lists(lists: &[List], order: &Order, report: &mut Report) {
     let mut state: BTreeMap<&str, Record> = BTreeMap::new();
     let mut changes = order.changes().iter().peekable();
@@ -109,7 +108,7 @@ fn check_lists(lists: &[List], order: &Order, report: &mut Report) {
     }
 }
 
-/// Where what was told first differs from what is right, in words.
+/// Describes the first difference between a result and the right one.
 pub fn first_difference<'a>(
     told: impl Iterator<Item = (&'a str, &'a Record)>,
     right: impl Iterator<Item = (&'a str, &'a Record)>,
@@ -123,7 +122,7 @@ pub fn first_difference<'a>(
             (None, None) => break,
             (told, right) if told == right => {}
             (told, right) => {
-                return Some(format!("the key at place {place} is {}, and not {}", words(right), words(told)));
+                return Some(format!("the key at position {place} is {}, not {}", words(right), words(told)));
             }
         }
     }

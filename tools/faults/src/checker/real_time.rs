@@ -1,16 +1,14 @@
-//! Real time: what was over before an operation was called is before it in the order.
+//! Real time: an operation that returned before another was called precedes it in the order.
 //!
-//! Rule: for operations a and b of which a returned before b was called, a's
-//! revision is not above b's, and is below it if b changed something; a write of
-//! unknown outcome that is found in the order is such a b, and never such an a. No
-//! operation, stale reads too, is answered at a revision that holds a write which
-//! had not been called when the answer came.
+//! Rule: if operation a returned before b was called, the revision of a is not above that of b, and is below
+//! it if b changed something. A write of unknown outcome that is found in the order can be b, but never a. No
+//! operation, including stale reads, returns a revision with a write that had not been called when the
+//! response arrived.
 //!
-//! Sound and complete for a store with revisions: sorted by revision, each write
-//! before the reads of its revision, the operations then have an order that keeps
-//! real time and in which each sees the state it was told. Stale reads promise
-//! nothing about what was over, and are no a and no b. Of two that touch in time
-//! neither was before the other.
+//! Sound and complete for a store with revisions: sorted by revision, with each write before the reads of its
+//! revision, the operations have an order that respects real time and in which each sees the state that its
+//! response reports. Stale reads guarantee nothing about earlier operations, and are neither a nor b. Of two
+//! operations that touch in time, neither precedes the other.
 
 use std::cmp::Reverse;
 
@@ -20,14 +18,13 @@ use super::report::{Kind, Report};
 use super::unknown::Owners;
 use crate::history::{Answer, Call, Consistency, History, Operation, Outcome};
 
-/// For each operation, which of those that were over when it was called has the
-/// highest revision.
+/// For each operation, the one with the highest revision among those that had returned when it was called.
 pub struct Floors {
     witnesses: Vec<Option<(u64, usize)>>,
 }
 
 impl Floors {
-    /// Sweeps over the operations by time.
+    /// Scans the operations by time.
     pub fn of(history: &History) -> Self {
         let operations = &history.operations;
         let mut by_call: Vec<usize> = (0..operations.len()).collect();
@@ -52,7 +49,7 @@ impl Floors {
         Floors { witnesses }
     }
 
-    /// The highest revision among the operations that were over when this one was called.
+    /// The highest revision among the operations that had returned when this one was called.
     pub fn revision(&self, index: usize) -> u64 {
         self.witnesses[index].map_or(0, |(revision, _)| revision)
     }
@@ -62,7 +59,7 @@ impl Floors {
     }
 }
 
-/// The answer of an operation that promises to keep real time.
+/// The response of an operation that guarantees real-time order.
 fn linearizable_answer(operation: &Operation) -> Option<&Answer> {
     let stale = matches!(
         operation.call,
@@ -74,7 +71,7 @@ fn linearizable_answer(operation: &Operation) -> Option<&Answer> {
     }
 }
 
-/// Checks all operations against those that were over before.
+/// Checks all operations against those that had returned before.
 pub fn check(history: &History, floors: &Floors, owners: &Owners, report: &mut Report) {
     for (index, operation) in history.operations.iter().enumerate() {
         let placed = match &operation.outcome {
@@ -87,15 +84,15 @@ pub fn check(history: &History, floors: &Floors, owners: &Owners, report: &mut R
         let floor = floors.revision(index);
         if revision < floor || (changed && revision == floor) {
             report.violation(Kind::OutOfOrder, || {
-                format!("{operation} has revision {revision}, and was called after {over} was over")
+                format!("{operation} has revision {revision}, but was called after {over} had returned")
             });
         }
     }
 }
 
-/// Checks that no answer shows a write before it was called.
+/// Checks that no response shows a write before it was called.
 pub fn check_future(history: &History, order: &Order, owners: &Owners, report: &mut Report) {
-    // By revision: of all writes up to there the one that was called last.
+    // For each revision, the write that was called last among all up to it.
     let mut called_last: Vec<Option<usize>> = Vec::with_capacity(order.changes().len());
     let mut last: Option<usize> = None;
     for revision in order.revisions() {
@@ -114,7 +111,7 @@ pub fn check_future(history: &History, order: &Order, owners: &Owners, report: &
         let Some(writer) = called_last.get(place as usize).copied().flatten() else { continue };
         let writer = &history.operations[writer];
         if operation.returned_ns < writer.called_ns {
-            report.violation(Kind::FromTheFuture, || format!("{operation} came before {writer} was called"));
+            report.violation(Kind::FromTheFuture, || format!("{operation} returned before {writer} was called"));
         }
     }
 }

@@ -1,93 +1,94 @@
-//! What the checker found.
+//! The checker's findings.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
 
-/// So many violations of a kind are kept with their words; all are counted.
+/// Number of violations of each kind that are kept with their details; all are counted.
 pub const VIOLATIONS_OF_A_KIND_MAX: u64 = 20;
-/// So many reasons to be in doubt are kept with their words; all are counted.
+/// Number of doubts that are kept with their reasons; all are counted.
 pub const DOUBTS_MAX: u64 = 20;
 
-/// What may be wrong with a history.
+/// Kinds of violations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// A watch told a change after one of a higher revision, or twice.
+    /// A watch delivered a change after one of a higher revision, or twice.
     WatchDisorder,
-    /// A watch left out a revision.
+    /// A watch skipped a revision.
     WatchGap,
-    /// Two watches told different changes of one revision.
+    /// Two watches delivered different changes of one revision.
     WatchDisagreement,
     /// A change's version or create revision does not follow from the change before.
     VersionInOrder,
-    /// A key was deleted that was not there.
+    /// A key was deleted that did not exist.
     DeleteOfMissing,
     /// A write was acknowledged at a revision that holds something else, or does not exist.
     LostWrite,
-    /// Two operations were told that they made the same revision.
+    /// Two operations got the same revision for their changes.
     RevisionTwice,
-    /// What one operation wrote is in the order more than once.
+    /// The change of one operation is in the order more than once.
     AppliedTwice,
-    /// What the store refused, or said it would never do, was done.
+    /// A change is in the order although the store rejected it or reported it as not applied.
     RefusedButApplied,
     /// No operation can have made a change.
     Unexplained,
-    /// A revision holds a part of what its operation does, or more.
+    /// A revision holds only a part of its operation's changes, or more than those.
     TornRevision,
-    /// A write was done though its condition did not hold.
+    /// A write was applied although its condition did not hold.
     ConditionIgnored,
-    /// A write was refused though its condition held, or it was told a key that never was so.
+    /// A write was rejected although its condition held, or the response shows a state that the key never
+    /// had.
     WrongRefusal,
-    /// A transaction did the wrong one of its lists.
+    /// A transaction applied the wrong one of its lists.
     WrongBranch,
     /// The version, whether something was deleted, or a step's result is wrong.
     WrongResult,
-    /// A read of a key differs from the state at the revision it was answered at.
+    /// A read of a key differs from the state at the response's revision.
     WrongRead,
-    /// A list differs from the state at the revision it was answered at.
+    /// A list differs from the state at the response's revision.
     WrongList,
-    /// An operation went before one that was over when it was called.
+    /// An operation precedes one that had returned before its call.
     OutOfOrder,
-    /// An operation was answered at a revision whose write had not been called.
+    /// A response has a revision whose write had not been called.
     FromTheFuture,
-    /// A node's state at the end differs from what the order makes of an empty store.
+    /// A node's final state differs from the one that the order produces.
     FinalState,
-    /// The nodes' revisions at the end differ, or are below one that was acknowledged.
+    /// The nodes' final revisions differ, or are below an acknowledged one.
     FinalRevision,
-    /// The nodes' hashes at the end differ.
+    /// The nodes' final hashes differ.
     FinalHash,
-    /// An element that was acknowledged is not in its list at the end.
+    /// An acknowledged element is not in its list at the end.
     ElementLost,
-    /// An element is more than once in its list at the end.
+    /// An element is in its list more than once at the end.
     ElementTwice,
-    /// An element that was refused, or that nobody appended, is in a list.
+    /// An element is in a list although its append was rejected or never requested.
     ElementUnexplained,
-    /// An element stands before one whose append was over when its own was called.
+    /// An element precedes one whose append had returned before its own was called.
     ElementOutOfOrder,
-    /// A list that was read is not the beginning of the list at the end.
+    /// A list that was read is not a prefix of the list at the end.
     ElementRead,
-    /// No order of the operations on one key explains what they were told.
+    /// No order of the operations on one key explains their results.
     NotLinearizable,
 }
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Kind::WatchDisorder => "a watch in disorder",
+            Kind::WatchDisorder => "a watch out of order",
             Kind::WatchGap => "a watch with a gap",
             Kind::WatchDisagreement => "watches that disagree",
             Kind::VersionInOrder => "a wrong version in the order",
-            Kind::DeleteOfMissing => "a deletion of what was not there",
+            Kind::DeleteOfMissing => "a deletion of a missing key",
             Kind::LostWrite => "a lost write",
             Kind::RevisionTwice => "a revision given twice",
             Kind::AppliedTwice => "applied twice",
-            Kind::RefusedButApplied => "refused but applied",
-            Kind::Unexplained => "a change that nobody asked for",
+            Kind::RefusedButApplied => "rejected but applied",
+            Kind::Unexplained => "a change without a request",
             Kind::TornRevision => "a torn revision",
             Kind::ConditionIgnored => "a condition ignored",
-            Kind::WrongRefusal => "wrongly refused",
+            Kind::WrongRefusal => "wrongly rejected",
             Kind::WrongBranch => "the wrong branch of a transaction",
             Kind::WrongResult => "a wrong result",
             Kind::WrongRead => "a wrong read",
@@ -99,7 +100,7 @@ impl fmt::Display for Kind {
             Kind::FinalHash => "final hashes that differ",
             Kind::ElementLost => "a lost element",
             Kind::ElementTwice => "an element twice",
-            Kind::ElementUnexplained => "an element that should not be",
+            Kind::ElementUnexplained => "an unexpected element",
             Kind::ElementOutOfOrder => "an element out of order",
             Kind::ElementRead => "a wrong read of elements",
             Kind::NotLinearizable => "a key that is not linearizable",
@@ -107,12 +108,12 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Something that a correct store cannot have told.
+/// Something that a correct store cannot have produced.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Violation {
-    /// Which rule is broken.
+    /// The broken rule.
     pub kind: Kind,
-    /// By what: the operations, changes and nodes, and what they should have been.
+    /// The operations, changes and nodes involved, and what is expected.
     pub details: String,
 }
 
@@ -122,7 +123,7 @@ impl fmt::Display for Violation {
     }
 }
 
-/// What the checker says of a history.
+/// The checker's verdict on a history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -130,7 +131,7 @@ pub enum Verdict {
     Linearizable,
     /// A rule is broken.
     Violated,
-    /// No rule is seen to be broken, but not all could be checked: the run is incomplete.
+    /// No rule is known to be broken, but not everything could be checked: the run is incomplete.
     Undecided,
 }
 
@@ -144,62 +145,60 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// How many operations there were, by what became of them.
+/// The number of operations by outcome.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct OperationCounts {
-    /// With a definite answer.
+    /// Operations with a definite outcome.
     pub done: u64,
-    /// That the store said it would never do.
+    /// Operations that the store reported as not applied.
     pub not_applied: u64,
-    /// That may have been done.
+    /// Operations that may have been applied.
     pub unknown: u64,
-    /// How many of the unknown ones are found in the order, and so were done.
+    /// Operations of unknown outcome that are in the order, and so were applied.
     pub unknown_applied: u64,
 }
 
 impl OperationCounts {
-    /// All of them.
+    /// All operations.
     pub fn sum(&self) -> u64 {
         self.done + self.not_applied + self.unknown
     }
 }
 
-/// How much the classic search looked at.
+/// Extent of the classic search.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ClassicCounts {
-    /// Pieces of a key's history that were searched by themselves.
+    /// Pieces of a key's history that were searched separately.
     pub windows: u64,
     /// Operations in them.
     pub operations: u64,
-    /// Windows that took too many steps.
+    /// Windows whose search reached the limit of steps.
     pub undecided: u64,
 }
 
-/// All that the checker found.
+/// All findings of the checker.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// The first [`VIOLATIONS_OF_A_KIND_MAX`] of each kind.
     pub violations: Vec<Violation>,
-    /// How many there are of each kind.
+    /// The number of violations of each kind.
     pub violation_counts: BTreeMap<Kind, u64>,
-    /// Why not all could be checked: the first [`DOUBTS_MAX`] reasons.
+    /// Why not everything could be checked: the first [`DOUBTS_MAX`] reasons.
     pub doubts: Vec<String>,
-    /// How many reasons there are.
+    /// The number of doubts.
     pub doubt_count: u64,
-    /// The operations.
     pub operations: OperationCounts,
-    /// How many changes the order has.
+    /// The number of changes in the order.
     pub changes: u64,
     /// The last revision of the order.
     pub revision: u64,
-    /// How many keys were ever changed.
+    /// The number of keys that were ever changed.
     pub keys: u64,
-    /// The classic search.
     pub classic: ClassicCounts,
 }
 
 impl Report {
-    /// Adds a violation; the words are made only if they are kept.
+    /// Adds a violation; the details are only formatted if they are kept.
     pub fn violation(&mut self, kind: Kind, details: impl FnOnce() -> String) {
         let count = self.violation_counts.entry(kind).or_default();
         *count += 1;
@@ -208,7 +207,7 @@ impl Report {
         }
     }
 
-    /// Adds a reason why not all could be checked.
+    /// Adds a reason why not everything could be checked.
     pub fn doubt(&mut self, reason: impl FnOnce() -> String) {
         self.doubt_count += 1;
         if self.doubt_count <= DOUBTS_MAX {
@@ -216,7 +215,7 @@ impl Report {
         }
     }
 
-    /// Adds what was found in another history; keys that both have count twice.
+    /// Adds the findings on another history; keys in both count twice.
     pub fn extend(&mut self, other: Report) {
         self.violations.extend(other.violations);
         for (kind, count) in other.violation_counts {
@@ -236,7 +235,7 @@ impl Report {
         self.classic.undecided += other.classic.undecided;
     }
 
-    /// What it comes to.
+    /// The verdict.
     pub fn verdict(&self) -> Verdict {
         if !self.violation_counts.is_empty() {
             Verdict::Violated
@@ -255,7 +254,7 @@ impl fmt::Display for Report {
         writeln!(f, "verdict: {}", self.verdict())?;
         writeln!(
             f,
-            "operations: {done} done, {not_applied} not applied, {unknown} unknown ({unknown_applied} of them were done)"
+            "operations: {done} done, {not_applied} not applied, {unknown} unknown ({unknown_applied} of them were applied)"
         )?;
         writeln!(f, "order: {} changes of {} keys up to revision {}", self.changes, self.keys, self.revision)?;
         writeln!(f, "classic search: {operations} operations in {windows} windows, {undecided} undecided")?;

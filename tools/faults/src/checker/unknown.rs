@@ -1,14 +1,11 @@
-//! Which operation of unknown outcome made a revision that nobody was told of.
+//! Finds the operation of unknown outcome behind each revision that no response reported.
 //!
-//! Rule: a revision is the work of one operation, which does just that on the state
-//! before; what one operation writes is there once; what was refused is not there
-//! at all.
+//! Rule: a revision is the work of one operation, which has exactly that effect on the state before. The
+//! changes of an operation occur once. The changes of a rejected operation do not occur at all.
 //!
-//! Sound, because all values written are different, so that a value names its
-//! writers (a few, if one was refused and sent again). A deletion has no value: a
-//! revision that only deletes is left to be explained by elimination, and what
-//! could be explained in more than one way is explained in the way that leaves
-//! the most for the rest.
+//! Sound: all written values are different, so a value identifies its writers (several, if a request was
+//! rejected and retried). A deletion has no value. A revision that only deletes is explained by elimination,
+//! and if several explanations are possible, the one that leaves the most options for the others is chosen.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -19,7 +16,7 @@ use super::real_time::Floors;
 use super::report::{Kind, Report};
 use crate::history::{Call, Change, ChangeKind, History, Operation, Outcome, Step};
 
-/// Which operation made which revision.
+/// The operation that made each revision.
 #[derive(Default)]
 pub struct Owners {
     owner_of: HashMap<u64, usize>,
@@ -37,39 +34,39 @@ impl Owners {
         self.revision_of.get(&operation).copied()
     }
 
-    /// Notes that an operation made a revision.
+    /// Records that an operation made a revision.
     pub fn set(&mut self, revision: u64, operation: usize) {
         self.owner_of.insert(revision, operation);
         self.revision_of.insert(operation, revision);
     }
 }
 
-/// The search for operations that explain revisions nobody was told of.
+/// The search for operations behind revisions that no response reported.
 pub struct Unknown<'a> {
     history: &'a History,
     floors: &'a Floors,
-    /// What was found so far.
+    /// The result so far.
     pub owners: Owners,
     /// All operations that would write a value to a key.
     writers: HashMap<(&'a str, &'a str), Vec<usize>>,
     deletes: HashMap<&'a str, UnknownDeletes>,
-    /// How many operations of unknown outcome were found to be done.
+    /// The number of operations of unknown outcome that were applied.
     pub applied: u64,
 }
 
 /// Operations of unknown outcome that may have deleted a key.
 #[derive(Default)]
 struct UnknownDeletes {
-    /// Which delete one key unless a revision is another.
+    /// Deletions of one key that depend on its revision.
     conditional: Vec<usize>,
-    /// Which delete one key, whatever it is; by rising floor.
+    /// Unconditional deletions of one key, by increasing floor.
     plain: VecDeque<usize>,
     /// Transactions.
     transactions: Vec<usize>,
 }
 
 impl<'a> Unknown<'a> {
-    /// Notes all that may have written or deleted anything.
+    /// Collects all operations that may have written or deleted something.
     pub fn of(history: &'a History, floors: &'a Floors) -> Self {
         let mut search = Unknown {
             history,
@@ -123,7 +120,8 @@ impl<'a> Unknown<'a> {
         value.and_then(|value| self.writers.get(&value)).map_or(&[], Vec::as_slice)
     }
 
-    /// The operations that may have made some changes, by the first value or else the first deletion.
+    /// The operations that may have made some changes, by the first value, or by the first deletion if there
+    /// is no value.
     pub fn candidates(&self, changes: &[&'a Change]) -> &[usize] {
         let writers = self.writers_of(changes);
         let first = changes.first().filter(|_| writers.is_empty());
@@ -131,7 +129,7 @@ impl<'a> Unknown<'a> {
         deletes.map_or(writers, |deletes| &deletes.transactions)
     }
 
-    /// Finds the operation that made a revision, or reports that none can have.
+    /// Finds the operation that made a revision, or reports that there is none.
     pub fn explain(&mut self, revision: u64, order: &Order<'a>, report: &mut Report) {
         let here = order.at(revision);
         if only_deletes(here) {
@@ -152,7 +150,7 @@ impl<'a> Unknown<'a> {
         let does_this = |index: &usize| {
             is_written(&evaluate(order, &self.history.operations[*index].call, revision - 1).written, here)
         };
-        // Of some that are alike, the first that was called leaves the most for the rest.
+        // Of several equal candidates, the one called first leaves the most options for the others.
         let candidates = writers.iter().copied().filter(|index| unknown(index) && free(index));
         match candidates.min_by_key(|index| (!does_this(index), self.history.operations[*index].called_ns)) {
             Some(writer) => self.check_unknown(writer, revision, order, report),
@@ -176,7 +174,7 @@ impl<'a> Unknown<'a> {
             };
             report.violation(kind, || {
                 let here = describe::changes(here);
-                format!("revision {revision} is {here}, but {operation} does this there: {result}")
+                format!("revision {revision} is {here}, but {operation} has this effect there: {result}")
             });
         }
         self.owners.set(revision, writer);
@@ -186,7 +184,7 @@ impl<'a> Unknown<'a> {
     fn report_unexplained(&self, revision: u64, here: &[&Change], writers: &[usize], report: &mut Report) {
         let here = describe::changes(here);
         let Some(writer) = writers.first() else {
-            report.violation(Kind::Unexplained, || format!("{here} at revision {revision}: nobody wrote this"));
+            report.violation(Kind::Unexplained, || format!("{here} at revision {revision}: no client wrote this"));
             return;
         };
         let applied = writers.iter().find(|writer| {
@@ -220,7 +218,7 @@ impl<'a> Unknown<'a> {
         if here.len() > 1 {
             return None;
         }
-        // What is bound to a revision fits nowhere else, so it goes first.
+        // A deletion that depends on this revision fits nowhere else, so it comes first.
         let found = order.record(key, revision - 1).map(|record| record.revision);
         let fits = |index: &usize| match &operations[*index].call {
             Call::Delete { condition, .. } => in_time(*index) && condition_holds(*condition, found),
@@ -229,16 +227,16 @@ impl<'a> Unknown<'a> {
         if let Some(place) = deletes.conditional.iter().position(fits) {
             return Some(Deletion::Conditional { place });
         }
-        // What fits here fits at all later revisions, so any will do.
+        // A deletion that fits here fits at all later revisions, so any will do.
         deletes.plain.front().is_some_and(|index| in_time(*index)).then_some(Deletion::Plain)
     }
 
-    /// Uses up what explains a deletion of a key.
+    /// Marks the explanation of a deletion as used.
     fn use_up(&mut self, key: &str, deletion: &Deletion) {
         let Some(deletes) = self.deletes.get_mut(key) else { return };
         match deletion {
-            // It may have done this or another revision: it is kept, lest it be
-            // missed where nothing else will do.
+            // It may belong to this or another revision. It is kept, because another revision may have no other
+            // explanation.
             Deletion::Transaction => {}
             Deletion::Conditional { place } => drop(deletes.conditional.swap_remove(*place)),
             Deletion::Plain => drop(deletes.plain.pop_front()),
@@ -246,7 +244,7 @@ impl<'a> Unknown<'a> {
     }
 }
 
-/// What explains a revision that only deletes.
+/// An explanation for a revision that only deletes.
 pub enum Deletion {
     Transaction,
     Conditional { place: usize },

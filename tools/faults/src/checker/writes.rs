@@ -1,12 +1,11 @@
-//! Every write against the order, and the order against every write.
+//! Compares every write with the order, and the order with every write.
 //!
-//! Rule: an acknowledged write is in the order, at the revision it was told, with
-//! its keys and values and nothing else, and did what it must on the state before
-//! (see [`super::evaluate`]). Every other revision is the work of one operation of
-//! unknown outcome (see [`super::unknown`]).
+//! Rule: an acknowledged write is in the order at its revision, with its keys and values and nothing else,
+//! and had the right effect on the state before (see [`super::evaluate`]). Every other revision is the work
+//! of one operation of unknown outcome (see [`super::unknown`]).
 //!
-//! Sound, because a store that acknowledges a write has given it its revision, and
-//! gives that to no other.
+//! Sound: a store that acknowledges a write has assigned it the revision in the response, and assigns that
+//! revision to no other write.
 
 use std::collections::HashMap;
 
@@ -57,7 +56,7 @@ fn claims_of(history: &History, order: &Order, report: &mut Report) -> HashMap<u
     claims
 }
 
-/// Whether the order ends in the middle of what an operation wrote. The watches were cut off there.
+/// Whether the order ends in the middle of an operation's changes, because the watches were cut off there.
 fn is_cut<'a>(history: &'a History, order: &Order<'a>, unknown: &Unknown<'a>, claim: Option<usize>) -> bool {
     let last = order.last_revision();
     let here = order.at(last);
@@ -83,7 +82,7 @@ fn is_cut<'a>(history: &'a History, order: &Order<'a>, unknown: &Unknown<'a>, cl
     }
 }
 
-/// Whether an acknowledged write is in the order as it was told.
+/// Whether an acknowledged write is in the order as its response says.
 fn is_as_told(operation: &Operation, order: &Order, report: &mut Report) -> bool {
     let Outcome::Done(answer) = &operation.outcome else { return false };
     let here = order.at(answer.revision);
@@ -95,12 +94,14 @@ fn is_as_told(operation: &Operation, order: &Order, report: &mut Report) -> bool
     if evaluated.result != answer.result {
         let kind = kind_of_difference(&evaluated.result, &answer.result);
         let before = answer.revision - 1;
-        report.violation(kind, || format!("{operation}, but on revision {before} it does this: {}", evaluated.result));
+        report.violation(kind, || {
+            format!("{operation}, but on revision {before} it has this effect: {}", evaluated.result)
+        });
     }
     true
 }
 
-/// Which rule it breaks to be told one thing where another is right.
+/// The rule that a result breaks if another result is right.
 pub fn kind_of_difference(right: &CallResult, told: &CallResult) -> Kind {
     match (right, told) {
         (CallResult::ConditionFailed { .. }, _) => Kind::ConditionIgnored,

@@ -1,4 +1,4 @@
-//! Clocks on the wall that are wrong, and jump.
+//! Wall clocks that are wrong, and jump.
 
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,23 +13,24 @@ use crate::lane::calm;
 
 /// An hour, in seconds.
 const JUMP_SECONDS_MAX: i64 = 3600;
-/// How many leaders are killed until a node with a wrong clock leads.
+/// Maximum number of leaders that are killed until a node with a wrong clock leads.
 const ELECTIONS_MAX: usize = 3;
-/// How long it may take until there is another leader.
+/// How long an election may take.
 const ELECTION_DEADLINE: Duration = Duration::from_secs(20);
-/// How long a node may take until it tells the time that it was given.
+/// How long a node may take until it reports the time that it was given.
 const TELL_DEADLINE: Duration = Duration::from_secs(15);
-/// How far off what it tells may be: it tells whole seconds, and rarely looks.
+/// Maximum difference between the reported and the given time: a node reports whole seconds, and rarely reads
+/// the clock.
 const TELL_SECONDS_MAX: u64 = 5;
 
-/// Nodes are started again with clocks that are wrong; the clocks jump while they run; and they are
-/// started again with the right ones. Their monotonic clocks stay right.
+/// Restarts nodes with wrong clocks, lets the clocks jump while the nodes run, and restarts the nodes with
+/// right clocks. The monotonic clocks stay right.
 ///
-/// One node is restarted at a time, so that a majority runs all the time.
+/// One node is restarted at a time, so that a majority keeps running.
 pub async fn jump(scene: &mut Scene<'_>, who: Who) -> Result<String> {
     let mut targets = scene.choose(who).await?;
     if who == Who::Leader {
-        // Those that take over from the leader.
+        // The other targets take over from the leader.
         let leader = targets[0];
         targets = scene.cluster.ids().into_iter().filter(|id| *id != leader).collect();
     }
@@ -47,7 +48,7 @@ pub async fn jump(scene: &mut Scene<'_>, who: Who) -> Result<String> {
     if who == Who::Leader {
         let new = let_one_lead(scene, &targets).await?;
         scene.hold(500..2000).await;
-        // The killed nodes start again; their clocks are right.
+        // Starts the killed nodes with right clocks.
         scene.cluster.heal()?;
         calm(scene.cluster).await?;
         if new.is_none() {
@@ -73,7 +74,7 @@ pub async fn jump(scene: &mut Scene<'_>, who: Who) -> Result<String> {
     Ok(format!("nodes {targets:?} by {first_jumps:?} s, then {jumps:?} s"))
 }
 
-/// Kills the leader until one of some nodes leads; none if that does not come.
+/// Kills the leader until one of the targets leads; `None` if that does not happen.
 async fn let_one_lead(scene: &mut Scene<'_>, targets: &[NodeId]) -> Result<Option<NodeId>> {
     for _ in 0..ELECTIONS_MAX {
         let leader = scene.cluster.wait_for_leader(ELECTION_DEADLINE).await?;
@@ -91,8 +92,8 @@ async fn let_one_lead(scene: &mut Scene<'_>, targets: &[NodeId]) -> Result<Optio
     Ok(targets.contains(&leader).then_some(leader))
 }
 
-/// All nodes are killed, and started at once with wrong clocks, and later again with the right ones.
-/// Until they have the right ones no node knows how long it was down.
+/// Kills all nodes, starts them at once with wrong clocks, and restarts them later with the right ones. Until
+/// then no node knows how long it was down.
 pub async fn restart(scene: &mut Scene<'_>) -> Result<String> {
     let targets = scene.choose(Who::All).await?;
     let jumps: Vec<i64> = targets.iter().map(|_| ahead(scene)).collect();
@@ -115,14 +116,13 @@ pub async fn restart(scene: &mut Scene<'_>) -> Result<String> {
     Ok(format!("nodes {targets:?} by {jumps:?} s"))
 }
 
-/// Far enough from the true time to be told from it.
+/// Far enough from the true time to be distinguishable.
 fn ahead(scene: &mut Scene<'_>) -> i64 {
     let seconds = scene.random.i64(4 * TELL_SECONDS_MAX as i64..=JUMP_SECONDS_MAX);
     if scene.random.bool() { seconds } else { -seconds }
 }
 
-/// Waits until the nodes themselves tell the times that they were given: a clock that
-/// did not move would be no fault.
+/// Waits until the nodes report the times that they were given: a clock that did not move would be no fault.
 async fn wait_until_told(scene: &mut Scene<'_>, targets: &[NodeId], jumps: &[i64]) -> Result<()> {
     for (id, ahead) in targets.iter().zip(jumps) {
         let node = scene.cluster.node(*id)?.host.http();
@@ -147,9 +147,9 @@ async fn wait_until_told(scene: &mut Scene<'_>, targets: &[NodeId], jumps: &[i64
     Ok(())
 }
 
-/// Seconds since 1970 of a time as HTTP has it.
+/// Seconds since 1970, of a time in HTTP's format.
 fn seconds_of(date: &str) -> Result<u64> {
     let output = Command::new("date").args(["-u", "+%s", "-d", date]).output().context("cannot start `date`")?;
     let seconds = String::from_utf8_lossy(&output.stdout);
-    seconds.trim().parse().with_context(|| format!("{date:?} is no time"))
+    seconds.trim().parse().with_context(|| format!("`{date}` is not a time"))
 }

@@ -1,4 +1,4 @@
-//! Disks that lose power, fail, fill up, stall or lie.
+//! Disks that lose power, fail, fill up, stall or return wrong data.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -22,23 +22,23 @@ use crate::store::{CLIENT_DEADLINE, NodeStatus};
 
 /// The exit code of a node whose disk failed.
 const EXIT_DISK_FAILED: [i32; 1] = [74];
-/// The exit codes of a node that finds its data damaged, or not its own.
+/// The exit codes of a node whose data is damaged, or belongs to another node.
 const EXIT_DAMAGED: [i32; 2] = [65, 78];
-/// How long a node may take to notice what befell it.
+/// How long a node may take to notice a fault.
 const NOTICE_DEADLINE: Duration = Duration::from_secs(15);
-/// How long it takes until a node that was started has been sent a snapshot that it cannot write.
+/// How long until a restarted node has been sent a snapshot that it cannot write.
 const REFUSAL_DEADLINE: Duration = Duration::from_secs(4);
-/// How much space a disk has on which a leader must refuse writes, and can still write
-/// what is under way: less than half of what `DISK_FREE_BYTES_MIN` of the server says.
+/// Free space on a disk on which a leader must reject writes, but can still write requests in progress: less
+/// than half of the server's `DISK_FREE_BYTES_MIN`.
 const SCARCE_BYTES: u64 = 48 << 20;
-/// How long a sync takes that the power is cut in: longer than an election.
+/// Duration of a sync during which the power is cut: longer than an election.
 const STUCK_SYNC: Duration = Duration::from_secs(6);
 /// More snapshots than a node begins between two starts.
 const TEMPORARY_SNAPSHOTS_MAX: usize = 500;
-/// How many nodes one fault kills at system calls, one after another.
+/// Number of nodes that one fault kills at system calls, one after another.
 const KILLS_AT_CALLS: usize = 5;
-/// The system calls that a node is killed at, and up to the how-manieth of each in one thread
-/// (`strace` counts by thread): while it runs, and while it starts. 0: there is none.
+/// The system calls at which a node is killed, with the maximum call number in one thread while the node runs
+/// and while it starts (`strace` counts by thread). 0: never.
 const CALLS: [(&str, u32, u32); 9] = [
     ("fdatasync", 60, 60),
     ("write", 120, 120),
@@ -51,7 +51,7 @@ const CALLS: [(&str, u32, u32); 9] = [
     ("ftruncate", 0, 1),
 ];
 
-/// Which system calls are made to fail, and how.
+/// The system calls that fail, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failing {
     Sync,
@@ -66,8 +66,7 @@ pub async fn cut_power(scene: &mut Scene<'_>, who: Who) -> Result<String> {
     Ok(format!("nodes {targets:?}, {file_systems:?}"))
 }
 
-/// Syncs take so long that much waits for them when the power is cut: none of that
-/// may have been acknowledged.
+/// Cuts the power while slow syncs keep much data unsynced. None of that data may have been acknowledged.
 pub async fn cut_power_in_sync(scene: &mut Scene<'_>, who: Who) -> Result<String> {
     let targets = scene.choose(who).await?;
     let straces = slow_down(scene, &targets, STUCK_SYNC)?;
@@ -77,8 +76,8 @@ pub async fn cut_power_in_sync(scene: &mut Scene<'_>, who: Who) -> Result<String
     Ok(format!("nodes {targets:?}"))
 }
 
-/// The leader is gone, and the others vote. Syncs take so long that no vote can be on
-/// disk: whoever says that it is in the new term must still say so after the power was cut.
+/// Kills the leader and cuts the power of the others while they vote. Syncs are so slow that no vote can be
+/// on disk: a node that reports the new term must still report it after the power cut.
 pub async fn cut_power_in_election(scene: &mut Scene<'_>) -> Result<String> {
     let all = scene.choose(Who::All).await?;
     let (leader, others) = all.split_first().context("a cluster without nodes")?;
@@ -98,21 +97,21 @@ fn highest_term(statuses: &[(NodeId, NodeStatus)]) -> u64 {
     statuses.iter().map(|(_, status)| status.term).max().unwrap_or_default()
 }
 
-/// Cuts the power of nodes, and starts them again. What term they were in they must
-/// know by themselves: they hear nothing from each other until they were asked.
+/// Cuts the power of nodes, and restarts them. They must know their term from disk: they receive nothing from
+/// each other until they were asked for it.
 async fn lose_power(scene: &mut Scene<'_>, targets: &[NodeId], straces: Vec<Process>) -> Result<Vec<FileSystem>> {
     let mut file_systems = Vec::new();
     let told = scene.cluster.statuses().await;
     for id in targets {
         let node = scene.cluster.node(*id)?;
-        // Who has no power says nothing more. A file system that is shut down says of a sync that is
-        // under way, once in ten times, that it is done, and a process that lives on would tell that.
+        // A node without power must not send anything. When a file system is shut down, about one in ten
+        // syncs in progress reports success, and a process that lives on would acknowledge the data.
         node.freeze().await?;
         let disk = node.disk.as_ref().context("a power cut needs a disk of its own")?;
         file_systems.push(disk.file_system);
         disk.cut_power()?;
     }
-    // What is stuck goes on now, and fails: else the processes would not end before it.
+    // Lets the stuck calls continue, and fail. Otherwise the processes would not end first.
     drop(straces);
     for id in targets {
         scene.cluster.node(*id)?.kill()?;
@@ -143,19 +142,20 @@ fn slow_down(scene: &mut Scene<'_>, targets: &[NodeId], delay: Duration) -> Resu
     targets.iter().map(|id| scene.cluster.node(*id)?.strace("fdatasync,fsync", &inject)).collect()
 }
 
-/// Which files a call fails on.
+/// The files on which a call fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Log,
-    /// A snapshot that the node writes itself.
+    /// A snapshot that the node builds.
     SnapshotBuilt,
-    /// One that it gets.
+    /// A snapshot that the node receives.
     SnapshotReceived,
-    /// The directory that a new snapshot, of either kind, has its name in.
+    /// The directory that a new snapshot of either kind is renamed in.
     SnapshotName,
 }
 
-/// One call to the disk fails, and all like it after that: the node must stop, and say that its disk failed.
+/// Lets one disk call and all later ones of its kind fail. The node must stop and report that its disk
+/// failed.
 pub async fn call_fails(scene: &mut Scene<'_>, failing: Failing) -> Result<String> {
     let (calls, error) = match failing {
         Failing::Sync => ("fdatasync,fsync", "EIO"),
@@ -174,7 +174,7 @@ pub async fn call_fails(scene: &mut Scene<'_>, failing: Failing) -> Result<Strin
         fall_behind(scene, id).await?;
         scene.cluster.node(id)?.start()?;
     }
-    // A snapshot is a thread's first work, or its only one.
+    // A snapshot is the first work of a thread, or its only one.
     let when = if place == Place::Log { scene.random.u32(1..20) } else { 1 };
     let node = scene.cluster.node(id)?;
     let files = match place {
@@ -182,11 +182,12 @@ pub async fn call_fails(scene: &mut Scene<'_>, failing: Failing) -> Result<Strin
         Place::SnapshotName => vec![node.snapshot_directory()],
         Place::SnapshotBuilt | Place::SnapshotReceived => temporary_snapshots(&node.snapshot_directory()),
     };
-    // Every call from then on: what is written anew is a file that does not fail else.
+    // Every call from then on fails; otherwise a newly written file would succeed.
     let inject = format!("error={error}:when={when}+");
     node.expect_exit(&EXIT_DISK_FAILED);
     let mut strace = node.strace_files(calls, &inject, &files)?;
-    // A snapshot for which there is no space is refused if it comes from another node, and given up if it is the node's own.
+    // A snapshot for which there is no space is rejected if another node sent it, and given up if the node
+    // builds it.
     let said_before = node.log().len();
     let refused = |node: &Node| {
         let log = node.log();
@@ -199,28 +200,28 @@ pub async fn call_fails(scene: &mut Scene<'_>, failing: Failing) -> Result<Strin
     strace.wait(Duration::from_secs(5)).await?;
     let came = node.strace_injected()?;
     if came && status.is_none() && !refused(node) {
-        status = node.wait(NOTICE_DEADLINE).await?; // It may have come only just.
+        status = node.wait(NOTICE_DEADLINE).await?; // The failing call may have come late.
     }
-    // Another end than with 74 is found when the node is started again.
+    // An exit code other than 74 is detected when the node is restarted.
     let goes_on = status.is_none() && !refused(node);
     if !came {
         scene.did_nothing();
     } else if goes_on {
-        scene.finding(format!("node {id} goes on although {calls} fails with {error}: {place:?}"));
+        scene.finding(format!("node {id} keeps running although {calls} fails with {error}: {place:?}"));
     }
     scene.hold(100..1000).await;
     scene.cluster.heal()?;
-    let end = if status.is_some() { "ended" } else { "went on" };
+    let end = if status.is_some() { "ended" } else { "kept running" };
     Ok(format!("node {id}, {place:?}, call {when}: {end}"))
 }
 
-/// The files in which snapshots are built and received: those that are there, and those to come.
+/// The files in which snapshots are built and received, existing and future ones.
 fn temporary_snapshots(directory: &Path) -> Vec<PathBuf> {
     (0..TEMPORARY_SNAPSHOTS_MAX).map(|number| directory.join(format!("new-{number}.tmp"))).collect()
 }
 
-/// A node is started on a disk of which it cannot write, or cannot read a file: it must
-/// say so, change nothing, and start once the disk is well.
+/// Starts a node on a disk that is read-only, and on one from which it cannot read a file. The node must
+/// report that, change nothing, and start once the disk is repaired.
 pub async fn start_fails(scene: &mut Scene<'_>) -> Result<String> {
     let who = if scene.random.bool() { Who::Leader } else { Who::Follower };
     let id = scene.choose(who).await?[0];
@@ -228,11 +229,11 @@ pub async fn start_fails(scene: &mut Scene<'_>) -> Result<String> {
     node.kill()?;
     let (data, snapshots) = (node.data_directory(), node.snapshot_directory());
     let before = contents(&data)?;
-    let disk = node.disk.as_ref().context("a disk that fails needs to be one of its own")?;
+    let disk = node.disk.as_ref().context("a disk fault needs a disk of its own")?;
     disk.make_read_only()?;
     node.start()?;
     check_refusal(scene, id, "Read-only file system", &data).await?;
-    scene.cluster.node(id)?.disk.as_ref().context("it had one")?.make_writable()?;
+    scene.cluster.node(id)?.disk.as_ref().context("the node has no disk of its own")?.make_writable()?;
 
     let files = read_at_start(&data, &snapshots)?;
     let file = files.get(scene.random.usize(..files.len())).context("a node without files")?;
@@ -242,7 +243,7 @@ pub async fn start_fails(scene: &mut Scene<'_>) -> Result<String> {
     check_refusal(scene, id, "Input/output error", file).await?;
 
     if contents(&data)? != before {
-        scene.finding(format!("node {id} refuses to start, and changed its files"));
+        scene.finding(format!("node {id} refuses to start, but changed its files"));
     }
     scene.cluster.node(id)?.start()?;
     wait_until_it_answers(scene, id).await?;
@@ -250,24 +251,26 @@ pub async fn start_fails(scene: &mut Scene<'_>) -> Result<String> {
     Ok(format!("node {id}, then {calls} of {}", file.strip_prefix(&data).unwrap_or(file).display()))
 }
 
-/// A node that was just started must end, say why and on what, and never serve.
+/// A node that was just started must end with an error that names reason and path, and never serve.
 async fn check_refusal(scene: &mut Scene<'_>, id: NodeId, reason: &str, path: &Path) -> Result<()> {
     let node = scene.cluster.node(id)?;
     node.expect_exit(&EXIT_DISK_FAILED);
     let effect = refusal_or_start(scene, id).await?;
     let node = scene.cluster.node(id)?;
-    // The last that it says is why it ended.
+    // The last line of the log is the reason.
     let said = node.log_tail(1);
     node.kill()?;
     let path = path.display().to_string();
     if effect != Effect::Refused || !said.starts_with("error: ") || !said.contains(reason) || !said.contains(&path) {
-        scene.finding(format!("node {id} is started, with `{path}` failing: {reason}. {effect:?}; it says: {said}"));
+        scene.finding(format!(
+            "node {id} was started while `{path}` fails ({reason}): {effect:?}; its log ends with: {said}"
+        ));
     }
     Ok(())
 }
 
-/// What a node needs when it starts, and the directories that it lists. Former snapshots and
-/// what was not finished are none of it.
+/// The files that a node needs when it starts, and the directories that it lists. Earlier snapshots and
+/// unfinished files are not among them.
 fn read_at_start(data: &Path, snapshots: &Path) -> Result<Vec<PathBuf>> {
     let index = |path: &PathBuf| -> Option<u64> { path.file_stem()?.to_str()?.parse().ok() };
     let mut files = files_below(data)?;
@@ -281,7 +284,7 @@ fn read_at_start(data: &Path, snapshots: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// All files and what they hold, but the one that says who runs there.
+/// All files with their contents, except the lock file.
 fn contents(data: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>> {
     let files = files_below(data)?.into_iter().filter(|path| path.file_name().is_some_and(|name| name != "LOCK"));
     files
@@ -299,7 +302,7 @@ pub async fn slow_sync(scene: &mut Scene<'_>) -> Result<String> {
     let mut straces = slow_down(scene, &targets, Duration::from_millis(milliseconds))?;
     scene.hold(1500..4000).await;
     for strace in &mut straces {
-        // It lets go of the node, which goes on as before.
+        // `strace` detaches from the node, which keeps running.
         strace.signal(libc::SIGTERM)?;
         strace.wait(Duration::from_secs(5)).await?;
     }
@@ -307,7 +310,7 @@ pub async fn slow_sync(scene: &mut Scene<'_>) -> Result<String> {
     Ok(format!("nodes {targets:?}, {milliseconds} ms"))
 }
 
-/// A file takes all space on a node's disk: writes must be refused, and nothing be lost.
+/// Fills a node's disk with a file: writes must be rejected, and nothing may be lost.
 pub async fn fill(scene: &mut Scene<'_>) -> Result<String> {
     let who = [Who::Leader, Who::Follower, Who::All][scene.random.usize(..3)];
     let targets = scene.choose(who).await?;
@@ -319,13 +322,13 @@ pub async fn fill(scene: &mut Scene<'_>) -> Result<String> {
         directories.push(disk.directory().to_owned());
     }
     for directory in &directories {
-        // Something is left at first: else whatever is under way ends the node before it can refuse.
+        // Leaves some space at first; otherwise a request in progress ends the node before it can reject one.
         let filler_bytes = free_bytes(directory)?.saturating_sub(SCARCE_BYTES);
         run("fallocate", &["-l", &filler_bytes.to_string(), &directory.join("filler").display().to_string()])?;
     }
     let refusal = match who {
         Who::Leader | Who::All => wait_for_refusal(scene, targets[0]).await?,
-        Who::Follower | Who::Majority => "nothing to refuse",
+        Who::Follower | Who::Majority => "nothing to reject",
     };
     for directory in &directories {
         fill_up(directory, &directory.join("rest"))?;
@@ -333,16 +336,16 @@ pub async fn fill(scene: &mut Scene<'_>) -> Result<String> {
     scene.hold(1500..4000).await;
     for directory in &directories {
         for filler in ["filler", "rest"] {
-            fs::remove_file(directory.join(filler)).context("cannot make space again")?;
+            fs::remove_file(directory.join(filler)).context("cannot free the space again")?;
         }
     }
-    // Who met the full disk just now may still be about to end.
+    // A node that just ran out of space may still be about to end.
     scene.hold(300..600).await;
     scene.cluster.heal()?;
     Ok(format!("nodes {targets:?}, {refusal}"))
 }
 
-/// A write at a leader whose disk is full must be refused, for certain and for that reason.
+/// A leader whose disk is full must reject a write as not applied, for that reason.
 async fn wait_for_refusal(scene: &mut Scene<'_>, leader: NodeId) -> Result<&'static str> {
     let host = scene.cluster.node(leader)?.host.clone();
     let deadline = Instant::now() + NOTICE_DEADLINE;
@@ -357,14 +360,14 @@ async fn wait_for_refusal(scene: &mut Scene<'_>, leader: NodeId) -> Result<&'sta
             return Ok("refused");
         }
         if scene.cluster.leader().await.is_some_and(|now| now != leader) || !scene.cluster.node(leader)?.is_running()? {
-            return Ok("led by another before it refused");
+            return Ok("another node led before it rejected a write");
         }
         if Instant::now() > deadline {
             scene.finding(format!(
-                "node {leader} leads with a full disk, and refuses no write with 507; at last it said: {}",
+                "node {leader} leads with a full disk, but rejects no write with 507; its last response: {}",
                 attempt.reason
             ));
-            return Ok("not refused");
+            return Ok("not rejected");
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -373,12 +376,12 @@ async fn wait_for_refusal(scene: &mut Scene<'_>, leader: NodeId) -> Result<&'sta
 fn free_bytes(directory: &Path) -> Result<u64> {
     let output = Command::new("stat").args(["-f", "-c", "%a %S"]).arg(directory).output();
     let said = String::from_utf8(output.context("cannot start `stat`")?.stdout)?;
-    let (blocks, block_bytes) = said.trim().split_once(' ').context("`stat` does not say what is free")?;
+    let (blocks, block_bytes) = said.trim().split_once(' ').context("`stat` does not report the free space")?;
     Ok(blocks.parse::<u64>()? * block_bytes.parse::<u64>()?)
 }
 
 fn fill_up(directory: &Path, filler: &Path) -> Result<()> {
-    // Larger pieces first; what is left then is too small for any.
+    // Larger pieces first; the space left then is too small for any piece.
     let mut size = 512_u64 << 20;
     let mut length = 0;
     while size >= 4096 {
@@ -389,12 +392,12 @@ fn fill_up(directory: &Path, filler: &Path) -> Result<()> {
         }
     }
     if length == 0 {
-        bail!(HarnessError(format!("`{}` was full before", directory.display())));
+        bail!(HarnessError(format!("`{}` was already full", directory.display())));
     }
     Ok(())
 }
 
-/// Nodes are killed as they enter some system call, at whatever they are doing.
+/// Kills nodes as they enter a system call, whatever they are doing.
 pub async fn kill_at_call(scene: &mut Scene<'_>) -> Result<String> {
     let mut done = Vec::new();
     let mut came_count = 0;
@@ -419,7 +422,7 @@ pub async fn kill_at_call(scene: &mut Scene<'_>) -> Result<String> {
             strace.kill()?;
             came
         };
-        // Rare calls need not come at all: then it is killed anyway.
+        // A rare call may never come: the node is then killed anyway.
         node.kill()?;
         node.start()?;
         if came {
@@ -427,18 +430,18 @@ pub async fn kill_at_call(scene: &mut Scene<'_>) -> Result<String> {
             scene.killed_at(call);
         }
         let place = if starting { "while starting" } else { "while running" };
-        done.push(format!("{id} {call}#{when} {}", if came { place } else { "that did not come" }));
+        done.push(format!("{id} {call}#{when} {}", if came { place } else { "without that call" }));
         wait_until_it_answers(scene, id).await?;
     }
     scene.cluster.heal()?;
     if came_count == 0 {
         scene.did_nothing();
     }
-    Ok(format!("{came_count} of {KILLS_AT_CALLS} came: {}", done.join(", ")))
+    Ok(format!("{came_count} of {KILLS_AT_CALLS} at their call: {}", done.join(", ")))
 }
 
-/// The node is the harness's own child (`-D`), so that it is gone for sure when it was
-/// waited for: else a second one would be started beside it.
+/// The node is the harness's own child (`-D`), so waiting for it ensures that it has ended. Otherwise a
+/// second process would be started while the first still runs.
 fn strace_from_start(calls: &str, inject: &str, files: &[PathBuf]) -> Vec<String> {
     let arguments = ["strace", "-D", "-f", "-q", "-o", "/dev/null", "-e"];
     let mut command: Vec<String> = arguments.map(str::to_owned).to_vec();
@@ -457,27 +460,27 @@ async fn wait_until_it_answers(scene: &mut Scene<'_>, id: NodeId) -> Result<()> 
         }
         if !node.is_running()? {
             let tail = node.log_tail(5);
-            bail!("node {id} does not start again:\n{tail}");
+            bail!("node {id} does not restart:\n{tail}");
         }
         if Instant::now() > deadline {
-            bail!("node {id} does not answer after it was started again");
+            bail!("node {id} does not respond after a restart");
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// A bit of a file is wrong when the node starts: it must refuse, or do well
-/// without the file; and it starts once the bit is right again.
+/// Flips a bit of a file before the node starts. The node must refuse to start, or work correctly without the
+/// file. It starts once the bit is restored.
 pub async fn flip(scene: &mut Scene<'_>) -> Result<String> {
     let id = scene.choose(Who::Follower).await?[0];
     scene.cluster.node(id)?.kill()?;
-    // Whatever it makes of its data until they are right again, nobody must hear of it.
+    // Until the bit is restored, the node's view of its data must not reach the other nodes.
     let others: Vec<Rule> = scene.cluster.nodes.iter().map(|node| Rule::Drop(node.host.address)).collect();
     scene.cluster.node(id)?.host.set_rules(&others)?;
     let data = scene.cluster.node(id)?.data_directory();
     let mut candidates = Vec::new();
     for path in files_below(&data)? {
-        let length = fs::metadata(&path).context("cannot look at a file")?.len();
+        let length = fs::metadata(&path).context("cannot read a file's length")?.len();
         if length > 0 && path.file_name().is_some_and(|name| name != "LOCK") {
             candidates.push((path, length));
         }
@@ -492,7 +495,7 @@ pub async fn flip(scene: &mut Scene<'_>) -> Result<String> {
     let (offset, bit) = (scene.random.u64(..*length), scene.random.u8(..8));
     flip_bit(path, offset, bit)?;
     let node = scene.cluster.node(id)?;
-    // A snapshot that is damaged may be given up for the one before it.
+    // The node may replace a damaged snapshot by the one before it.
     node.count_disk();
     node.start()?;
     node.expect_exit(&EXIT_DAMAGED);
@@ -503,15 +506,16 @@ pub async fn flip(scene: &mut Scene<'_>) -> Result<String> {
         scene.saw(Sight::StartRefused);
         flip_bit(path, offset, bit)?;
     } else if !is_snapshot {
-        // The log and the identity are needed, all of them but what was torn before.
+        // The log and the identity are needed in full, except a record that was torn before.
         scene.cluster.node(id)?.wipe()?;
         run("cp", &["-a", &copy.display().to_string(), &data.display().to_string()])?;
-        run("sync", &["-f", &data.display().to_string()])?; // The next power cut must not take it.
+        run("sync", &["-f", &data.display().to_string()])?; // The next power cut must not undo this.
         if was_torn(scene, id, path, offset).await? {
             effect = Effect::WasTorn;
         } else {
             let name = path.display();
-            let text = format!("node {id} starts although bit {bit} of byte {offset} of {length} of `{name}` is wrong");
+            let text =
+                format!("node {id} starts although bit {bit} of byte {offset} of {length} of `{name}` is flipped");
             scene.symptom(Symptom::Start, text);
         }
     }
@@ -521,17 +525,17 @@ pub async fn flip(scene: &mut Scene<'_>) -> Result<String> {
     Ok(format!("node {id}, {name}, byte {offset}, bit {bit}: {effect:?}"))
 }
 
-/// What a wrong bit led to.
+/// The effect of a flipped bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Effect {
     Refused,
     Started,
-    /// It started, without a record that was unfinished all the same: nodes are killed as they write.
+    /// The node started without a record that was incomplete anyway: nodes are killed while they write.
     WasTorn,
 }
 
-/// Starts a node with the data that it had before a bit was flipped: whether that was in
-/// what it cuts off even so, by its own word.
+/// Starts a node with the data from before the flip, and returns whether the node itself reports that it
+/// truncates the part with the bit.
 async fn was_torn(scene: &mut Scene<'_>, id: NodeId, path: &Path, flipped: u64) -> Result<bool> {
     let node = scene.cluster.node(id)?;
     let said_before = node.log().len();
@@ -551,13 +555,13 @@ async fn refusal_or_start(scene: &mut Scene<'_>, id: NodeId) -> Result<Effect> {
     loop {
         let node = scene.cluster.node(id)?;
         if node.wait(Duration::from_millis(10)).await?.is_some() {
-            return Ok(Effect::Refused); // With another status than it should be is found by the node.
+            return Ok(Effect::Refused); // `Node` reports an unexpected exit code.
         }
         if client.status(node.host.http()).await.is_ok() {
             return Ok(Effect::Started);
         }
         if Instant::now() > deadline {
-            bail!("node {id} neither starts nor refuses with a wrong bit");
+            bail!("node {id} neither starts nor refuses to start with a flipped bit");
         }
     }
 }
@@ -568,7 +572,7 @@ fn flip_bit(path: &Path, offset: u64, bit: u8) -> Result<()> {
     file.read_exact_at(&mut byte, offset).context("cannot read a byte")?;
     byte[0] ^= 1 << bit;
     file.write_all_at(&byte, offset).context("cannot write a byte")?;
-    // A power cut that comes later must not bring the wrong bit back.
+    // A later power cut must not restore the wrong bit.
     file.sync_all().context("cannot sync a byte")
 }
 
@@ -586,7 +590,7 @@ fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The files of the log, in order: the last one is written to.
+/// The files of the log, in order. The node appends to the last one.
 fn log_files(data: &Path) -> Result<Vec<PathBuf>> {
     let files = files_below(data)?;
     let in_log = |path: &PathBuf| path.parent().and_then(Path::file_name).is_some_and(|name| name == "log");

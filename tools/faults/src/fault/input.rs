@@ -1,9 +1,8 @@
-//! Requests that no client should send: each must be refused, and change nothing.
+//! Requests that no client should send. Each must be rejected, and change nothing.
 //!
-//! Every one is wrong for certain, so that an answer of success is a finding. So is no end
-//! at all: a node closes a connection at the latest when the rest of a request is overdue.
-//! That nothing was changed shows in the history: a change that no client asked
-//! for is a violation.
+//! Every one is certainly invalid, so a successful response is a finding. So is a request without any end: a
+//! node closes a connection at the latest when the rest of a request is overdue. Changes show in the history:
+//! a change without a client's request is a violation.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -19,23 +18,23 @@ use tokio::net::TcpStream;
 
 use super::Scene;
 
-/// Requests that one fault sends.
+/// Requests per fault.
 const REQUESTS: usize = 600;
-/// How many are under way at once.
+/// Number of requests in progress at once.
 const CONNECTIONS: usize = 16;
-/// Connections that do nothing useful, or do it slowly.
+/// Connections that do nothing useful, or are slow.
 const SLOW_CLIENTS: usize = 300;
-/// How long a request may take to end. A node may wait for the rest of one for ten seconds
+/// How long a request may take to end. A node may wait ten seconds for the rest of one
 /// (`REQUEST_BODY_DEADLINE` of the server), and these machines are busy.
 const END_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Requests that are no HTTP, or not of the API.
+/// Requests that are not HTTP, or not part of the API.
 pub async fn malformed(scene: &mut Scene<'_>) -> Result<String> {
     let requests = (0..REQUESTS).map(|_| malformed_request(scene)).collect();
     send_all(scene, requests).await
 }
 
-/// What nodes say to each other, cut short, mixed up, for another node or another cluster.
+/// Requests between nodes that are truncated, mixed up, or for another node or cluster.
 pub async fn forged(scene: &mut Scene<'_>) -> Result<String> {
     let kept: Vec<(String, bytes::Bytes)> =
         scene.cluster.nodes.iter().filter_map(|node| node.proxy.as_ref()).flat_map(|proxy| proxy.kept()).collect();
@@ -48,7 +47,7 @@ async fn send_all(scene: &mut Scene<'_>, requests: Vec<Vec<u8>>) -> Result<Strin
     let mut waiting = requests.into_iter().enumerate();
     let mut running = FuturesUnordered::new();
     let mut ends = Ends::default();
-    // One that does not end is enough: each of them takes long.
+    // One request without an end is enough, because each takes long.
     while ends.silent == 0 {
         while running.len() < CONNECTIONS {
             let Some((number, request)) = waiting.next() else { break };
@@ -67,20 +66,20 @@ async fn send_all(scene: &mut Scene<'_>, requests: Vec<Vec<u8>>) -> Result<Strin
     Ok(ends.to_string())
 }
 
-/// How a request ended.
+/// The end of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// No connection was made, so nothing was sent.
+    /// No connection, so nothing was sent.
     Unreached,
-    /// The status that it was answered with; none if the answer is no HTTP.
+    /// The status of the response; `None` if the response is not HTTP.
     Answered(Option<u16>),
-    /// The connection was closed, and nothing was said.
+    /// The node closed the connection without a response.
     Closed,
-    /// Neither, as long as it was waited for.
+    /// Neither before the deadline.
     Silent,
 }
 
-/// How many requests ended how.
+/// The number of requests with each end.
 #[derive(Debug, Default)]
 struct Ends {
     unreached: usize,
@@ -91,21 +90,21 @@ struct Ends {
 }
 
 impl Ends {
-    /// What is wrong about an end, if anything is.
+    /// Counts an end; returns what is wrong with it, if anything.
     fn count(&mut self, end: End) -> Option<&'static str> {
         let (count, wrong) = match end {
             End::Unreached => (&mut self.unreached, None),
             End::Answered(Some(400..600)) => (&mut self.refused, None),
-            End::Answered(Some(200..300)) => (&mut self.wrong, Some("answered with success")),
-            End::Answered(_) => (&mut self.wrong, Some("answered with what is no refusal")),
+            End::Answered(Some(200..300)) => (&mut self.wrong, Some("the response is a success")),
+            End::Answered(_) => (&mut self.wrong, Some("the response is not a rejection")),
             End::Closed => (&mut self.closed, None),
-            End::Silent => (&mut self.silent, Some("neither answered nor closed")),
+            End::Silent => (&mut self.silent, Some("neither a response nor a close")),
         };
         *count += 1;
         wrong
     }
 
-    /// How many came to a node.
+    /// The number of requests that reached a node.
     fn sent(&self) -> usize {
         self.refused + self.closed + self.silent + self.wrong
     }
@@ -114,20 +113,20 @@ impl Ends {
 impl fmt::Display for Ends {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Ends { unreached, refused, closed, silent, wrong } = self;
-        write!(f, "{} requests: {refused} refused, {closed} closed, {silent} left open, {wrong} ", self.sent())?;
-        write!(f, "answered wrongly; {unreached} more without a connection")
+        write!(f, "{} requests: {refused} rejected, {closed} closed, {silent} left open, {wrong} ", self.sent())?;
+        write!(f, "wrong responses; {unreached} more without a connection")
     }
 }
 
-/// Sends a request, after which nothing more will come, and waits for its end.
+/// Sends a request, announces that nothing follows, and waits for the end.
 pub async fn send(node: SocketAddr, request: &[u8], deadline: Duration) -> End {
     let Ok(Ok(mut stream)) = tokio::time::timeout(deadline, TcpStream::connect(node)).await else {
         return End::Unreached;
     };
     let exchange = async {
-        // Who refuses what is too long need not take all of it.
+        // A node that rejects an oversized request need not read all of it.
         let _ = stream.write_all(request).await;
-        // Half a request is whole then: nothing more will come.
+        // An incomplete request must end here: nothing more follows.
         let _ = stream.shutdown().await;
         let mut answer = [0; 12];
         match stream.read_exact(&mut answer).await {
@@ -138,12 +137,12 @@ pub async fn send(node: SocketAddr, request: &[u8], deadline: Duration) -> End {
     tokio::time::timeout(deadline, exchange).await.unwrap_or(End::Silent)
 }
 
-/// `HTTP/1.1 400`
+/// Parses `HTTP/1.1 400`.
 fn status_of(answer: &[u8; 12]) -> Option<u16> {
     std::str::from_utf8(answer).ok()?.strip_prefix("HTTP/1.1 ")?.parse().ok()
 }
 
-/// A request with a `Content-Length`; each of `headers` ends with a line break.
+/// A request with a `Content-Length`. Each of `headers` ends with a line break.
 pub fn with_body(method: &str, path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
     let head =
         format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\n{headers}content-length: {}\r\n\r\n", body.len());
@@ -241,9 +240,9 @@ fn forged_request(scene: &mut Scene<'_>, kept: &[(String, bytes::Bytes)]) -> Vec
     }
 }
 
-/// A request between nodes with another number of eight bytes in one of its fields.
+/// A request between nodes in which one field has another eight-byte number.
 fn spoiled(body: &[u8], field: &str, mask: u64) -> Option<Vec<u8>> {
-    const UINT_64: u8 = 0xcf; // As MessagePack marks it.
+    const UINT_64: u8 = 0xcf; // The marker in MessagePack.
     let end = body.windows(field.len()).position(|window| window == field.as_bytes())? + field.len();
     let number = body.get(end + 1..end + 9).filter(|_| body[end] == UINT_64)?;
     let number = u64::from_be_bytes(number.try_into().ok()?) ^ mask;
@@ -252,7 +251,7 @@ fn spoiled(body: &[u8], field: &str, mask: u64) -> Option<Vec<u8>> {
     Some(spoiled)
 }
 
-/// Clients that send a head or a body drop by drop, or do not read their answers.
+/// Clients that send a head or a body slowly, or do not read the responses.
 pub async fn slow(scene: &mut Scene<'_>) -> Result<String> {
     let nodes: Vec<SocketAddr> = scene.cluster.nodes.iter().map(|node| node.host.http()).collect();
     let connected = Arc::new(AtomicUsize::new(0));
@@ -261,7 +260,7 @@ pub async fn slow(scene: &mut Scene<'_>) -> Result<String> {
         clients.spawn(slow_client(nodes[number % nodes.len()], number, connected.clone()));
     }
     scene.hold(3000..5000).await;
-    // Where they have come to does not matter: that they were there does.
+    // Their progress is irrelevant; only their presence matters.
     clients.shutdown().await;
     let connected = connected.load(Ordering::Relaxed);
     scene.inputs(connected);
@@ -277,7 +276,7 @@ async fn slow_client(node: SocketAddr, number: usize, connected: Arc<AtomicUsize
     let text: &[u8] = match number % 4 {
         0 => b"GET /v1/kv/a HTTP/1.1\r\nhost: localhost\r\nx: 1\r\nx: 2\r\nx: 3\r\n",
         1 => b"PUT /v1/kv/a HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000\r\n\r\n................",
-        // Many answers, and none is read.
+        // Many responses, none of which is read.
         2 => {
             return ask_and_not_read(&mut stream, b"GET /v1/kv?prefix=key/ HTTP/1.1\r\nhost: localhost\r\n\r\n", 200)
                 .await;
@@ -306,9 +305,9 @@ mod tests {
 
     use super::*;
 
-    /// Each way in which a request may end is told from the others.
+    /// Each end of a request is distinguished.
     ///
-    /// Method: a server that accepts one connection and does with it as the row says.
+    /// Method: a server that accepts one connection and does what the row says.
     #[tokio::test]
     async fn ends_are_told_apart() {
         let rows: [(&[u8], bool, End); 5] = [
@@ -339,7 +338,7 @@ mod tests {
         assert_eq!(send(node, b"GET", Duration::from_secs(60)).await, End::Unreached);
     }
 
-    /// What did not come to a node is no input, and only a refusal or a closed connection is right.
+    /// A request without a connection is not an input, and only a rejection or a closed connection is right.
     #[test]
     fn what_counts_and_what_is_wrong() {
         let mut ends = Ends::default();
@@ -350,7 +349,7 @@ mod tests {
         for wrong in [End::Silent, End::Answered(Some(200)), End::Answered(Some(304)), End::Answered(None)] {
             assert!(ends.count(wrong).is_some(), "{wrong:?}");
         }
-        let counts = "7 requests: 2 refused, 1 closed, 1 left open, 3 answered wrongly; 1 more without a connection";
+        let counts = "7 requests: 2 rejected, 1 closed, 1 left open, 3 wrong responses; 1 more without a connection";
         assert_eq!(ends.to_string(), counts);
     }
 }

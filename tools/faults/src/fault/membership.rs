@@ -1,4 +1,4 @@
-//! Members that come and go, also while other things break.
+//! Nodes that join and leave, also during other faults.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,23 +13,23 @@ use crate::history::NodeId;
 use crate::network::Rule;
 use crate::store::Client;
 
-/// How long a change may take, faults included.
+/// How long a change may take, including faults.
 const CHANGE_DEADLINE: Duration = Duration::from_secs(60);
 const ATTEMPT_DEADLINE: Duration = Duration::from_secs(20);
-/// How long a node with an empty disk may take to hear from the others what it is.
+/// How long a node with an empty disk may take until the other nodes have told it that it is not a member.
 const EXCLUSION_DEADLINE: Duration = Duration::from_secs(5);
 
-/// What else happens during the change.
+/// The fault during the change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Meanwhile {
     Nothing,
-    /// Nodes are killed and started again.
+    /// Nodes are killed and restarted.
     Kill,
     /// The leader is isolated for a while.
     Isolate,
 }
 
-/// A new node takes the place of another, which may be the leader.
+/// Replaces a node, which may be the leader, by a new one.
 pub async fn replace(scene: &mut Scene<'_>, meanwhile: Meanwhile) -> Result<String> {
     let ids = scene.cluster.ids();
     let old = ids[scene.random.usize(..ids.len())];
@@ -60,7 +60,7 @@ pub async fn replace(scene: &mut Scene<'_>, meanwhile: Meanwhile) -> Result<Stri
 }
 
 async fn isolate_leader(scene: &mut Scene<'_>) -> Result<()> {
-    // Whoever leads just now, if anybody does.
+    // The current leader, if there is one.
     let Some(leader) = scene.cluster.leader().await else {
         scene.did_nothing();
         return Ok(());
@@ -74,8 +74,8 @@ async fn isolate_leader(scene: &mut Scene<'_>) -> Result<()> {
     scene.cluster.node(leader)?.host.set_rules(&from_others)
 }
 
-/// A node loses its disk and comes back with an empty one: the others must not
-/// take it for what it was. Then it is replaced, as the README says.
+/// Restarts a node with an empty disk: the other nodes must not treat it as the former one. It is then
+/// replaced, as the README describes.
 pub async fn wipe(scene: &mut Scene<'_>) -> Result<String> {
     let ids = scene.cluster.ids();
     let old = ids[scene.random.usize(..ids.len())];
@@ -86,15 +86,15 @@ pub async fn wipe(scene: &mut Scene<'_>) -> Result<String> {
     scene.hold(1000..3000).await;
     let host = scene.cluster.node(old)?.host.clone();
     if let Err(said) = wait_until_excluded(&scene.cluster.client, host.http()).await {
-        scene.finding(format!("node {old} does not know that it is no member with an empty disk: {said:#}"));
+        scene.finding(format!("node {old} has an empty disk, but does not know that it is not a member: {said:#}"));
     }
     match scene.cluster.client.status(host.http()).await {
-        // Its term would be that of the vote that it gave, to itself or another.
+        // A higher term would come from a vote that the node gave, to itself or another.
         Ok(status) if status.applied > 0 || status.last_log > 0 || status.term > 0 || status.leader == Some(old) => {
-            scene.finding(format!("node {old} was taken in again with an empty disk: {status:?}"));
+            scene.finding(format!("node {old} has an empty disk, but was accepted as a member: {status:?}"));
         }
         Ok(_) => {}
-        Err(error) => scene.finding(format!("node {old} does not answer with an empty disk: {error:#}")),
+        Err(error) => scene.finding(format!("node {old} has an empty disk and does not respond: {error:#}")),
     }
     scene.cluster.node(old)?.kill()?;
     let new = start_new_node(scene).await?;
@@ -103,21 +103,21 @@ pub async fn wipe(scene: &mut Scene<'_>) -> Result<String> {
     Ok(format!("node {old}, replaced by node {new}"))
 }
 
-/// Waits until a node that came back with an empty disk was told so by the others, and
-/// refuses a client for that reason.
+/// Waits until the other nodes have told a node with an empty disk that it is not a member, and it rejects a
+/// client for that reason.
 async fn wait_until_excluded(client: &Client, node: SocketAddr) -> Result<()> {
     let deadline = Instant::now() + EXCLUSION_DEADLINE;
     loop {
         let request = client.http().get(format!("http://{node}/v1/kv/key/1")).timeout(EXCLUSION_DEADLINE);
-        let answer = request.send().await.context("a client asked it")?;
+        let answer = request.send().await.context("the request of a client failed")?;
         let status = answer.status();
-        let body = answer.text().await.context("a client asked it")?;
+        let body = answer.text().await.context("the request of a client failed")?;
         let code = serde_json::from_str(&body).map(|body: Value| body["error"]["code"] == "not_member");
         if status == StatusCode::SERVICE_UNAVAILABLE && code.unwrap_or_default() {
             return Ok(());
         }
         if Instant::now() > deadline {
-            bail!("after {EXCLUSION_DEADLINE:?} it tells a client {status}: {body}");
+            bail!("after {EXCLUSION_DEADLINE:?} it returns {status}: {body}");
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -131,17 +131,17 @@ async fn start_new_node(scene: &mut Scene<'_>) -> Result<NodeId> {
     let deadline = Instant::now() + ATTEMPT_DEADLINE;
     while let Err(error) = client.status(node.host.http()).await {
         if Instant::now() > deadline {
-            bail!("the new node {id} does not answer: {error:#}");
+            bail!("the new node {id} does not respond: {error:#}");
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     Ok(id)
 }
 
-/// A change of the membership, made through whichever node answers.
+/// A membership change, made through any node that responds.
 struct Change {
     client: Client,
-    /// The nodes that may be asked.
+    /// The nodes to send the requests to.
     asked: Vec<SocketAddr>,
     new: (NodeId, String),
     voters: Vec<NodeId>,
@@ -161,7 +161,7 @@ impl Change {
         self.until_done("/change-membership", json!(self.voters)).await
     }
 
-    /// Asks again whenever it is not known to be done: both may be asked twice.
+    /// Repeats the request until it is known to be done. Two nodes may get it.
     async fn until_done(&self, path: &str, body: Value) -> Result<()> {
         let deadline = Instant::now() + CHANGE_DEADLINE;
         let mut turn = 0;
@@ -175,7 +175,7 @@ impl Change {
                 Err(error) => format!("{error:#}"),
             };
             if Instant::now() > deadline {
-                bail!("{path} {body} is not done within {CHANGE_DEADLINE:?}; at last: {said}");
+                bail!("{path} {body} is not done within {CHANGE_DEADLINE:?}; last response: {said}");
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

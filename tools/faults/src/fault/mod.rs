@@ -1,4 +1,4 @@
-//! The faults: what each breaks, for how long, and how it is mended.
+//! The faults: what each breaks, for how long, and how it is healed.
 
 mod clock;
 mod disk;
@@ -21,95 +21,95 @@ use crate::finding::{Finding, Symptom};
 use crate::history::{ClientId, NodeId};
 use crate::load::Recorder;
 
-/// Who is hit.
+/// The targets of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Who {
     Leader,
     Follower,
-    /// The leader among them or not.
+    /// With or without the leader.
     Majority,
     All,
 }
 
-/// One kind of fault.
+/// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Fault {
-    /// SIGKILL, and started again after a while.
+    /// SIGKILL, and a restart after a while.
     Kill(Who),
-    /// SIGTERM, and started again: it must end with 0.
+    /// SIGTERM, which must end the process with code 0, and a restart.
     Stop(Who),
     /// SIGSTOP, and SIGCONT after a while.
     Pause(Who),
-    /// The logs of all nodes but the leader go to pipes that are full or closed, and to a full disk.
+    /// The logs of all nodes except the leader go to full or closed pipes, and to a full disk.
     LogLost,
     /// No packets between a node and the others; clients reach it.
     Isolate(Who),
-    /// The same, but the senders are told at once that nothing gets through.
+    /// Like `Isolate`, but the senders get an error at once.
     Reject(Who),
-    /// The nodes fall into two parts.
+    /// A partition into two halves.
     Halves,
-    /// A node hears nothing from the others, and is heard.
+    /// A node receives nothing from the others, but can send.
     Deaf(Who),
-    /// A node hears all, and is not heard.
+    /// A node receives from the others, but cannot send.
     Mute(Who),
-    /// Each node reaches its neighbours only.
+    /// Each node reaches only its neighbors.
     Ring,
-    /// Clients do not reach a node, and the other nodes do.
+    /// Clients cannot reach a node, but the other nodes can.
     ClientsCut(Who),
-    /// A part of all packets between nodes is lost.
+    /// Some of the packets between nodes are lost.
     Loss,
-    /// What nodes say to each other is late.
+    /// Requests between nodes are delayed.
     Delay,
-    /// It comes twice.
+    /// Requests between nodes arrive twice.
     Repeat,
-    /// It comes again, much later.
+    /// Requests between nodes arrive again much later.
     Replay,
-    /// It is done, and the answer is lost.
+    /// Requests between nodes are executed, but their responses are lost.
     AnswersLost,
-    /// The power of machines is cut: what was not synced is gone.
+    /// The power of hosts is cut: data that was not synced is lost.
     PowerCut(Who),
-    /// The same, while syncs take long: all that waits for one is gone.
+    /// A power cut during slow syncs: all data that waits for one is lost.
     PowerCutInSync(Who),
-    /// The same in an election, whose votes wait for a sync.
+    /// A power cut in an election whose votes wait for a sync.
     PowerCutInElection,
-    /// A sync of the log, of a new snapshot or of its name fails with EIO.
+    /// A sync of the log, of a new snapshot or of its directory fails with EIO.
     SyncFails,
     /// A write to the log or to a new snapshot fails with EIO.
     WriteFails,
-    /// The same with ENOSPC.
+    /// A write to the log or to a new snapshot fails with ENOSPC.
     WriteFindsNoSpace,
-    /// A node is started on a disk that is read-only, and on one that fails to read a file.
+    /// A node starts on a read-only disk, and on one from which a file cannot be read.
     StartFails,
-    /// Syncs take long.
+    /// Syncs are slow.
     SlowSync,
-    /// There is no space left on a disk for a while.
+    /// A disk is full for a while.
     DiskFull,
-    /// Nodes are killed at some system call, one after another.
+    /// Nodes are killed at a system call, one after another.
     KillAtCall,
-    /// A bit in one of a node's files is wrong.
+    /// A bit in one of a node's files is flipped.
     Flip,
     /// A node is added, and another removed.
     Replace,
-    /// The same, while nodes are killed.
+    /// A replacement while nodes are killed.
     ReplaceUnderKill,
-    /// The same, while the leader is isolated.
+    /// A replacement while the leader is isolated.
     ReplaceUnderPartition,
-    /// A node comes back under its number with an empty disk, and is replaced.
+    /// A node returns under its number with an empty disk, and is replaced.
     Wipe,
     /// A node falls behind by more than the log holds, and gets a snapshot.
     Lag,
-    /// The same, and the node that sends the snapshot is killed.
+    /// Like `Lag`, but the node that sends the snapshot is killed.
     LagKillSender,
-    /// The same, and the node that receives it is killed.
+    /// Like `Lag`, but the node that receives the snapshot is killed.
     LagKillReceiver,
-    /// A leader that has not heard of its last writes stands still, until only a snapshot helps.
+    /// A leader with writes that it does not know to be committed is paused until it needs a snapshot.
     LagLeader,
-    /// Nodes are started one after another with clocks on the wall that are wrong by up to an hour, and
-    /// jump. `Leader`: until one of them leads.
+    /// Nodes restart one after another with wall clocks that are wrong by up to an hour and jump. `Leader`:
+    /// until one of them leads.
     Clock(Who),
-    /// All nodes are started at once with such clocks.
+    /// All nodes restart at once with such clocks.
     ClockRestart,
-    /// Requests that are no HTTP, or not of the API.
+    /// Requests that are not HTTP, or not part of the API.
     Malformed,
     /// Requests in the name of other nodes.
     Forged,
@@ -168,13 +168,13 @@ impl fmt::Display for Fault {
     }
 }
 
-/// What a fault is there to bring about. Some of its windows may come to nothing by chance, and not all of a
-/// run: a disk that is filled is a leader's two times out of three, and a wrong bit is refused three out of four.
+/// Effects that faults must have. A single window may lack them by chance, but not all windows of a run: two
+/// thirds of the filled disks belong to a leader, and three quarters of the flipped bits prevent the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Sight {
-    /// A leader with a full disk refused a write for that reason, with 507.
+    /// A leader with a full disk rejected a write with 507.
     WriteRefused,
-    /// A node refused to start with a wrong bit in a file.
+    /// A node refused to start because of a flipped bit in a file.
     StartRefused,
 }
 
@@ -185,37 +185,37 @@ impl Sight {
 impl fmt::Display for Sight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Sight::WriteRefused => "writes refused with 507 by a leader with a full disk",
-            Sight::StartRefused => "starts refused with a wrong bit",
+            Sight::WriteRefused => "writes rejected with 507 by a leader with a full disk",
+            Sight::StartRefused => "starts refused because of a flipped bit",
         })
     }
 }
 
-/// Where a fault plays: the cluster, and what the run draws its chances from.
+/// The environment of a fault: the cluster, and the run's source of randomness.
 pub struct Scene<'a> {
     pub cluster: &'a mut Cluster,
     pub random: &'a mut Rng,
     pub recorder: &'a Arc<Recorder>,
-    /// What was seen that no correct cluster does.
+    /// Observations that no correct cluster permits.
     pub findings: &'a mut Vec<Finding>,
-    /// Requests that were sent to be refused.
+    /// Number of requests that must be rejected.
     pub bad_inputs: &'a mut usize,
-    /// What the faults were there for, and came.
+    /// Effects that were seen.
     pub sights: &'a mut Vec<Sight>,
-    /// By system call, how often a node was killed at it.
+    /// Number of kills at each system call.
     pub kills_at_calls: &'a mut BTreeMap<&'static str, usize>,
-    /// How often faults of this kind were made again because they had shown nothing.
+    /// Number of repeats of faults of this kind that had shown nothing.
     pub repeats: usize,
-    /// The fault found nothing to break: it does not count.
+    /// The fault had no effect, and does not count.
     pub did_nothing: bool,
 }
 
-/// The client of what faults ask by themselves, one after another.
+/// The client of requests that faults send, one after another.
 const CLIENT_OF_FAULTS: ClientId = u32::MAX - 1;
 
 impl Fault {
-    /// Whether enough nodes are left for operations to be done while it is in force. Else nothing
-    /// can be but what was under way, and stale reads at nodes that are only cut off.
+    /// Whether enough nodes remain for operations to succeed during the fault. Otherwise only operations in
+    /// progress, and stale reads at nodes that are merely cut off, can succeed.
     pub fn leaves_a_majority(self) -> bool {
         match self {
             Fault::Kill(who)
@@ -229,7 +229,7 @@ impl Fault {
             | Fault::PowerCut(who)
             | Fault::PowerCutInSync(who) => !matches!(who, Who::Majority | Who::All),
             Fault::PowerCutInElection | Fault::ClockRestart => false,
-            // Other faults break a minority, or not so much that no answer comes; a clock only misleads.
+            // Other faults break a minority, or too little to prevent responses; a clock fault only misleads.
             _ => true,
         }
     }
@@ -244,7 +244,7 @@ impl Fault {
         }
     }
 
-    /// Breaks, holds and mends; returns what exactly was done.
+    /// Breaks, holds and heals; returns a description of what was done.
     pub async fn run(self, scene: &mut Scene<'_>) -> Result<String> {
         match self {
             Fault::Kill(who) => process::kill(scene, who).await,
@@ -289,14 +289,15 @@ impl Fault {
 }
 
 impl Scene<'_> {
-    /// Lets the load go on under the fault for a while.
+    /// Keeps the fault in force for a while under load.
     async fn hold(&mut self, milliseconds: std::ops::Range<u64>) {
         tokio::time::sleep(Duration::from_millis(self.random.u64(milliseconds))).await;
     }
 
-    /// The nodes to hit, the leader first if it is among them.
+    /// Chooses the targets, with the leader first if it is among them.
     async fn choose(&mut self, who: Who) -> Result<Vec<NodeId>> {
-        let leader = self.cluster.wait_for_leader(Duration::from_secs(20)).await.context("to choose whom to hit")?;
+        let leader =
+            self.cluster.wait_for_leader(Duration::from_secs(20)).await.context("cannot choose the targets")?;
         let mut others: Vec<NodeId> = self.cluster.ids().into_iter().filter(|id| *id != leader).collect();
         self.random.shuffle(&mut others);
         let all = others.len() + 1;
@@ -329,7 +330,7 @@ impl Scene<'_> {
         *self.kills_at_calls.entry(call).or_default() += 1;
     }
 
-    /// So many requests were sent that are to be refused.
+    /// Counts requests that must be rejected.
     fn inputs(&mut self, count: usize) {
         *self.bad_inputs += count;
     }

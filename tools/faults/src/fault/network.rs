@@ -1,4 +1,4 @@
-//! Networks that fall apart, lose, delay, repeat and replay.
+//! Networks that partition, lose, delay, repeat and replay.
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::Ordering;
@@ -11,7 +11,7 @@ use crate::history::NodeId;
 use crate::network::Rule;
 use crate::proxy::Misbehaviour;
 
-/// What becomes of packets that do not get through.
+/// What happens to blocked packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
     Drop,
@@ -32,7 +32,7 @@ impl Scene<'_> {
         Ok(self.cluster.node(id)?.host.address)
     }
 
-    /// Breaks whatever goes from one node to another.
+    /// Blocks packets on directed links between nodes.
     fn cut_links(&mut self, cut: Cut, links: &[(NodeId, NodeId)]) -> Result<()> {
         for id in self.cluster.ids() {
             let mut rules = Vec::new();
@@ -49,7 +49,7 @@ impl Scene<'_> {
     }
 }
 
-/// All links from the one group to the other.
+/// All links from one group to the other.
 fn links(from: &[NodeId], to: &[NodeId]) -> Vec<(NodeId, NodeId)> {
     from.iter().flat_map(|from| to.iter().map(|to| (*from, *to))).collect()
 }
@@ -57,7 +57,7 @@ fn links(from: &[NodeId], to: &[NodeId]) -> Vec<(NodeId, NodeId)> {
 pub async fn isolate(scene: &mut Scene<'_>, who: Who, cut: Cut) -> Result<String> {
     let targets = scene.choose(who).await?;
     let others = scene.others(&targets);
-    // Each target stands alone.
+    // Each target is isolated from all other nodes.
     let mut broken = [links(&targets, &others), links(&others, &targets)].concat();
     broken.extend(links(&targets, &targets).into_iter().filter(|(from, to)| from != to));
     scene.cut_links(cut, &broken)?;
@@ -82,7 +82,7 @@ pub async fn deaf(scene: &mut Scene<'_>, who: Who) -> Result<String> {
     scene.cut_links(Cut::Drop, &links(&others, &targets))?;
     scene.hold(700..4000).await;
     scene.cluster.heal()?;
-    Ok(format!("node {targets:?} hears nobody"))
+    Ok(format!("node {targets:?} receives nothing"))
 }
 
 pub async fn mute(scene: &mut Scene<'_>, who: Who) -> Result<String> {
@@ -91,7 +91,7 @@ pub async fn mute(scene: &mut Scene<'_>, who: Who) -> Result<String> {
     scene.cut_links(Cut::Drop, &links(&targets, &others))?;
     scene.hold(700..4000).await;
     scene.cluster.heal()?;
-    Ok(format!("nobody hears node {targets:?}"))
+    Ok(format!("nothing from node {targets:?} arrives"))
 }
 
 pub async fn ring(scene: &mut Scene<'_>) -> Result<String> {

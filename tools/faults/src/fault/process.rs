@@ -1,4 +1,4 @@
-//! Processes that are killed, stand still, or cannot write their log.
+//! Processes that are killed, paused, or cannot write their log.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use crate::lane::calm;
 use crate::node::LostLog;
 use crate::store::CLIENT_DEADLINE;
 
-/// How long a node may take to finish what is under way.
+/// How long a node may take to finish its work in progress.
 const STOP_DEADLINE: Duration = Duration::from_secs(15);
-/// How long a node without a log may take until a write through it is done.
+/// How long a node without a log may take to complete a write.
 const SERVE_DEADLINE: Duration = Duration::from_secs(15);
 
 pub async fn kill(scene: &mut Scene<'_>, who: Who) -> Result<String> {
@@ -26,7 +26,7 @@ pub async fn kill(scene: &mut Scene<'_>, who: Who) -> Result<String> {
     Ok(format!("nodes {targets:?}"))
 }
 
-/// All of them together, as an operator in a hurry would.
+/// Stops all targets together, as an operator in a hurry would.
 pub async fn stop(scene: &mut Scene<'_>, who: Who) -> Result<String> {
     let targets = scene.choose(who).await?;
     stop_in_time(scene, &targets).await?;
@@ -35,7 +35,7 @@ pub async fn stop(scene: &mut Scene<'_>, who: Who) -> Result<String> {
     Ok(format!("nodes {targets:?}"))
 }
 
-/// SIGTERM to some nodes at once; they are gone afterwards, at the latest by a kill.
+/// Sends SIGTERM to some nodes at once, and kills those that do not end in time.
 async fn stop_in_time(scene: &mut Scene<'_>, targets: &[NodeId]) -> Result<()> {
     for id in targets {
         scene.cluster.node(*id)?.terminate()?;
@@ -43,17 +43,17 @@ async fn stop_in_time(scene: &mut Scene<'_>, targets: &[NodeId]) -> Result<()> {
     for id in targets {
         let node = scene.cluster.node(*id)?;
         match node.wait(STOP_DEADLINE).await? {
-            Some(_) => {} // With another status than 0 it is found when it is started again.
+            Some(_) => {} // An exit code other than 0 is detected at the restart.
             None => scene.finding(format!("node {id} does not stop within {STOP_DEADLINE:?}")),
         }
     }
     for id in targets {
-        scene.cluster.node(*id)?.kill()?; // One that did not stop.
+        scene.cluster.node(*id)?.kill()?; // This node did not stop.
     }
     Ok(())
 }
 
-/// Mostly about as long as an election takes, sometimes much shorter or longer.
+/// Mostly about as long as an election, sometimes much shorter or longer.
 pub async fn pause(scene: &mut Scene<'_>, who: Who) -> Result<String> {
     let targets = scene.choose(who).await?;
     for id in &targets {
@@ -69,8 +69,8 @@ pub async fn pause(scene: &mut Scene<'_>, who: Who) -> Result<String> {
     Ok(format!("nodes {targets:?}"))
 }
 
-/// All nodes but the leader are started with logs that are lost. They must join again, elect a leader of
-/// theirs, in which they have something to log, serve, and stop when they are told to.
+/// Starts all nodes except the leader with logs that are lost. They must rejoin, elect one of them as leader,
+/// which logs that, serve, and stop on SIGTERM.
 pub async fn lose_log(scene: &mut Scene<'_>) -> Result<String> {
     let all = scene.choose(Who::All).await?;
     let (leader, others) = all.split_first().context("a cluster without nodes")?;
@@ -111,7 +111,7 @@ async fn wait_until_it_writes(scene: &mut Scene<'_>, id: NodeId) -> Result<()> {
             break;
         }
         if Instant::now() > deadline {
-            bail!("no write through node {id} is done while its log is lost; at last: {}", attempt.reason);
+            bail!("no write through node {id} succeeds while its log is lost; last response: {}", attempt.reason);
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

@@ -1,4 +1,4 @@
-//! Nodes that fall so far behind that only a snapshot helps.
+//! Nodes that fall so far behind that they need a snapshot.
 
 use std::fs::{self, Metadata};
 use std::path::Path;
@@ -12,17 +12,17 @@ use crate::history::NodeId;
 use crate::load;
 use crate::network::{Host, Rule};
 
-/// More than a node keeps in its log after a snapshot, with what it removes at once.
+/// More than a node keeps in its log after a snapshot, including entries that it removes in batches.
 const BURST_WRITES: u64 = 1500;
-/// How long the others may take to elect a leader of theirs.
+/// How long the other nodes may take to elect a leader among them.
 const ELECTION_DEADLINE: Duration = Duration::from_secs(15);
-/// How long it may take until a node that lags behind gets a snapshot.
+/// How long until a node that lags behind gets a snapshot.
 const TRANSFER_DEADLINE: Duration = Duration::from_secs(10);
-/// How long after the snapshot is on its way somebody is killed at most, in milliseconds. The transfer may
-/// be faster than that: each time that this comes too late, it is halved for the next time.
+/// Maximum time from the start of a snapshot's transfer to the kill, in milliseconds. The transfer may be
+/// faster: each time the kill comes too late, the limit is halved for the next time.
 const KILL_MS_MAX: u64 = 10;
 
-/// Who is killed while the snapshot is on its way.
+/// The node that is killed during the transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Killed {
     Nobody,
@@ -55,10 +55,10 @@ pub async fn lag(scene: &mut Scene<'_>, killed: Killed) -> Result<String> {
     Ok(format!("node {target} by {written} writes, snapshots sent: {sent:?}"))
 }
 
-/// Kills a node, unless the snapshot is installed already; returns whether it killed it.
+/// Kills a node unless the snapshot is already installed; returns whether it killed the node.
 ///
-/// The receiver does nothing meanwhile: otherwise it could install what its sockets hold between the
-/// look at its files and the kill, and the kill would be too late without a sign of it.
+/// The receiver is frozen meanwhile. Otherwise it could install the data in its socket buffers between the
+/// look at its files and the kill, and the kill would be too late without any sign of it.
 async fn kill_in_transfer(scene: &mut Scene<'_>, transfer: &Transfer, victim: NodeId) -> Result<bool> {
     let target = transfer.target;
     scene.cluster.node(target)?.pause()?;
@@ -73,7 +73,7 @@ async fn kill_in_transfer(scene: &mut Scene<'_>, transfer: &Transfer, victim: No
     Ok(is_under_way)
 }
 
-/// Kills a node, and writes until only a snapshot helps it; returns how much.
+/// Kills a node, and writes until it needs a snapshot; returns the number of writes.
 pub async fn fall_behind(scene: &mut Scene<'_>, target: NodeId) -> Result<u64> {
     scene.cluster.node(target)?.kill()?;
     let others = others_than(scene, target);
@@ -84,24 +84,24 @@ fn others_than(scene: &Scene<'_>, id: NodeId) -> Vec<Host> {
     scene.cluster.nodes.iter().filter(|node| node.id() != id).map(|node| node.host.clone()).collect()
 }
 
-/// The snapshot that a node is sent which lags behind, from some moment on.
+/// The transfer of a snapshot to a node that lags behind, from some moment on.
 #[derive(Debug)]
 struct Transfer {
     target: NodeId,
     since: SystemTime,
-    /// How much the others had said until then, by node.
+    /// The length of the other nodes' logs at that moment.
     said_before: Vec<(NodeId, usize)>,
 }
 
 impl Transfer {
-    /// From now on.
+    /// Starts now.
     fn to(scene: &Scene<'_>, target: NodeId) -> Self {
         let others = scene.cluster.nodes.iter().filter(|node| node.id() != target);
         let said_before = others.map(|node| (node.id(), node.log().len())).collect();
         Transfer { target, since: SystemTime::now(), said_before }
     }
 
-    /// Who has sent a snapshot since, and of how many bytes: each attempt, by the senders' word.
+    /// The senders of a snapshot since then and its length: each attempt, according to the senders' logs.
     fn attempts(&self, scene: &mut Scene<'_>) -> Result<Vec<(NodeId, u64)>> {
         let mut attempts = Vec::new();
         for (id, said_before) in &self.said_before {
@@ -112,7 +112,8 @@ impl Transfer {
         Ok(attempts)
     }
 
-    /// Waits until the node writes down what it is sent, and says by whom; none if that does not come.
+    /// Waits until the node writes the snapshot to its disk, and returns the sender; `None` if that does not
+    /// happen.
     async fn wait_until_under_way(&self, scene: &mut Scene<'_>) -> Result<Option<NodeId>> {
         let directory = scene.cluster.node(self.target)?.snapshot_directory();
         let deadline = Instant::now() + TRANSFER_DEADLINE;
@@ -138,7 +139,7 @@ impl Transfer {
         Ok(false)
     }
 
-    /// Whether the node has a snapshot that is as long as one that it was sent.
+    /// Whether the node has a snapshot of the length of one that it was sent.
     fn is_installed(&self, scene: &mut Scene<'_>) -> Result<bool> {
         let directory = scene.cluster.node(self.target)?.snapshot_directory();
         let sent = self.attempts(scene)?;
@@ -146,9 +147,9 @@ impl Transfer {
     }
 }
 
-/// The leader hears nothing for a moment, so that writes of its own are with the
-/// others and it does not know; then it stands still, and falls behind. Whoever still
-/// waits for such a write must not be told that nothing was done.
+/// The leader receives nothing for a moment, so that the other nodes have writes which it does not know to be
+/// committed. It is then paused, and falls behind. A client that still waits for such a write must not get
+/// the outcome "not applied".
 pub async fn lag_leader(scene: &mut Scene<'_>) -> Result<String> {
     let leader = scene.choose(Who::Leader).await?[0];
     let others = others_than(scene, leader);
@@ -168,7 +169,7 @@ pub async fn lag_leader(scene: &mut Scene<'_>) -> Result<String> {
     Ok(format!("node {leader} by {written} writes"))
 }
 
-/// The lengths of the snapshots that a node says it sends to another.
+/// The lengths of the snapshots that, according to its log, a node sends to another.
 fn snapshots_sent(said: &str, target: NodeId) -> impl Iterator<Item = u64> {
     let end = format!(" bytes to node {target}");
     said.lines().filter_map(move |line| {
@@ -177,30 +178,30 @@ fn snapshots_sent(said: &str, target: NodeId) -> impl Iterator<Item = u64> {
     })
 }
 
-/// Whether a snapshot has been written to since then that is not whole yet.
+/// Whether an incomplete snapshot has been written to since then.
 fn is_written_since(directory: &Path, since: SystemTime) -> bool {
     files_with(directory, "tmp").any(|file| file.modified().is_ok_and(|modified| modified >= since))
 }
 
-/// The files of a directory with an extension. What comes or goes meanwhile may be left out.
+/// The files of a directory with an extension. Files created or removed meanwhile may be missing.
 fn files_with(directory: &Path, extension: &str) -> impl Iterator<Item = Metadata> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let found = entries.filter(move |entry| entry.path().extension().is_some_and(|found| found == extension));
     found.filter_map(|entry| entry.metadata().ok())
 }
 
-/// Asks the others only: one that stands still would be waited for.
+/// Asks only the other nodes: a paused node would not respond.
 async fn wait_for_another_leader(scene: &Scene<'_>, former: NodeId, others: &[Host]) -> Result<()> {
     let deadline = Instant::now() + ELECTION_DEADLINE;
     loop {
         for host in others {
-            let status = scene.cluster.client.status(host.http()).await.context("to wait for another leader")?;
+            let status = scene.cluster.client.status(host.http()).await.context("cannot get the status of a node")?;
             if status.leader.is_some_and(|leader| leader != former) {
                 return Ok(());
             }
         }
         if Instant::now() > deadline {
-            bail!("no other leader within {ELECTION_DEADLINE:?} after node {former} stands still");
+            bail!("no other leader within {ELECTION_DEADLINE:?} after node {former} was paused");
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -210,7 +211,7 @@ async fn wait_for_another_leader(scene: &Scene<'_>, former: NodeId, others: &[Ho
 mod tests {
     use super::*;
 
-    /// What a node sends to another is found in what it says, and nothing else is.
+    /// Only snapshots that were sent to this node are found in the log.
     #[test]
     fn finds_snapshots_that_are_sent() {
         let said = "INFO node 3 leads in term 2\nINFO sending a snapshot of 5120 bytes to node 3\n\

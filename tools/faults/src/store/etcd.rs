@@ -1,7 +1,7 @@
-//! etcd 3.4, by its JSON gateway: the control.
+//! etcd 3.5, through its JSON gateway: the control.
 //!
-//! The gateway writes numbers of 64 bits as text, bytes in base 64, and leaves out
-//! what is zero, empty or false.
+//! The gateway encodes 64-bit numbers as strings and bytes in base64, and omits fields that are zero, empty
+//! or false.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -24,21 +24,22 @@ use crate::history::{
 use crate::network::PEER_PORT;
 use crate::node::Node;
 
-/// How long a question about a node's own state may take.
+/// How long a request about a node's own state may take.
 const STATUS_DEADLINE: Duration = Duration::from_secs(2);
-/// After which silence a watch is given up. etcd has no heartbeats; the load is never that quiet.
+/// A watch is given up after this time without data. etcd sends no heartbeats, but the load is never quiet
+/// for that long.
 const WATCH_SILENCE_MAX: Duration = Duration::from_secs(15);
-/// Keys of a page of the listings that are part of the load: few, so that there are several pages.
+/// Page size of the listings in the load: small, so that there are several pages.
 const PAGE_KEYS: usize = 16;
-/// How many pages make a listing be given up.
+/// A listing is given up after this many pages.
 const PAGES_MAX: usize = 1000;
-/// The byte 0 in base 64. As the first key it means the first there is, as the end it means no end.
+/// The byte 0 in base64. As the first key it means the first existing key, as the end it means no end.
 const NO_BOUND: &str = "AA==";
-/// Refusals by which a node says that it proposed nothing. All others are taken for
-/// unknown: most of them only say that no answer came from the log in time.
+/// Errors by which a node reports that it proposed nothing. All others count as unknown: most of them only
+/// mean that the log did not respond in time.
 const REFUSED_BEFORE_PROPOSING: [&str; 3] =
     ["etcdserver: no leader", "etcdserver: too many requests", "raft proposal dropped"];
-/// What etcd or its gateway would take from the environment, and send to somebody else.
+/// Variables by which etcd or its gateway would send requests through a proxy.
 const PROXY_VARIABLES: [&str; 6] = ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
 
 /// Each member's name is its number; its timings are the defaults.
@@ -54,7 +55,7 @@ pub fn add_command(command: &mut Command, binary: &Path, node: &Node) {
     command.args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers]);
 }
 
-/// What tells all nodes of a new cluster who they are.
+/// The flags by which the nodes of a new cluster know each other.
 pub fn cluster_flags(peers: &[(NodeId, SocketAddr)]) -> Vec<String> {
     let members: Vec<String> = peers.iter().map(|(id, peer)| format!("{id}=http://{peer}")).collect();
     vec!["--initial-cluster-state".to_owned(), "new".to_owned(), "--initial-cluster".to_owned(), members.join(",")]
@@ -65,7 +66,7 @@ pub async fn call(http: &Client, node: SocketAddr, call: &Call, deadline: Durati
         return match tokio::time::timeout(deadline, list(http, node, prefix, *consistency, PAGE_KEYS)).await {
             Ok(Ok((revision, items))) => Attempt::done(revision, CallResult::List(items)),
             Ok(Err(error)) => Attempt::not_applied(format!("{error:#}")),
-            Err(_) => Attempt::not_applied("no answer in time".to_owned()),
+            Err(_) => Attempt::not_applied("no response in time".to_owned()),
         };
     }
     let reads = matches!(call, Call::Get { .. });
@@ -73,7 +74,7 @@ pub async fn call(http: &Client, node: SocketAddr, call: &Call, deadline: Durati
         Ok(answer) => {
             understand(call, answer).await.unwrap_or_else(|error| Attempt::failed(reads, format!("{error:#}")))
         }
-        // Nothing was sent then.
+        // Nothing was sent in this case.
         Err(error) if error.is_connect() => Attempt::not_applied(format!("{error:#}")),
         Err(error) => Attempt::failed(reads, format!("{error:#}")),
     }
@@ -119,12 +120,12 @@ fn one(key: &str) -> Value {
     json!({"key": encode(key)})
 }
 
-/// Asks for the key as it was before, which tells its version now.
+/// Requests the previous key-value pair, which contains the version.
 fn put(key: &str, value: &str) -> Value {
     json!({"key": encode(key), "value": encode(value), "prev_kv": true})
 }
 
-/// A change under a condition; if that does not hold, the key is read in the same transaction.
+/// A change under a condition. If the condition does not hold, the same transaction reads the key.
 fn conditional(key: &str, condition: &Condition, change: Value) -> Value {
     let compare = match condition {
         Condition::Missing => is_missing(key),
@@ -160,10 +161,10 @@ fn step(step: &Step) -> Value {
     }
 }
 
-/// The first key with a prefix, and the first after all of them.
+/// The first key with a prefix, and the first key after all of them.
 fn range_of_prefix(prefix: &str) -> (String, String) {
     let mut end = prefix.as_bytes().to_vec();
-    // A text has no byte 255, so that the last one can be counted up.
+    // UTF-8 has no byte 255, so the last byte can be incremented.
     match end.last_mut() {
         Some(last) => *last += 1,
         None => return (NO_BOUND.to_owned(), NO_BOUND.to_owned()),
@@ -277,13 +278,14 @@ async fn understand(call: &Call, answer: Response) -> Result<Attempt> {
         }
         Call::Put { .. } | Call::Delete { .. } => {
             let mut txn: Txn = serde_json::from_slice(&body)?;
-            let result = match txn.responses.pop().context("a transaction without an answer to its step")? {
-                TxnResponse::Put(put) => CallResult::Put { version: put.version() },
-                TxnResponse::DeleteRange(delete) => CallResult::Delete { deleted: delete.deleted > 0 },
-                TxnResponse::Range(range) => {
-                    CallResult::ConditionFailed { found: range.into_first().map(|found| found.revision) }
-                }
-            };
+            let result =
+                match txn.responses.pop().context("the response to a transaction lacks the result of its step")? {
+                    TxnResponse::Put(put) => CallResult::Put { version: put.version() },
+                    TxnResponse::DeleteRange(delete) => CallResult::Delete { deleted: delete.deleted > 0 },
+                    TxnResponse::Range(range) => {
+                        CallResult::ConditionFailed { found: range.into_first().map(|found| found.revision) }
+                    }
+                };
             (txn.header.revision, result)
         }
         Call::Txn { .. } => {
@@ -299,7 +301,7 @@ async fn understand(call: &Call, answer: Response) -> Result<Attempt> {
             let range: Range = serde_json::from_slice(&body)?;
             (range.header.revision, CallResult::Get(range.into_first()))
         }
-        Call::List { .. } => bail!("listings are read page by page"),
+        Call::List { .. } => bail!("a listing is read page by page"),
     };
     Ok(Attempt::done(revision, result))
 }
@@ -319,7 +321,7 @@ fn refusal(reads: bool, status: StatusCode, body: &[u8]) -> Result<Attempt> {
     Ok(Attempt::failed(reads, reason))
 }
 
-/// Asks a node something that is answered at once, or not at all.
+/// Sends a request that must be served at once.
 async fn ask<T: DeserializeOwned>(request: RequestBuilder, deadline: Duration) -> Result<T> {
     let answer = request.timeout(deadline).send().await?;
     let status = answer.status();
@@ -327,8 +329,7 @@ async fn ask<T: DeserializeOwned>(request: RequestBuilder, deadline: Duration) -
     if !status.is_success() {
         bail!("{status}: {}", String::from_utf8_lossy(&body));
     }
-    serde_json::from_slice(&body)
-        .with_context(|| format!("an answer of another shape: {}", String::from_utf8_lossy(&body)))
+    serde_json::from_slice(&body).with_context(|| format!("unexpected response: {}", String::from_utf8_lossy(&body)))
 }
 
 /// All keys with a prefix, at the revision of the first page.
@@ -357,12 +358,12 @@ async fn list(
         }
         items.extend(page.kvs.into_iter().map(KeyValue::into_record));
         match items.last() {
-            // The least key after the last one.
+            // The smallest key after the last one.
             Some((last, _)) if page.more => first = encode(format!("{last}\0")),
             _ => return Ok((revision, items)),
         }
     }
-    bail!("a listing of more than {PAGES_MAX} pages")
+    bail!("a listing exceeds {PAGES_MAX} pages")
 }
 
 #[derive(Deserialize)]
@@ -373,7 +374,7 @@ struct Status {
     term: u64,
     #[serde(default, rename = "raftAppliedIndex", deserialize_with = "number")]
     applied: u64,
-    /// What it knows to be committed: etcd tells of nothing beyond.
+    /// The last committed entry: etcd reports no later ones.
     #[serde(default, rename = "raftIndex", deserialize_with = "number")]
     committed: u64,
 }
@@ -387,7 +388,7 @@ struct Members {
 struct Member {
     #[serde(rename = "ID", deserialize_with = "number")]
     id: u64,
-    /// Our number of the node.
+    /// The node's number.
     name: String,
     #[serde(default, rename = "isLearner")]
     learner: bool,
@@ -398,7 +399,7 @@ pub async fn status(http: &Client, node: SocketAddr) -> Result<NodeStatus> {
     let status = ask::<Status>(question("maintenance/status"), STATUS_DEADLINE);
     let members = ask::<Members>(question("cluster/member/list"), STATUS_DEADLINE);
     let (status, Members { members }) = tokio::try_join!(status, members)?;
-    // A member has no name until the cluster has heard of its start.
+    // A member has no name until it has registered with the cluster.
     let number_of = |member: &Member| member.name.parse::<NodeId>().ok();
     let leader = members.iter().find(|member| member.id == status.leader).and_then(number_of);
     let voters = members.iter().filter(|member| !member.learner).filter_map(number_of).collect();
@@ -414,13 +415,13 @@ pub async fn final_state(http: &Client, id: NodeId, node: SocketAddr) -> Result<
 #[derive(Deserialize)]
 struct Hash {
     hash: u32,
-    /// From which revision on the history is part of the hash.
+    /// The first revision whose history is part of the hash.
     #[serde(default)]
     compact_revision: i64,
 }
 
-/// The hash of a node's keys and their history up to a revision. The gateway only has
-/// one of the whole file; this is the one by which members compare themselves.
+/// The hash of a node's keys and their history up to a revision. The gateway only provides a hash of the
+/// whole file; this is the one by which members compare themselves.
 async fn hash(http: &Client, node: SocketAddr, revision: u64) -> Result<String> {
     let peer = SocketAddr::new(node.ip(), PEER_PORT);
     let request = http.get(format!("http://{peer}/members/hashkv")).json(&json!({"revision": revision}));
@@ -428,15 +429,15 @@ async fn hash(http: &Client, node: SocketAddr, revision: u64) -> Result<String> 
     Ok(format!("{hash:08x} from {compact_revision}"))
 }
 
-/// A message of a watch has all changes of each of its revisions, so that it is
-/// taken up again at the revision after the last one.
+/// A message of a watch contains complete revisions, so the watch is resumed at the revision after the last
+/// one.
 pub async fn watch(http: &Client, node: SocketAddr, place: &mut WatchPlace, sink: Sink<'_>) -> Result<()> {
     let start_revision = place.revision.max(super::System::Etcd.first_revision()) + 1;
     let create = json!({"key": NO_BOUND, "range_end": NO_BOUND, "start_revision": start_revision.to_string()});
     let request = post(http, node, "watch", &json!({"create_request": create}));
-    // A node that is cut off from the others then ends the watch instead of being silent.
+    // With this header, a node that is cut off from the others ends the watch instead of being silent.
     let request = request.header("grpc-metadata-hasleader", "true");
-    let opened = tokio::time::timeout(super::CLIENT_DEADLINE, request.send()).await.context("no answer in time")?;
+    let opened = tokio::time::timeout(super::CLIENT_DEADLINE, request.send()).await.context("no response in time")?;
     let mut answer = opened?;
     if !answer.status().is_success() {
         bail!("{}: {}", answer.status(), answer.text().await?);
@@ -447,10 +448,11 @@ pub async fn watch(http: &Client, node: SocketAddr, place: &mut WatchPlace, sink
             let line: Vec<u8> = unread.drain(..=end).collect();
             take_message(&line, place, sink)?;
         }
-        let chunk = tokio::time::timeout(WATCH_SILENCE_MAX, answer.chunk()).await.context("it is silent")?;
+        let chunk =
+            tokio::time::timeout(WATCH_SILENCE_MAX, answer.chunk()).await.context("no data from the watch in time")?;
         match chunk? {
             Some(chunk) => unread.extend_from_slice(&chunk),
-            None => return Ok(()), // Half a message is none.
+            None => return Ok(()), // A partial message is discarded.
         }
     }
 }
@@ -488,10 +490,10 @@ enum EventKind {
     Delete,
 }
 
-/// The place is moved only past revisions of which all changes were handed on.
+/// Advances the place only past revisions whose changes were all delivered.
 fn take_message(line: &[u8], place: &mut WatchPlace, sink: Sink<'_>) -> Result<()> {
     let message = serde_json::from_slice(line)
-        .with_context(|| format!("a message of another shape: {}", String::from_utf8_lossy(line)))?;
+        .with_context(|| format!("unexpected message: {}", String::from_utf8_lossy(line)))?;
     let response = match message {
         Message::Result(WatchResponse { canceled: true, cancel_reason, .. }) => {
             bail!("the node ended the watch: {cancel_reason}")
@@ -518,7 +520,7 @@ mod tests {
     use super::*;
     use crate::history::Outcome;
 
-    /// A prefix ends where the next one of its length begins; none at all has no bounds.
+    /// A prefix ends where the next one of its length begins; an empty prefix has no bounds.
     ///
     /// Method: the bounds of some prefixes, decoded by hand.
     #[test]
@@ -528,9 +530,9 @@ mod tests {
         assert_eq!(range_of_prefix(""), (NO_BOUND.to_owned(), NO_BOUND.to_owned()));
     }
 
-    /// A watch tells puts and deletions in order, and goes on after the last revision it told.
+    /// A watch delivers puts and deletions in order, and resumes after the last delivered revision.
     ///
-    /// Method: messages as etcd 3.4.23 wrote them; the first one says only that the watch is there.
+    /// Method: messages as etcd wrote them; the first one only acknowledges the watch.
     #[test]
     fn a_watch_is_read() {
         let created = br#"{"result":{"header":{"revision":"5","raft_term":"2"},"created":true}}"#;
@@ -538,28 +540,29 @@ mod tests {
             {"kv":{"key":"YQ==","create_revision":"2","mod_revision":"4","version":"3","value":"eg=="}},
             {"type":"DELETE","kv":{"key":"YQ==","mod_revision":"5"}}]}}"#;
         let seen = Mutex::new(Vec::new());
-        let sink = |_: &WatchPlace, change: Change| seen.lock().expect("no thread panics with it").push(change);
+        let sink =
+            |_: &WatchPlace, change: Change| seen.lock().expect("no thread panics while holding the lock").push(change);
         let mut place = WatchPlace::default();
-        take_message(created, &mut place, &sink).expect("it is a message");
+        take_message(created, &mut place, &sink).expect("the message is valid");
         assert_eq!(place.revision, 0);
-        take_message(changes, &mut place, &sink).expect("it is a message");
+        take_message(changes, &mut place, &sink).expect("the message is valid");
         assert_eq!(place.revision, 5);
         let put = ChangeKind::Put { value: "z".into(), create_revision: 2, version: 3 };
         let expected = [
             Change { revision: 4, key: "a".into(), kind: put },
             Change { revision: 5, key: "a".into(), kind: ChangeKind::Delete },
         ];
-        assert_eq!(seen.into_inner().expect("no thread panics with it"), expected);
+        assert_eq!(seen.into_inner().expect("no thread panics while holding the lock"), expected);
     }
 
-    /// Only what was refused before it was proposed is called not applied; a read never did anything.
+    /// Only an error from before the proposal counts as not applied; a read never has an effect.
     ///
-    /// Method: refusals in the gateway's words.
+    /// Method: errors as the gateway writes them.
     #[test]
     fn refusals_are_told_apart() {
         let outcome = |reads, error: &str| {
             let body = format!(r#"{{"error":"{error}","message":"{error}","code":14}}"#);
-            refusal(reads, StatusCode::SERVICE_UNAVAILABLE, body.as_bytes()).expect("it is a refusal").outcome
+            refusal(reads, StatusCode::SERVICE_UNAVAILABLE, body.as_bytes()).expect("the error is valid").outcome
         };
         assert_eq!(outcome(false, "raft proposal dropped"), Outcome::NotApplied);
         assert_eq!(outcome(false, "etcdserver: request timed out"), Outcome::Unknown);

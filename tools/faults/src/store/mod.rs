@@ -1,7 +1,7 @@
-//! The systems that the harness drives: raft-key-value, and etcd as the control.
+//! The systems under test: raft-key-value, and etcd as the control.
 //!
-//! Each does the same few things in its own words, and is held against the same
-//! rules. What one cannot do, the lanes for it leave out.
+//! Both implement the same operations and are judged by the same rules. Lanes for one system leave out what
+//! it does not support.
 
 mod etcd;
 mod ours;
@@ -19,14 +19,13 @@ use serde::Deserialize;
 use crate::history::{Answer, Call, CallResult, Change, FinalState, NodeId, Outcome};
 use crate::node::Node;
 
-/// How long a client waits for an answer before it calls the outcome unknown,
-/// unless it says otherwise: longer than a node takes to call it so itself.
+/// How long a client waits by default before the outcome is unknown: longer than a node's own deadline.
 pub const CLIENT_DEADLINE: Duration = Duration::from_secs(7);
 
-/// How many wrong answers are kept: one is enough.
+/// Maximum number of invalid responses that are kept; one is enough.
 const WRONG_ANSWERS_MAX: usize = 10;
 
-/// Which system.
+/// A system under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum System {
     Ours,
@@ -42,15 +41,15 @@ impl fmt::Display for System {
     }
 }
 
-/// What one attempt at a call came to.
+/// The result of one attempt at a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attempt {
     pub outcome: Outcome,
-    /// The answer is that of an earlier attempt with the same key of the request.
+    /// The response is that of an earlier attempt with the same idempotency key.
     pub replayed: bool,
-    /// What else is to be told of it, if it was no success.
+    /// Details of a failure.
     pub reason: String,
-    /// The answer is whole, and none that the system gives by its own description.
+    /// The response is complete, but the system's API does not permit it.
     pub is_wrong: bool,
 }
 
@@ -64,46 +63,47 @@ impl Attempt {
         Attempt { outcome: Outcome::NotApplied, replayed: false, reason, is_wrong: false }
     }
 
-    /// Nothing is known of what was sent; a read that is lost did nothing.
+    /// The outcome is unknown; a read without a response had no effect.
     fn failed(reads: bool, reason: String) -> Self {
         let outcome = if reads { Outcome::NotApplied } else { Outcome::Unknown };
         Attempt { outcome, replayed: false, reason, is_wrong: false }
     }
 
-    /// The answer is none that there is, so nothing can be taken from it.
+    /// The API does not permit the response, so it carries no information.
     fn wrong(reads: bool, reason: String) -> Self {
         Attempt { is_wrong: true, ..Attempt::failed(reads, reason) }
     }
 }
 
-/// How a node is.
+/// The status of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeStatus {
     pub leader: Option<NodeId>,
     pub term: u64,
-    /// The index of the last entry that it applied.
+    /// The index of the last applied entry.
     pub applied: u64,
-    /// The index of the last entry of its log; what it applied, if the system does not say.
+    /// The index of the last entry in the log; that of the last applied entry if the system does not report
+    /// it.
     pub last_log: u64,
     pub voters: Vec<NodeId>,
-    /// What else raft-key-value says.
+    /// Additional state that raft-key-value reports.
     pub raft: Option<RaftState>,
 }
 
-/// A node's part in Raft, by its own word.
+/// A node's Raft state, as it reports it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RaftState {
-    /// For whom it voted last, or whom it follows, synced.
+    /// The synced vote: the candidate or leader that the node voted for last.
     pub vote: LeaderId,
-    /// The last entry that it has, and knows to be committed.
+    /// The last entry that it has and knows to be committed.
     pub committed: Option<LogId>,
-    /// The last entry that it applied.
+    /// The last applied entry.
     pub applied: Option<LogId>,
-    /// The last entry of its newest snapshot.
+    /// The last entry in its newest snapshot.
     pub snapshot: Option<LogId>,
 }
 
-/// A leader: its term and its number. In this order leaders take over from one another.
+/// A leader: its term and its number. Leaders take over from one another in this order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 pub struct LeaderId {
     pub term: u64,
@@ -116,7 +116,7 @@ impl fmt::Display for LeaderId {
     }
 }
 
-/// An entry of the log: who proposed it, and its place. Those that are committed are in this order.
+/// A log entry: its proposer and its index. Committed entries are in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 pub struct LogId {
     pub leader_id: LeaderId,
@@ -129,7 +129,7 @@ impl fmt::Display for LogId {
     }
 }
 
-/// A client's way to a system; clones share their connections.
+/// A client of a system; clones share their connections.
 #[derive(Clone, Debug)]
 pub struct Client {
     system: System,
@@ -138,7 +138,7 @@ pub struct Client {
 }
 
 impl System {
-    /// Adds the program and the flags by which a node is started.
+    /// Adds the program and the flags that start a node.
     pub fn add_command(self, command: &mut Command, binary: &Path, node: &Node) {
         match self {
             System::Ours => ours::add_command(command, binary, node),
@@ -155,7 +155,7 @@ impl System {
         Ok(Client { system: self, http, wrong_answers: Arc::default() })
     }
 
-    /// The store's revision before anything was written.
+    /// The store's revision before the first write.
     pub fn first_revision(self) -> u64 {
         match self {
             System::Ours => 0,
@@ -163,45 +163,45 @@ impl System {
         }
     }
 
-    /// The flags by which every node of a new cluster learns of the others, if it learns it so.
+    /// The flags by which every node of a new cluster knows the others, if the system uses flags.
     pub fn cluster_flags(self, peers: &[(NodeId, SocketAddr)]) -> Vec<String> {
         match self {
-            System::Ours => Vec::new(), // One of them is told by `form`.
+            System::Ours => Vec::new(), // `form` tells one of the nodes.
             System::Etcd => etcd::cluster_flags(peers),
         }
     }
 
-    /// Makes the nodes one cluster; they run already, and know nothing.
+    /// Makes the running nodes one cluster.
     pub async fn form(self, client: &Client, nodes: &[Node]) -> Result<()> {
         match self {
             System::Ours => ours::form(&client.http, nodes).await,
-            System::Etcd => Ok(()), // They were told by their flags.
+            System::Etcd => Ok(()), // The nodes know each other by their flags.
         }
     }
 }
 
 impl Client {
-    /// One attempt at a call. `request_key` makes a write safe to repeat.
+    /// Makes one attempt at a call. `request_key` makes a write safe to retry.
     pub async fn call(&self, node: SocketAddr, call: &Call, request_key: Option<&str>, deadline: Duration) -> Attempt {
         let attempt = match self.system {
             System::Ours => ours::call(&self.http, node, call, request_key, deadline).await,
             System::Etcd => etcd::call(&self.http, node, call, deadline).await,
         };
         if attempt.is_wrong {
-            let mut wrong_answers = self.wrong_answers.lock().expect("no thread panics with it");
+            let mut wrong_answers = self.wrong_answers.lock().expect("no thread panics while holding the lock");
             if wrong_answers.len() < WRONG_ANSWERS_MAX {
-                wrong_answers.push(format!("{node} answers {call:?} as nothing should: {}", attempt.reason));
+                wrong_answers.push(format!("{node} returns an invalid response to {call:?}: {}", attempt.reason));
             }
         }
         attempt
     }
 
-    /// The first answers that came whole, and that the system never gives by its own description.
+    /// The first complete responses that the API does not permit.
     pub fn wrong_answers(&self) -> Vec<String> {
-        self.wrong_answers.lock().expect("no thread panics with it").clone()
+        self.wrong_answers.lock().expect("no thread panics while holding the lock").clone()
     }
 
-    /// How a node is, by its own word; an error if it does not answer.
+    /// The status that a node reports; an error if it does not respond.
     pub async fn status(&self, node: SocketAddr) -> Result<NodeStatus> {
         match self.system {
             System::Ours => ours::status(&self.http, node).await,
@@ -209,7 +209,8 @@ impl Client {
         }
     }
 
-    /// All that a node holds by itself; an error if it has gone on from that entry, where entries are counted.
+    /// The node's local state; an error if it has applied an entry after `applied`, where entries are
+    /// counted.
     pub async fn final_state(&self, id: NodeId, node: SocketAddr, applied: u64) -> Result<FinalState> {
         match self.system {
             System::Ours => ours::final_state(&self.http, id, node, applied).await,
@@ -217,7 +218,7 @@ impl Client {
         }
     }
 
-    /// Hands each change to `sink` until the stream breaks or ends.
+    /// Passes each change to `sink` until the stream breaks or ends.
     pub async fn watch(&self, node: SocketAddr, place: &mut WatchPlace, sink: Sink<'_>) -> Result<()> {
         match self.system {
             System::Ours => ours::watch(&self.http, node, place, sink).await,
@@ -230,14 +231,14 @@ impl Client {
     }
 }
 
-/// What takes the changes of a watch, each with the place after it.
+/// Receives the changes of a watch, each with the place after it.
 pub type Sink<'a> = &'a (dyn Fn(&WatchPlace, Change) + Send + Sync);
 
-/// Where a watch has come to, in the words of its system.
+/// The progress of a watch, in the terms of its system.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WatchPlace {
-    /// What to give the node to go on; empty at the beginning.
+    /// Token to resume the watch; empty at the beginning.
     pub resume: String,
-    /// The last revision that was seen, whole or in part.
+    /// The last revision that was seen, completely or partially.
     pub revision: u64,
 }

@@ -1,4 +1,4 @@
-//! raft-key-value, by its HTTP API.
+//! raft-key-value, through its HTTP API.
 
 use std::error::Error;
 use std::fmt;
@@ -20,15 +20,15 @@ use crate::history::{
 };
 use crate::node::Node;
 
-/// How long a question about a node's own state may take.
+/// How long a request about a node's own state may take.
 const STATUS_DEADLINE: Duration = Duration::from_secs(2);
-/// After which silence a watch is given up: its heartbeats come every 10 seconds.
+/// A watch is given up after this time without data: heartbeats arrive every 10 seconds.
 const WATCH_SILENCE_MAX: Duration = Duration::from_secs(15);
-/// Keys of a page of the listings that are part of the load: few, so that there are several pages.
+/// Page size of the listings in the load: small, so that there are several pages.
 const PAGE_KEYS: usize = 16;
-/// How many lost pages make a listing be given up.
+/// A listing is given up after this many pages.
 const PAGES_MAX: usize = 1000;
-/// All statuses of refusals that `docs/openapi.json` has; 304 is none here, as nobody asks for it.
+/// All error statuses in `docs/openapi.json`, except 304, which no request here can cause.
 const REFUSALS: [u16; 15] = [400, 404, 408, 409, 410, 412, 413, 415, 421, 422, 429, 431, 503, 504, 507];
 
 pub fn add_command(command: &mut Command, binary: &Path, node: &Node) {
@@ -60,7 +60,7 @@ pub async fn call(
             Ok(Ok((revision, items))) => Attempt::done(revision, CallResult::List(items)),
             Ok(Err(ListError::Wrong(error))) => Attempt::wrong(true, format!("{error:#}")),
             Ok(Err(error)) => Attempt::not_applied(format!("{error:#}")),
-            Err(_) => Attempt::not_applied("no answer in time".to_owned()),
+            Err(_) => Attempt::not_applied("no response in time".to_owned()),
         };
     }
     let mut request = request_of(http, node, call).timeout(deadline);
@@ -77,7 +77,7 @@ pub async fn call(
                 Err(error) => Attempt::failed(reads, format!("{error:#}")),
             }
         }
-        // Nothing was sent then.
+        // Nothing was sent in this case.
         Err(error) if error.is_connect() => Attempt::not_applied(format!("{error:#}")),
         Err(error) => Attempt::failed(reads, format!("{error:#}")),
     }
@@ -125,7 +125,7 @@ fn step(step: &Step) -> Value {
     }
 }
 
-/// A key as all answers have it.
+/// A key, as in all responses.
 #[derive(Deserialize)]
 struct KeyValue {
     key: Text,
@@ -183,7 +183,7 @@ struct RefusedBody {
     revision: Option<u64>,
 }
 
-/// An error if it is no answer that there is.
+/// Interprets a response; an error if the API does not permit it.
 fn understand(call: &Call, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Result<Attempt> {
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let revision: Option<u64> = header("raft-revision").and_then(|revision| revision.parse().ok());
@@ -192,7 +192,7 @@ fn understand(call: &Call, status: StatusCode, headers: &HeaderMap, body: &[u8])
         return refusal(call, status, revision, replayed, body);
     }
     if status != StatusCode::OK {
-        bail!("no answer has this status");
+        bail!("the API has no such status");
     }
     let (revision, result) = match call {
         Call::Put { .. } => {
@@ -214,10 +214,10 @@ fn understand(call: &Call, status: StatusCode, headers: &HeaderMap, body: &[u8])
         }
         Call::Get { .. } => {
             let found: KeyValue = serde_json::from_slice(body)?;
-            let revision = revision.context("an answer without `Raft-Revision`")?;
+            let revision = revision.context("the response has no `Raft-Revision`")?;
             (revision, CallResult::Get(Some(found.into_record().1)))
         }
-        Call::List { .. } => bail!("listings are read page by page"),
+        Call::List { .. } => bail!("a listing is read page by page"),
     };
     Ok(Attempt { replayed, ..Attempt::done(revision, result) })
 }
@@ -225,11 +225,12 @@ fn understand(call: &Call, status: StatusCode, headers: &HeaderMap, body: &[u8])
 fn refusal(call: &Call, status: StatusCode, revision: Option<u64>, replayed: bool, body: &[u8]) -> Result<Attempt> {
     let RefusedBody { code, message, outcome, current_revision, revision: missing_at } = refusal_body(status, body)?;
     match (status, call) {
-        (StatusCode::NOT_FOUND, Call::Get { .. }) => {
-            Ok(Attempt::done(missing_at.context("a missing key without a revision")?, CallResult::Get(None)))
-        }
+        (StatusCode::NOT_FOUND, Call::Get { .. }) => Ok(Attempt::done(
+            missing_at.context("the response for a missing key has no revision")?,
+            CallResult::Get(None),
+        )),
         (StatusCode::PRECONDITION_FAILED, _) => {
-            let revision = revision.context("an answer without `Raft-Revision`")?;
+            let revision = revision.context("the response has no `Raft-Revision`")?;
             let result = CallResult::ConditionFailed { found: current_revision };
             Ok(Attempt { replayed, ..Attempt::done(revision, result) })
         }
@@ -237,7 +238,7 @@ fn refusal(call: &Call, status: StatusCode, revision: Option<u64>, replayed: boo
             let outcome = match outcome.as_str() {
                 "not_applied" => Outcome::NotApplied,
                 "unknown" => Outcome::Unknown,
-                other => bail!("an outcome of the word {other:?}"),
+                other => bail!("unknown outcome {other:?}"),
             };
             let reason = format!("{} {code}: {message}", status.as_u16());
             Ok(Attempt { outcome, replayed, reason, is_wrong: false })
@@ -247,7 +248,7 @@ fn refusal(call: &Call, status: StatusCode, revision: Option<u64>, replayed: boo
 
 fn refusal_body(status: StatusCode, body: &[u8]) -> Result<RefusedBody> {
     if !REFUSALS.contains(&status.as_u16()) {
-        bail!("no answer has this status");
+        bail!("the API has no such status");
     }
     let refused: Refused = serde_json::from_slice(body)?;
     Ok(refused.error)
@@ -260,14 +261,14 @@ struct Page {
     next: Option<String>,
 }
 
-/// Why there is no listing.
+/// Why a listing failed.
 #[derive(Debug)]
 enum ListError {
-    /// A page did not come.
+    /// A page was lost.
     Lost(reqwest::Error),
-    /// A page was refused.
+    /// A page was rejected.
     Refused(String),
-    /// A page came that is none.
+    /// The API does not permit a page.
     Wrong(anyhow::Error),
 }
 
@@ -306,7 +307,7 @@ async fn list(
         let body = answer.bytes().await.map_err(ListError::Lost)?;
         let page = page_of(status, &body)?;
         if *revision.get_or_insert(page.revision) != page.revision {
-            return Err(ListError::Wrong(anyhow!("a page of another revision than was asked for")));
+            return Err(ListError::Wrong(anyhow!("a page has another revision than requested")));
         }
         items.extend(page.items.into_iter().map(KeyValue::into_record));
         match page.next {
@@ -314,7 +315,7 @@ async fn list(
             None => return Ok((page.revision, items)),
         }
     }
-    Err(ListError::Wrong(anyhow!("a listing of more than {PAGES_MAX} pages")))
+    Err(ListError::Wrong(anyhow!("a listing exceeds {PAGES_MAX} pages")))
 }
 
 fn page_of(status: StatusCode, body: &[u8]) -> Result<Page, ListError> {
@@ -328,7 +329,7 @@ fn page_of(status: StatusCode, body: &[u8]) -> Result<Page, ListError> {
     Err(ListError::Refused(format!("{} {code}: {message}", status.as_u16())))
 }
 
-/// What of `/metrics` is looked at.
+/// The part of `/metrics` that is used.
 #[derive(Deserialize)]
 struct Metrics {
     current_term: u64,
@@ -349,7 +350,7 @@ struct Vote {
 pub async fn status(http: &Client, node: SocketAddr) -> Result<NodeStatus> {
     let answer = http.get(format!("http://{node}/metrics")).timeout(STATUS_DEADLINE).send().await?;
     let mut body: Value = answer.json().await?;
-    let metrics: Metrics = serde_json::from_value(body["Ok"].take()).context("`/metrics` has another shape")?;
+    let metrics: Metrics = serde_json::from_value(body["Ok"].take()).context("unexpected response to `/metrics`")?;
     let configs = &metrics.membership_config["membership"]["configs"];
     let last = configs.as_array().and_then(|configs| configs.last()).and_then(Value::as_array);
     let voters = last.into_iter().flatten().filter_map(Value::as_u64).collect();
@@ -370,12 +371,12 @@ pub async fn final_state(http: &Client, id: NodeId, node: SocketAddr, applied: u
     Ok(FinalState { node: id, revision, records, hash: hash(http, node, applied).await? })
 }
 
-/// The node's own hash of its state after an entry; an error if it has gone on from there.
+/// The node's hash of its state after an entry; an error if it has applied another entry.
 async fn hash(http: &Client, node: SocketAddr, applied: u64) -> Result<String> {
     let url = format!("http://{node}/v1/cluster/hash?applied={applied}");
     let answer = http.get(url).timeout(STATUS_DEADLINE).send().await?;
     let body: Value = answer.error_for_status()?.json().await?;
-    Ok(body["hash"].as_str().context("a hash without `hash`")?.to_owned())
+    Ok(body["hash"].as_str().context("the response has no `hash`")?.to_owned())
 }
 
 pub async fn watch(http: &Client, node: SocketAddr, place: &mut WatchPlace, sink: Sink<'_>) -> Result<()> {
@@ -383,13 +384,13 @@ pub async fn watch(http: &Client, node: SocketAddr, place: &mut WatchPlace, sink
     if !place.resume.is_empty() {
         request = request.header("last-event-id", &place.resume);
     }
-    let opened = tokio::time::timeout(super::CLIENT_DEADLINE, request.send()).await.context("no answer in time")?;
+    let opened = tokio::time::timeout(super::CLIENT_DEADLINE, request.send()).await.context("no response in time")?;
     let mut answer = opened?;
     if !answer.status().is_success() {
         bail!("{}: {}", answer.status(), answer.text().await?);
     }
     let mut unread: Vec<u8> = Vec::new();
-    // Where the search for the end of an event goes on: one may be long, and comes in many pieces.
+    // Where the search for the end of an event resumes: a long event arrives in many pieces.
     let mut searched = 0;
     loop {
         while let Some(end) = unread[searched..].windows(2).position(|pair| pair == b"\n\n") {
@@ -398,10 +399,11 @@ pub async fn watch(http: &Client, node: SocketAddr, place: &mut WatchPlace, sink
             take_event(std::str::from_utf8(&event)?, place, sink)?;
         }
         searched = unread.len().saturating_sub(1);
-        let chunk = tokio::time::timeout(WATCH_SILENCE_MAX, answer.chunk()).await.context("it is silent")?;
+        let chunk =
+            tokio::time::timeout(WATCH_SILENCE_MAX, answer.chunk()).await.context("no data from the watch in time")?;
         match chunk? {
             Some(chunk) => unread.extend_from_slice(&chunk),
-            None => return Ok(()), // Half an event is none.
+            None => return Ok(()), // A partial event is discarded.
         }
     }
 }
@@ -426,7 +428,7 @@ fn take_event(event: &str, place: &mut WatchPlace, sink: Sink<'_>) -> Result<()>
         id.clone_into(&mut place.resume);
     }
     if let Some(data) = field("data: ") {
-        let change = match serde_json::from_str(data).with_context(|| format!("an event of another shape: {data}"))? {
+        let change = match serde_json::from_str(data).with_context(|| format!("unexpected event: {data}"))? {
             Event::Put(key_value) => {
                 let (key, Record { value, revision, create_revision, version }) = key_value.into_record();
                 Change { revision, key, kind: ChangeKind::Put { value, create_revision, version } }
@@ -444,7 +446,7 @@ fn take_event(event: &str, place: &mut WatchPlace, sink: Sink<'_>) -> Result<()>
 mod tests {
     use super::*;
 
-    /// Every answer that the API does not have is an error, not some outcome.
+    /// A response that the API does not permit is an error, and not some outcome.
     #[test]
     fn refuses_what_is_no_answer() {
         let put = Call::Put { key: "a".into(), value: "b".into(), condition: None };
@@ -461,7 +463,7 @@ mod tests {
             (500, refusal),
             (503, b"Service Unavailable"),
             (503, br#"{"error":{"code":"no_leader","message":"none","outcome":"maybe"}}"#),
-            (412, refusal), // It has no revision.
+            (412, refusal), // The response has no revision.
         ];
         for (status, body) in wrong {
             let status = StatusCode::from_u16(status).unwrap();

@@ -1,20 +1,17 @@
-//! The classic check: is there an order of the operations on a key that explains what they were told?
+//! The classic check: does some order of the operations on a key explain their results?
 //!
-//! Rule: each key, taken by itself, is a register that is written, deleted and
-//! read. Revisions are not looked at, so this shares no assumption with the rest.
+//! Rule: each key, taken separately, is a register with writes, deletions and reads. The check ignores
+//! revisions, so it shares no assumption with the other rules.
 //!
-//! Sound, because a history is linearizable only if what it holds of each key is
-//! (a transaction is, for one key, what it does to that key). The history of a key
-//! is cut into windows where no operation on it was under way. What the key is at
-//! a cut is known if one operation alone went before it, else it is taken to be
-//! anything until it is read. Writes of unknown outcome may happen at any later
-//! time, or never: one whose value is read is searched for a place; that of
-//! another cannot be seen but in that the key is there, or is missing, which is
-//! then allowed wherever it is possible. Where a key is so crowded that there is no
-//! cut for long, or that the search takes too long, it is cut all the same: writes that are under way at such a cut
-//! are taken for ones of unknown outcome on both sides, and reads are left out.
-//! Conditions on revisions, lists and stale reads are left out everywhere. All of
-//! this only makes it miss more.
+//! Sound: a history is linearizable only if its restriction to each key is. (For one key, a transaction is
+//! what it does to that key.) The history of a key is cut into windows wherever no operation on it is in
+//! progress. The state at a cut is known if a single operation precedes it; otherwise any state is assumed
+//! until a read. Writes of unknown outcome may take effect at any later time, or never. If the value of such
+//! a write is read, the search places the write; otherwise the write is only visible in that the key exists
+//! or is missing, which is then allowed wherever it is possible. If a key is so busy that no cut occurs for
+//! long, or if the search takes too long, the history is cut anyway: writes in progress at such a cut count
+//! as writes of unknown outcome on both sides, and reads in progress are ignored. Conditions on revisions,
+//! lists and stale reads are always ignored. All of these simplifications can only hide violations.
 
 mod projection;
 pub(super) mod search;
@@ -27,11 +24,11 @@ use super::describe::Seconds;
 use super::report::{Kind, Report};
 use crate::history::History;
 
-/// A window has so many operations at most.
+/// Maximum number of operations in a window.
 const WINDOW_OPERATIONS_MAX: usize = 200;
-/// A window whose search takes too many steps is cut in two, but not below this.
+/// A window whose search takes too many steps is halved, but not below this number of operations.
 const WINDOW_OPERATIONS_MIN: usize = 12;
-/// So many steps may the search of a window take.
+/// Maximum number of steps in the search of a window.
 const STEPS_MAX: u64 = 100_000;
 
 /// Searches the windows of all keys.
@@ -53,7 +50,7 @@ pub fn check(history: &History, report: &mut Report) {
     }
 }
 
-/// Cuts a key's operations, by the time of their calls, wherever none is under way.
+/// Splits a key's operations, in the order of their calls, wherever none is in progress.
 fn pieces(events: &[Event]) -> impl Iterator<Item = &[Event]> {
     let mut rest = events;
     std::iter::from_fn(move || {
@@ -71,7 +68,7 @@ fn pieces(events: &[Event]) -> impl Iterator<Item = &[Event]> {
     })
 }
 
-/// What the key is after a piece, as far as that is certain.
+/// The state of the key after a piece, as far as it is certain.
 fn state_after(piece: &[Event]) -> State {
     match piece {
         [only] => match only.action {
@@ -95,7 +92,7 @@ struct KeyCheck<'a> {
 }
 
 impl KeyCheck<'_> {
-    /// Checks events up to a time, in windows of a size. `under_way` began before them.
+    /// Checks events up to a time, in windows of a given size. The events in `under_way` began earlier.
     fn check(&mut self, start: State, events: &[Event], under_way: Vec<Event>, end_ns: u64, size: usize) {
         let (mut start, mut rest, mut under_way) = (start, events, under_way);
         while let Some(first) = rest.first() {
@@ -126,7 +123,7 @@ impl KeyCheck<'_> {
             Found::Order => {}
             Found::NoOrder { stuck } => self.report.violation(Kind::NotLinearizable, || {
                 let operation = self.history.operation(&window[stuck]);
-                format!("no order explains the {}; the one that fits nowhere may be {operation}", words())
+                format!("no order explains the {}; the operation without a place may be {operation}", words())
             }),
             Found::TooManySteps => {
                 self.report.classic.undecided += 1;
@@ -135,7 +132,7 @@ impl KeyCheck<'_> {
         }
     }
 
-    /// A window's events, and after them those that may have happened in it.
+    /// A window's events, followed by those that may have taken effect in it.
     fn with_optional(&self, window: &[Event], under_way: &[Event]) -> Vec<Event> {
         let over_ns = over_ns(window);
         let mut events = window.to_vec();

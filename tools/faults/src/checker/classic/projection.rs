@@ -1,4 +1,4 @@
-//! What a history holds of each key by itself.
+//! The restriction of a history to each key.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -10,16 +10,16 @@ use crate::history::{
 /// The operations on one key.
 pub struct KeyHistory<'a> {
     operations: &'a [Operation],
-    /// With a definite answer, by the time of their calls.
+    /// Operations with a definite outcome, in the order of their calls.
     pub events: Vec<Event>,
-    /// Of unknown outcome, by the value that they would write.
+    /// Operations of unknown outcome, by the value that they would write.
     pub unknown_writes: HashMap<u32, Vec<Event>>,
     first_unknown_write_ns: Option<u64>,
     first_unknown_delete_ns: Option<u64>,
 }
 
 impl<'a> KeyHistory<'a> {
-    /// The operation that an event comes from.
+    /// The operation of an event.
     pub fn operation(&self, event: &Event) -> &'a Operation {
         &self.operations[event.operation]
     }
@@ -36,7 +36,7 @@ impl<'a> KeyHistory<'a> {
         *first = Some(first.map_or(event.called_ns, |first| first.min(event.called_ns)));
     }
 
-    /// Sorts the events, and marks what writes of unknown outcome may have led to.
+    /// Sorts the events, and marks those that a write of unknown outcome may precede.
     fn finish(&mut self) {
         self.events.sort_by_key(|event| event.called_ns);
         let (written_ns, deleted_ns) = (self.first_unknown_write_ns, self.first_unknown_delete_ns);
@@ -135,8 +135,8 @@ impl<'a> Projection<'a> {
         }
     }
 
-    /// Each step as an operation of its own, over the time of the whole: whatever
-    /// order explains the whole explains them one after the other.
+    /// Adds each step as an operation of its own that spans the whole transaction: an order that explains the
+    /// transaction explains its steps one after the other.
     fn add_steps(&mut self, index: usize, steps: &'a [Step], results: &'a [StepResult]) {
         for (step, result) in steps.iter().zip(results) {
             let (key, action) = match (step, result) {

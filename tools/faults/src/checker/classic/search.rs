@@ -1,52 +1,50 @@
-//! The search for an order: Wing and Gong's, with Lowe's memory of what was tried.
+//! The search for an order: the algorithm of Wing and Gong with Lowe's memory of tried states.
 //!
-//! It takes the operations in the order of their calls, each as early as what it
-//! was told allows, and goes back when one that is over fits nowhere. Which
-//! operations were taken, together with the state they left, is remembered, and
-//! not tried twice.
+//! It places the operations in the order of their calls, each as early as its result allows, and backtracks
+//! when an operation that has returned fits nowhere. Each set of placed operations is remembered together
+//! with the resulting state, and not tried twice.
 //!
-//! It is our own because `todc-utils`, which has the same search, knows no limit of
-//! steps, no operation that may be left out, and only one state to start from. The
-//! tests hold the two against each other.
+//! We have our own implementation because that of `todc-utils` has no limit on steps, no optional operations,
+//! and only one initial state. The tests compare the two.
 
 use std::collections::HashSet;
 
-/// What one operation did to a key, or saw of it.
+/// The effect of one operation on a key, or its observation of the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// It has this value now.
+    /// Sets this value.
     Write(u32),
-    /// The same, and it was missing before.
+    /// Sets this value; the key was missing before.
     WriteIfMissing(u32),
-    /// It was there, and is deleted now.
+    /// Deletes the key, which existed.
     Delete,
-    /// It has this value, or is missing.
+    /// Observes this value, or that the key is missing.
     Read(Option<u32>),
-    /// It is there.
+    /// Observes that the key exists.
     SeePresent,
 }
 
-/// What is known of a key.
+/// Knowledge of a key's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {
-    /// Nothing: whatever is seen fits.
+    /// Unknown: every observation is possible.
     Anything,
-    /// It is missing.
+    /// The key is missing.
     Missing,
-    /// It has this value.
+    /// The key has this value.
     Value(u32),
 }
 
 /// One operation on a key.
 #[derive(Clone, Copy, Debug)]
 pub struct Event {
-    /// Its place in the history.
+    /// Its index in the history.
     pub operation: usize,
     /// When it was called.
     pub called_ns: u64,
-    /// When it was over; `None`: it may happen at any time after its call, or never.
+    /// When it returned. `None`: it may take effect at any time after its call, or never.
     pub returned_ns: Option<u64>,
-    /// What it did.
+    /// Its effect or observation.
     pub action: Action,
     /// A write of unknown outcome may have set the key just before.
     pub may_be_present: bool,
@@ -55,12 +53,12 @@ pub struct Event {
 }
 
 impl Event {
-    /// An event that no write of unknown outcome goes before.
+    /// An event that no write of unknown outcome precedes.
     pub fn new(operation: usize, called_ns: u64, returned_ns: Option<u64>, action: Action) -> Self {
         Event { operation, called_ns, returned_ns, action, may_be_present: false, may_be_missing: false }
     }
 
-    /// When it was over; the end of time if that is not known.
+    /// When it returned; the end of time if that is unknown.
     pub fn over_ns(&self) -> u64 {
         self.returned_ns.unwrap_or(u64::MAX)
     }
@@ -73,7 +71,7 @@ impl Event {
         }
     }
 
-    /// The state after it, if it can be done on this one.
+    /// The state after the event, if the event is possible in this state.
     fn apply(&self, state: State) -> Option<State> {
         let missing = self.may_be_missing || matches!(state, State::Missing | State::Anything);
         let present = self.may_be_present || matches!(state, State::Value(_) | State::Anything);
@@ -93,18 +91,18 @@ impl Event {
     }
 }
 
-/// What a search found.
+/// The result of a search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// An order that explains everything.
+    /// An order that explains all events.
     Order,
-    /// That there is none. The best attempt could not place this event.
+    /// No order exists. The best attempt could not place this event.
     NoOrder { stuck: usize },
-    /// Nothing, within the steps it may take.
+    /// The search reached its limit of steps.
     TooManySteps,
 }
 
-/// Searches for an order of the events that begins in a state.
+/// Searches for an order of the events, starting from a state.
 pub fn search(start: State, events: &[Event], steps_max: u64) -> Found {
     let mut search = Search::of(start, events);
     let mut cursor = search.line.first();
@@ -132,22 +130,22 @@ struct Search<'a> {
     events: &'a [Event],
     line: TimeLine,
     state: State,
-    /// Which events were taken, one bit each.
+    /// The placed events, one bit each.
     taken: Vec<u64>,
-    /// What was taken together with the state after it, each once.
+    /// Sets of placed events, each with the resulting state.
     tried: HashSet<(Box<[u64]>, State)>,
-    /// The events taken so far.
+    /// The placed events, in order.
     way: Vec<Taken>,
     longest: usize,
     stuck: usize,
 }
 
-/// An event that was taken.
+/// A placed event.
 struct Taken {
     event: usize,
     before: State,
-    /// It left the state as it was, so to take it at once can do no harm, and to
-    /// take it later no good.
+    /// The event did not change the state. Placing it at once does no harm, and placing it later gains
+    /// nothing.
     only_looked: bool,
 }
 
@@ -167,7 +165,7 @@ impl<'a> Search<'a> {
         search
     }
 
-    /// Takes an event, if what it was told fits the state and this was not tried before.
+    /// Places an event if its result fits the state and the resulting set was not tried before.
     fn try_event(&mut self, event: usize) -> bool {
         let Some(next) = self.events[event].apply(self.state) else { return false };
         self.flip(event);
@@ -181,7 +179,7 @@ impl<'a> Search<'a> {
         true
     }
 
-    /// Takes all events under way that fit the state and leave it as it is.
+    /// Places all events in progress that fit the state without changing it.
     fn take_what_only_looks(&mut self) {
         let mut cursor = self.line.first();
         while let Some(point) = cursor {
@@ -192,7 +190,7 @@ impl<'a> Search<'a> {
                 self.flip(event);
                 self.way.push(Taken { event, before: self.state, only_looked: true });
                 self.line.take(event);
-                // What was behind its end may be under way now.
+                // Events behind the end of this one may be in progress now.
                 cursor = self.line.first();
             } else {
                 cursor = self.line.after(point);
@@ -200,7 +198,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Puts back what was taken last, up to an event that could be taken later instead.
+    /// Removes placed events, up to one that could be placed later instead.
     fn go_back(&mut self, stuck: usize) -> Option<usize> {
         if self.way.len() >= self.longest {
             (self.longest, self.stuck) = (self.way.len(), stuck);
@@ -221,19 +219,19 @@ impl<'a> Search<'a> {
     }
 }
 
-/// A moment at which an event begins or ends.
+/// The beginning or end of an event.
 #[derive(Clone, Copy)]
 enum Point {
     Call(usize),
     Return(usize),
 }
 
-/// All moments by time, linked, so that events can be taken out and put back.
+/// All beginnings and ends by time, linked so that events can be removed and reinserted.
 ///
-/// Invariant: events are put back in the opposite order of that in which they were taken.
+/// Invariant: events are reinserted in the reverse order of their removal.
 struct TimeLine {
     points: Vec<Point>,
-    /// By point; the last one stands for the ends of the line.
+    /// By point; the last one is the end of the list.
     next: Vec<usize>,
     previous: Vec<usize>,
     call_of: Vec<usize>,
@@ -242,7 +240,8 @@ struct TimeLine {
 
 impl TimeLine {
     fn of(events: &[Event]) -> Self {
-        // At one moment calls go first: of two that touch neither was before the other.
+        // At the same time, calls come first: of two operations that touch in time neither precedes the
+        // other.
         let mut sorted: Vec<(u64, bool, usize)> = Vec::with_capacity(events.len() * 2);
         for (event, Event { called_ns, returned_ns, .. }) in events.iter().enumerate() {
             sorted.push((*called_ns, false, event));

@@ -1,4 +1,4 @@
-//! The classic search by itself, and against another's.
+//! The classic search, on its own and compared with another implementation.
 
 use todc_utils::linearizability::WGLChecker;
 use todc_utils::linearizability::history::{Action::Call as Called, Action::Response, History as TodcHistory};
@@ -10,7 +10,7 @@ use crate::checker::classic::search::{Action, Event, Found, State, search};
 use crate::checker::report::{Kind, Report, Verdict};
 use crate::history::{Answer, Call, CallResult, Consistency, History, Operation, Outcome, Record};
 
-/// A register as `todc-utils` wants it: one that begins as missing.
+/// A register for `todc-utils` that begins as missing.
 struct Register;
 
 impl Specification for Register {
@@ -59,8 +59,7 @@ fn random_event(random: &mut fastrand::Rng, operation: usize) -> Event {
 
 /// The search agrees with that of `todc-utils`.
 ///
-/// Method: 20,000 random histories of up to eight operations, right or wrong; both
-/// answers must come often.
+/// Method: 20,000 random histories of up to eight operations, right or wrong; both results must be frequent.
 #[test]
 fn agrees_with_todc() {
     let mut random = fastrand::Rng::with_seed(1);
@@ -76,7 +75,7 @@ fn agrees_with_todc() {
     assert!((2000..18_000).contains(&orders), "{orders} have an order");
 }
 
-/// A search that takes too long says so.
+/// A search that reaches its limit of steps says so.
 #[test]
 fn steps_are_bounded() {
     let mut events: Vec<Event> =
@@ -85,7 +84,7 @@ fn steps_are_bounded() {
     assert_eq!(search(State::Missing, &events, 10_000), Found::TooManySteps);
 }
 
-/// What happened at an unknown time, or never, is found a place, or left out.
+/// A write of unknown outcome is placed, or left out.
 #[test]
 fn unknown_writes() {
     let read = |value, called_ns| Event::new(0, called_ns, Some(called_ns + 1), Action::Read(value));
@@ -132,10 +131,10 @@ fn classic_report(history: &History) -> Report {
     report
 }
 
-/// Reads of values that were overwritten are found without revisions.
+/// Reads of overwritten values are found without revisions.
 ///
-/// Method: simulated runs whose revisions are wiped out are right; with one read
-/// more at their end, of a value that a later one had replaced, they are not.
+/// Method: simulated runs are right after their revisions are removed; with an additional read at the end, of
+/// a value that a later write had replaced, they are not.
 #[test]
 fn stale_read_without_revisions() {
     for seed in 0..100 {
@@ -172,8 +171,8 @@ fn stale_read_without_revisions() {
 
 /// A read that misses a write is found wherever it is, in most runs.
 ///
-/// Method: in simulated runs one linearizable read of a value is made one of a
-/// missing key; some of these are right by chance, where a deletion was under way.
+/// Method: in simulated runs one linearizable read of a value becomes one of a missing key. Some of these are
+/// right by chance, because a deletion was in progress.
 #[test]
 fn lost_value_without_revisions() {
     let mut found = 0;

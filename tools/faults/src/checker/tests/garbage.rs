@@ -1,4 +1,4 @@
-//! Histories that make no sense at all.
+//! Histories that make no sense.
 
 use super::simulate::{Settings, Simulation};
 use crate::checker::check;
@@ -49,10 +49,10 @@ fn garble_change(history: &mut History, random: &mut fastrand::Rng, number: u64)
     }
 }
 
-/// Whatever a history holds, the checker comes to an end, and its report has words.
+/// Whatever a history contains, the checker terminates, and its report can be printed.
 ///
-/// Method: 2,000 simulated runs, each garbled in one to twenty places, with numbers
-/// at the ends of their range among them.
+/// Method: 2,000 simulated runs, each garbled in one to twenty places, including numbers at the ends of their
+/// range.
 #[test]
 fn never_panics() {
     for seed in 0..2000 {

@@ -1,4 +1,4 @@
-//! The checker must pass what is right, and catch what is wrong by the rule that it breaks.
+//! The checker must pass every right history, and find every wrong one by the rule that it breaks.
 
 mod classic;
 mod garbage;

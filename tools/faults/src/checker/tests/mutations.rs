@@ -1,4 +1,4 @@
-//! One history that is right, and all that can be made wrong in it by one stroke.
+//! One right history, and mutations that each make it wrong.
 
 use super::script::*;
 use super::simulate::text;
@@ -8,7 +8,7 @@ use crate::history::{
     Answer, CallResult, ChangeKind, Condition, History, Operand, Operation, Outcome, Record, StepResult,
 };
 
-/// Some of everything; the numbers are the places of the operations.
+/// A history with all kinds of operations; the comments give their indexes.
 fn right() -> History {
     let mut script = Script::default();
     script.done(put("a", "1")); // 0, revision 1
@@ -75,34 +75,34 @@ fn swap_times(history: &mut History, one: usize, other: usize) {
 
 type Mutation = fn(&mut History);
 
-/// What is done to the history, and the kind of violation that it must be.
+/// A mutation of the history, and the kind of violation that it causes.
 const MUTATIONS: &[(&str, Kind, Mutation)] = &[
     ("a watch skips a revision", Kind::WatchGap, |it| drop(it.watches[1].remove(5))),
-    ("a watch tells a change twice", Kind::WatchDisorder, |it| {
+    ("a watch delivers a change twice", Kind::WatchDisorder, |it| {
         let again = it.watches[0][2].clone();
         it.watches[0].insert(3, again);
     }),
-    ("a watch tells two changes in the wrong order", Kind::WatchGap, |it| it.watches[1].swap(5, 6)),
+    ("a watch delivers two changes in the wrong order", Kind::WatchGap, |it| it.watches[1].swap(5, 6)),
     ("a watch begins again", Kind::WatchDisorder, |it| {
         let again = it.watches[1].clone();
         it.watches[1].extend(again);
     }),
     ("a watch misses a part of a transaction", Kind::WatchDisagreement, |it| drop(it.watches[1].remove(4))),
-    ("a watch tells another value", Kind::WatchDisagreement, |it| it.watches[1][2].key = text("b")),
-    ("a watch tells what was before the run", Kind::WatchDisorder, |it| it.revision_before = 1),
-    ("all watches tell a wrong version", Kind::VersionInOrder, |it| {
+    ("a watch delivers another key", Kind::WatchDisagreement, |it| it.watches[1][2].key = text("b")),
+    ("a watch delivers a change from before the run", Kind::WatchDisorder, |it| it.revision_before = 1),
+    ("all watches deliver a wrong version", Kind::VersionInOrder, |it| {
         for watch in &mut it.watches {
             let ChangeKind::Put { version, .. } = &mut watch[2].kind else { panic!("no put") };
             *version = 1;
         }
     }),
-    ("all watches tell a wrong create revision", Kind::VersionInOrder, |it| {
+    ("all watches deliver a wrong create revision", Kind::VersionInOrder, |it| {
         for watch in &mut it.watches {
             let ChangeKind::Put { create_revision, .. } = &mut watch[2].kind else { panic!("no put") };
             *create_revision = 3;
         }
     }),
-    ("a key is deleted that is not there", Kind::DeleteOfMissing, |it| {
+    ("a missing key is deleted", Kind::DeleteOfMissing, |it| {
         it.watches.iter_mut().for_each(|watch| watch[4].key = text("z"));
     }),
     ("the order has another value than was written", Kind::LostWrite, |it| {
@@ -111,19 +111,19 @@ const MUTATIONS: &[(&str, Kind, Mutation)] = &[
             *value = text("20");
         }
     }),
-    ("a put is told the revision of another", Kind::RevisionTwice, |it| answer(it, 1).revision = 1),
-    ("a put is told a revision that never was", Kind::LostWrite, |it| answer(it, 22).revision = 12),
-    ("a put is told a revision from before the run", Kind::LostWrite, |it| answer(it, 0).revision = 0),
-    ("a deletion is told that there was nothing", Kind::Unexplained, |it| {
+    ("a put returns the revision of another", Kind::RevisionTwice, |it| answer(it, 1).revision = 1),
+    ("a put returns a revision that does not exist", Kind::LostWrite, |it| answer(it, 22).revision = 12),
+    ("a put returns a revision from before the run", Kind::LostWrite, |it| answer(it, 0).revision = 0),
+    ("a deletion returns that the key was missing", Kind::Unexplained, |it| {
         answer(it, 11).result = CallResult::Delete { deleted: false };
     }),
-    ("a deletion is told that there was something", Kind::RevisionTwice, |it| {
+    ("a deletion returns that the key existed", Kind::RevisionTwice, |it| {
         answer(it, 7).result = CallResult::Delete { deleted: true };
     }),
-    ("a put is told a wrong version", Kind::WrongResult, |it| answer(it, 3).result = CallResult::Put { version: 3 }),
-    ("a refused put is in the order", Kind::RefusedButApplied, |it| it.operations[8].outcome = Outcome::NotApplied),
-    ("a refused deletion is in the order", Kind::Unexplained, |it| it.operations[16].outcome = Outcome::NotApplied),
-    ("a failed condition was done", Kind::RefusedButApplied, |it| {
+    ("a put returns a wrong version", Kind::WrongResult, |it| answer(it, 3).result = CallResult::Put { version: 3 }),
+    ("a rejected put is in the order", Kind::RefusedButApplied, |it| it.operations[8].outcome = Outcome::NotApplied),
+    ("a rejected deletion is in the order", Kind::Unexplained, |it| it.operations[16].outcome = Outcome::NotApplied),
+    ("a write with a failed condition is in the order", Kind::RefusedButApplied, |it| {
         it.operations[3].outcome =
             Outcome::Done(Answer { revision: 3, result: CallResult::ConditionFailed { found: Some(2) } });
     }),
@@ -133,13 +133,13 @@ const MUTATIONS: &[(&str, Kind, Mutation)] = &[
     ("a condition of unknown outcome did not hold", Kind::ConditionIgnored, |it| {
         it.operations[8].call = put_if("d", "7", Condition::Revision(2));
     }),
-    ("a refused condition held", Kind::WrongRefusal, |it| {
+    ("a rejected condition held", Kind::WrongRefusal, |it| {
         it.operations[4].call = put_if("a", "4", Condition::Revision(3));
     }),
-    ("a refusal tells what never was", Kind::WrongRefusal, |it| {
+    ("a rejection reports a revision that the key never had", Kind::WrongRefusal, |it| {
         answer(it, 4).result = CallResult::ConditionFailed { found: Some(2) };
     }),
-    ("a refusal tells what is long gone", Kind::WrongRefusal, |it| {
+    ("a rejection reports an outdated revision", Kind::WrongRefusal, |it| {
         answer(it, 4).result = CallResult::ConditionFailed { found: Some(1) };
     }),
     ("an acknowledged transaction did the wrong branch", Kind::WrongBranch, |it| {
@@ -169,7 +169,7 @@ const MUTATIONS: &[(&str, Kind, Mutation)] = &[
     ("a read finds another revision", Kind::WrongRead, |it| record(it, 2).revision = 2),
     ("a read finds another create revision", Kind::WrongRead, |it| record(it, 10).create_revision = 1),
     ("a stale read finds another version", Kind::WrongRead, |it| record(it, 12).version = 1),
-    ("a read finds what was deleted", Kind::WrongRead, |it| {
+    ("a read finds a deleted key", Kind::WrongRead, |it| {
         let record = record(it, 10).clone();
         answer(it, 17).result = CallResult::Get(Some(record));
     }),
@@ -181,14 +181,14 @@ const MUTATIONS: &[(&str, Kind, Mutation)] = &[
     }),
     ("a list is in the wrong order", Kind::WrongList, |it| listed(it).swap(0, 1)),
     ("a list has a wrong record", Kind::WrongList, |it| listed(it)[0].1.version = 7),
-    ("a write goes before one that was over", Kind::OutOfOrder, |it| swap_times(it, 0, 1)),
-    ("a deletion goes before a read that was over", Kind::OutOfOrder, |it| swap_times(it, 11, 10)),
-    ("an unknown write goes before a read that was over", Kind::OutOfOrder, |it| {
+    ("a write precedes one that had returned", Kind::OutOfOrder, |it| swap_times(it, 0, 1)),
+    ("a deletion precedes a read that had returned", Kind::OutOfOrder, |it| swap_times(it, 11, 10)),
+    ("an unknown write precedes a read that had returned", Kind::OutOfOrder, |it| {
         it.operations[8].called_ns = 128;
         it.operations[8].returned_ns = 129;
     }),
-    ("a read comes before its write was called", Kind::FromTheFuture, |it| swap_times(it, 10, 7)),
-    ("a stale read comes before its write was called", Kind::FromTheFuture, |it| swap_times(it, 12, 1)),
+    ("a read returns before its write was called", Kind::FromTheFuture, |it| swap_times(it, 10, 7)),
+    ("a stale read returns before its write was called", Kind::FromTheFuture, |it| swap_times(it, 12, 1)),
     ("a node ends with a wrong value", Kind::FinalState, |it| it.finals[1].records[0].1.value = text("x")),
     ("a node ends without a key", Kind::FinalState, |it| drop(it.finals[0].records.remove(0))),
     ("a node ends with a deleted key", Kind::FinalState, |it| {
@@ -199,16 +199,16 @@ const MUTATIONS: &[(&str, Kind, Mutation)] = &[
     ("a node ends behind", Kind::FinalRevision, |it| it.finals[1].revision = 10),
     ("a node has another hash", Kind::FinalHash, |it| it.finals[1].hash = "other".to_owned()),
     ("an element is lost", Kind::ElementLost, |it| set_list(it, "e2")),
-    ("an element is there twice", Kind::ElementTwice, |it| set_list(it, "e1,e2,e1")),
-    ("an element is there that nobody appended", Kind::ElementUnexplained, |it| set_list(it, "e1,e2,e3")),
-    ("an element is there that was refused", Kind::ElementUnexplained, |it| {
+    ("a list contains an element twice", Kind::ElementTwice, |it| set_list(it, "e1,e2,e1")),
+    ("a list contains an element that no client appended", Kind::ElementUnexplained, |it| set_list(it, "e1,e2,e3")),
+    ("a list contains an element that was rejected", Kind::ElementUnexplained, |it| {
         it.operations[14].outcome = Outcome::NotApplied;
     }),
     ("elements are out of order", Kind::ElementOutOfOrder, |it| set_list(it, "e2,e1")),
-    ("a list was read that never was", Kind::ElementRead, |it| record(it, 15).value = text("e2")),
-    ("a key was read that was not yet there", Kind::NotLinearizable, |it| swap_times(it, 2, 0)),
+    ("a read returns a list that never existed", Kind::ElementRead, |it| record(it, 15).value = text("e2")),
+    ("a read returns a key that did not exist yet", Kind::NotLinearizable, |it| swap_times(it, 2, 0)),
     ("a read misses a write", Kind::NotLinearizable, |it| answer(it, 2).result = CallResult::Get(None)),
-    ("a key is created that is there", Kind::NotLinearizable, |it| {
+    ("an existing key is created", Kind::NotLinearizable, |it| {
         it.operations[3].call = put_if("a", "3", Condition::Missing);
     }),
 ];
@@ -223,9 +223,9 @@ fn set_list(history: &mut History, value: &str) {
     }
 }
 
-/// Whatever is made wrong in a history that is right is caught, by the rule it breaks.
+/// Every mutation of a right history is found, by the rule that it breaks.
 ///
-/// Method: each change by itself; the report must have a violation of its kind.
+/// Method: each mutation separately; the report must contain a violation of its kind.
 #[test]
 fn each_is_caught() {
     let report = check(&right());

@@ -1,4 +1,4 @@
-//! Histories of a store that is right.
+//! Histories of a correct store.
 
 use super::simulate::{Settings, Simulation};
 use crate::checker::check;
@@ -23,12 +23,11 @@ fn assert_linearizable(history: &History, name: &str) -> Report {
     report
 }
 
-/// No history of a store that is right is called wrong, or left undecided.
+/// No history of a correct store is reported as wrong or undecided.
 ///
-/// Method: 2,000 simulated runs of one to nine clients on one to eight keys, with
-/// delays, refused requests, requests whose outcome nobody knows (which happen at
-/// any later time, or never), answers to repeated requests, stale reads, watches
-/// that begin late or end early, in the middle of a revision too.
+/// Method: 2,000 simulated runs of one to nine clients on one to eight keys, with delays, rejected requests,
+/// requests of unknown outcome (which take effect at any later time, or never), retried requests, stale
+/// reads, and watches that begin late or end early, also in the middle of a revision.
 #[test]
 fn never_a_false_alarm() {
     let mut unknown_applied = 0;
@@ -49,7 +48,7 @@ fn never_a_false_alarm() {
     assert!(unknown_applied > 1000, "too few unknown writes were done: {unknown_applied}");
 }
 
-/// The report counts what there was.
+/// The report counts the operations.
 ///
 /// Method: one run, counted by hand.
 #[test]
@@ -65,16 +64,16 @@ fn counts() {
     assert!(counts.unknown_applied > 0 && counts.unknown_applied < counts.unknown, "{report}");
 }
 
-/// An empty history has nothing wrong.
+/// An empty history is right.
 #[test]
 fn nothing() {
     assert_linearizable(&History::default(), "nothing");
 }
 
-/// A watch that was cut off, with nothing to take its place, leaves the verdict open.
+/// A watch that was cut off without a replacement leaves the verdict open.
 ///
-/// Method: the watches of a run cut at every change; none may be called wrong, and
-/// all but the whole must be in doubt.
+/// Method: the watches of a run are cut at every change. No cut may be reported as wrong, and every cut must
+/// be a doubt.
 #[test]
 fn watches_that_end_early() {
     let whole = Simulation::run(3, Settings { operations: 120, ..SETTINGS });
@@ -86,9 +85,9 @@ fn watches_that_end_early() {
     }
 }
 
-/// A watch that begins late leaves the verdict open, unless another has what it has not.
+/// A watch that begins late leaves the verdict open, unless another watch delivers the missing changes.
 ///
-/// Method: a run with its one watch cut at the front; then with the whole beside it.
+/// Method: a run whose single watch is cut at the front; then together with the complete watch.
 #[test]
 fn watch_that_begins_late() {
     let whole = Simulation::run(3, Settings { operations: 120, ..SETTINGS });
@@ -101,10 +100,10 @@ fn watch_that_begins_late() {
     assert_linearizable(&history, "with the whole");
 }
 
-/// A key that many write at once is decided all the same.
+/// A key that many clients write at once is still decided.
 ///
-/// Method: 30 clients on one key, so that there is hardly a moment when none of
-/// them is under way, with many unknown outcomes.
+/// Method: 30 clients on one key, so that some are in progress at nearly every moment, with many unknown
+/// outcomes.
 #[test]
 fn crowded_key() {
     for seed in 0..20 {
@@ -114,7 +113,7 @@ fn crowded_key() {
     }
 }
 
-/// Many operations take not much time or memory.
+/// Many operations do not take much time or memory.
 ///
 /// Method: 100,000 by default; `FAULTS_CHECK_OPERATIONS=1000000` for more.
 #[test]

@@ -3,7 +3,7 @@
 use super::simulate::{Store, text};
 use crate::history::{Answer, Call, Comparison, Condition, Consistency, History, Operand, Operation, Outcome, Step};
 
-/// A history in the making, and the store that answers.
+/// A history under construction, and the store that responds.
 #[derive(Default)]
 pub struct Script {
     pub store: Store,
@@ -11,19 +11,19 @@ pub struct Script {
 }
 
 impl Script {
-    /// An operation that is done, and answered.
+    /// An operation that is applied and acknowledged.
     pub fn done(&mut self, call: Call) -> Answer {
         let answer = self.store.apply(&call);
         self.add(call, Outcome::Done(answer.clone()));
         answer
     }
 
-    /// An operation that is answered, and never done.
+    /// An operation that gets a response, but is never applied.
     pub fn lie(&mut self, call: Call, answer: Answer) {
         self.add(call, Outcome::Done(answer));
     }
 
-    /// An operation of unknown outcome, that is done or not.
+    /// An operation of unknown outcome, applied or not.
     pub fn unknown(&mut self, call: Call, done: bool) {
         if done {
             self.store.apply(&call);
@@ -31,12 +31,12 @@ impl Script {
         self.add(call, Outcome::Unknown);
     }
 
-    /// An operation that is said to be never done.
+    /// An operation that is reported as not applied.
     pub fn refused(&mut self, call: Call) {
         self.add(call, Outcome::NotApplied);
     }
 
-    /// Something that the store does though nobody asked.
+    /// An effect without a request.
     pub fn silently(&mut self, call: Call) {
         self.store.apply(&call);
     }
@@ -46,7 +46,7 @@ impl Script {
         self.operations.push(Operation { client: 1, node: 1, called_ns, returned_ns: called_ns + 5, call, outcome });
     }
 
-    /// The history, with two nodes that were watched.
+    /// The history, with two watched nodes.
     pub fn history(&self) -> History {
         History {
             revision_before: 0,

@@ -1,4 +1,4 @@
-//! Clients and a store that is right, with delays: histories that have no violation.
+//! Clients and a correct store, with delays: histories without violations.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
@@ -9,7 +9,7 @@ use crate::history::{
     Operand, Operation, Outcome, Record, Step, StepResult, Text,
 };
 
-/// A store, as simple as can be: written apart from the checker's own idea of one.
+/// A store, as simple as possible, and independent of the checker's model.
 #[derive(Clone, Default)]
 pub struct Store {
     pub revision: u64,
@@ -101,29 +101,29 @@ impl Store {
     }
 }
 
-/// How a simulated run goes.
+/// The parameters of a simulated run.
 #[derive(Clone, Copy)]
 pub struct Settings {
     pub operations: usize,
     pub clients: u32,
     pub keys: u64,
     pub lists: u64,
-    /// So many former states are kept for stale reads.
+    /// Number of earlier states that are kept for stale reads.
     pub stale_states: usize,
-    /// In percent, of the writes.
+    /// Percentage of the writes with unknown outcome.
     pub unknown: u64,
     pub not_applied: u64,
     pub whole_lists: bool,
     pub revision_before: u64,
 }
 
-/// What happens at a time of the simulation.
+/// An event of the simulation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     Call(ClientId),
-    /// The store does what this operation asks.
+    /// The store applies this operation.
     Do(usize),
-    /// The client gets its answer, or gives up.
+    /// The client gets its response, or gives up.
     Return(usize),
 }
 
@@ -209,7 +209,7 @@ impl Simulation {
             Fate::GivenUp => {
                 self.schedule(60, Event::Return(index));
                 if self.random.bool() {
-                    // Perhaps long after the client gave up.
+                    // Possibly long after the client gave up.
                     self.schedule(60 * slow * slow, Event::Do(index));
                 }
             }
@@ -251,7 +251,7 @@ impl Simulation {
             operation.outcome = Outcome::NotApplied;
         }
         if let Outcome::Done(answer) = &mut operation.outcome {
-            // The request was sent again, and told what was found the first time.
+            // The request was retried, and got the result of the first attempt.
             if repeated && matches!(answer.result, CallResult::ConditionFailed { .. }) {
                 answer.revision = revision_now;
             }
@@ -329,7 +329,7 @@ impl Simulation {
         Call::Txn { compare: compare.collect(), success: self.steps(), failure: self.steps() }
     }
 
-    /// Steps of which each writes another key.
+    /// Steps that each write another key.
     fn steps(&mut self) -> Vec<Step> {
         let mut steps = Vec::new();
         let mut written: Vec<Text> = Vec::new();

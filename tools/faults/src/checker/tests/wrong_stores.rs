@@ -1,4 +1,4 @@
-//! Stores that are wrong in themselves: watches, nodes and later answers all agree with the mistake.
+//! Stores that are consistently wrong: watches, nodes and later responses all agree with the mistake.
 
 use super::script::*;
 use super::simulate::{Settings, Simulation};
@@ -12,7 +12,7 @@ fn assert_caught(script: &Script, kind: Kind) {
     println!("{report}");
 }
 
-/// An acknowledged write that was lost before anything else happened, is found.
+/// An acknowledged write that is lost before anything else happens is found.
 #[test]
 fn lost_write_at_the_end() {
     let mut script = Script::default();
@@ -22,7 +22,7 @@ fn lost_write_at_the_end() {
     assert_caught(&script, Kind::FinalRevision);
 }
 
-/// An acknowledged write that was lost, and whose revision was given again, is found.
+/// An acknowledged write that is lost, and whose revision is reused, is found.
 #[test]
 fn lost_write_overwritten() {
     let mut script = Script::default();
@@ -36,7 +36,7 @@ fn lost_write_overwritten() {
     assert!(report.violation_counts.contains_key(&Kind::LostWrite), "{report}");
 }
 
-/// A request that was sent twice and done twice is found, acknowledged or not.
+/// A request that was sent twice and applied twice is found, acknowledged or not.
 #[test]
 fn applied_twice() {
     for acknowledged in [true, false] {
@@ -52,7 +52,7 @@ fn applied_twice() {
     }
 }
 
-/// A deletion of unknown outcome that was done twice is found.
+/// A deletion of unknown outcome that was applied twice is found.
 #[test]
 fn deletion_applied_twice() {
     let mut script = Script::default();
@@ -63,7 +63,7 @@ fn deletion_applied_twice() {
     assert_caught(&script, Kind::Unexplained);
 }
 
-/// A deletion of unknown outcome cannot go before what was over when it was called.
+/// A deletion of unknown outcome cannot precede an operation that had returned when it was called.
 #[test]
 fn deletion_before_its_call() {
     let mut script = Script::default();
@@ -74,7 +74,7 @@ fn deletion_before_its_call() {
     assert_caught(&script, Kind::Unexplained);
 }
 
-/// What was refused and done all the same is found.
+/// A rejected request that was applied is found.
 #[test]
 fn refused_but_applied() {
     let mut script = Script::default();
@@ -83,7 +83,7 @@ fn refused_but_applied() {
     assert_caught(&script, Kind::RefusedButApplied);
 }
 
-/// A deleted key that comes back is found.
+/// A deleted key that reappears is found.
 #[test]
 fn resurrected() {
     let mut script = Script::default();
@@ -95,7 +95,7 @@ fn resurrected() {
     assert_caught(&script, Kind::NotLinearizable);
 }
 
-/// A linearizable read from a state that is right, but old, is found; a stale one may be so.
+/// A linearizable read of an old state is found; a stale read may return it.
 #[test]
 fn old_state_read() {
     let mut script = Script::default();
@@ -109,7 +109,7 @@ fn old_state_read() {
     assert_caught(&script, Kind::NotLinearizable);
 }
 
-/// A condition that is judged on an old state is found.
+/// A condition that is evaluated on an old state is found.
 #[test]
 fn condition_judged_early() {
     let mut script = Script::default();
@@ -121,7 +121,7 @@ fn condition_judged_early() {
     assert_caught(&script, Kind::ConditionIgnored);
 }
 
-/// A repeated request may be told what was found the first time, with a later revision.
+/// A retried request may get the result of the first attempt, with a later revision.
 #[test]
 fn refusal_told_again() {
     let mut script = Script::default();
@@ -131,13 +131,13 @@ fn refusal_told_again() {
     let told = Answer { revision: 2, ..refusal };
     script.lie(put_if("a", "2", Condition::Missing), told);
     let mut history = script.history();
-    assert_eq!(check(&history).verdict(), Verdict::Violated, "the second put was over when it was called");
+    assert_eq!(check(&history).verdict(), Verdict::Violated, "the second put had returned before the call");
     history.operations[2].called_ns = 12;
     let report = check(&history);
     assert_eq!(report.verdict(), Verdict::Linearizable, "{report}");
 }
 
-/// Of two like requests, one refused and one done, each is taken for what it was.
+/// Of two equal requests, one rejected and one applied, each is recognized.
 #[test]
 fn same_value_sent_again() {
     let mut script = Script::default();
@@ -159,7 +159,7 @@ fn no_watches() {
     assert_eq!(check(&history).verdict(), Verdict::Undecided);
 }
 
-/// All violations are counted, and some of each kind kept.
+/// All violations are counted, and some of each kind are kept.
 #[test]
 fn many_violations() {
     let mut script = Script::default();
@@ -173,10 +173,10 @@ fn many_violations() {
     assert_eq!(kept as u64, VIOLATIONS_OF_A_KIND_MAX);
 }
 
-/// In any run, an answer that is not the one given is caught.
+/// In any run, a response that belongs to another request is found.
 ///
-/// Method: simulated runs, each with one answer given to another request of the
-/// same kind, if that is another answer.
+/// Method: simulated runs in which one response is given to another request of the same kind, if that changes
+/// the response.
 #[test]
 fn answers_exchanged() {
     let settings = Settings {
@@ -210,7 +210,7 @@ fn answers_exchanged() {
             exchanged += 1;
             let outcome = history.operations[other].outcome.clone();
             match (&mut history.operations[one].outcome, outcome) {
-                // A list keeps its own revision, where it is now wrong.
+                // A list keeps its own revision, at which it is now wrong.
                 (Outcome::Done(told), Outcome::Done(from)) if matches!(told.result, CallResult::List(_)) => {
                     told.result = from.result;
                 }
