@@ -139,7 +139,7 @@ struct Step {
 /// The commands in the `console` and `sh` blocks of a document.
 ///
 /// In a `console` block a command begins with `$ `, and everything up to the next one is its output. In an `sh` block
-/// each line is a command. A command goes on in the next line if a quote is open, or if it ends with a backslash.
+/// each line is a command. A command continues in the next line if a quote is open or it ends with a backslash.
 fn steps_of(document: &str) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
     let mut language = None;
