@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use harness::etcd::EtcdArguments;
 use serde::Serialize;
 
 use crate::load::Workload;
@@ -115,9 +116,8 @@ pub struct CompareArguments {
     #[command(flatten)]
     pub common: CommonArguments,
 
-    /// The etcd binary to compare with [default: target/etcd/etcd, from tools/fetch-etcd.sh]
-    #[arg(long, env = "ETCD_BIN", value_name = "FILE")]
-    etcd: Option<PathBuf>,
+    #[command(flatten)]
+    pub etcd: EtcdArguments,
 
     /// Number of rounds; each starts both systems on empty data
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
@@ -163,11 +163,6 @@ pub struct CompareArguments {
 }
 
 impl CompareArguments {
-    pub fn etcd(&self) -> PathBuf {
-        let fetched = || PathBuf::from(ROOT).join("target/etcd/etcd");
-        self.etcd.clone().unwrap_or_else(fetched)
-    }
-
     /// Whether the run covers only part of the comparison. Such a run must not replace a published one.
     pub fn is_partial(&self) -> bool {
         self.only.is_some()

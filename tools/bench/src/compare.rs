@@ -109,7 +109,7 @@ async fn run_round(
         println!("{}", progress_line(arguments.rounds, &record));
         records.push(record);
     }
-    cluster.stop();
+    cluster.stop().await?;
     workspace.discard(&data_directory)
 }
 
@@ -167,17 +167,8 @@ impl Programs {
     fn find(arguments: &CompareArguments) -> Result<Self> {
         let wanted = |system| arguments.only.is_none_or(|only| only == system);
         let ours = wanted(System::Ours).then(|| our_server(&arguments.common));
-        let etcd = wanted(System::Etcd).then(|| arguments.etcd());
-        if let Some(etcd) = &etcd
-            && !etcd.is_file()
-        {
-            bail!(
-                "no etcd at `{}`: run `tools/fetch-etcd.sh`, or pass its path with --etcd \
-                 or ETCD_BIN",
-                etcd.display()
-            );
-        }
-        Ok(Self { ours: ours.transpose()?, etcd })
+        let etcd = wanted(System::Etcd).then(|| arguments.etcd.binary());
+        Ok(Self { ours: ours.transpose()?, etcd: etcd.transpose()? })
     }
 
     fn paths(&self) -> Vec<&Path> {
@@ -219,10 +210,10 @@ impl Cluster {
         }
     }
 
-    fn stop(self) {
+    async fn stop(self) -> Result<()> {
         match self {
-            Cluster::Ours(cluster) => cluster.stop(),
-            Cluster::Etcd(cluster) => cluster.stop(),
+            Cluster::Ours(cluster) => cluster.stop().await,
+            Cluster::Etcd(cluster) => cluster.stop().await,
         }
     }
 }

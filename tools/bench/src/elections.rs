@@ -71,7 +71,7 @@ pub async fn run(arguments: &ElectionsArguments) -> Result<Verdict> {
     // Without load every node must respond.
     let at_end = cluster.leader().await?;
     observed.views.insert((at_end.term, Some(at_end.id)));
-    cluster.stop();
+    cluster.stop().await?;
     workspace.finish()?;
 
     let is_kept = observed.is_only(leader);

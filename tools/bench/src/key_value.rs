@@ -88,7 +88,7 @@ pub async fn run(arguments: &KeyValueArguments) -> Result<Verdict> {
             records.push(measure(arguments, &cluster, point, round).await?);
         }
     }
-    cluster.stop();
+    cluster.stop().await?;
     workspace.discard(&data_directory)?;
 
     if !arguments.only.is_empty() {
@@ -107,7 +107,7 @@ pub async fn run(arguments: &KeyValueArguments) -> Result<Verdict> {
             records.push(measure(arguments, &cluster, point, round).await?);
         }
     }
-    cluster.stop();
+    cluster.stop().await?;
     workspace.finish()?;
 
     let goals = goals(&records, &memory, arguments);

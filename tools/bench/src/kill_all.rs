@@ -105,7 +105,7 @@ pub async fn run(arguments: &KillAllArguments) -> Result<Verdict> {
         lost_at_end: lost_at_end.len(),
         losses: losses.into_iter().chain(lost_at_end).collect(),
     };
-    cluster.stop();
+    cluster.stop().await?;
     let is_kept = figures.losses.is_empty();
     if !is_kept {
         workspace.keep();

@@ -3,21 +3,22 @@
 //! A server ends with its `ServerProcess`, also when the bench panics, and with the bench itself, also when
 //! the bench is killed. Each is killed by its own pid.
 
-use std::fs::{self, File};
+use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use harness::process::{Process, log_tail};
 
 const STOP_SECONDS_MAX: u64 = 10;
 const LOG_TAIL_LINES: usize = 15;
 
 pub struct ServerProcess {
     name: String,
-    child: Child,
+    process: Process,
     log_path: PathBuf,
 }
 
@@ -27,12 +28,6 @@ impl ServerProcess {
     /// Must be called from the main thread: Linux sends the parent-death signal when the *thread* that
     /// spawned the child ends, so a child started from a pooled thread would be killed with that thread.
     pub fn start(name: &str, mut command: Command, log_path: &Path) -> Result<Self> {
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(log_path)
-            .with_context(|| format!("cannot open `{}`", log_path.display()))?;
-        command.stdin(Stdio::null()).stdout(log.try_clone().context("cannot share the log file")?).stderr(log);
         // SAFETY: prctl is async-signal-safe, and the closure does not allocate.
         unsafe {
             command.pre_exec(|| {
@@ -42,12 +37,12 @@ impl ServerProcess {
                 Ok(())
             });
         }
-        let child = command.spawn().with_context(|| format!("cannot start `{}`", command.get_program().display()))?;
-        Ok(Self { name: name.to_owned(), child, log_path: log_path.to_owned() })
+        let process = Process::start(command, log_path)?;
+        Ok(Self { name: name.to_owned(), process, log_path: log_path.to_owned() })
     }
 
     pub fn pid(&self) -> libc::pid_t {
-        self.child.id() as libc::pid_t
+        self.process.id() as libc::pid_t
     }
 
     pub fn resident_bytes(&self) -> Result<u64> {
@@ -76,70 +71,34 @@ impl ServerProcess {
 
     /// Returns an error that quotes the end of the server's log if the server has exited.
     pub fn check_running(&mut self) -> Result<()> {
-        if let Some(status) = self.child.try_wait().context("cannot wait for a server")? {
-            bail!("{} exited ({status}); the end of `{}`:\n{}", self.name, self.log_path.display(), self.log_tail());
+        if let Some(status) = self.process.status()? {
+            let tail = log_tail(&self.log_path, LOG_TAIL_LINES);
+            bail!("{} exited ({status}); the end of `{}`:\n{tail}", self.name, self.log_path.display());
         }
         Ok(())
-    }
-
-    pub fn log_tail(&self) -> String {
-        let log = fs::read(&self.log_path).unwrap_or_default();
-        let log = String::from_utf8_lossy(&log);
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
-    }
-
-    fn signal(&self, signal: libc::c_int) {
-        // SAFETY: the pid is ours until it is waited for, which only `wait` and `check_running` do; a signal
-        // to a zombie has no effect.
-        unsafe { libc::kill(self.pid(), signal) };
-    }
-
-    fn wait(&mut self, limit: Duration) -> bool {
-        let deadline = Instant::now() + limit;
-        loop {
-            match self.child.try_wait() {
-                Ok(Some(_)) | Err(_) => return true,
-                Ok(None) if Instant::now() >= deadline => return false,
-                Ok(None) => std::thread::sleep(Duration::from_millis(5)),
-            }
-        }
-    }
-}
-
-impl Drop for ServerProcess {
-    fn drop(&mut self) {
-        if let Ok(None) = self.child.try_wait() {
-            self.signal(libc::SIGKILL);
-            let _ = self.child.wait();
-        }
     }
 }
 
 /// Sends SIGTERM to all at once, then SIGKILL to those that have not ended in time.
-pub fn stop_all(mut processes: Vec<ServerProcess>) {
-    for process in &mut processes {
-        if let Ok(None) = process.child.try_wait() {
-            process.signal(libc::SIGTERM);
-        }
+pub async fn stop_all(mut servers: Vec<ServerProcess>) -> Result<()> {
+    for server in &mut servers {
+        server.process.signal(libc::SIGTERM)?;
     }
     let deadline = Instant::now() + Duration::from_secs(STOP_SECONDS_MAX);
-    for process in &mut processes {
-        if !process.wait(deadline.saturating_duration_since(Instant::now())) {
-            eprintln!("{} did not stop within {STOP_SECONDS_MAX} s of SIGTERM; sending SIGKILL", process.name);
+    for server in &mut servers {
+        if server.process.wait(deadline.saturating_duration_since(Instant::now())).await?.is_none() {
+            eprintln!("{} did not stop within {STOP_SECONDS_MAX} s of SIGTERM; sending SIGKILL", server.name);
         }
     }
+    Ok(())
 }
 
 /// Sends SIGKILL to all at once, so that none notices another's end and reacts to it.
-pub fn kill_all(mut processes: Vec<ServerProcess>) -> Result<()> {
-    for process in &mut processes {
-        process.check_running()?;
+pub fn kill_all(mut servers: Vec<ServerProcess>) -> Result<()> {
+    for server in &mut servers {
+        server.check_running()?;
     }
-    for process in &processes {
-        process.signal(libc::SIGKILL);
-    }
-    Ok(())
+    servers.iter_mut().try_for_each(|server| server.process.signal(libc::SIGKILL))
 }
 
 /// Raises the limit of open files, which is 1,024 in most shells, to its maximum.

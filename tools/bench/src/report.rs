@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use harness::document;
 use serde::Serialize;
 
 use crate::arguments::CommonArguments;
@@ -52,18 +53,17 @@ impl Environment {
             .lines()
             .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
             .map_or("unknown", |(_, model)| model);
-        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease");
         let mut words = std::env::args();
         let program = words.next().unwrap_or_default();
         let program = program.rsplit('/').next().unwrap_or_default().to_owned();
         let words: Vec<String> = std::iter::once(program).chain(words).collect();
         Ok(Self {
-            date: output_of("date", &["-u", "+%Y-%m-%d %H:%M UTC"]),
+            date: document::date(),
             command: words.join(" "),
-            revision: output_of("git", &["-C", env!("CARGO_MANIFEST_DIR"), "rev-parse", "--short", "HEAD"]),
+            revision: document::revision(),
             versions,
-            rustc: output_of("rustc", &["--version"]),
-            kernel: kernel.map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned()),
+            rustc: document::output_of("rustc", &["--version"]),
+            kernel: document::kernel(),
             cpu: cpu.to_owned(),
             cores: std::thread::available_parallelism().map_or(0, usize::from),
         })
@@ -102,18 +102,7 @@ fn version_of(program: &Path) -> Result<String> {
             String::from_utf8_lossy(&output.stderr).trim()
         );
     }
-    Ok(first_line(&output.stdout))
-}
-
-fn output_of(program: &str, arguments: &[&str]) -> String {
-    match Command::new(program).args(arguments).output() {
-        Ok(output) if output.status.success() => first_line(&output.stdout),
-        _ => "unknown".to_owned(),
-    }
-}
-
-fn first_line(output: &[u8]) -> String {
-    String::from_utf8_lossy(output).lines().next().unwrap_or_default().to_owned()
+    Ok(document::first_line(&output.stdout))
 }
 
 impl Goal {
@@ -154,64 +143,15 @@ pub fn publish(
     }
     if common.output.is_some() || (write_by_default && !common.print_only) {
         let path = common.output();
-        update_section(&path, section, markdown)?;
+        document::update(&path, HEADING, section, markdown)?;
         println!("updated: {}", path.display());
     }
     Ok(())
 }
 
-fn update_section(path: &Path, section: &str, content: &str) -> Result<()> {
-    let old = match std::fs::read_to_string(path) {
-        Ok(old) => old,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => HEADING.to_owned(),
-        Err(error) => {
-            return Err(error).with_context(|| format!("cannot read `{}`", path.display()));
-        }
-    };
-    let new = replace_section(&old, section, content).with_context(|| format!("cannot update `{}`", path.display()))?;
-    if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory).with_context(|| format!("cannot create `{}`", directory.display()))?;
-    }
-    std::fs::write(path, new).with_context(|| format!("cannot write `{}`", path.display()))
-}
-
-/// Returns `document` with `content` between the section's markers. Appends the markers if they are missing,
-/// and keeps everything else.
-fn replace_section(document: &str, section: &str, content: &str) -> Result<String> {
-    let begin = format!("<!-- {section}:begin -->");
-    let end = format!("<!-- {section}:end -->");
-    let (before, after) = match (document.find(&begin), document.find(&end)) {
-        (None, None) => (format!("{}\n\n", document.trim_end()), "\n"),
-        (Some(begin_at), Some(end_at)) if begin_at < end_at => {
-            (document[..begin_at].to_owned(), &document[end_at + end.len()..])
-        }
-        _ => bail!("the document must contain `{begin}` and `{end}` once each, in this order"),
-    };
-    Ok(format!("{before}{begin}\n{}\n{end}{after}", content.trim_end()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A section is replaced in place, or appended if it is new; the rest of the document stays.
-    #[test]
-    fn a_section_is_replaced_and_the_rest_kept() {
-        let first = replace_section("# B\n", "one", "1\n").unwrap();
-        assert_eq!(first, "# B\n\n<!-- one:begin -->\n1\n<!-- one:end -->\n");
-        let both = replace_section(&first, "two", "2").unwrap() + "tail\n";
-        let replaced = replace_section(&both, "one", "new").unwrap();
-        assert_eq!(
-            replaced,
-            "# B\n\n<!-- one:begin -->\nnew\n<!-- one:end -->\n\n\
-             <!-- two:begin -->\n2\n<!-- two:end -->\ntail\n"
-        );
-    }
-
-    #[test]
-    fn half_a_pair_of_markers_is_refused() {
-        assert!(replace_section("<!-- one:begin -->\n", "one", "1").is_err());
-    }
 
     #[test]
     fn a_goal_is_met_at_its_limit() {

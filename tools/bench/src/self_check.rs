@@ -89,7 +89,7 @@ pub async fn run(arguments: &SelfCheckArguments) -> Result<Verdict> {
             parts.push(measure_parts(&state, u64::from(round))?);
         }
     }
-    cluster.stop();
+    cluster.stop().await?;
     workspace.finish()?;
 
     let goals: Vec<Goal> = CLIENTS.into_iter().map(|clients| goal(&loads, &parts, clients)).collect();

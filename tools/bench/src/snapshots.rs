@@ -74,7 +74,7 @@ pub async fn run(arguments: &SnapshotsArguments) -> Result<Verdict> {
             records.push(record);
         }
     }
-    cluster.stop();
+    cluster.stop().await?;
     workspace.finish()?;
 
     let goals = vec![Goal {
@@ -144,7 +144,7 @@ async fn measure(
 async fn snapshot_indexes(cluster: &OursCluster) -> Result<Vec<u64>> {
     let mut indexes = Vec::new();
     for node_id in cluster.node_ids() {
-        indexes.push(cluster.metrics(node_id).await?.snapshot_index());
+        indexes.push(cluster.metrics(node_id).await?.snapshot.map_or(0, |log_id| log_id.index));
     }
     Ok(indexes)
 }

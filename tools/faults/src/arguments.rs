@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use harness::etcd::EtcdArguments;
 
 const BINARY: &str = "target/release/raft-key-value";
 const SECONDS: u64 = 900;
@@ -135,14 +136,6 @@ pub struct OutageArguments {
     /// Write the figures into this document between their markers, if our median is at most etcd's
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
-}
-
-/// The etcd to run.
-#[derive(Clone, Debug, Args)]
-pub struct EtcdArguments {
-    /// The etcd binary to run
-    #[arg(long, env = "ETCD_BIN", default_value = "target/etcd/etcd")]
-    pub etcd: PathBuf,
 }
 
 /// Options that decide the faults and their number.

@@ -81,7 +81,7 @@ impl Cluster {
         let mut cluster = Cluster {
             network,
             nodes: Vec::new(),
-            client: plan.system.client()?,
+            client: plan.system.client(),
             endpoints: Endpoints::default(),
             monitor: Monitor::default(),
             next_id: 1,

@@ -47,7 +47,7 @@ impl Error for HarnessError {}
 /// Everything else counts against the cluster. In particular a node that does not respond counts against it,
 /// although the network library also reports an I/O error.
 pub fn is_of_harness(error: &anyhow::Error) -> bool {
-    let is_of_node = error.chain().any(|cause| cause.is::<reqwest::Error>());
+    let is_of_node = error.chain().any(|cause| cause.is::<harness::http::Error>());
     !is_of_node && error.chain().any(|cause| cause.is::<HarnessError>() || cause.is::<io::Error>())
 }
 
@@ -104,7 +104,10 @@ impl fmt::Display for Finding {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use anyhow::{Context, anyhow};
+    use harness::http;
 
     use super::*;
 
@@ -118,7 +121,9 @@ mod tests {
             assert!(!Finding::of_error(&error).is_violation(), "{error:#}");
         }
         // Nothing listens on this port.
-        let refused = reqwest::get("http://127.0.0.1:1/").await.context("node 1 does not respond").unwrap_err();
+        let client = http::Client::new(None, Duration::from_secs(5));
+        let response = client.send(([127, 0, 0, 1], 1).into(), http::get("/"), Duration::from_secs(5)).await;
+        let refused = response.context("node 1 does not respond").unwrap_err();
         for error in [refused, anyhow!("no write succeeds within 30 s")] {
             assert!(Finding::of_error(&error).is_violation(), "{error:#}");
         }

@@ -23,8 +23,9 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use futures_util::future::join_all;
+use harness::http::connect_socket;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
@@ -462,26 +463,14 @@ fn get(target: &str) -> Vec<u8> {
     format!("GET {target} HTTP/1.1\r\nhost: localhost\r\n\r\n").into_bytes()
 }
 
-async fn connect(node: SocketAddr, receive_buffer_bytes: Option<u32>) -> Option<TcpStream> {
-    let connecting = async {
-        let socket = TcpSocket::new_v4()?;
-        if let Some(bytes) = receive_buffer_bytes {
-            socket.set_recv_buffer_size(bytes)?;
-        }
-        let stream = socket.connect(node).await?;
-        stream.set_nodelay(true)?;
-        Result::Ok(stream)
-    };
-    timeout(DEADLINE, connecting).await.ok()?.ok()
-}
-
 /// Connects, runs `act` until a deadline, and closes the connection; returns whether it was connected.
 async fn with_connection(
     node: SocketAddr,
     receive_buffer_bytes: Option<u32>,
     act: impl AsyncFnOnce(TcpStream) -> Result<()>,
 ) -> bool {
-    let Some(stream) = connect(node, receive_buffer_bytes).await else { return false };
+    let connecting = connect_socket(node, None, receive_buffer_bytes);
+    let Ok(Ok(stream)) = timeout(DEADLINE, connecting).await else { return false };
     // The node may close the connection at any moment.
     let _ = timeout(DEADLINE, act(stream)).await;
     true
@@ -559,7 +548,7 @@ mod tests {
     fn task(recorder: &Arc<Recorder>, shared: &Arc<Shared>) -> Task {
         Task {
             random: Rng::with_seed(7),
-            client: System::Ours.client().unwrap(),
+            client: System::Ours.client(),
             endpoints: Arc::new(RwLock::default()),
             recorder: recorder.clone(),
             shared: shared.clone(),

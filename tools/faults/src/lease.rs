@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use fastrand::Rng;
-use reqwest::StatusCode;
+use harness::http::{self, Method, StatusCode};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -145,19 +145,16 @@ impl Worker {
     ) -> (Written, Renewal) {
         let ttl = random_ttl(&mut self.random);
         let host = self.any_host();
-        let path = format!("http://{}/v1/kv/{key}", host.http());
         let called_ns = self.recorder.now_ns();
         let request = if is_put {
-            self.client.http().put(format!("{path}?ttl={}ms", ttl.as_millis())).body(self.value().to_string())
+            let target = format!("/v1/kv/{key}?ttl={}ms", ttl.as_millis());
+            http::request(Method::PUT, &target, self.value().to_string())
         } else {
-            self.client.http().post(format!("{path}/touch?ttl={}ms", ttl.as_millis()))
+            http::request(Method::POST, &format!("/v1/kv/{key}/touch?ttl={}ms", ttl.as_millis()), "")
         };
-        let written = match request.timeout(WRITE_DEADLINE).send().await {
-            Ok(response) => {
-                let status = response.status();
-                written(status, &response.bytes().await.unwrap_or_default())
-            }
-            Err(error) if error.is_connect() => Written::NotApplied,
+        let written = match self.client.http().send(host.http(), request, WRITE_DEADLINE).await {
+            Ok(response) => written(response.status(), response.body()),
+            Err(http::Error::Connect { .. }) => Written::NotApplied,
             Err(_) => Written::Unknown,
         };
         let returned_ns = self.recorder.now_ns();
@@ -174,13 +171,11 @@ impl Worker {
     async fn look(&mut self, key: &str, renewal: Renewal) -> Option<Sighting> {
         let host = self.any_host();
         let called_ns = self.recorder.now_ns();
-        let url = format!("http://{}/v1/kv/{key}", host.http());
-        let response = self.client.http().get(url).timeout(READ_DEADLINE).send().await.ok()?;
-        let status = response.status();
-        let body = response.bytes().await.ok()?;
-        let exists = match status {
+        let request = http::get(&format!("/v1/kv/{key}"));
+        let response = self.client.http().send(host.http(), request, READ_DEADLINE).await.ok()?;
+        let exists = match response.status() {
             StatusCode::OK => true,
-            StatusCode::NOT_FOUND if error_code(&body).as_deref() == Some("key_not_found") => false,
+            StatusCode::NOT_FOUND if error_code(response.body()).as_deref() == Some("key_not_found") => false,
             _ => return None,
         };
         let returned_ns = self.recorder.now_ns();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use fastrand::Rng;
+use harness::http::{self, Method};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -285,9 +286,9 @@ impl Worker {
         let key = format!("expiring/{}", self.random.u64(..KEYS));
         let (value, host) = (self.value(), self.any_host());
         let ttl_ms = self.random.u64(100..TTL_MAX.as_millis() as u64);
-        let url = format!("http://{}/v1/kv/{key}?ttl={ttl_ms}ms", host.http());
+        let request = http::request(Method::PUT, &format!("/v1/kv/{key}?ttl={ttl_ms}ms"), value.to_string());
         // The outcome is irrelevant: all nodes must apply the same.
-        let _ = self.client.http().put(url).body(value.to_string()).timeout(CLIENT_DEADLINE).send().await;
+        let _ = self.client.http().send(host.http(), request, CLIENT_DEADLINE).await;
     }
 
     async fn delete(&mut self) {

@@ -11,11 +11,12 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use harness::process::{self, Process};
 
 use crate::disk::Disk;
 use crate::history::NodeId;
 use crate::network::Host;
-use crate::process::Process;
+use crate::process::freeze;
 use crate::proxy::Proxy;
 use crate::renames;
 use crate::store::System;
@@ -289,7 +290,7 @@ impl Node {
     /// Stops all its threads, whatever the kernel still does for them. It must be killed next.
     pub async fn freeze(&mut self) -> Result<()> {
         match &mut self.process {
-            Some(process) => process.freeze().await,
+            Some(process) => freeze(process).await,
             None => Ok(()),
         }
     }
@@ -378,9 +379,7 @@ impl Node {
 
     /// The end of its log.
     pub fn log_tail(&self, lines: usize) -> String {
-        let log = self.log();
-        let all: Vec<&str> = log.lines().collect();
-        all[all.len().saturating_sub(lines)..].join("\n")
+        process::log_tail(&self.log_path(), lines)
     }
 }
 

@@ -22,7 +22,7 @@ use crate::cluster::{CONVERGENCE_DEADLINE, Cluster, Plan};
 use crate::finding::{Finding, HarnessError};
 use crate::history::{Call, NodeId, Outcome, Text};
 use crate::network::Host;
-use crate::plans::{empty_folder, etcd_binary, our_binary};
+use crate::plans::{empty_folder, our_binary};
 use crate::record;
 use crate::store::{Client, System};
 use crate::total::verdict_of_end;
@@ -46,7 +46,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Compares the longest times without a write. Our median must be at most etcd's.
 pub async fn run(arguments: &OutageArguments) -> Result<Verdict> {
-    let binaries = [our_binary(&arguments.binary)?, etcd_binary(&arguments.etcd)?];
+    let binaries = [our_binary(&arguments.binary)?, arguments.etcd.binary()?];
     let folder = empty_folder(&arguments.folder.join(RUN_FOLDER))?;
     println!("{} kills of each leader, files in {}", arguments.repetitions, folder.display());
     let outages = match measure_all(arguments.repetitions, binaries, &folder).await {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tokio::task::JoinSet;
 
-use crate::arguments::{ControlArguments, EtcdArguments, RunArguments, ScheduleArguments, SoakArguments};
+use crate::arguments::{ControlArguments, RunArguments, ScheduleArguments, SoakArguments};
 use crate::cluster::Plan;
 use crate::disk::FileSystem;
 use crate::fault::{Fault, Who};
@@ -217,15 +217,6 @@ pub fn our_binary(path: &Path) -> Result<PathBuf> {
     fs::canonicalize(path).with_context(|| format!("no binary at `{}`: run `cargo build --release`", path.display()))
 }
 
-pub fn etcd_binary(arguments: &EtcdArguments) -> Result<PathBuf> {
-    fs::canonicalize(&arguments.etcd).with_context(|| {
-        format!(
-            "no etcd at `{}`: run `tools/fetch-etcd.sh`, or pass its path with --etcd or ETCD_BIN",
-            arguments.etcd.display()
-        )
-    })
-}
-
 /// An absolute path, because nodes start in another directory, to an empty directory.
 pub fn empty_folder(path: &Path) -> Result<PathBuf> {
     let folder = std::path::absolute(path).context("invalid path")?;
@@ -239,7 +230,7 @@ pub fn empty_folder(path: &Path) -> Result<PathBuf> {
 pub async fn control(arguments: &ControlArguments) -> Result<Verdict> {
     let seed = seed(&arguments.schedule);
     let began = Instant::now();
-    let binary = etcd_binary(&arguments.etcd)?;
+    let binary = arguments.etcd.binary()?;
     let folder = empty_folder(&arguments.schedule.folder.join(format!("control-{seed}")))?;
     let cluster = Plan {
         system: System::Etcd,

@@ -14,12 +14,12 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use fastrand::Rng;
-use futures_util::TryStreamExt;
+use harness::http::{self, Client, Method};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, BodyStream, Full, StreamBody};
-use hyper::body::{Frame, Incoming};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -63,14 +63,14 @@ pub struct Proxy {
 #[derive(Debug)]
 struct Shared {
     node: SocketAddr,
-    client: reqwest::Client,
+    client: Client<Body>,
     misbehaviour: Mutex<Misbehaviour>,
     kept: Mutex<VecDeque<(String, Bytes)>>,
     random: Mutex<Rng>,
     deeds: Deeds,
 }
 
-type Body = UnsyncBoxBody<Bytes, reqwest::Error>;
+type Body = UnsyncBoxBody<Bytes, hyper::Error>;
 
 impl Proxy {
     /// Starts a proxy on the host, at the node's peer address.
@@ -80,16 +80,9 @@ impl Proxy {
         let listener = host.listen(host.peer())?;
         listener.set_nonblocking(true).context("cannot prepare a listener")?;
         let listener = TcpListener::from_std(listener).context("cannot prepare a listener")?;
-        let client = reqwest::Client::builder()
-            .local_address(std::net::IpAddr::V4(network.proxies()))
-            .connect_timeout(Duration::from_secs(1))
-            .tcp_nodelay(true)
-            .no_proxy()
-            .build()
-            .context("cannot create an HTTP client")?;
         let shared = Arc::new(Shared {
             node: host.http(),
-            client,
+            client: Client::new(Some(network.proxies().into()), Duration::from_secs(1)),
             misbehaviour: Mutex::default(),
             kept: Mutex::default(),
             random: Mutex::new(random),
@@ -146,30 +139,26 @@ impl Shared {
         let between_nodes = path.starts_with("/raft-");
         self.delay(misbehaviour).await;
         let (head, body) = request.into_parts();
-        let mut onward = self.client.request(head.method, self.url(&path)).headers(head.headers);
         let length = hyper::body::Body::size_hint(&body).exact();
-        if length.is_some_and(|length| length <= KEPT_BYTES_MAX as u64) {
+        let body = if length.is_some_and(|length| length <= KEPT_BYTES_MAX as u64) {
             let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
             if between_nodes {
                 self.repeat(misbehaviour, &path, &body);
                 self.keep(&path, &body);
             }
-            onward = onward.body(body);
+            boxed(Full::new(body))
         } else {
-            let frames = BodyStream::new(body).try_filter_map(async |frame| Ok(frame.into_data().ok()));
-            onward = onward.body(reqwest::Body::wrap_stream(frames));
-        }
-        let answer = match onward.send().await {
-            Ok(answer) => answer,
-            // The node is not running, or was killed meanwhile: its own connection would be reset.
-            Err(error) => return Err(std::io::Error::other(error)),
+            body.boxed_unsync()
         };
+        // If the node is not running, or was killed meanwhile, its own connection would be reset.
+        let answer = self.client.open(self.node, Request::from_parts(head, body)).await;
+        let answer = answer.map_err(std::io::Error::other)?;
         self.delay(misbehaviour).await;
         if between_nodes && self.chance(misbehaviour.lose_answer_percent) {
             self.deeds.answers_lost.fetch_add(1, Ordering::Relaxed);
             return Err(std::io::Error::other("the response is lost"));
         }
-        Ok(pass_back(answer))
+        Ok(answer.map(BodyExt::boxed_unsync))
     }
 
     fn draw<T>(&self, of: impl FnOnce(&mut Rng) -> T) -> T {
@@ -178,10 +167,6 @@ impl Shared {
 
     fn chance(&self, percent: u8) -> bool {
         self.draw(|random| random.u8(..100)) < percent
-    }
-
-    fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.node)
     }
 
     async fn delay(&self, misbehaviour: Misbehaviour) {
@@ -210,9 +195,10 @@ impl Shared {
     }
 
     fn send_again(&self, path: String, body: Bytes) {
-        let request = self.client.post(self.url(&path)).body(body).timeout(Duration::from_secs(2));
+        let (client, node) = (self.client.clone(), self.node);
+        let request = http::request(Method::POST, &path, body).map(boxed);
         tokio::spawn(async move {
-            let _ = request.send().await;
+            let _ = client.send(node, request, Duration::from_secs(2)).await;
         });
     }
 
@@ -228,12 +214,6 @@ impl Shared {
     }
 }
 
-fn pass_back(answer: reqwest::Response) -> Response<Body> {
-    let mut response =
-        Response::new(Full::new(Bytes::new()).map_err(|error: Infallible| match error {}).boxed_unsync());
-    *response.status_mut() = StatusCode::from_u16(answer.status().as_u16()).unwrap_or(StatusCode::BAD_GATEWAY);
-    *response.headers_mut() = answer.headers().clone();
-    let frames = answer.bytes_stream().map_ok(Frame::data);
-    *response.body_mut() = BodyExt::boxed_unsync(StreamBody::new(frames));
-    response
+fn boxed(body: Full<Bytes>) -> Body {
+    body.map_err(|error: Infallible| match error {}).boxed_unsync()
 }

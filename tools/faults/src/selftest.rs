@@ -283,8 +283,9 @@ fn bugs_of(binary: &Path) -> Result<Vec<String>> {
     server.args(["--id", "1", "--http-addr", "203.0.113.1:1"]).env(BUG_VARIABLE, "?");
     let output = server.output().with_context(|| format!("cannot start `{}`", binary.display()))?;
     let said = String::from_utf8_lossy(&output.stderr);
-    let names = said.trim_end().split_once("may be one of ");
+    let names = said.trim_end().split_once("be one of ");
     let (_, names) = names.with_context(|| format!("`{}` has no seeded bugs: {said}", binary.display()))?;
+    let names = names.split_once(", got ").map_or(names, |(names, _)| names);
     Ok(names.split(", ").map(str::to_owned).collect())
 }
 

@@ -38,8 +38,8 @@ impl Watcher {
         Watcher { shared, task }
     }
 
-    /// Waits until a revision was delivered completely, and returns all changes. If that does not happen, it
-    /// returns the changes so far and prints a note: the checker judges what is missing.
+    /// Waits until a revision was delivered completely, and returns all changes. Fails if that does not happen
+    /// in time.
     pub async fn finish(self, revision: u64) -> Result<Vec<Change>> {
         let deadline = Instant::now() + CATCH_UP_DEADLINE;
         loop {

@@ -28,33 +28,16 @@ impl EtcdCluster {
             .with_context(|| format!("cannot create `{}`", data_directory.display()))?;
         let ports = free_ports(2 * MEMBER_COUNT)?;
         let (client_ports, peer_ports) = ports.split_at(MEMBER_COUNT);
-        let initial_cluster: Vec<String> =
-            (1..).zip(peer_ports).map(|(id, port)| format!("member-{id}=http://127.0.0.1:{port}")).collect();
+        let members = (1..).zip(peer_ports).map(|(id, port)| (format!("member-{id}"), loopback(*port)));
+        let cluster_arguments = harness::etcd::cluster_arguments(members);
 
         let mut processes = Vec::new();
         for (index, (client_port, peer_port)) in client_ports.iter().zip(peer_ports).enumerate() {
             let name = format!("member-{}", index + 1);
-            let client_url = format!("http://127.0.0.1:{client_port}");
-            let peer_url = format!("http://127.0.0.1:{peer_port}");
             let mut command = Command::new(etcd);
-            command
-                .args(["--name", &name])
-                .arg("--data-dir")
-                .arg(data_directory.join(&name))
-                .args(["--listen-client-urls", &client_url])
-                .args(["--advertise-client-urls", &client_url])
-                .args(["--listen-peer-urls", &peer_url])
-                .args(["--initial-advertise-peer-urls", &peer_url])
-                .args(["--initial-cluster", &initial_cluster.join(",")])
-                .args(["--initial-cluster-state", "new"])
-                .args(["--initial-cluster-token", "raft-key-value-bench"])
-                .args(["--log-level", "error"]);
-            // etcd reads settings from the environment, which would override its defaults.
-            for (variable, _) in std::env::vars_os() {
-                if variable.as_encoded_bytes().starts_with(b"ETCD_") {
-                    command.env_remove(variable);
-                }
-            }
+            let data = data_directory.join(&name);
+            harness::etcd::add_arguments(&mut command, &name, &data, loopback(*client_port), loopback(*peer_port));
+            command.args(&cluster_arguments).args(["--log-level", "error"]);
             let log_path = data_directory.join(format!("{name}.log"));
             processes.push(ServerProcess::start(&format!("etcd {name}"), command, &log_path)?);
         }
@@ -105,7 +88,7 @@ impl EtcdCluster {
         self.processes.iter().map(ServerProcess::pid).collect()
     }
 
-    pub fn stop(mut self) {
-        stop_all(std::mem::take(&mut self.processes));
+    pub async fn stop(self) -> Result<()> {
+        stop_all(self.processes).await
     }
 }

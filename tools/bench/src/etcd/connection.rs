@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use bytes::Bytes;
+use harness::http::connect_socket;
 use http::uri::PathAndQuery;
 use http::{Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
-use tokio::net::TcpStream;
 use tonic::client::Grpc;
 use tonic_prost::ProstCodec;
 
@@ -62,8 +62,7 @@ pub struct GrpcConnection {
 impl GrpcConnection {
     pub async fn connect(address: SocketAddr) -> Result<Self> {
         let connecting = async {
-            let stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
+            let stream = connect_socket(address, None, None).await?;
             let (requests, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
             // An error of the connection also fails the requests that wait for it.
             tokio::spawn(connection);

@@ -11,9 +11,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use harness::http::connect_socket;
 use serde::Serialize;
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 /// The receive buffer that [`Client::connect_unread`] asks for. The kernel doubles it and has a minimum.
@@ -137,16 +138,7 @@ impl Client {
     }
 
     async fn connect_with(address: SocketAddr, tally: &Tally, receive_buffer: Option<u32>) -> Result<Self> {
-        let connecting = async {
-            let socket = TcpSocket::new_v4()?;
-            if let Some(bytes) = receive_buffer {
-                socket.set_recv_buffer_size(bytes)?;
-            }
-            let stream = socket.connect(address).await?;
-            stream.set_nodelay(true)?;
-            Result::Ok(stream)
-        };
-        let connected = connecting.await;
+        let connected = connect_socket(address, None, receive_buffer).await;
         tally.connected(connected.is_ok());
         Ok(Self { stream: connected?, tally: tally.clone(), answer: Answer::default() })
     }

@@ -11,14 +11,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use bytes::Bytes;
-use http::Method;
+use harness::http::Method;
+use harness::node::Metrics;
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, timeout};
 
 use super::client::{Client, Request, Tally};
 use crate::load::latency_histogram;
-use crate::ours::{HttpConnection, Metrics};
+use crate::ours::HttpConnection;
 use crate::target::Leader;
 
 /// Interval between the puts of the probe.

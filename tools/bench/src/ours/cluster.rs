@@ -6,8 +6,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use http::Method;
-use serde::{Deserialize, Serialize};
+use harness::http::Method;
+use harness::node::Metrics;
 use serde_json::Value;
 
 use super::HttpConnection;
@@ -31,36 +31,6 @@ pub struct OursCluster {
     addresses: Vec<SocketAddr>,
     /// Empty while the nodes are down, as in `kill-all`.
     processes: Vec<ServerProcess>,
-}
-
-/// The part of `GET /metrics` that the bench uses.
-#[derive(Debug, Deserialize)]
-pub struct Metrics {
-    pub current_term: u64,
-    pub current_leader: Option<u64>,
-    snapshot: Option<LogId>,
-    membership_config: StoredMembership,
-}
-
-#[derive(Debug, Deserialize)]
-struct LogId {
-    index: u64,
-}
-
-#[derive(Debug, Deserialize)]
-struct StoredMembership {
-    membership: Membership,
-}
-
-#[derive(Debug, Deserialize)]
-struct Membership {
-    configs: Vec<Vec<u64>>,
-}
-
-impl Metrics {
-    pub fn snapshot_index(&self) -> u64 {
-        self.snapshot.as_ref().map_or(0, |log_id| log_id.index)
-    }
 }
 
 impl OursCluster {
@@ -88,32 +58,16 @@ impl OursCluster {
         Ok(cluster)
     }
 
-    /// Retries until the deadline: right after `/init` a node may still apply its first membership and return
-    /// 409.
-    async fn form(&mut self) -> Result<()> {
+    /// Makes all nodes voters of a new cluster.
+    async fn form(&self) -> Result<()> {
+        let members: Vec<(u64, String)> = self.node_ids().map(|id| (id, self.address(id).to_string())).collect();
         let mut first = HttpConnection::connect(self.addresses[0]).await?;
-        first.call::<Value>(Method::POST, "/init", ()).await?;
-        for node_id in 2..=NODE_COUNT {
-            let learner = (node_id, self.address(node_id).to_string());
-            self.eventually(&format!("node {node_id} is a learner"), async |cluster| {
-                cluster.manage("/add-learner", &learner).await
-            })
-            .await?;
-        }
-        let voters: Vec<u64> = self.node_ids().collect();
-        self.eventually("all nodes are voters", async |cluster| cluster.manage("/change-membership", &voters).await)
-            .await
-    }
-
-    async fn manage(&self, path: &'static str, body: &impl Serialize) -> Result<()> {
-        let mut first = HttpConnection::connect(self.addresses[0]).await?;
-        first.call::<Value>(Method::POST, path, body).await?;
-        Ok(())
+        first.call::<Value>(Method::POST, "/init", &members).await.map(drop)
     }
 
     /// Stops the nodes and restarts them with `server_arguments` on the same data.
     pub async fn restart(&mut self, server_arguments: Vec<String>) -> Result<()> {
-        stop_all(std::mem::take(&mut self.processes));
+        stop_all(std::mem::take(&mut self.processes)).await?;
         self.options.server_arguments = server_arguments;
         self.start_nodes()?;
         self.wait_until_ready().await
@@ -129,25 +83,15 @@ impl OursCluster {
         self.wait_until_ready().await
     }
 
-    pub fn stop(mut self) {
-        stop_all(std::mem::take(&mut self.processes));
+    pub async fn stop(self) -> Result<()> {
+        stop_all(self.processes).await
     }
 
     fn start_nodes(&mut self) -> Result<()> {
         for node_id in 1..=NODE_COUNT {
             let mut command = Command::new(&self.options.server);
-            command
-                .args(["--id", &node_id.to_string()])
-                .args(["--http-addr", &self.address(node_id).to_string()])
-                .arg("--data-dir")
-                .arg(&self.data_directory)
-                .args(&self.options.server_arguments);
-            // Settings from the environment would not appear in the report.
-            for (name, _) in std::env::vars_os() {
-                if name.as_encoded_bytes().starts_with(b"RKV_") {
-                    command.env_remove(name);
-                }
-            }
+            harness::node::add_arguments(&mut command, node_id, self.address(node_id), &self.data_directory);
+            command.args(&self.options.server_arguments);
             let log_path = self.data_directory.join(format!("node-{node_id}.log"));
             let name = format!("node {node_id}");
             self.processes.push(ServerProcess::start(&name, command, &log_path)?);
@@ -230,8 +174,8 @@ impl OursCluster {
         let mut agreed = None;
         for node_id in self.node_ids() {
             let metrics = self.metrics(node_id).await?;
-            let configs = &metrics.membership_config.membership.configs;
-            ensure!(*configs == [voters.clone()], "node {node_id} still has the voters {configs:?}");
+            let configs = metrics.configs();
+            ensure!(configs == [voters.clone()], "node {node_id} still has the voters {configs:?}");
             let Some(leader_id) = metrics.current_leader else {
                 bail!("node {node_id} knows no leader");
             };

@@ -6,14 +6,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HOST};
-use http::{HeaderValue, Method, Request, StatusCode, Uri};
-use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
+use harness::http::{Connection, Method, Request, StatusCode};
+use harness::node::Envelope;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Uri};
+use http_body_util::Full;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::net::TcpStream;
 
 use crate::target::VALUE_BYTES;
 
@@ -22,31 +21,15 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 const QUOTED_BODY_BYTES_MAX: usize = 200;
 
-pub struct HttpConnection {
-    requests: SendRequest<Full<Bytes>>,
-    host: HeaderValue,
-}
+pub struct HttpConnection(Connection);
 
 impl HttpConnection {
     pub async fn connect(address: SocketAddr) -> Result<Self> {
-        let connecting = async {
-            let stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
-            let (requests, connection) = http1::handshake(TokioIo::new(stream)).await?;
-            // An error of the connection also fails the requests that wait for it.
-            tokio::spawn(connection);
-            anyhow::Ok(requests)
-        };
-        let requests = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
-            .await
-            .map_err(|_| anyhow!("timed out"))
-            .flatten()
-            .with_context(|| format!("cannot connect to {address}"))?;
-        Ok(Self { requests, host: HeaderValue::from_str(&address.to_string())? })
+        Ok(Self(Connection::connect(address, None, CONNECT_TIMEOUT).await?))
     }
 
     pub fn is_closed(&self) -> bool {
-        self.requests.is_closed()
+        self.0.is_closed()
     }
 
     /// `key` and `value` must need no escaping in JSON: the body is concatenated instead of serialized, to
@@ -83,7 +66,7 @@ impl HttpConnection {
     /// `PUT /v1/kv/{key}`. With a number, the request carries an `Idempotency-Key`.
     pub async fn put(&mut self, key: &str, value: &'static str, once: Option<u128>) -> Result<()> {
         let uri = Uri::try_from(format!("/v1/kv/{key}"))?;
-        let mut request = self.new_request(Method::PUT, uri, Bytes::from_static(value.as_bytes()));
+        let mut request = new_request(Method::PUT, uri, Bytes::from_static(value.as_bytes()));
         if let Some(number) = once {
             request.headers_mut().insert("idempotency-key", HeaderValue::from_str(&format!("{number:032x}"))?);
         }
@@ -93,7 +76,7 @@ impl HttpConnection {
     /// `GET /v1/kv/{key}` of an existing key.
     pub async fn get(&mut self, key: &str) -> Result<()> {
         let uri = Uri::try_from(format!("/v1/kv/{key}"))?;
-        let answer = self.send(self.new_request(Method::GET, uri, Bytes::new())).await?;
+        let answer = self.send(new_request(Method::GET, uri, Bytes::new())).await?;
         ensure!(answer.len() > VALUE_BYTES, "unexpected response to a get: {}", quote(&answer));
         Ok(())
     }
@@ -107,14 +90,14 @@ impl HttpConnection {
         }
         body.push_str("]}");
         let uri = Uri::from_static("/v1/txn");
-        self.send(self.new_request(Method::POST, uri, body.into())).await.map(drop)
+        self.send(new_request(Method::POST, uri, body.into())).await.map(drop)
     }
 
     /// Lists the keys that differ from this one only in the last three digits.
     pub async fn list(&mut self, key: &str) -> Result<()> {
         let prefix = &key[..key.len() - 3];
         let uri = Uri::try_from(format!("/v1/kv?prefix={prefix}"))?;
-        let answer = self.send(self.new_request(Method::GET, uri, Bytes::new())).await?;
+        let answer = self.send(new_request(Method::GET, uri, Bytes::new())).await?;
         ensure!(answer.len() > 100_000, "unexpected response to a list: {}", quote(&answer));
         Ok(())
     }
@@ -126,12 +109,6 @@ impl HttpConnection {
         path: &'static str,
         body: impl Serialize,
     ) -> Result<Answer> {
-        #[derive(serde::Deserialize)]
-        struct Envelope<Answer> {
-            #[serde(rename = "Ok")]
-            ok: Answer,
-        }
-
         // `()` is an empty body, as `/init` and GET require.
         let body = match serde_json::to_string(&body)? {
             null if null == "null" => String::new(),
@@ -149,29 +126,27 @@ impl HttpConnection {
     }
 
     async fn request(&mut self, method: Method, uri: Uri, body: Bytes) -> Result<Bytes> {
-        let mut request = self.new_request(method, uri, body);
+        let mut request = new_request(method, uri, body);
         request.headers_mut().insert(CONTENT_TYPE, const { HeaderValue::from_static("application/json") });
         let body = self.send(request).await?;
         ensure!(body.starts_with(br#"{"Ok":"#), "the node returned {}", quote(&body));
         Ok(body)
     }
 
-    fn new_request(&self, method: Method, uri: Uri, body: Bytes) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(body));
-        *request.method_mut() = method;
-        *request.uri_mut() = uri;
-        request.headers_mut().insert(HOST, self.host.clone());
-        request
-    }
-
-    async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Bytes> {
-        self.requests.ready().await?;
-        let response = self.requests.send_request(request).await?;
+    async fn send(&mut self, request: Request) -> Result<Bytes> {
+        let response = self.0.send(request).await?;
         let status = response.status();
-        let body = response.into_body().collect().await?.to_bytes();
+        let body = response.into_body();
         ensure!(status == StatusCode::OK, "the node returned {status}: {}", quote(&body));
         Ok(body)
     }
+}
+
+fn new_request(method: Method, uri: Uri, body: Bytes) -> Request {
+    let mut request = Request::new(Full::new(body));
+    *request.method_mut() = method;
+    *request.uri_mut() = uri;
+    request
 }
 
 fn quote(body: &[u8]) -> String {

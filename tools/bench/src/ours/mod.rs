@@ -3,5 +3,5 @@
 mod cluster;
 mod connection;
 
-pub use cluster::{Metrics, OursCluster, OursOptions};
+pub use cluster::{OursCluster, OursOptions};
 pub use connection::HttpConnection;

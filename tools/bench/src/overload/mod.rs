@@ -129,7 +129,7 @@ pub async fn run(arguments: &OverloadArguments) -> Result<Verdict> {
     for node_id in cluster.node_ids() {
         views.look(&cluster, node_id).await;
     }
-    cluster.stop();
+    cluster.stop().await?;
     drop(limits);
     workspace.finish()?;
 

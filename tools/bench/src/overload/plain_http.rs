@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use harness::http::connect_socket;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -49,11 +50,10 @@ pub struct Answer<'connection> {
 
 impl PlainConnection {
     pub async fn connect(address: SocketAddr) -> Result<Self> {
-        let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address))
+        let stream = tokio::time::timeout(CONNECT_TIMEOUT, connect_socket(address, None, None))
             .await
             .unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
             .with_context(|| format!("cannot connect to {address}"))?;
-        stream.set_nodelay(true)?;
         let path = "PUT /v1/kv/";
         let mut key = String::new();
         load::key(0, &mut key);

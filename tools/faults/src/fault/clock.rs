@@ -4,6 +4,7 @@ use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
+use harness::http;
 use tokio::time::Instant;
 
 use super::{Scene, Who};
@@ -128,8 +129,7 @@ async fn wait_until_told(scene: &mut Scene<'_>, targets: &[NodeId], jumps: &[i64
         let node = scene.cluster.node(*id)?.host.http();
         let deadline = Instant::now() + TELL_DEADLINE;
         loop {
-            let url = format!("http://{node}/metrics");
-            let answer = scene.cluster.client.http().get(url).timeout(TELL_DEADLINE).send().await;
+            let answer = scene.cluster.client.http().send(node, http::get("/metrics"), TELL_DEADLINE).await;
             let date = answer.ok().and_then(|answer| Some(answer.headers().get("date")?.to_str().ok()?.to_owned()));
             let told = date.as_deref().map(seconds_of).transpose()?;
             let wanted = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs().saturating_add_signed(*ahead);

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use harness::process::Process;
 use tokio::time::Instant;
 
 use super::snapshot::fall_behind;
@@ -16,7 +17,6 @@ use crate::finding::{HarnessError, Symptom};
 use crate::history::{Call, NodeId, Outcome};
 use crate::network::Rule;
 use crate::node::Node;
-use crate::process::Process;
 use crate::sandbox::run;
 use crate::store::{CLIENT_DEADLINE, NodeStatus};
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use reqwest::StatusCode;
+use harness::http::{self, Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -108,16 +108,15 @@ pub async fn wipe(scene: &mut Scene<'_>) -> Result<String> {
 async fn wait_until_excluded(client: &Client, node: SocketAddr) -> Result<()> {
     let deadline = Instant::now() + EXCLUSION_DEADLINE;
     loop {
-        let request = client.http().get(format!("http://{node}/v1/kv/key/1")).timeout(EXCLUSION_DEADLINE);
-        let answer = request.send().await.context("the request of a client failed")?;
-        let status = answer.status();
-        let body = answer.text().await.context("the request of a client failed")?;
-        let code = serde_json::from_str(&body).map(|body: Value| body["error"]["code"] == "not_member");
+        let answer = client.http().send(node, http::get("/v1/kv/key/1"), EXCLUSION_DEADLINE).await;
+        let answer = answer.context("the request of a client failed")?;
+        let (status, body) = (answer.status(), answer.body());
+        let code = serde_json::from_slice(body).map(|body: Value| body["error"]["code"] == "not_member");
         if status == StatusCode::SERVICE_UNAVAILABLE && code.unwrap_or_default() {
             return Ok(());
         }
         if Instant::now() > deadline {
-            bail!("after {EXCLUSION_DEADLINE:?} it returns {status}: {body}");
+            bail!("after {EXCLUSION_DEADLINE:?} it returns {status}: {}", String::from_utf8_lossy(body));
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -168,10 +167,10 @@ impl Change {
         loop {
             let node = self.asked[turn % self.asked.len()];
             turn += 1;
-            let request = self.client.http().post(format!("http://{node}{path}")).json(&body);
-            let said = match request.timeout(ATTEMPT_DEADLINE).send().await {
+            let request = http::json(Method::POST, path, &body);
+            let said = match self.client.http().send(node, request, ATTEMPT_DEADLINE).await {
                 Ok(answer) if answer.status().is_success() => return Ok(()),
-                Ok(answer) => answer.text().await.unwrap_or_default(),
+                Ok(answer) => String::from_utf8_lossy(answer.body()).into_owned(),
                 Err(error) => format!("{error:#}"),
             };
             if Instant::now() > deadline {

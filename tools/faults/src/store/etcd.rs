@@ -11,12 +11,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use reqwest::{Client, RequestBuilder, Response, StatusCode};
+use harness::http::{self, Client, Method, Request, StatusCode, with_header};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, de};
 use serde_json::{Value, json};
 
-use super::{Attempt, NodeStatus, Sink, WatchPlace};
+use super::{Attempt, NodeStatus, Sink, WatchPlace, WatchStream};
 use crate::history::{
     Call, CallResult, Change, ChangeKind, Comparison, Condition, Consistency, FinalState, NodeId, Operand, Record,
     Step, StepResult, Text,
@@ -26,9 +26,6 @@ use crate::node::Node;
 
 /// How long a request about a node's own state may take.
 const STATUS_DEADLINE: Duration = Duration::from_secs(2);
-/// A watch is given up after this time without data. etcd sends no heartbeats, but the load is never quiet
-/// for that long.
-const WATCH_SILENCE_MAX: Duration = Duration::from_secs(15);
 /// Page size of the listings in the load: small, so that there are several pages.
 const PAGE_KEYS: usize = 16;
 /// A listing is given up after this many pages.
@@ -39,26 +36,12 @@ const NO_BOUND: &str = "AA==";
 /// mean that the log did not respond in time.
 const REFUSED_BEFORE_PROPOSING: [&str; 3] =
     ["etcdserver: no leader", "etcdserver: too many requests", "raft proposal dropped"];
-/// Variables by which etcd or its gateway would send requests through a proxy.
-const PROXY_VARIABLES: [&str; 6] = ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
 
 /// Each member's name is its number; its timings are the defaults.
 pub fn add_command(command: &mut Command, binary: &Path, node: &Node) {
-    for variable in PROXY_VARIABLES {
-        command.env_remove(variable);
-    }
-    let (clients, peers) = (format!("http://{}", node.host.http()), format!("http://{}", node.host.peer()));
     command.arg(binary);
-    command.args(["--name", &node.id().to_string()]);
-    command.arg("--data-dir").arg(node.data_directory());
-    command.args(["--listen-client-urls", &clients, "--advertise-client-urls", &clients]);
-    command.args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers]);
-}
-
-/// The flags by which the nodes of a new cluster know each other.
-pub fn cluster_flags(peers: &[(NodeId, SocketAddr)]) -> Vec<String> {
-    let members: Vec<String> = peers.iter().map(|(id, peer)| format!("{id}=http://{peer}")).collect();
-    vec!["--initial-cluster-state".to_owned(), "new".to_owned(), "--initial-cluster".to_owned(), members.join(",")]
+    let (name, data_directory) = (node.id().to_string(), node.data_directory());
+    harness::etcd::add_arguments(command, &name, &data_directory, node.host.http(), node.host.peer());
 }
 
 pub async fn call(http: &Client, node: SocketAddr, call: &Call, deadline: Duration) -> Attempt {
@@ -70,13 +53,10 @@ pub async fn call(http: &Client, node: SocketAddr, call: &Call, deadline: Durati
         };
     }
     let reads = matches!(call, Call::Get { .. });
-    match request_of(http, node, call).timeout(deadline).send().await {
-        Ok(answer) => {
-            understand(call, answer).await.unwrap_or_else(|error| Attempt::failed(reads, format!("{error:#}")))
-        }
-        // Nothing was sent in this case.
-        Err(error) if error.is_connect() => Attempt::not_applied(format!("{error:#}")),
-        Err(error) => Attempt::failed(reads, format!("{error:#}")),
+    match http.send(node, request_of(call), deadline).await {
+        Ok(answer) => understand(call, answer.status(), answer.body())
+            .unwrap_or_else(|error| Attempt::failed(reads, format!("{error:#}"))),
+        Err(error) => Attempt::of_error(reads, &error),
     }
 }
 
@@ -84,34 +64,34 @@ fn encode(bytes: impl AsRef<[u8]>) -> String {
     STANDARD.encode(bytes)
 }
 
-fn post(http: &Client, node: SocketAddr, path: &str, body: &Value) -> RequestBuilder {
-    http.post(format!("http://{node}/v3/{path}")).json(body)
+fn post(path: &str, body: &Value) -> Request {
+    http::json(Method::POST, &format!("/v3/{path}"), body)
 }
 
-fn request_of(http: &Client, node: SocketAddr, call: &Call) -> RequestBuilder {
+fn request_of(call: &Call) -> Request {
     match call {
-        Call::Put { key, value, condition: None } => post(http, node, "kv/put", &put(key, value)),
+        Call::Put { key, value, condition: None } => post("kv/put", &put(key, value)),
         Call::Put { key, value, condition: Some(condition) } => {
-            post(http, node, "kv/txn", &conditional(key, condition, json!({"request_put": put(key, value)})))
+            post("kv/txn", &conditional(key, condition, json!({"request_put": put(key, value)})))
         }
-        Call::Delete { key, condition: None } => post(http, node, "kv/deleterange", &one(key)),
+        Call::Delete { key, condition: None } => post("kv/deleterange", &one(key)),
         Call::Delete { key, condition: Some(condition) } => {
-            post(http, node, "kv/txn", &conditional(key, condition, json!({"request_delete_range": one(key)})))
+            post("kv/txn", &conditional(key, condition, json!({"request_delete_range": one(key)})))
         }
         Call::Txn { compare, success, failure } => {
             let compare: Vec<Value> = compare.iter().map(comparison).collect();
             let steps = |steps: &[Step]| steps.iter().map(step).collect::<Vec<_>>();
             let body = json!({"compare": compare, "success": steps(success), "failure": steps(failure)});
-            post(http, node, "kv/txn", &body)
+            post("kv/txn", &body)
         }
         Call::Get { key, consistency } => {
             let body = json!({"key": encode(&**key), "serializable": *consistency == Consistency::Stale});
-            post(http, node, "kv/range", &body)
+            post("kv/range", &body)
         }
         Call::List { prefix, consistency } => {
             let (first, end) = range_of_prefix(prefix);
             let body = json!({"key": first, "range_end": end, "serializable": *consistency == Consistency::Stale});
-            post(http, node, "kv/range", &body)
+            post("kv/range", &body)
         }
     }
 }
@@ -261,23 +241,21 @@ enum TxnResponse {
     Range(Range),
 }
 
-async fn understand(call: &Call, answer: Response) -> Result<Attempt> {
-    let status = answer.status();
-    let body = answer.bytes().await?;
+fn understand(call: &Call, status: StatusCode, body: &[u8]) -> Result<Attempt> {
     if !status.is_success() {
-        return refusal(matches!(call, Call::Get { .. }), status, &body);
+        return refusal(matches!(call, Call::Get { .. }), status, body);
     }
     let (revision, result) = match call {
         Call::Put { condition: None, .. } => {
-            let put: Put = serde_json::from_slice(&body)?;
+            let put: Put = serde_json::from_slice(body)?;
             (put.header.revision, CallResult::Put { version: put.version() })
         }
         Call::Delete { condition: None, .. } => {
-            let delete: DeleteRange = serde_json::from_slice(&body)?;
+            let delete: DeleteRange = serde_json::from_slice(body)?;
             (delete.header.revision, CallResult::Delete { deleted: delete.deleted > 0 })
         }
         Call::Put { .. } | Call::Delete { .. } => {
-            let mut txn: Txn = serde_json::from_slice(&body)?;
+            let mut txn: Txn = serde_json::from_slice(body)?;
             let result =
                 match txn.responses.pop().context("the response to a transaction lacks the result of its step")? {
                     TxnResponse::Put(put) => CallResult::Put { version: put.version() },
@@ -289,7 +267,7 @@ async fn understand(call: &Call, answer: Response) -> Result<Attempt> {
             (txn.header.revision, result)
         }
         Call::Txn { .. } => {
-            let txn: Txn = serde_json::from_slice(&body)?;
+            let txn: Txn = serde_json::from_slice(body)?;
             let results = txn.responses.into_iter().map(|response| match response {
                 TxnResponse::Put(_) => StepResult::Put,
                 TxnResponse::DeleteRange(delete) => StepResult::Delete { deleted: delete.deleted > 0 },
@@ -298,7 +276,7 @@ async fn understand(call: &Call, answer: Response) -> Result<Attempt> {
             (txn.header.revision, CallResult::Txn { succeeded: txn.succeeded, results: results.collect() })
         }
         Call::Get { .. } => {
-            let range: Range = serde_json::from_slice(&body)?;
+            let range: Range = serde_json::from_slice(body)?;
             (range.header.revision, CallResult::Get(range.into_first()))
         }
         Call::List { .. } => bail!("a listing is read page by page"),
@@ -322,14 +300,13 @@ fn refusal(reads: bool, status: StatusCode, body: &[u8]) -> Result<Attempt> {
 }
 
 /// Sends a request that must be served at once.
-async fn ask<T: DeserializeOwned>(request: RequestBuilder, deadline: Duration) -> Result<T> {
-    let answer = request.timeout(deadline).send().await?;
-    let status = answer.status();
-    let body = answer.bytes().await?;
-    if !status.is_success() {
-        bail!("{status}: {}", String::from_utf8_lossy(&body));
+async fn ask<T: DeserializeOwned>(http: &Client, node: SocketAddr, request: Request, deadline: Duration) -> Result<T> {
+    let answer = http.send(node, request, deadline).await?;
+    let body = answer.body();
+    if !answer.status().is_success() {
+        bail!("{}: {}", answer.status(), String::from_utf8_lossy(body));
     }
-    serde_json::from_slice(&body).with_context(|| format!("unexpected response: {}", String::from_utf8_lossy(&body)))
+    serde_json::from_slice(body).with_context(|| format!("unexpected response: {}", String::from_utf8_lossy(body)))
 }
 
 /// All keys with a prefix, at the revision of the first page.
@@ -352,7 +329,7 @@ async fn list(
             "revision": revision.to_string(),
             "serializable": consistency == Consistency::Stale,
         });
-        let page: Range = ask(post(http, node, "kv/range", &body), super::CLIENT_DEADLINE).await?;
+        let page: Range = ask(http, node, post("kv/range", &body), super::CLIENT_DEADLINE).await?;
         if revision == 0 {
             revision = page.header.revision;
         }
@@ -395,9 +372,9 @@ struct Member {
 }
 
 pub async fn status(http: &Client, node: SocketAddr) -> Result<NodeStatus> {
-    let question = |path| post(http, node, path, &json!({}));
-    let status = ask::<Status>(question("maintenance/status"), STATUS_DEADLINE);
-    let members = ask::<Members>(question("cluster/member/list"), STATUS_DEADLINE);
+    let empty = json!({});
+    let status = ask::<Status>(http, node, post("maintenance/status", &empty), STATUS_DEADLINE);
+    let members = ask::<Members>(http, node, post("cluster/member/list", &empty), STATUS_DEADLINE);
     let (status, Members { members }) = tokio::try_join!(status, members)?;
     // A member has no name until it has registered with the cluster.
     let number_of = |member: &Member| member.name.parse::<NodeId>().ok();
@@ -424,8 +401,8 @@ struct Hash {
 /// whole file; this is the one by which members compare themselves.
 async fn hash(http: &Client, node: SocketAddr, revision: u64) -> Result<String> {
     let peer = SocketAddr::new(node.ip(), PEER_PORT);
-    let request = http.get(format!("http://{peer}/members/hashkv")).json(&json!({"revision": revision}));
-    let Hash { hash, compact_revision } = ask(request, STATUS_DEADLINE).await?;
+    let request = http::json(Method::GET, "/members/hashkv", &json!({"revision": revision}));
+    let Hash { hash, compact_revision } = ask(http, peer, request, STATUS_DEADLINE).await?;
     Ok(format!("{hash:08x} from {compact_revision}"))
 }
 
@@ -434,27 +411,14 @@ async fn hash(http: &Client, node: SocketAddr, revision: u64) -> Result<String> 
 pub async fn watch(http: &Client, node: SocketAddr, place: &mut WatchPlace, sink: Sink<'_>) -> Result<()> {
     let start_revision = place.revision.max(super::System::Etcd.first_revision()) + 1;
     let create = json!({"key": NO_BOUND, "range_end": NO_BOUND, "start_revision": start_revision.to_string()});
-    let request = post(http, node, "watch", &json!({"create_request": create}));
+    let request = post("watch", &json!({"create_request": create}));
     // With this header, a node that is cut off from the others ends the watch instead of being silent.
-    let request = request.header("grpc-metadata-hasleader", "true");
-    let opened = tokio::time::timeout(super::CLIENT_DEADLINE, request.send()).await.context("no response in time")?;
-    let mut answer = opened?;
-    if !answer.status().is_success() {
-        bail!("{}: {}", answer.status(), answer.text().await?);
+    let request = with_header(request, "grpc-metadata-hasleader", "true");
+    let mut messages = WatchStream::open(http, node, request, b"\n").await?;
+    while let Some(message) = messages.next().await? {
+        take_message(&message, place, sink)?;
     }
-    let mut unread: Vec<u8> = Vec::new();
-    loop {
-        while let Some(end) = unread.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = unread.drain(..=end).collect();
-            take_message(&line, place, sink)?;
-        }
-        let chunk =
-            tokio::time::timeout(WATCH_SILENCE_MAX, answer.chunk()).await.context("no data from the watch in time")?;
-        match chunk? {
-            Some(chunk) => unread.extend_from_slice(&chunk),
-            None => return Ok(()), // A partial message is discarded.
-        }
-    }
+    Ok(())
 }
 
 /// A line of a watch.

@@ -13,14 +13,22 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::Result;
-use serde::Deserialize;
+use anyhow::{Context, Result, bail};
+use harness::http;
+pub use harness::node::{LeaderId, LogId};
 
 use crate::history::{Answer, Call, CallResult, Change, FinalState, NodeId, Outcome};
 use crate::node::Node;
 
 /// How long a client waits by default before the outcome is unknown: longer than a node's own deadline.
 pub const CLIENT_DEADLINE: Duration = Duration::from_secs(7);
+
+/// How long a client waits for a connection.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
+
+/// A watch is given up after this time without data. raft-key-value sends heartbeats every 10 seconds. etcd
+/// sends none, but the load is never quiet for that long.
+const WATCH_SILENCE_MAX: Duration = Duration::from_secs(15);
 
 /// Maximum number of invalid responses that are kept; one is enough.
 const WRONG_ANSWERS_MAX: usize = 10;
@@ -69,6 +77,14 @@ impl Attempt {
         Attempt { outcome, replayed: false, reason, is_wrong: false }
     }
 
+    /// The outcome of a request without a response.
+    fn of_error(reads: bool, error: &http::Error) -> Self {
+        match error {
+            http::Error::Connect { .. } => Attempt::not_applied(error.to_string()),
+            _ => Attempt::failed(reads, error.to_string()),
+        }
+    }
+
     /// The API does not permit the response, so it carries no information.
     fn wrong(reads: bool, reason: String) -> Self {
         Attempt { is_wrong: true, ..Attempt::failed(reads, reason) }
@@ -103,37 +119,11 @@ pub struct RaftState {
     pub snapshot: Option<LogId>,
 }
 
-/// A leader: its term and its number. Leaders take over from one another in this order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-pub struct LeaderId {
-    pub term: u64,
-    pub node_id: NodeId,
-}
-
-impl fmt::Display for LeaderId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "node {} in term {}", self.node_id, self.term)
-    }
-}
-
-/// A log entry: its proposer and its index. Committed entries are in this order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-pub struct LogId {
-    pub leader_id: LeaderId,
-    pub index: u64,
-}
-
-impl fmt::Display for LogId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "entry {} of {}", self.index, self.leader_id)
-    }
-}
-
 /// A client of a system; clones share their connections.
 #[derive(Clone, Debug)]
 pub struct Client {
     system: System,
-    http: reqwest::Client,
+    http: http::Client,
     wrong_answers: Arc<Mutex<Vec<String>>>,
 }
 
@@ -146,13 +136,8 @@ impl System {
         }
     }
 
-    pub fn client(self) -> Result<Client> {
-        let http = reqwest::Client::builder()
-            .connect_timeout(Duration::from_millis(1000))
-            .tcp_nodelay(true)
-            .no_proxy()
-            .build()?;
-        Ok(Client { system: self, http, wrong_answers: Arc::default() })
+    pub fn client(self) -> Client {
+        Client { system: self, http: http::Client::new(None, CONNECT_DEADLINE), wrong_answers: Arc::default() }
     }
 
     /// The store's revision before the first write.
@@ -167,7 +152,7 @@ impl System {
     pub fn cluster_flags(self, peers: &[(NodeId, SocketAddr)]) -> Vec<String> {
         match self {
             System::Ours => Vec::new(), // `form` tells one of the nodes.
-            System::Etcd => etcd::cluster_flags(peers),
+            System::Etcd => harness::etcd::cluster_arguments(peers.iter().map(|(id, peer)| (id.to_string(), *peer))),
         }
     }
 
@@ -226,8 +211,50 @@ impl Client {
         }
     }
 
-    pub fn http(&self) -> &reqwest::Client {
+    pub fn http(&self) -> &http::Client {
         &self.http
+    }
+}
+
+/// The stream of a watch, in parts that end with the same bytes.
+struct WatchStream {
+    body: http::Incoming,
+    end: &'static [u8],
+    unread: Vec<u8>,
+    /// Where the search for the end of a part resumes: a long part arrives in many pieces.
+    searched: usize,
+}
+
+impl WatchStream {
+    async fn open(
+        http: &http::Client,
+        node: SocketAddr,
+        request: http::Request,
+        end: &'static [u8],
+    ) -> Result<WatchStream> {
+        let opened = tokio::time::timeout(CLIENT_DEADLINE, http.open(node, request));
+        let answer = opened.await.context("no response in time")??;
+        if !answer.status().is_success() {
+            bail!("the node rejected the watch with {}", answer.status());
+        }
+        Ok(WatchStream { body: answer.into_body(), end, unread: Vec::new(), searched: 0 })
+    }
+
+    /// The next part; `None` at the end of the stream, where an incomplete part is discarded.
+    async fn next(&mut self) -> Result<Option<Vec<u8>>> {
+        loop {
+            if let Some(at) = self.unread[self.searched..].windows(self.end.len()).position(|bytes| bytes == self.end) {
+                let part = self.unread.drain(..self.searched + at + self.end.len()).collect();
+                self.searched = 0;
+                return Ok(Some(part));
+            }
+            self.searched = self.unread.len().saturating_sub(self.end.len() - 1);
+            let chunk = tokio::time::timeout(WATCH_SILENCE_MAX, http::next_chunk(&mut self.body));
+            match chunk.await.context("no data from the watch in time")?? {
+                Some(chunk) => self.unread.extend_from_slice(&chunk),
+                None => return Ok(None),
+            }
+        }
     }
 }
 

@@ -8,12 +8,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use reqwest::header::HeaderMap;
-use reqwest::{Client, Method, RequestBuilder, StatusCode};
+use harness::http::{self, Client, HeaderMap, Method, Request, StatusCode, with_header};
+use harness::node::{Envelope, Metrics};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Attempt, LeaderId, LogId, NodeStatus, RaftState, Sink, WatchPlace};
+use super::{Attempt, NodeStatus, RaftState, Sink, WatchPlace, WatchStream};
 use crate::history::{
     Call, CallResult, Change, ChangeKind, Comparison, Condition, Consistency, FinalState, NodeId, Operand, Outcome,
     Record, Step, StepResult, Text, abridged,
@@ -22,8 +22,6 @@ use crate::node::Node;
 
 /// How long a request about a node's own state may take.
 const STATUS_DEADLINE: Duration = Duration::from_secs(2);
-/// A watch is given up after this time without data: heartbeats arrive every 10 seconds.
-const WATCH_SILENCE_MAX: Duration = Duration::from_secs(15);
 /// Page size of the listings in the load: small, so that there are several pages.
 const PAGE_KEYS: usize = 16;
 /// A listing is given up after this many pages.
@@ -33,17 +31,16 @@ const REFUSALS: [u16; 15] = [400, 404, 408, 409, 410, 412, 413, 415, 421, 422, 4
 
 pub fn add_command(command: &mut Command, binary: &Path, node: &Node) {
     command.arg(binary);
-    command.args(["--id", &node.id().to_string(), "--http-addr", &node.host.http().to_string()]);
+    harness::node::add_arguments(command, node.id(), node.host.http(), &node.data_directory());
     command.args(["--advertise-addr", &node.advertised().to_string()]);
-    command.arg("--data-dir").arg(node.data_directory());
 }
 
 pub async fn form(http: &Client, nodes: &[Node]) -> Result<()> {
     let members: Vec<(NodeId, String)> = nodes.iter().map(|node| (node.id(), node.advertised().to_string())).collect();
-    let url = format!("http://{}/init", nodes[0].host.http());
-    let answer = http.post(url).json(&members).timeout(super::CLIENT_DEADLINE).send().await?;
+    let request = http::json(Method::POST, "/init", &members);
+    let answer = http.send(nodes[0].host.http(), request, super::CLIENT_DEADLINE).await?;
     if !answer.status().is_success() {
-        bail!("cannot form the cluster: {}", answer.text().await?);
+        bail!("cannot form the cluster: {}", String::from_utf8_lossy(answer.body()));
     }
     Ok(())
 }
@@ -63,48 +60,40 @@ pub async fn call(
             Err(_) => Attempt::not_applied("no response in time".to_owned()),
         };
     }
-    let mut request = request_of(http, node, call).timeout(deadline);
+    let mut request = request_of(call);
     if let Some(request_key) = request_key {
-        request = request.header("idempotency-key", request_key);
+        request = with_header(request, "idempotency-key", request_key);
     }
     let reads = matches!(call, Call::Get { .. });
-    match request.send().await {
-        Ok(answer) => {
-            let (status, headers) = (answer.status(), answer.headers().clone());
-            match answer.bytes().await {
-                Ok(body) => understand(call, status, &headers, &body)
-                    .unwrap_or_else(|error| Attempt::wrong(reads, format!("{status}: {error:#}: {body:?}"))),
-                Err(error) => Attempt::failed(reads, format!("{error:#}")),
-            }
-        }
-        // Nothing was sent in this case.
-        Err(error) if error.is_connect() => Attempt::not_applied(format!("{error:#}")),
-        Err(error) => Attempt::failed(reads, format!("{error:#}")),
+    match http.send(node, request, deadline).await {
+        Ok(answer) => understand(call, answer.status(), answer.headers(), answer.body()).unwrap_or_else(|error| {
+            Attempt::wrong(reads, format!("{}: {error:#}: {:?}", answer.status(), answer.body()))
+        }),
+        Err(error) => Attempt::of_error(reads, &error),
     }
 }
 
-fn url(node: SocketAddr, key: &str) -> String {
-    format!("http://{node}/v1/kv/{key}")
-}
-
-fn request_of(http: &Client, node: SocketAddr, call: &Call) -> RequestBuilder {
-    let with = |request: RequestBuilder, condition: &Option<Condition>| match condition {
+fn request_of(call: &Call) -> Request {
+    let target = |key: &str| format!("/v1/kv/{key}");
+    let with = |request: Request, condition: &Option<Condition>| match condition {
         None => request,
-        Some(Condition::Missing) => request.header("if-none-match", "*"),
-        Some(Condition::Revision(revision)) => request.header("if-match", format!("\"{revision}\"")),
+        Some(Condition::Missing) => with_header(request, "if-none-match", "*"),
+        Some(Condition::Revision(revision)) => with_header(request, "if-match", &format!("\"{revision}\"")),
     };
     match call {
-        Call::Put { key, value, condition } => with(http.put(url(node, key)).body(value.to_string()), condition),
-        Call::Delete { key, condition } => with(http.delete(url(node, key)), condition),
+        Call::Put { key, value, condition } => {
+            with(http::request(Method::PUT, &target(key), value.to_string()), condition)
+        }
+        Call::Delete { key, condition } => with(http::request(Method::DELETE, &target(key), ""), condition),
         Call::Txn { compare, success, failure } => {
             let compare: Vec<Value> = compare.iter().map(comparison).collect();
             let steps = |steps: &[Step]| steps.iter().map(step).collect::<Vec<_>>();
             let body = json!({"compare": compare, "success": steps(success), "failure": steps(failure)});
-            http.post(format!("http://{node}/v1/txn")).json(&body)
+            http::json(Method::POST, "/v1/txn", &body)
         }
-        Call::Get { key, consistency: Consistency::Linearizable } => http.get(url(node, key)),
-        Call::Get { key, consistency: Consistency::Stale } => http.get(format!("{}?consistency=stale", url(node, key))),
-        Call::List { prefix, .. } => http.request(Method::GET, format!("http://{node}/v1/kv?prefix={prefix}")),
+        Call::Get { key, consistency: Consistency::Linearizable } => http::get(&target(key)),
+        Call::Get { key, consistency: Consistency::Stale } => http::get(&format!("{}?consistency=stale", target(key))),
+        Call::List { prefix, .. } => http::get(&format!("/v1/kv?prefix={prefix}")),
     }
 }
 
@@ -265,7 +254,7 @@ struct Page {
 #[derive(Debug)]
 enum ListError {
     /// A page was lost.
-    Lost(reqwest::Error),
+    Lost(http::Error),
     /// A page was rejected.
     Refused(String),
     /// The API does not permit a page.
@@ -295,17 +284,15 @@ async fn list(
     let mut items = Vec::new();
     let (mut revision, mut start_after) = (None, None::<String>);
     for _ in 0..PAGES_MAX {
-        let mut url = format!("http://{node}/v1/kv?prefix={prefix}&limit={page_keys}");
+        let mut target = format!("/v1/kv?prefix={prefix}&limit={page_keys}");
         if consistency == Consistency::Stale {
-            url.push_str("&consistency=stale");
+            target.push_str("&consistency=stale");
         }
         if let (Some(revision), Some(start_after)) = (revision, &start_after) {
-            url.push_str(&format!("&revision={revision}&start_after={start_after}"));
+            target.push_str(&format!("&revision={revision}&start_after={start_after}"));
         }
-        let answer = http.get(url).timeout(super::CLIENT_DEADLINE).send().await.map_err(ListError::Lost)?;
-        let status = answer.status();
-        let body = answer.bytes().await.map_err(ListError::Lost)?;
-        let page = page_of(status, &body)?;
+        let answer = http.send(node, http::get(&target), super::CLIENT_DEADLINE).await.map_err(ListError::Lost)?;
+        let page = page_of(answer.status(), answer.body())?;
         if *revision.get_or_insert(page.revision) != page.revision {
             return Err(ListError::Wrong(anyhow!("a page has another revision than requested")));
         }
@@ -329,31 +316,11 @@ fn page_of(status: StatusCode, body: &[u8]) -> Result<Page, ListError> {
     Err(ListError::Refused(format!("{} {code}: {message}", status.as_u16())))
 }
 
-/// The part of `/metrics` that is used.
-#[derive(Deserialize)]
-struct Metrics {
-    current_term: u64,
-    current_leader: Option<NodeId>,
-    vote: Vote,
-    local_committed: Option<LogId>,
-    last_applied: Option<LogId>,
-    snapshot: Option<LogId>,
-    last_log_index: Option<u64>,
-    membership_config: Value,
-}
-
-#[derive(Deserialize)]
-struct Vote {
-    leader_id: LeaderId,
-}
-
 pub async fn status(http: &Client, node: SocketAddr) -> Result<NodeStatus> {
-    let answer = http.get(format!("http://{node}/metrics")).timeout(STATUS_DEADLINE).send().await?;
-    let mut body: Value = answer.json().await?;
-    let metrics: Metrics = serde_json::from_value(body["Ok"].take()).context("unexpected response to `/metrics`")?;
-    let configs = &metrics.membership_config["membership"]["configs"];
-    let last = configs.as_array().and_then(|configs| configs.last()).and_then(Value::as_array);
-    let voters = last.into_iter().flatten().filter_map(Value::as_u64).collect();
+    let answer = http.send(node, http::get("/metrics"), STATUS_DEADLINE).await?;
+    let Envelope::<Metrics> { ok: metrics } =
+        serde_json::from_slice(answer.body()).context("unexpected response to `/metrics`")?;
+    let voters = metrics.configs().last().cloned().unwrap_or_default();
     let applied = metrics.last_applied.map_or(0, |log_id| log_id.index);
     let last_log = metrics.last_log_index.unwrap_or(applied);
     let raft = RaftState {
@@ -373,39 +340,25 @@ pub async fn final_state(http: &Client, id: NodeId, node: SocketAddr, applied: u
 
 /// The node's hash of its state after an entry; an error if it has applied another entry.
 async fn hash(http: &Client, node: SocketAddr, applied: u64) -> Result<String> {
-    let url = format!("http://{node}/v1/cluster/hash?applied={applied}");
-    let answer = http.get(url).timeout(STATUS_DEADLINE).send().await?;
-    let body: Value = answer.error_for_status()?.json().await?;
+    let request = http::get(&format!("/v1/cluster/hash?applied={applied}"));
+    let answer = http.send(node, request, STATUS_DEADLINE).await?;
+    if !answer.status().is_success() {
+        bail!("{}: {}", answer.status(), String::from_utf8_lossy(answer.body()));
+    }
+    let body: Value = serde_json::from_slice(answer.body())?;
     Ok(body["hash"].as_str().context("the response has no `hash`")?.to_owned())
 }
 
 pub async fn watch(http: &Client, node: SocketAddr, place: &mut WatchPlace, sink: Sink<'_>) -> Result<()> {
-    let mut request = http.get(format!("http://{node}/v1/watch?from=1"));
+    let mut request = http::get("/v1/watch?from=1");
     if !place.resume.is_empty() {
-        request = request.header("last-event-id", &place.resume);
+        request = with_header(request, "last-event-id", &place.resume);
     }
-    let opened = tokio::time::timeout(super::CLIENT_DEADLINE, request.send()).await.context("no response in time")?;
-    let mut answer = opened?;
-    if !answer.status().is_success() {
-        bail!("{}: {}", answer.status(), answer.text().await?);
+    let mut events = WatchStream::open(http, node, request, b"\n\n").await?;
+    while let Some(event) = events.next().await? {
+        take_event(std::str::from_utf8(&event)?, place, sink)?;
     }
-    let mut unread: Vec<u8> = Vec::new();
-    // Where the search for the end of an event resumes: a long event arrives in many pieces.
-    let mut searched = 0;
-    loop {
-        while let Some(end) = unread[searched..].windows(2).position(|pair| pair == b"\n\n") {
-            let event: Vec<u8> = unread.drain(..searched + end + 2).collect();
-            searched = 0;
-            take_event(std::str::from_utf8(&event)?, place, sink)?;
-        }
-        searched = unread.len().saturating_sub(1);
-        let chunk =
-            tokio::time::timeout(WATCH_SILENCE_MAX, answer.chunk()).await.context("no data from the watch in time")?;
-        match chunk? {
-            Some(chunk) => unread.extend_from_slice(&chunk),
-            None => return Ok(()), // A partial event is discarded.
-        }
-    }
+    Ok(())
 }
 
 #[derive(Deserialize)]
