@@ -58,7 +58,7 @@ api-check:
 demo:
 	./test-cluster.sh
 
-# Figures go to docs/benchmarks.md. BENCH_ARGUMENTS passes options on.
+# Figures go to docs/runs/benchmarks.md. BENCH_ARGUMENTS passes options on.
 bench: bench-tools
 	cargo run --release --locked -p raft-key-value-bench -- compare $(BENCH_ARGUMENTS)
 

@@ -77,7 +77,7 @@ pub struct CommonArguments {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub load_threads: u16,
 
-    /// Markdown file to update between its markers [default: docs/benchmarks.md]
+    /// Markdown file to update between its markers [default: docs/runs/benchmarks.md]
     #[arg(long, value_name = "FILE", conflicts_with = "print_only")]
     pub output: Option<PathBuf>,
 
@@ -106,7 +106,7 @@ impl CommonArguments {
     }
 
     pub fn output(&self) -> PathBuf {
-        let in_parent = || PathBuf::from(ROOT).join("docs/benchmarks.md");
+        let in_parent = || PathBuf::from(ROOT).join("docs/runs/benchmarks.md");
         self.output.clone().unwrap_or_else(in_parent)
     }
 }

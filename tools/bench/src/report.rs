@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::arguments::CommonArguments;
 
-const HEADING: &str = "# Benchmarks\n\nWritten by `tools/bench`, see `tools/bench/README.md`.\n";
+const HEADING: &str = "# Runs of the benchmarks\n\nWritten by `tools/bench`, see `tools/bench/README.md`.\n";
 
 /// Where and how the figures were measured.
 #[derive(Serialize)]
