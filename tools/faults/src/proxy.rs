@@ -33,7 +33,7 @@ const KEPT_BYTES_MAX: usize = 256 << 10;
 
 /// The misbehavior of a proxy.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Misbehaviour {
+pub struct Misbehavior {
     /// Maximum delay of each request and each response.
     pub delay_max: Duration,
     /// Percentage of requests that are sent twice at once.
@@ -64,7 +64,7 @@ pub struct Proxy {
 struct Shared {
     node: SocketAddr,
     client: Client<Body>,
-    misbehaviour: Mutex<Misbehaviour>,
+    misbehavior: Mutex<Misbehavior>,
     kept: Mutex<VecDeque<(String, Bytes)>>,
     random: Mutex<Rng>,
     deeds: Deeds,
@@ -83,7 +83,7 @@ impl Proxy {
         let shared = Arc::new(Shared {
             node: host.http(),
             client: Client::new(Some(network.proxies().into()), Duration::from_secs(1)),
-            misbehaviour: Mutex::default(),
+            misbehavior: Mutex::default(),
             kept: Mutex::default(),
             random: Mutex::new(random),
             deeds: Deeds::default(),
@@ -92,12 +92,12 @@ impl Proxy {
         Ok(Proxy { shared, accepting })
     }
 
-    pub fn misbehave(&self, misbehaviour: Misbehaviour) {
-        *self.shared.misbehaviour.lock().expect("no thread panics while holding the lock") = misbehaviour;
+    pub fn misbehave(&self, misbehavior: Misbehavior) {
+        *self.shared.misbehavior.lock().expect("no thread panics while holding the lock") = misbehavior;
     }
 
     pub fn behave(&self) {
-        self.misbehave(Misbehaviour::default());
+        self.misbehave(Misbehavior::default());
     }
 
     /// The requests that this node received from its peers, by path.
@@ -134,16 +134,16 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener) {
 
 impl Shared {
     async fn serve(&self, request: Request<Incoming>) -> Result<Response<Body>, std::io::Error> {
-        let misbehaviour = *self.misbehaviour.lock().expect("no thread panics while holding the lock");
+        let misbehavior = *self.misbehavior.lock().expect("no thread panics while holding the lock");
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
         let between_nodes = path.starts_with("/raft-");
-        self.delay(misbehaviour).await;
+        self.delay(misbehavior).await;
         let (head, body) = request.into_parts();
         let length = hyper::body::Body::size_hint(&body).exact();
         let body = if length.is_some_and(|length| length <= KEPT_BYTES_MAX as u64) {
             let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
             if between_nodes {
-                self.repeat(misbehaviour, &path, &body);
+                self.repeat(misbehavior, &path, &body);
                 self.keep(&path, &body);
             }
             boxed(Full::new(body))
@@ -153,8 +153,8 @@ impl Shared {
         // If the node is not running, or was killed meanwhile, its own connection would be reset.
         let answer = self.client.open(self.node, Request::from_parts(head, body)).await;
         let answer = answer.map_err(std::io::Error::other)?;
-        self.delay(misbehaviour).await;
-        if between_nodes && self.chance(misbehaviour.lose_answer_percent) {
+        self.delay(misbehavior).await;
+        if between_nodes && self.chance(misbehavior.lose_answer_percent) {
             self.deeds.answers_lost.fetch_add(1, Ordering::Relaxed);
             return Err(std::io::Error::other("the response is lost"));
         }
@@ -169,21 +169,21 @@ impl Shared {
         self.draw(|random| random.u8(..100)) < percent
     }
 
-    async fn delay(&self, misbehaviour: Misbehaviour) {
-        if !misbehaviour.delay_max.is_zero() {
+    async fn delay(&self, misbehavior: Misbehavior) {
+        if !misbehavior.delay_max.is_zero() {
             self.deeds.delayed.fetch_add(1, Ordering::Relaxed);
             let part = self.draw(Rng::f64);
-            tokio::time::sleep(misbehaviour.delay_max.mul_f64(part)).await;
+            tokio::time::sleep(misbehavior.delay_max.mul_f64(part)).await;
         }
     }
 
     /// Sends this request or an older one again, and discards the response.
-    fn repeat(&self, misbehaviour: Misbehaviour, path: &str, body: &Bytes) {
-        if self.chance(misbehaviour.repeat_percent) {
+    fn repeat(&self, misbehavior: Misbehavior, path: &str, body: &Bytes) {
+        if self.chance(misbehavior.repeat_percent) {
             self.deeds.repeated.fetch_add(1, Ordering::Relaxed);
             self.send_again(path.to_owned(), body.clone());
         }
-        if self.chance(misbehaviour.replay_percent) {
+        if self.chance(misbehavior.replay_percent) {
             let kept = self.kept.lock().expect("no thread panics while holding the lock");
             let old = kept.get(self.draw(|random| random.usize(..kept.len().max(1)))).cloned();
             drop(kept);

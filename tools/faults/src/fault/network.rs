@@ -9,7 +9,7 @@ use anyhow::Result;
 use super::{Fault, Scene, Who};
 use crate::history::NodeId;
 use crate::network::Rule;
-use crate::proxy::Misbehaviour;
+use crate::proxy::Misbehavior;
 
 /// What happens to blocked packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,18 +139,18 @@ pub async fn loss(scene: &mut Scene<'_>) -> Result<String> {
 }
 
 pub async fn misbehave(scene: &mut Scene<'_>, fault: Fault) -> Result<String> {
-    let mut misbehaviour = Misbehaviour::default();
+    let mut misbehavior = Misbehavior::default();
     let percent = scene.random.u8(5..60);
     match fault {
-        Fault::Delay => misbehaviour.delay_max = Duration::from_millis(scene.random.u64(5..400)),
-        Fault::Repeat => misbehaviour.repeat_percent = percent,
-        Fault::Replay => misbehaviour.replay_percent = percent,
-        _ => misbehaviour.lose_answer_percent = percent,
+        Fault::Delay => misbehavior.delay_max = Duration::from_millis(scene.random.u64(5..400)),
+        Fault::Repeat => misbehavior.repeat_percent = percent,
+        Fault::Replay => misbehavior.replay_percent = percent,
+        _ => misbehavior.lose_answer_percent = percent,
     }
     let before = deeds(scene);
     for node in &scene.cluster.nodes {
         if let Some(proxy) = &node.proxy {
-            proxy.misbehave(misbehaviour);
+            proxy.misbehave(misbehavior);
         }
     }
     scene.hold(1000..3000).await;
@@ -160,7 +160,7 @@ pub async fn misbehave(scene: &mut Scene<'_>, fault: Fault) -> Result<String> {
         scene.did_nothing();
     }
     match fault {
-        Fault::Delay => Ok(format!("up to {} ms, {done} times", 2 * misbehaviour.delay_max.as_millis())),
+        Fault::Delay => Ok(format!("up to {} ms, {done} times", 2 * misbehavior.delay_max.as_millis())),
         _ => Ok(format!("{percent} %, {done} times")),
     }
 }
