@@ -11,7 +11,7 @@ use actix_web::http::ConnectionType;
 use actix_web::http::header::{self, HeaderMap, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -135,7 +135,7 @@ async fn start_watch(
     let mut response = HttpResponse::Ok()
         .insert_header((header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")))
         .insert_header((header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
-        .streaming(stream::unfold(watch, |watch| async { watch.next().await }));
+        .streaming(stream::unfold(watch, |watch| async { watch.next().await }).fuse());
     if let Some(revision) = revision {
         response.headers_mut().insert(REVISION.clone(), HeaderValue::from(revision));
     }

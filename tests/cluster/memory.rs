@@ -4,7 +4,7 @@ use raft_key_value::config::{HISTORY_BYTES_MAX, STATE_REPLACED_BYTES_MAX};
 use reqwest::Method;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::harness::{CALM, DEADLINE, TestCluster, eventually};
 
@@ -178,24 +178,36 @@ async fn unread_watches_hold_little() {
 /// Watches that are not read hold little of what the history no longer has. The oldest are cut off, not in a way that looks
 /// like the end of an event; the others get the rest of theirs, and are told.
 ///
-/// Method: 30 watches, each of an event of 1 MiB of control characters, which takes 6 MiB as JSON, more than sockets hold.
-/// They read only the head. Then put more than the history keeps, and wait for a key to expire: the task that removes such
-/// keys takes back events first. Read the rest.
+/// Method: 20 watches, each of an event of 1 MiB of control characters, which takes 6 MiB as JSON, more than sockets hold.
+/// They read only the head, and later a little more, so that the node does not close them for reading nothing. Put more
+/// than the history keeps, and wait for a key to expire: the task that removes such keys takes back events first. Read the
+/// rest.
 #[tokio::test]
 async fn unread_watches_are_cut_off() {
-    const WATCHES: usize = 30;
+    const WATCHES: usize = 20;
+    const LITTLE: usize = 128 << 10;
     let cluster = TestCluster::form("watch-cut", &[1], CALM).await;
     let mut unread = Vec::new();
     for number in 0..WATCHES {
         let revision = cluster.put(1, &format!("/v1/kv/{number}"), vec![1; MIB]).await.revision();
-        let mut watch = TcpStream::connect(cluster.addr(1)).await.unwrap();
-        let head = format!("GET /v1/watch?from={revision} HTTP/1.1\r\nhost: localhost\r\n\r\n");
+        // A buffer that does not grow, so that most of the event stays with the node.
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(LITTLE as u32).unwrap();
+        let mut watch = socket.connect(cluster.addr(1).parse().unwrap()).await.unwrap();
+        let head = format!("GET /v1/watch?key={number}&from={revision} HTTP/1.1\r\nhost: localhost\r\n\r\n");
         watch.write_all(head.as_bytes()).await.unwrap();
         let mut read = vec![0; 4096];
         watch.read_exact(&mut read).await.unwrap();
         unread.push((watch, read));
     }
-    for _ in 0..=HISTORY_BYTES_MAX / MIB {
+    for number in 0..=HISTORY_BYTES_MAX / MIB {
+        if number % 16 == 8 {
+            for (watch, read) in &mut unread {
+                let before = read.len();
+                read.resize(before + LITTLE, 0);
+                watch.read_exact(&mut read[before..]).await.unwrap();
+            }
+        }
         cluster.put(1, "/v1/kv/other", vec![b'v'; MIB]).await.done();
     }
     let mut expiry = cluster.watch(1, "key=short").await;
