@@ -13,7 +13,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
-use crate::harness::{ALL, CALM, DEADLINE, Http, Metrics, OFTEN, TestCluster, eventually, others, raise_open_files};
+use crate::harness::{
+    ALL, CALM, DEADLINE, Http, Metrics, OFTEN, TestCluster, connect_and_send, eventually, others, raise_open_files,
+    read_status,
+};
 
 /// Enough for the connections of all tests here at once.
 const OPEN_FILES: u64 = 3000;
@@ -591,19 +594,6 @@ async fn read_to_end(stream: &mut TcpStream) -> String {
         .expect("the node must close the connection")
         .unwrap();
     String::from_utf8(read).unwrap()
-}
-
-async fn connect_and_send(addr: &str, request: &str) -> TcpStream {
-    let mut stream = TcpStream::connect(addr).await.unwrap();
-    stream.write_all(request.as_bytes()).await.unwrap();
-    stream
-}
-
-/// Reads the start of a response, and returns its status.
-async fn read_status(stream: &mut TcpStream) -> u16 {
-    let mut line = [0; 12];
-    tokio::time::timeout(DEADLINE, stream.read_exact(&mut line)).await.expect("the node must respond").unwrap();
-    String::from_utf8_lossy(&line[9..]).parse().unwrap()
 }
 
 /// Reads until the given text has arrived.

@@ -23,6 +23,13 @@ fn one_line(ended: &Ended) -> &str {
     line
 }
 
+/// Asserts that these arguments are rejected with exit code 2 and one line that names the fault.
+fn assert_usage_error(arguments: &[&str], named: &str) {
+    let ended = run(arguments, &[]);
+    assert_eq!(ended.code, Some(2), "{arguments:?}: {ended:?}");
+    assert!(one_line(&ended).contains(named), "{arguments:?}: {ended:?}");
+}
+
 /// The error on the last line of standard error, after the log.
 fn last_line(ended: &Ended) -> &str {
     let line = ended.stderr.lines().last().unwrap_or_else(|| panic!("nothing on standard error: {ended:?}"));
@@ -56,9 +63,7 @@ fn usage_errors_are_one_line() {
     ];
     for (arguments, named) in rows {
         let arguments: Vec<&str> = base.iter().chain(*arguments).copied().collect();
-        let ended = run(&arguments, &[]);
-        assert_eq!(ended.code, Some(2), "{arguments:?}: {ended:?}");
-        assert!(one_line(&ended).contains(named), "{arguments:?}: {ended:?}");
+        assert_usage_error(&arguments, named);
     }
     let rows: &[(&[&str], &str)] = &[
         (&[], "--id"),
@@ -78,9 +83,7 @@ fn usage_errors_are_one_line() {
         (&["--id", "1", "--http-addr", "no-such-host.invalid:1"], "--http-addr"),
     ];
     for (arguments, named) in rows {
-        let ended = run(arguments, &[]);
-        assert_eq!(ended.code, Some(2), "{arguments:?}: {ended:?}");
-        assert!(one_line(&ended).contains(named), "{arguments:?}: {ended:?}");
+        assert_usage_error(arguments, named);
     }
     let unspecified = ["0", "0.0", "0x0", "0.0.0.0", "000.0.0.0", "[::]", "[0:0::0]", "[::ffff:0.0.0.0]"];
     for host in unspecified {

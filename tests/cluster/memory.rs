@@ -6,7 +6,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::harness::{CALM, DEADLINE, TestCluster, eventually};
+use crate::harness::{CALM, DEADLINE, TestCluster, connect_and_send, eventually, read_status};
 
 /// The smallest budget allowed; half of it is for requests, and half for responses.
 const LEAST: &[&str] = &["--client-memory-bytes", "16777216"];
@@ -24,16 +24,13 @@ async fn long_requests_wait_for_memory() {
     let value = vec![b'v'; MIB];
     let mut held = Vec::new();
     for number in 0..3 {
-        let mut client = TcpStream::connect(cluster.addr(1)).await.unwrap();
         let head = format!("PUT /v1/kv/held-{number} HTTP/1.1\r\nhost: localhost\r\n");
         let (length, end) = if number == 0 {
             ("transfer-encoding: chunked\r\n\r\n100000\r\n".to_owned(), "v\r\n0\r\n\r\n")
         } else {
             (format!("content-length: {MIB}\r\n\r\n"), "v")
         };
-        client.write_all(head.as_bytes()).await.unwrap();
-        client.write_all(length.as_bytes()).await.unwrap();
-        held.push((client, end));
+        held.push((connect_and_send(cluster.addr(1), head + &length).await, end));
     }
     // The node has read their heads by the time that a later request gets its response.
     cluster.put(1, "/v1/kv/short", "v").await.done();
@@ -44,9 +41,7 @@ async fn long_requests_wait_for_memory() {
     for (client, end) in &mut held {
         client.write_all(&value[1..]).await.unwrap();
         client.write_all(end.as_bytes()).await.unwrap();
-        let mut response = [0; 12];
-        client.read_exact(&mut response).await.unwrap();
-        assert_eq!(&response, b"HTTP/1.1 200");
+        assert_eq!(read_status(client).await, 200);
     }
     cluster.put(1, "/v1/kv/fourth", value).await.done();
     assert_eq!(cluster.get(1, "/v1/kv?keys_only=true").await.json()["items"].as_array().unwrap().len(), 5);
@@ -64,14 +59,11 @@ async fn unread_responses_hold_little() {
     cluster.put(1, "/v1/kv/long", vec![1; MIB]).await.done();
     let mut unread = Vec::new();
     for _ in 0..3 {
-        let mut client = TcpStream::connect(cluster.addr(1)).await.unwrap();
-        client.write_all(b"GET /v1/kv/long HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
-        unread.push(client);
+        let request = "GET /v1/kv/long HTTP/1.1\r\nhost: localhost\r\n\r\n";
+        unread.push(connect_and_send(cluster.addr(1), request).await);
     }
     // The first client has its head, and the system buffers some of the rest.
-    let mut head = [0; 12];
-    unread[0].read_exact(&mut head).await.unwrap();
-    assert_eq!(&head, b"HTTP/1.1 200");
+    assert_eq!(read_status(&mut unread[0]).await, 200);
     let rejected = cluster.get(1, "/v1/kv/long").await;
     rejected.assert_rejected(503, "overloaded");
     let transaction = json!({"success": [{"put": {"key": "short", "value": "v"}}, {"get": {"key": "long"}}]});
@@ -127,17 +119,12 @@ async fn replayed_responses_are_counted() {
 
     let mut unread = Vec::new();
     for _ in 0..3 {
-        let mut client = TcpStream::connect(cluster.addr(1)).await.unwrap();
         let length = body.len();
         let head = format!("POST /v1/txn HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n");
         let head = head + "content-type: application/json\r\nidempotency-key: once\r\n\r\n";
-        client.write_all(head.as_bytes()).await.unwrap();
-        client.write_all(body.as_bytes()).await.unwrap();
-        unread.push(client);
+        unread.push(connect_and_send(cluster.addr(1), head + &body).await);
     }
-    let mut head = [0; 12];
-    unread[0].read_exact(&mut head).await.unwrap();
-    assert_eq!(&head, b"HTTP/1.1 200");
+    assert_eq!(read_status(&mut unread[0]).await, 200);
     let rejected = cluster.v1(1, Method::POST, "/v1/txn", &headers, body.clone()).await;
     rejected.assert_rejected(503, "overloaded");
 
@@ -156,11 +143,8 @@ async fn replayed_responses_are_counted() {
 async fn unread_watches_hold_little() {
     let cluster = TestCluster::form("watch-memory", &[1], LEAST).await;
     cluster.put(1, "/v1/kv/long", vec![1; MIB]).await.done();
-    let begin = async || {
-        let mut client = TcpStream::connect(cluster.addr(1)).await.unwrap();
-        client.write_all(b"GET /v1/watch?key=long&initial HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
-        client
-    };
+    const WATCH: &str = "GET /v1/watch?key=long&initial HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    let begin = || connect_and_send(cluster.addr(1), WATCH);
     let mut unread = begin().await;
     // Part of the event has arrived, so this watch holds the memory.
     let mut head = [0; 4096];

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use raft_key_value::config::{REQUEST_DEADLINE, REQUEST_HEAD_DEADLINE};
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::harness::{ALL, CALM, STEADY, TestCluster, others};
+use crate::harness::{ALL, CALM, STEADY, TestCluster, others, read_status};
 
 fn set(key: &str) -> String {
     json!({"Set": {"key": key, "value": "v"}}).to_string()
@@ -98,15 +98,9 @@ async fn an_unused_connection_stays_open() {
     stream.write_all(PUT).await.unwrap();
     tokio::time::sleep(REQUEST_HEAD_DEADLINE + Duration::from_millis(200)).await;
     cluster.node(1).resume();
-    assert_done(&mut stream).await;
+    assert_eq!(read_status(&mut stream).await, 200);
     let nothing = unused.try_read(&mut [0]).unwrap_err();
     assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
     unused.write_all(PUT).await.unwrap();
-    assert_done(&mut unused).await;
-}
-
-async fn assert_done(stream: &mut TcpStream) {
-    let mut answer = [0; 12];
-    stream.read_exact(&mut answer).await.unwrap();
-    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 200");
+    assert_eq!(read_status(&mut unused).await, 200);
 }

@@ -1,12 +1,13 @@
 //! Requests that no HTTP library sends: broken heads, broken bodies, and silence.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{MARKER, states, unharmed};
-use crate::harness::{ALL, CALM, STEADY, TestCluster, path_of};
+use super::{MARKER, State, states, unharmed};
+use crate::harness::{ALL, CALM, STEADY, TestCluster, connect_and_send, path_of};
 
 /// By then a node has given up on every client with a slow head: after 5 s, plus a margin.
 const HEAD_SILENCE_DEADLINE: Duration = Duration::from_millis(9500);
@@ -34,6 +35,15 @@ async fn exchange(addr: &str, bytes: &[u8]) -> (String, Duration) {
     let answer = String::from_utf8_lossy(&answer).into_owned();
     assert!(exchanged.is_ok(), "the node did not close within {SILENCE_DEADLINE:?}; the response was {answer:?}");
     (answer, started.elapsed())
+}
+
+/// A cluster with the key `known`, a node of it that is a follower if there is one, and the state of all nodes.
+async fn with_known_key(name: &'static str, ids: &[u64]) -> (TestCluster, u64, BTreeMap<u64, State>) {
+    let cluster = TestCluster::form(name, ids, STEADY).await;
+    let target = 1 + cluster.leader_of(ids).await % ids.len() as u64;
+    cluster.write(target, "known", "value").await;
+    let before = states(&cluster, ids).await;
+    (cluster, target, before)
 }
 
 fn head(line: &str, headers: &str) -> Vec<u8> {
@@ -75,9 +85,7 @@ fn assert_invalid_http(what: &str, answer: &str, words: &[&str]) {
 /// Method: one connection per row; the response must be a 4xx, and come quickly.
 #[tokio::test]
 async fn broken_requests_do_no_harm() {
-    let mut cluster = TestCluster::form("raw-broken", &[1], CALM).await;
-    cluster.write(1, "known", "value").await;
-    let before = states(&cluster, &[1]).await;
+    let (mut cluster, _, before) = with_known_key("raw-broken", &[1]).await;
     let rows: Vec<(&str, Vec<u8>, &[u16])> = vec![
         ("garbage", format!("{MARKER} {MARKER}\r\n\r\n").into_bytes(), &[400]),
         (
@@ -133,10 +141,7 @@ async fn paths_that_no_library_sends_do_no_harm() {
         ("a query of raw bytes", b"known?\xff=1".to_vec(), 400, ""),
     ];
     for ids in [vec![1], vec![1, 2, 3]] {
-        let mut cluster = TestCluster::form("raw-paths", &ids, STEADY).await;
-        let target = 1 + cluster.leader_of(&ids).await % ids.len() as u64;
-        cluster.write(target, "known", "value").await;
-        let before = states(&cluster, &ids).await;
+        let (mut cluster, target, before) = with_known_key("raw-paths", &ids).await;
         let addr = cluster.addr(target).to_owned();
         for (what, key, status, code) in &rows {
             for (method, headers, body) in [("GET", "", ""), ("PUT", "content-length: 1\r\n", "v"), ("DELETE", "", "")]
@@ -199,10 +204,7 @@ async fn targets_that_would_be_truncated_do_no_harm() {
         ("a quote in a query", b"/v1/kv?prefix=\"known\"", &["%22"]),
     ];
     for ids in [vec![1], vec![1, 2, 3]] {
-        let mut cluster = TestCluster::form("raw-targets", &ids, STEADY).await;
-        let target = 1 + cluster.leader_of(&ids).await % ids.len() as u64;
-        cluster.write(target, "known", "value").await;
-        let before = states(&cluster, &ids).await;
+        let (mut cluster, target, before) = with_known_key("raw-targets", &ids).await;
         let addr = cluster.addr(target).to_owned();
         for (what, path, words) in rows {
             for (method, body) in [("GET", ""), ("PUT", "v"), ("DELETE", ""), ("POST", "v")] {
@@ -274,9 +276,7 @@ const BAD_HEADERS: &[(&str, &str, &[&str])] = &[
 /// Method: one connection per row; the message must contain the words of its row.
 #[tokio::test]
 async fn invalid_http_says_what_is_wrong() {
-    let mut cluster = TestCluster::form("raw-messages", &[1], CALM).await;
-    cluster.write(1, "known", "value").await;
-    let before = states(&cluster, &[1]).await;
+    let (mut cluster, _, before) = with_known_key("raw-messages", &[1]).await;
     let tls = [b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03".as_slice(), &[7; 506]].concat();
     let requests: Vec<(&str, Vec<u8>, &[&str])> = vec![
         ("TLS", tls, &["TLS", "plain HTTP"]),
@@ -339,9 +339,7 @@ async fn invalid_http_says_what_is_wrong() {
 /// Method: one connection per row. A header name longer than the HTTP library can store would make the library panic.
 #[tokio::test]
 async fn a_head_that_is_too_long_is_rejected() {
-    let mut cluster = TestCluster::form("raw-long", &[1], CALM).await;
-    cluster.write(1, "known", "value").await;
-    let before = states(&cluster, &[1]).await;
+    let (mut cluster, _, before) = with_known_key("raw-long", &[1]).await;
     let headers = |count: usize| (0..count).map(|number| format!("x-{number}: y\r\n")).collect::<String>();
     let old = |headers: &str| format!("POST /read HTTP/1.0\r\n{headers}\r\n").into_bytes();
     let old_of = |bytes: usize| old(&format!("x: {}\r\n", "v".repeat(bytes - old("x: \r\n").len())));
@@ -465,8 +463,7 @@ async fn a_client_that_is_still_sending_reads_why() {
         let body = vec![b'v'; 1 << 20];
         let request =
             [head("PUT /v1/kv/known#tag", &format!("{headers}content-length: {}\r\n", body.len())), body].concat();
-        let mut stream = TcpStream::connect(cluster.addr(1)).await.unwrap();
-        stream.write_all(&request).await.unwrap();
+        let mut stream = connect_and_send(cluster.addr(1), &request).await;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
         assert_invalid_http("a long body", &answer, &words);
@@ -478,9 +475,7 @@ async fn a_client_that_is_still_sending_reads_why() {
 /// Method: send part of a body, with a length and in chunks, and then close the sending half of the connection.
 #[tokio::test]
 async fn a_body_that_ends_early_is_rejected() {
-    let mut cluster = TestCluster::form("raw-early", &[1], CALM).await;
-    cluster.write(1, "known", "value").await;
-    let before = states(&cluster, &[1]).await;
+    let (mut cluster, _, before) = with_known_key("raw-early", &[1]).await;
     for (framing, part) in [
         ("content-length: 5", "ab"),
         ("transfer-encoding: chunked", "5\r\nab"),
@@ -539,9 +534,7 @@ async fn a_long_body_is_rejected_before_it_is_sent() {
 /// behind them must not be served.
 #[tokio::test]
 async fn broken_chunks_end_the_connection() {
-    let mut cluster = TestCluster::form("raw-chunks", &[1], CALM).await;
-    cluster.write(1, "known", "value").await;
-    let before = states(&cluster, &[1]).await;
+    let (mut cluster, _, before) = with_known_key("raw-chunks", &[1]).await;
     let long = format!("1;{}\r\nx\r\n", "e".repeat(20_000));
     let trailer = format!("1\r\nx\r\n0\r\nx: {}\r\n\r\n", "t".repeat(20_000));
     let rows = [
@@ -615,9 +608,7 @@ async fn a_path_means_the_same_key_on_every_node() {
 /// client's requests must be served quickly.
 #[tokio::test]
 async fn slow_clients_do_not_slow_others_down() {
-    let mut cluster = TestCluster::form("raw-slow", &[1], CALM).await;
-    cluster.write(1, "known", "value").await;
-    let before = states(&cluster, &[1]).await;
+    let (mut cluster, _, before) = with_known_key("raw-slow", &[1]).await;
     let addr = cluster.addr(1).to_owned();
     let rows: Vec<(&str, usize, Vec<u8>, Duration)> = vec![
         ("half a line", 100, b"POST /wri".to_vec(), HEAD_SILENCE_DEADLINE),

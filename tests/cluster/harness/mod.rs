@@ -23,5 +23,5 @@ pub use peer::{envelope, envelope_header, framed, identity_of};
 pub use process::{BINARY, Ended, command, free_port, raise_open_files, run, send_signal};
 pub use stand_in::{StandIn, respond};
 pub use v1::{Random, mib_of, path_of};
-pub use wire::{Wire, WireResponse};
+pub use wire::{Wire, WireResponse, connect_and_send, read_status};
 pub use writers::Writers;

@@ -135,3 +135,17 @@ impl WireResponse {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 }
+
+/// Connects to a node, and sends these bytes.
+pub async fn connect_and_send(addr: &str, bytes: impl AsRef<[u8]>) -> TcpStream {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    stream.write_all(bytes.as_ref()).await.unwrap();
+    stream
+}
+
+/// Reads the start of a response, and returns its status.
+pub async fn read_status(stream: &mut TcpStream) -> u16 {
+    let mut line = [0; 12];
+    tokio::time::timeout(DEADLINE, stream.read_exact(&mut line)).await.expect("the node must respond").unwrap();
+    String::from_utf8_lossy(&line[9..]).parse().unwrap()
+}
