@@ -8,13 +8,15 @@ use std::path::{Path, PathBuf};
 
 /// Modules, lowest first, and the modules that each may name in its code and its unit tests. A row covers all modules
 /// below its own that have no row.
-const MAY_NAME: [(&str, &str); 33] = [
+const MAY_NAME: [(&str, &str); 35] = [
     ("seeded_bug", ""),
     ("hash", ""),
+    ("headers", ""),
     ("body", ""),
     ("operation", "body hash"),
     ("types", "body operation"),
     ("config", "types"),
+    ("duration", "config"),
     ("telemetry", "config"),
     ("clock", "config seeded_bug"),
     ("disk", "config"),
@@ -49,18 +51,18 @@ const MAY_NAME: [(&str, &str); 33] = [
          store::clock_file store::log store::state_machine store::snapshot store::watch store::self_check \
          store::applied store::state_machine_store",
     ),
-    ("client", "body config connection error types"),
+    ("client", "body config connection duration error headers types"),
     ("app", "agreement config confirmations connection disk peers store types"),
     (
         "network",
-        "agreement app body config confirmations connection disk error operation peers seeded_bug store types \
+        "agreement app body config confirmations connection disk duration error headers operation peers seeded_bug store types \
          store::error store::durable store::log store::state_machine store::snapshot",
     ),
     ("compaction", "app config disk store types store::durable store::snapshot"),
     ("server", "app compaction config network operation peers store types"),
     (
         "fuzzing",
-        "app body client config error network operation store types store::clock_file store::identity \
+        "app body client config error headers network operation store types store::clock_file store::identity \
          store::log store::snapshot",
     ),
 ];
