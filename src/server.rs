@@ -388,20 +388,13 @@ async fn core_stopped(raft: &ExampleRaft, store: &ExampleStore) -> Fatal<TypeCon
     }
 }
 
-/// As leader, has keys removed whose time is over; and takes back what listings no longer need, and what slow watches hold.
-/// As leader, deletes expired keys; and frees states that listings no longer need.
+/// As leader, deletes expired keys. On every node, frees states that listings no longer need, and takes back what slow
+/// watches hold.
 async fn expire(app: web::Data<ExampleApp>) {
     let mut interval = tokio::time::interval(EXPIRY_INTERVAL);
     loop {
         interval.tick().await;
-        let (oldest, replaced_bytes) =
-            app.store.state_machine.read(|machine| (machine.history.oldest(), machine.replaced_bytes()));
-        let unused = app.store.state_machine.listings().take_unused(replaced_bytes);
-        let too_slow = app.watches_held.take_back(oldest, replaced_bytes);
-        if !unused.is_empty() || !too_slow.is_empty() {
-            // Freeing a large map is slow.
-            tokio::task::spawn_blocking(move || drop((unused, too_slow)));
-        }
+        take_back(&app);
         // Each entry deletes a limited number of keys.
         while app.role() == Role::Leader {
             let now_ms = app.store.clock().leader_now_ms();
@@ -413,7 +406,21 @@ async fn expire(app: web::Data<ExampleApp>) {
             if propose(&app, None, Operation::Expire, Duration::ZERO).await.is_err() {
                 break;
             }
+            // Keys may expire for as long as clients add some.
+            take_back(&app);
         }
+    }
+}
+
+/// Frees what listings and slow watches hold for too long, or too much.
+fn take_back(app: &ExampleApp) {
+    let (oldest, replaced_bytes) =
+        app.store.state_machine.read(|machine| (machine.history.oldest(), machine.replaced_bytes()));
+    let unused = app.store.state_machine.listings().take_unused(replaced_bytes);
+    let too_slow = app.watches_held.take_back(oldest, replaced_bytes);
+    if !unused.is_empty() || !too_slow.is_empty() {
+        // Freeing a large map is slow.
+        tokio::task::spawn_blocking(move || drop((unused, too_slow)));
     }
 }
 

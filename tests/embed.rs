@@ -1,6 +1,6 @@
 //! A node inside a program: `serve` with a listener, a configuration and a shutdown signal.
 
-#![allow(clippy::unwrap_used)] // Helpers of tests fail by panicking.
+#![allow(clippy::unwrap_used)] // Test helpers fail by panicking.
 
 use std::net::TcpListener;
 use std::time::Duration;
@@ -35,7 +35,7 @@ impl Node {
     }
 }
 
-/// Tries again until a probe succeeds; a node that was just started is not there at once.
+/// Repeats a probe until it succeeds: a node that was just started does not listen immediately.
 async fn eventually<T, E: std::fmt::Debug>(what: &str, mut probe: impl AsyncFnMut() -> Result<T, E>) -> T {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
     loop {
@@ -47,9 +47,9 @@ async fn eventually<T, E: std::fmt::Debug>(what: &str, mut probe: impl AsyncFnMu
     }
 }
 
-/// A node in a program takes writes, stops when told to, and has them after it is started again.
+/// A node in a program accepts writes, stops on the shutdown signal, and still has the writes after a restart.
 ///
-/// Method: serve, init, write, stop; serve on the same directory and read, linearizably and then locally.
+/// Method: serve, initialize, write and stop. Serve the same directory again and read, linearizably and then locally.
 #[tokio::test]
 async fn serves_stops_and_goes_on() {
     let directory = tempfile::tempdir().unwrap();
@@ -67,7 +67,7 @@ async fn serves_stops_and_goes_on() {
     node.stop().await;
 }
 
-/// A second node on the same directory is refused, and the first goes on.
+/// A second node on the same directory is rejected, and the first one keeps running.
 #[tokio::test]
 async fn a_directory_has_one_node() {
     let directory = tempfile::tempdir().unwrap();
@@ -80,9 +80,9 @@ async fn a_directory_has_one_node() {
     first.stop().await;
 }
 
-/// The client tells what was certainly not applied from what may have been.
+/// The client distinguishes a request that was not applied from one whose outcome is unknown.
 ///
-/// Method: a port where nobody listens, and one where someone takes the request and never answers.
+/// Method: write to a listener that never responds, and to a port without a listener.
 #[tokio::test]
 async fn the_client_knows_what_it_does_not_know() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -102,7 +102,7 @@ async fn the_client_knows_what_it_does_not_know() {
     assert_eq!(error.outcome(), Outcome::NotApplied);
 }
 
-/// A node that belongs to no cluster says what to do.
+/// The errors of a node that belongs to no cluster name `/init`.
 #[tokio::test]
 async fn a_lone_node_says_what_to_do() {
     let directory = tempfile::tempdir().unwrap();
@@ -118,9 +118,9 @@ async fn a_lone_node_says_what_to_do() {
     node.stop().await;
 }
 
-/// Programs written for the original find its names where it has them, and mean the same by them.
+/// Programs written for the openraft example compile: its names exist at the same paths and have the same meaning.
 ///
-/// Method: the imports and calls of the original's own test, with its client on a node that is served here.
+/// Method: use the imports and calls of the example's own test, with its client on a node of this test.
 #[tokio::test]
 async fn the_originals_names_are_there() {
     use std::collections::BTreeSet;
@@ -136,7 +136,7 @@ async fn the_originals_names_are_there() {
         &app.raft
     }
     is_raft_config::<ExampleTypeConfig>();
-    // Not run here: its data would go to the directory that the test runs in.
+    // Do not run it: it would write its data to the working directory of the test.
     let _ = |id: ExampleNodeId, addr: String| start_example_raft_node(id, addr);
     let _ = raft_of;
     let _ = size_of::<(ExampleNetwork, ExampleStateMachine, ExampleStore)>();

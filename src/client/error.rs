@@ -176,7 +176,8 @@ impl ClientError {
                 Some(503) => {
                     Some(Duration::from_millis(self.answer().and_then(|error| error.retry_after_ms).unwrap_or(0)))
                 }
-                Some(504) => Some(Duration::ZERO),
+                // A node that failed is about to exit; another one may serve the request.
+                Some(500 | 504) => Some(Duration::ZERO),
                 _ => None,
             },
             ClientError::OtherCluster { .. } | ClientError::Unresolved { .. } | ClientError::InvalidRequest { .. } => {

@@ -319,6 +319,8 @@ fn tags_of(request: &HttpRequest, name: &HeaderName) -> Result<Option<Tags>, Api
         (true, _) => return Err(malformed(name, b"* in a list")),
         (false, _) => {}
     }
+    // A missing key has no tag; comparisons of transactions give it revision 0.
+    revisions.retain(|revision| *revision != 0);
     revisions.sort_unstable();
     revisions.dedup();
     Ok(Some(Tags::Revisions(revisions)))

@@ -192,7 +192,6 @@ pub(super) fn whole_number(text: &str) -> Option<u64> {
     if digits { text.parse().ok() } else { None }
 }
 
-/// A TTL such as `500ms`, `30s`, `5m`, `12h` or `7d`, in milliseconds.
 /// A TTL such as `30s`, in milliseconds.
 pub fn ttl_ms(text: &str) -> Result<u64, ApiError> {
     duration::ttl_ms(text).map_err(|message| ApiError::bad_request("invalid_ttl", message))

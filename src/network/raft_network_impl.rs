@@ -3,8 +3,9 @@
 //! Appends, heartbeats and snapshots have connections of their own, so that a long body of one never delays another: a
 //! late heartbeat would cause an election.
 
+use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use actix_web::http::header::HeaderName;
@@ -41,15 +42,34 @@ pub struct ExampleNetworkFactory {
     append: reqwest::Client,
     heartbeat: reqwest::Client,
     snapshot: reqwest::Client,
+    /// By purpose and node. openraft makes new connections for each election, and each would log the same failure.
+    troubles: HashMap<(Purpose, NodeId), Arc<Trouble>>,
 }
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Purpose {
+    Append,
+    Heartbeat,
+    Snapshot,
+}
+
+/// Why the last RPC failed, if it did. Only changes are logged.
+#[derive(Default)]
+struct Trouble(Mutex<Option<String>>);
 
 impl ExampleNetworkFactory {
     /// The network of the node with this store.
     pub fn new(store: Arc<ExampleStore>, peers: Arc<Peers>) -> Self {
-        ExampleNetworkFactory { store, peers, append: connections(), heartbeat: connections(), snapshot: connections() }
+        let (append, heartbeat, snapshot) = (connections(), connections(), connections());
+        ExampleNetworkFactory { store, peers, append, heartbeat, snapshot, troubles: HashMap::new() }
     }
 
-    fn connect(&self, http: &reqwest::Client, target: NodeId, node: &ExampleNode) -> ExampleNetwork {
+    fn connect(&mut self, purpose: Purpose, target: NodeId, node: &ExampleNode) -> ExampleNetwork {
+        let http = match purpose {
+            Purpose::Append => &self.append,
+            Purpose::Heartbeat => &self.heartbeat,
+            Purpose::Snapshot => &self.snapshot,
+        };
         ExampleNetwork {
             store: self.store.clone(),
             peers: self.peers.clone(),
@@ -57,7 +77,7 @@ impl ExampleNetworkFactory {
             target,
             node: node.clone(),
             envelope: None,
-            trouble: None,
+            trouble: self.troubles.entry((purpose, target)).or_default().clone(),
         }
     }
 }
@@ -66,15 +86,15 @@ impl RaftNetworkFactory<TypeConfig> for ExampleNetworkFactory {
     type Network = ExampleNetwork;
 
     async fn new_client(&mut self, target: NodeId, node: &ExampleNode) -> ExampleNetwork {
-        self.connect(&self.append, target, node)
+        self.connect(Purpose::Append, target, node)
     }
 
     async fn new_heartbeat_client(&mut self, target: NodeId, node: &ExampleNode) -> ExampleNetwork {
-        self.connect(&self.heartbeat, target, node)
+        self.connect(Purpose::Heartbeat, target, node)
     }
 
     async fn new_snapshot_client(&mut self, target: NodeId, node: &ExampleNode) -> ExampleNetwork {
-        self.connect(&self.snapshot, target, node)
+        self.connect(Purpose::Snapshot, target, node)
     }
 }
 
@@ -86,8 +106,19 @@ pub struct ExampleNetwork {
     target: NodeId,
     node: ExampleNode,
     envelope: Option<HeaderValue>,
-    /// Why the last RPC failed, if it did. Only changes are logged.
-    trouble: Option<String>,
+    trouble: Arc<Trouble>,
+}
+
+impl Trouble {
+    /// Replaces the trouble; returns whether that changed it.
+    fn set(&self, reason: Option<&str>) -> bool {
+        let mut trouble = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = trouble.as_deref() != reason;
+        if changed {
+            *trouble = reason.map(str::to_owned);
+        }
+        changed
+    }
 }
 
 impl ExampleNetwork {
@@ -178,7 +209,7 @@ impl ExampleNetwork {
             self.note_unreached(path, &reason);
             return Err(unreachable(reason));
         }
-        if self.trouble.take().is_some() {
+        if self.trouble.set(None) {
             tracing::info!("{path} to node {} at {} succeeds again", self.target, self.node);
         }
         rmp_serde::from_slice(&body).map_err(|error| network_error(format!("cannot decode its response: {error}")))
@@ -200,9 +231,8 @@ impl ExampleNetwork {
         found.and_then(|found| found.to_str().ok()).filter(|found| *found != own)
     }
 
-    fn note_unreached(&mut self, path: &str, reason: &str) {
-        if self.trouble.as_deref() != Some(reason) {
-            self.trouble = Some(reason.to_owned());
+    fn note_unreached(&self, path: &str, reason: &str) {
+        if self.trouble.set(Some(reason)) {
             tracing::warn!("{path} to node {} at {} failed: {reason}", self.target, self.node);
         }
     }

@@ -30,8 +30,8 @@ use super::watch_held::{InitialState, WatchHeld};
 use crate::app::{ExampleApp, Exclusion};
 use crate::body::{KeyValueRef, WatchEnd, WatchEvent, write_json_line};
 use crate::config::{
-    KEY_VALUE_EXTRA_BYTES, REQUEST_DEADLINE, WATCH_BATCH_BYTES, WATCH_CONFIRMATION_DEADLINE, WATCH_HEARTBEAT,
-    WATCH_LEADER_DEADLINE, WATCH_LEADER_INTERVAL, WATCH_PIECE_BYTES_MAX,
+    KEY_VALUE_EXTRA_BYTES, REQUEST_DEADLINE, STATE_REPLACED_BYTES_MAX, WATCH_BATCH_BYTES, WATCH_CONFIRMATION_DEADLINE,
+    WATCH_HEARTBEAT, WATCH_LEADER_DEADLINE, WATCH_LEADER_INTERVAL, WATCH_PIECE_BYTES_MAX,
 };
 use crate::confirmations::Wanted;
 use crate::error::{ApiError, NotApplied, Retry, RevisionGone};
@@ -402,10 +402,12 @@ impl Watching {
     async fn send_initial(&mut self, app: &ExampleApp, initial: Initial, held: &WatchHeld) -> Result<(), WatchEnd> {
         // An old state takes memory while the store changes, so a reader of it must keep up with the history.
         let oldest = app.store.state_machine.read(|machine| machine.history.oldest());
-        let Some(InitialState { data, revision, .. }) = held.initial().filter(|state| oldest <= state.revision + 1)
-        else {
-            return Err(too_slow(oldest));
+        let Some(InitialState { data, revision, .. }) = held.initial() else {
+            return Err(state_taken_back());
         };
+        if oldest > revision + 1 {
+            return Err(too_slow(oldest));
+        }
         let (prefix, end) = match &initial.filter {
             Filter::Prefix(prefix) => (prefix.to_string(), None),
             Filter::Key(key) => (key.to_string(), Some(format!("{key}\0"))),
@@ -476,7 +478,7 @@ impl Watching {
 /// Whether the error is temporary. A node that was removed may be added again, but one that lost its data never is, and
 /// one without a cluster needs an operator.
 fn may_pass(app: &ExampleApp, error: &ApiError) -> bool {
-    matches!(error.status(), 503 | 504)
+    matches!(error.status(), 500 | 503 | 504)
         && app.store.identity().cluster_id.is_some()
         && !matches!(app.exclusion(), Some(Exclusion::OtherDirectory { .. }))
 }
@@ -490,6 +492,16 @@ fn end_event(end: WatchEnd) -> Bytes {
     let mut event = Vec::new();
     write_event(&mut event, None, &WatchEvent::End(end));
     event.into()
+}
+
+fn state_taken_back() -> WatchEnd {
+    WatchEnd {
+        code: "too_slow".to_owned(),
+        message: format!(
+            "the keys at the beginning of this watch are no longer kept: it was read more slowly than the history moves \
+             on, or {STATE_REPLACED_BYTES_MAX} bytes of values were replaced meanwhile; start again with `initial`"
+        ),
+    }
 }
 
 fn too_slow(oldest: u64) -> WatchEnd {

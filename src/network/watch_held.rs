@@ -1,12 +1,11 @@
-//! What slow watches hold beyond what the node keeps anyway.
+//! Bounds the memory that slow watches hold in addition to the history and the state.
 //!
-//! A client that reads slowly, or not at all, keeps its watch from taking the next piece. Meanwhile the watch holds
-//! the rest of its batch, and the state at its beginning if it has not sent all of that. Both cost next to nothing
-//! while the history and the current state share them, and more and more as the store changes. So they belong to
-//! the node, which takes them back from watches that fell behind.
+//! While its client reads slowly, or not at all, a watch holds the rest of its batch, and the initial state until all
+//! of that has been sent. Both use almost no memory while the history and the current state share them, and more as
+//! the store changes. So the node owns them, and drops them from watches that fell behind.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
@@ -15,17 +14,30 @@ use crate::store::Data;
 
 /// What the watches of a node hold.
 #[derive(Debug, Default)]
-pub struct WatchesHeld {
-    all: Mutex<Vec<Weak<Mutex<Inner>>>>,
-    /// The oldest revision of the history, and the replaced bytes, when it was last looked through.
+pub struct WatchesHeld(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    watches: Mutex<Watches>,
+    /// The oldest revision of the history, and the replaced bytes, when the watches were last examined.
     looked_at: Mutex<(u64, u64)>,
+}
+
+#[derive(Debug, Default)]
+struct Watches {
+    by_number: HashMap<u64, Arc<Mutex<Inner>>>,
+    next_number: u64,
 }
 
 /// What one watch holds.
 #[derive(Debug)]
-pub struct WatchHeld(Arc<Mutex<Inner>>);
+pub struct WatchHeld {
+    inner: Arc<Mutex<Inner>>,
+    number: u64,
+    shared: Arc<Shared>,
+}
 
-/// The rest of a batch was taken back.
+/// The rest of a batch was dropped.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this watch was read too slowly, and is cut off within an event")]
 pub struct Cut;
@@ -36,11 +48,11 @@ struct Inner {
     /// The last revision of the batch of which `unsent` is the rest.
     last_revision: Option<u64>,
     initial: Option<InitialState>,
-    /// Whether `unsent` was taken back.
+    /// Whether `unsent` was dropped.
     is_cut: bool,
 }
 
-/// The state at the beginning of a watch, until all of it has been sent.
+/// The state at the revision at which a watch began.
 #[derive(Clone, Debug)]
 pub struct InitialState {
     /// The keys.
@@ -52,55 +64,72 @@ pub struct InitialState {
 }
 
 impl WatchesHeld {
-    /// For a watch that holds nothing yet.
+    /// Registers a new watch, which holds nothing yet.
     pub fn of_new_watch(&self) -> WatchHeld {
-        let held = Arc::default();
-        lock(&self.all).push(Arc::downgrade(&held));
-        WatchHeld(held)
+        let inner = Arc::<Mutex<Inner>>::default();
+        let mut watches = lock(&self.0.watches);
+        let number = watches.next_number;
+        watches.next_number += 1;
+        watches.by_number.insert(number, inner.clone());
+        WatchHeld { inner, number, shared: self.0.clone() }
     }
 
-    /// Takes back states that the current one no longer shares much with, and batches that the history no longer has, as
-    /// far as there are too many of these: the oldest first. Looks at the watches only if the state changed. What it
-    /// returns takes long to free.
+    /// Drops initial states that share little with the current one. Drops the oldest batches outside the history while
+    /// they exceed the bound. Examines the watches only if the state changed. The returned values are slow to free.
     pub fn take_back(&self, oldest: u64, replaced_bytes: u64) -> Vec<impl Send + use<>> {
         let mut freed = Vec::new();
-        if std::mem::replace(&mut *lock(&self.looked_at), (oldest, replaced_bytes)) == (oldest, replaced_bytes) {
+        if std::mem::replace(&mut *lock(&self.0.looked_at), (oldest, replaced_bytes)) == (oldest, replaced_bytes) {
             return freed;
         }
         let mut gone = Vec::new();
-        lock(&self.all).retain(|held| {
-            let Some(held) = held.upgrade() else { return false };
-            let mut inner = lock(&held);
+        // Watches share pieces, so each piece counts once: its bytes, and how many of these watches have it.
+        let mut pieces: HashMap<*const u8, (usize, usize)> = HashMap::new();
+        for held in lock(&self.0.watches).by_number.values() {
+            let mut inner = lock(held);
             freed.extend(inner.take_state_back(oldest, replaced_bytes).map(Freed::State));
-            // A watch cannot go on after such a batch, but it may finish it, and say why it ends.
+            // A watch cannot continue after such a batch, unless its keys did not change. But it may finish the batch,
+            // and send the reason for its end.
             if let Some(revision) = inner.last_revision.filter(|revision| is_gone(*revision, oldest)) {
-                let bytes: usize = inner.unsent.iter().map(Bytes::len).sum();
-                drop(inner);
-                gone.push((revision, bytes, held));
+                for piece in &inner.unsent {
+                    pieces.entry(piece.as_ptr()).or_insert((piece.len(), 0)).1 += 1;
+                }
+                gone.push((revision, held.clone()));
             }
-            true
-        });
-        gone.sort_unstable_by_key(|(revision, ..)| *revision);
-        let mut bytes_held: usize = gone.iter().map(|(_, bytes, _)| bytes).sum();
-        for (_, bytes, held) in gone {
+        }
+        gone.sort_unstable_by_key(|(revision, _)| *revision);
+        let mut bytes_held: usize = pieces.values().map(|(bytes, _)| bytes).sum();
+        for (revision, held) in gone {
             if bytes_held <= WATCH_GONE_BYTES_MAX {
                 break;
             }
-            bytes_held -= bytes;
-            freed.push(Freed::Batch(lock(&held).cut()));
+            let mut inner = lock(&held);
+            // In the meantime the watch may have sent the rest, and have another batch.
+            if inner.last_revision != Some(revision) {
+                continue;
+            }
+            let batch = inner.cut();
+            for piece in &batch {
+                if let Some((bytes, watches)) = pieces.get_mut(&piece.as_ptr()) {
+                    *watches -= 1;
+                    if *watches == 0 {
+                        bytes_held -= *bytes;
+                    }
+                }
+            }
+            freed.push(Freed::Batch(batch));
         }
         freed
     }
 }
 
-/// What was taken back.
+/// A dropped value.
 #[expect(dead_code, reason = "is only dropped")]
 enum Freed {
     State(InitialState),
     Batch(VecDeque<Bytes>),
 }
 
-/// Whether a watch that has all up to this revision could not go on.
+/// Whether a watch that has everything up to this revision could not continue.
 fn is_gone(revision: u64, oldest: u64) -> bool {
     oldest > revision + 1
 }
@@ -108,8 +137,11 @@ fn is_gone(revision: u64, oldest: u64) -> bool {
 impl Inner {
     fn take_state_back(&mut self, oldest: u64, replaced_bytes: u64) -> Option<InitialState> {
         self.initial.take_if(|state| {
-            is_gone(state.revision, oldest)
-                || replaced_bytes.saturating_sub(state.replaced_bytes) > STATE_REPLACED_BYTES_MAX
+            // The count restarts at 0 when a snapshot is installed.
+            let is_shared = replaced_bytes
+                .checked_sub(state.replaced_bytes)
+                .is_some_and(|replaced_bytes| replaced_bytes <= STATE_REPLACED_BYTES_MAX);
+            is_gone(state.revision, oldest) || !is_shared
         })
     }
 
@@ -121,30 +153,30 @@ impl Inner {
 }
 
 impl WatchHeld {
-    /// Holds the state at the beginning.
+    /// Holds the initial state until it is sent or dropped.
     pub fn begin_with(&self, initial: InitialState) {
-        lock(&self.0).initial = Some(initial);
+        lock(&self.inner).initial = Some(initial);
     }
 
-    /// Adds something short.
+    /// Adds a short piece, such as a heartbeat.
     pub fn push(&self, piece: Bytes) {
-        lock(&self.0).unsent.push_back(piece);
+        lock(&self.inner).unsent.push_back(piece);
     }
 
-    /// Adds the pieces of a batch of changes, or of the state at the beginning, up to this revision.
+    /// Adds the pieces of a batch of changes, or of the initial state, up to this revision.
     pub fn extend(&self, pieces: impl IntoIterator<Item = Bytes>, last_revision: u64) {
-        let mut inner = lock(&self.0);
+        let mut inner = lock(&self.inner);
         inner.unsent.extend(pieces);
         inner.last_revision = Some(last_revision);
     }
 
-    /// The next piece, of at most so many bytes; `None` if all have been taken.
+    /// The next piece, of at most this many bytes; `None` if all have been sent.
     ///
     /// # Errors
     ///
-    /// [`Cut`]: the rest is missing, perhaps in the middle of an event.
+    /// [`Cut`]: the rest was dropped, possibly within an event.
     pub fn next(&self, bytes_max: usize) -> Result<Option<Bytes>, Cut> {
-        let mut inner = lock(&self.0);
+        let mut inner = lock(&self.inner);
         if inner.is_cut {
             return Err(Cut);
         }
@@ -158,14 +190,20 @@ impl WatchHeld {
         Ok(next)
     }
 
-    /// The state at the beginning; `None` if it was taken back.
+    /// The initial state; `None` if it was dropped.
     pub fn initial(&self) -> Option<InitialState> {
-        lock(&self.0).initial.clone()
+        lock(&self.inner).initial.clone()
     }
 
-    /// All of the state at the beginning has been sent.
+    /// Drops the initial state once all of it has been sent.
     pub fn initial_is_sent(&self) {
-        lock(&self.0).initial = None;
+        lock(&self.inner).initial = None;
+    }
+}
+
+impl Drop for WatchHeld {
+    fn drop(&mut self) {
+        lock(&self.shared.watches).by_number.remove(&self.number);
     }
 }
 
@@ -179,31 +217,32 @@ mod tests {
 
     const LAST: u64 = 7;
 
-    /// Of batches after which a watch cannot go on, the oldest are taken back if there are too many. What was sent before
-    /// is not missed.
+    /// If the batches after which watches cannot continue exceed the bound, the oldest are dropped. Pieces that were
+    /// already sent do not count.
     #[test]
     fn batches_are_taken_back() {
         let all = WatchesHeld::default();
         let [slow, fast, slow_too] = [(); 3].map(|()| all.of_new_watch());
-        let half = Bytes::from(vec![b'v'; WATCH_GONE_BYTES_MAX / 2]);
-        slow.extend([Bytes::from_static(b"12345"), half.clone()], LAST);
+        let half = || Bytes::from(vec![b'v'; WATCH_GONE_BYTES_MAX / 2]);
+        let shared = half();
+        slow.extend([Bytes::from_static(b"12345"), shared.clone()], LAST);
         assert_eq!(slow.next(3).unwrap().unwrap(), "123");
         assert_eq!(slow.next(3).unwrap().unwrap(), "45");
-        fast.extend([half.clone()], LAST);
+        fast.extend([half()], LAST);
         while fast.next(1 << 20).unwrap().is_some() {}
-        slow_too.extend([half.clone(), Bytes::from_static(b"1")], LAST + 1);
-        assert!(all.take_back(LAST + 2, 0).is_empty(), "half of what is allowed");
-        assert_eq!(all.take_back(LAST + 3, 0).len(), 1);
+        slow_too.extend([shared.clone()], LAST + 1);
+        assert!(all.take_back(LAST + 3, 0).is_empty(), "they share half of what is allowed");
+        slow_too.extend([half(), Bytes::from_static(b"1")], LAST + 1);
+        assert_eq!(all.take_back(LAST + 4, 0).len(), 2, "what they share is freed with the last");
         assert_eq!(slow.next(3), Err(Cut));
         assert_eq!(fast.next(3), Ok(None));
-        assert_eq!(slow_too.next(3), Ok(Some(half.slice(..3))));
+        assert_eq!(slow_too.next(3), Err(Cut));
         drop((slow, fast, slow_too));
-        assert!(all.take_back(LAST + 4, 0).is_empty());
-        assert!(lock(&all.all).is_empty());
+        assert!(lock(&all.0.watches).by_number.is_empty());
     }
 
-    /// The state at the beginning is taken back once the watch could not go on after it, or too much was replaced. What the
-    /// watch sends at that moment is not.
+    /// The initial state is dropped once the watch could not continue after it, or too many bytes were replaced. The
+    /// pieces that the watch is sending at that moment are kept.
     #[test]
     fn states_are_taken_back() {
         let all = WatchesHeld::default();

@@ -244,6 +244,26 @@ async fn tags_are_accepted_in_every_form() {
     }
 }
 
+/// A tag of revision 0 matches no key, also none that is missing.
+///
+/// Method: writes to a missing key with `"0"`, alone and in a list.
+#[tokio::test]
+async fn a_missing_key_matches_no_tag() {
+    let cluster = TestCluster::form("kv-tag-0", &[1], CALM).await;
+    for tags in ["\"0\"", "\"0\", \"5\"", "0, W/\"0\", \"5-gzip\""] {
+        let writes = [(Method::PUT, "k", "v"), (Method::DELETE, "k", ""), (Method::POST, "k/touch?ttl=1h", "")];
+        for (method, path, body) in writes {
+            let path = format!("/v1/kv/{path}");
+            let answer = cluster.v1(1, method.clone(), &path, &[("if-match", tags)], body).await;
+            assert!([404, 412].contains(&answer.status), "{method} {tags}: {}", answer.text());
+        }
+        cluster.get(1, "/v1/kv/k").await.assert_rejected(404, "key_not_found");
+        let put = cluster.v1(1, Method::PUT, "/v1/kv/k", &[("if-none-match", tags)], "v").await;
+        assert_eq!(written(&put).1, 1, "{tags}");
+        cluster.delete(1, "/v1/kv/k").await.done();
+    }
+}
+
 /// A reader that already has the current revision gets 304 without the value.
 ///
 /// Method: read with `If-None-Match` on each node: 304 with the tag and no body while the tag matches, and 200 as soon

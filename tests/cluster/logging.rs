@@ -5,6 +5,7 @@ use std::io::{PipeReader, PipeWriter, Write, pipe};
 use std::process::Stdio;
 
 use serde_json::Value;
+use tokio::io::AsyncReadExt;
 
 use crate::harness::{ALL, CALM_BUT_QUICK, DEADLINE, Http, TestCluster, TestNode, command, eventually, others};
 
@@ -161,4 +162,27 @@ async fn exit_codes_do_not_depend_on_the_log() {
             assert_eq!(ended.code(), Some(code), "{arguments:?}");
         }
     }
+}
+
+/// A node that cannot reach another logs each reason once, however often it tries.
+///
+/// Method: kill two of three nodes. A listener takes the place of one of them, and closes every connection. Once it has
+/// closed ten, the third node's log has two lines about that node at most: connections were refused, and then closed.
+#[tokio::test]
+async fn a_failure_is_logged_once() {
+    let mut cluster = TestCluster::form("log-once", &ALL, &[]).await;
+    let leader = cluster.leader_of(&ALL).await;
+    let (gone, left) = (others(leader)[0], others(leader)[1]);
+    cluster.kill(leader);
+    cluster.kill(gone);
+    let listener = tokio::net::TcpListener::bind(cluster.addr(gone)).await.unwrap();
+    for _ in 0..10 {
+        let (mut connection, _) = tokio::time::timeout(DEADLINE, listener.accept()).await.unwrap().unwrap();
+        // Closed with the request unread, it would sometimes be reset instead.
+        assert!(connection.read(&mut [0; 1 << 14]).await.unwrap() > 0);
+    }
+    let log = cluster.node(left).log();
+    let about = format!("to node {gone} at ");
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("WARN") && line.contains(&about)).collect();
+    assert!((1..=2).contains(&lines.len()), "{lines:#?}");
 }

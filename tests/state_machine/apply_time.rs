@@ -1,6 +1,6 @@
-//! How long entries take to apply that look at many keys.
+//! How long it takes to apply entries that visit many keys.
 
-#![allow(clippy::print_stdout)] // What is measured is to be read.
+#![allow(clippy::print_stdout)] // The test prints its measurements.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,7 +40,7 @@ impl Node {
         self.apply(None, Operation::Put(put));
     }
 
-    /// Puts keys in this order; returns how long each took.
+    /// Puts keys in this order; returns the mean time of a put.
     fn put_all(&mut self, numbers: impl Iterator<Item = u64>) -> Duration {
         let (start, before) = (Instant::now(), self.index);
         numbers.for_each(|number| self.put(number));
@@ -56,7 +56,7 @@ impl Node {
     }
 }
 
-/// A name, the order in which keys are put, and which ones.
+/// A name, the order in which keys are put, and a filter of the keys.
 type Case = (&'static str, fn(u64) -> u64, fn(u64) -> bool);
 
 /// A step of a deletion by prefix skips keys that were put after it began: among a million of them it takes less than a
@@ -71,7 +71,7 @@ fn deletions_by_prefix() {
     println!("creating keys takes {:?} each", node.put_all(0..KEYS));
     let cases: [Case; 4] = [
         ("all", |number| number, |_| true),
-        // By a prime, so that each comes once.
+        // By a prime, so that each number occurs once.
         ("all in another order", |number| number * 611_953 % KEYS, |_| true),
         ("all but each 1,000th", |number| number, |number| number % 1000 != 0),
         ("all but each 50th", |number| number, |number| number % 50 != 0),
@@ -97,16 +97,16 @@ fn deletions_by_prefix() {
     assert!(of_none < Duration::from_millis(1) && of_some < Duration::from_millis(20));
 }
 
-/// A value that an entry reads or sets is not copied: four gets of 1 MiB take microseconds, and what is done
-/// for an `Idempotency-Key` takes as long as hashing takes.
+/// A value that an entry reads or sets is not copied: four gets of 1 MiB take microseconds, and an `Idempotency-Key`
+/// costs only the time of hashing.
 ///
-/// Method: 101 entries of each kind, which are applied to a node with one key. The medians count.
+/// Method: apply 101 entries of each kind to a node with one key. The medians count.
 #[test]
 #[ignore = "measures, in a release build: cargo test --release --test state_machine apply_time -- --ignored --nocapture"]
 fn long_values() {
     let values = [("text", vec![b'v'; 1 << 20]), ("no text", vec![0xff; 1 << 20])];
     for (name, value) in values {
-        // The key is a part of what may be read.
+        // The key counts toward the limit of a transaction's reads.
         let value = Value::from(&value[1..]);
         let mut node = Node::default();
         let put = || Operation::Put(Put { key: "k".into(), value: value.clone(), ttl_ms: None, condition: None });

@@ -1,4 +1,4 @@
-//! What must be the same for nodes of all versions: hashes, snapshots, and which requests are remembered.
+//! What must be the same for nodes of all versions: hashes, snapshots, and the set of remembered requests.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use raft_key_value::types::{Command, Entry, LogId, Payload};
 use crate::harness::{Replicas, file_of};
 use crate::operations::put_many;
 
-/// Applies one write at this time, as a request of its own.
+/// Applies one write at this time, as its own request.
 fn write(replicas: &mut Replicas, at_ms: u64, key: &str, operation: Operation) {
     let request = Some(Arc::new(RequestId { key: key.into(), fingerprint: [1, 2] }));
     replicas.apply(Payload::Normal(Command::Write(Write { at_ms, request, operation })));
@@ -35,11 +35,11 @@ fn txn(success: Vec<TxnStep>) -> Operation {
     Operation::Txn(Arc::new(Txn { compare: vec![], success, failure: vec![] }))
 }
 
-/// A log with requests of all results that are remembered has this hash, and its snapshot these bytes: nodes of other
-/// versions compare the one and load the other.
+/// A log whose remembered requests have results of all kinds has this hash, and its snapshot has these bytes, because
+/// nodes of other versions compare the hash and load the snapshot.
 ///
-/// Method: results of all kinds; in those of transactions, values that are text and values that are not, of lengths
-/// around those at which base64 is padded or cut into pieces, with and without a time to live.
+/// Method: use results of all kinds. The values in those of transactions are text or not, with and without a TTL, and
+/// of lengths close to those at which base64 is padded or divided into pieces.
 #[test]
 fn results_are_fixed() {
     let mut replicas = Replicas::default();
@@ -105,9 +105,9 @@ fn results_are_fixed() {
     replicas.finish();
 }
 
-/// Which requests are forgotten depends on how long their results are as JSON, and must be the same on all nodes.
+/// The set of forgotten requests depends on the length of their results as JSON, and must be the same on all nodes.
 ///
-/// Method: results of 4 MiB, of text and of other bytes, until some are forgotten; how many are remembered then.
+/// Method: add results of 4 MiB, of text and of other bytes, until some are forgotten, and count the remembered ones.
 #[test]
 fn what_is_remembered_is_fixed() {
     for (byte, expected) in

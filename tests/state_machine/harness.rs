@@ -1,4 +1,4 @@
-//! A state machine, its model, and a second one that goes through snapshots.
+//! A state machine, its model, and a second state machine that passes through snapshots.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -12,20 +12,20 @@ use tempfile::NamedTempFile;
 
 use crate::model::{Item, Model, What};
 
-/// What happens to the second replica, or is noted, between two entries.
+/// A step between two entries.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Between {
     Nothing,
     /// The second replica is written to a file and loaded from it.
     Snapshot,
-    /// A copy is kept, and must not change.
+    /// A copy of the state is kept, and must not change.
     Copy,
 }
 
-/// Two replicas that are fed the same entries, and what they must hold.
+/// Two replicas that apply the same entries, and the expected state.
 #[derive(Default)]
 pub struct Replicas {
-    /// Holds all that it ever applied.
+    /// Never passes through a snapshot.
     pub plain: ExampleStateMachine,
     restored: ExampleStateMachine,
     pub model: Model,
@@ -45,7 +45,7 @@ impl Replicas {
         assert_eq!(answer, expected, "the answer");
         assert_eq!(self.restored.apply(entry), expected, "the answer of the one that goes through snapshots");
         assert_same(&self.plain, &self.model);
-        // All fields, those too that cannot be seen from here.
+        // Compare all fields, even private ones.
         assert!(self.restored == self.plain, "the one that goes through snapshots differs");
         answer
     }
@@ -59,11 +59,11 @@ impl Replicas {
         }
     }
 
-    /// Asserts that the hash is that of everything in the state, and that no other state seen so far has the same.
+    /// Asserts that the hash is that of everything in the state, and that no other state seen so far has the same hash.
     ///
     /// It is slow for large states, so tests with those do not call it.
     pub fn check_hash(&mut self) {
-        // The hash does not include these.
+        // The hash does not cover these.
         let stripped = |machine: &ExampleStateMachine| {
             let mut machine = machine.clone();
             (machine.last_applied, machine.last_membership) = Default::default();
@@ -77,7 +77,7 @@ impl Replicas {
         assert!(*before == state, "two states have the same hash");
     }
 
-    /// What was kept is as it was, and the state is read back from a snapshot.
+    /// Asserts that the copies are unchanged, and that the state is the same after a snapshot.
     pub fn finish(mut self) {
         for (copy, model) in &self.copies {
             assert_same(copy, model);
@@ -88,7 +88,7 @@ impl Replicas {
     }
 }
 
-/// Writes a state to a file, and loads it from there.
+/// Writes a state to a file, and loads it from the file.
 pub fn through_a_file(machine: &ExampleStateMachine) -> ExampleStateMachine {
     let file = file_of(machine);
     let (meta, loaded) = load(file.path()).unwrap();
@@ -106,7 +106,7 @@ pub fn file_of(machine: &ExampleStateMachine) -> NamedTempFile {
     file
 }
 
-/// Compares all that can be seen.
+/// Compares the observable state.
 #[track_caller]
 fn assert_same(machine: &ExampleStateMachine, model: &Model) {
     assert_eq!(machine.last_applied, model.applied);

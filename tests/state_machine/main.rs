@@ -1,16 +1,16 @@
-//! The state machine against a model of it.
+//! Compares the state machine with a model.
 //!
-//! | module | question |
+//! | module | content |
 //! | --- | --- |
-//! | [`apply_time`] | how long does an entry take that looks at many keys |
-//! | [`fixed`] | do nodes of all versions make the same hash and the same snapshot of the same log |
-//! | [`model`] | what the state machine is to do, written down a second time |
-//! | [`harness`] | are the two the same after each entry, and after each snapshot |
-//! | [`operations`] | which entries are tried |
-//! | [`random`] | does it hold for any of them |
-//! | [`scripted`] | does it hold where chance seldom gets: at the limits |
+//! | [`apply_time`] | the time to apply entries that visit many keys |
+//! | [`fixed`] | hashes and snapshots that must be the same for nodes of all versions |
+//! | [`model`] | a second, independent implementation of the state machine |
+//! | [`harness`] | compares the two after each entry and after each snapshot |
+//! | [`operations`] | random entries |
+//! | [`random`] | compares the two for random logs |
+//! | [`scripted`] | compares the two at the limits, which random logs seldom reach |
 
-// What `clippy.toml` allows in test functions holds for what they share too.
+// Shared code needs the permissions that `clippy.toml` gives to test functions.
 #![allow(clippy::unwrap_used)]
 
 mod apply_time;

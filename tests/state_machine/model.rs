@@ -1,8 +1,6 @@
-//! What the state machine is to do, written down a second time: plain
-//! collections, no sharing, nothing kept that can be worked out.
+//! A second, independent implementation of the state machine: plain collections, no sharing, and no derived state.
 //!
-//! It is slow, and copies everything. That is what makes it easy to see that a
-//! transaction which fails leaves nothing behind, and so on.
+//! It is slow and copies everything, so it is easy to verify, for example that a rejected transaction changes nothing.
 
 use std::collections::BTreeMap;
 
@@ -16,18 +14,18 @@ use raft_key_value::operation::{
 };
 use raft_key_value::types::{Command, Entry, ExampleResponse, LogId, Payload, StoredMembership};
 
-/// A key's value and numbers.
+/// The value and the numbers of a key.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Item {
     pub value: Vec<u8>,
     pub revision: u64,
     pub created_at: u64,
     pub changes: u64,
-    /// At which time it expires.
+    /// The time at which the key expires.
     pub expires_at: Option<u64>,
 }
 
-/// What happened to a key.
+/// The kind of a change.
 #[derive(Clone, Debug, PartialEq)]
 pub enum What {
     Set(Item),
@@ -35,7 +33,7 @@ pub enum What {
     Expired,
 }
 
-/// A line of the history.
+/// A change in the history.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
     pub revision: u64,
@@ -43,7 +41,7 @@ pub struct Event {
     pub what: What,
 }
 
-/// A request that was done.
+/// A remembered request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Done {
     pub key: String,
@@ -58,7 +56,7 @@ pub struct Model {
     pub revision: u64,
     pub clock: u64,
     pub events: Vec<Event>,
-    /// From which revision on `events` has all.
+    /// The first revision from which `events` is complete.
     pub oldest: u64,
     pub done: Vec<Done>,
     pub applied: Option<LogId>,
@@ -92,13 +90,12 @@ impl Model {
         }
     }
 
-    /// When the next key expires.
+    /// The time at which the next key expires.
     pub fn next_expiry(&self) -> Option<u64> {
         self.items.values().filter_map(|item| item.expires_at).min()
     }
 
-    /// All keys set before the first write of the new kind have revision 1, and
-    /// the history begins after that.
+    /// All keys set before the first write of the new format have revision 1, and the history begins after that.
     fn former_set(&mut self, key: &str, value: &str) {
         let value = value.as_bytes().to_vec();
         let written_to = self.revision > 1 || !self.events.is_empty();
@@ -136,7 +133,7 @@ impl Model {
         (result, false)
     }
 
-    /// Runs `change` with the next revision, which counts if anything was changed.
+    /// Runs `change` at the next revision, which is used only if something changed.
     fn at_next_revision<T>(&mut self, change: impl FnOnce(&mut Self, u64) -> T) -> T {
         let (events_before, revision) = (self.events.len(), self.revision + 1);
         let result = change(self, revision);
@@ -147,8 +144,8 @@ impl Model {
         result
     }
 
-    /// Forgets the oldest revisions, all of each, until what is left is within
-    /// the bounds or the newest revision.
+    /// Drops the oldest revisions, each as a whole, until the rest is within the bounds or only the newest revision
+    /// remains.
     fn trim(&mut self) {
         let mut kept = self.events.len();
         let mut bytes: usize = self.events.iter().map(Event::bytes).sum();
@@ -189,7 +186,7 @@ impl Model {
         let expires_at = ttl.map(|ttl| self.clock.saturating_add(ttl));
         let before = self.items.get(key);
         let item = match before {
-            // The value stays and a time is given: a renewal, and no change.
+            // The value stays the same and a TTL is given: this renews the TTL and is not a change.
             Some(before) if ttl.is_some() && before.value == value => {
                 let item = Item { expires_at, ..before.clone() };
                 self.items.insert(key.to_owned(), item.clone());
@@ -221,7 +218,7 @@ impl Model {
         Some(TouchAnswer { revision: item.revision, version: item.changes, expires_in_ms: ttl })
     }
 
-    /// The result if a condition does not hold.
+    /// The result if the condition does not hold.
     fn refusal(&self, key: &str, condition: Option<Condition>) -> Option<WriteResult> {
         let revision = self.items.get(key).map(|item| item.revision);
         let refused = match condition {
@@ -276,7 +273,7 @@ impl Model {
         WriteResult::Delete { deleted: deleted + step.len() as u64, revision: self.revision, unfinished }
     }
 
-    /// Done on a copy, which is thrown away if it reads too much.
+    /// Works on a copy, which is discarded if the transaction reads too much.
     fn txn(&mut self, txn: &Txn) -> WriteResult {
         let succeeded = txn.compare.iter().all(|comparison| self.holds(comparison));
         let steps = if succeeded { &txn.success } else { &txn.failure };
@@ -314,7 +311,7 @@ impl Model {
             Operand::Exists(wanted) => stands(&item.is_some(), comparison.relation, wanted),
             Operand::Value(wanted) => match item {
                 Some(item) => stands(&item.value.as_slice(), comparison.relation, &wanted.as_bytes()),
-                // No value is less than any.
+                // A missing value is less than any other.
                 None => matches!(comparison.relation, Relation::NotEqual | Relation::Less | Relation::LessOrEqual),
             },
             Operand::Revision(wanted) => stands(&item.map_or(0, |item| item.revision), comparison.relation, wanted),

@@ -1,4 +1,4 @@
-//! Random entries: few keys, few values and few request ids, so that they meet.
+//! Random entries. There are few keys, values and request ids, so that they coincide often.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -22,10 +22,10 @@ use crate::model::Model;
 const KEYS: [&str; 8] = ["a", "a/", "a/b", "a/b/c", "b", "é", "é/x", "\u{10ffff}"];
 const PREFIXES: [&str; 7] = ["", "a", "a/", "a/b", "é", "\u{10ffff}", "z"];
 const VALUES: [&[u8]; 5] = [b"", b"1", b"2", b"\xff\xfe", b"a longer value"];
-/// What is put by the hundred, to expire.
+/// The prefix of keys that are put by the hundred, to expire.
 const MANY: &str = "many/";
 
-/// Something that is data, shown all the same: the program itself must not log it.
+/// Makes data visible in failures; the program itself must not log it.
 #[derive(Clone)]
 pub struct Shown<T>(T);
 
@@ -35,14 +35,14 @@ impl<T: Serialize> fmt::Debug for Shown<T> {
     }
 }
 
-/// One entry of a log, and what happens after it.
+/// An entry of a log, and the step after it.
 #[derive(Clone, Debug)]
 pub struct Step {
     pub entry: AnEntry,
     pub between: Between,
 }
 
-/// An entry, before it is known what the state is when it is applied.
+/// An entry whose details depend on the state when it is applied.
 #[derive(Clone, Debug)]
 pub enum AnEntry {
     Blank,
@@ -51,7 +51,7 @@ pub enum AnEntry {
     Write { time: Time, request: Option<Arc<RequestId>>, operation: AnOperation },
 }
 
-/// What the leader's clock says.
+/// The time of the leader's clock.
 #[derive(Clone, Copy, Debug)]
 pub enum Time {
     Same,
@@ -64,7 +64,7 @@ pub enum Time {
     Jump(u64),
 }
 
-/// An operation whose conditions are not yet known.
+/// An operation whose conditions depend on the state.
 #[derive(Clone, Debug)]
 pub enum AnOperation {
     Put(Shown<Put>, ACondition),
@@ -81,7 +81,7 @@ pub enum AnOperation {
 pub enum ACondition {
     None,
     Some(Condition),
-    /// The key's own revision, so that it holds.
+    /// The key's current revision, so that the condition holds.
     OwnRevision,
 }
 
@@ -186,7 +186,7 @@ fn time() -> impl Strategy<Value = Time> {
 
 fn request() -> impl Strategy<Value = Option<Arc<RequestId>>> {
     let id = (0..4_u64, 0..10_u64).prop_map(|(key, other)| {
-        // Mostly the same request again, and now and then another one with its key.
+        // Usually the same request again, and occasionally another one with its key.
         let fingerprint = [key, u64::from(other == 0)];
         Arc::new(RequestId { key: format!("request {key}").into(), fingerprint })
     });
@@ -197,7 +197,7 @@ fn write(operation: impl Strategy<Value = AnOperation>) -> impl Strategy<Value =
     (time(), request(), operation).prop_map(|(time, request, operation)| AnEntry::Write { time, request, operation })
 }
 
-/// An entry, and what happens after it.
+/// An entry, and the step after it.
 pub fn step() -> impl Strategy<Value = Step> {
     let entry = prop_oneof![
         200 => write(operation()),
@@ -210,13 +210,13 @@ pub fn step() -> impl Strategy<Value = Step> {
     (entry, between).prop_map(|(entry, between)| Step { entry, between })
 }
 
-/// An entry of the former kind.
+/// An entry of the old format.
 pub fn former_set() -> impl Strategy<Value = AnEntry> {
     (key(), 0..3_usize).prop_map(|(key, value)| AnEntry::FormerSet(key, ["", "1", "former"][value].into()))
 }
 
 impl AnEntry {
-    /// What is applied when this is the state.
+    /// The payload to apply to this state.
     pub fn payload(&self, state: &Model) -> Payload {
         match self {
             AnEntry::Blank => Payload::Blank,
@@ -286,7 +286,7 @@ impl AnOperation {
     }
 }
 
-/// A comparison with what the key has, if that is wanted, so that it is at the edge.
+/// A comparison with what the key has, if requested, so that it is at the boundary.
 fn with_own(comparison: Comparison, own: bool, state: &Model) -> Comparison {
     let item = state.items.get(&*comparison.key);
     let operand = match (own, item, comparison.operand) {

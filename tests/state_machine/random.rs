@@ -1,4 +1,4 @@
-//! Any log.
+//! Random logs.
 
 use std::time::UNIX_EPOCH;
 
@@ -8,7 +8,7 @@ use proptest::test_runner::{Config, RngSeed, TestRunner};
 use crate::harness::Replicas;
 use crate::operations::{Step, former_set, step};
 
-/// Cases unless PROPTEST_CASES says otherwise.
+/// The number of cases unless PROPTEST_CASES is set.
 const CASES: u32 = 100;
 
 fn check(steps: &[Step]) {
@@ -27,11 +27,10 @@ fn check(steps: &[Step]) {
 /// does not. A copy does not change. The hash is that of everything in the state, and different states have different
 /// hashes.
 ///
-/// Method: 100 random logs (PROPTEST_CASES: another number) of up to 60 entries
-/// with few keys, times that go forwards, backwards, to the moment of the next
-/// expiry and just before it, requests that come again; all that can be seen is
-/// compared after each entry. Seeded by the clock (PROPTEST_RNG_SEED: by that
-/// number); a failure names the seed and the shortest log that was found.
+/// Method: apply 100 random logs (PROPTEST_CASES: another number) of up to 60 entries with few keys and repeated
+/// requests. Their times go forwards, backwards, to the time of the next expiry and just before it. Compare the
+/// observable state after each entry. The seed is from the clock (PROPTEST_RNG_SEED: another one); a failure names the
+/// seed and the shortest failing log.
 #[test]
 fn any_log() {
     let mut config = Config { failure_persistence: None, ..Config::default() };
@@ -43,7 +42,7 @@ fn any_log() {
         RngSeed::Random => UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64,
     };
     config.rng_seed = RngSeed::Fixed(seed);
-    // A log of the new kind, after some of the former one.
+    // A log of the new format, after some entries of the old one.
     let logs = (vec(former_set(), 0..4), vec(step(), 1..60));
     let result = TestRunner::new(config).run(&logs, |(former, steps)| {
         let between = crate::harness::Between::Nothing;

@@ -1,4 +1,4 @@
-//! Logs that get to the limits, which chance does not.
+//! Logs that reach the limits, which random logs seldom do.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ fn put(key: &str, value: &Value, ttl_ms: Option<u64>) -> Put {
     Put { key: key.into(), value: value.clone(), ttl_ms, condition: None }
 }
 
-/// Applies one write, and returns what became of it.
+/// Applies one write, and returns its result.
 #[track_caller]
 fn write(replicas: &mut Replicas, at_ms: u64, request: Option<&str>, operation: Operation) -> WriteResult {
     let request = request.map(|key| Arc::new(RequestId { key: key.into(), fingerprint: [1, 2] }));
@@ -28,12 +28,11 @@ fn txn(steps: Vec<TxnStep>) -> Operation {
     Operation::Txn(Arc::new(Txn { compare: vec![], success: steps, failure: vec![] }))
 }
 
-/// More keys than one step deletes take several steps, up to the revision of the first one: keys that are put or
-/// changed between the steps remain. A request that is sent again continues, even after a snapshot, and counts all
-/// keys.
+/// Keys beyond the limit of one step take several steps, up to the revision of the first one: keys that are put or
+/// changed between the steps remain. A retried request continues, even after a snapshot, and counts all keys.
 ///
-/// Method: two steps' keys and five more; between the steps one key is changed,
-/// one put, one deleted, and the state goes through a file.
+/// Method: delete the keys of two steps and five more. Between the steps, change one key, put one and delete one, and
+/// pass the state through a file.
 #[test]
 fn deletion_in_steps() {
     let mut replicas = Replicas::default();
@@ -65,7 +64,7 @@ fn deletion_in_steps() {
     let left: Vec<&str> = replicas.plain.data.keys().map(|key| &**key).collect();
     assert_eq!(left, [&*last_key(1), "a/new", "b"]);
 
-    // Without a request id, the client says how far the first step got.
+    // Without a request id, the client passes the revision that the first step returned.
     let delete_up_to = |revision_max| Operation::DeletePrefix { prefix: "a/".into(), revision_max };
     assert_eq!(deleted_of(&write(&mut replicas, 0, None, delete_up_to(Some(all_before)))), (0, None));
     assert_eq!(replicas.plain.revision, revision, "what deletes nothing is no revision");
@@ -73,7 +72,7 @@ fn deletion_in_steps() {
     replicas.finish();
 }
 
-/// How many keys were deleted, and up to which revision more are to be.
+/// The number of deleted keys, and the revision up to which keys remain to be deleted.
 fn deleted_of(result: &WriteResult) -> (u64, Option<u64>) {
     match result {
         WriteResult::Delete { deleted, unfinished, .. } => (*deleted, *unfinished),
@@ -81,7 +80,7 @@ fn deleted_of(result: &WriteResult) -> (u64, Option<u64>) {
     }
 }
 
-/// As many keys as one step deletes are deleted in one.
+/// The number of keys that one step can delete are deleted in one step.
 #[test]
 fn deletion_in_one_step() {
     let mut replicas = Replicas::default();
@@ -95,7 +94,7 @@ fn deletion_in_one_step() {
 /// An entry removes a bounded number of expired keys, the oldest first. The next entries remove the others, at one
 /// revision each, even entries that do nothing else.
 ///
-/// Method: keys of two times, two and a half times as many as one entry removes.
+/// Method: use keys with two expiry times, two and a half times as many as one entry removes.
 #[test]
 fn expiry_in_steps() {
     let mut replicas = Replicas::default();
@@ -114,11 +113,10 @@ fn expiry_in_steps() {
     replicas.finish();
 }
 
-/// What was put long ago is forgotten once newer changes have taken all room, by
-/// whole revisions, also after a snapshot.
+/// Old changes are dropped once newer ones have used all the space, by whole revisions, even after a snapshot.
 ///
-/// Method: values of 6 MB that share their memory, more than are kept, two of
-/// them at a revision now and then.
+/// Method: put values of 6 MB that share their memory, more than are kept, and occasionally two of them at one
+/// revision.
 #[test]
 fn history_is_bounded_in_bytes() {
     let mut replicas = Replicas::default();
@@ -140,9 +138,9 @@ fn history_is_bounded_in_bytes() {
     replicas.finish();
 }
 
-/// What was put long ago is forgotten once there are as many newer changes as are kept.
+/// Old changes are dropped once there are as many newer ones as are kept.
 ///
-/// Method: transactions of 7,001 puts, which do not go into the bound evenly.
+/// Method: apply transactions of 7,001 puts, which do not divide the bound evenly.
 #[test]
 fn history_is_bounded_in_changes() {
     let mut replicas = Replicas::default();
@@ -155,10 +153,10 @@ fn history_is_bounded_in_changes() {
 }
 
 /// A transaction that reads more than a response may have is rejected, changes nothing, and is rejected again on a
-/// replay. One byte less is executed.
+/// replay. With one byte less it is executed.
 ///
-/// Method: values put before, and values that the transaction itself puts,
-/// replaces and deletes before it reads them, so many times.
+/// Method: read values that were put before, and values that the transaction itself puts, replaces and deletes before
+/// it reads them, as often as necessary.
 #[test]
 fn answers_are_bounded() {
     let mut replicas = Replicas::default();
@@ -166,7 +164,7 @@ fn answers_are_bounded() {
     let value = |bytes: usize| Value::from(&vec![b'v'; bytes]);
     let get = |key: &str| TxnStep::Get(key.into());
     write(&mut replicas, 0, None, Operation::Put(put("k", &value(quarter - 1), None)));
-    // Four times what the key and the value have is exactly what may be read.
+    // Four times the key and the value is exactly the limit.
     let largest = vec![get("k"), get("k"), get("k"), get("k")];
     assert!(matches!(write(&mut replicas, 0, None, txn(largest.clone())), WriteResult::Txn(_)));
     let too_large = WriteResult::AnswerTooLarge { bytes: TXN_ANSWER_BYTES_MAX as u64 + 1 };
@@ -187,9 +185,10 @@ fn answers_are_bounded() {
     replicas.finish();
 }
 
-/// What one put and many reads of it answer can be remembered: there is room for it in a snapshot.
+/// The largest results of transactions can be remembered, because they fit into a snapshot.
 ///
-/// Method: the largest answers, of bytes that are no text and so take a third more; through a file.
+/// Method: make the largest results, with bytes that are not text and so take a third more, and pass the state through
+/// a file.
 #[test]
 fn largest_answers_have_room_in_a_snapshot() {
     let mut replicas = Replicas::default();

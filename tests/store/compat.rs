@@ -1,4 +1,4 @@
-//! Directories that former versions wrote (see `tests/compat/README.md`).
+//! Data directories that older versions wrote (see `tests/compat/README.md`).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,13 +27,13 @@ fn identity_path(data_dir: &Path) -> PathBuf {
     node_directory(data_dir).join("IDENTITY")
 }
 
-/// The format that `IDENTITY` says.
+/// The format in `IDENTITY`.
 fn format_of(data_dir: &Path) -> u64 {
     let line: serde_json::Value = serde_json::from_slice(&fs::read(identity_path(data_dir)).unwrap()).unwrap();
     line["format"].as_u64().unwrap()
 }
 
-/// What was last written to a key.
+/// The last value written to a key.
 fn expected_value(key: &str) -> String {
     match key {
         "empty" => String::new(),
@@ -46,7 +46,7 @@ fn expected_value(key: &str) -> String {
     }
 }
 
-/// Asserts that all keys exist, with the revision of keys from before there were revisions.
+/// Asserts that all keys exist. Keys that were written before revisions existed have the revision 1.
 #[track_caller]
 fn assert_all(machine: &ExampleStateMachine) {
     let mut keys: Vec<String> = (0..40).map(|number| format!("key-{number}")).collect();
@@ -63,7 +63,7 @@ fn assert_all(machine: &ExampleStateMachine) {
     assert_eq!(machine.last_applied.map(|log_id| log_id.index), Some(LAST));
 }
 
-/// Opens it, checks that it is whole, and closes it.
+/// Opens a directory, checks that it is complete, and closes it.
 #[track_caller]
 fn assert_opens(data_dir: &Path) -> Identity {
     let store = open(data_dir);
@@ -72,11 +72,11 @@ fn assert_opens(data_dir: &Path) -> Identity {
     store.identity()
 }
 
-/// A directory of format 1 is opened with everything in it, has the current format from then on, and is the same when
-/// it is opened again.
+/// A directory of format 1 opens with all its data, is converted to the current format, and is the same when it is
+/// opened again.
 ///
-/// Method: opened three times; between the last two a snapshot is written, which
-/// must be of the new format, and hold the same.
+/// Method: open it three times. Between the last two, take a snapshot, which must have the new format and hold the same
+/// data.
 #[test]
 fn format_1_is_opened() {
     let directory = format_1();
@@ -109,8 +109,8 @@ fn format_1_is_opened() {
     });
 }
 
-/// All entries that the node had applied: those that the log still has, and before those the writes as they were made,
-/// since the log was purged after the snapshot.
+/// All entries that the node had applied: those that are still in the log, and before them the original writes, because
+/// the log was purged after the snapshot.
 fn all_entries(store: &ExampleStore) -> Vec<Entry> {
     let membership = store.state_machine.read(|machine| machine.last_membership.clone());
     let first =
@@ -126,10 +126,10 @@ fn all_entries(store: &ExampleStore) -> Vec<Entry> {
     [first, blank(1, 1)].into_iter().chain((2..before_rest).map(set)).chain(rest).collect()
 }
 
-/// A node that begins at a snapshot and one that applies the whole log are equal,
-/// also in what they make of the writes that follow.
+/// A node that starts from a snapshot and one that applies the whole log are equal, and stay equal when they apply more
+/// writes.
 ///
-/// Method: the snapshot and the log after it; all entries from an empty state.
+/// Method: open the snapshot with the log after it, and apply all entries to an empty state.
 #[test]
 fn snapshot_and_log_make_the_same_state() {
     let directory = format_1();
@@ -157,11 +157,11 @@ fn snapshot_and_log_make_the_same_state() {
     assert_eq!((version("key-1"), version("new")), (Some((1, 2)), Some((4, 1))));
 }
 
-/// Wherever the process is killed while the directory becomes one of the current
-/// format, it is opened afterwards.
+/// If the process is killed at any step while a directory is converted to the current format, the directory can still
+/// be opened.
 ///
-/// Method: the old and the new file, each without, and with all that may be left
-/// of writing the new one: nothing of it, parts of it, all of it.
+/// Method: try the old and the new file, each with every possible remainder of an interrupted write of the new one:
+/// none, each part, and all of it.
 #[test]
 fn crashes_while_the_format_changes() {
     let new_file = {
@@ -191,11 +191,10 @@ fn crashes_while_the_format_changes() {
     assert!(identities.iter().all(|identity| *identity == identities[0]), "{identities:?}");
 }
 
-/// A directory of format 1 that is refused is left as it was, so that the program
-/// that wrote it can still be used on it.
+/// A directory of format 1 that is rejected stays unchanged, so that the program that wrote it can still use it.
 ///
-/// Method: a bit flipped in every 19th byte of the log, in every 7th of the
-/// snapshot, without which the log is not whole, and in each of `IDENTITY`.
+/// Method: flip a bit in every 19th byte of the log, in every 7th of the snapshot, without which the log is incomplete,
+/// and in each byte of `IDENTITY`.
 #[test]
 fn format_1_that_is_refused_stays_so() {
     let directory = format_1();
@@ -218,9 +217,9 @@ fn format_1_that_is_refused_stays_so() {
     assert_opens(directory.path());
 }
 
-/// The index of the snapshot of the directory of format 2, and that of its last entry.
+/// The index of the snapshot in the directory of format 2, and that of its last entry.
 const FORMAT_2: (u64, u64) = (99, 117);
-/// What every later version must make of it: snapshots hold such hashes.
+/// The hash that every later version must compute from it, because snapshots hold such hashes.
 const FORMAT_2_HASH: &str = "3dc09ce11f8f6bb7cb4df49000d031fb";
 
 #[track_caller]
@@ -243,10 +242,10 @@ fn assert_all_of_format_2(machine: &ExampleStateMachine) {
     assert_eq!(machine.hash().to_string(), FORMAT_2_HASH);
 }
 
-/// A directory of format 2, whose snapshots have no hash, is opened with everything in it, has the current format from
-/// then on, and is the same when it is opened again.
+/// A directory of format 2, whose snapshots have no hash, opens with all its data, is converted to the current format,
+/// and is the same when it is opened again.
 ///
-/// Method: opened three times; between the last two a snapshot is written, which must hold the same.
+/// Method: open it three times. Between the last two, take a snapshot, which must hold the same data.
 #[test]
 fn format_2_is_opened() {
     let (snapshot, last) = FORMAT_2;
@@ -274,9 +273,9 @@ fn format_2_is_opened() {
     });
 }
 
-/// The same of the directory of format 3.
+/// The same indexes for the directory of format 3.
 const FORMAT_3: (u64, u64) = (99, 126);
-/// What the version that wrote it responded to `GET /v1/cluster/hash`.
+/// The response of the version that wrote it to `GET /v1/cluster/hash`.
 const FORMAT_3_HASH: &str = "8d959d3b0e18953627683740d57b14a9";
 
 #[track_caller]
@@ -310,9 +309,9 @@ fn assert_all_of_format_3(machine: &ExampleStateMachine) {
     assert_eq!(machine.hash().to_string(), FORMAT_3_HASH);
 }
 
-/// A directory of format 3 is opened with everything in it, and is the same when it is opened again.
+/// A directory of format 3 opens with all its data, and is the same when it is opened again.
 ///
-/// Method: opened three times; between the last two a snapshot is written, which must hold the same.
+/// Method: open it three times. Between the last two, take a snapshot, which must hold the same data.
 #[test]
 fn format_3_is_opened() {
     let (snapshot, last) = FORMAT_3;

@@ -1,4 +1,4 @@
-//! What openraft asks of any storage.
+//! What openraft requires of any storage.
 
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
@@ -17,9 +17,9 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachineStore, (ExampleStore, TempDi
     }
 }
 
-/// The store does what openraft relies on.
+/// The store meets the requirements of openraft.
 ///
-/// Method: openraft's own suite, each of its cases on a new data directory.
+/// Method: run openraft's own suite, each case on a new data directory.
 #[tokio::test]
 async fn passes_openrafts_suite() {
     Suite::test_all(OnDisk).await.unwrap();

@@ -1,7 +1,7 @@
-//! The process is killed between any two steps of what the store does to its files.
+//! The process is killed between any two steps of an operation on the store's files.
 //!
-//! Each test lists the steps of one action in their order, makes the directory
-//! as it is after each of them (from copies of real ones), and opens it.
+//! Each test lists the steps of one operation in order, builds the directory as it is after each of them (from copies
+//! of real ones), and opens it.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ use raft_key_value::store::ExampleStore;
 
 use crate::support::*;
 
-/// The store takes and keeps a vote, entries and a snapshot.
+/// The store accepts and keeps a vote, entries and a snapshot.
 fn assert_goes_on(data_dir: &Path, context: &str) {
     let store = open_small(data_dir).unwrap_or_else(|error| panic!("{context}: {error}"));
     store.join_cluster(CLUSTER).unwrap();
@@ -31,7 +31,7 @@ fn assert_goes_on(data_dir: &Path, context: &str) {
     assert_eq!(store.identity().cluster_id, Some(CLUSTER), "{context}");
 }
 
-/// All the prefixes of what is written to a file, the whole of it included.
+/// All prefixes of a file's content, including the whole content.
 fn prefixes(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     (0..=bytes.len()).map(|length| &bytes[..length])
 }
@@ -146,9 +146,8 @@ fn assert_member(data_dir: &Path, snapshot: u64, purged: Option<u64>, context: &
     assert_goes_on(data_dir, context);
 }
 
-/// Steps: the temporary file, part by part; its renaming; the removal of the
-/// oldest snapshot; the purge record; the removal of each log file it makes
-/// superfluous, the oldest first.
+/// Steps: the temporary file, part by part; its renaming; the removal of the oldest snapshot; the purge record; the
+/// removal of each log file that is no longer needed, the oldest first.
 #[test]
 fn building_a_snapshot_and_purging() {
     let directory = scratch();
@@ -183,7 +182,7 @@ fn building_a_snapshot_and_purging() {
     }
     assert_member(copy(after_build.path()).path(), 9, None, "oldest snapshot removed");
 
-    // The purge record went to the file that was the last one, or to one after it.
+    // The purge record is in the file that was the last one, or in a later one.
     for gone in 0..=superfluous.len() {
         let crashed = copy(after_build.path());
         for path in log_files(directory.path()) {
@@ -199,8 +198,8 @@ fn building_a_snapshot_and_purging() {
     }
 }
 
-/// Steps: entries that contradict the snapshot cut off; the temporary file; its
-/// renaming; the purge record; the removal of log files.
+/// Steps: the truncation of entries that contradict the snapshot; the temporary file; its renaming; the purge record;
+/// the removal of log files.
 #[test]
 fn installing_a_snapshot() {
     let (directory, leader_directory) = (scratch(), scratch());
@@ -220,7 +219,7 @@ fn installing_a_snapshot() {
         assert_eq!(found.applied, Some(log_id(2, 20)));
         let same = |found: &_| leader.state_machine.read(|leader| found == leader);
         assert!(store.state_machine.read(same), "another state than the leader's");
-        // openraft purges up to what is applied if the log ends before it.
+        // openraft purges up to the last applied entry if the log ends before it.
         if last < 20 {
             assert_eq!(found.last, Some(log_id(1, last)));
             run(store.log.clone().purge(log_id(2, 20))).unwrap();
@@ -251,9 +250,8 @@ fn installing_a_snapshot() {
     assert_installed(copy(directory.path()).path(), 20);
 }
 
-/// Steps: the last record of a file, byte by byte; the next file, empty; its
-/// first record, byte by byte; and, since files are made ahead of what is
-/// written, a second one after it.
+/// Steps: the last record of a file, byte by byte; the next file, empty; its first record, byte by byte; and a second
+/// file after it, because files are created ahead of the writes.
 #[test]
 fn beginning_a_log_file() {
     let directory = scratch();
@@ -262,7 +260,7 @@ fn beginning_a_log_file() {
     run(append(&store, (0..3).map(|index| set(1, index, "key", &"v".repeat(20)))));
     let before = observe(&store);
     assert_eq!(log_files(directory.path()).len(), 1);
-    // Fills the file.
+    // Fill the file.
     run(append(&store, [set(1, 3, "key", &"v".repeat(200))]));
     run(store.log.flush()).unwrap();
     let after = observe(&store);

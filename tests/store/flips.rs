@@ -1,4 +1,4 @@
-//! Files in which bytes were changed behind our back.
+//! Files in which bytes were changed by a disk or by memory.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::support::*;
 
-/// What a byte is replaced by: each single bit flipped, all zeros, all ones.
+/// The replacements of a byte: each single bit flipped, all zeros, all ones.
 fn damages_of(byte: u8) -> impl Iterator<Item = u8> {
     let flipped = (0..8).map(move |bit| byte ^ (1 << bit));
     flipped.chain([0, 0xff]).filter(move |value| *value != byte)
@@ -57,11 +57,11 @@ fn small_node(data_dir: &Path) -> Observed {
     observe(&open_small(data_dir).unwrap())
 }
 
-/// Every damage to every byte of the log is refused, with the file and the offset
-/// of the record, and the directory is left as it is.
+/// Any damage to any byte of the log is rejected, with the file and the offset of the record, and the directory stays
+/// unchanged.
 ///
-/// Method: a log of several files with records of each type; each bit of each byte
-/// flipped, and each byte set to 0 and 255.
+/// Method: in a log of several files with records of each type, flip each bit of each byte, and set each byte to 0 and
+/// to 255.
 #[test]
 fn log_of_several_files() {
     let directory = scratch();
@@ -87,8 +87,8 @@ fn damage_every_record(data_dir: &Path, path: &Path, from: usize) {
 
 /// No damage makes the last record of the last file look like a torn write.
 ///
-/// Method: logs that end in a record of each type; each bit of each byte of that
-/// record flipped, and each byte set to 0 and 255.
+/// Method: use logs that end in a record of each type. Flip each bit of each byte of that record, and set each byte to
+/// 0 and to 255.
 #[test]
 fn last_record_of_each_type() {
     type Write = fn(&ExampleStore);
@@ -106,7 +106,8 @@ fn last_record_of_each_type() {
             run(store.log.clone().purge(log_id(2, 0))).unwrap();
         }),
         ("checkpoint", |store| {
-            // Fills the file, so that the next one begins, which repeats vote, last, committed and purged.
+            // Fill the file, so that the next one begins, which repeats the vote, and the last, committed and purged
+            // log ids.
             run(append(store, [set(2, 2, "key", "long ".repeat(100).as_str())]));
         }),
     ];
@@ -127,7 +128,7 @@ fn last_record_of_each_type() {
     }
 }
 
-/// A member of a cluster that has nothing in its log.
+/// A member of a cluster whose log has no entries.
 fn member() -> TempDir {
     let directory = scratch();
     let store = ExampleStore::open(directory.path(), NODE).unwrap();
@@ -135,10 +136,10 @@ fn member() -> TempDir {
     directory
 }
 
-/// No damage makes the last entry look like a torn write, whatever it asks for.
+/// No damage makes the last entry look like a torn write, whatever the entry contains.
 ///
-/// Method: logs that end in a write of each kind; each bit of each byte of its
-/// record flipped, and each byte set to 0 and 255.
+/// Method: use logs that end in a write of each kind. Flip each bit of each byte of its record, and set each byte to 0
+/// and to 255.
 #[test]
 fn last_entry_of_each_kind() {
     let directory = member();
@@ -153,7 +154,7 @@ fn last_entry_of_each_kind() {
     }
 }
 
-/// Every damage to every byte of `IDENTITY` is refused, and named.
+/// Any damage to any byte of `IDENTITY` is rejected, and the error names the file.
 #[test]
 fn identity() {
     let directory = scratch();
@@ -170,10 +171,10 @@ fn identity() {
     });
 }
 
-/// Damage to the snapshot that the log no longer covers is refused and named; damage
-/// to the older one, which is not needed, changes nothing.
+/// Damage to a snapshot whose entries are no longer in the log is rejected, and the error names the file. Damage to the
+/// older snapshot, which is not needed, has no effect.
 ///
-/// Method: each bit of each byte of both flipped, and each byte set to 0 and 255.
+/// Method: flip each bit of each byte of both, and set each byte to 0 and to 255.
 #[test]
 fn snapshots_that_the_log_does_not_cover() {
     let directory = scratch();
@@ -186,7 +187,7 @@ fn snapshots_that_the_log_does_not_cover() {
     });
     damage_every_byte(&older, |position, value| {
         if value & 1 == 0 {
-            return; // Opening a good directory costs more, and there is nothing to tell apart here.
+            return; // Opening an intact directory is slow, so test only half of the values.
         }
         let before = files(directory.path());
         let store = open_small(directory.path()).unwrap();

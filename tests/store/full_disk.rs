@@ -1,8 +1,7 @@
-//! A disk that takes no more.
+//! A full disk.
 //!
-//! A limit on the length of files stands in for it: any user can set one, and it
-//! fails in the same call. It holds for a whole process, so the test starts itself
-//! once more, under a shell that sets it.
+//! A limit on the length of files simulates it: any user can set one, and the same call fails. The limit holds for a
+//! whole process, so the tests start themselves again, under a shell that sets it.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -15,11 +14,11 @@ use raft_key_value::store::{ExampleStore, StoreError};
 
 use crate::support::*;
 
-/// Tells the child which directory to use.
+/// Tells the child process which directory to use.
 const DIRECTORY: &str = "RKV_TEST_FULL_DISK";
 
-/// Runs a test of this module in a process whose files may have at most 64 or 128 KiB
-/// (shells count in blocks of 512 or 1,024 bytes); its output comes back.
+/// Runs a test of this module in a process whose files may have at most 64 or 128 KiB (shells count in blocks of 512 or
+/// 1,024 bytes), and returns its output.
 fn run_limited(name: &str, data_dir: &std::path::Path) -> String {
     let output = Command::new("sh")
         .args(["-c", "trap '' XFSZ && ulimit -f 128 && exec \"$0\" \"$@\""])
@@ -33,15 +32,15 @@ fn run_limited(name: &str, data_dir: &std::path::Path) -> String {
     text
 }
 
-/// The directory that the test which started this one gave it; none if nothing did.
+/// The directory that the parent test passed to this process; `None` in the parent.
 fn directory_from_environment() -> Option<PathBuf> {
     std::env::var_os(DIRECTORY).map(PathBuf::from)
 }
 
-/// The first write that fails is reported to its caller, all later ones are rejected, and acknowledged entries exist
-/// after a restart.
+/// The first failed write is reported to its caller, all later ones are rejected, and acknowledged entries exist after
+/// a restart.
 ///
-/// Method: entries of 1 KiB appended until the file is full; then opened without the limit.
+/// Method: append entries of 1 KiB until the file is full. Then open the directory without the limit.
 #[test]
 fn append() {
     let directory = tempfile::tempdir().unwrap();
@@ -93,9 +92,9 @@ fn append_until_full() {
     });
 }
 
-/// A snapshot that cannot be written is an error, leaves no file, and the one before it stays.
+/// A snapshot that cannot be written returns an error, leaves no file, and keeps the older one.
 ///
-/// Method: a state larger than a file may be; then opened without the limit.
+/// Method: use a state that is larger than a file may be. Then open the directory without the limit.
 #[test]
 fn snapshot() {
     let directory = tempfile::tempdir().unwrap();
@@ -130,9 +129,9 @@ fn snapshot_over_the_limit() {
     assert_eq!(observe(&store).snapshot.unwrap().last_log_id, Some(log_id(1, 2)));
 }
 
-/// A directory in which nothing can be written is refused as a failing disk, not as a damaged one.
+/// A directory in which nothing can be written is rejected because of the disk, not as damaged.
 ///
-/// Method: the server, started where files must stay empty.
+/// Method: start the server with a limit of 0 bytes.
 #[test]
 fn open_with_nothing_left() {
     let directory = tempfile::tempdir().unwrap();
@@ -143,7 +142,7 @@ fn open_with_nothing_left() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(74), "{}", String::from_utf8_lossy(&output.stderr));
-    // Nothing half made is in the way of the next start.
+    // No partial file prevents the next start.
     let store = ExampleStore::open(directory.path(), NODE);
     assert!(!matches!(store, Err(StoreError::Damaged { .. })), "{store:?}");
     assert_eq!(observe(&store.unwrap()), Observed::default());

@@ -1,4 +1,4 @@
-//! Which keys a listing has, and in which order.
+//! Which keys a listing returns, and in which order.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +10,8 @@ use raft_key_value::store::state_machine::listing::Range;
 
 use crate::support::*;
 
-/// Texts of characters that are at the edges of UTF-8's lengths and of the
-/// surrogates, and few, so that one is often the beginning of another.
+/// Texts of characters at the limits of UTF-8's lengths and of the surrogates. There are few such characters, so that
+/// one text is often a prefix of another.
 fn text() -> impl Strategy<Value = String> {
     const CHARACTERS: [char; 12] =
         ['\0', 'a', 'b', '/', '\u{7f}', 'é', '\u{7ff}', '\u{d7ff}', '\u{e000}', '\u{ffff}', '\u{10000}', '\u{10ffff}'];
@@ -20,7 +20,7 @@ fn text() -> impl Strategy<Value = String> {
 
 fn range() -> impl Strategy<Value = Range> {
     let ends = (option::weighted(0.5, text()), option::weighted(0.5, text()));
-    // Mostly short ones, which many keys begin with.
+    // Mostly short ones, which are prefixes of many keys.
     let prefix = text().prop_map(|text| text.chars().take(text.chars().count() / 2).collect());
     (prefix, option::weighted(0.5, text()), ends, any::<bool>()).prop_map(
         |(prefix, start, (end, start_after), reverse)| Range {
@@ -56,7 +56,7 @@ fn check(keys: &[String], range: &Range) {
     let found = range.of(&machine.data).map(|(key, record)| (key.to_string(), text_of(&record.value)));
     assert_eq!(found.collect::<Vec<_>>(), wanted);
 
-    // Page by page, each going on after the last key of the one before, it is the same.
+    // Read in pages, each of which starts after the last key of the one before, the listing is the same.
     let mut paged = Vec::new();
     let mut page = range.clone();
     loop {
@@ -71,10 +71,10 @@ fn check(keys: &[String], range: &Range) {
     assert!(paged.iter().eq(wanted.iter().map(|(key, _)| key)), "in pages it is {paged:?}");
 }
 
-/// A listing has the keys between its bounds, and no others, in its order, at once and in pages.
+/// A listing returns exactly the keys between its bounds, in its order, at once and in pages.
 ///
-/// Method: 2,000 random sets of keys and ranges (PROPTEST_CASES: another number,
-/// PROPTEST_RNG_SEED: one seed), against a filter that looks at every key.
+/// Method: compare 2,000 random sets of keys and ranges (PROPTEST_CASES: another number; PROPTEST_RNG_SEED: one seed)
+/// with a filter that visits every key.
 #[test]
 fn any_range() {
     let cases = (btree_set(text(), 0..20), range());

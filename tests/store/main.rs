@@ -1,6 +1,6 @@
-//! The data directory: stored data is read again, and damage is never taken for data.
+//! The data directory: stored data is read again, and damaged data is never accepted.
 
-// What `clippy.toml` allows in test functions holds for what they share too.
+// Shared code needs the permissions that `clippy.toml` gives to test functions.
 #![allow(clippy::unwrap_used)]
 
 mod compat;

@@ -1,4 +1,4 @@
-//! The store against a model in memory, reopened after every operation.
+//! Compares the store with a model in memory, and reopens the store after every operation.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,8 +12,8 @@ use tempfile::TempDir;
 
 use crate::support::*;
 
-/// One thing that openraft has a store do. Indexes are given as numbers of which
-/// only the rest is used, so that any number makes a valid operation.
+/// An operation that openraft performs on a store. Indexes are random numbers that are reduced modulo the valid range,
+/// so that any number makes a valid operation.
 #[derive(Clone, Copy, Debug)]
 enum Operation {
     Append {
@@ -37,7 +37,7 @@ enum Operation {
     Purge {
         index: u64,
     },
-    /// Installs a snapshot this many entries beyond what is committed.
+    /// Installs a snapshot that covers this many entries more than are committed.
     Install {
         beyond: u64,
     },
@@ -51,16 +51,16 @@ use Operation::{Append, Apply, BuildSnapshot, Flush, Install, Purge, SaveCommitt
 enum End {
     /// The store is closed.
     Close,
-    /// The directory is taken as it is while the store is still open.
+    /// The directory is copied while the store is still open.
     Kill,
 }
 
 /// What a store must hold.
 #[derive(Default)]
 struct Model {
-    /// What is seen of the store; kept up to date by hand, operation for operation.
+    /// The observable state of the store, updated by hand with each operation.
     expected: Observed,
-    /// All entries that ever were in the log and were not cut off, also those that were purged.
+    /// All entries that were in the log and were not truncated, including purged ones.
     history: BTreeMap<u64, Entry>,
     term: u64,
 }
@@ -73,7 +73,7 @@ fn next_index(log_id: Option<LogId>) -> u64 {
     log_id.map_or(0, |log_id| log_id.index + 1)
 }
 
-/// A number from `low` to `high`, both included; none if there is none.
+/// A number from `low` to `high`, both included; `None` if the range is empty.
 fn choose(number: u64, low: u64, high: u64) -> Option<u64> {
     (low <= high).then(|| low + number % (high - low + 1))
 }
@@ -88,7 +88,7 @@ impl Model {
         }
     }
 
-    /// What the entries up to `last` make, written down a second time.
+    /// The state after the entries up to `last`, by an independent implementation.
     fn state_at(&self, last: Option<u64>) -> (StoredMembership, BTreeMap<String, String>) {
         let (mut membership, mut data) = (StoredMembership::default(), BTreeMap::new());
         let Some(last) = last else { return (membership, data) };
@@ -133,7 +133,7 @@ struct Run {
     store: ExampleStore,
     leader: Option<(ExampleStore, TempDir)>,
     model: Model,
-    /// What a crash may go back to: neither what is committed nor a purge is waited for.
+    /// What a crash may lose: the store does not wait for committed log ids or purges to be on disk.
     committed_on_disk: Option<LogId>,
     before_purges: Vec<Observed>,
 }
@@ -149,7 +149,7 @@ impl Run {
 
     async fn perform(&mut self, operation: Operation) {
         self.perform_unwaited(operation).await;
-        // What these wait for is written after all that came before.
+        // These operations wait until everything before them is on disk.
         if matches!(operation, Append { .. } | SaveVote { .. } | Flush) {
             self.all_on_disk();
         }
@@ -195,7 +195,7 @@ impl Run {
                 model.expected.committed = Some(log_id);
             }
             Truncate { index } => {
-                // Only what is neither committed nor purged is ever cut off.
+                // openraft truncates only entries that are neither committed nor purged.
                 let first = next_index(committed.max(applied).max(expected.purged));
                 let Some(next) = choose(index, first, next_index(last)) else { return };
                 let kept = next.checked_sub(1).map(|index| model.history[&index].log_id);
@@ -232,7 +232,7 @@ impl Run {
         }
     }
 
-    /// As openraft does it: cut off what contradicts the snapshot, install it, purge up to it.
+    /// As openraft does it: truncate entries that contradict the snapshot, install the snapshot, purge up to it.
     async fn install(&mut self, beyond: u64) {
         let (model, mut log) = (&mut self.model, self.store.log.clone());
         let known = model.expected.committed.max(model.expected.applied).max(model.expected.purged);
@@ -260,7 +260,7 @@ impl Run {
         model.expected.snapshot = Some(model.snapshot_meta());
     }
 
-    /// Ends the process, starts it again, and compares.
+    /// Ends the process, restarts it, and compares.
     fn reopen(mut self, end: End, context: &str) -> Self {
         assert_eq!(observe(&self.store), self.model.expected, "{context}, before it is closed");
         if end == End::Close {
@@ -282,7 +282,7 @@ impl Run {
             model.expected =
                 Observed { purged: before.purged, last: before.last, entries: before.entries, ..model.expected };
         }
-        // The state machine is in memory: it begins at the newest snapshot.
+        // The state machine is in memory: it starts from the newest snapshot.
         model.set_applied(model.expected.snapshot.as_ref().and_then(|meta| meta.last_log_id));
         assert_eq!(found, model.expected, "{context}, reopened");
         let (committed_on_disk, before_purges) = (found.committed, Vec::new());
@@ -308,14 +308,14 @@ fn check(sequence: &[(Operation, End)]) {
         let sequence = &sequence[..=step];
         state = state.reopen(*end, &format!("after {sequence:?}"));
     }
-    // Whatever became of it, it is a store that takes writes.
+    // Whatever happened to the store, it must accept writes.
     run(state.perform(Append { count: 1, random: 3 }));
     state.reopen(End::Close, &format!("after {sequence:?} and one entry more"));
 }
 
-/// Each operation is as it was after a restart, in an order that uses all of them.
+/// The state after a restart is the same after each operation, in a sequence that uses all operations.
 ///
-/// Method: a fixed sequence; closed, and killed, after each operation.
+/// Method: perform a fixed sequence, and close or kill the store after each operation.
 #[test]
 fn scripted() {
     let operations = [
@@ -349,7 +349,7 @@ fn scripted() {
     check(&operations.map(|operation| (operation, End::Kill)));
 }
 
-/// A generator of numbers of which one seed gives always the same (xorshift64*).
+/// A generator of numbers that depend only on the seed (xorshift64*).
 struct Random(u64);
 
 impl Random {
@@ -382,7 +382,7 @@ impl Random {
     }
 }
 
-/// Stops the others, and says how to run a failed case again.
+/// Stops the other threads, and prints how to repeat a failed case.
 struct Case<'a> {
     seed: u64,
     next: &'a AtomicU64,
@@ -391,7 +391,7 @@ struct Case<'a> {
 impl Drop for Case<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            // Of 200,000 cases the rest would take its time, and scroll the failure away.
+            // With 200,000 cases, the remaining ones would take long and scroll the failure away.
             self.next.store(u64::MAX / 2, Ordering::Relaxed);
             let seed = self.seed;
             tell(&format!("again: RKV_STORE_SEED={seed} RKV_STORE_CASES=1 cargo test --test store model::random"));
@@ -412,7 +412,7 @@ struct Progress {
     started: Instant,
     cases: u64,
     done: AtomicU64,
-    /// In units of 10 seconds.
+    /// The time in units of 10 seconds.
     told: AtomicU64,
 }
 
@@ -435,11 +435,10 @@ fn number_from_environment(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap())
 }
 
-/// Any valid sequence of operations is as it was after each restart.
+/// The state after each restart is the same, for any valid sequence of operations.
 ///
-/// Method: 2,000 random sequences of 2 to 11 operations (RKV_STORE_CASES: another
-/// number; `make faults` and `make soak` say which), seeded by the clock
-/// (RKV_STORE_SEED: by that number).
+/// Method: perform 2,000 random sequences of 2 to 11 operations (RKV_STORE_CASES: another number, which `make faults`
+/// and `make soak` set), seeded by the clock (RKV_STORE_SEED: by that number).
 #[test]
 fn random() {
     let now = || std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
@@ -456,7 +455,7 @@ fn random() {
                         return;
                     }
                     let case = Case { seed: first_seed.wrapping_add(case), next: &next };
-                    // Neighbouring seeds begin alike.
+                    // Neighboring seeds produce similar first numbers.
                     let mut random = Random(case.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
                     random.next();
                     check(&random.sequence());

@@ -1,4 +1,4 @@
-//! The seeds of the fuzzer that are no text: what the nodes write to disk and send each other.
+//! The binary seeds of the fuzzer: what nodes write to disk and send each other.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,17 +22,17 @@ use serde::Serialize;
 
 use crate::support::*;
 
-/// Where the seeds stand in the repository.
+/// Where the seeds are in the repository.
 const SEEDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/fuzz/seeds");
 /// Writes the files instead of comparing them.
 const WRITE_THEM: &str = "RKV_WRITE_SEEDS";
 
 type Seeds = BTreeMap<String, Vec<u8>>;
 
-/// The fuzzer begins with what this program writes.
+/// The fuzzer starts from files and messages that this program writes.
 ///
-/// Method: the same seeds are made again, and compared. (Text, such as requests, is
-/// written by hand, and so in no list here.)
+/// Method: make the seeds again and compare them with the files. (Seeds that are text, such as requests, are written by
+/// hand and are not checked here.)
 #[test]
 fn seeds_are_what_is_written() {
     let mut seeds = Seeds::new();
@@ -81,7 +81,7 @@ fn identities(seeds: &mut Seeds) {
     }
 }
 
-/// All kinds of writes, so that each of the state's parts is used.
+/// Writes of all kinds, so that each part of the state is used.
 fn all_writes() -> Vec<Entry> {
     (0..3 * KINDS).map(|index| varied(1, index)).collect()
 }
@@ -144,7 +144,7 @@ fn snapshots(seeds: &mut Seeds) {
     }
 }
 
-/// A letter for what it is, and the message.
+/// A letter for the kind of the message, and the message.
 fn message(letter: u8, value: &impl Serialize) -> Vec<u8> {
     [&[letter], rmp_serde::to_vec_named(value).unwrap().as_slice()].concat()
 }

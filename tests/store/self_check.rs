@@ -1,4 +1,4 @@
-//! Does a node notice that its state is not the leader's, or not its own?
+//! Does a node detect that its state differs from the leader's, or from what it computed itself?
 
 use std::fs::File;
 
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use crate::support::*;
 
-/// A node in a cluster that has applied the entries from the first on, and its directory.
+/// A node in a cluster that has applied entries from the first one on, and its directory.
 fn node(entries: &[Entry]) -> (TempDir, ExampleStore) {
     let directory = scratch();
     let store = open(directory.path());
@@ -23,7 +23,7 @@ fn node(entries: &[Entry]) -> (TempDir, ExampleStore) {
     (directory, store)
 }
 
-/// The first entries of a log, with writes of every kind among them.
+/// The first entries of a log, with writes of every kind.
 fn entries(count: u64) -> Vec<Entry> {
     let of = |index| match index {
         0 => membership(1, 0, &[NODE]),
@@ -33,12 +33,12 @@ fn entries(count: u64) -> Vec<Entry> {
     (0..count).map(of).collect()
 }
 
-/// An entry with what the leader says of its state.
+/// An entry with the leader's hash.
 fn announcement(index: u64, own: SelfCheck) -> Entry {
     write(1, index, 0, None, Operation::SelfCheck { index: own.index, hash: own.hash })
 }
 
-/// Applies an entry as openraft does, and returns why the node must stop.
+/// Applies an entry as openraft does, and returns the reason if the node must exit.
 fn failure_at(store: &ExampleStore, entry: Entry) -> Option<StoreError> {
     let result = run(store.state_machine.clone().apply(stream::iter([Ok((entry, None))])));
     let failure = store.state_machine.self_checks().take_failure();
@@ -46,12 +46,12 @@ fn failure_at(store: &ExampleStore, entry: Entry) -> Option<StoreError> {
     failure
 }
 
-/// Nodes that applied the same note the same, at the same index, also if one of
-/// them began at a snapshot. What the leader says they confirm.
+/// Nodes that applied the same entries record the same hash at the same index, even if one of them started from a
+/// snapshot. They confirm the leader's hash.
 ///
-/// Method: a leader and a follower with a whole log, and one that gets the leader's
-/// snapshot from before the check; the leader's hash as an entry to all; one more
-/// follower, which gets a snapshot from after the check, has nothing to compare.
+/// Method: use a leader, a follower with the whole log, and one that gets the leader's snapshot from before the check.
+/// Apply the leader's hash to all of them. Another follower, which gets a snapshot from after the check, has nothing to
+/// compare.
 #[test]
 fn equal_nodes_confirm_each_other() {
     let due = SELF_CHECK_ENTRIES;
@@ -83,10 +83,9 @@ fn equal_nodes_confirm_each_other() {
     }
 }
 
-/// A node whose data is not the leader's stops when it hears of the leader's hash,
-/// and says what the two are.
+/// A node whose data differs from the leader's exits when it applies the leader's hash, and its error has both hashes.
 ///
-/// Method: a follower starts from a snapshot that is whole, with one write more in it than there was.
+/// Method: start a follower from an intact snapshot that has one additional write.
 #[test]
 fn a_node_with_other_data_stops() {
     let due = SELF_CHECK_ENTRIES;

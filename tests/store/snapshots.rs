@@ -1,4 +1,4 @@
-//! Snapshots: whole, damaged, under another name, too many of them.
+//! Snapshots that are intact, damaged, renamed or too many.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use raft_key_value::store::{ExampleStore, StoreError};
 
 use crate::support::*;
 
-/// The entries that the tests put into logs and snapshots.
+/// The entries in the logs and snapshots of these tests.
 fn entries(count: u64) -> Vec<raft_key_value::types::Entry> {
     let entry = |index| match index {
         0 => membership(1, 0, &[1, 2, 3]),
@@ -42,7 +42,7 @@ fn node_with_two_snapshots(data_dir: &Path, purged: Option<u64>) {
     });
 }
 
-/// The state that entries 0 to `last` make.
+/// The state after entries 0 to `last`.
 fn state_at(last: u64) -> ExampleStateMachine {
     let mut machine = ExampleStateMachine::default();
     for entry in entries(last + 1) {
@@ -67,7 +67,8 @@ fn snapshot_names(data_dir: &Path) -> Vec<String> {
     names
 }
 
-/// All the ways in which the tests damage a file: a bit in every byte, every cut, something after the end.
+/// All the ways in which the tests damage a file: a flipped bit in every byte, a truncation to every length, and
+/// appended bytes.
 fn damages(whole: &[u8]) -> impl Iterator<Item = (String, Vec<u8>)> {
     let flips = (0..whole.len()).map(|position| {
         let mut damaged = whole.to_vec();
@@ -95,10 +96,10 @@ fn all_records_are_there() {
     assert!(count("former") > 0 && count("expires_at_ms") > 0);
 }
 
-/// A damaged newest snapshot is passed over, with a warning that names it, if the
-/// log has all that is between it and the one before: the state is then the same.
+/// A damaged newest snapshot is skipped, with a warning that names it, if the log has all entries between it and the
+/// older one. The state is then the same.
 ///
-/// Method: each byte changed, each cut, something appended; the log applied again.
+/// Method: change each byte, truncate to each length, and append bytes. Then apply the log again.
 #[test]
 fn damaged_newest_is_passed_over() {
     let directory = scratch();
@@ -118,9 +119,9 @@ fn damaged_newest_is_passed_over() {
     }
 }
 
-/// A damaged newest snapshot is refused, and named, if the log begins after the one before it.
+/// A damaged newest snapshot is rejected, and the error names it, if the log begins after the older one.
 ///
-/// Method: as above, with the log purged one entry further.
+/// Method: as above, with one more entry purged from the log.
 #[test]
 fn damaged_newest_that_the_log_does_not_cover() {
     let directory = scratch();
@@ -137,10 +138,10 @@ fn damaged_newest_that_the_log_does_not_cover() {
     assert_eq!(what, "the log begins after T1-N1.4, but the snapshots end at T1-N1.3");
 }
 
-/// A damaged snapshot that was installed is refused if the log ends before it: the
-/// leader was told that everything up to it is on this disk.
+/// A damaged snapshot that was installed is rejected if the log ends before it, because the leader was told that this
+/// node has everything up to it on disk.
 ///
-/// Method: a log that ends at 5, a snapshot at 8 installed, and damaged before the log was purged.
+/// Method: with a log that ends at 5, install a snapshot at 8, and damage it before the log is purged.
 #[test]
 fn damaged_snapshot_beyond_the_log() {
     let (directory, leader_directory) = (scratch(), scratch());
@@ -163,9 +164,9 @@ fn damaged_snapshot_beyond_the_log() {
     assert_eq!(assert_damaged(directory.path()).0, path);
 }
 
-/// The newest two snapshots are kept, across restarts too.
+/// The newest two snapshots are kept, even across restarts.
 ///
-/// Method: snapshots at 1 to 6, with a restart after each second one.
+/// Method: take snapshots at 1 to 6, and restart after every second one.
 #[test]
 fn two_are_kept() {
     let directory = scratch();
@@ -185,10 +186,10 @@ fn two_are_kept() {
     }
 }
 
-/// A good snapshot is deleted only when two newer good ones exist. Skipped damaged ones do not count, and are deleted
-/// with it.
+/// An intact snapshot is deleted only when two newer intact ones exist. Skipped damaged ones do not count, and are
+/// deleted with it.
 ///
-/// Method: the newest, and then both, damaged; new ones built one after the other.
+/// Method: damage the newest snapshot, and then both. Take new ones one after the other.
 #[test]
 fn damaged_ones_do_not_count() {
     let cases: [(&[u64], &[&[&str]]); 2] = [
@@ -213,10 +214,9 @@ fn damaged_ones_do_not_count() {
     }
 }
 
-/// A snapshot under another's name is damaged: the log must reach as far as its
-/// name and its content say.
+/// A renamed snapshot is damaged: the log must reach as far as both its name and its content require.
 ///
-/// Method: the newest of two renamed, to a lower and to higher indexes; the log ends at 8.
+/// Method: rename the newest of two to a lower and to higher indexes. The log ends at 8.
 #[test]
 fn names_of_others() {
     for name in ["4.snap", "8.snap", "9.snap"] {
@@ -235,9 +235,9 @@ fn names_of_others() {
     }
 }
 
-/// A file that is not named as snapshots are is neither used nor deleted, and no name for a new one is in its way.
+/// A file whose name is not that of a snapshot is neither used nor deleted, and does not prevent new snapshots.
 ///
-/// Method: the newest of two renamed so; new ones built until all older ones are gone.
+/// Method: rename the newest of two in such ways, and take new snapshots until all older ones are deleted.
 #[test]
 fn odd_names() {
     for name in ["05.snap", "+5.snap", "5 (copy).snap", "5.snap.bak"] {
@@ -259,7 +259,7 @@ fn odd_names() {
     }
 }
 
-/// The lengths of a snapshot file's frames.
+/// The lengths of the frames of a snapshot file.
 fn frame_lengths(path: &Path) -> Vec<usize> {
     let bytes = fs::read(path).unwrap();
     let number = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
@@ -272,10 +272,10 @@ fn frame_lengths(path: &Path) -> Vec<usize> {
     lengths
 }
 
-/// A large state comes back from a snapshot as it was, here and on another node.
+/// A large state is the same after it was read from a snapshot, on this node and on another one.
 ///
-/// Method: 2,000 keys with values of up to 100 KiB, and some of the largest allowed
-/// size in a row, which give the longest frames.
+/// Method: use 2,000 keys with values of up to 100 KiB, and several consecutive ones of the largest permitted size,
+/// which make the longest frames.
 #[test]
 fn large_state() {
     let (directory, other_directory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -308,9 +308,9 @@ fn large_state() {
     assert_eq!(observe(&open(directory.path())), expected);
 }
 
-/// What could not be read again is not published.
+/// A snapshot that could not be read again is not published.
 ///
-/// Method: a value longer than a frame may be.
+/// Method: use a value that is longer than a frame may be.
 #[test]
 fn too_large_for_a_frame() {
     let directory = scratch();
@@ -322,9 +322,9 @@ fn too_large_for_a_frame() {
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
 }
 
-/// A snapshot that was being built while a newer one was installed does no harm.
+/// A snapshot that was being built while a newer one was installed has no effect.
 ///
-/// Method: a builder taken at 3; a snapshot at 8 installed; then the builder runs.
+/// Method: get a builder at 3, install a snapshot at 8, then run the builder.
 #[test]
 fn built_while_a_newer_one_is_installed() {
     let (directory, leader_directory) = (scratch(), scratch());
@@ -346,9 +346,9 @@ fn built_while_a_newer_one_is_installed() {
     assert_state(&open(directory.path()), &state_at(8), "reopened");
 }
 
-/// Snapshots that are built and installed at the same time do not delete each other.
+/// Snapshots that are built and installed concurrently do not delete each other.
 ///
-/// Method: two threads publish snapshots in turn; after each the newest exists, and is whole.
+/// Method: two threads publish snapshots in alternation. After each, the newest one exists and is intact.
 #[test]
 fn published_at_the_same_time() {
     let directory = scratch();
@@ -374,7 +374,7 @@ fn published_at_the_same_time() {
     assert_eq!(names.len(), 2, "{names:?}");
 }
 
-/// A snapshot that arrived damaged is refused, and leaves nothing behind.
+/// A received snapshot that is damaged is rejected, and no file remains.
 #[test]
 fn damaged_on_the_way() {
     let (directory, leader_directory) = (scratch(), scratch());
@@ -393,8 +393,8 @@ fn damaged_on_the_way() {
     assert_eq!(run(store.state_machine.clone().get_current_snapshot()).unwrap().map(|snapshot| snapshot.meta), None);
 }
 
-/// The snapshots before the newest can be deleted for their space, and those of an earlier run of the node too. The
-/// newest stays, and the directory is as good as before.
+/// The snapshots before the newest can be deleted to free space, even those of an earlier run of the node. The newest
+/// remains, and the directory stays usable.
 #[test]
 fn older_snapshots_make_room() {
     for reopened in [false, true] {
@@ -433,11 +433,11 @@ fn older_snapshots_make_room() {
     }
 }
 
-/// What deleting the older snapshots would not give back does not count as their space, and a snapshot that is being
-/// written counts as what it is.
+/// Space that deleting the older snapshots would not free does not count as theirs, and a snapshot that is being
+/// written counts as unfinished.
 ///
-/// Method: beside two good snapshots, one that is damaged, with a higher index; a file that is none; and an unfinished
-/// one.
+/// Method: in addition to two intact snapshots, make a damaged one with a higher index, a file that is not a snapshot,
+/// and an unfinished snapshot.
 #[test]
 fn only_what_can_be_deleted_counts_as_older() {
     let directory = scratch();
@@ -461,8 +461,8 @@ fn only_what_can_be_deleted_counts_as_older() {
     assert_eq!(snapshots.sizes().unwrap(), SnapshotSizes { older_bytes: 0, former_index: None, ..sizes });
 }
 
-/// The files of a log tell where each begins and ends, on disk too, and which entry is the last: also after it was
-/// opened again and purged.
+/// A log knows where each of its files begins and ends on disk, and which entry is the last one in it, even after it
+/// was opened again and purged.
 #[test]
 fn the_log_tells_its_files() {
     let directory = scratch();

@@ -1,4 +1,4 @@
-//! What each finding at the start leads to (DESIGN, section 7.5).
+//! The result of each start, by what the data directory contains.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ fn member(data_dir: &Path) -> Observed {
     observe(&open_small(data_dir).unwrap())
 }
 
-/// Opening fails with the error that `check` takes, and changes nothing.
+/// Opening fails with the error that `check` expects, and changes nothing.
 #[track_caller]
 fn assert_refused(data_dir: &Path, check: impl FnOnce(&StoreError) -> bool) -> String {
     let before = files(data_dir);
@@ -35,7 +35,7 @@ fn assert_refused(data_dir: &Path, check: impl FnOnce(&StoreError) -> bool) -> S
     message
 }
 
-/// A new directory gets an identity and nothing else to remember, and keeps it.
+/// A new directory gets an identity and no other state, and keeps the identity.
 #[test]
 fn new_directory() {
     let directory = tempfile::tempdir().unwrap();
@@ -58,9 +58,9 @@ fn new_directory() {
     assert_eq!(store.directory(), node_directory(&data_dir));
 }
 
-/// A directory that another process runs on is not touched, and the process is named.
+/// A directory that another process uses is not touched, and the error names the process.
 ///
-/// Method: this process holds the directory, and another one tries.
+/// Method: this process holds the lock, and another one starts on the directory.
 #[test]
 fn locked() {
     let directory = tempfile::tempdir().unwrap();
@@ -85,7 +85,7 @@ fn locked() {
     assert_eq!(fs::read_to_string(&lock).unwrap().trim(), std::process::id().to_string());
 }
 
-/// A lock file that a killed process left is no obstacle.
+/// A lock file that remains from a killed process does not prevent a start.
 #[test]
 fn stale_lock() {
     let directory = tempfile::tempdir().unwrap();
@@ -94,7 +94,7 @@ fn stale_lock() {
     assert_eq!(observe(&open_small(directory.path()).unwrap()), expected);
 }
 
-/// Data without an identity is refused, whatever of it there is.
+/// Data without an identity is rejected, whichever files exist.
 #[test]
 fn identity_is_missing() {
     let directory = scratch();
@@ -103,7 +103,7 @@ fn identity_is_missing() {
     let damaged = |error: &StoreError| matches!(error, StoreError::Damaged { path, .. } if path.ends_with("IDENTITY"));
     fs::remove_file(node.join("IDENTITY")).unwrap();
     assert_refused(directory.path(), damaged);
-    // What a crash left of writing it is no identity either.
+    // A partial temporary file from a crash is not an identity either.
     fs::write(node.join("IDENTITY.tmp"), "{").unwrap();
     assert_refused(directory.path(), damaged);
     fs::remove_dir_all(node.join("log")).unwrap();
@@ -112,7 +112,7 @@ fn identity_is_missing() {
     open_small(directory.path()).unwrap();
 }
 
-/// An identity from before the node joined its cluster does not belong to a vote, a log or a snapshot.
+/// An identity from before the node joined its cluster contradicts a vote, a log or a snapshot.
 #[test]
 fn identity_is_older_than_the_data() {
     let directory = scratch();
@@ -125,7 +125,7 @@ fn identity_is_older_than_the_data() {
     assert_refused(directory.path(), damaged);
 }
 
-/// A damaged identity is refused. (Each byte of it: `flips::identity`.)
+/// A damaged identity is rejected. (For each of its bytes: `flips::identity`.)
 #[test]
 fn identity_is_damaged() {
     let directory = scratch();
@@ -144,7 +144,7 @@ fn identity_is_damaged() {
     }
 }
 
-/// Another node's directory is refused, and the message says whose it is.
+/// Another node's directory is rejected, and the error names that node.
 #[test]
 fn other_node() {
     let directory = scratch();
@@ -156,9 +156,9 @@ fn other_node() {
     assert!(message.contains("start it with --id 7"), "{message}");
 }
 
-/// What a newer version wrote is refused as such, not as damaged.
+/// Data of a newer version is rejected as such, not as damaged.
 ///
-/// Method: `IDENTITY` of format 4; a snapshot of format 3 with a right checksum.
+/// Method: use an `IDENTITY` of format 4, and a snapshot of format 3 with a valid checksum.
 #[test]
 fn newer_format() {
     let directory = scratch();
@@ -187,9 +187,9 @@ fn newer_format() {
     newer(&path, 4);
 }
 
-/// A member's log must be there: it has voted, or promised to.
+/// A member's log must exist, because the member has voted or joined.
 ///
-/// Method: the log's directory, all its files, its first, one between, removed in turn.
+/// Method: remove in turn the log's directory, all its files, its first file, and one in between.
 #[test]
 fn log_files_are_missing() {
     let directory = scratch();
@@ -252,7 +252,7 @@ fn log_files_are_renamed() {
     open_small(directory.path()).unwrap();
 }
 
-/// A log whose beginning was removed needs the snapshot of it.
+/// A log whose beginning was purged requires the snapshot of that part.
 #[test]
 fn gap_between_snapshot_and_log() {
     let directory = scratch();
@@ -276,7 +276,7 @@ fn gap_between_snapshot_and_log() {
     assert_eq!(assert_damaged(directory.path()).0, snapshots);
 }
 
-/// What a crash left half written is deleted, and nothing else is.
+/// Partial files from a crash are deleted, and no others.
 #[test]
 fn temporary_files_are_deleted() {
     let directory = scratch();
@@ -294,9 +294,9 @@ fn temporary_files_are_deleted() {
     assert!(node.join("notes.txt").exists());
 }
 
-/// A directory that is refused keeps its torn records and half-written files, too.
+/// A rejected directory keeps even its torn records and partial files.
 ///
-/// Method: all that opening would tidy up, together with each reason to refuse.
+/// Method: combine everything that opening would clean up with each reason to reject the directory.
 #[test]
 fn nothing_is_tidied_up_on_refusal() {
     type Damage = fn(&Path);
@@ -321,10 +321,10 @@ fn nothing_is_tidied_up_on_refusal() {
     }
 }
 
-/// An error of the operating system is reported with action, object and cause.
+/// An error of the operating system is reported with operation, object and cause.
 ///
-/// Method: a file where a directory belongs, and the other way round. (Permissions
-/// do not stop root, who may run this.)
+/// Method: put a file in place of a directory, and a directory in place of a file. (Permissions do not restrict root,
+/// which may run this test.)
 #[test]
 fn system_errors() {
     type Obstacle = fn(&Path);
@@ -353,7 +353,7 @@ fn obstacle_in_new_directory(node: &Path, name: &str) {
     fs::write(node.join(name), "").unwrap();
 }
 
-/// A path that raft-log cannot take is refused, rather than another one used.
+/// A path that raft-log does not support is rejected, and no other path is used.
 #[test]
 fn path_that_is_not_utf8() {
     use std::os::unix::ffi::OsStrExt;

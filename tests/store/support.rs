@@ -1,4 +1,4 @@
-//! What the tests of the store share: entries, what a store holds, files.
+//! Helpers of the store's tests: entries, observations of a store, files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -30,16 +30,16 @@ pub const NODE: u64 = 1;
 /// The cluster it joins.
 pub const CLUSTER: ClusterId = ClusterId(0xc1);
 
-/// Small log files, so that a few entries need several, and a cache that holds next to nothing.
+/// Small log files, so that a few entries fill several, and a nearly empty cache.
 pub const SMALL: LogSizes = LogSizes { chunk_bytes_max: 400, cache_bytes_max: 100 };
 
-/// A directory for a test that opens stores thousands of times: in memory where
-/// possible, since such a test is not about power loss.
+/// A directory for a test that opens stores thousands of times. It is in memory if possible, because such a test is not
+/// about power loss.
 pub fn scratch() -> TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
-/// Runs a future to its end on this thread.
+/// Runs a future to completion on this thread.
 pub fn run<F: Future>(future: F) -> F::Output {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
 }
@@ -93,12 +93,13 @@ pub fn write(term: u64, index: u64, at_ms: u64, request: Option<&str>, operation
     Entry { log_id: log_id(term, index), payload: Payload::Normal(Command::Write(write)) }
 }
 
-/// How many kinds of writes there are in [`varied`].
+/// The number of kinds of writes in [`varied`].
 pub const KINDS: u64 = 8;
 
-/// A write of another kind at each index, so that [`KINDS`] in a row have all that an entry may have.
+/// A write of a different kind at each index, so that [`KINDS`] consecutive ones have everything that an entry can
+/// have.
 ///
-/// A state after the first five has all that a snapshot may have.
+/// A state after the first five has everything that a snapshot can have.
 pub fn varied(term: u64, index: u64) -> Entry {
     let request = format!("request {index}");
     let (request, plain) = (Some(request.as_str()), None);
@@ -106,7 +107,7 @@ pub fn varied(term: u64, index: u64) -> Entry {
         1 => (request, Operation::Txn(Arc::new(a_txn()))),
         2 => (request, Operation::Put(put_of("a", "2"))),
         3 => (plain, Operation::Delete(Delete { key: "c".into(), condition: Some(Condition::Present) })),
-        // What the transaction gave 250 ms is over by now.
+        // The TTL of 250 ms that the transaction set has passed by now.
         4 => (plain, Operation::Expire),
         5 => {
             let missing = Some(Condition::Missing);
@@ -164,7 +165,7 @@ pub async fn apply(store: &ExampleStore, entries: impl IntoIterator<Item = Entry
     store.state_machine.clone().apply(futures_util::stream::iter(entries)).await.unwrap();
 }
 
-/// Applies what is in the log up to an index, from where the state machine is.
+/// Applies the entries in the log up to an index, starting after the last applied one.
 pub async fn apply_from_log(store: &ExampleStore, last: u64) {
     let applied = store.state_machine.read(|machine| machine.last_applied);
     let next = applied.map_or(0, |log_id| log_id.index + 1);
@@ -173,12 +174,12 @@ pub async fn apply_from_log(store: &ExampleStore, last: u64) {
     apply(store, entries).await;
 }
 
-/// Takes a snapshot of the state as it is.
+/// Takes a snapshot of the current state.
 pub async fn build_snapshot(store: &ExampleStore) -> SnapshotMeta {
     store.state_machine.clone().get_snapshot_builder().await.build_snapshot().await.unwrap().meta
 }
 
-/// Gives `to` the newest snapshot of `from`, over the same path as one that came from the network.
+/// Installs the newest snapshot of `from` in `to`, by the same path as one that was received.
 pub async fn install_snapshot(from: &ExampleStore, to: &ExampleStore) {
     let snapshot = from.state_machine.clone().get_current_snapshot().await.unwrap().unwrap();
     let temporary = to.state_machine.snapshots().temporary_file();
@@ -188,7 +189,7 @@ pub async fn install_snapshot(from: &ExampleStore, to: &ExampleStore) {
     to.state_machine.clone().install_snapshot(&meta, received).await.unwrap();
 }
 
-/// All that can be seen of a store.
+/// The observable state of a store.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Observed {
     pub vote: Option<Vote>,
@@ -225,10 +226,10 @@ pub fn observe(store: &ExampleStore) -> Observed {
     })
 }
 
-/// What is below a directory: a file's bytes, or nothing for a directory.
+/// An entry of a directory: the bytes of a file, or `None` for a directory.
 pub type Files = BTreeMap<PathBuf, Option<Vec<u8>>>;
 
-/// All files and directories below a directory, except lock files, which an attempt may touch.
+/// All files and directories below a directory, except lock files, which may change with each attempt.
 pub fn files(directory: &Path) -> Files {
     try_files(directory).unwrap()
 }
@@ -248,7 +249,7 @@ fn try_files(directory: &Path) -> io::Result<Files> {
     Ok(found)
 }
 
-/// Makes a directory hold this, and nothing else but lock files.
+/// Replaces the content of a directory, except lock files.
 pub fn restore(directory: &Path, wanted: &Files) {
     for (path, found) in files(directory).into_iter().rev() {
         match (found, wanted.get(&path)) {
@@ -265,10 +266,10 @@ pub fn restore(directory: &Path, wanted: &Files) {
     }
 }
 
-/// A copy of a data directory as a crash of the process would leave it now.
+/// A copy of a data directory, as a crash of the process would leave it.
 pub fn copy(data_dir: &Path) -> TempDir {
     let copy = scratch();
-    // A store that is open may be deleting a file of the log.
+    // An open store may be deleting a log file at this moment.
     let found = std::iter::repeat_with(|| try_files(data_dir)).find_map(Result::ok).unwrap();
     let moved = found.into_iter();
     let moved = moved.map(|(path, content)| (copy.path().join(path.strip_prefix(data_dir).unwrap()), content));
@@ -284,7 +285,8 @@ pub fn log_files(data_dir: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// Opening is refused for damage in a file, and changes nothing. Returns file, offset and message.
+/// Asserts that opening fails because of damage in a file, and changes nothing. Returns the file, the offset and the
+/// message.
 #[track_caller]
 pub fn assert_damaged(data_dir: &Path) -> (PathBuf, Option<u64>, String) {
     let before = files(data_dir);
@@ -294,7 +296,7 @@ pub fn assert_damaged(data_dir: &Path) -> (PathBuf, Option<u64>, String) {
     (path, offset, what)
 }
 
-/// Where in a log file its records begin, and after them its length.
+/// The offsets of the records in a log file, followed by the file's length.
 pub fn record_offsets(path: &Path) -> Vec<u64> {
     let bytes = fs::read(path).unwrap();
     let mut rest = bytes.as_slice();
@@ -306,7 +308,7 @@ pub fn record_offsets(path: &Path) -> Vec<u64> {
     offsets
 }
 
-/// What was logged while `work` ran on this thread.
+/// The log output of this thread while `work` ran.
 pub fn logged<T>(work: impl FnOnce() -> T) -> (T, String) {
     let lines = Lines::default();
     let writer = lines.clone();
@@ -329,13 +331,13 @@ impl Write for Lines {
     }
 }
 
-/// A value that is text.
+/// A value as text.
 pub fn text_of(value: &Value) -> String {
     value.as_text().unwrap().to_owned()
 }
 
-/// Checks random cases: so many, unless PROPTEST_CASES says otherwise. A failure
-/// names the seed, and the simplest case that was found.
+/// Checks random cases: this many, unless PROPTEST_CASES is set. A failure names the seed and the simplest failing
+/// case.
 pub fn any_of<S: Strategy>(test: &str, cases: u32, strategy: S, check: impl Fn(S::Value)) {
     let mut config = Config { failure_persistence: None, ..Config::default() };
     if std::env::var_os("PROPTEST_CASES").is_none() {

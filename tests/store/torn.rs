@@ -1,4 +1,4 @@
-//! A log whose last file ends in the middle of a record, as a crash leaves it.
+//! A log whose last file ends within a record, as after a crash.
 
 use std::fs;
 use std::path::Path;
@@ -8,15 +8,15 @@ use raft_key_value::store::{ExampleStore, LogSizes};
 
 use crate::support::*;
 
-/// Writes a record of each type, and an entry of each kind, and notes after each where in the log it ends
-/// and what the store holds then.
+/// Writes a record of each type and an entry of each kind. Notes after each where in the log it ends and what the store
+/// holds.
 fn write_records(store: &ExampleStore, data_dir: &Path) -> Vec<(u64, Observed)> {
     let mut log = store.log.clone();
     let mut states = Vec::new();
     let mut note = || {
         run(store.log.flush()).unwrap();
         let last = log_files(data_dir).pop().unwrap();
-        // A file that was just begun repeats what the one before it said.
+        // A new file repeats the state from the end of the one before it.
         let records = record_offsets(&last);
         let end = if records.len() == 2 { 0 } else { *records.last().unwrap() };
         states.push((start_of(&last) + end, observe(store)));
@@ -45,7 +45,7 @@ fn write_records(store: &ExampleStore, data_dir: &Path) -> Vec<(u64, Observed)> 
     states
 }
 
-/// Where in the log a file begins, as its name says.
+/// The offset in the log at which a file begins, from its name.
 fn start_of(path: &Path) -> u64 {
     let name = path.file_name().unwrap().to_str().unwrap();
     name.chars().filter(char::is_ascii_digit).collect::<String>().parse().unwrap()
@@ -55,7 +55,7 @@ fn cut(path: &Path, bytes: u64) {
     fs::OpenOptions::new().write(true).open(path).unwrap().set_len(bytes).unwrap();
 }
 
-/// Cuts the last file to every length from `from` on, and checks the state after each cut.
+/// Truncates the last file to every length from `from` on, and checks the state after each truncation.
 fn cut_everywhere(data_dir: &Path, sizes: LogSizes, states: &[(u64, Observed)], from: u64) {
     let open = || ExampleStore::open_with(data_dir, NODE, sizes).unwrap();
     let whole = files(data_dir);
@@ -84,9 +84,9 @@ fn cut_everywhere(data_dir: &Path, sizes: LogSizes, states: &[(u64, Observed)], 
     }
 }
 
-/// A node that is killed while it is started for the first time starts anew.
+/// A node that is killed during its first start can be started again.
 ///
-/// Method: the only file cut at every byte, before the node has joined a cluster.
+/// Method: truncate the only file at every byte, before the node has joined a cluster.
 #[test]
 fn first_file_of_a_new_node() {
     let directory = scratch();
@@ -106,9 +106,10 @@ fn first_file_of_a_new_node() {
 }
 
 /// Whatever part of the last record is missing, the store opens with exactly the records before it, and logs what it
-/// cut off. A cut within the very first record, which was synced before the node joined its cluster, is damage.
+/// truncated. A truncation within the very first record, which was synced before the node joined its cluster, is
+/// damage.
 ///
-/// Method: a log in one file, cut at every byte.
+/// Method: truncate a log of one file at every byte.
 #[test]
 fn only_file_of_a_member() {
     let directory = scratch();
@@ -129,8 +130,8 @@ fn only_file_of_a_member() {
     cut_everywhere(directory.path(), LogSizes::default(), &states, first_record_bytes);
 }
 
-/// As above, for the last of several files; a cut within its first record leaves
-/// what the files before it hold.
+/// The same for the last of several files. After a truncation within its first record, the store holds the content of
+/// the files before it.
 #[test]
 fn last_of_several_files() {
     let directory = scratch();
@@ -142,10 +143,10 @@ fn last_of_several_files() {
     cut_everywhere(directory.path(), SMALL, &states, 0);
 }
 
-/// The only file that is left after a purge begins with what was known before:
-/// a cut within that is damage, whether or not the file is the log's first.
+/// The only file that remains after a purge begins with the state before it. A truncation within that is damage,
+/// whether or not the file is the log's first one.
 ///
-/// Method: a log purged until one file is left, cut at every byte of its first record.
+/// Method: purge a log until one file remains, and truncate it at every byte of its first record.
 #[test]
 fn only_file_after_a_purge() {
     let directory = scratch();
@@ -159,7 +160,7 @@ fn only_file_after_a_purge() {
     run(store.log.clone().purge(log_id(1, 19))).unwrap();
     run(store.log.flush()).unwrap();
     drop(store);
-    // The purge record may be in the file before the last: opening deletes that.
+    // The purge record may be in the file before the last one, which opening deletes.
     drop(open_small(directory.path()).unwrap());
     let [path] = log_files(directory.path()).try_into().unwrap();
     assert!(start_of(&path) > 0);
@@ -173,10 +174,10 @@ fn only_file_after_a_purge() {
     }
 }
 
-/// Zeros after the last record are cut off as a torn write is: a file system may
-/// make a file longer before it has written what belongs there.
+/// Zeros after the last record are truncated like a torn write, because a file system may extend a file before it
+/// writes the data.
 ///
-/// Method: zeros appended, of lengths around those of records and of a page.
+/// Method: append zeros, of lengths close to those of records and of a page.
 #[test]
 fn zeros_at_the_end() {
     let directory = scratch();
@@ -189,7 +190,7 @@ fn zeros_at_the_end() {
     let bytes = *record_offsets(&path).last().unwrap();
     for zeros in (1..60).chain([4095, 4096, 70_000]) {
         restore(directory.path(), &whole);
-        cut(&path, bytes + zeros); // Which makes it longer, with zeros.
+        cut(&path, bytes + zeros); // Extends the file with zeros.
         let (store, warnings) = logged(|| open(directory.path()));
         assert_eq!(observe(&store), states.last().unwrap().1, "{zeros} zeros");
         let warning = format!("cut {zeros} bytes off `{}` at offset {bytes}:", path.display());
@@ -197,10 +198,10 @@ fn zeros_at_the_end() {
     }
 }
 
-/// A record that is not whole is no torn write if whole ones follow it in another file.
+/// An incomplete record is not a torn write if complete records follow it in another file.
 ///
-/// Method: every file but the last, cut at every byte; each must be refused, with
-/// the file and the offset where the log breaks off.
+/// Method: truncate every file except the last at every byte. Each must be rejected, with the file and the offset where
+/// the log is interrupted.
 #[test]
 fn cut_before_the_end_of_the_log() {
     let directory = scratch();

@@ -1,4 +1,4 @@
-//! What watches are handed, whenever they come, leave, fall behind or are slow.
+//! What watches receive, whenever they begin, end, fall behind or are slow.
 
 use std::sync::Arc;
 
@@ -17,24 +17,25 @@ use crate::support::*;
 const KEYS: [&str; 6] = ["a", "a/1", "a/2", "b", "é", "é1"];
 const LARGE_BYTES: usize = 6 << 20;
 
-/// One thing that happens. Numbers of watches are taken modulo how many there are.
+/// A step of a case. Numbers of watches are taken modulo the number of watches.
 #[derive(Clone, Debug)]
 enum Action {
-    /// Applies these in one batch.
+    /// Applies these entries in one batch.
     Apply(Vec<Change1>),
-    /// Applies a put of a key so often, each in a batch of its own: more than a watch may fall behind.
+    /// Puts a key this many times, each in its own batch: more than a watch may fall behind.
     Burst {
         key: usize,
         count: usize,
     },
-    /// Applies so many puts of large values in one batch: they push older changes out, and each other.
+    /// Applies this many puts of large values in one batch: they displace older changes from the history, and each
+    /// other.
     Large {
         key: usize,
         count: usize,
     },
-    /// Installs the snapshot of a node that is so much ahead.
+    /// Installs the snapshot of a node that is this much ahead.
     Install(Vec<Change1>),
-    /// Begins a watch, so many revisions before the next one, or after it.
+    /// Begins a watch this many revisions before the next one, or after it.
     Watch {
         filter: usize,
         before: u64,
@@ -45,14 +46,14 @@ enum Action {
         watch: usize,
         times: usize,
     },
-    /// Ends a watch, and begins it again where it was.
+    /// Ends a watch, and resumes it at the same place.
     Resume {
         watch: usize,
     },
     End {
         watch: usize,
     },
-    /// As for a heartbeat.
+    /// Asks for the watch's place, as a heartbeat does.
     CaughtUp {
         watch: usize,
     },
@@ -120,7 +121,7 @@ fn filter_of(number: usize) -> Filter {
     }
 }
 
-/// A watch, and where its reader is.
+/// A watch, and the place of its reader.
 struct Watch {
     subscription: Subscription,
     filter: Filter,
@@ -131,7 +132,7 @@ struct Run {
     store: ExampleStore,
     leader: ExampleStore,
     _directories: [TempDir; 2],
-    /// All entries, and all changes that they made, of which none is ever forgotten.
+    /// All entries, and all changes that they made, including those that the history no longer has.
     entries: Vec<Entry>,
     changes: Vec<Change>,
     reference: ExampleStateMachine,
@@ -161,7 +162,7 @@ impl Run {
         }
     }
 
-    /// Adds an entry to the log, notes what it changes, and returns it.
+    /// Adds an entry to the log, records its changes, and returns it.
     fn entry(&mut self, operation: Option<Operation>) -> Entry {
         let index = self.entries.len() as u64;
         let entry = match operation {
@@ -176,7 +177,7 @@ impl Run {
     }
 
     fn change(&mut self, change: &Change1) -> Entry {
-        // Each value is another one, so that no put is a mere renewal.
+        // Every value is different, so that no put only renews the TTL.
         let value = format!("{}", self.entries.len());
         let put = |key: usize, ttl_ms| Put { ttl_ms, ..put_of(KEYS[key], &value) };
         let operation = match change {
@@ -215,7 +216,7 @@ impl Run {
                 run(apply(&self.store, entries));
                 self.has_large = true;
             }
-            // Writing so large a snapshot takes too long here.
+            // Writing such a large snapshot would take too long.
             Action::Install(_) if self.has_large => {}
             Action::Install(changes) => {
                 changes.iter().for_each(|change| drop(self.change(change)));
@@ -256,14 +257,14 @@ impl Run {
         Watch { subscription, filter, cursor }
     }
 
-    /// What a watch is still to be handed.
+    /// The changes that a watch has yet to receive.
     fn waiting(&self, watch: usize) -> Vec<Change> {
         let Watch { filter, cursor, .. } = &self.watches[watch];
         let wanted = |change: &&Change| (change.revision, change.position) >= *cursor && filter.matches(&change.key);
         self.changes.iter().filter(wanted).cloned().collect()
     }
 
-    /// Polls a watch once; false if it has nothing.
+    /// Polls a watch once; returns false if it has nothing.
     fn poll(&mut self, number: usize) -> bool {
         let waiting = self.waiting(number);
         let watch = &mut self.watches[number];
@@ -317,15 +318,13 @@ fn check(actions: &[Action], large: &Value) -> u64 {
     state.gone
 }
 
-/// A watch receives every change of its keys from its beginning on, in order, once, by whole revisions, or an error
-/// that they are no longer kept.
+/// A watch receives every change of its keys from its beginning on, in order, once, and by whole revisions, or an error
+/// that the changes are no longer kept.
 ///
-/// Method: 500 random sequences (PROPTEST_CASES: another number,
-/// PROPTEST_RNG_SEED: one seed) of batches that are applied, watches that begin
-/// before and after the newest revision, are polled now and then, end and are
-/// resumed where they were, fall behind by more batches than are kept for them,
-/// or behind the history, and snapshots that are installed meanwhile; compared
-/// with all changes that ever were.
+/// Method: run 500 random sequences (PROPTEST_CASES: another number; PROPTEST_RNG_SEED: one seed), and compare the
+/// result with all changes that were ever made. A sequence applies batches and installs snapshots. Its watches begin
+/// before and after the newest revision, are polled occasionally, end and are resumed, and fall behind by more batches
+/// than are kept for them, or behind the history.
 #[test]
 fn any_watch() {
     let large = Value::from(&vec![b'v'; LARGE_BYTES]);
@@ -334,10 +333,10 @@ fn any_watch() {
     });
 }
 
-/// A batch of entries that pushes its own changes out of the history does not hand out the rest as if it were all: a
-/// watch that is too slow gets an error.
+/// A batch of entries that displaces its own changes from the history does not deliver the remaining ones as if they
+/// were complete: a watch that is too slow gets an error.
 ///
-/// Method: a watch that has all so far; twice as many bytes as the history keeps, in one batch.
+/// Method: with a watch that is up to date, apply a batch with twice as many bytes as the history keeps.
 #[test]
 fn a_batch_that_is_larger_than_the_history() {
     let large = Value::from(&vec![b'v'; LARGE_BYTES]);
@@ -352,10 +351,10 @@ fn a_batch_that_is_larger_than_the_history() {
     assert_eq!(check(&actions, &large), 1, "it was not told");
 }
 
-/// A watch of keys that do not change keeps its place while others do.
+/// A watch of keys that do not change keeps its place while other keys do.
 ///
-/// Method: a watch that has had its heartbeat, and one that only looked; then so
-/// much is applied that the history forgets all that was before, and then a change of theirs.
+/// Method: use a watch that has had its heartbeat, and one that was only polled. Apply so many entries that the history
+/// drops everything before them, and then change a watched key.
 #[test]
 fn quiet_keys() {
     let large = Value::from(&vec![b'v'; LARGE_BYTES]);

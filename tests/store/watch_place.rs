@@ -12,7 +12,7 @@ use crate::support::*;
 
 const VALUE_BYTES: usize = 1 << 20;
 
-/// Takes what there is for a watch now; returns the revisions.
+/// Takes everything that is ready for a watch; returns the revisions.
 fn take_all(watch: &mut Subscription) -> Vec<u64> {
     let mut revisions = Vec::new();
     while let Some(batch) = watch.next().now_or_never() {
@@ -21,18 +21,17 @@ fn take_all(watch: &mut Subscription) -> Vec<u64> {
     revisions
 }
 
-/// Entries for other keys than those that are watched: more than the history keeps.
+/// Entries for keys that are not watched: more than the history keeps.
 fn others(first: u64) -> Vec<raft_key_value::types::Entry> {
     let count = (HISTORY_BYTES_MAX / VALUE_BYTES) as u64 + 5;
     (first..first + count).map(|index| set(1, index, "other", &"v".repeat(VALUE_BYTES - 10))).collect()
 }
 
-/// A watch of keys that seldom change does not fall behind the history while others do.
+/// A watch of keys that seldom change does not fall behind the history while other keys change.
 ///
-/// Method: a watch that has everything, and then more changes of other keys than
-/// are kept. After a heartbeat, more changes at once than a watch may fall behind;
-/// and instead of that, the installation of a snapshot. Either way the watch goes
-/// on with the next change of its own.
+/// Method: with a watch that is up to date, apply more changes of other keys than are kept. After a heartbeat, apply
+/// more changes at once than a watch may fall behind; alternatively, install a snapshot. Either way the watch continues
+/// with the next change of its own.
 #[test]
 fn a_watch_of_seldom_changes_keeps_its_place() {
     run(async {
@@ -62,7 +61,7 @@ fn a_watch_of_seldom_changes_keeps_its_place() {
         }
         assert_eq!(take_all(&mut watch), (first..index).collect::<Vec<_>>());
 
-        // What the snapshot's history begins with is later than what the watch saw last.
+        // The snapshot's history begins after the last change that the watch received.
         for entry in others(index) {
             index += 1;
             apply(&ahead, [entry.clone()]).await;
@@ -77,11 +76,12 @@ fn a_watch_of_seldom_changes_keeps_its_place() {
     });
 }
 
-/// A watch reads the history in short steps, between which other tasks run, and misses nothing where a step ends.
+/// A watch reads the history in short steps, between which other tasks run, and misses no change at the end of a step.
 ///
-/// Method: revisions of three changes each, for several steps. A watch of a key that none of them has is polled, with a
-/// new future each time, until it has all: once for each step. Watches of one key, and of several, around the end of
-/// each step are to find exactly those, and all are handed what is written then.
+/// Method: write revisions of three changes each, enough for several steps. Poll a watch of a key that none of them
+/// changes, with a new future each time, until it is up to date: once for each step. Watches of one key, and of
+/// several, close to the end of each step must receive exactly their changes, and all watches must receive later
+/// writes.
 #[test]
 fn the_history_is_read_in_steps() {
     // A step ends before the next revision.
@@ -131,11 +131,12 @@ fn the_history_is_read_in_steps() {
     });
 }
 
-/// A watch whose batch was dropped is not told that it has everything while it reads the history, although nothing else
-/// was handed to it.
+/// A watch whose batch was dropped does not report that it is up to date while it reads the history, although nothing
+/// else was delivered to it.
 ///
-/// Method: a batch with two changes of a key, between which the history has more others than are looked at in one step.
-/// It is dropped for the sake of a group that is not read. After the first of the changes the watch asks for its place.
+/// Method: apply a batch with two changes of a key. Between them, the history has more other changes than one step
+/// reads. The batch is dropped because of a group that is not read. After the first of the changes, request the watch's
+/// place.
 #[test]
 fn no_place_while_the_history_is_read() {
     run(async {

@@ -1,4 +1,4 @@
-//! What the watches of a node share, and what a slow reader can hold.
+//! What the watches of a node share, and how much a slow reader can hold.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +17,8 @@ use crate::support::*;
 const VALUE_BYTES: usize = 1 << 20;
 const WATCHES: usize = 100;
 
-/// Takes all that waits for a watch, encoded. Counts in `batches` and `long_events` what had to be encoded for it.
+/// Takes everything that waits for a watch, encoded. Counts in `batches` and `long_events` what had to be encoded for
+/// it.
 fn take_all(watch: &mut Subscription, batches: &Cell<usize>, long_events: &Cell<usize>) -> Vec<Bytes> {
     let encode = |changes: &[Change], shared: &LongEvents| {
         batches.set(batches.get() + 1);
@@ -33,7 +34,7 @@ fn take_all(watch: &mut Subscription, batches: &Cell<usize>, long_events: &Cell<
         changes.iter().map(piece).collect()
     };
     let mut pieces = Vec::new();
-    // Tokio would let no task take so much at once.
+    // Tokio's cooperative budget would not let a task take so much at once.
     while let Some(batch) = tokio::task::unconstrained(watch.next()).now_or_never() {
         pieces.extend_from_slice(watch.encoded(&batch.unwrap(), encode));
     }
@@ -44,11 +45,10 @@ fn put_large(index: u64, key: &str) -> raft_key_value::types::Entry {
     set(1, index, key, &"v".repeat(VALUE_BYTES))
 }
 
-/// What many watches are handed is encoded once for each group, however long it is, and a long event
-/// once for the node.
+/// Changes for many watches are encoded once for each group, however long they are, and a long event once for the node.
 ///
-/// Method: 100 watches of a key and 100 of each of two prefixes, all with everything they want. A value of 1 MiB, a
-/// transaction of 2,000 puts, and the first step of a deletion; then a watch that reads all of it from the history.
+/// Method: use 100 watches of a key and 100 of each of two prefixes, all up to date. Write a value of 1 MiB, a
+/// transaction of 2,000 puts, and the first step of a deletion. Then a watch reads all of it from the history.
 #[test]
 fn each_batch_is_encoded_once() {
     run(async {
@@ -81,7 +81,7 @@ fn each_batch_is_encoded_once() {
     });
 }
 
-/// The values in the history, by which it is seen how long they are held.
+/// The values in the history, which show how long they are held.
 fn records(store: &ExampleStore, key: &str) -> Vec<Weak<Record>> {
     store.state_machine.read(|machine| {
         let of_change = |change: &Change| match &change.kind {
@@ -92,11 +92,11 @@ fn records(store: &ExampleStore, key: &str) -> Vec<Weak<Record>> {
     })
 }
 
-/// A watch that is not read keeps no more of the changes than the node's bound of bytes, in however few batches they
-/// come.
+/// A watch that is not read holds no more of the changes than the node's bound of bytes, however few batches they are
+/// in.
 ///
-/// Method: a watch that is at the end and is not read then; two batches of entries with 40 MiB for it, and
-/// so many others that the history forgets those. The values still in memory are counted.
+/// Method: leave an up-to-date watch unread. Apply two batches of entries with 40 MiB for it, and so many other changes
+/// that the history drops these. Count the values that are still in memory.
 #[test]
 fn a_slow_reader_holds_a_bounded_number_of_bytes() {
     run(async {
@@ -114,17 +114,17 @@ fn a_slow_reader_holds_a_bounded_number_of_bytes() {
         apply(&store, (81..81 + others).map(|index| put_large(index, "other"))).await;
         assert!(records(&store, "key").is_empty(), "the history still has them");
         let held = values.iter().filter(|record| record.upgrade().is_some()).count();
-        // And the one that is the key's value.
+        // One more is the key's value.
         assert!(held <= WATCH_HANDED_OUT_BYTES_MAX / VALUE_BYTES + 1, "{held} values are held");
         assert!(watch.next().now_or_never().expect("it ends").is_err());
     });
 }
 
-/// What groups share is counted once, so that a long change for many groups is dropped for none of them.
+/// Memory that groups share is counted once, so that a long change for many groups is dropped for none of them.
 ///
-/// Method: two watches of each of 1,000 prefixes that begin with each other, and a put of 1 MiB of a key that begins
-/// with all of them. One watch of each takes it, and then the other in the opposite order. If a batch had been dropped,
-/// a watch would read the history, and what it finds would be encoded for it alone.
+/// Method: use two watches of each of 1,000 nested prefixes, and put 1 MiB to a key that begins with all of them. One
+/// watch of each prefix takes the change, and then the other ones in the opposite order. If a batch had been dropped, a
+/// watch would read the history, and its events would be encoded for it alone.
 #[test]
 fn a_long_change_for_many_groups_is_kept_for_all() {
     const GROUPS: usize = 1000;
@@ -148,11 +148,11 @@ fn a_long_change_for_many_groups_is_kept_for_all() {
     });
 }
 
-/// A change of which some groups have been read is counted for as long as another holds it.
+/// A change that some groups have read is counted for as long as another group holds it.
 ///
-/// Method: watches of a key and of prefixes of it that begin with each other, of which one is not read, each in turn.
-/// Two batches of entries with 40 MiB, after each of which the others take all, and so many other changes that the
-/// history forgets those. The values still in memory are counted.
+/// Method: use watches of a key and of nested prefixes of it, of which one is not read, each in turn. Apply two batches
+/// of entries with 40 MiB, after each of which the other watches take everything, and so many other changes that the
+/// history drops these. Count the values that are still in memory.
 #[test]
 fn a_slow_group_beside_fast_ones_holds_a_bounded_number_of_bytes() {
     let filters = [Filter::Key("key".into()), Filter::Prefix("key".into()), Filter::Prefix("k".into())];
@@ -180,17 +180,17 @@ fn a_slow_group_beside_fast_ones_holds_a_bounded_number_of_bytes() {
             apply(&store, (81..81 + others).map(|index| put_large(index, "other"))).await;
             assert!(records(&store, "key").is_empty(), "the history still has them");
             let held = values.iter().filter(|record| record.upgrade().is_some()).count();
-            // And the one that is the key's value.
+            // One more is the key's value.
             assert!(held <= WATCH_HANDED_OUT_BYTES_MAX / VALUE_BYTES + 1, "{held} values are held");
         });
     }
 }
 
-/// Long events that are sent are in memory within the node's bounds, even if groups take them so far apart that each
-/// is encoded more than once.
+/// Long events that are being sent stay within the node's bounds of memory, even if groups take them so far apart in
+/// time that each is encoded more than once.
 ///
-/// Method: 200 pairs of nested prefixes, and 17 changes, whose events stand for a MiB each. The watches of a pair take
-/// them side by side, so that both have the same events, and then each holds nothing but its place.
+/// Method: use 200 pairs of nested prefixes, and 17 changes, whose events count as a MiB each. The watches of a pair
+/// take them side by side, so that both have the same events, and then each holds only its place.
 #[test]
 fn long_events_hold_a_bounded_number_of_bytes() {
     const GROUPS: usize = 400;
@@ -228,7 +228,7 @@ fn long_events_hold_a_bounded_number_of_bytes() {
 
 /// An event that a watch still holds is not encoded again for another one, however many were encoded since.
 ///
-/// Method: 10 slow readers of 60 events of a MiB each, one after the other; then they are gone.
+/// Method: use 10 slow readers of 60 events of a MiB each, one after the other, and then drop them.
 #[test]
 fn long_events_are_shared_by_slow_readers() {
     const EVENTS: u64 = 60;
@@ -253,10 +253,10 @@ impl AsRef<[u8]> for Counted {
     }
 }
 
-/// A watch misses nothing while another thread applies entries, and is not told that it has what is still to come.
+/// A watch misses no change while another thread applies entries, and does not report a place ahead of them.
 ///
-/// Method: one thread applies 20,000 puts, each in a batch of its own, while another begins watches, polls them and
-/// asks for their place. Each revision must follow the one before, and the place be that of the last one taken.
+/// Method: one thread applies 20,000 puts, each in its own batch. Another thread begins watches, polls them and
+/// requests their place. Each revision must follow the one before, and the place must be that of the last received one.
 #[test]
 fn nothing_is_missed_while_entries_are_applied() {
     const PUTS: u64 = 20_000;

@@ -194,8 +194,7 @@ fn may_be_shed(path: &str) -> bool {
 
 /// Whether a route observes or manages a node or its cluster.
 fn is_for_operators(path: &str) -> bool {
-    path.starts_with("/v1/cluster/")
-        || matches!(path, "/metrics" | "/v1/metrics" | "/init" | "/add-learner" | "/change-membership")
+    path.starts_with("/v1/cluster/") || matches!(path, "/metrics" | "/init" | "/add-learner" | "/change-membership")
 }
 
 fn is_for_data(path: &str) -> bool {

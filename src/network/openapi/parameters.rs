@@ -54,7 +54,7 @@ pub struct ReadParameters {
     /// Return only the bytes of the value.
     #[param(inline)]
     pub raw: Option<Flag>,
-    /// `linearizable` (the default), or `stale`: this node's own state, which may be stale and needs no other node.
+    /// `linearizable` (the default), or `stale`: this node's own state, which may be stale.
     #[param(inline)]
     pub consistency: Option<Consistency>,
 }
@@ -106,7 +106,7 @@ pub struct ListParameters {
     /// The `revision` of the first page, so that all pages show the same state. The node that served a page keeps its
     /// state for a minute.
     pub revision: Option<u64>,
-    /// `linearizable` (the default), or `stale`: this node's own state, which may be stale and needs no other node.
+    /// `linearizable` (the default), or `stale`: this node's own state, which may be stale.
     #[param(inline)]
     pub consistency: Option<Consistency>,
 }

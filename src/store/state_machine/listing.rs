@@ -152,7 +152,10 @@ impl Listings {
     pub fn take_unused(&mut self, replaced_bytes: u64) -> Vec<Data> {
         let is_unused = |kept: &Kept| {
             kept.used.elapsed() > LISTING_KEPT
-                || replaced_bytes.saturating_sub(kept.replaced_bytes) > STATE_REPLACED_BYTES_MAX
+                // A snapshot that was installed counts from 0.
+                || replaced_bytes
+                    .checked_sub(kept.replaced_bytes)
+                    .is_none_or(|replaced_bytes| replaced_bytes > STATE_REPLACED_BYTES_MAX)
         };
         let (unused, kept) = std::mem::take(&mut self.kept).into_iter().partition(is_unused);
         self.kept = kept;
