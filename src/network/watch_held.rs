@@ -4,6 +4,7 @@
 //! of that has been sent. Both use almost no memory while the history and the current state share them, and more as
 //! the store changes. So the node owns them, and drops them from watches that fell behind.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -109,10 +110,13 @@ impl WatchesHeld {
             }
             let batch = inner.cut();
             for piece in &batch {
-                if let Some((bytes, watches)) = pieces.get_mut(&piece.as_ptr()) {
+                // A watch that sent some of its piece meanwhile may have one that was not counted, or counted for others.
+                if let Entry::Occupied(mut counted) = pieces.entry(piece.as_ptr()) {
+                    let (bytes, watches) = counted.get_mut();
                     *watches -= 1;
                     if *watches == 0 {
                         bytes_held -= *bytes;
+                        counted.remove();
                     }
                 }
             }
