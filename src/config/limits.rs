@@ -141,7 +141,7 @@ pub const WATCH_LONG_EVENT_BYTES: usize = 16 << 10;
 /// Bytes of these encoded events that a node keeps although no watch needs them, in addition to one of any length.
 pub const WATCH_LONG_EVENTS_BYTES_MAX: usize = 16 << 20;
 /// Bytes of batches that all watches together may hold although the history no longer has them. Their readers are slow
-/// and cannot go on; above this, the oldest are cut off.
+/// and cannot continue; above this, the oldest are cut off.
 pub const WATCH_GONE_BYTES_MAX: usize = 64 << 20;
 /// Bytes of events that a watch hands to its connection at once.
 pub const WATCH_PIECE_BYTES_MAX: usize = 64 << 10;
