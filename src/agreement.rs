@@ -2,7 +2,7 @@
 //!
 //! A leader remembers up to which entry each node has acknowledged its log, and never resends those entries. A node
 //! that was started on an older copy of its data directory has forgotten some of them. openraft does not notice (in a
-//! debug build, the leader panics): the leader continues to count the former acknowledgements, and the node never gets
+//! debug build, the leader panics): the leader continues to count the former acknowledgments, and the node never gets
 //! an entry again.
 //!
 //! The node itself can detect this. **An append without entries tells what the leader counts on**: its `prev_log_id` is

@@ -25,7 +25,7 @@ use crate::types::{ExampleNode, LeaderId, LogId, NodeId, TypeConfig, Vote};
 
 /// The state of a node that handlers need.
 pub struct ExampleApp {
-    /// This node's number.
+    /// This node's id.
     pub id: NodeId,
     /// The address that other nodes dial.
     pub addr: String,
@@ -136,7 +136,7 @@ pub enum Role {
     Leader,
     /// The node knows the leader.
     Follower {
-        /// The leader's number.
+        /// The leader's id.
         leader_id: NodeId,
         /// The leader's address.
         leader_node: ExampleNode,
@@ -148,7 +148,7 @@ pub enum Role {
 /// Why a node is not a member of a cluster, as the nodes of that cluster told it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exclusion {
-    /// A member with the node's number has another data directory, which is probably lost.
+    /// A member with the node's id has another data directory, which is probably lost.
     OtherDirectory {
         /// The cluster of that member.
         cluster_id: ClusterId,
@@ -371,9 +371,9 @@ impl ExampleApp {
             return None;
         }
         Some(format!(
-            "the membership has node {} at {}, which the other nodes dial, and it advertises {}: start it with \
-             --advertise-addr {}, or replace it by a node with a new id and an empty --data-dir; and if another \
-             process runs as node {} there, stop this one, which runs on a copy of its data",
+            "the membership has node {} at {}, where the other nodes dial it, but the node advertises {}: start it \
+             with --advertise-addr {}, or replace it with a node with a new id and an empty --data-dir. If another \
+             process runs as node {} at that address, stop this one: it runs on a copy of the data",
             self.id, member.addr, self.addr, member.addr, self.id
         ))
     }

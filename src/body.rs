@@ -183,11 +183,11 @@ pub struct TouchAnswer {
 pub struct DeleteAnswer {
     /// The revision of the store after the delete.
     pub revision: u64,
-    /// Number of removed keys.
+    /// Number of deleted keys.
     pub deleted: u64,
 }
 
-/// One page of a listing.
+/// One page of a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ListAnswer {
     /// The revision of the store that the page shows. A next page with this `revision` shows the same state.
@@ -248,7 +248,7 @@ pub struct Compare {
     pub version: Option<u64>,
 }
 
-/// How two things compare.
+/// How two values compare.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum Relation {
     /// `=`
@@ -278,7 +278,7 @@ pub enum Relation {
 pub enum TxnOperation {
     /// Sets a key.
     Put(TxnPut),
-    /// Removes a key.
+    /// Deletes a key.
     Delete(TxnKey),
     /// Reads a key, including the changes of the operations before.
     Get(TxnKey),
@@ -343,7 +343,7 @@ pub struct TxnAnswer {
 pub enum TxnResult {
     /// The key was set.
     Put(PutAnswer),
-    /// The number of removed keys.
+    /// The number of deleted keys.
     Delete(TxnDeleted),
     /// The key; null if it does not exist.
     Get(Option<KeyValue>),
@@ -354,7 +354,7 @@ pub enum TxnResult {
 /// The result of a delete in a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TxnDeleted {
-    /// Number of removed keys: 1, or 0 if the key did not exist.
+    /// Number of deleted keys: 1, or 0 if the key did not exist.
     pub deleted: u64,
 }
 
@@ -394,7 +394,7 @@ pub struct WatchEnd {
     /// For programs: `too_slow`, `stopping`, `no_leader`, or the code of the error with which the request
     /// would have been rejected if the watch had not waited for a leader.
     pub code: String,
-    /// For people; may change.
+    /// Human-readable; may change.
     pub message: String,
 }
 
@@ -424,7 +424,7 @@ pub struct Member {
 pub enum MemberRole {
     /// The voter that is the leader.
     Leader,
-    /// It votes, and counts towards a majority.
+    /// It votes, and counts toward a majority.
     Voter,
     /// It receives all data, and does not vote.
     Learner,
@@ -468,9 +468,9 @@ pub struct ErrorAnswer {
 /// An error, and the outcome of the request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
-    /// For programs, such as `key_not_found`.
+    /// Machine-readable code, such as `key_not_found`.
     pub code: String,
-    /// For people; may change.
+    /// Human-readable; may change.
     pub message: String,
     /// Whether the request may have been applied.
     pub outcome: Outcome,
@@ -483,7 +483,7 @@ pub struct ErrorBody {
     /// The limit that the request exceeds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
-    /// The size of what exceeds the limit.
+    /// The size that exceeds the limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<usize>,
     /// With `condition_failed`: the revision of the key; missing if the key does not exist.

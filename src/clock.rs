@@ -201,7 +201,7 @@ impl LogClock {
         if !self.is_known.swap(true, Ordering::AcqRel) && self.last_reading != Reading::default() {
             let passed = Duration::from_millis(log_ms.saturating_sub(before_ms));
             tracing::info!(
-                "no voter was running before: according to the wall clocks, {passed:?} of every TTL passed meanwhile"
+                "all voters were stopped: according to the wall clocks, {passed:?} of every TTL passed meanwhile"
             );
         }
     }

@@ -7,7 +7,7 @@ use crate::config::{CONNECT_DEADLINE, CONNECTION_IDLE_MAX, is_unspecified_ip};
 /// Connections to nodes, which are kept and used again.
 pub fn connections() -> reqwest::Client {
     reqwest::Client::builder()
-        .no_proxy() // Nodes are dialled directly, whatever the environment says.
+        .no_proxy() // Nodes are dialed directly, whatever the environment says.
         .redirect(reqwest::redirect::Policy::none())
         .tcp_nodelay(true)
         .connect_timeout(CONNECT_DEADLINE)
@@ -28,7 +28,7 @@ pub async fn resolves_to_every_address(addr: &str) -> bool {
 /// Why a request failed, by its innermost cause, which says the most.
 pub fn reason_of(error: &reqwest::Error) -> String {
     if error.is_timeout() {
-        return "it did not answer in time".to_owned();
+        return "it did not respond in time".to_owned();
     }
     let mut cause: &dyn std::error::Error = error;
     while let Some(source) = cause.source() {

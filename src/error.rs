@@ -17,7 +17,7 @@ use crate::body::{ErrorAnswer, ErrorBody, Leader};
 use crate::config::{MESSAGE_CHARACTERS_MAX, RETRY_AFTER};
 use crate::types::{ExampleNode, NodeId};
 
-/// The outcome of errors that have no other. In JSON it is [`Outcome::NotApplied`].
+/// The outcome of errors that always have the same one. In JSON it is [`Outcome::NotApplied`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NotApplied {
@@ -38,7 +38,7 @@ pub enum ApiError {
     /// No such route exists. 404.
     #[error("{}", .0.message)]
     NotFound(Details),
-    /// The route exists, but not with this method. 405.
+    /// The route does not support this method. 405.
     #[error("{}", .0.message)]
     MethodNotAllowed(Details),
     /// The request did not arrive in time. 408.
@@ -80,7 +80,7 @@ pub enum ApiError {
     /// This node is not the leader, and the caller does not want the request forwarded. 421.
     #[error("this node is not the leader; the leader is node {} at {}", .0.leader_id, .0.leader_node)]
     ForwardToLeader(LeaderHint),
-    /// A request that names its receiver reached another node. 421.
+    /// A request for one node reached another one. 421.
     #[error("{}", .0.message)]
     WrongNode(Details),
     /// The node failed to handle the request. 500.
@@ -95,10 +95,10 @@ pub enum ApiError {
     /// A limit of the node is reached. 503.
     #[error("{}", .0.message)]
     Overloaded(Retry),
-    /// The node has not yet recovered what it had before it was started. 503.
+    /// The node has not yet recovered its state after a start. 503.
     #[error("{}", .0.message)]
     Recovering(Retry),
-    /// Another node that is needed does not respond. 503.
+    /// A node that the request needs does not respond. 503.
     #[error("{}", .0.message)]
     Unreachable(Retry),
     /// The node is stopping. 503.
@@ -118,9 +118,9 @@ pub enum ApiError {
 /// An invalid part of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct BadRequest {
-    /// A word for programs, such as `invalid_json`.
+    /// Machine-readable code, such as `invalid_json`.
     pub code: String,
-    /// For people: what was expected, and what was given.
+    /// Human-readable: what was expected, and what was given.
     pub message: String,
     /// The line of the body with the error, from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -135,16 +135,16 @@ pub struct BadRequest {
 /// A request that was not applied.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Details {
-    /// For people.
+    /// Human-readable text.
     pub message: String,
     /// Always `not_applied`.
     pub outcome: NotApplied,
 }
 
-/// A request that was given up, before it was proposed or after.
+/// A request that was abandoned before or after it was proposed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Interrupted {
-    /// For people.
+    /// Human-readable text.
     pub message: String,
     /// `unknown` if the request was proposed, `not_applied` otherwise.
     pub outcome: Outcome,
@@ -159,18 +159,18 @@ pub struct NotAllowed {
     /// The vote of the node.
     #[schema(value_type = Object)]
     pub vote: crate::types::Vote,
-    /// For people.
+    /// Human-readable text.
     pub message: String,
     /// Always `not_applied`.
     pub outcome: NotApplied,
 }
 
-/// Something that exceeds its limit.
+/// A key, value or request that exceeds its limit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TooLarge {
-    /// A word for programs: `request_too_large`, `key_too_large` or `value_too_large`.
+    /// Machine-readable code: `request_too_large`, `key_too_large` or `value_too_large`.
     pub code: String,
-    /// For people.
+    /// Human-readable text.
     pub message: String,
     /// The limit, in bytes.
     pub limit: usize,
@@ -183,7 +183,7 @@ pub struct TooLarge {
 /// A key that does not exist.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct KeyNotFound {
-    /// For people.
+    /// Human-readable text.
     pub message: String,
     /// The revision of the store at which the key does not exist.
     pub revision: u64,
@@ -194,7 +194,7 @@ pub struct KeyNotFound {
 /// A condition that does not hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ConditionFailed {
-    /// For people.
+    /// Human-readable text.
     pub message: String,
     /// The key's revision; `None` if the key does not exist.
     pub current_revision: Option<u64>,
@@ -205,7 +205,7 @@ pub struct ConditionFailed {
 /// A revision that is no longer kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RevisionGone {
-    /// For people.
+    /// Human-readable text.
     pub message: String,
     /// The oldest revision that is kept.
     pub oldest_revision: u64,
@@ -213,10 +213,10 @@ pub struct RevisionGone {
     pub outcome: NotApplied,
 }
 
-/// An index after which the node has applied more entries.
+/// An index that the node has already passed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AppliedPassed {
-    /// For people.
+    /// Human-readable text.
     pub message: String,
     /// The index of the last entry that the node has applied.
     pub applied_index: u64,
@@ -227,7 +227,7 @@ pub struct AppliedPassed {
 /// The leader.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LeaderHint {
-    /// The leader's number.
+    /// The leader's id.
     #[schema(value_type = u64)]
     pub leader_id: NodeId,
     /// The leader's address.
@@ -237,7 +237,7 @@ pub struct LeaderHint {
 /// A request that was not applied, and when to retry it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Retry {
-    /// For people.
+    /// Human-readable text.
     pub message: String,
     /// When to retry, in milliseconds.
     pub retry_after_ms: u64,
@@ -293,11 +293,14 @@ impl ApiError {
         })
     }
 
-    /// Something that exceeds its limit.
+    /// A key, value or request that exceeds its limit.
     pub fn too_large(what: &str, limit: usize, size: usize) -> Self {
+        // The rest of a request that is too large is not read.
+        let least = if what == "request" { "at least " } else { "" };
+        let subject = if what == "answer" { "response" } else { what };
         ApiError::TooLarge(TooLarge {
             code: format!("{what}_too_large"),
-            message: format!("the {what} must be at most {limit} bytes, got at least {size}"),
+            message: format!("{subject} must be at most {limit} bytes, got {least}{size}"),
             limit,
             size,
             outcome: NotApplied::NotApplied,
@@ -413,7 +416,7 @@ fn explained_syntax(reason: &str) -> Option<&'static str> {
         "EOF while parsing a list" => "the JSON ends inside a list",
         "EOF while parsing an object" => "the JSON ends inside an object",
         "EOF while parsing a string" => "the JSON ends inside a string",
-        "EOF while parsing a value" => "the JSON ends where a value must follow",
+        "EOF while parsing a value" => "the JSON ends where a value is expected",
         "expected `:`" => "a `:` is missing between a name and its value",
         "expected `,` or `]`" => "a `,` or the closing `]` of a list is missing",
         "expected `,` or `}`" => "a `,` or the closing `}` of an object is missing",
@@ -421,7 +424,9 @@ fn explained_syntax(reason: &str) -> Option<&'static str> {
             "this is not a JSON value; text must be in double quotes, except true, false and null"
         }
         "expected `\"`" | "key must be a string" => "the name of a field must be in double quotes",
-        "invalid escape" => "a string contains a backslash that starts no JSON escape; write `\\\\` for a backslash",
+        "invalid escape" => {
+            "a string contains a backslash that does not start a JSON escape; write `\\\\` for a backslash"
+        }
         "invalid number" => "this is not a JSON number",
         "number out of range" => "this number is too large",
         "invalid unicode code point" => "a string must be valid UTF-8",
@@ -432,7 +437,7 @@ fn explained_syntax(reason: &str) -> Option<&'static str> {
             "a string contains half of a surrogate pair; the escape of the other half must follow"
         }
         "trailing comma" => "the last element of a list or an object must not be followed by a `,`",
-        "trailing characters" => "something follows the value, or a list has too many elements",
+        "trailing characters" => "unexpected text after the value, or too many elements in a list",
         "recursion limit exceeded" => "the JSON is nested too deeply",
         _ => return None,
     })
@@ -449,7 +454,7 @@ fn explained_data(reason: &str) -> Option<String> {
         let wanted = expected.split(|character: char| !character.is_ascii_digit()).find(|digits| !digits.is_empty());
         return Some(match wanted {
             Some(wanted) => format!("a list must have {wanted} elements, got {given}"),
-            None => format!("a list has the wrong number of elements, {given}"),
+            None => format!("a list has the wrong number of elements: {given}"),
         });
     }
     if let Some(field) = reason.strip_prefix("missing field ") {
@@ -473,7 +478,7 @@ fn explained_data(reason: &str) -> Option<String> {
 /// A kind of value in JSON's terms, from serde's name for a Rust type.
 fn expected_kind(expected: &str) -> &str {
     match expected {
-        "u8" | "u16" | "u32" | "u64" | "usize" => "an integer that is not negative",
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a non-negative integer",
         "i8" | "i16" | "i32" | "i64" | "isize" => "an integer",
         "a boolean" => "true or false",
         "a sequence" => "a list",
@@ -520,12 +525,12 @@ impl Details {
 }
 
 impl Interrupted {
-    /// A request that was given up before it was proposed.
+    /// A request that was abandoned before it was proposed.
     pub fn not_applied(message: impl Into<String>) -> Self {
         Interrupted { message: message.into(), outcome: Outcome::NotApplied }
     }
 
-    /// A request that was given up after it was proposed.
+    /// A request that was abandoned after it was proposed.
     pub fn unknown(message: impl Into<String>) -> Self {
         Interrupted { message: message.into(), outcome: Outcome::Unknown }
     }
@@ -569,7 +574,7 @@ mod tests {
             (write(r#"{"Set":tru}"#), no_value),
             (write(r#"{"Set":{"key":"k""#), "the JSON ends inside an object"),
             (write(r#"{"Set":{"key":"k"#), "the JSON ends inside a string"),
-            (write(r#"{"Set":"#), "the JSON ends where a value must follow"),
+            (write(r#"{"Set":"#), "the JSON ends where a value is expected"),
             (txn(r#"{"success":[{"delete":{"key":"k"}}"#), "the JSON ends inside a list"),
             (write(r#"{"Set":{"key" "k"}}"#), "a `:` is missing between a name and its value"),
             (write(r#"{"Set":{"key":"k" "value":"v"}}"#), "a `,` or the closing `}` of an object is missing"),
@@ -578,7 +583,7 @@ mod tests {
             (write("{'Set':1}"), "the name of a field must be in double quotes"),
             (
                 write(r#"{"Set":{"key":"k","value":"\d"}}"#),
-                r"a string contains a backslash that starts no JSON escape; write `\\` for a backslash",
+                r"a string contains a backslash that does not start a JSON escape; write `\\` for a backslash",
             ),
             (member("[01,1]"), "this is not a JSON number"),
             (member("[1e999,1]"), "this number is too large"),
@@ -592,12 +597,12 @@ mod tests {
             ),
             (explained::<String>(b"\"\xff\""), "a string must be valid UTF-8"),
             (txn(r#"{"success":[],}"#), "the last element of a list or an object must not be followed by a `,`"),
-            (write(r#"{"Delete":{"key":"k"}}x"#), "something follows the value, or a list has too many elements"),
-            (member(r#"[1,"a",2]"#), "something follows the value, or a list has too many elements"),
+            (write(r#"{"Delete":{"key":"k"}}x"#), "unexpected text after the value, or too many elements in a list"),
+            (member(r#"[1,"a",2]"#), "unexpected text after the value, or too many elements in a list"),
             (member("[1]"), "a list must have 2 elements, got 1"),
-            (member(r#"["1","a"]"#), "a value must be an integer that is not negative, got the string \"1\""),
-            (member("[-1,\"a\"]"), "a value must be an integer that is not negative, got the number -1"),
-            (member("[1.5,\"a\"]"), "a value must be an integer that is not negative, got the number 1.5"),
+            (member(r#"["1","a"]"#), "a value must be a non-negative integer, got the string \"1\""),
+            (member("[-1,\"a\"]"), "a value must be a non-negative integer, got the number -1"),
+            (member("[1.5,\"a\"]"), "a value must be a non-negative integer, got the number 1.5"),
             (member("[1,null]"), "a value must be a string, got null"),
             (member("{}"), "a value must be a list, got an object"),
             (explained::<String>(b"{}"), "a value must be a string, got an object"),

@@ -125,7 +125,7 @@ impl fmt::Debug for RequestId {
 pub enum Operation {
     /// Sets a key if a condition holds.
     Put(Put),
-    /// Removes a key if a condition holds.
+    /// Deletes a key if a condition holds.
     Delete(Delete),
     /// Removes keys that begin with a prefix, up to
     /// [`DELETE_STEP_KEYS_MAX`](crate::config::DELETE_STEP_KEYS_MAX) of them.
@@ -167,7 +167,7 @@ pub struct Put {
     pub condition: Option<Condition>,
 }
 
-/// Removes a key.
+/// Deletes a key.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delete {
     /// The key to remove. It may not exist.
@@ -282,7 +282,7 @@ pub enum Operand {
 pub enum TxnStep {
     /// Sets a key.
     Put(Put),
-    /// Removes a key.
+    /// Deletes a key.
     Delete(Delete),
     /// Sets the expiry time of a key.
     Touch(Touch),
@@ -301,7 +301,7 @@ pub enum WriteResult {
     Put(PutAnswer),
     /// The expiry time of the key was set.
     Touch(TouchAnswer),
-    /// Keys were removed.
+    /// Keys were deleted.
     Delete {
         /// Number of keys that all steps so far removed.
         deleted: u64,
@@ -347,7 +347,7 @@ pub struct TxnDone {
 pub enum StepResult {
     /// The key was set.
     Put(PutAnswer),
-    /// The number of removed keys: 1, or 0 if the key did not exist.
+    /// The number of deleted keys: 1, or 0 if the key did not exist.
     Delete(TxnDeleted),
     /// The key as it was read; `None` if it does not exist.
     Get(Option<Found>),

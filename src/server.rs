@@ -52,26 +52,26 @@ pub enum ServeError {
     #[error("the HTTP server failed: {0}")]
     Http(io::Error),
     /// The disk failed while the node was running.
-    #[error("the disk failed, and the node stopped without acknowledging anything more: {0}")]
+    #[error("the disk failed, and the node stopped without acknowledging any more requests: {0}")]
     Storage(String),
     /// A background task that the node needs ended.
-    #[error("the task `{0}` ended unexpectedly, see the log; starting the node again recovers it")]
+    #[error("the task `{0}` ended unexpectedly (see the log); start the node again to recover")]
     Task(&'static str),
     /// Raft stopped by itself.
-    #[error("Raft stopped: {0}; starting the node again recovers it")]
+    #[error("Raft stopped: {0}; start the node again to recover")]
     Raft(String),
 }
 
 /// What to do if the node cannot listen on an address.
 fn listen_advice(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::AddrInUse => "stop the process that uses it, or give another --http-addr",
-        io::ErrorKind::PermissionDenied => "ports below 1024 may be reserved; give another --http-addr",
+        io::ErrorKind::AddrInUse => "stop the process that uses it, or choose another --http-addr",
+        io::ErrorKind::PermissionDenied => "ports below 1024 may be reserved; choose another --http-addr",
         _ if is_not_here(error) => {
             "it is not an address of this machine: --http-addr is where the node listens, and --advertise-addr is what \
              other nodes dial"
         }
-        _ => "give another --http-addr",
+        _ => "choose another --http-addr",
     }
 }
 
@@ -353,9 +353,9 @@ async fn recover(app: web::Data<ExampleApp>, at_start: AtStart) {
 
 /// Whether a node may stand for election: the membership must name it with its own data directory.
 ///
-/// A removed number may be used again. Its new node receives the log from the beginning, where it may find a membership
-/// in which the former node was the only voter. openraft would have it elect itself at once, with a log that ends
-/// there, while the cluster has another leader.
+/// A removed id may be used again. Its new node receives the log from the beginning, where it may find a membership in
+/// which the former node was the only voter. openraft would have it elect itself at once, with a log that ends there,
+/// while the cluster has another leader.
 fn may_stand(metrics: &RaftServerMetrics<TypeConfig>, own: &Identity) -> bool {
     [&metrics.membership_config, &metrics.committed_membership_config].into_iter().any(|stored| {
         let member = stored.membership().get_node(&own.node_id);
@@ -369,15 +369,18 @@ async fn core_stopped(raft: &ExampleRaft, store: &ExampleStore) -> Fatal<TypeCon
     let mut metrics = raft.server_metrics();
     let mut said = (0, None);
     loop {
-        let (term, leader, may_stand) = {
+        let (term, leader, may_stand, is_new) = {
             let metrics = metrics.borrow_watched();
-            (metrics.vote.leader_id.term, metrics.current_leader, may_stand(&metrics, &store.identity()))
+            let is_new = metrics.committed_membership_config.voter_ids().next().is_none();
+            (metrics.vote.leader_id.term, metrics.current_leader, may_stand(&metrics, &store.identity()), is_new)
         };
         raft.runtime_config().elect(may_stand);
         if (term, leader) != said {
             said = (term, leader);
             match leader {
                 Some(leader) => tracing::info!("node {leader} leads in term {term}"),
+                // The first election of a new cluster is no cause for concern.
+                None if is_new => tracing::debug!("no leader is known in term {term}"),
                 None => tracing::info!("no leader is known in term {term}"),
             }
         }
@@ -460,7 +463,9 @@ async fn record_clock(app: web::Data<ExampleApp>) {
         match tokio::task::spawn_blocking(move || store.record_clock(reading)).await {
             // No acknowledged write depends on this record.
             Ok(Err(error)) if !has_failed => {
-                tracing::warn!("{error}: if all nodes stop now, TTLs may not count the time until they run again");
+                tracing::warn!(
+                    "{error}: if all nodes stop now, the time until they run again may not count toward TTLs"
+                );
                 has_failed = true;
             }
             Ok(result) => has_failed = result.is_err(),
@@ -506,7 +511,7 @@ async fn hand_over_leadership(raft: &ExampleRaft, id: NodeId) {
     }
     let wait = raft.wait(Some(HAND_OVER_DEADLINE));
     match wait.metrics(|metrics| metrics.current_leader.is_some_and(|leader| leader != id), "another leader").await {
-        Ok(metrics) => tracing::info!("node {} leads now", metrics.current_leader.unwrap_or(successor)),
+        Ok(metrics) => tracing::info!("node {} is the leader now", metrics.current_leader.unwrap_or(successor)),
         Err(_) => tracing::warn!("node {successor} did not become the leader in time: an election will follow"),
     }
 }

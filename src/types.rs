@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::body::TxnRequest;
 use crate::operation::{Key, Write, WriteResult};
 
-/// The number of a node, set by `--id`. It is unique among the members of a cluster.
+/// The id of a node, set by `--id`. It is unique among the members of a cluster.
 pub type NodeId = u64;
 
 openraft::declare_raft_types!(
@@ -25,7 +25,7 @@ openraft::declare_raft_types!(
         Node = ExampleNode,
 );
 
-/// A leader: its term and its number.
+/// A leader: its term and its id.
 pub type LeaderId = openraft::alias::LeaderIdOf<TypeConfig>;
 /// A log id: the leader that proposed the entry (term and node id) and its index.
 pub type LogId = openraft::alias::LogIdOf<TypeConfig>;
@@ -61,7 +61,7 @@ pub enum ExampleRequest {
         /// At most 1 MiB of UTF-8.
         value: String,
     },
-    /// Removes a key, whether or not it exists.
+    /// Deletes a key, whether or not it exists.
     Delete {
         /// 1 to 1,024 bytes of UTF-8.
         #[schema(min_length = 1, max_length = 1024)]
@@ -82,7 +82,7 @@ pub struct ExampleResponse {
     /// The result of the write, unless it is a `Set`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<WriteResult>,
-    /// Whether the request was executed before, and this is its result from then.
+    /// Whether the request was executed before, and this is its original result.
     #[serde(default, skip_serializing_if = "is_false")]
     pub replayed: bool,
 }

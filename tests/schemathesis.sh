@@ -93,7 +93,7 @@ schemathesis() {
 
 # ---- the node ----
 
-# One that nobody listens on now, below those that systems take for outgoing connections.
+# A port without a listener, below those that systems use for outgoing connections.
 free_port() {
     python3 -c '
 import random, socket

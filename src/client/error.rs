@@ -11,7 +11,7 @@ use crate::error::{ApiError, ConditionFailed, LeaderHint, NotApplied, Outcome};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
-    /// A node returned an error on one of the original's routes.
+    /// A node returned an error on a route of the openraft example.
     #[error("the node at {addr} returned {}: {error}", .error.status())]
     Api {
         /// The node's address.
@@ -34,21 +34,21 @@ pub enum ClientError {
     Unreachable {
         /// The node's address.
         addr: String,
-        /// The cause, for people.
+        /// The cause, as readable text.
         reason: String,
     },
     /// The request was sent, and its response was lost, late, or invalid.
-    #[error("the response of {addr} was lost{}: {reason}", doubt(*outcome))]
+    #[error("the response from {addr} was lost{}: {reason}", doubt(*outcome))]
     AnswerLost {
         /// The node's address.
         addr: String,
-        /// The cause, for people.
+        /// The cause, as readable text.
         reason: String,
         /// `Unknown` for a write, `NotApplied` for a read.
         outcome: Outcome,
     },
     /// Each node named another one as leader: an election is in progress.
-    #[error("found no leader in {HOPS_MAX} hops; the last node named node {} at {}", .0.leader_id, .0.leader_node)]
+    #[error("found no leader in {HOPS_MAX} hops; the last one named node {} at {}", .0.leader_id, .0.leader_node)]
     TooManyRedirects(LeaderHint),
     /// One attempt may have been applied, and no later one settled it.
     #[error("{unknown}; the last attempt failed too: {last}")]
@@ -60,8 +60,8 @@ pub enum ClientError {
     },
     /// The node belongs to another cluster than the first one that responded to this client.
     #[error(
-        "the node at {addr} belongs to cluster {found}, not to cluster {expected} as the others{}: the endpoints are \
-         nodes of two clusters, or an address has a new owner",
+        "the node at {addr} belongs to cluster {found}, but the others belong to cluster {expected}{}: the endpoints \
+         are nodes of two clusters, or an address was reassigned",
         doubt(*outcome)
     )]
     OtherCluster {
@@ -77,7 +77,7 @@ pub enum ClientError {
     /// The request is invalid, so it was not sent.
     #[error("cannot send the request: {reason}")]
     InvalidRequest {
-        /// The cause, for people.
+        /// The cause, as readable text.
         reason: String,
     },
 }

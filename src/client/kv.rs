@@ -90,7 +90,7 @@ impl ExampleClient {
         KeyWrite { value, ..self.write_key(Method::PUT, key.into(), "") }
     }
 
-    /// Removes a key. Without a condition this succeeds even if the key does not exist.
+    /// Deletes a key. Without a condition this succeeds even if the key does not exist.
     pub fn delete(&self, key: impl Into<String>) -> KeyWrite<'_, DeleteAnswer> {
         self.write_key(Method::DELETE, key.into(), "")
     }

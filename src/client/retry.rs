@@ -72,7 +72,7 @@ impl Retries {
 pub(super) fn idempotency_key() -> Result<String, ClientError> {
     let mut bits = [0; 16];
     getrandom::fill(&mut bits).map_err(|error| ClientError::InvalidRequest {
-        reason: format!("cannot draw a random Idempotency-Key: {error}"),
+        reason: format!("cannot generate a random Idempotency-Key: {error}"),
     })?;
     Ok(format!("{:032x}", u128::from_ne_bytes(bits)))
 }

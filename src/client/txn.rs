@@ -138,7 +138,7 @@ impl TxnOperation {
         TxnOperation::Put(TxnPut { key: key.into(), value, encoding, ttl: Some(ttl_text(ttl)) })
     }
 
-    /// Removes a key, if it exists.
+    /// Deletes a key, if it exists.
     pub fn delete(key: impl Into<String>) -> Self {
         TxnOperation::Delete(TxnKey { key: key.into() })
     }

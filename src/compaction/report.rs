@@ -58,7 +58,7 @@ impl Reports {
                 tracing::warn!("the disk is low on space: this node rejects puts while it is the leader");
             }
             DiskSpace::Exhausted => {
-                tracing::error!("the disk is nearly full: this node accepts no entries until there is more space");
+                tracing::error!("the disk is nearly full: this node accepts no entries until there is more free space");
             }
         }
     }
@@ -73,7 +73,8 @@ impl Reports {
                 tracing::info!("the log has {files} files, below its limit: entries are accepted again")
             }
             FilesRoom::None => tracing::warn!(
-                "the log has {files} files, its limit: this node accepts no entries until a snapshot is written"
+                "the log has reached its limit of {files} files: this node accepts no entries until a snapshot is \
+                 written"
             ),
             FilesRoom::NoneToDelete => tracing::warn!(
                 "the log has {files} files, above its limit, and none can be deleted until their entries are committed \

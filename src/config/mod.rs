@@ -32,17 +32,17 @@ pub enum LogFormat {
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Longest request body, in bytes.
+    /// Maximum length of a request body, in bytes.
     pub request_bytes: usize,
-    /// Longest key, in bytes.
+    /// Maximum length of a key, in bytes.
     pub key_bytes: usize,
-    /// Longest value, in bytes.
+    /// Maximum length of a value, in bytes.
     pub value_bytes: usize,
-    /// Most operations in a transaction.
+    /// Maximum number of operations in a transaction.
     pub txn_operations: usize,
-    /// Most keys in a page of a listing.
+    /// Maximum number of keys in a page of a list.
     pub page_keys: usize,
-    /// Bytes of keys and values after which a page of a listing ends.
+    /// Bytes of keys and values after which a page of a list ends.
     pub page_bytes: usize,
 }
 
@@ -63,16 +63,14 @@ Examples:
     raft-key-value --id 3 --http-addr 127.0.0.1:21003
 
   Form a cluster of them, once:
-    curl 127.0.0.1:21001/init -d ''
-    curl 127.0.0.1:21001/add-learner -d '[2,\"127.0.0.1:21002\"]'
-    curl 127.0.0.1:21001/add-learner -d '[3,\"127.0.0.1:21003\"]'
-    curl 127.0.0.1:21001/change-membership -d '[1,2,3]'
+    curl 127.0.0.1:21001/init \\
+      -d '[[1,\"127.0.0.1:21001\"],[2,\"127.0.0.1:21002\"],[3,\"127.0.0.1:21003\"]]'
 
   Write on one node, read on another:
-    curl 127.0.0.1:21001/write -d '{\"Set\":{\"key\":\"foo\",\"value\":\"bar\"}}'
-    curl 127.0.0.1:21003/consistent_read -d '\"foo\"'
+    curl -X PUT 127.0.0.1:21001/v1/kv/foo -d bar
+    curl 127.0.0.1:21003/v1/kv/foo
 
-  Use the commands above:
+  The same with commands:
     raft-key-value put foo bar
     raft-key-value get foo
     raft-key-value status
@@ -85,14 +83,15 @@ Exit codes of commands:
    1  the key does not exist, a condition or comparison does not hold, or the revision to watch
       from is no longer kept
    2  the request is invalid
-   3  no node could serve the request, a listing is incomplete, an endpoint of `status` does not
+   3  no node could serve the request, a list is incomplete, an endpoint of `status` does not
       serve requests, or the outcome is unknown: the message says which
   74  the output cannot be written; a write was applied, and the message has its result
 
 Exit codes of a node:
    0  stopped by SIGTERM or SIGINT
    2  a flag or environment variable is invalid
-  65  the data is damaged, differs from the leader's, or is an older copy; nothing was changed
+  65  the data is damaged or an older copy, or its state or a log entry differs from the leader's;
+      nothing was changed
   69  cannot listen on --http-addr
   70  Raft or a background task failed; a restart recovers
   73  another process uses this data directory
@@ -100,7 +99,7 @@ Exit codes of a node:
   78  the data belongs to another node, another user or a newer version, or a file in it is a link"
 )]
 pub struct Config {
-    /// Number of this node, at least 1 and unique in the cluster
+    /// Id of this node, at least 1 and unique in the cluster
     #[arg(long, env = "RKV_ID", value_name = "N")]
     pub id: NodeId,
 
@@ -120,63 +119,63 @@ pub struct Config {
     #[arg(long, env = "RKV_HEARTBEAT_INTERVAL_MS", value_name = "MS", default_value_t = HEARTBEAT_INTERVAL_MS_DEFAULT)]
     pub heartbeat_interval_ms: u64,
 
-    /// Shortest time before a follower stands for election, in milliseconds, once it has not heard from the leader
-    /// for --election-timeout-max-ms
+    /// Minimum of the random wait before an election, in milliseconds; the wait starts once a follower has not heard
+    /// from the leader for --election-timeout-max-ms
     #[arg(long, env = "RKV_ELECTION_TIMEOUT_MIN_MS", value_name = "MS", default_value_t = ELECTION_TIMEOUT_MIN_MS_DEFAULT)]
     pub election_timeout_min_ms: u64,
 
-    /// Longest time before it stands for election, in milliseconds; each time is random between the two
+    /// Maximum of the random wait before an election, in milliseconds
     #[arg(long, env = "RKV_ELECTION_TIMEOUT_MAX_MS", value_name = "MS", default_value_t = ELECTION_TIMEOUT_MAX_MS_DEFAULT)]
     pub election_timeout_max_ms: u64,
 
-    /// Log entries after which a snapshot is taken
+    /// Take a snapshot after this many log entries
     #[arg(long, env = "RKV_SNAPSHOT_ENTRIES", value_name = "N", default_value_t = SNAPSHOT_ENTRIES_DEFAULT)]
     pub snapshot_entries: u64,
 
-    /// Log entries to keep after a snapshot, for followers that are behind
+    /// Keep this many log entries after a snapshot, for followers that are behind
     #[arg(long, env = "RKV_SNAPSHOT_KEEP_ENTRIES", value_name = "N", default_value_t = SNAPSHOT_KEEP_ENTRIES_DEFAULT)]
     pub snapshot_keep_entries: u64,
 
-    /// Bytes of log after which a snapshot is taken, even with fewer entries than --snapshot-entries; the length of
-    /// the newest snapshot if that is more
+    /// Take a snapshot after this many bytes of log, even with fewer entries than --snapshot-entries; after as many
+    /// bytes as the newest snapshot has, if that is more
     #[arg(long, env = "RKV_SNAPSHOT_BYTES", value_name = "BYTES", default_value_t = SNAPSHOT_BYTES_DEFAULT)]
     pub snapshot_bytes: u64,
 
-    /// Bytes of log to keep after a snapshot, even with fewer entries than --snapshot-keep-entries; more in proportion
-    /// if the newest snapshot is longer than --snapshot-bytes
+    /// Keep at most this many bytes of log after a snapshot, even with fewer entries than --snapshot-keep-entries;
+    /// proportionally more if the newest snapshot is longer than --snapshot-bytes
     #[arg(long, env = "RKV_SNAPSHOT_KEEP_BYTES", value_name = "BYTES", default_value_t = SNAPSHOT_KEEP_BYTES_DEFAULT)]
     pub snapshot_keep_bytes: u64,
 
-    /// Longest request body, in bytes
+    /// Maximum length of a request body, in bytes
     #[arg(long, env = "RKV_MAX_REQUEST_BYTES", value_name = "BYTES", default_value_t = REQUEST_BYTES_MAX_DEFAULT)]
     pub max_request_bytes: usize,
 
-    /// Longest key, in bytes
+    /// Maximum length of a key, in bytes
     #[arg(long, env = "RKV_MAX_KEY_BYTES", value_name = "BYTES", default_value_t = KEY_BYTES_MAX_DEFAULT)]
     pub max_key_bytes: usize,
 
-    /// Longest value, in bytes
+    /// Maximum length of a value, in bytes
     #[arg(long, env = "RKV_MAX_VALUE_BYTES", value_name = "BYTES", default_value_t = VALUE_BYTES_MAX_DEFAULT)]
     pub max_value_bytes: usize,
 
-    /// Most operations in one transaction
+    /// Maximum number of operations in a transaction
     #[arg(long, env = "RKV_MAX_TXN_OPERATIONS", value_name = "N", default_value_t = TXN_OPERATIONS_MAX_DEFAULT)]
     pub max_txn_operations: usize,
 
-    /// Most keys in one page of a listing
+    /// Maximum number of keys in a page of a list
     #[arg(long, env = "RKV_MAX_PAGE_KEYS", value_name = "N", default_value_t = PAGE_KEYS_MAX_DEFAULT)]
     pub max_page_keys: usize,
 
-    /// Bytes of keys and values after which a page of a listing ends
+    /// End a page of a list after this many bytes of keys and values
     #[arg(long, env = "RKV_MAX_PAGE_BYTES", value_name = "BYTES", default_value_t = PAGE_BYTES_MAX_DEFAULT)]
     pub max_page_bytes: usize,
 
-    /// Most writes in progress at once; further ones are rejected with 503
+    /// Maximum number of writes in progress; further writes are rejected with 503
     #[arg(long, env = "RKV_MAX_WRITES_WAITING", value_name = "N", default_value_t = WRITES_WAITING_MAX_DEFAULT)]
     pub max_writes_waiting: usize,
 
     /// Memory for the bodies of requests and responses, in bytes; requests wait for it, and are rejected with 503 if
-    /// that takes too long [default: 268435456, or an eighth of the machine's memory if that is less]
+    /// the wait is too long [default: 268435456, or an eighth of the machine's memory if that is less]
     #[arg(long, env = "RKV_CLIENT_MEMORY_BYTES", value_name = "BYTES", default_value_t = client_memory_default(), hide_default_value = true)]
     pub client_memory_bytes: usize,
 

@@ -29,14 +29,14 @@ use crate::types::ExampleRequest;
 const WRITE_BODY: &str = r#"{"Set":{"key":"…","value":"…"}}, {"Delete":{"key":"…"}} or {"Txn":{…}}"#;
 const READ_BODY: &str = r#"a key as a JSON string, such as "foo""#;
 
-/// Writes.
+/// Applies a write.
 ///
 /// Sets a key, deletes a key, or runs a transaction. Returns once a majority of the nodes has the write on disk.
 #[utoipa::path(
     post,
     path = "/write",
     operation_id = "write",
-    tag = "The original's routes",
+    tag = "Routes of the openraft example",
     params(WriteHeaders),
     request_body(content = ExampleRequest, example = json!({"Set": {"key": "foo", "value": "bar"}})),
     responses(
@@ -85,7 +85,7 @@ pub async fn write(
     post,
     path = "/read",
     operation_id = "read",
-    tag = "The original's routes",
+    tag = "Routes of the openraft example",
     request_body(content = KeyBody, description = "The key.", example = json!("foo")),
     responses(
         (status = 200, description = "The value.", body = OkAnswer<String>, example = json!({"Ok": "bar"})),
@@ -115,7 +115,7 @@ pub async fn read(
     post,
     path = "/consistent_read",
     operation_id = "consistent_read",
-    tag = "The original's routes",
+    tag = "Routes of the openraft example",
     params(ForwardHeader),
     request_body(content = KeyBody, description = "The key.", example = json!("foo")),
     responses(

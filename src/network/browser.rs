@@ -161,7 +161,7 @@ fn check_fetch(headers: &HeaderMap) -> Result<(), ApiError> {
         |name: HeaderName, value: &str| headers.get(name).is_some_and(|found| found.as_bytes() == value.as_bytes());
     let is_foreign = says(FETCH_SITE, "cross-site") && !headers.contains_key(header::ORIGIN);
     if is_foreign && !says(FETCH_MODE, "navigate") {
-        return Err(forbidden("pages of another server must not embed what this node serves".to_owned()));
+        return Err(forbidden("pages of other servers must not embed the responses of this node".to_owned()));
     }
     Ok(())
 }

@@ -86,7 +86,9 @@ async fn exactly(app: &ExampleApp, wanted: u64) -> Result<SelfCheck, ApiError> {
         }
     };
     let state = state.map_err(|TooManyWaits| {
-        let message = format!("{APPLIED_WAITING_MAX} requests already wait for entries to be applied on this node");
+        let message = format!(
+            "this node has reached its limit of {APPLIED_WAITING_MAX} requests that wait for an entry to be applied"
+        );
         ApiError::Overloaded(Retry::soon(message))
     })?;
     let state = state.ok_or_else(stopping)?;
@@ -97,8 +99,8 @@ async fn exactly(app: &ExampleApp, wanted: u64) -> Result<SelfCheck, ApiError> {
         let applied_index = state.index;
         ApiError::AppliedPassed(AppliedPassed {
             message: format!(
-                "this node has already applied entry {applied_index}, and does not remember its state after entry {wanted}; \
-                 request an index that it has not applied yet, or the last multiple of {}",
+                "this node has already applied entry {applied_index} and no longer has the hash of its state after \
+                 entry {wanted}; request an index that it has not applied yet, or the last multiple of {}",
                 crate::config::SELF_CHECK_ENTRIES
             ),
             applied_index,

@@ -65,8 +65,10 @@ fn check_cluster(app: &ExampleApp, wanted: &HeaderValue) -> Result<(), ApiError>
     if wanted == own {
         return Ok(());
     }
-    let message =
-        format!("node {} belongs to cluster {own}, but the request is for another one: check the endpoints", app.id);
+    let message = format!(
+        "node {} belongs to cluster {own}, but the request is for another cluster: check the endpoints",
+        app.id
+    );
     Err(ApiError::WrongNode(Details::not_applied(message)))
 }
 

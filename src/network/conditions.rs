@@ -84,7 +84,8 @@ impl Conditions {
             (Some(_), Some(Tags::Any)) => {
                 return Err(ApiError::bad_request(
                     "conflicting_conditions",
-                    "If-Match and `If-None-Match: *` exclude each other: the key must exist and must not exist",
+                    "If-Match and `If-None-Match: *` must not be given together: a key cannot both exist and be \
+                     missing",
                 ));
             }
             (Some(Tags::Any), Some(Tags::Revisions(revisions))) => {

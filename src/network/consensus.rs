@@ -62,7 +62,7 @@ pub async fn submit(
     // Before anything is proposed, so that a request that gets no memory can be rejected.
     let memory = app.client_memory.for_response(result_bytes, memory.waited()).await?;
     let Ok(_permit) = app.writes_waiting.try_acquire() else {
-        return Err(ApiError::Overloaded(Retry::soon("the limit of waiting writes of this node is reached")));
+        return Err(ApiError::Overloaded(Retry::soon("this node has reached its limit of writes in progress")));
     };
     match forward::destination(app, request.headers())? {
         Destination::Here => {
@@ -173,21 +173,21 @@ pub fn write_error(error: &RaftError<TypeConfig, ClientWriteError<TypeConfig>>) 
         RaftError::APIError(ClientWriteError::ForwardToLeader(_) | ClientWriteError::LogEntryDiscarded(_))
             if seeded_bug::is_on(SeededBug::ForwardReportedAsNotApplied) =>
         {
-            return ApiError::NoLeader(Retry::soon("the leader changed meanwhile"));
+            return ApiError::NoLeader(Retry::soon("the leader changed during the request"));
         }
         // openraft rejects these before it proposes anything.
         RaftError::APIError(ClientWriteError::ChangeMembershipError(error)) => {
             return ApiError::Conflict(Details::not_applied(error.to_string()));
         }
         RaftError::APIError(ClientWriteError::ForwardToLeader(_) | ClientWriteError::LogEntryDiscarded(_)) => {
-            "the leader changed meanwhile: the write may or may not have been applied; read before retrying"
+            "the leader changed during the request: the write may or may not have been applied; read before retrying"
         }
         // openraft checks this between the two steps of a membership change.
         RaftError::APIError(ClientWriteError::PreconditionFailed(_)) => {
-            "another membership change came between: see /metrics, and retry if needed"
+            "another membership change was made first: check /metrics, and retry if needed"
         }
         RaftError::Fatal(_) => {
-            "this node stopped meanwhile: the write may or may not have been applied; read before retrying"
+            "this node stopped during the request: the write may or may not have been applied; read before retrying"
         }
     };
     ApiError::OutcomeUnknown(Interrupted::unknown(why))

@@ -38,7 +38,7 @@ pub fn destination(app: &ExampleApp, headers: &HeaderMap) -> Result<Destination,
         }
         // The node that forwarded the request is a member, and its client must not be told otherwise.
         Err(ApiError::NotMember(_)) if is_forwarded => {
-            Err(ApiError::WrongNode(Details::not_applied("this node led, and was removed from the cluster")))
+            Err(ApiError::WrongNode(Details::not_applied("this node was the leader, and was removed from the cluster")))
         }
         destination => destination,
     }
@@ -58,7 +58,7 @@ fn check_receiver(app: &ExampleApp, headers: &HeaderMap) -> Result<(), ApiError>
     if receiver == receiver_text(own.cluster_id, own.node_id, own.incarnation) {
         return Ok(());
     }
-    let message = "the request was forwarded to another node, which once had this address";
+    let message = "the request was forwarded to another node, which had this address before";
     Err(ApiError::WrongNode(Details::not_applied(message)))
 }
 
@@ -115,7 +115,7 @@ pub async fn to_leader(
         && app.cluster_header().is_some_and(|own| own != cluster)
     {
         return Err(ApiError::Unreachable(Retry::soon(format!(
-            "the leader, node {leader_id}, cannot be reached: {leader_node} is the address of a node of cluster {cluster}"
+            "the leader, node {leader_id}, cannot be reached: {leader_node} belongs to a node of cluster {cluster}"
         ))));
     }
     if status == 421 {

@@ -4,9 +4,9 @@
 //!
 //! * The cluster id is a hash of the list and the incarnations of its nodes, so all nodes compute the same one. A node
 //!   that stopped after it had joined continues when the list is sent again.
-//! * Before anything is written, each listed node is reserved for that id, in the order of the node numbers. Of two
+//! * Before anything is written, each listed node is reserved for that id, in the order of the node ids. Of two
 //!   lists that share a node only one gets it; the other is rejected. Of several nodes that were sent the same list,
-//!   the first to reserve the lowest number founds the cluster; the others wait until it has a leader.
+//!   the first to reserve the node with the lowest id founds the cluster; the others wait until it has a leader.
 //!
 //! A founder that is rejected ends its reservations. Reservations are in memory and expire, so a founder that dies
 //! blocks no other.
@@ -78,8 +78,8 @@ async fn found_unless_reserved(
             Err(ApiError::bad_request("not_in_members", error.to_string()))
         }
         Err(RaftError::Fatal(_)) => Err(ApiError::OutcomeUnknown(Interrupted::unknown(
-            "this node stopped meanwhile: the cluster may or may not be initialized; start the node again and see \
-             /metrics",
+            "this node stopped during the request: the cluster may or may not be initialized; start the node again and \
+             check /metrics",
         ))),
     }
 }
@@ -154,7 +154,7 @@ async fn reserve_all(
             ApiError::WrongNode(details) => ApiError::Conflict(details),
             other => other,
         })?;
-        // The founder that holds the lowest number holds the others, or is about to.
+        // The founder that holds the lowest id holds the others, or is about to.
         if position == 0 && founder != app.id {
             return Ok(false);
         }
@@ -192,7 +192,7 @@ async fn reserve(app: &ExampleApp, cluster_id: ClusterId, founder: NodeId) -> Re
     let held = founding.filter(|hold| hold.until > Instant::now());
     match held {
         Some(hold) if hold.cluster_id != cluster_id => Err(ApiError::Conflict(Details::not_applied(format!(
-            "node {} is being added to another new cluster by node {}",
+            "node {} is being added to a different new cluster by node {}",
             app.id, hold.founder
         )))),
         Some(hold) if hold.founder != founder => Ok(Reserved { founder: hold.founder }),
@@ -268,14 +268,14 @@ pub async fn receive(
     peer::check_announced(announced, &envelope)?;
     let own = app.store.identity();
     if (envelope.to, envelope.to_incarnation) != (own.node_id, own.incarnation) || envelope.from == own.node_id {
-        let message = format!("this is node {}, but not with the data directory that the request is for", own.node_id);
+        let message = format!("this is node {}, but the request is for its previous data directory", own.node_id);
         return Err(ApiError::WrongNode(Details::not_applied(message)));
     }
     if own.cluster_id.is_some_and(|other| other != envelope.cluster_id) {
         return Err(belongs_elsewhere(own.node_id));
     }
     if envelope.cluster_id.0 == 0 || envelope.from == 0 {
-        return Err(ApiError::bad_request("invalid_rpc", "the cluster id and the node number must not be 0"));
+        return Err(ApiError::bad_request("invalid_rpc", "the cluster id and the node id must not be 0"));
     }
     if app.is_stopping() {
         return Err(stopping());
@@ -296,8 +296,8 @@ fn belongs_elsewhere(id: NodeId) -> ApiError {
 
 fn belongs_to_a_cluster(id: NodeId) -> ApiError {
     ApiError::Conflict(Details::not_applied(format!(
-        "node {id} was added to a cluster, or was stopped during /init: add it to that cluster, \
-         send the same list to /init again, or start the node with an empty --data-dir"
+        "node {id} was added to a cluster, or stopped during /init: add it to that cluster, send the same list to \
+         /init again, or start the node with an empty --data-dir"
     )))
 }
 
@@ -318,8 +318,8 @@ async fn wait_for_leader(app: &ExampleApp) -> Result<(), ApiError> {
     match wait.metrics(is_led, "a leader with a committed entry").await {
         Ok(_) => Ok(()),
         Err(_) => Err(ApiError::DeadlinePassed(Interrupted::unknown(
-            "the cluster has no leader yet: start a majority of the listed nodes, see /metrics, and send the same \
-             list again if there is none",
+            "the cluster has no leader yet: start a majority of the listed nodes; if /metrics still shows no leader, \
+             send the same list again",
         ))),
     }
 }

@@ -40,8 +40,7 @@ pub async fn any(app: web::Data<ExampleApp>, request: HttpRequest, payload: web:
 }
 
 /// Reads a key.
-///
-/// A value that is not UTF-8 is base64, with `"encoding":"base64"` beside it.
+/// A value that is not UTF-8 is returned as base64, with `"encoding":"base64"`.
 #[utoipa::path(
     get,
     path = "/v1/kv/{key}",
@@ -62,7 +61,7 @@ pub async fn any(app: web::Data<ExampleApp>, request: HttpRequest, payload: web:
         ),
         (
             status = 304,
-            description = "The key is still at the revision that the client has.",
+            description = "The key has not changed since the revision that the client has.",
             headers(("ETag" = String, description = "The key's revision in quotes.")),
         ),
         ReadErrors,
@@ -115,7 +114,7 @@ pub async fn put(app: web::Data<ExampleApp>, request: HttpRequest, payload: web:
     responses(
         (
             status = 200,
-            description = "The key does not exist any longer.",
+            description = "The key no longer exists.",
             body = DeleteAnswer,
             example = json!({"revision": 5, "deleted": 1}),
         ),

@@ -68,7 +68,7 @@ pub async fn list(app: web::Data<ExampleApp>, request: HttpRequest, payload: web
     responses(
         (
             status = 200,
-            description = "The keys do not exist any longer.",
+            description = "The keys no longer exist.",
             body = DeleteAnswer,
             example = json!({"revision": 6, "deleted": 2}),
         ),
@@ -136,8 +136,8 @@ fn state_of(app: &ExampleApp, wanted: Option<u64>) -> Result<(u64, Data, u64), A
             Some((data, replaced_bytes)) => Ok((wanted, data, replaced_bytes)),
             None => Err(ApiError::RevisionGone(RevisionGone {
                 message: format!(
-                    "the state of revision {wanted} is not kept on node {}: request all pages of a listing from one node, \
-                     each soon after the one before; start again without `revision`",
+                    "the state at revision {wanted} is not kept on node {}: request all pages of a list from one node, \
+                     each soon after the previous one; start again without `revision`",
                     app.id
                 ),
                 oldest_revision: revision,
@@ -250,6 +250,6 @@ async fn delete_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payl
 /// Some steps of a deletion are applied, and some are not.
 fn half_done(why: &str) -> ApiError {
     ApiError::OutcomeUnknown(Interrupted::unknown(format!(
-        "some keys were deleted, and then: {why}; retry to delete the rest"
+        "some keys were deleted before the request failed: {why}; retry to delete the rest"
     )))
 }

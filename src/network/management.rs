@@ -26,14 +26,13 @@ use crate::error::{ApiError, Details, Interrupted};
 use crate::types::{ExampleNode, LogId, NodeId, TypeConfig};
 
 const INIT_BODY: &str = r#"nothing, or a list of members, such as [[1,"127.0.0.1:21001"]]"#;
-const ADD_LEARNER_BODY: &str = r#"a node's number and address, such as [2,"127.0.0.1:21002"]"#;
-const CHANGE_MEMBERSHIP_BODY: &str = "the numbers of the voters, such as [1,2,3]";
+const ADD_LEARNER_BODY: &str = r#"a node's id and address, such as [2,"127.0.0.1:21002"]"#;
+const CHANGE_MEMBERSHIP_BODY: &str = "the ids of the voters, such as [1,2,3]";
 
-/// Founds a cluster.
+/// Forms a cluster.
 ///
-/// The body is a list of nodes, which must be running and include this one. An empty body, `{}` or `[]` founds a
-/// cluster of this node alone. The same list may be sent to all of its nodes, at once and repeatedly: it founds one
-/// cluster.
+/// The body is a list of nodes, which must be running and include this one. An empty body, `{}` or `[]` forms a cluster
+/// of this node alone. The same list may be sent to all of its nodes, at once and repeatedly: it forms one cluster.
 #[utoipa::path(
     post,
     path = "/init",
@@ -42,7 +41,7 @@ const CHANGE_MEMBERSHIP_BODY: &str = "the numbers of the voters, such as [1,2,3]
     request_body(
         content = Vec<(u64, String)>,
         content_type = "application/json",
-        description = "The number and the address of each node.",
+        description = "The id and the address of each node.",
         example = json!([[1, "127.0.0.1:21001"]]),
     ),
     responses(
@@ -80,7 +79,7 @@ pub async fn init(
     request_body(
         content = (u64, String),
         content_type = "application/json",
-        description = "The node's number and address.",
+        description = "The node's id and address.",
         example = json!([2, "127.0.0.1:21002"]),
     ),
     responses(
@@ -148,10 +147,10 @@ async fn wait_for_data(app: &ExampleApp, id: NodeId, log_id: LogId) -> Result<()
             "the node was added, and was removed before it had all data",
         ))),
         Ok(_) => Err(ApiError::OutcomeUnknown(Interrupted::unknown(
-            "the leader changed meanwhile: the node may or may not be a learner; see /metrics",
+            "the leader changed during the request: the node may or may not be a learner; check /metrics",
         ))),
         Err(_) => Err(ApiError::DeadlinePassed(Interrupted::unknown(
-            "the node was added, but does not have all data yet; see /metrics",
+            "the node was added, but does not have all data yet; check /metrics",
         ))),
     }
 }
@@ -166,7 +165,7 @@ async fn wait_for_data(app: &ExampleApp, id: NodeId, log_id: LogId) -> Result<()
     operation_id = "change_membership",
     tag = "The cluster",
     params(ForwardHeader),
-    request_body(content = Vec<u64>, description = "The numbers of the voters.", example = json!([1, 2, 3])),
+    request_body(content = Vec<u64>, description = "The ids of the voters.", example = json!([1, 2, 3])),
     responses(
         (
             status = 200,
@@ -196,7 +195,7 @@ pub async fn change_membership(
     let (body, _memory) = read_client_body(&app, &request, payload).await?;
     let listed: Vec<NodeId> = parse_json(&body, CHANGE_MEMBERSHIP_BODY)?;
     let mut ids = BTreeSet::new();
-    // Most likely another number was meant, and its node would lose its vote.
+    // Most likely another id was meant, and its node would lose its vote.
     if let Some(id) = listed.into_iter().find(|id| !ids.insert(*id)) {
         return Err(listed_twice(id));
     }
@@ -244,7 +243,7 @@ pub(super) async fn on_leader(
                 Ok(Ok(result)) => result.map(|response| answer(&response)),
                 Ok(Err(error)) => Err(change_lost(&error)),
                 Err(_) => Err(ApiError::DeadlinePassed(Interrupted::unknown(
-                    "the membership change is still under way: see /metrics, and retry if it was not made",
+                    "the membership change is still in progress: check /metrics, and retry if it was not made",
                 ))),
             }
         }
@@ -282,7 +281,7 @@ pub(crate) fn parse_members(own_id: NodeId, own_addr: &str, body: &[u8]) -> Resu
         if !addresses.insert(addr.to_ascii_lowercase()) && !members.contains_key(&id) {
             return Err(ApiError::bad_request(
                 "address_twice",
-                format!("two nodes of the list have the address {addr}"),
+                format!("two nodes in the list have the address {addr}"),
             ));
         }
         if members.insert(id, addr).is_some() {
@@ -290,7 +289,7 @@ pub(crate) fn parse_members(own_id: NodeId, own_addr: &str, body: &[u8]) -> Resu
         }
     }
     if !members.contains_key(&own_id) {
-        let message = format!("the list must contain this node, which is node {own_id}");
+        let message = format!("the list must contain this node, node {own_id}");
         return Err(ApiError::bad_request("not_in_members", message));
     }
     Ok(members)
@@ -302,7 +301,7 @@ fn listed_twice(id: NodeId) -> ApiError {
 
 pub(crate) fn check_member(id: NodeId, addr: &str) -> Result<(), ApiError> {
     if id == 0 {
-        return Err(ApiError::bad_request("invalid_node_id", "a node number must be at least 1"));
+        return Err(ApiError::bad_request("invalid_node_id", "a node id must be at least 1"));
     }
     check_dialable("the address", addr).map_err(|error| ApiError::bad_request("invalid_address", error.to_string()))
 }
@@ -314,14 +313,14 @@ fn check_same_node(app: &ExampleApp, id: NodeId, node: &ExampleNode) -> Result<(
     let message = match metrics.membership_config.membership().get_node(&id) {
         // It may have forgotten its votes.
         Some(member) if member.incarnation != node.incarnation => format!(
-            "node {id} is a member, but the node at {node} has another data directory: \
-             give this one a new number, add it under that, and put it in the place of node {id} with \
-             POST /change-membership; or remove node {id} first, with DELETE /v1/cluster/members/{id}"
+            "node {id} is a member, but the node at {node} has a different data directory: start that node with a new \
+             id, add it, and replace node {id} with it (POST /change-membership); or remove node {id} first, with \
+             DELETE /v1/cluster/members/{id}"
         ),
         Some(member) if member.addr != node.addr => format!(
-            "node {id} is a member at {member}: to move it to {node}, add a node there with a new number \
-             and an empty data directory, and put it in the place of node {id} with POST /change-membership; \
-             or remove it first, with DELETE /v1/cluster/members/{id}"
+            "node {id} is a member at {member}: to move it to {node}, add a node there with a new id and an empty data \
+             directory, and replace node {id} with it (POST /change-membership); or remove node {id} first, with \
+             DELETE /v1/cluster/members/{id}"
         ),
         _ => return Ok(()),
     };
@@ -330,6 +329,7 @@ fn check_same_node(app: &ExampleApp, id: NodeId, node: &ExampleNode) -> Result<(
 
 /// The task of a change ended without a result: it panicked, or the node is stopping.
 fn change_lost(error: &JoinError) -> ApiError {
-    let lost = Interrupted::unknown("the change was interrupted: see /metrics, and retry if it was not made");
+    let lost =
+        Interrupted::unknown("the membership change was interrupted: check /metrics, and retry if it was not made");
     if error.is_panic() { ApiError::Internal(lost) } else { ApiError::OutcomeUnknown(lost) }
 }

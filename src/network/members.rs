@@ -3,7 +3,7 @@
 //! openraft proposes every change that it is given. A change to voters that are down cannot be committed, and blocks
 //! the old majority too: once a leader has appended the joint configuration, it needs both majorities. So the leader
 //! judges a change first, by heartbeats that it sends for this purpose: of each set of voters that the change needs, a
-//! majority must respond and must have the log. This does not detect a node that dies between the judgement and the
+//! majority must respond and must have the log. This does not detect a node that dies between the judgment and the
 //! commit.
 
 use std::collections::BTreeSet;
@@ -72,7 +72,7 @@ async fn propose(app: &ExampleApp, plan: &Plan) -> Result<Response, ApiError> {
         RaftError::APIError(ClientWriteError::PreconditionFailed(
             PreconditionFailed::LastMembershipLogIdMismatch { expected, .. },
         )) if *expected == plan.based_on => ApiError::Conflict(Details::not_applied(
-            "another membership change was made meanwhile: see /metrics, and retry if needed",
+            "another membership change was made first: check /metrics, and retry if needed",
         )),
         _ => write_error(&error),
     })
@@ -91,7 +91,7 @@ async fn finish_without_leading(
     tokio::select! {
         biased;
         result = &mut change => return result,
-        _ = wait.metrics(|metrics| metrics.state != ServerState::Leader, "this node leads no more") => {}
+        _ = wait.metrics(|metrics| metrics.state != ServerState::Leader, "this node is no longer the leader") => {}
     }
     let deposed_at = InstantOf::<TypeConfig>::now();
     while deposed_at.elapsed() < REQUEST_DEADLINE {
@@ -113,7 +113,8 @@ async fn finish_without_leading(
         }
     }
     Err(ApiError::OutcomeUnknown(Interrupted::unknown(
-        "the leader changed meanwhile: the change may or may not have been made; see /metrics on another node",
+        "the leader changed during the request: the membership change may or may not have been made; check /metrics on \
+         another node",
     )))
 }
 
@@ -121,12 +122,12 @@ async fn finish_without_leading(
 async fn judge(app: &ExampleApp, wanted: &Wanted) -> Result<Plan, ApiError> {
     let asked_at = InstantOf::<TypeConfig>::now();
     let log_end = app.raft.metrics().borrow_watched().last_log_index.unwrap_or_default();
-    let judge = |metrics: &Metrics| Judgement { app, metrics, asked_at, log_end }.of(wanted);
+    let judge = |metrics: &Metrics| Judgment { app, metrics, asked_at, log_end }.of(wanted);
     loop {
         app.raft.trigger().heartbeat().await.map_err(|fatal| raft_ended(&fatal))?;
         let wait = app.raft.wait(Some(MEMBERS_PROBE_INTERVAL));
         let decided = |metrics: &Metrics| !matches!(judge(metrics), Verdict::NotYet(_));
-        let metrics = match wait.metrics(decided, "the voters answer").await {
+        let metrics = match wait.metrics(decided, "the voters respond").await {
             Ok(metrics) => metrics,
             Err(_) => app.raft.metrics().borrow_watched().clone(),
         };
@@ -147,7 +148,7 @@ enum Verdict {
 }
 
 /// What a leader knows of the members since the change was requested.
-struct Judgement<'a> {
+struct Judgment<'a> {
     app: &'a ExampleApp,
     metrics: &'a Metrics,
     /// Responses to earlier requests do not count.
@@ -156,7 +157,7 @@ struct Judgement<'a> {
     log_end: u64,
 }
 
-impl Judgement<'_> {
+impl Judgment<'_> {
     fn of(&self, wanted: &Wanted) -> Verdict {
         if self.metrics.state != ServerState::Leader {
             return Verdict::Rejected(no_leader(self.app));
@@ -174,7 +175,7 @@ impl Judgement<'_> {
         let named = current.iter().map(|voters| ("current", voters)).chain([("new", &plan.voters)]);
         for (which, voters) in named {
             if !is_majority(voters, |id| self.answers(id) && self.lag(id).is_some_and(is_small)) {
-                let message = self.refusal(which, voters);
+                let message = self.unready(which, voters);
                 return Verdict::NotYet(ApiError::Conflict(Details::not_applied(message)));
             }
         }
@@ -184,11 +185,11 @@ impl Judgement<'_> {
     fn plan(&self, wanted: &Wanted) -> Result<Plan, ApiError> {
         let membership = self.metrics.membership_config.membership();
         let based_on = *self.metrics.membership_config.log_id();
-        let refused = |message: String| Err(ApiError::Conflict(Details::not_applied(message)));
+        let rejected = |message: String| Err(ApiError::Conflict(Details::not_applied(message)));
         match wanted {
             Wanted::Voters(voters) => {
                 if let Some(id) = voters.iter().find(|id| membership.get_node(id).is_none()) {
-                    return refused(format!("node {id} is not a member: add it with POST /add-learner first"));
+                    return rejected(format!("node {id} is not a member; add it with POST /add-learner first"));
                 }
                 let change = ChangeMembers::ReplaceAllVoters(voters.clone());
                 Ok(Plan { change, voters: voters.clone(), based_on })
@@ -201,7 +202,7 @@ impl Judgement<'_> {
                 let voters = membership.get_joint_config().last().cloned().unwrap_or_default();
                 let left: BTreeSet<NodeId> = voters.into_iter().filter(|voter| voter != id).collect();
                 if left.is_empty() {
-                    return refused(format!("node {id} is the only voter, and a cluster needs one"));
+                    return rejected(format!("node {id} is the only voter, and a cluster must have one"));
                 }
                 let one = BTreeSet::from([*id]);
                 let votes = membership.voter_ids().any(|voter| voter == *id);
@@ -232,7 +233,7 @@ impl Judgement<'_> {
     }
 
     /// The voters that are missing from a majority, and why.
-    fn refusal(&self, which: &str, voters: &BTreeSet<NodeId>) -> String {
+    fn unready(&self, which: &str, voters: &BTreeSet<NodeId>) -> String {
         let faults: Vec<String> = voters.iter().filter_map(|id| self.fault_of(*id)).collect();
         let (needed, ready) = (voters.len() / 2 + 1, voters.len() - faults.len());
         let listed: Vec<String> = voters.iter().map(NodeId::to_string).collect();
@@ -277,7 +278,7 @@ fn seconds(duration: Duration) -> String {
 /// Removes a member, which may be down.
 ///
 /// The member may be a learner, a voter or the leader. Returns 409 unless a majority of the remaining voters responds
-/// and is caught up. The number of a removed node may be used again, with another data directory.
+/// and is caught up. The id of a removed node may be used again, with another data directory.
 #[utoipa::path(
     delete,
     path = "/v1/cluster/members/{id}",
@@ -322,11 +323,10 @@ async fn remove(
     .await
 }
 
-/// The decimal digits of a number, without variants, so that each number has one path.
+/// Parses a node id. It must be in canonical decimal form, so that each id has one path.
 pub(crate) fn node_id_from(text: &str) -> Result<NodeId, ApiError> {
     let id = text.parse().ok().filter(|id: &NodeId| *id > 0 && id.to_string() == text);
-    let message =
-        format!("a node number must be an integer from 1 to {}, without a sign or leading zeros", NodeId::MAX);
+    let message = format!("a node id must be an integer from 1 to {}, without a sign or leading zeros", NodeId::MAX);
     id.ok_or_else(|| ApiError::bad_request("invalid_node_id", message))
 }
 

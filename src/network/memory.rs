@@ -72,7 +72,7 @@ impl ClientMemory {
         let bytes = body_bytes.saturating_mul(REQUEST_BYTES_A_BYTE);
         self.requests.take(body_bytes, bytes, Duration::ZERO).await.ok_or_else(|| {
             ApiError::Overloaded(Retry::soon(
-                "requests of other clients hold all memory for requests on this node (--client-memory-bytes)",
+                "other clients use all memory of this node for requests (--client-memory-bytes)",
             ))
         })
     }
@@ -85,7 +85,7 @@ impl ClientMemory {
     /// [`ApiError::Overloaded`] if the writes before it take too long.
     pub async fn for_proposal(&self, bytes: usize, waited: Duration) -> Result<HeldMemory, ApiError> {
         self.proposals.take(bytes, bytes, waited).await.ok_or_else(|| {
-            ApiError::Overloaded(Retry::soon("the cluster does not keep up with long writes such as this one"))
+            ApiError::Overloaded(Retry::soon("the cluster is not keeping up with large writes such as this one"))
         })
     }
 
@@ -99,7 +99,7 @@ impl ClientMemory {
         let bytes = data_bytes.saturating_mul(ENCODED_BYTES_A_BYTE_MAX);
         self.responses.take(data_bytes, bytes, waited).await.ok_or_else(|| {
             ApiError::Overloaded(Retry::soon(
-                "responses to other clients hold all memory for responses on this node (--client-memory-bytes)",
+                "other clients use all memory of this node for responses (--client-memory-bytes)",
             ))
         })
     }
@@ -113,7 +113,7 @@ impl ClientMemory {
         let bytes = data_bytes.saturating_mul(ENCODED_BYTES_A_BYTE_MAX);
         self.watches.take(data_bytes, bytes, Duration::ZERO).await.ok_or_else(|| {
             ApiError::Overloaded(Retry::soon(
-                "slow readers of other watches hold all memory for watches on this node (--client-memory-bytes)",
+                "slow readers of other watches use all memory of this node for watches (--client-memory-bytes)",
             ))
         })
     }

@@ -143,7 +143,7 @@ impl Parameters {
         match self.text(name) {
             None | Some("false") => Ok(false),
             Some("" | "true") => Ok(true),
-            Some(text) => Err(invalid(name, &format!("must be given alone or be `true` or `false`, got `{text}`"))),
+            Some(text) => Err(invalid(name, &format!("must be `true` or `false`, or have no value, got `{text}`"))),
         }
     }
 

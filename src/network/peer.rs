@@ -201,20 +201,19 @@ fn check_receiver(app: &ExampleApp, ids: &Ids) -> Result<(), ApiError> {
             note_other_directory(app, ids.cluster_id, ids.from);
         }
         return wrong(format!(
-            "node {} has another data directory than the one with which it joined, and may have forgotten its votes: \
-             add a node with a new number and an empty directory, and put it in the place of this one with \
-             POST /change-membership",
+            "the data directory of node {} is not the one with which it joined, so its votes may be lost: add a node \
+             with a new id and an empty directory, then replace this node with it (POST /change-membership)",
             own.node_id
         ));
     }
     Ok(())
 }
 
-/// Remembers that a cluster has this node's number as a member with another data directory, so that this node does not
+/// Remembers that a cluster has this node's id as a member with another data directory, so that this node does not
 /// found a second cluster, which clients could take for the first.
 fn note_other_directory(app: &ExampleApp, cluster_id: ClusterId, from: NodeId) {
     if app.set_exclusion(Exclusion::OtherDirectory { cluster_id }) {
-        tracing::warn!("node {from} says: {}", other_directory(app.id, cluster_id));
+        tracing::warn!("node {from} reports: {}", other_directory(app.id, cluster_id));
     }
 }
 
@@ -232,7 +231,7 @@ pub async fn join_cluster(app: &ExampleApp, cluster_id: ClusterId) -> Result<Clu
     let founding = app.founding.lock().await;
     let reserved = founding.filter(|hold| hold.cluster_id != cluster_id && hold.until > Instant::now());
     if let Some(hold) = reserved.filter(|_| app.store.identity().cluster_id.is_none()) {
-        let message = format!("node {} is being added to another new cluster by node {}", app.id, hold.founder);
+        let message = format!("node {} is being added to a different new cluster by node {}", app.id, hold.founder);
         return Err(ApiError::WrongNode(Details::not_applied(message)));
     }
     let store = app.store.clone();
@@ -240,7 +239,7 @@ pub async fn join_cluster(app: &ExampleApp, cluster_id: ClusterId) -> Result<Clu
     let failed = |error: String| {
         // The contents of the disk are unknown, so the node must exit.
         app.set_disk_failure(format!("cannot join cluster {cluster_id}: {error}"));
-        ApiError::internal("the disk of this node failed, and the node is about to exit")
+        ApiError::internal("the disk of this node failed, so the node is about to exit")
     };
     joined.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
 }
@@ -248,13 +247,13 @@ pub async fn join_cluster(app: &ExampleApp, cluster_id: ClusterId) -> Result<Clu
 /// The identity of a node, in the response of `GET /raft-identity`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerIdentity {
-    /// The node's number.
+    /// The node's id.
     pub node_id: NodeId,
     /// The node's cluster, if it belongs to one.
     pub cluster_id: Option<ClusterId>,
     /// The node's incarnation.
     pub incarnation: u64,
-    /// The cluster that has the node's number as a member with another data directory.
+    /// The cluster that has the node's id as a member with another data directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub former_cluster_id: Option<ClusterId>,
 }
@@ -286,8 +285,7 @@ pub async fn identify(app: &ExampleApp, id: NodeId, addr: &str) -> Result<PeerId
         return Ok(PeerIdentity::of(app));
     }
     if resolves_to_every_address(addr).await {
-        let message =
-            format!("the address {addr} stands for every address of a machine; give one that other nodes can dial");
+        let message = format!("the address {addr} means every address of a machine; use one that other nodes can dial");
         return Err(ApiError::bad_request("invalid_address", message));
     }
     let request = app.http.get(format!("http://{addr}/raft-identity"));
@@ -310,9 +308,9 @@ pub async fn identify(app: &ExampleApp, id: NodeId, addr: &str) -> Result<PeerId
     }
 }
 
-/// The server at an address is not a node of this program.
+/// The server at an address is not a node.
 pub(super) fn not_a_node(addr: &str) -> ApiError {
-    ApiError::Conflict(Details::not_applied(format!("the server at {addr} is not a node of this program")))
+    ApiError::Conflict(Details::not_applied(format!("the server at {addr} is not a raft-key-value node")))
 }
 
 /// Asks the leader for the log id that a linearizable read must have applied.
@@ -343,7 +341,7 @@ pub async fn ask_read_index(
             // The leader does not have this node as a member.
             Ok(Err(ApiError::Conflict(_))) => {
                 if app.set_exclusion(Exclusion::Removed) {
-                    tracing::warn!("node {leader_id}, which leads, says: {}", removed(app.id));
+                    tracing::warn!("the leader, node {leader_id}, reports: {}", removed(app.id));
                 }
                 removed(app.id)
             }
@@ -355,6 +353,6 @@ pub async fn ask_read_index(
 
 /// A node that is needed does not respond.
 pub(super) fn unreachable(id: NodeId, addr: &str, error: &reqwest::Error) -> ApiError {
-    let reason = if error.is_timeout() { "it does not respond" } else { "no connection" };
-    ApiError::Unreachable(Retry::soon(format!("node {id} cannot be reached at {addr}: {reason}; is it running?")))
+    let reason = if error.is_timeout() { "no response" } else { "no connection" };
+    ApiError::Unreachable(Retry::soon(format!("cannot reach node {id} at {addr}: {reason}; is it running?")))
 }

@@ -108,11 +108,11 @@ async fn receive_candidate(
     let run = request.headers().get(&RUN).and_then(|run| peer::parse_run(run.as_bytes()));
     if run.is_some_and(|run| app.peers.note_candidate(envelope.from, run)) {
         let error = ApiError::Conflict(Details::not_applied(format!(
-            "two processes run as node {}, and another one has its address: stop the one that runs on \
-             a copy of the data directory",
+            "two processes run as node {}, and the sender is not the one at the node's address: stop the process that \
+             runs on a copy of the data directory",
             envelope.from
         )));
-        note_refusal(app, request, &error);
+        note_rejection(app, request, &error);
         return Err(error);
     }
     Ok(envelope.rpc)
@@ -141,8 +141,8 @@ pub async fn read_index(
     let (envelope, _) = receive::<()>(&app, &request, payload, SMALL_RPC_BYTES_MAX, |_, _, _| Ok(())).await?;
     let read_log_id = app.raft.get_read_log_id(ReadPolicy::ReadIndex).await;
     let (read_log_id, _applied) = read_log_id.map_err(|error| read_error(&app, &error))?;
-    // Only now it is certain that this node leads and knows the members. A node that is not a member gets no more
-    // entries, and would wait for that log id in vain.
+    // Only now is it certain that this node is the leader and knows the members. A node that is not a member gets no
+    // more entries, and would wait for that log id in vain.
     if !app.has_member(envelope.from) {
         return Err(no_member(envelope.from));
     }
@@ -173,7 +173,7 @@ pub async fn snapshot(
     };
     if let Err(error) = &result {
         keep_for_a_while(payload);
-        note_refusal(&app, &request, error);
+        note_rejection(&app, &request, error);
     }
     result
 }
@@ -219,7 +219,7 @@ async fn receive_snapshot(
         Err(error) => return Err(task_ended(&error)),
     };
     if found != head.meta {
-        return Err(invalid("the snapshot is not the announced one"));
+        return Err(invalid("the snapshot does not match its announced metadata"));
     }
     // More entries were committed while it arrived.
     rpc_check::check_snapshot(&head, envelope.from, &app.known())?;
@@ -256,7 +256,7 @@ async fn receive<'a, T: DeserializeOwned>(
         let envelope = peer::decode(app, announced, &body, joins(request.path()), check).await?;
         Ok((envelope, permit))
     };
-    let (envelope, permit) = received.await.inspect_err(|error| note_refusal(app, request, error))?;
+    let (envelope, permit) = received.await.inspect_err(|error| note_rejection(app, request, error))?;
     note_node(app, request, envelope.from);
     Ok((envelope, permit))
 }
@@ -277,7 +277,7 @@ async fn body_permit<'a>(
     let permits = if is_member { &app.peers.large_from_members } else { &app.peers.large_from_others };
     match tokio::time::timeout(LARGE_RPC_WAIT_MAX, permits.acquire()).await {
         Ok(Ok(permit)) => Ok(Some(permit)),
-        _ => Err(ApiError::Overloaded(Retry::soon("the limit of long RPCs of this node is reached"))),
+        _ => Err(ApiError::Overloaded(Retry::soon("this node has reached its limit of long RPCs"))),
     }
 }
 
@@ -313,8 +313,9 @@ fn answer_candidate(app: &ExampleApp, answer: &VoteResponse<TypeConfig>) -> Resu
     Ok(response)
 }
 
-/// Waits until this node follows the sender. A leader heartbeats before it sends a snapshot, and sends only what it has
-/// declared committed. So a node that is up to date never installs a snapshot, not even a forged one.
+/// Waits until this node follows the sender. A leader sends a heartbeat before a snapshot, and a snapshot contains only
+/// entries that the leader has declared committed. So an up-to-date node never installs a snapshot, not even a forged
+/// one.
 async fn wait_for_leader(app: &ExampleApp, head: &SnapshotHead) -> Result<(), ApiError> {
     let is_expected = |known: &Known| {
         known.vote == head.vote
@@ -324,12 +325,13 @@ async fn wait_for_leader(app: &ExampleApp, head: &SnapshotHead) -> Result<(), Ap
     let heard = app.wait_for_leader(&head.vote, is_expected);
     tokio::time::timeout(SNAPSHOT_WAIT_MAX, heard).await.map_err(|_| {
         ApiError::Conflict(Details::not_applied(
-            "a snapshot must be from the current leader, and must hold only entries that the leader declared committed",
+            "a snapshot must be from the current leader, and must contain only entries that the leader has declared \
+             committed",
         ))
     })
 }
 
-fn note_refusal(app: &ExampleApp, request: &HttpRequest, error: &ApiError) {
+fn note_rejection(app: &ExampleApp, request: &HttpRequest, error: &ApiError) {
     let ids = request.headers().get(&ENVELOPE).and_then(|header| Ids::parse(header.as_bytes()));
     // Do not log the decoder's message: it may quote data.
     let message = error.to_string();
@@ -356,7 +358,7 @@ async fn check_agreement(app: &ExampleApp, append: &Append) -> Result<(), ApiErr
         return if app.agreement.wait_for(vote, within).await {
             Ok(())
         } else {
-            let message = "this node waits for a heartbeat, which tells the entries that the leader counts on";
+            let message = "this node waits for a heartbeat, to compare its log with the leader's";
             Err(ApiError::Recovering(Retry::soon(message)))
         };
     }
@@ -379,8 +381,8 @@ async fn hand_to_raft(
     }
     // One at a time: the log must have the entries of the previous append. A leader sends a node one append at a time.
     let turn = app.appending.clone().lock_owned().await;
-    check_overlap(app, &append).inspect_err(|error| note_refusal(app, request, error))?;
-    let taken = take_disk_space(app, &append).inspect_err(|error| note_refusal(app, request, error))?;
+    check_overlap(app, &append).inspect_err(|error| note_rejection(app, request, error))?;
+    let taken = take_disk_space(app, &append).inspect_err(|error| note_rejection(app, request, error))?;
     note_said_committed(app, &append);
     let raft = app.raft.clone();
     let answer = Completing::new(async move {
@@ -428,7 +430,7 @@ fn check_overlap(app: &ExampleApp, append: &Append) -> Result<(), ApiError> {
         app.set_other_entry(found);
     }
     Err(ApiError::Conflict(Details::not_applied(format!(
-        "the log of this node has another entry at index {} of term {}; one of the two is not the leader's",
+        "the entry at index {} of term {} differs from the one in this node's log; one of the two is not the leader's",
         log_id.index, log_id.leader_id.term
     ))))
 }
@@ -436,7 +438,7 @@ fn check_overlap(app: &ExampleApp, append: &Append) -> Result<(), ApiError> {
 /// The log cannot be read: the node must exit, since it cannot tell which entries it has.
 fn unreadable_log(app: &ExampleApp, error: &io::Error) -> ApiError {
     app.set_disk_failure(format!("cannot read the log: {error}"));
-    ApiError::internal("this node cannot read its log, and is about to exit")
+    ApiError::internal("this node cannot read its log, so it is about to exit")
 }
 
 /// A future that completes even if it is dropped before, for example because a client disconnected.
@@ -472,13 +474,14 @@ impl<F: Future<Output: Send> + Send + 'static> Drop for Completing<F> {
 /// full exits, but until then it can vote and free space. Heartbeats do not need space.
 fn take_disk_space(app: &ExampleApp, append: &Append) -> Result<Taken, ApiError> {
     if app.log_is_full() {
-        let message = "this node's log has no more files until a snapshot is written";
+        let message = "this node's log has reached its limit of files; it accepts entries again after the next \
+            snapshot";
         return Err(ApiError::Overloaded(Retry::soon(message)));
     }
     let taken = app.disk.take(peer::entries_bytes(&append.entries));
     if app.disk.space() == DiskSpace::Exhausted {
         taken.release();
-        let message = "this node's disk is full: free some space";
+        let message = "this node's disk is full: free some disk space";
         return Err(ApiError::DiskSpaceLow(Details::not_applied(message)));
     }
     Ok(taken)
@@ -546,7 +549,7 @@ async fn save(
             return ApiError::DiskSpaceLow(Details::not_applied(what));
         }
         app.set_disk_failure(what);
-        ApiError::internal("this node cannot write a snapshot, and is about to exit")
+        ApiError::internal("this node cannot write a snapshot, so it is about to exit")
     };
     let mut file = tokio::fs::File::from_std(temporary.create().map_err(failed)?);
     let mut chunk = first;

@@ -21,7 +21,7 @@ pub enum Destination {
     Here,
     /// The leader.
     Leader {
-        /// The leader's number.
+        /// The leader's id.
         leader_id: NodeId,
         /// The leader's address.
         leader_node: ExampleNode,
@@ -89,13 +89,13 @@ pub fn proposal(app: &ExampleApp, operation: &Operation) -> Result<(), ApiError>
     }
     let log = &app.store.log;
     let why = if app.log_is_full() {
-        "the leader's log has no more files until a snapshot is written"
+        "the leader's log has reached its limit of files; it accepts writes again after the next snapshot"
     } else if log.unsynced_bytes() > LOG_UNSYNCED_BYTES_MAX {
         // A majority can commit without this node's disk, so nothing else bounds what waits for it.
-        "the leader's disk does not keep up"
+        "the leader's disk is not keeping up with the writes"
     } else if log.uncommitted_bytes() > LOG_UNCOMMITTED_BYTES_MAX {
         // Requests that wait for a majority time out, but their entries stay, and no snapshot shortens that log.
-        "too few nodes keep up with the leader"
+        "too few nodes are keeping up with the leader"
     } else {
         return Ok(());
     };

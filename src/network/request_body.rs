@@ -104,10 +104,10 @@ async fn collect(
         Some(Err(error)) => {
             let why = match (Exchange::broken_body(request), error) {
                 (Some(why), _) => why.to_owned(),
-                (None, PayloadError::Incomplete(_)) => "the client stopped sending before the end".to_owned(),
+                (None, PayloadError::Incomplete(_)) => "the connection ended before the end of the body".to_owned(),
                 (None, error) => error.to_string(),
             };
-            Err(ApiError::bad_request("broken_body", format!("the body is broken: {why}")))
+            Err(ApiError::bad_request("broken_body", format!("the body is invalid: {why}")))
         }
     };
     // Nearly every body arrives in one piece, which is not copied.
@@ -164,7 +164,7 @@ pub fn check_lists(body: &[u8], objects: usize, expected: &str) -> Result<(), Ap
         match byte {
             b'"' => rest = after_string(rest.as_slice()).iter(),
             b'[' if depth != objects => {
-                let message = format!("a list was given in place of an object; expected {expected}");
+                let message = format!("found a list instead of an object; expected {expected}");
                 return Err(ApiError::bad_request("invalid_json", message));
             }
             b'{' | b'[' => depth += 1,

@@ -138,7 +138,7 @@ pub fn check_snapshot(head: &SnapshotHead, from: NodeId, known: &Known) -> Resul
     check_agrees_with_committed(last, known, "snapshot")?;
     let is_later = known.committed.is_none_or(|committed| last.index > committed.index);
     if is_later && *meta.last_membership.log_id() < known.membership {
-        return Err(contradiction("snapshot", "an older membership than the committed one"));
+        return Err(contradiction("snapshot", "a membership older than the committed one"));
     }
     Ok(())
 }
@@ -160,7 +160,7 @@ pub fn check_candidate(
 ) -> Result<(), ApiError> {
     let VoteRequest { vote, last_log_id, .. } = request;
     if vote.is_committed() || vote.leader_id.node_id != from {
-        return Err(invalid("only the candidate that the vote names may request it"));
+        return Err(invalid("only the candidate named in the vote may request it"));
     }
     // The bound counts from the last term with a leader, so that forged requests do not add up. It is narrower while
     // there is a leader, so that a following election is within the bound of every node.
@@ -169,7 +169,7 @@ pub fn check_candidate(
     check_index(*last_log_id)?;
     // A candidate's term is after all terms in its log.
     if last_log_id.is_some_and(|log_id| log_id.leader_id.term >= vote.leader_id.term) {
-        return Err(invalid("a candidate cannot have entries of its term or of later ones"));
+        return Err(invalid("a candidate cannot have entries of its own or a later term"));
     }
     Ok(())
 }
@@ -228,7 +228,7 @@ fn check_term(vote: &Vote, own: u64, step: u64, known: &Known) -> Result<(), Api
 
 fn check_leader(vote: &Vote, from: NodeId, known: &Known) -> Result<(), ApiError> {
     if !vote.is_committed() || vote.leader_id.node_id != from {
-        return Err(invalid("only the leader that the vote names may send this"));
+        return Err(invalid("only the leader named in the vote may send this"));
     }
     check_term(vote, known.vote.leader_id.term, TERM_STEP_MAX, known)
 }
@@ -236,7 +236,7 @@ fn check_leader(vote: &Vote, from: NodeId, known: &Known) -> Result<(), ApiError
 fn check_index(log_id: Option<LogId>) -> Result<(), ApiError> {
     match log_id {
         Some(log_id) if log_id.index > LOG_INDEX_MAX => {
-            Err(invalid(&format!("no log reaches index {}; the largest is {LOG_INDEX_MAX}", log_id.index)))
+            Err(invalid(&format!("a log index must be at most {LOG_INDEX_MAX}, got {}", log_id.index)))
         }
         _ => Ok(()),
     }
@@ -251,7 +251,7 @@ fn check_agrees_with_committed(log_id: LogId, known: &Known, what: &str) -> Resu
         std::cmp::Ordering::Equal => log_id.leader_id == committed.leader_id,
         std::cmp::Ordering::Greater => log_id.leader_id >= committed.leader_id,
     };
-    if agrees { Ok(()) } else { Err(contradiction(what, &format!("another entry at index {}", log_id.index))) }
+    if agrees { Ok(()) } else { Err(contradiction(what, &format!("a different entry at index {}", log_id.index))) }
 }
 
 fn contradiction(what: &str, found: &str) -> ApiError {
@@ -274,7 +274,7 @@ fn check_lengths(entries: &[Entry], body_bytes: usize) -> Result<(), ApiError> {
         let mut length = Length(0);
         let written = rmp_serde::encode::write_named(&mut length, &entry.payload);
         if written.is_err() || length.0 > LOG_PAYLOAD_BYTES_MAX {
-            return Err(invalid(&format!("an entry is longer than {LOG_PAYLOAD_BYTES_MAX} bytes")));
+            return Err(invalid(&format!("an entry must be at most {LOG_PAYLOAD_BYTES_MAX} bytes")));
         }
     }
     Ok(())
@@ -304,7 +304,7 @@ fn check_membership(membership: &Membership) -> Result<(), ApiError> {
     if has_voters && has_addresses {
         Ok(())
     } else {
-        Err(invalid("a membership must have voters, and each member an address"))
+        Err(invalid("a membership must have voters, and an address for each member"))
     }
 }
 

@@ -23,7 +23,7 @@ use crate::operation::{
 const TXN_BODY: &str =
     r#"{"compare":[{"key":"a","revision":7}],"success":[{"put":{"key":"a","value":"1"}}],"failure":[]}"#;
 
-/// Compares, and then applies one of two lists of operations, all or nothing.
+/// Compares keys, then applies one of two lists of operations atomically.
 ///
 /// If every comparison in `compare` holds, the operations in `success` are applied, otherwise those in `failure`. Each
 /// list has at most 128 entries. All changes have the same revision. A list must not write a key twice. A transaction
@@ -175,7 +175,7 @@ fn step(operation: TxnOperation, limits: &Limits) -> Result<TxnStep, ApiError> {
 
 fn decode(value: &str, encoding: Option<Encoding>, limits: &Limits) -> Result<Value, ApiError> {
     let bytes = EncodedValue::decode(value, encoding)
-        .map_err(|error| ApiError::bad_request("invalid_base64", format!("the value is not base64: {error}")))?;
+        .map_err(|error| ApiError::bad_request("invalid_base64", format!("the value must be base64: {error}")))?;
     check_value_length(&bytes, limits)?;
     Ok(Value::from(&bytes))
 }
@@ -191,7 +191,7 @@ fn check_each_key_once(list: &str, steps: &[TxnStep]) -> Result<(), ApiError> {
             TxnStep::Get(_) => continue,
         };
         if !written.insert(key) {
-            let message = format!("{list}[{position}]: a transaction must not write a key twice");
+            let message = format!("{list}[{position}]: a list of operations must not write a key twice");
             return Err(ApiError::bad_request("key_twice", message));
         }
     }

@@ -50,7 +50,7 @@ pub async fn write(
     })
 }
 
-/// The error for a result with which the state machine rejects a write.
+/// The error for a write that the state machine rejected.
 pub fn check_result(response: &ExampleResponse) -> Result<(), ApiError> {
     match response.result.as_ref() {
         Some(WriteResult::ConditionFailed { revision }) => Err(condition_failed(*revision)),
@@ -118,8 +118,10 @@ pub fn replay_marked(mut answer: HttpResponse, replayed: bool) -> HttpResponse {
 
 /// A result that does not belong to the operation: a fault of this program.
 pub fn unexpected(result: Option<&WriteResult>) -> ApiError {
-    tracing::error!("a write has a result of another operation: {:?}", result.map(std::mem::discriminant));
-    ApiError::Internal(Interrupted::unknown("the result of the write is of another operation; read the key back"))
+    tracing::error!("a write returned the result of a different operation: {:?}", result.map(std::mem::discriminant));
+    ApiError::Internal(Interrupted::unknown(
+        "the write returned the result of a different operation; read the key to check whether it was applied",
+    ))
 }
 
 /// Waits until this node's own state may be read: at once if it may be stale, otherwise once it has all that was

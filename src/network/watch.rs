@@ -59,7 +59,7 @@ use crate::store::{Change, ChangeKind, Filter, LongEvents, Record, Subscription,
     responses(
         (
             status = 200,
-            description = "A stream of events without an end.",
+            description = "An endless stream of events.",
             body = EventStream,
             content_type = "text/event-stream",
             example = json!("id: 3\ndata: {\"type\":\"put\",\"key\":\"config/color\",\"value\":\"green\",\
@@ -108,7 +108,7 @@ async fn start_watch(
         return Err(stopping()); // Every connection of this server has one.
     };
     let Some(permit) = permit else {
-        return Err(ApiError::Overloaded(Retry::soon("the watch limit of this node is reached; use another node")));
+        return Err(ApiError::Overloaded(Retry::soon("this node has reached its limit of watches; use another node")));
     };
     let asked = Instant::now();
     let may_wait = !says_no(request.headers(), &WAIT);
@@ -498,8 +498,8 @@ fn state_taken_back() -> WatchEnd {
     WatchEnd {
         code: "too_slow".to_owned(),
         message: format!(
-            "the keys at the beginning of this watch are no longer kept: it was read more slowly than the history moves \
-             on, or {STATE_REPLACED_BYTES_MAX} bytes of values were replaced meanwhile; start again with `initial`"
+            "the initial state of this watch is no longer kept: the client read it too slowly, or \
+             {STATE_REPLACED_BYTES_MAX} bytes of values were replaced meanwhile; start again with `initial`"
         ),
     }
 }
@@ -508,8 +508,8 @@ fn too_slow(oldest: u64) -> WatchEnd {
     WatchEnd {
         code: "too_slow".to_owned(),
         message: format!(
-            "the next changes are no longer kept (the oldest revision is {oldest}): this watch is read \
-             more slowly than the store changes; start again with `initial`"
+            "the next changes are no longer kept (the oldest revision is {oldest}): the client reads this watch more \
+             slowly than the store changes; start again with `initial`"
         ),
     }
 }

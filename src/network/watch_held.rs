@@ -40,7 +40,7 @@ pub struct WatchHeld {
 
 /// The rest of a batch was dropped.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this watch was read too slowly, and is cut off within an event")]
+#[error("the client read this watch too slowly, so it ends in the middle of an event")]
 pub struct Cut;
 
 #[derive(Debug, Default)]

@@ -13,8 +13,8 @@ use crate::types::NodeId;
 pub enum StoreError {
     /// Another process runs on the directory.
     #[error(
-        "`{}` is held by process {}; stop that process, or give this node another --data-dir",
-        path.display(), if holder.is_empty() { "(not named)" } else { holder }
+        "`{}` is locked by {}; stop that process, or give this node another --data-dir",
+        path.display(), if holder.is_empty() { "another process".to_owned() } else { format!("process {holder}") }
     )]
     Locked {
         /// The lock file.
@@ -23,11 +23,11 @@ pub enum StoreError {
         holder: String,
     },
 
-    /// A file has other content than was written to it.
+    /// The content of a file is not what was written to it.
     #[error(
-        "`{}` is damaged{}: {what}; nothing was changed. Replace the node: add one with a new id \
-         and an empty directory, and put it in the place of this one with POST /change-membership \
-         (do not restore an older copy of this directory: it lacks votes and entries that the node acknowledged since)",
+        "`{}` is damaged{}: {what}; nothing was changed. Add a node with a new id and an empty directory, then replace \
+         this node with it (POST /change-membership). Do not restore an older copy of this directory: it lacks votes \
+         and entries that the node has acknowledged since",
         path.display(), offset.map(|offset| format!(" at offset {offset}")).unwrap_or_default()
     )]
     Damaged {
@@ -41,11 +41,11 @@ pub enum StoreError {
 
     /// This node's state differs from the leader's.
     #[error(
-        "at log index {index} the state of this node has the hash {own}, and that of the leader, node {leader_id}, \
-         has {leaders}: the data of one of the two is wrong, and this node stopped. Compare `GET /v1/cluster/hash` of \
-         all nodes, or the messages of those that stopped. If this node differs from the majority, replace it: add a \
-         node with a new id and an empty directory, and put it in the place of this one with POST /change-membership. \
-         If the leader differs, start this node again, and replace the leader"
+        "at log index {index}, the state of this node has the hash {own}, but the state of the leader, node \
+         {leader_id}, has the hash {leaders}: one of the two nodes has wrong data, and this node stopped. Compare `GET \
+         /v1/cluster/hash` on all nodes, or the messages of the nodes that stopped. If this node differs from the \
+         majority, add a node with a new id and an empty directory, then replace this node with it (POST \
+         /change-membership). If the leader differs, start this node again and replace the leader"
     )]
     OtherState {
         /// The index of the last entry in both states.
@@ -58,23 +58,22 @@ pub enum StoreError {
         leaders: StateHash,
     },
 
-    /// The state in memory changed by itself.
+    /// The state in memory changed without a write.
     #[error(
-        "the state changed in memory by itself, and this node stopped before it wrote it into a snapshot: the memory \
-         of this machine is probably defective. Start the node on another machine, or replace it: add a node with a \
-         new id and an empty directory, and put it in the place of this one with POST /change-membership"
+        "the state changed in memory without a write, and this node stopped before storing it in a snapshot: the \
+         memory of this machine is probably defective. Start the node on another machine. Otherwise add a node with a \
+         new id and an empty directory, then replace this node with it (POST /change-membership)"
     )]
     MemoryChanged,
 
     /// The directory lacks entries that this node acknowledged.
     #[error(
-        "`{}` is older than what this node acknowledged: node {}, which leads in term {}, has this node's \
-         acknowledgement of the entries up to index {}, and its log ends {}. An older copy of the directory was put \
-         back, or the disk lost what was synced. Start the node with the newest directory if you still have it. \
-         Otherwise replace it: add a node with a new id and an empty directory, and put it in the place of this one \
-         with POST /change-membership",
-        path.display(), found.leader_id, found.term, found.acknowledged,
-        found.last.map_or_else(|| "before the first entry".to_owned(), |last| format!("at index {last}"))
+        "`{}` lacks entries that this node acknowledged: it acknowledged the entries up to index {} to node {}, the \
+         leader of term {}, but its log {}. An older copy of the directory was restored, or the disk lost synced data. \
+         Start the node with the newest directory if you still have it. Otherwise add a node with a new id and an \
+         empty directory, then replace this node with it (POST /change-membership)",
+        path.display(), found.acknowledged, found.leader_id, found.term,
+        found.last.map_or_else(|| "is empty".to_owned(), |last| format!("ends at index {last}"))
     )]
     OlderCopy {
         /// The directory.
@@ -83,19 +82,19 @@ pub enum StoreError {
         found: OlderCopy,
     },
 
-    /// The log has another entry than the leader's.
+    /// An entry of the log differs from the leader's.
     #[error(
-        "the log in `{}` has another entry at index {} of term {} than node {}, which leads in term {}: this node took \
-         an entry that the leader did not send, or the disk or memory of one of the two changed it. Replace this node: \
-         add a node with a new id and an empty directory, and put it in the place of this one with \
-         POST /change-membership. Anyone who reaches the nodes' ports can send such entries: run nodes on a trusted \
-         network",
-        path.display(), found.index, found.entry_term, found.leader_id, found.term
+        "the log in `{}` differs from the log of node {}, the leader of term {}, in the entry at index {} of term {}: \
+         this node accepted an entry that the leader did not send, or the disk or memory of one of the two nodes \
+         changed it. Add a node with a new id and an empty directory, then replace this node with it (POST \
+         /change-membership). Anyone who can reach the nodes' ports can send such entries: run nodes on a trusted \
+         network only",
+        path.display(), found.leader_id, found.term, found.index, found.entry_term
     )]
     OtherEntry {
         /// The directory.
         path: PathBuf,
-        /// The entry, and the leader that has another one.
+        /// The entry, and the leader whose entry differs.
         found: OtherEntry,
     },
 
@@ -124,7 +123,8 @@ pub enum StoreError {
 
     /// A later version of this program wrote the directory.
     #[error(
-        "`{}` has format {found}, and this program knows formats up to {known}; start the version that wrote it, or a later one",
+        "`{}` has format {found}, but this program supports formats up to {known}; start the version that wrote it, or \
+         a later one",
         path.display()
     )]
     NewerFormat {

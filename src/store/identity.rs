@@ -46,7 +46,7 @@ impl fmt::Display for ClusterId {
 pub struct Identity {
     /// The cluster the node belongs to; `None` until it founds or joins one.
     pub cluster_id: Option<ClusterId>,
-    /// The node's number.
+    /// The node's id.
     pub node_id: NodeId,
     /// A random number, drawn when the directory was created. Another directory for the same node has another one.
     pub incarnation: u64,
@@ -145,7 +145,7 @@ impl IdentityFile {
     /// Creates the identity of a new node, with a new incarnation.
     pub fn create(&self, node_id: NodeId) -> Result<Identity, StoreError> {
         let incarnation =
-            random_nonzero().map_err(|error| StoreError::io("draw a random number for", &self.path, error))?;
+            random_nonzero().map_err(|error| StoreError::io("generate a random number for", &self.path, error))?;
         let identity = Identity { cluster_id: None, node_id, incarnation };
         self.write(&identity)?;
         Ok(identity)

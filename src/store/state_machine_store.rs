@@ -192,7 +192,7 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
         // cause.
         let has_room = async { tokio::task::spawn_blocking(move || snapshots.has_room()).await.unwrap_or(true) };
         if !force && !has_room.await {
-            tracing::warn!("no snapshot is taken: the disk has too little room for it; free some space");
+            tracing::warn!("cannot take a snapshot: the disk has too little free space; free some disk space");
             return None;
         }
         Some(self.get_snapshot_builder().await)

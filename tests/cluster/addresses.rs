@@ -82,7 +82,7 @@ async fn a_copy_that_runs_beside_its_node_says_so() {
     run_on_copy(&copies, follower, &cluster.node(follower).directory());
     copies.restart(follower).await;
     let member_addr = cluster.addr(follower).to_owned();
-    logs(&copies, follower, &[&format!("has node {follower} at {member_addr}"), "a copy of its data"]).await;
+    logs(&copies, follower, &[&format!("has node {follower} at {member_addr}"), "a copy of the data"]).await;
     let answer = copies.post(follower, "/write", r#"{"Set":{"key":"k","value":"copy"}}"#).await;
     let message = answer.assert_error(503, "NoLeader", "not_applied")["message"].to_string();
     assert!(message.contains(&member_addr), "{message}");

@@ -292,7 +292,7 @@ async fn exit_codes_tell_what_happened() {
         unreachable.fails(
             &[arguments, &["--retry-for", "100ms"]].concat(),
             3,
-            "unavailable, and nothing was changed: ",
+            "no node could serve the request, and nothing was changed: ",
         );
     }
     unreachable.fails(&["status"], 3, "1 of 1 endpoints");
@@ -711,7 +711,7 @@ fn an_incomplete_listing_says_so() {
     let ended = cli.run_with(&["list", "--keys-only"], b"");
     let stderr = String::from_utf8(ended.stderr).unwrap();
     assert_eq!((ended.status.code(), ended.stdout.as_slice()), (Some(3), &b"a\nb\n"[..]), "{stderr}");
-    assert!(stderr.starts_with("error: the listing is incomplete, 2 keys were printed: "), "{stderr}");
+    assert!(stderr.starts_with("error: the list is incomplete, only 2 keys were printed: "), "{stderr}");
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
 }
 

@@ -455,7 +455,7 @@ async fn snapshot_without_a_file() {
     while std::fs::File::create(fillers.join(number.to_string())).is_ok() {
         number += 1;
     }
-    let given_up = "no snapshot is taken at index";
+    let given_up = "cannot take a snapshot at index";
     cluster.write_many(1, "full", 120).await;
     eventually("a snapshot is abandoned", DEADLINE, async || {
         let log = cluster.node(1).log();
@@ -515,7 +515,7 @@ async fn fill_the_followers() {
         if answer.status == 503 {
             let error = answer.assert_rejected(503, "overloaded");
             assert_eq!(error["outcome"], "not_applied", "{error}");
-            assert!(error.to_string().contains("does not keep up with long writes"), "{error}");
+            assert!(error.to_string().contains("is not keeping up with large writes"), "{error}");
         } else {
             assert_eq!((answer.status, answer.header("raft-outcome")), (504, "unknown"), "{}", answer.text());
         }
@@ -540,7 +540,7 @@ async fn fill_the_followers() {
             let outcome = response.header("raft-outcome");
             match (response.status, outcome) {
                 (504, Some("unknown")) => unknown += 1,
-                (503, Some("not_applied")) if response.text().contains("too few nodes keep up") => rejected += 1,
+                (503, Some("not_applied")) if response.text().contains("too few nodes are keeping up") => rejected += 1,
                 _ => panic!("{response:?}: {}", response.text()),
             }
         }

@@ -64,6 +64,20 @@ async fn a_list_sent_to_all_nodes_at_once_founds_one_cluster() {
     }
 }
 
+/// A node that founds a cluster logs its leader, but not that none is known before.
+///
+/// Method: found a cluster of one node, and wait for the line about the leader.
+#[tokio::test]
+async fn founding_logs_no_missing_leader() {
+    let cluster = TestCluster::form("init-log", &[1], &[]).await;
+    let log = eventually("the log names the leader", DEADLINE, async || {
+        let log = cluster.node(1).log();
+        if log.contains("node 1 leads in term 1") { Ok(log) } else { Err(log) }
+    })
+    .await;
+    assert!(!log.contains("no leader is known"), "{log}");
+}
+
 /// A list sent to its nodes one after the other founds one cluster; only the first request succeeds.
 #[tokio::test]
 async fn a_list_sent_to_one_node_after_the_other_founds_one_cluster() {

@@ -7,7 +7,7 @@ use raft_key_value::NodeId;
 
 use crate::harness::{ALL, CALM, CALM_BUT_QUICK, OFTEN, STEADY, TestCluster, Writers, copy_directory, others};
 
-const SAID: &str = "is older than what this node acknowledged";
+const SAID: &str = "lacks entries that this node acknowledged";
 
 /// Replaces a stopped node's directory with an older copy.
 fn put_back(cluster: &TestCluster, id: NodeId, copy: &Path) {

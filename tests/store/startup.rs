@@ -71,7 +71,7 @@ fn locked() {
         directory.path(),
         |error| matches!(error, StoreError::Locked { holder, .. } if *holder == std::process::id().to_string()),
     );
-    assert!(message.contains(&format!("is held by process {}", std::process::id())), "{message}");
+    assert!(message.contains(&format!("is locked by process {}", std::process::id())), "{message}");
     let lock = node_directory(directory.path()).join("LOCK");
     assert_eq!(fs::read_to_string(&lock).unwrap().trim(), std::process::id().to_string());
 
@@ -167,7 +167,7 @@ fn newer_format() {
         let (path, former) = (path.to_owned(), format - 1);
         let check = move |error: &StoreError| matches!(error, StoreError::NewerFormat { path: named, found, known } if (named, *found, *known) == (&path, format, former));
         let message = assert_refused(directory.path(), check);
-        let expected = format!("has format {format}, and this program knows formats up to {former}");
+        let expected = format!("has format {format}, but this program supports formats up to {former}");
         assert!(message.contains(&expected), "{message}");
     };
 
@@ -222,7 +222,7 @@ fn log_files_are_missing() {
         let before = whole[&paths[missing - 1]].as_ref().unwrap().len();
         let (path, offset, what) = assert_damaged(directory.path());
         assert_eq!((&path, offset), (&paths[missing - 1], Some(before as u64)));
-        assert!(what.contains(&format!("{bytes} bytes, or whole files, are missing")), "{what}");
+        assert!(what.contains(&format!("{bytes} bytes or whole files are missing")), "{what}");
         restore(directory.path(), &whole);
     }
     assert_eq!(observe(&open_small(directory.path()).unwrap()), expected);

@@ -37,7 +37,7 @@ The exit code is 1 if the condition does not hold, and 74 if the key was set but
 cannot be written.")]
     Put(Put),
 
-    /// Remove a key, or all keys with a prefix
+    /// Delete a key, or all keys with a prefix
     #[command(after_help = "\
 Examples:
   raft-key-value delete config/color
@@ -45,7 +45,7 @@ Examples:
   raft-key-value delete --prefix config/
 
 Deleting a key that does not exist succeeds, except with --if-present (exit code 1). The exit
-code is 74 if the keys were removed but the output cannot be written.")]
+code is 74 if the keys were deleted but the output cannot be written.")]
     Delete(Delete),
 
     /// List keys and values
@@ -56,11 +56,11 @@ Examples:
   raft-key-value list log/ --reverse --limit 10      the last ten
   raft-key-value list --output json | jq -r .key     one object per line, with whole values
 
-All keys are shown as they were at one revision, however slowly the output is read: pages are
-read ahead, into memory and then into a temporary file.")]
+All keys are shown as of one revision, however slowly the output is read: the command reads
+ahead, into memory and then into a temporary file.")]
     List(List),
 
-    /// Compare keys, and apply one of two lists of operations, all or nothing
+    /// Compare keys, then apply one of two lists of operations atomically
     #[command(after_help = r#"Examples:
   raft-key-value txn '{"compare":[{"key":"color","value":"green"}],
                        "success":[{"put":{"key":"color","value":"blue"}}],
@@ -68,7 +68,7 @@ read ahead, into memory and then into a temporary file.")]
   raft-key-value txn --file change.json
   generate-changes | raft-key-value txn -            read the transaction from standard input
 
-The exit code is 1 if a comparison does not hold; the operations in "failure" were applied then.
+The exit code is 1 if a comparison does not hold; the operations in "failure" are then applied.
 It is 74 if the transaction was applied but the output cannot be written."#)]
     #[command(mut_arg("value", |arg| arg.help("Transaction to apply, as JSON; `-` reads it from standard input")))]
     #[command(mut_arg("file", |arg| arg.help("Read the transaction from this file")))]
@@ -82,29 +82,29 @@ Examples:
   raft-key-value watch --key config/color --from 7   the changes since revision 7, then every change
   raft-key-value watch --output json | while read -r event; do …; done
 
-No change is skipped or printed twice, even while nodes fail and return. While no endpoint can
-serve the watch, the command says so on standard error, and retries for the time of --retry-for.
-It ends when its output is closed. The exit code is 1 if the changes since --from are no longer
-kept.")]
+No change is skipped or printed twice, even if nodes fail and return. While no endpoint can
+serve the watch, the command prints a message to standard error and retries until --retry-for
+has passed. It ends when its output is closed. The exit code is 1 if the changes since --from
+are no longer kept.")]
     Watch(Watch),
 
-    /// Renew the TTL of a key
+    /// Set a new TTL for a key
     #[command(after_help = "\
 Examples:
   raft-key-value touch lock --ttl 30s
   raft-key-value touch lock --ttl 30s --if-revision 7      only while I still hold the lock
 
 The exit code is 1 if the key does not exist or the condition does not hold, and 74 if the TTL
-was renewed but the output cannot be written.")]
+was set but the output cannot be written.")]
     Touch(Touch),
 
-    /// Show each endpoint: its node, role, term and revision, and whether it serves requests
+    /// Show the node, role, term and revision of each endpoint, and whether it serves requests
     #[command(after_help = "\
 Examples:
   raft-key-value status
   raft-key-value status --endpoints 10.0.0.1:21001,10.0.0.2:21001 --output json
 
-Each endpoint gets one attempt. The exit code is 3 if one of them does not serve requests.")]
+Each endpoint is tried once. The exit code is 3 if any of them does not serve requests.")]
     #[command(mut_arg("retry_for", |arg| arg.hide(true)))]
     Status(Common),
 
@@ -115,7 +115,7 @@ Examples:
   raft-key-value members --output json")]
     Members(Common),
 
-    /// Print a script that completes these commands in a shell
+    /// Print a completion script for a shell
     #[command(after_help = "\
 Examples:
   source <(raft-key-value completions bash)
@@ -127,7 +127,7 @@ Examples:
 /// Options of every command that needs a cluster.
 #[derive(Clone, Debug, Args)]
 pub struct Common {
-    /// Nodes of the cluster to send requests to, HOST:PORT or http://HOST:PORT, separated by commas
+    /// Addresses of nodes to send requests to, HOST:PORT or http://HOST:PORT, separated by commas
     #[arg(
         long,
         env = "RKV_ENDPOINTS",
@@ -138,11 +138,11 @@ pub struct Common {
     )]
     endpoints: Vec<Option<String>>,
 
-    /// Format of the output
+    /// Output format
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     pub output: Format,
 
-    /// Retry for this long while no node can serve the request (500ms, 10s, 5m); 0s sends it once
+    /// Retry for this long while no node can serve the request (500ms, 10s, 5m); 0s tries once
     /// [default: 10s; watch: forever]
     #[arg(long, value_name = "DURATION", value_parser = retry_time)]
     pub retry_for: Option<Duration>,
@@ -158,25 +158,25 @@ impl Common {
 /// Format of the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// For people.
+    /// Readable text
     #[default]
     Text,
-    /// One JSON object per line.
+    /// One JSON object per line
     Json,
 }
 
 /// Options of a write to one key.
 #[derive(Debug, Args)]
 pub struct WriteOptions {
-    /// Apply the request only if the key exists
+    /// Succeed only if the key exists
     #[arg(long, conflicts_with = "if_revision")]
     pub if_present: bool,
 
-    /// Apply the request only if the key was last changed at this revision
+    /// Succeed only if the key was last changed at this revision
     #[arg(long, value_name = "N")]
     pub if_revision: Option<u64>,
 
-    /// Apply the request once, however often it is sent with this key [default: a random one]
+    /// Apply a request with this key at most once [default: a random key]
     #[arg(long, value_name = "KEY")]
     pub idempotency_key: Option<String>,
 }
@@ -186,7 +186,7 @@ pub struct WriteOptions {
 pub struct Get {
     /// Key to print
     pub key: String,
-    /// Read from any one node, whose data may be stale
+    /// Read from any node; the data may be stale
     #[arg(long)]
     pub stale: bool,
     #[command(flatten)]
@@ -203,7 +203,7 @@ pub struct Put {
     /// Expire the key after this duration (500ms, 30s, 5m, 12h, 7d)
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub ttl: Option<Duration>,
-    /// Apply the request only if the key does not exist
+    /// Succeed only if the key does not exist
     #[arg(long, conflicts_with_all = ["if_present", "if_revision"])]
     pub if_missing: bool,
     #[command(flatten)]
@@ -225,10 +225,10 @@ pub struct Input {
 /// `delete`
 #[derive(Debug, Args)]
 pub struct Delete {
-    /// Key to remove
+    /// Key to delete
     #[arg(required_unless_present = "prefix")]
     pub key: Option<String>,
-    /// Remove all keys with this prefix, which must not be empty
+    /// Delete all keys with this prefix, which must not be empty
     #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     #[arg(conflicts_with_all = ["key", "if_present", "if_revision", "idempotency_key"])]
     pub prefix: Option<String>,
@@ -241,7 +241,7 @@ pub struct Delete {
 /// `touch`
 #[derive(Debug, Args)]
 pub struct Touch {
-    /// Key to renew
+    /// Key whose TTL to set
     pub key: String,
     /// Expire the key after this duration from now (500ms, 30s, 5m, 12h, 7d)
     #[arg(long, value_name = "DURATION", value_parser = duration)]
@@ -258,7 +258,7 @@ pub struct List {
     /// Prefix of the keys to list [default: all keys]
     #[arg(default_value = "", hide_default_value = true)]
     pub prefix: String,
-    /// Begin at this key
+    /// Start at this key
     #[arg(long, value_name = "KEY")]
     pub start: Option<String>,
     /// End before this key
@@ -273,7 +273,7 @@ pub struct List {
     /// List at most this many keys
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
-    /// Read from any one node, whose data may be stale
+    /// Read from any node; the data may be stale
     #[arg(long)]
     pub stale: bool,
     #[command(flatten)]
@@ -285,7 +285,7 @@ pub struct List {
 pub struct Txn {
     #[command(flatten)]
     pub body: Input,
-    /// Apply the request once, however often it is sent with this key [default: a random one]
+    /// Apply a request with this key at most once [default: a random key]
     #[arg(long, value_name = "KEY")]
     pub idempotency_key: Option<String>,
     #[command(flatten)]
@@ -301,10 +301,10 @@ pub struct Watch {
     /// Watch one key instead of a prefix
     #[arg(long, conflicts_with = "prefix")]
     pub key: Option<String>,
-    /// Begin with the changes of this revision
+    /// Start with the changes of this revision
     #[arg(long, value_name = "REVISION", conflicts_with = "initial")]
     pub from: Option<u64>,
-    /// Begin with the current keys
+    /// Print the current keys first
     #[arg(long)]
     pub initial: bool,
     #[command(flatten)]
@@ -314,7 +314,7 @@ pub struct Watch {
 /// `completions`
 #[derive(Debug, Args)]
 pub struct Completions {
-    /// Shell to complete commands in
+    /// Shell to print the script for
     #[arg(value_enum)]
     pub shell: Shell,
 }

@@ -42,10 +42,10 @@ pub enum Failure {
     #[error("{}{_0}", prefix(_0))]
     Client(#[from] ClientError),
     /// A listing ended before its last key.
-    #[error("the listing is incomplete, {printed} keys were printed: {error}")]
+    #[error("the list is incomplete, only {printed} keys were printed: {error}")]
     Incomplete { printed: usize, error: Box<ClientError> },
     /// Some endpoints do not serve requests.
-    #[error("unavailable: {0}")]
+    #[error("{0}")]
     Unavailable(String),
 }
 
@@ -70,7 +70,7 @@ pub fn verdict(written: Result<(), Failure>, verdict: Result<(), Failure>) -> Re
 fn prefix(error: &ClientError) -> &'static str {
     match (exit_code_of(error), error.outcome()) {
         (EXIT_UNAVAILABLE, Outcome::Unknown) => "the outcome is unknown: ",
-        (EXIT_UNAVAILABLE, Outcome::NotApplied) => "unavailable, and nothing was changed: ",
+        (EXIT_UNAVAILABLE, Outcome::NotApplied) => "no node could serve the request, and nothing was changed: ",
         _ => "",
     }
 }

@@ -110,7 +110,7 @@ fn answer_at_once(
     }
     if state.is_some_and(|state| state.is_for_nodes()) && !request.path().starts_with("/raft-") {
         keep_for_a_while(request.take_payload());
-        let message = "this connection was opened for the requests of other nodes: use another one for this request";
+        let message = "this connection is reserved for requests of other nodes; use another connection";
         let mut answer = error_answer(app, request.path(), ApiError::WrongNode(Details::not_applied(message)));
         answer.head_mut().set_connection_type(ConnectionType::Close);
         return Some(answer);
@@ -141,7 +141,7 @@ fn is_admitted(app: &ExampleApp, request: &Request, state: &ConnectionState) -> 
 /// Rejects a request whose connection is not admitted, and closes the connection.
 fn over_limit(app: &ExampleApp, request: &mut Request) -> Response<BoxBody> {
     keep_for_a_while(request.take_payload());
-    let message = "the limit of client connections of this node is reached; retry, or use another node";
+    let message = "this node has reached its limit of client connections; retry, or use another node";
     let mut answer = error_answer(app, request.path(), ApiError::Overloaded(Retry::soon(message)));
     answer.head_mut().set_connection_type(ConnectionType::Close);
     answer

@@ -181,7 +181,7 @@ impl Fields {
 
     fn note_host(&mut self, value: &[u8]) -> Result<(), ApiError> {
         if self.has_host {
-            return Err(invalid("the header Host must be given once, got it twice"));
+            return Err(invalid("the header Host must be given only once"));
         }
         self.has_host = true;
         // A name or the zone of an IPv6 address may be percent-encoded.
@@ -195,7 +195,7 @@ impl Fields {
 
     fn note_length(&mut self, value: &[u8]) -> Result<(), ApiError> {
         if self.length.is_some() {
-            return Err(invalid("the header Content-Length must be given once, got it twice"));
+            return Err(invalid("the header Content-Length must be given only once"));
         }
         let digits = std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
         self.length = digits.and_then(|digits| digits.parse().ok());
@@ -207,7 +207,7 @@ impl Fields {
 
     fn note_coding(&mut self, value: &[u8]) -> Result<(), ApiError> {
         if self.is_chunked {
-            return Err(invalid("the header Transfer-Encoding must be given once, got it twice"));
+            return Err(invalid("the header Transfer-Encoding must be given only once"));
         }
         self.is_chunked = value.eq_ignore_ascii_case(b"chunked");
         if self.is_chunked { Ok(()) } else { Err(invalid("the header Transfer-Encoding must be chunked")) }

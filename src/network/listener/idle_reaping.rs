@@ -65,11 +65,11 @@ impl Connections {
         let (open, max) = (self.open.get(), self.shares.total);
         if is_short && !self.is_crowded.replace(true) {
             tracing::warn!(
-                "{open} of the {max} connections that one thread of this node accepts are open: closing those that have \
-                 been idle for longest (a higher limit of open files may allow more)"
+                "{open} of at most {max} connections of one thread are open: closing those that have been idle the \
+                 longest (a higher limit of open files may allow more)"
             );
         } else if open <= max / 2 && self.is_crowded.replace(false) {
-            tracing::info!("at most half of the connections are open: idle ones stay open");
+            tracing::info!("at most half of the connections are open: idle ones are no longer closed");
         }
     }
 }

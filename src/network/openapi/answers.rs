@@ -46,7 +46,7 @@ impl ToSchema for KeyBody {}
 #[schema(value_type = String)]
 pub struct EventStream(pub String);
 
-/// A successful response of the original's routes.
+/// A successful response of a route of the openraft example.
 #[derive(ToSchema)]
 pub struct OkAnswer<T: ToSchema> {
     /// The result.
@@ -62,7 +62,7 @@ pub struct InitAnswer {
     pub ok: (),
 }
 
-/// An error response of the original's routes.
+/// An error response of a route of the openraft example.
 #[derive(ToSchema)]
 pub struct ErrAnswer {
     /// The error: an object with its name as the only field.
@@ -95,7 +95,7 @@ pub struct LogIdBody {
 pub struct LeaderIdBody {
     /// The term.
     pub term: u64,
-    /// The node's number.
+    /// The node's id.
     pub node_id: u64,
 }
 
@@ -104,20 +104,20 @@ pub struct LeaderIdBody {
 pub struct MembershipBody {
     /// The voters. Two lists while a change is under way.
     pub configs: Vec<Vec<u64>>,
-    /// All members by their number, including learners.
+    /// All members by their id, including learners.
     pub nodes: BTreeMap<String, ExampleNode>,
 }
 
 /// The state of a node: the most stable fields of openraft's `RaftMetrics`.
 #[derive(ToSchema)]
 pub struct MetricsBody {
-    /// The node's number.
+    /// The node's id.
     pub id: u64,
     /// `Learner`, `Follower`, `Candidate`, `Leader` or `Shutdown`.
     pub state: String,
     /// The term.
     pub current_term: u64,
-    /// The leader's number, as far as this node knows.
+    /// The leader's id, as far as this node knows.
     pub current_leader: Option<u64>,
     /// The index of the last entry in the log.
     pub last_log_index: Option<u64>,
@@ -231,7 +231,7 @@ pub fn operations_of(item: &mut PathItem) -> impl Iterator<Item = &mut Operation
 }
 
 fn success_headers(is_write: bool) -> impl Iterator<Item = (String, Header)> {
-    let description = "`true`: the request was applied before, and this is the response it got then.";
+    let description = "`true`: the request was applied before, and this is its original response.";
     let replayed = is_write.then(|| ("Raft-Replayed".to_owned(), text_header(description, &["true"])));
     shared_headers().into_iter().chain(replayed)
 }
@@ -291,8 +291,8 @@ fn error_response(shape: Shape, status: u16) -> Response {
 fn shared_headers() -> [(String, Header); 4] {
     [
         ("Raft-Revision".to_owned(), number_header("The store's revision that the response shows.")),
-        ("Raft-Term".to_owned(), number_header("The term in which the response was given.")),
-        ("Raft-Node".to_owned(), number_header("The number of the node that returned the response.")),
+        ("Raft-Term".to_owned(), number_header("The term of the node that returned the response.")),
+        ("Raft-Node".to_owned(), number_header("The id of the node that returned the response.")),
         ("Raft-Cluster".to_owned(), text_header("The id of the node's cluster, if it belongs to one.", &[])),
     ]
 }
@@ -331,7 +331,8 @@ fn examples() -> Vec<ApiError> {
             outcome: NotApplied::NotApplied,
         }),
         ApiError::AppliedPassed(AppliedPassed {
-            message: "this node has already applied entry 12345, and does not remember its state after entry 9000"
+            message: "this node has already applied entry 12345 and no longer has the hash of its state after entry \
+                9000"
                 .to_owned(),
             applied_index: 12345,
             outcome: NotApplied::NotApplied,
@@ -350,16 +351,16 @@ fn examples() -> Vec<ApiError> {
         }),
         ApiError::IdempotencyKeyReused(details("this Idempotency-Key was used for another request")),
         ApiError::internal("this node failed to handle the request; its log says why"),
-        ApiError::NoLeader(retry("no leader is known: an election is under way")),
+        ApiError::NoLeader(retry("no leader is known: an election is in progress")),
         refusals::removed(3),
-        ApiError::Overloaded(retry("the limit of waiting writes of this node is reached")),
+        ApiError::Overloaded(retry("this node has reached its limit of writes in progress")),
         ApiError::Recovering(retry("this node has just started")),
-        ApiError::Unreachable(retry("node 2 cannot be reached at 127.0.0.1:21002: no connection")),
+        ApiError::Unreachable(retry("cannot reach node 2 at 127.0.0.1:21002: no connection")),
         refusals::stopping(),
         ApiError::DeadlinePassed(Interrupted::unknown(
             "too few nodes confirmed the write in time: read before retrying",
         )),
-        ApiError::OutcomeUnknown(Interrupted::unknown("the leader changed meanwhile: read before retrying")),
+        ApiError::OutcomeUnknown(Interrupted::unknown("the leader changed during the request: read before retrying")),
         ApiError::DiskSpaceLow(details("the leader's disk is nearly full")),
     ]
 }

@@ -35,15 +35,15 @@ static PAGE: LazyLock<Bytes> = LazyLock::new(|| {
             After a 503, retrying is always safe. Sizes and counts are the defaults of the limits.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
     ),
-    servers((url = "/", description = "The node that serves this document. Any other node will do.")),
+    servers((url = "/", description = "The node that serves this document. Any other node works, too.")),
     tags(
         (name = "Keys", description = "One key by its path, or many by their prefix. Values are bytes."),
         (name = "Transactions", description = "Several keys in one request, all or nothing."),
         (name = "Watches", description = "Changes as they happen."),
-        (name = "The original's routes", description = "JSON in, `{\"Ok\":…}` or `{\"Err\":…}` out. A body is read as \
-            JSON whatever its `Content-Type`."),
+        (name = "Routes of the openraft example", description = "JSON in, `{\"Ok\":…}` or `{\"Err\":…}` out. A body is \
+            read as JSON whatever its `Content-Type`."),
         (name = "The cluster", description = "For operators."),
-        (name = "This reference", description = "The API as a document, for programs and for people."),
+        (name = "This reference", description = "The API reference, for programs and for people."),
     ),
     paths(
         kv::get, kv::put, kv::delete, kv::touch, list::list, list::delete_prefix, txn::txn, watch::watch,
@@ -101,7 +101,7 @@ fn head_of(get: &Operation) -> Operation {
     let mut head = get.clone();
     let id = get.operation_id.as_deref().unwrap_or_default();
     head.operation_id = Some(format!("head_{}", id.strip_prefix("get_").unwrap_or(id)));
-    head.summary = Some("Returns the headers alone.".to_owned());
+    head.summary = Some("Returns only the headers.".to_owned());
     head.description = Some("The status and the headers of a `GET`, without the body.".to_owned());
     for response in head.responses.responses.values_mut() {
         if let RefOr::T(response) = response {
@@ -124,7 +124,7 @@ fn allow_no_other_fields(schema: &mut RefOr<Schema>) {
 /// The document of the API, as indented JSON.
 pub fn document_text() -> String {
     let mut text = ApiDocument::openapi().to_pretty_json().unwrap_or_else(|error| {
-        tracing::error!("cannot encode the document of the API as JSON: {error}");
+        tracing::error!("cannot encode the API reference as JSON: {error}");
         "{}".to_owned()
     });
     text.push('\n');

@@ -47,7 +47,7 @@ pub fn page_of(document: &Value) -> String {
 <header>
 <h1>{title} <small>{version}</small></h1>
 {}
-<p>For programs there is the same as <a href="/openapi.json">/openapi.json</a> (OpenAPI 3.1).</p>
+<p>Programs can read the same reference at <a href="/openapi.json">/openapi.json</a> (OpenAPI 3.1).</p>
 </header>
 <nav>{contents}</nav>
 <main>
@@ -114,7 +114,7 @@ impl Operation<'_> {
         if body.is_object() {
             let _ = write!(html, "<h3>Body</h3>{}{}", prose(&body["description"]), content(&body["content"], false));
         }
-        html += "<h3>Answers</h3>";
+        html += "<h3>Responses</h3>";
         for (status, response) in entries(&self.described["responses"]) {
             html += &match text(&response["$ref"]).rsplit_once('/') {
                 Some((_, name)) => error_link(status, name, document),
@@ -162,8 +162,8 @@ fn parameter(parameter: &Value) -> String {
     let place = match text(&parameter["in"]) {
         "path" => "in the path",
         "header" => "header",
-        _ if parameter["required"] == true => "must be given",
-        _ => "may be given",
+        _ if parameter["required"] == true => "required",
+        _ => "optional",
     };
     format!(
         r#"<dt><code>{}</code> <span class="quiet">{place}; {}</span></dt><dd>{}</dd>"#,
@@ -220,10 +220,10 @@ fn content(content: &Value, with_example: bool) -> String {
 
 fn errors(document: &Value) -> String {
     let responses = entries(&document["components"]["responses"]).map(|(name, response)| {
-        let shape = if name.starts_with("v1-") { "/v1" } else { "the original's routes" };
+        let shape = if name.starts_with("v1-") { "routes under /v1" } else { "other routes" };
         let status = name.rsplit('-').next().unwrap_or_default();
         let mut html = format!(
-            r#"<details id="{name}"><summary><strong>{status}</strong> of {shape}: {}</summary><div>"#,
+            r#"<details id="{name}"><summary><strong>{status}</strong> on {shape}: {}</summary><div>"#,
             inline(text(&response["description"])),
         );
         for (_, example) in entries(&response["content"]["application/json"]["examples"]) {
@@ -252,7 +252,7 @@ fn shape(schema: &Value) -> String {
     if schema["properties"].is_object() {
         let required: Vec<_> = list(&schema["required"]).map(text).collect();
         let fields = entries(&schema["properties"]).map(|(name, field)| {
-            let optional = if required.contains(&name) { "" } else { "; may be missing" };
+            let optional = if required.contains(&name) { "" } else { "; optional" };
             format!(
                 r#"<dt><code>{}</code> <span class="quiet">{}{optional}</span></dt><dd>{}</dd>"#,
                 escaped(name),
@@ -297,7 +297,7 @@ fn type_name(name: &str, schema: &Value) -> String {
     match name {
         "array" if schema["prefixItems"].is_array() => format!("[{}]", each().join(", ")),
         "array" => format!("list of {}", type_of(&schema["items"])),
-        "integer" => "whole number".to_owned(),
+        "integer" => "integer".to_owned(),
         "boolean" => "true or false".to_owned(),
         "string" if schema["format"] == "binary" => "bytes".to_owned(),
         "string" => "text".to_owned(),

@@ -21,7 +21,7 @@ pub struct KeyInPath {
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
 pub struct MemberInPath {
-    /// The node's number.
+    /// The node's id.
     #[param(pattern = "^[1-9][0-9]{0,18}$", example = "3")]
     pub id: String,
 }
@@ -85,7 +85,7 @@ pub struct ListParameters {
     /// Only keys with this prefix.
     #[param(max_length = 1024, example = "config/")]
     pub prefix: Option<String>,
-    /// Only keys from this one on.
+    /// Only this key and those after it.
     #[param(max_length = 1024)]
     pub start: Option<String>,
     /// Only keys before this one.
@@ -127,7 +127,7 @@ pub struct DeletePrefixParameters {
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct WatchParameters {
-    /// Only keys with this prefix. Without `prefix` and `key`, the watch is of all keys.
+    /// Only keys with this prefix. Without `prefix` and `key`, the watch covers all keys.
     #[param(max_length = 1024, example = "config/")]
     pub prefix: Option<String>,
     /// Only this key. Must not be given together with `prefix`.
@@ -158,7 +158,7 @@ pub struct HashParameters {
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
 pub struct ReadHeaders {
-    /// `"7"`: only if the key is at revision 7, otherwise 412. A list of entity tags, which is judged before
+    /// `"7"`: only if the key is at revision 7, otherwise 412. A list of entity tags, which is evaluated before
     /// `If-None-Match`.
     #[param(
         rename = "If-Match",
@@ -166,7 +166,7 @@ pub struct ReadHeaders {
     )]
     pub if_match: Option<String>,
     /// `"7"`: the client has revision 7. If the key is still at it, the response is 304 without a body. A list of
-    /// entity tags, weak ones too.
+    /// entity tags; weak tags match, too.
     #[param(
         rename = "If-None-Match",
         pattern = r#"^(\*|([0-9]{1,19}|(W/)?"[!#-~]*")([ \t]*,[ \t]*([0-9]{1,19}|(W/)?"[!#-~]*"))*)$"#

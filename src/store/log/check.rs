@@ -72,7 +72,7 @@ impl CheckedLog {
         for (start, path) in &files {
             let scan = scan(path, &mut replay)?;
             let end = start.checked_add(scan.whole_bytes + scan.torn_bytes);
-            end.ok_or_else(|| StoreError::damaged(path, None, "its name gives an offset that no log reaches"))?;
+            end.ok_or_else(|| StoreError::damaged(path, None, "the offset in its name is too large"))?;
             chain.append(*start, path, &scan)?;
         }
         if chain.end.is_none() {
@@ -147,7 +147,7 @@ impl Chain {
             if let Some((before, offset, end)) = self.end.as_ref().filter(|(_, _, end)| *end != start) {
                 let what = if *end < start {
                     let missing = start - end;
-                    format!("it ends here, and {missing} bytes, or whole files, are missing until `{}`", name_of(path))
+                    format!("it ends here, and {missing} bytes or whole files are missing before `{}`", name_of(path))
                 } else {
                     format!("`{}` begins before the end of this file", name_of(path))
                 };
@@ -260,17 +260,17 @@ impl Replay {
             WALRecord::Action(RaftLogAction::Append(log_id, _)) => self.append(log_id.0)?,
             WALRecord::Action(RaftLogAction::Commit(log_id)) => {
                 let committed = Some(log_id.0);
-                ensure(committed >= self.committed, "fewer entries are committed than before")?;
-                ensure(committed <= self.last, "a missing entry is committed")?;
+                ensure(committed >= self.committed, "its commit index is lower than the one before")?;
+                ensure(committed <= self.last, "it commits a missing entry")?;
                 self.committed = committed;
             }
             WALRecord::Action(RaftLogAction::TruncateAfter(log_id)) => {
                 let kept = log_id.map(|log_id| log_id.0);
-                ensure(kept >= self.committed, "committed entries are removed")?;
+                ensure(kept >= self.committed, "it removes committed entries")?;
                 ensure(kept.is_none_or(|kept| kept.index < u64::MAX), INDEX_TOO_LARGE)?;
                 let (next, is_within) = (next_index(kept), kept <= self.last);
                 let is_there = is_within && next <= next_index(self.last) && self.has(kept);
-                ensure(is_there, "the entry that becomes the last one is missing")?;
+                ensure(is_there, "it truncates the log to a missing entry")?;
                 self.last = kept;
                 self.first_index = self.first_index.filter(|first| *first < next);
                 self.leaders.retain(|(first, _)| *first < next);
@@ -283,8 +283,8 @@ impl Replay {
                 let last = log_id(state.last());
                 let found = (vote, purged, committed, last);
                 let expected = (self.vote, self.purged, self.committed, self.last);
-                ensure(!begun || found == expected, "it repeats the state of the records before it, and differs")?;
-                ensure(purged <= last && committed <= last, "the state in it contradicts itself")?;
+                ensure(!begun || found == expected, "it must repeat the state of the records before it, but differs")?;
+                ensure(purged <= last && committed <= last, "its state is inconsistent")?;
                 for log_id in [purged, committed, last].into_iter().flatten() {
                     ensure(log_id.index < u64::MAX, INDEX_TOO_LARGE)?;
                 }
@@ -296,7 +296,7 @@ impl Replay {
 
     fn append(&mut self, log_id: LogId) -> Result<(), &'static str> {
         ensure(log_id.index < u64::MAX, INDEX_TOO_LARGE)?;
-        ensure(Some(log_id) > self.last, "an entry is older than the one before it")?;
+        ensure(Some(log_id) > self.last, "an entry is older than the previous one")?;
         // A log that continues a snapshot may begin anywhere; `check_entries` checks where.
         let follows = self.last.is_none() || log_id.index == next_index(self.last);
         ensure(follows, "the entries before it are missing")?;
@@ -310,10 +310,10 @@ impl Replay {
 
     fn purge(&mut self, log_id: LogId) -> Result<(), &'static str> {
         ensure(log_id.index < u64::MAX, INDEX_TOO_LARGE)?;
-        ensure(Some(log_id) > self.purged, "entries are purged that were purged before")?;
+        ensure(Some(log_id) > self.purged, "it purges entries that were already purged")?;
         // A snapshot replaces all entries, even those that it contradicts.
         let within = log_id.index < next_index(self.last).saturating_sub(1);
-        ensure(!within || self.has(Some(log_id)), "the entry up to which the log is purged is missing")?;
+        ensure(!within || self.has(Some(log_id)), "it purges up to a missing entry")?;
         self.purged = Some(log_id);
         self.last = self.last.max(self.purged);
         let next = log_id.index + 1;
@@ -348,7 +348,7 @@ impl Replay {
     }
 }
 
-const INDEX_TOO_LARGE: &str = "it has an index that no log reaches";
+const INDEX_TOO_LARGE: &str = "it has an index that is too large";
 
 fn ensure(holds: bool, otherwise: &'static str) -> Result<(), &'static str> {
     if holds { Ok(()) } else { Err(otherwise) }
@@ -443,19 +443,22 @@ mod tests {
     fn records_that_contradict() {
         let rows: [(&[Record], &str); 14] = [
             (&[vote(2), vote(1)], "older one"),
-            (&[append(1, 0), append(1, 0)], "older than the one before"),
-            (&[append(2, 0), append(1, 1)], "older than the one before"),
+            (&[append(1, 0), append(1, 0)], "older than the previous one"),
+            (&[append(2, 0), append(1, 1)], "older than the previous one"),
             (&[append(1, 0), append(1, 2)], "the entries before it are missing"),
-            (&[append(1, u64::MAX)], "no log reaches"),
-            (&[append(1, 0), commit(1, 1)], "a missing entry"),
-            (&[append(1, 0), append(1, 1), commit(1, 1), commit(1, 0)], "fewer entries"),
-            (&[append(1, 0), append(1, 1), commit(1, 1), truncate(Some(id(1, 0)))], "committed entries are removed"),
-            (&[append(1, 0), append(2, 1), append(2, 2), truncate(Some(id(1, 1)))], "becomes the last one is missing"),
-            (&[append(1, 0), append(3, 1), truncate(Some(id(2, u64::MAX)))], "no log reaches"),
-            (&[append(1, 0), append(1, 1), purge(2, 0)], "up to which the log is purged"),
-            (&[purge(2, 7), purge(2, 7)], "were purged before"),
-            (&[purge(2, u64::MAX)], "no log reaches"),
-            (&[append(1, 0), WALRecord::Checkpoint(Default::default())], "repeats the state"),
+            (&[append(1, u64::MAX)], "too large"),
+            (&[append(1, 0), commit(1, 1)], "commits a missing entry"),
+            (&[append(1, 0), append(1, 1), commit(1, 1), commit(1, 0)], "lower than the one before"),
+            (&[append(1, 0), append(1, 1), commit(1, 1), truncate(Some(id(1, 0)))], "it removes committed entries"),
+            (
+                &[append(1, 0), append(2, 1), append(2, 2), truncate(Some(id(1, 1)))],
+                "truncates the log to a missing entry",
+            ),
+            (&[append(1, 0), append(3, 1), truncate(Some(id(2, u64::MAX)))], "too large"),
+            (&[append(1, 0), append(1, 1), purge(2, 0)], "purges up to a missing entry"),
+            (&[purge(2, 7), purge(2, 7)], "already purged"),
+            (&[purge(2, u64::MAX)], "too large"),
+            (&[append(1, 0), WALRecord::Checkpoint(Default::default())], "repeat the state"),
         ];
         for (number, (records, expected)) in rows.into_iter().enumerate() {
             let (_, what) = check(records).unwrap_err();

@@ -117,7 +117,7 @@ impl Encode for PayloadRecord {
             rmp_serde::encode::write_named(buffer, &self.0).map_err(io::Error::other)?;
             let length = buffer.len() - PAYLOAD_HEADER_BYTES;
             if length > LOG_PAYLOAD_BYTES_MAX {
-                return Err(invalid(format!("a payload of {length} bytes is over the limit")));
+                return Err(invalid(format!("a payload of {length} bytes exceeds the limit")));
             }
             let length = (length as u32).to_be_bytes();
             buffer[0] = b'P';
@@ -139,7 +139,7 @@ impl Decode for PayloadRecord {
         }
         let length = u32::from_be_bytes(length) as usize;
         if length > LOG_PAYLOAD_BYTES_MAX {
-            return Err(invalid(format!("a payload of {length} bytes is over the limit")));
+            return Err(invalid(format!("a payload of {length} bytes exceeds the limit")));
         }
         let mut bytes = Vec::new();
         read_part(&mut reader, length, &mut bytes)?;

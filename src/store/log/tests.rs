@@ -227,7 +227,7 @@ async fn payload_over_the_limit() {
     let (tx, _) = TypeConfig::oneshot();
     let entries = [entry(1, &"v".repeat(LOG_PAYLOAD_BYTES_MAX)), entry(2, "value")];
     let error = log.clone().append(entries, IOFlushed::signal(tx)).await.unwrap_err();
-    assert!(error.to_string().contains("over the limit"), "{error}");
+    assert!(error.to_string().contains("exceeds the limit"), "{error}");
     assert_refused(&log, &error.to_string()).await;
     drop(log);
     let log = open(&directory);

@@ -301,7 +301,7 @@ fn check_length(part: &str, bytes: usize, bytes_max: usize) -> io::Result<()> {
     if bytes <= bytes_max {
         return Ok(());
     }
-    let what = format!("a snapshot's {part} of {bytes} bytes is over the limit of {bytes_max}");
+    let what = format!("a snapshot's {part} of {bytes} bytes exceeds the limit of {bytes_max}");
     Err(io::Error::new(io::ErrorKind::InvalidData, what))
 }
 
@@ -345,14 +345,14 @@ pub fn load(path: &Path) -> Result<(SnapshotMeta, ExampleStateMachine), StoreErr
     }
     frames.read_footer(records)?;
     if hash.is_some_and(|hash| hash != machine.hash()) {
-        return Err(StoreError::damaged(path, None, "its state does not have the hash that it contains"));
+        return Err(StoreError::damaged(path, None, "the hash of its state does not match"));
     }
     Ok((meta, machine))
 }
 
 // Errors do not include the decoder's message: it may quote user data.
 const NO_RECORD: &str = "a record cannot be decoded";
-const NO_STATE: &str = "its first record, and no other, must say at which revision the state is";
+const NO_STATE: &str = "its first record, and no other, must have the revision of the state";
 
 /// The largest revision and version of a file. No store reaches it, and counting on from it does not overflow.
 const NUMBER_MAX: u64 = u64::MAX / 2;
@@ -375,10 +375,7 @@ fn load_record(
     }
     match record {
         StoredRecord::State { revision, clock_ms, oldest_revision, hash } => {
-            ensure(
-                revision <= NUMBER_MAX && oldest_revision <= revision + 1,
-                "its revisions are not those of a store",
-            )?;
+            ensure(revision <= NUMBER_MAX && oldest_revision <= revision + 1, "its revisions are inconsistent")?;
             (machine.revision, machine.clock_ms, *whole) = (revision, clock_ms, hash);
             machine.history = History::starting_at(oldest_revision);
         }
@@ -491,13 +488,13 @@ impl FrameReader<'_> {
             return Err(self.damaged("the checksum of its footer does not match"));
         }
         if footer != footer_of(records, self.count) {
-            return Err(self.damaged("its footer has a wrong number of records or frames"));
+            return Err(self.damaged("its footer has the wrong number of records or frames"));
         }
         self.part_offset = self.offset;
         let mut byte = [0];
         match self.reader.read(&mut byte) {
             Ok(0) => Ok(()),
-            Ok(_) => Err(self.damaged("something follows its footer")),
+            Ok(_) => Err(self.damaged("data follows its footer")),
             Err(error) => Err(StoreError::io("read", self.path, error)),
         }
     }

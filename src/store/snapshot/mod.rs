@@ -233,7 +233,7 @@ impl SnapshotDirectory {
         if older.is_empty() {
             return false;
         }
-        tracing::info!("the disk has little space: deleting the snapshots before the one at index {newest_index}");
+        tracing::info!("the disk is low on space: deleting the snapshots before the one at index {newest_index}");
         delete(older);
         true
     }
@@ -272,7 +272,9 @@ impl SnapshotDirectory {
             Ok(readable) => Ok((meta, readable)),
             Err(StoreError::Io { source, .. }) if is_out_of_space(&source) => {
                 let index = index_of(&meta);
-                tracing::warn!("no snapshot is taken at index {index}: the disk is full ({source}); free some space");
+                tracing::warn!(
+                    "cannot take a snapshot at index {index}: the disk is full ({source}); free some disk space"
+                );
                 let nothing = SnapshotMeta { last_log_id: None, last_membership: StoredMembership::default() };
                 // Not the file that was written: its space is free only when all its descriptors are closed. The file
                 // of an empty snapshot is never read.

@@ -41,7 +41,7 @@ pub fn rows() -> Vec<Row> {
         rows.push(hash(index, "an index in the past").gives_v1(410, "applied_passed"));
     }
     for id in BAD_IDS {
-        rows.push(member(id, "a bad node id").gives_v1(400, "invalid_node_id").naming(&["number"]));
+        rows.push(member(id, "a bad node id").gives_v1(400, "invalid_node_id").naming(&["id"]));
     }
     for id in ["77", "18446744073709551615"] {
         rows.push(member(id, "a node that is not a member").gives_v1(404, "member_not_found"));

@@ -101,7 +101,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Creates a node with a new number, without starting it.
+    /// Creates a node with a new id, without starting it.
     pub fn add_node(&mut self) -> Result<NodeId> {
         let id = self.next_id;
         self.next_id += 1;

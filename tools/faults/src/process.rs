@@ -47,7 +47,7 @@ mod tests {
 
     /// A frozen process does nothing until it is continued.
     ///
-    /// Method: a shell writes continuously; after a while its output is no longer than before.
+    /// Method: a shell writes continuously. While it is frozen, its output does not grow.
     #[tokio::test]
     async fn frozen() {
         let log = std::env::temp_dir().join(format!("raft-key-value-frozen-{}", std::process::id()));

@@ -23,7 +23,7 @@ pub struct Envelope<T> {
     pub ok: T,
 }
 
-/// A leader: its term and its number. Leaders take over from one another in this order.
+/// A leader: its term and its id. Leaders take over from one another in this order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 pub struct LeaderId {
     pub term: u64,

@@ -36,7 +36,7 @@ impl Process {
         self.child.id()
     }
 
-    /// Its exit status, if it has ended.
+    /// The exit status, if the process has ended.
     pub fn status(&mut self) -> Result<Option<ExitStatus>> {
         if self.status.is_none() {
             self.status = self.child.try_wait().context("cannot wait for a process")?;
@@ -44,7 +44,7 @@ impl Process {
         Ok(self.status)
     }
 
-    /// Its exit status; `None` if it still runs after a time.
+    /// Waits for the process to end; returns its exit status, or `None` if it is still running after `limit`.
     pub async fn wait(&mut self, limit: Duration) -> Result<Option<ExitStatus>> {
         let deadline = Instant::now() + limit;
         loop {
@@ -55,16 +55,16 @@ impl Process {
         }
     }
 
-    /// Sends a signal, unless it has ended: another process may have its number by then.
+    /// Sends a signal, unless the process has ended: its id may have been reused since.
     pub fn signal(&mut self, signal: libc::c_int) -> Result<()> {
         if self.status()?.is_none() {
-            // SAFETY: the process has not been waited for, so the number is still its own.
+            // SAFETY: the process has not been waited for, so its id has not been reused.
             unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
         }
         Ok(())
     }
 
-    /// Sends SIGKILL, and waits until it has ended.
+    /// Sends SIGKILL, and waits until the process has ended.
     pub fn kill(&mut self) -> Result<()> {
         if self.status()?.is_none() {
             self.child.kill().context("cannot kill a process")?;

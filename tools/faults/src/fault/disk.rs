@@ -192,7 +192,7 @@ pub async fn call_fails(scene: &mut Scene<'_>, failing: Failing) -> Result<Strin
     let refused = |node: &Node| {
         let log = node.log();
         let said = log.get(said_before..).unwrap_or_default();
-        said.contains("cannot receive a snapshot into") || said.contains("no snapshot is taken at index")
+        said.contains("cannot receive a snapshot into") || said.contains("cannot take a snapshot at index")
     };
     let is_refused = place != Place::Log && failing == Failing::NoSpace;
     let mut status = node.wait(if is_refused { REFUSAL_DEADLINE } else { NOTICE_DEADLINE }).await?;

@@ -90,7 +90,7 @@ struct Ends {
 }
 
 impl Ends {
-    /// Counts an end; returns what is wrong with it, if anything.
+    /// Counts the end of a request; returns the fault of the node, if it has one.
     fn count(&mut self, end: End) -> Option<&'static str> {
         let (count, wrong) = match end {
             End::Unreached => (&mut self.unreached, None),

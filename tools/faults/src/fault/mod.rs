@@ -94,7 +94,7 @@ pub enum Fault {
     ReplaceUnderKill,
     /// A replacement while the leader is isolated.
     ReplaceUnderPartition,
-    /// A node returns under its number with an empty disk, and is replaced.
+    /// A node returns under its id with an empty disk, and is replaced.
     Wipe,
     /// A node falls behind by more than the log holds, and gets a snapshot.
     Lag,

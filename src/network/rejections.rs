@@ -21,19 +21,20 @@ pub fn no_leader(app: &ExampleApp) -> ApiError {
     if app.is_left_out() {
         // No other node has confirmed it, and the log of this node may be old.
         return ApiError::NotMember(Retry::soon(format!(
-            "node {} was removed from the cluster, unless it is being added right now: use another node; if it was \
-             removed, stop it, or add it again with POST /add-learner on another node",
+            "node {} is not a member of the cluster: it was removed, or is being added right now. Use another node. If \
+             this node was removed, stop it, or add it again with POST /add-learner on another node",
             app.id
         )));
     }
     let message = if app.store.identity().cluster_id.is_none() {
-        "this node belongs to no cluster yet: POST /init founds a cluster of this node alone, and POST /add-learner on a \
-         node of a cluster adds it to that cluster"
+        "this node belongs to no cluster yet: POST /init with a list such as \
+         [[1,\"127.0.0.1:21001\"],[2,\"127.0.0.1:21002\"]] forms a cluster of those nodes, and without a list a \
+         cluster of this node alone; POST /add-learner on a node of an existing cluster adds this node to it"
             .to_owned()
     } else if let Some(moved) = app.moved() {
         format!("no leader is known, probably because {moved}")
     } else {
-        "no leader is known: an election is under way, or too few nodes can be reached".to_owned()
+        "no leader is known: an election is in progress, or too few nodes can be reached".to_owned()
     };
     ApiError::NoLeader(Retry::soon(message))
 }
@@ -51,17 +52,17 @@ pub fn excluded(app: &ExampleApp) -> Option<ApiError> {
 /// The node was removed from the membership.
 pub fn removed(id: NodeId) -> ApiError {
     ApiError::NotMember(Retry::soon(format!(
-        "node {id} was removed from the cluster: use another node; stop this one, or add it again with \
-         POST /add-learner on another node"
+        "node {id} was removed from the cluster: use another node; stop this node, or add it again with POST \
+         /add-learner on another node"
     )))
 }
 
-/// What to do with a node whose number belongs to a member with another data directory.
+/// What to do with a node whose id belongs to a member with another data directory.
 pub fn other_directory(id: NodeId, cluster_id: ClusterId) -> String {
     format!(
-        "node {id} is a member of cluster {cluster_id} with another data directory than this one: start it with that \
-         directory; if that is lost, start this node with a new --id and an empty --data-dir, add it on another node \
-         (POST /add-learner), and replace node {id} by it (POST /change-membership)"
+        "node {id} is a member of cluster {cluster_id} with a different data directory: start it with that directory. \
+         If that directory is lost, start this node with a new --id and an empty --data-dir, add it on another node \
+         (POST /add-learner), and replace node {id} with it (POST /change-membership)"
     )
 }
 
@@ -74,7 +75,7 @@ pub fn recovering() -> ApiError {
 
 /// The leader cannot confirm that it still leads.
 pub fn unconfirmed() -> ApiError {
-    ApiError::Unreachable(Retry::soon("too few nodes can be reached to confirm that this one still leads"))
+    ApiError::Unreachable(Retry::soon("this node reaches too few other nodes to confirm that it is still the leader"))
 }
 
 /// Raft has ended, and the node ends with it.
