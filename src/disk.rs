@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::Notify;
 
-use crate::config::{DISK_BYTES_A_LOOK, DISK_FREE_BYTES_LEAST, DISK_FREE_BYTES_MIN};
+use crate::config::{DISK_BYTES_PER_CHECK, DISK_FREE_BYTES_LEAST, DISK_FREE_BYTES_MIN};
 
 /// Which writes the disk has room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,7 +145,7 @@ impl Drop for Taken {
         // In this order, so that the bytes are subtracted at every moment.
         let before = self.disk.written_bytes.fetch_add(self.bytes, Ordering::Relaxed);
         self.disk.under_way_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-        if before / DISK_BYTES_A_LOOK < (before + self.bytes) / DISK_BYTES_A_LOOK {
+        if before / DISK_BYTES_PER_CHECK < (before + self.bytes) / DISK_BYTES_PER_CHECK {
             self.disk.look.notify_one();
         }
     }

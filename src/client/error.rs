@@ -21,7 +21,7 @@ pub enum ClientError {
     },
     /// A node returned an error on a route of the key-value API.
     #[error("the node at {addr} returned {status} {}: {}", .error.code, .error.message)]
-    Refused {
+    Rejected {
         /// The node's address.
         addr: String,
         /// The HTTP status.
@@ -94,7 +94,7 @@ impl ClientError {
     pub fn outcome(&self) -> Outcome {
         match self {
             ClientError::Api { error, .. } => error.outcome(),
-            ClientError::Refused { error, .. } => error.outcome,
+            ClientError::Rejected { error, .. } => error.outcome,
             ClientError::AnswerLost { outcome, .. } | ClientError::OtherCluster { outcome, .. } => *outcome,
             ClientError::Unresolved { .. } => Outcome::Unknown,
             ClientError::Unreachable { .. } | ClientError::TooManyRedirects(_) | ClientError::InvalidRequest { .. } => {
@@ -117,7 +117,7 @@ impl ClientError {
     pub fn answer(&self) -> Option<Cow<'_, ErrorBody>> {
         match self {
             ClientError::Api { error, .. } => Some(Cow::Owned(error.to_body().error)),
-            ClientError::Refused { error, .. } => Some(Cow::Borrowed(error)),
+            ClientError::Rejected { error, .. } => Some(Cow::Borrowed(error)),
             _ => None,
         }
     }
@@ -126,7 +126,7 @@ impl ClientError {
     pub fn code(&self) -> Option<&str> {
         match self {
             ClientError::Api { error, .. } => Some(error.code()),
-            ClientError::Refused { error, .. } => Some(&error.code),
+            ClientError::Rejected { error, .. } => Some(&error.code),
             _ => None,
         }
     }
@@ -147,7 +147,7 @@ impl ClientError {
     pub fn status(&self) -> Option<u16> {
         match self {
             ClientError::Api { error, .. } => Some(error.status()),
-            ClientError::Refused { status, .. } => Some(*status),
+            ClientError::Rejected { status, .. } => Some(*status),
             _ => None,
         }
     }
@@ -156,7 +156,7 @@ impl ClientError {
     pub(super) fn addr(&self) -> Option<&str> {
         match self {
             ClientError::Api { addr, .. }
-            | ClientError::Refused { addr, .. }
+            | ClientError::Rejected { addr, .. }
             | ClientError::Unreachable { addr, .. }
             | ClientError::AnswerLost { addr, .. }
             | ClientError::OtherCluster { addr, .. } => Some(addr),
@@ -172,7 +172,7 @@ impl ClientError {
             ClientError::Unreachable { .. } | ClientError::AnswerLost { .. } | ClientError::TooManyRedirects(_) => {
                 Some(Duration::ZERO)
             }
-            ClientError::Api { .. } | ClientError::Refused { .. } => match self.status() {
+            ClientError::Api { .. } | ClientError::Rejected { .. } => match self.status() {
                 Some(503) => {
                     Some(Duration::from_millis(self.answer().and_then(|error| error.retry_after_ms).unwrap_or(0)))
                 }

@@ -180,13 +180,13 @@ fn decode<T: DeserializeOwned>(answer: &Answer, request: &Request) -> Result<T, 
     if *status == 200 {
         return serde_json::from_slice(body).map_err(invalid);
     }
-    Err(refusal(addr, *status, body).unwrap_or_else(invalid))
+    Err(rejection(addr, *status, body).unwrap_or_else(invalid))
 }
 
 /// Decodes an error of the key-value API.
-pub(super) fn refusal(addr: &str, status: u16, body: &[u8]) -> Result<ClientError, serde_json::Error> {
+pub(super) fn rejection(addr: &str, status: u16, body: &[u8]) -> Result<ClientError, serde_json::Error> {
     let ErrorAnswer { error } = serde_json::from_slice(body)?;
-    Ok(ClientError::Refused { addr: addr.to_owned(), status, error: Box::new(error) })
+    Ok(ClientError::Rejected { addr: addr.to_owned(), status, error: Box::new(error) })
 }
 
 /// The path of a key, followed by `action`.

@@ -83,8 +83,8 @@ mod tests {
     use crate::config::RETRY_AFTER;
     use crate::error::{ApiError, ConditionFailed, Details, NotApplied, Retry};
 
-    fn refused(error: &ApiError) -> ClientError {
-        ClientError::Refused { addr: "a:1".into(), status: error.status(), error: Box::new(error.to_body().error) }
+    fn rejected(error: &ApiError) -> ClientError {
+        ClientError::Rejected { addr: "a:1".into(), status: error.status(), error: Box::new(error.to_body().error) }
     }
 
     fn lost() -> ClientError {
@@ -94,10 +94,10 @@ mod tests {
     /// After a lost response, a rejection leaves the outcome unknown; a decision of the replicated state does not.
     #[test]
     fn unknown_until_the_state_decides() {
-        let unavailable = || refused(&ApiError::NoLeader(Retry::soon("no leader")));
-        let full = || refused(&ApiError::DiskSpaceLow(Details::not_applied("full")));
+        let unavailable = || rejected(&ApiError::NoLeader(Retry::soon("no leader")));
+        let full = || rejected(&ApiError::DiskSpaceLow(Details::not_applied("full")));
         let failed = || {
-            refused(&ApiError::ConditionFailed(ConditionFailed {
+            rejected(&ApiError::ConditionFailed(ConditionFailed {
                 message: "no".into(),
                 current_revision: Some(3),
                 outcome: NotApplied::NotApplied,
@@ -120,7 +120,7 @@ mod tests {
     /// Without time for a retry there is none, and after a 503 there is none before `Retry-After`.
     #[tokio::test]
     async fn pauses_are_kept() {
-        let unavailable = || refused(&ApiError::NoLeader(Retry::soon("no leader")));
+        let unavailable = || rejected(&ApiError::NoLeader(Retry::soon("no leader")));
         assert!(Retries::new(Duration::ZERO).pause(lost()).await.is_err());
         assert!(Retries::new(RETRY_AFTER / 2).pause(unavailable()).await.is_err());
         let before = Instant::now();

@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 use super::ExampleClient;
 use super::error::ClientError;
 use super::events::{Event, EventParser};
-use super::request::{Effect, Request, refusal, target_of};
+use super::request::{Effect, Request, rejection, target_of};
 use super::retry::Retries;
 use crate::body::WatchEvent;
 use crate::config::{RESPONSE_BYTES_MAX, WATCH_SILENCE_MAX};
@@ -245,7 +245,7 @@ impl<'a> Progress<'a> {
             }
             let body = read_response(response, RESPONSE_BYTES_MAX).await;
             let body = body.map_err(|error| request.lost(&addr, error.to_string()))?;
-            Err(refusal(&addr, status, &body).unwrap_or_else(|error| request.lost(&addr, error.to_string())))
+            Err(rejection(&addr, status, &body).unwrap_or_else(|error| request.lost(&addr, error.to_string())))
         });
         let begun = begun.await.unwrap_or_else(|_| Err(request.lost(&addr, "it timed out")));
         let response = begun.inspect_err(|_| self.client.turn_from(&addr))?;

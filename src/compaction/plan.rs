@@ -10,7 +10,7 @@ use rustix::process::{Resource, getrlimit};
 use crate::app::ExampleApp;
 use crate::config::{
     APPEND_RPC_BYTES_MAX, CLIENTS_MAX, Config, DISK_TIGHT_BYTES, FILES_RESERVED, LOG_FILES_LIMIT, LOG_FILES_MAX,
-    LOG_HALVES_MAX, PURGE_FREE_BYTES_LEAST, SNAPSHOT_LEAVES_BYTES, SNAPSHOT_PAUSE_BYTES_A_MS, SNAPSHOT_PAUSE_LEAST,
+    LOG_HALVES_MAX, PURGE_FREE_BYTES_LEAST, SNAPSHOT_LEAVES_BYTES, SNAPSHOT_PAUSE_BYTES_PER_MS, SNAPSHOT_PAUSE_LEAST,
     SNAPSHOT_RETRY,
 };
 use crate::disk::DiskLimits;
@@ -222,7 +222,7 @@ impl<'a> Situation<'a> {
 
     /// Additional pause after a long snapshot.
     fn pause(&self) -> Duration {
-        Duration::from_millis(self.found.snapshots.newest_bytes / SNAPSHOT_PAUSE_BYTES_A_MS)
+        Duration::from_millis(self.found.snapshots.newest_bytes / SNAPSHOT_PAUSE_BYTES_PER_MS)
     }
 
     /// Whether to delete the older snapshots: if space is low and they take more than the next snapshot needs, or if
@@ -532,7 +532,7 @@ mod tests {
         assert_eq!(tight.disk_limits.exhausted, SNAPSHOT_LEAVES_BYTES + 64 * MIB);
         assert_eq!(plan(300, 65, log_of(4, 16), Some(9)).snapshot_after, None, "32 MiB are not worth it");
         // Not again and again: a snapshot takes long, and these free little.
-        let later = Some(SNAPSHOT_PAUSE_LEAST + Duration::from_millis(65 * MIB / SNAPSHOT_PAUSE_BYTES_A_MS));
+        let later = Some(SNAPSHOT_PAUSE_LEAST + Duration::from_millis(65 * MIB / SNAPSHOT_PAUSE_BYTES_PER_MS));
         assert_eq!(plan(150, 65, log_of(4, 16), Some(9)).snapshot_after, later, "puts are rejected");
         assert_eq!(plan(100, 65, log_of(2, 16), Some(18)).snapshot_after, later, "something may have been deleted");
         assert_eq!(plan(30, 65, log_of(2, 16), Some(9)).snapshot_after, later, "no entry is accepted");

@@ -129,7 +129,7 @@ pub const WATCH_BATCH_BYTES: usize = 128 << 10;
 pub const KEY_VALUE_EXTRA_BYTES: usize = 128;
 /// Approximate number of changes in the history that a watch examines at once. No entry is applied meanwhile, and other
 /// requests on the same thread wait; this many take well below a millisecond.
-pub const WATCH_LOOKED_AT_MAX: usize = 4096;
+pub const WATCH_EXAMINED_MAX: usize = 4096;
 /// Approximate bytes of changes in one batch that a node hands to its watches. A batch is longer if one revision is, or
 /// if so much is applied at once that there would be too many batches.
 pub const WATCH_HANDED_OUT_BATCH_BYTES: usize = 32 << 10;
@@ -178,46 +178,46 @@ pub const WRITES_WAITING_MAX_DEFAULT: usize = 1024;
 pub const WRITES_WAITING_MAX_LIMIT: usize = 65_536;
 /// Requests that a thread reads in one turn. Then everything else that is ready runs, so that responses do not wait
 /// behind a burst of requests.
-pub const REQUESTS_A_TURN: usize = 64;
+pub const REQUESTS_PER_TURN: usize = 64;
 /// Share of a turn, in requests, for those that other nodes forwarded while this node's own clients wait too: two
 /// thirds, as with clients spread evenly over three nodes.
-pub const PASSED_ON_A_TURN: usize = 42;
+pub const FORWARDED_PER_TURN: usize = 42;
 /// Requests for `/metrics` in a turn that are read without queueing.
-pub const LOOKS_A_TURN: usize = 4;
+pub const METRICS_REQUESTS_PER_TURN: usize = 4;
 /// Bytes of keys and values in one batch of proposals; a thread sends Raft what its clients write in one turn as one
 /// batch, or as several if it is longer.
-pub const PROPOSED_BYTES_A_BATCH: usize = 256 << 10;
+pub const PROPOSED_BYTES_PER_BATCH: usize = 256 << 10;
 /// Consecutive turns that may add to a batch of proposals before it is sent to Raft.
 pub const GATHERING_TURNS_MAX: usize = 4;
 /// Confirmations of linearizable reads that one thread has in progress. Reads that arrive meanwhile share the next one.
 pub const CONFIRMATIONS_AT_ONCE: usize = 2;
 /// Time in the admission queue above which the node counts as overloaded, once it lasts for [`OVERLOAD_AFTER`]. On one
 /// core it takes some thousand concurrent clients.
-pub const LINE_WAIT_MAX: Duration = Duration::from_millis(250);
-/// How long the queueing time must exceed [`LINE_WAIT_MAX`] before requests are shed: a short burst is served.
+pub const QUEUE_WAIT_MAX: Duration = Duration::from_millis(250);
+/// How long the queueing time must exceed [`QUEUE_WAIT_MAX`] before requests are shed: a short burst is served.
 pub const OVERLOAD_AFTER: Duration = Duration::from_millis(500);
 /// Requests that are served for each one that is shed. Shedding one costs a third to a half of what a write costs the
 /// leader, so more than nine tenths of the time are left for requests that are served.
-pub const REQUESTS_A_REFUSAL: usize = 8;
+pub const SERVED_PER_SHED: usize = 8;
 /// While overloaded, a node sheds at least one new request in this interval, however few it serves.
-pub const REFUSAL_INTERVAL_MAX: Duration = Duration::from_millis(10);
+pub const SHED_INTERVAL_MAX: Duration = Duration::from_millis(10);
 /// Longest time that a request may have been queued and still be shed, so that its client gets the response within
 /// 100 ms.
-pub const REFUSED_WAIT_MAX: Duration = Duration::from_millis(50);
+pub const SHED_WAIT_MAX: Duration = Duration::from_millis(50);
 /// If no write completes for this long, the writes in progress no longer hold back the admission queue.
 pub const STALL_MIN: Duration = Duration::from_millis(100);
 /// Bytes of a shed request's body that are read, so that its connection can be reused.
-pub const REFUSED_BODY_BYTES_MAX: usize = 64 << 10;
+pub const SHED_BODY_BYTES_MAX: usize = 64 << 10;
 /// Value of the `Retry-After` header in a 503.
 pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-const _: () = assert!(PASSED_ON_A_TURN < REQUESTS_A_TURN);
-const _: () = assert!(REQUESTS_A_REFUSAL < REQUESTS_A_TURN);
-const _: () = assert!(REFUSAL_INTERVAL_MAX.as_millis() < REFUSED_WAIT_MAX.as_millis());
-const _: () = assert!(REFUSED_WAIT_MAX.as_millis() < 100);
+const _: () = assert!(FORWARDED_PER_TURN < REQUESTS_PER_TURN);
+const _: () = assert!(SERVED_PER_SHED < REQUESTS_PER_TURN);
+const _: () = assert!(SHED_INTERVAL_MAX.as_millis() < SHED_WAIT_MAX.as_millis());
+const _: () = assert!(SHED_WAIT_MAX.as_millis() < 100);
 // A shed request has never been queued for long.
-const _: () = assert!(REFUSED_WAIT_MAX.as_millis() < LINE_WAIT_MAX.as_millis());
-const _: () = assert!(STALL_MIN.as_millis() < LINE_WAIT_MAX.as_millis());
+const _: () = assert!(SHED_WAIT_MAX.as_millis() < QUEUE_WAIT_MAX.as_millis());
+const _: () = assert!(STALL_MIN.as_millis() < QUEUE_WAIT_MAX.as_millis());
 
 // ---- threads and connections ----
 
@@ -233,17 +233,17 @@ pub const ARRIVALS_MAX: usize = 256;
 /// [`FILES_RESERVED`].
 pub const CLIENTS_MAX: usize = 25_000;
 /// Client connections for each connection that is reserved for other nodes and operators.
-pub const CLIENTS_A_RESERVED_CONNECTION: usize = 4;
+pub const CLIENTS_PER_RESERVED_CONNECTION: usize = 4;
 /// Least number of connections for operators; one more closes the oldest.
 pub const OPERATORS_MIN: usize = 8;
 /// Least number of node connections that Raft's thread accepts before it closes those not yet known to be a node's.
 pub const NODE_CONNECTIONS_MIN: usize = 32;
 /// RPC connections per member that are never closed to make room. A node uses three: for appends, for heartbeats, and
 /// for snapshots.
-pub const CONNECTIONS_KEPT_A_MEMBER: usize = 8;
+pub const CONNECTIONS_KEPT_PER_MEMBER: usize = 8;
 /// Interval of idle reaping, which closes connections whose request head does not end and, while hardly any connections
 /// are free, those idle for one to two intervals.
-pub const CROWD_LOOK: Duration = Duration::from_secs(1);
+pub const REAPING_INTERVAL: Duration = Duration::from_secs(1);
 /// Open files that are reserved for the node itself: its log ([`LOG_FILES_MAX`]), its snapshots, its peers.
 pub const FILES_RESERVED: usize = 128;
 /// How long an idle connection is kept while there is room, from its start or its last response. Longer than
@@ -315,10 +315,10 @@ pub const MEMORY_COUNTED_MIN: usize = 4 << 10;
 /// How long a request waits for memory in total before it is rejected.
 pub const MEMORY_WAIT_MAX: Duration = Duration::from_secs(2);
 /// Bytes that a request takes for each byte of its body: the body, and the decoded operation.
-pub const REQUEST_BYTES_A_BYTE: usize = 2;
+pub const REQUEST_BYTES_PER_BYTE: usize = 2;
 /// Bytes that a response may take for each byte of a value: a copy of it, and six where JSON escapes a control
 /// character.
-pub const ENCODED_BYTES_A_BYTE_MAX: usize = 7;
+pub const ENCODED_BYTES_PER_BYTE_MAX: usize = 7;
 /// Bytes of a long response that are handed to its connection at once.
 pub const BODY_PIECE_BYTES: usize = 64 << 10;
 /// Bytes of a body of several pieces for which room is reserved before they arrive.
@@ -326,7 +326,7 @@ pub const BODY_BYTES_RESERVED_MAX: usize = 256 << 10;
 /// Bytes of a long body that are read or written at a time.
 pub const SLICE_BYTES: usize = 64 << 10;
 /// Bytes of such slices that a thread moves before everything else that is ready runs: about 300 µs.
-pub const SLICE_BYTES_A_TURN: usize = 512 << 10;
+pub const SLICE_BYTES_PER_TURN: usize = 512 << 10;
 /// A slice shorter than this, in bytes, is written at once.
 pub const SLICE_BYTES_MIN: usize = 4 << 10;
 /// Bodies from this length on, in bytes, are decoded or encoded on another thread.
@@ -338,7 +338,7 @@ pub const LONG_WORK_AT_ONCE: usize = 2;
 pub const PROPOSED_BYTES_MAX: usize = 8 << 20;
 
 const _: () = assert!(
-    2 * REQUEST_BYTES_A_BYTE * REQUEST_BYTES_MAX_DEFAULT + ENCODED_BYTES_A_BYTE_MAX * VALUE_BYTES_MAX_DEFAULT
+    2 * REQUEST_BYTES_PER_BYTE * REQUEST_BYTES_MAX_DEFAULT + ENCODED_BYTES_PER_BYTE_MAX * VALUE_BYTES_MAX_DEFAULT
         < CLIENT_MEMORY_BYTES_LEAST
 );
 
@@ -362,7 +362,7 @@ pub const REJECTED_BYTES_READ_MAX: usize = 8 << 20;
 pub const MESSAGE_CHARACTERS_MAX: usize = 500;
 /// How long a body that is not read to its end is held, so that the response is sent first and the connection is closed
 /// then. The HTTP library reads a dropped body to its end, however long that takes.
-pub const REFUSED_BODY_KEPT: Duration = Duration::from_millis(500);
+pub const REJECTED_BODY_KEPT: Duration = Duration::from_millis(500);
 /// Longest response to an RPC or to `GET /raft-identity` that is read, in bytes. A node's responses have some hundred
 /// bytes, and its errors quote up to [`MESSAGE_CHARACTERS_MAX`].
 pub const PEER_RESPONSE_BYTES_MAX: usize = 64 << 10;
@@ -497,7 +497,7 @@ pub const SNAPSHOT_PAUSE_MAX: Duration = Duration::from_secs(10);
 /// some heartbeat intervals.
 pub const SNAPSHOT_WAIT_MAX: Duration = Duration::from_secs(2);
 /// Bytes of an incoming snapshot after which the free disk space is checked again.
-pub const SNAPSHOT_BYTES_A_LOOK: u64 = 16 << 20;
+pub const SNAPSHOT_BYTES_PER_CHECK: u64 = 16 << 20;
 
 const _: () = assert!(SNAPSHOT_KEEP_ENTRIES_DEFAULT > SNAPSHOT_ENTRIES_DEFAULT);
 const _: () = assert!(SNAPSHOT_KEEP_BYTES_DEFAULT > SNAPSHOT_BYTES_DEFAULT);
@@ -515,7 +515,7 @@ const _: () = assert!(
 /// open file stay in memory, so this bounds memory too. Only whole files are deleted.
 pub const LOG_CHUNK_BYTES_MAX: usize = 16 << 20;
 /// Log files between two snapshots; each holds a file descriptor.
-pub const LOG_FILES_A_SNAPSHOT: u64 = 16;
+pub const LOG_FILES_PER_SNAPSHOT: u64 = 16;
 /// Least length of a log file, for any `--snapshot-bytes`.
 pub const LOG_CHUNK_BYTES_LIMIT_LEAST: usize = 1 << 20;
 /// Greatest length of a log file, for any `--snapshot-bytes`.
@@ -550,7 +550,7 @@ impl Default for LogSizes {
     }
 }
 
-const _: () = assert!(LOG_CHUNK_BYTES_MAX as u64 == SNAPSHOT_BYTES_DEFAULT / LOG_FILES_A_SNAPSHOT);
+const _: () = assert!(LOG_CHUNK_BYTES_MAX as u64 == SNAPSHOT_BYTES_DEFAULT / LOG_FILES_PER_SNAPSHOT);
 // raft-log queues 1,024 requests, up to three for each file that it begins.
 const _: () = assert!(LOG_UNSYNCED_BYTES_MAX / LOG_CHUNK_BYTES_LIMIT_LEAST * 3 < 1024);
 // The default number of writes in progress never reaches this bound.
@@ -576,7 +576,7 @@ pub const DISK_FREE_BYTES_LEAST: u64 = 1 << 20;
 /// Free disk space that a snapshot leaves while it is written or received, in bytes. If there is not this much plus
 /// room for the next snapshot, a node accepts no entry, as leader or as follower. Entries are subtracted until the free
 /// space is checked again.
-pub const SNAPSHOT_LEAVES_BYTES: u64 = DISK_FREE_BYTES_LEAST + SNAPSHOT_BYTES_A_LOOK;
+pub const SNAPSHOT_LEAVES_BYTES: u64 = DISK_FREE_BYTES_LEAST + SNAPSHOT_BYTES_PER_CHECK;
 /// If less than this remains beyond what writes need, in bytes, a node keeps no log for followers and takes snapshots
 /// more often.
 pub const DISK_TIGHT_BYTES: u64 = 128 << 20;
@@ -584,14 +584,14 @@ pub const DISK_TIGHT_BYTES: u64 = 128 << 20;
 pub const PURGE_FREE_BYTES_LEAST: u64 = 64 << 10;
 /// While puts are rejected for lack of space, a snapshot is taken if any entry was applied since the last one: deleted
 /// data takes space until then. It starts this long after the last one, plus a millisecond for each
-/// [`SNAPSHOT_PAUSE_BYTES_A_MS`] of it.
+/// [`SNAPSHOT_PAUSE_BYTES_PER_MS`] of it.
 pub const SNAPSHOT_PAUSE_LEAST: Duration = Duration::from_secs(3);
 /// Bytes of the last snapshot for each millisecond of the pause after it.
-pub const SNAPSHOT_PAUSE_BYTES_A_MS: u64 = 20_000;
+pub const SNAPSHOT_PAUSE_BYTES_PER_MS: u64 = 20_000;
 /// Interval at which the free disk space is checked.
 pub const DISK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Bytes of entries after which it is checked at once.
-pub const DISK_BYTES_A_LOOK: u64 = 16 << 20;
+pub const DISK_BYTES_PER_CHECK: u64 = 16 << 20;
 /// Least interval between log messages about how much space the disk has.
 pub const DISK_REPORT_INTERVAL: Duration = Duration::from_secs(10);
 

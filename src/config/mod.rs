@@ -263,7 +263,7 @@ impl Config {
 
     /// Sizes of the log's files: several of them between two snapshots, since only whole files are deleted.
     pub(crate) fn log_sizes(&self) -> LogSizes {
-        let chunk_bytes = usize::try_from(self.snapshot_bytes / LOG_FILES_A_SNAPSHOT).unwrap_or(usize::MAX);
+        let chunk_bytes = usize::try_from(self.snapshot_bytes / LOG_FILES_PER_SNAPSHOT).unwrap_or(usize::MAX);
         LogSizes {
             chunk_bytes_max: chunk_bytes.clamp(LOG_CHUNK_BYTES_LIMIT_LEAST, LOG_CHUNK_BYTES_LIMIT_MOST),
             ..LogSizes::default()

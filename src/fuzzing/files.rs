@@ -30,7 +30,7 @@ pub fn clock(bytes: &[u8]) {
             assert_eq!(clock_file::encode(reading), bytes, "{reading:?} is encoded otherwise");
             assert!(reading.log_ms <= LOG_TIME_MS_MAX, "{reading:?}");
         }
-        Err(error) => assert_refused(&error),
+        Err(error) => assert_rejected(&error),
     }
 }
 
@@ -39,7 +39,7 @@ pub fn identity(bytes: &[u8]) {
     let path = Path::new("IDENTITY");
     let identity = match Identity::decode(path, bytes) {
         Ok(identity) => identity,
-        Err(error) => return assert_refused(&error),
+        Err(error) => return assert_rejected(&error),
     };
     let formats = 1..=identity::FORMAT_VERSION;
     assert!(formats.into_iter().any(|format| identity.encode(format) == bytes), "{identity:?} is written otherwise");
@@ -73,10 +73,10 @@ pub fn log_file(bytes: &[u8]) {
     fs::write(directory.path().join("r-00_000_000_000_000_000_000.wal"), bytes).expect("the file is written");
     let checked = match CheckedLog::read(directory.path(), true) {
         Ok(checked) => checked,
-        Err(error) => return assert_refused(&error),
+        Err(error) => return assert_rejected(&error),
     };
     let log = LogStore::open(directory.path(), &checked, LogSizes::default());
-    let mut log = log.unwrap_or_else(|error| panic!("{checked:?} is refused: {error}"));
+    let mut log = log.unwrap_or_else(|error| panic!("{checked:?} is rejected: {error}"));
     let vote = log.read_vote().now_or_never().and_then(Result::ok).flatten();
     let purged = log.purged().ok().flatten();
     let entries = log.try_get_log_entries(..).now_or_never().expect("it does not wait").expect("they can be read");
@@ -105,7 +105,7 @@ pub fn snapshot(bytes: &[u8]) {
             assert!(machine.revision > revision);
             assert_snapshot_holds(&machine);
         }
-        Err(error) => assert_refused(&error),
+        Err(error) => assert_rejected(&error),
     }
 }
 
@@ -132,7 +132,7 @@ fn assert_snapshot_holds(machine: &ExampleStateMachine) {
 }
 
 /// Checks that bytes were rejected as damaged or as a newer format, the only valid reasons.
-fn assert_refused(error: &StoreError) {
+fn assert_rejected(error: &StoreError) {
     assert!(matches!(error, StoreError::Damaged { .. } | StoreError::NewerFormat { .. }), "{error}");
 }
 

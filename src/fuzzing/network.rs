@@ -128,7 +128,7 @@ fn enveloped<T: Serialize + DeserializeOwned>(body: &[u8]) -> Option<Envelope<T>
         }
     };
     let written = message_pack(&envelope);
-    let again = peer::parse::<T>(&written).unwrap_or_else(|error| panic!("what was written is refused: {error}"));
+    let again = peer::parse::<T>(&written).unwrap_or_else(|error| panic!("what was written is rejected: {error}"));
     assert_eq!(message_pack(&again), written);
     Some(envelope)
 }

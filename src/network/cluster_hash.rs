@@ -7,7 +7,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use super::openapi::answers::HashErrors;
 use super::openapi::parameters::HashParameters;
 use super::parameters::Parameters;
-use super::refusals::stopping;
+use super::rejections::stopping;
 use super::request_body::reject_body;
 use super::v1::{self, json_answer};
 use crate::app::ExampleApp;

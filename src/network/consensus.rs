@@ -14,7 +14,7 @@ use super::conditions::Guarded;
 use super::memory::HeldMemory;
 use super::parameters::request_id;
 use super::readiness::{self, Destination};
-use super::refusals::{no_leader, raft_ended, stopping, unconfirmed};
+use super::rejections::{no_leader, raft_ended, stopping, unconfirmed};
 use super::v1::check_result;
 use super::worker::Worker;
 use super::{forward, read_index};

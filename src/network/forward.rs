@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::parameters::says_no;
 use super::readiness::{self, Destination};
-use super::refusals::no_leader;
+use super::rejections::no_leader;
 use super::worker::Worker;
 use crate::app::ExampleApp;
 use crate::config::{FORWARD_DEADLINE, MEMBERSHIP_DEADLINE, PASSED_ON_RESPONSE_BYTES_MAX};

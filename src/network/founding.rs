@@ -22,7 +22,7 @@ use openraft::metrics::RaftMetrics;
 use serde::{Deserialize, Serialize};
 
 use super::peer::{self, Envelope, PeerIdentity};
-use super::refusals::{other_directory, raft_ended, stopping};
+use super::rejections::{other_directory, raft_ended, stopping};
 use super::reply::ok;
 use super::request_body::{keep_for_a_while, read_body};
 use crate::app::{ExampleApp, FoundingHold};

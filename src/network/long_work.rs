@@ -6,25 +6,25 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
-use super::refusals::{stopping, task_ended};
+use super::rejections::{stopping, task_ended};
 use crate::config::{LONG_WORK_AT_ONCE, LONG_WORK_BYTES};
 use crate::error::ApiError;
 
 /// Bounds how many threads long work takes.
 #[derive(Debug)]
 pub struct LongWork {
-    turns: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
 impl Default for LongWork {
     fn default() -> Self {
-        LongWork { turns: Arc::new(Semaphore::new(LONG_WORK_AT_ONCE)) }
+        LongWork { permits: Arc::new(Semaphore::new(LONG_WORK_AT_ONCE)) }
     }
 }
 
 impl LongWork {
-    /// Runs `work` on `bytes` bytes of data: at once if they are few, otherwise on a thread of the blocking pool when
-    /// its turn comes.
+    /// Runs `work` on `bytes` bytes of data: at once if they are few, otherwise on a thread of the blocking pool once
+    /// a permit is free.
     ///
     /// `bytes` is called again at that time, since another request may have done the work.
     ///
@@ -40,13 +40,13 @@ impl LongWork {
         if bytes() < LONG_WORK_BYTES {
             return work();
         }
-        let turn = self.turns.clone().acquire_owned().await.map_err(|_| stopping())?;
+        let permit = self.permits.clone().acquire_owned().await.map_err(|_| stopping())?;
         if bytes() < LONG_WORK_BYTES {
             return work();
         }
         let work = move || {
             // Held until the work is done, even if the client disconnects.
-            let _turn = turn;
+            let _permit = permit;
             work()
         };
         tokio::task::spawn_blocking(work).await.map_err(|error| task_ended(&error))?

@@ -26,7 +26,7 @@ use super::openapi::answers::MemberErrors;
 use super::openapi::parameters::{ForwardHeader, MemberInPath};
 use super::parameters::Parameters;
 use super::peer;
-use super::refusals::{no_leader, raft_ended, unconfirmed};
+use super::rejections::{no_leader, raft_ended, unconfirmed};
 use super::request_body::reject_body;
 use super::v1::{self, json_answer};
 use crate::app::ExampleApp;

@@ -21,8 +21,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::config::{
-    BODY_PIECE_BYTES, ENCODED_BYTES_A_BYTE_MAX, MEMORY_COUNTED_MIN, MEMORY_WAIT_MAX, PROPOSED_BYTES_MAX,
-    REQUEST_BYTES_A_BYTE,
+    BODY_PIECE_BYTES, ENCODED_BYTES_PER_BYTE_MAX, MEMORY_COUNTED_MIN, MEMORY_WAIT_MAX, PROPOSED_BYTES_MAX,
+    REQUEST_BYTES_PER_BYTE,
 };
 use crate::error::{ApiError, Retry};
 
@@ -69,7 +69,7 @@ impl ClientMemory {
     ///
     /// [`ApiError::Overloaded`] if other requests do not return enough memory in time.
     pub async fn for_request(&self, body_bytes: usize) -> Result<HeldMemory, ApiError> {
-        let bytes = body_bytes.saturating_mul(REQUEST_BYTES_A_BYTE);
+        let bytes = body_bytes.saturating_mul(REQUEST_BYTES_PER_BYTE);
         self.requests.take(body_bytes, bytes, Duration::ZERO).await.ok_or_else(|| {
             ApiError::Overloaded(Retry::soon(
                 "other clients use all memory of this node for requests (--client-memory-bytes)",
@@ -96,7 +96,7 @@ impl ClientMemory {
     ///
     /// [`ApiError::Overloaded`] if other responses do not return enough memory in time.
     pub async fn for_response(&self, data_bytes: usize, waited: Duration) -> Result<HeldMemory, ApiError> {
-        let bytes = data_bytes.saturating_mul(ENCODED_BYTES_A_BYTE_MAX);
+        let bytes = data_bytes.saturating_mul(ENCODED_BYTES_PER_BYTE_MAX);
         self.responses.take(data_bytes, bytes, waited).await.ok_or_else(|| {
             ApiError::Overloaded(Retry::soon(
                 "other clients use all memory of this node for responses (--client-memory-bytes)",
@@ -110,7 +110,7 @@ impl ClientMemory {
     ///
     /// [`ApiError::Overloaded`] if other watches do not return enough memory in time.
     pub async fn for_watch(&self, data_bytes: usize) -> Result<HeldMemory, ApiError> {
-        let bytes = data_bytes.saturating_mul(ENCODED_BYTES_A_BYTE_MAX);
+        let bytes = data_bytes.saturating_mul(ENCODED_BYTES_PER_BYTE_MAX);
         self.watches.take(data_bytes, bytes, Duration::ZERO).await.ok_or_else(|| {
             ApiError::Overloaded(Retry::soon(
                 "slow readers of other watches use all memory of this node for watches (--client-memory-bytes)",
@@ -159,7 +159,7 @@ impl HeldMemory {
 
     /// Returns the memory that a request with a body of `body_bytes` bytes does not need.
     pub fn keep_for_request(&mut self, body_bytes: usize) {
-        self.keep(body_bytes.saturating_mul(REQUEST_BYTES_A_BYTE));
+        self.keep(body_bytes.saturating_mul(REQUEST_BYTES_PER_BYTE));
     }
 
     /// How long the request has waited for memory so far.
@@ -241,7 +241,7 @@ mod tests {
         assert_eq!(free(), (2048, RESPONSES));
 
         let held = memory.for_response(200 << 10, Duration::ZERO).await.unwrap();
-        assert_eq!(free(), (2048, RESPONSES - 200 * ENCODED_BYTES_A_BYTE_MAX));
+        assert_eq!(free(), (2048, RESPONSES - 200 * ENCODED_BYTES_PER_BYTE_MAX));
         let value = Bytes::from(vec![b'v'; 200 << 10]);
         let response = held.until_written(HttpResponse::Ok().body(value.clone()));
         assert_eq!(free(), (2048, RESPONSES - 200));

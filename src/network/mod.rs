@@ -27,7 +27,7 @@ pub mod raft_network_impl;
 pub mod raft_thread;
 mod read_index;
 pub mod readiness;
-pub mod refusals;
+pub mod rejections;
 pub mod reply;
 pub mod request_body;
 pub mod rpc_check;

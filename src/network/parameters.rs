@@ -226,20 +226,20 @@ pub fn one_header<'a>(request: &'a HttpRequest, name: &HeaderName) -> Result<Opt
 
 /// Rejects a body that a client wants decoded, and that the store would keep encoded.
 pub fn check_body_type(request: &HttpRequest) -> Result<(), ApiError> {
-    let refuse = |message: &str| Err(ApiError::UnsupportedMediaType(Details::not_applied(message)));
+    let reject = |message: &str| Err(ApiError::UnsupportedMediaType(Details::not_applied(message)));
     let headers = request.headers();
     const FORM: &[u8] = b"multipart/";
     let is_form = headers
         .get_all(header::CONTENT_TYPE)
         .any(|value| value.as_bytes().get(..FORM.len()).is_some_and(|found| found.eq_ignore_ascii_case(FORM)));
     if is_form {
-        return refuse(
+        return reject(
             "the body is stored unchanged, so it must not be a form; with curl use --data-binary or -T, not -F",
         );
     }
     let encoded = |value: &header::HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"identity");
     if headers.get_all(header::CONTENT_ENCODING).any(encoded) {
-        return refuse("the body is stored unchanged, so it must not be compressed; send it without Content-Encoding");
+        return reject("the body is stored unchanged, so it must not be compressed; send it without Content-Encoding");
     }
     // RFC 9110, section 14.5. The part would replace the whole value.
     if headers.contains_key(header::CONTENT_RANGE) {

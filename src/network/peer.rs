@@ -15,7 +15,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::refusals::{no_leader, other_directory, removed};
+use super::rejections::{no_leader, other_directory, removed};
 use super::worker::Worker;
 use crate::app::{ExampleApp, Exclusion, Known};
 use crate::config::{CONNECT_DEADLINE, LOG_TIME_MS_MAX, PEER_RESPONSE_BYTES_MAX, RPC_DEPTH_MAX};

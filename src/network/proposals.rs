@@ -12,7 +12,7 @@ use openraft::raft::{ClientWriteResponse, WriteResponse};
 use tokio::sync::oneshot;
 
 use super::memory::HeldMemory;
-use crate::config::{GATHERING_TURNS_MAX, PROPOSED_BYTES_A_BATCH};
+use crate::config::{GATHERING_TURNS_MAX, PROPOSED_BYTES_PER_BATCH};
 use crate::store::ExampleRaft;
 use crate::types::{Command, TypeConfig};
 
@@ -56,7 +56,7 @@ impl Proposals {
         };
         self.waiting_bytes.set(bytes);
         // Long writes go in several batches, between which Raft does other work.
-        let batch = (bytes > PROPOSED_BYTES_A_BATCH).then(|| self.take());
+        let batch = (bytes > PROPOSED_BYTES_PER_BATCH).then(|| self.take());
         if let Some(batch) = batch {
             let proposals = self.clone();
             tokio::task::spawn_local(async move { proposals.send(batch).await });

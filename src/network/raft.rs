@@ -22,13 +22,13 @@ use super::consensus::read_error;
 use super::listener::admission::state_of;
 use super::listener::connection_limits::Class;
 use super::peer::{self, Envelope, Ids, PeerIdentity};
-use super::refusals::{raft_ended, task_ended};
+use super::rejections::{raft_ended, task_ended};
 use super::reply::ok;
 use super::request_body::{keep_for_a_while, read_body};
 use super::rpc_check::{self, Append, SnapshotHead};
 use crate::app::{ExampleApp, Known};
 use crate::config::{
-    APPEND_RPC_BYTES_MAX, LARGE_RPC_WAIT_MAX, LEADER_VIEW_INTERVALS, SMALL_RPC_BYTES_MAX, SNAPSHOT_BYTES_A_LOOK,
+    APPEND_RPC_BYTES_MAX, LARGE_RPC_WAIT_MAX, LEADER_VIEW_INTERVALS, SMALL_RPC_BYTES_MAX, SNAPSHOT_BYTES_PER_CHECK,
     SNAPSHOT_DEADLINE, SNAPSHOT_HEAD_BYTES_MAX, SNAPSHOT_PAUSE_MAX, SNAPSHOT_WAIT_MAX,
 };
 use crate::disk::{DiskSpace, Taken};
@@ -553,11 +553,11 @@ async fn save(
     };
     let mut file = tokio::fs::File::from_std(temporary.create().map_err(failed)?);
     let mut chunk = first;
-    let mut unlooked_bytes = SNAPSHOT_BYTES_A_LOOK;
+    let mut unchecked_bytes = SNAPSHOT_BYTES_PER_CHECK;
     loop {
-        unlooked_bytes += chunk.len() as u64;
-        if unlooked_bytes >= SNAPSHOT_BYTES_A_LOOK {
-            unlooked_bytes = 0;
+        unchecked_bytes += chunk.len() as u64;
+        if unchecked_bytes >= SNAPSHOT_BYTES_PER_CHECK {
+            unchecked_bytes = 0;
             check_room(app).await?;
         }
         file.write_all(&chunk).await.map_err(failed)?;

@@ -204,7 +204,7 @@ impl ExampleNetwork {
                 Some(other) => {
                     format!("the address belongs to a node of cluster {other}: do two clusters share an address?")
                 }
-                None => refusal_of(status.as_u16(), &body),
+                None => rejection_of(status.as_u16(), &body),
             };
             self.note_unreached(path, &reason);
             return Err(unreachable(reason));
@@ -346,7 +346,7 @@ fn unreachable(reason: String) -> RpcError {
     RPCError::Unreachable(Unreachable::from_string(reason))
 }
 
-fn refusal_of(status: u16, body: &[u8]) -> String {
+fn rejection_of(status: u16, body: &[u8]) -> String {
     match serde_json::from_slice::<Result<(), crate::error::ApiError>>(body) {
         Ok(Err(error)) => format!("it rejected the RPC ({status}): {error}"),
         _ => format!("it rejected the RPC ({status})"),

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use super::consensus::read_error;
 use super::peer;
 use super::readiness::Destination;
-use super::refusals::stopping;
+use super::rejections::stopping;
 use crate::app::ExampleApp;
 use crate::config::{CONFIRMATIONS_AT_ONCE, REQUEST_DEADLINE};
 use crate::error::ApiError;

@@ -6,7 +6,7 @@
 //! | linearizable read, membership change | [`leader`] names a node |
 //! | stale read | [`stale_read`] |
 
-use super::refusals::{excluded, no_leader, recovering, stopping};
+use super::rejections::{excluded, no_leader, recovering, stopping};
 use crate::app::{ExampleApp, Role};
 use crate::config::{LOG_UNCOMMITTED_BYTES_MAX, LOG_UNSYNCED_BYTES_MAX};
 use crate::disk::DiskSpace;

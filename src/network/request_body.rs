@@ -11,7 +11,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use super::listener::intake::Exchange;
 use super::memory::HeldMemory;
 use crate::app::ExampleApp;
-use crate::config::{BODY_BYTES_RESERVED_MAX, REFUSED_BODY_KEPT, REQUEST_BODY_DEADLINE};
+use crate::config::{BODY_BYTES_RESERVED_MAX, REJECTED_BODY_KEPT, REQUEST_BODY_DEADLINE};
 use crate::error::{ApiError, Details};
 
 /// Reads the body of a client's request, whatever its `Content-Type`, and reserves memory for it. The memory is
@@ -134,7 +134,7 @@ async fn collect(
 /// Keeps a rejected body until the response is written: dropping it would close the connection first.
 pub fn keep_for_a_while(payload: impl Stream + 'static) {
     tokio::task::spawn_local(async move {
-        tokio::time::sleep(REFUSED_BODY_KEPT).await;
+        tokio::time::sleep(REJECTED_BODY_KEPT).await;
         drop(payload);
     });
 }

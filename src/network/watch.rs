@@ -23,7 +23,7 @@ use super::openapi::answers::{EventStream, WatchErrors};
 use super::openapi::parameters::{WatchHeaders, WatchParameters};
 use super::parameters::{Parameters, check_key, invalid, one_header, says_no};
 use super::readiness;
-use super::refusals::{no_leader, stopping};
+use super::rejections::{no_leader, stopping};
 use super::request_body::reject_body;
 use super::v1::{self, key_value, ready_to_read};
 use super::watch_held::{InitialState, WatchHeld};
@@ -70,9 +70,9 @@ use crate::store::{Change, ChangeKind, Filter, LongEvents, Record, Subscription,
 )]
 pub async fn watch(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     let started = start_watch(&app, &request, payload).await;
-    let is_crowded = matches!(started, Err(ApiError::Overloaded(_)));
+    let is_overloaded = matches!(started, Err(ApiError::Overloaded(_)));
     let mut response = v1::answer(&app, started);
-    if is_crowded {
+    if is_overloaded {
         // Its connection would take up one of the clients' share.
         response.head_mut().set_connection_type(ConnectionType::Close);
     }

@@ -11,7 +11,7 @@ use super::listener::slices::Slices;
 use super::proposals::Proposals;
 use super::read_index::SharedReads;
 use crate::app::{ExampleApp, Room};
-use crate::config::REQUESTS_A_TURN;
+use crate::config::REQUESTS_PER_TURN;
 use crate::connection::connections;
 
 /// The state of a thread that serves connections. All listeners share it.
@@ -20,7 +20,7 @@ pub struct Worker {
     pub connections: Rc<Connections>,
     /// The connections that wait to be read.
     pub queue: Rc<AdmissionQueue>,
-    /// Turns for long bodies.
+    /// Slices of long bodies.
     pub slices: Rc<Slices>,
     /// Writes that Raft has not got yet.
     pub proposals: Rc<Proposals>,
@@ -49,12 +49,12 @@ impl Worker {
         let queue = AdmissionQueue::new({
             let (app, are_nodes) = (app.clone(), connections_of_this.are_nodes());
             // RPCs do not count as writes under way.
-            move || if are_nodes { Room { free: REQUESTS_A_TURN, kept: 0 } } else { app.room_for_writes() }
+            move || if are_nodes { Room { free: REQUESTS_PER_TURN, kept: 0 } } else { app.room_for_writes() }
         });
         tokio::task::spawn_local(app.essential("admission").run(queue.clone().take_turns()));
         tokio::task::spawn_local(app.essential("idle reaping").run(connections_of_this.clone().keep_room()));
         let slices = Slices::new();
-        tokio::task::spawn_local(app.essential("turns for long bodies").run(slices.clone().take_turns()));
+        tokio::task::spawn_local(app.essential("slices of long bodies").run(slices.clone().take_turns()));
         let worker = Rc::new(Worker {
             connections: connections_of_this,
             queue,

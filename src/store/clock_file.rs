@@ -140,7 +140,7 @@ mod tests {
     ///
     /// Method: every byte replaced by every other value, and every shorter length.
     #[test]
-    fn every_damage_is_refused() {
+    fn every_damage_is_rejected() {
         let bytes = encode(EXAMPLE);
         let path = Path::new("CLOCK");
         for position in 0..bytes.len() {
@@ -149,8 +149,8 @@ mod tests {
                 damaged[position] = value;
                 if damaged != bytes {
                     let result = decode(path, &damaged);
-                    let refused = matches!(result, Err(StoreError::Damaged { .. } | StoreError::NewerFormat { .. }));
-                    assert!(refused, "byte {position} = {value}: {result:?}");
+                    let rejected = matches!(result, Err(StoreError::Damaged { .. } | StoreError::NewerFormat { .. }));
+                    assert!(rejected, "byte {position} = {value}: {result:?}");
                 }
             }
         }

@@ -255,7 +255,7 @@ mod tests {
     ///
     /// Method: every byte replaced by every other value, and every shorter length.
     #[test]
-    fn every_damage_is_refused() {
+    fn every_damage_is_rejected() {
         let bytes = example().encode(FORMAT_VERSION);
         let path = Path::new("IDENTITY");
         for position in 0..bytes.len() {
@@ -264,8 +264,8 @@ mod tests {
                 damaged[position] = value;
                 if damaged != bytes {
                     let result = Identity::decode(path, &damaged);
-                    let refused = matches!(result, Err(StoreError::Damaged { .. } | StoreError::NewerFormat { .. }));
-                    assert!(refused, "byte {position} = {value}: {result:?}");
+                    let rejected = matches!(result, Err(StoreError::Damaged { .. } | StoreError::NewerFormat { .. }));
+                    assert!(rejected, "byte {position} = {value}: {result:?}");
                 }
             }
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use raft_key_value::config::LINE_WAIT_MAX;
+use raft_key_value::config::QUEUE_WAIT_MAX;
 use serde_json::json;
 use tokio::task::JoinSet;
 
@@ -44,7 +44,7 @@ async fn some_are_rejected_and_the_others_applied() {
             }
         });
     }
-    let what = format!("{REJECTED} requests are rejected, since the queue is longer than {LINE_WAIT_MAX:?}");
+    let what = format!("{REJECTED} requests are rejected, since the queue is longer than {QUEUE_WAIT_MAX:?}");
     eventually(&what, DEADLINE, async || {
         let rejected = rejected.load(Ordering::Relaxed);
         if rejected >= REJECTED { Ok(()) } else { Err(format!("{rejected} so far")) }

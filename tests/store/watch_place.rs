@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 use openraft::storage::RaftStateMachine;
-use raft_key_value::config::{HISTORY_BYTES_MAX, WATCH_BATCHES_MAX, WATCH_HANDED_OUT_BYTES_MAX, WATCH_LOOKED_AT_MAX};
+use raft_key_value::config::{HISTORY_BYTES_MAX, WATCH_BATCHES_MAX, WATCH_EXAMINED_MAX, WATCH_HANDED_OUT_BYTES_MAX};
 use raft_key_value::operation::{Operation, Txn, TxnStep};
 use raft_key_value::store::{Filter, Subscription};
 
@@ -85,7 +85,7 @@ fn a_watch_of_seldom_changes_keeps_its_place() {
 #[test]
 fn the_history_is_read_in_steps() {
     // A step ends before the next revision.
-    const STEP: u64 = (WATCH_LOOKED_AT_MAX as u64).div_ceil(3);
+    const STEP: u64 = (WATCH_EXAMINED_MAX as u64).div_ceil(3);
     const REVISIONS: u64 = 3 * STEP + 10;
     run(async {
         let directory = scratch();
@@ -148,7 +148,7 @@ fn no_place_while_the_history_is_read() {
         assert!(watch.next().now_or_never().is_none() && unread.next().now_or_never().is_none());
 
         let puts = |number: usize| TxnStep::Put(put_of(&number.to_string(), "value"));
-        let txn = Txn { compare: vec![], success: (0..WATCH_LOOKED_AT_MAX).map(puts).collect(), failure: vec![] };
+        let txn = Txn { compare: vec![], success: (0..WATCH_EXAMINED_MAX).map(puts).collect(), failure: vec![] };
         let between = write(1, 2, 0, None, Operation::Txn(Arc::new(txn)));
         apply(&store, [set(1, 1, "key", "1"), between, set(1, 3, "key", "2")]).await;
         let count = (WATCH_HANDED_OUT_BYTES_MAX / VALUE_BYTES) as u64 + 1;

@@ -14,7 +14,7 @@ use super::connection_limits::Class;
 use super::connection_state::ConnectionState;
 use super::intake::Exchange;
 use crate::app::ExampleApp;
-use crate::config::{REFUSED_BODY_BYTES_MAX, REQUEST_BODY_DEADLINE};
+use crate::config::{REQUEST_BODY_DEADLINE, SHED_BODY_BYTES_MAX};
 use crate::error::{ApiError, Details, Retry};
 use crate::network::browser::{AllowedOrigin, Browsers};
 use crate::network::forward;
@@ -212,7 +212,7 @@ async fn shed<E>(app: web::Data<ExampleApp>, mut request: Request) -> Result<Res
         let mut bytes = 0;
         while let Some(Ok(chunk)) = payload.next().await {
             bytes += chunk.len();
-            if bytes > REFUSED_BODY_BYTES_MAX {
+            if bytes > SHED_BODY_BYTES_MAX {
                 return false;
             }
         }

@@ -1,12 +1,13 @@
-//! The admission queue: clients' requests are read in turns, first in, first out, so that responses that are due never
-//! wait behind a crowd of requests. Under overload [some of the newest are shed](super::load_shedding).
+//! The admission queue: clients' requests are read first in, first out, a bounded number per turn of a thread's event
+//! loop, so that responses that are due never wait behind a burst of requests. Under overload [some of the newest are
+//! shed](super::load_shedding).
 //!
-//! A thread reads requests, and each write takes several steps of that thread. Without turns, a thousand requests that
-//! are ready together would all be read first, and every step of the requests under way would wait for them. So a turn
-//! reads at most [`REQUESTS_A_TURN`], and then all other tasks run before the next turn. Requests that arrive when a
-//! turn is used up are queued. The end of a connection is not queued, nor are RPCs of known nodes on Raft's thread: a
-//! late heartbeat causes an election. (A turn counts reads. A client that sends several requests together, or one in
-//! many pieces, gets more than its share.)
+//! A thread reads requests, and each write takes several steps of that thread. Without a bound, a thousand requests
+//! that are ready together would all be read first, and every step of the requests under way would wait for them. So a
+//! turn reads at most [`REQUESTS_PER_TURN`], and then all other tasks run before the next turn. Requests that arrive
+//! when a turn is used up are queued. The end of a connection is not queued, nor are RPCs of known nodes on Raft's
+//! thread: a late heartbeat causes an election. (A turn counts reads. A client that sends several requests together, or
+//! one in many pieces, gets more than its share.)
 //!
 //! Under overload the queue grows until each client waits for its response before it sends the next request. Requests
 //! that are not read take no memory of the node.
@@ -22,7 +23,8 @@ use super::connection_state::ConnectionState;
 use super::load_shedding::LoadShedding;
 use crate::app::Room;
 use crate::config::{
-    LINE_WAIT_MAX, LOOKS_A_TURN, PASSED_ON_A_TURN, REFUSAL_INTERVAL_MAX, REFUSED_WAIT_MAX, REQUESTS_A_TURN, STALL_MIN,
+    FORWARDED_PER_TURN, METRICS_REQUESTS_PER_TURN, QUEUE_WAIT_MAX, REQUESTS_PER_TURN, SHED_INTERVAL_MAX, SHED_WAIT_MAX,
+    STALL_MIN,
 };
 
 /// The connections of one thread that wait to be read.
@@ -32,7 +34,7 @@ pub struct AdmissionQueue {
     /// How many requests may still be read in this turn; 0 while any is queued.
     pub(super) left: Cell<usize>,
     /// How many requests for `/metrics` may still bypass the queue in this turn.
-    looks_left: Cell<usize>,
+    metrics_left: Cell<usize>,
     /// How many more requests may be under way. A request that is still arriving does not count.
     room: Box<dyn Fn() -> Room>,
     /// The room at its last change, and the time of that change.
@@ -42,7 +44,7 @@ pub struct AdmissionQueue {
     /// Requests that other nodes forward, which have already been queued there.
     forwarded: RefCell<VecDeque<Waiting>>,
     shedding: LoadShedding,
-    /// The rest of the share of forwarded requests, in parts of [`REQUESTS_A_TURN`].
+    /// The rest of the share of forwarded requests, in parts of [`REQUESTS_PER_TURN`].
     share_left: Cell<usize>,
     /// Wakes the task that begins turns.
     wake: Notify,
@@ -71,8 +73,8 @@ pub enum Kind {
     End,
     /// An RPC, which Raft's thread serves.
     Rpc,
-    /// A request for `/metrics`. [`LOOKS_A_TURN`] of them are not queued.
-    Look,
+    /// A request for `/metrics`. [`METRICS_REQUESTS_PER_TURN`] of them are not queued.
+    Metrics,
     /// A request of a client of this node.
     Own,
     /// A request that another node forwards, which has already been queued there. A client can claim this too, and gets
@@ -92,7 +94,7 @@ impl Kind {
         } else if first.starts_with(b"POST /raft-") || first.starts_with(b"GET /raft-") {
             Kind::Rpc
         } else if first.starts_with(b"GET /metrics ") || first.starts_with(b"HEAD /metrics ") {
-            Kind::Look
+            Kind::Metrics
         } else if memchr::memmem::find(first, b"\r\nraft-forwarded: ").is_some() {
             Kind::Forwarded
         } else {
@@ -106,8 +108,8 @@ impl AdmissionQueue {
     pub fn new(room: impl Fn() -> Room + 'static) -> Rc<Self> {
         let now = Instant::now();
         Rc::new(AdmissionQueue {
-            left: Cell::new(REQUESTS_A_TURN),
-            looks_left: Cell::new(LOOKS_A_TURN),
+            left: Cell::new(REQUESTS_PER_TURN),
+            metrics_left: Cell::new(METRICS_REQUESTS_PER_TURN),
             last_room: Cell::new((room(), now)),
             room: Box::new(room),
             own: RefCell::default(),
@@ -126,7 +128,7 @@ impl AdmissionQueue {
                 Turn::Used => tokio::task::yield_now().await,
                 Turn::Empty => self.wake.notified().await,
                 Turn::Blocked => {
-                    let pause = if self.shedding.is_overloaded() { REFUSAL_INTERVAL_MAX } else { STALL_MIN };
+                    let pause = if self.shedding.is_overloaded() { SHED_INTERVAL_MAX } else { STALL_MIN };
                     let _ = tokio::time::timeout(pause, self.wake.notified()).await;
                 }
             }
@@ -138,9 +140,9 @@ impl AdmissionQueue {
         let (mut own, mut forwarded) = (self.own.borrow_mut(), self.forwarded.borrow_mut());
         let may_be_admitted = self.may_be_admitted(now);
         // Each queue gets its share, and what the other leaves of its own.
-        let share = self.share_left.get() + may_be_admitted * PASSED_ON_A_TURN;
-        self.share_left.set(share % REQUESTS_A_TURN);
-        let share = share / REQUESTS_A_TURN;
+        let share = self.share_left.get() + may_be_admitted * FORWARDED_PER_TURN;
+        self.share_left.set(share % REQUESTS_PER_TURN);
+        let share = share / REQUESTS_PER_TURN;
         let mut left = may_be_admitted - share + admit_first(&mut forwarded, share, now);
         left = admit_first(&mut own, left, now);
         left = admit_first(&mut forwarded, left, now);
@@ -150,9 +152,9 @@ impl AdmissionQueue {
         if shed > 0 {
             self.shedding.note_shed(now);
         }
-        self.looks_left.set(LOOKS_A_TURN);
+        self.metrics_left.set(METRICS_REQUESTS_PER_TURN);
         let is_empty = own.is_empty() && forwarded.is_empty();
-        self.left.set(if is_empty { REQUESTS_A_TURN - admitted } else { 0 });
+        self.left.set(if is_empty { REQUESTS_PER_TURN - admitted } else { 0 });
         match (admitted + shed, is_empty) {
             (1.., _) => Turn::Used,
             (0, true) => Turn::Empty,
@@ -168,9 +170,9 @@ impl AdmissionQueue {
         if room != last {
             self.last_room.set((room, now));
         } else if now.saturating_duration_since(changed_at) >= STALL_MIN {
-            return REQUESTS_A_TURN;
+            return REQUESTS_PER_TURN;
         }
-        room.free.saturating_sub(room.kept).min(REQUESTS_A_TURN)
+        room.free.saturating_sub(room.kept).min(REQUESTS_PER_TURN)
     }
 
     /// Admits a connection with something to read if the turn has reads left or it needs none. Otherwise queues the
@@ -187,7 +189,7 @@ impl AdmissionQueue {
         let left = self.left.get();
         if left > 0 {
             debug_assert!(self.own.borrow().is_empty() && self.forwarded.borrow().is_empty());
-            if left == REQUESTS_A_TURN {
+            if left == REQUESTS_PER_TURN {
                 self.wake.notify_one();
             }
             self.left.set(left - 1);
@@ -195,11 +197,11 @@ impl AdmissionQueue {
         }
         let queue = match kind() {
             Kind::End => return true,
-            Kind::Look if self.looks_left.get() > 0 => {
-                self.looks_left.set(self.looks_left.get() - 1);
+            Kind::Metrics if self.metrics_left.get() > 0 => {
+                self.metrics_left.set(self.metrics_left.get() - 1);
                 return true;
             }
-            Kind::Rpc | Kind::Look | Kind::Own => &self.own,
+            Kind::Rpc | Kind::Metrics | Kind::Own => &self.own,
             Kind::Forwarded => &self.forwarded,
         };
         self.wake.notify_one();
@@ -232,7 +234,7 @@ fn admit_first(waiting: &mut VecDeque<Waiting>, mut left: usize, now: Instant) -
 fn shed_last(waiting: &mut VecDeque<Waiting>, allowance: usize, now: Instant) -> usize {
     let mut shed = 0;
     while shed < allowance
-        && waiting.back().is_some_and(|last| last.waited(now) < REFUSED_WAIT_MAX)
+        && waiting.back().is_some_and(|last| last.waited(now) < SHED_WAIT_MAX)
         && let Some(last) = waiting.pop_back()
     {
         if last.admit(true, now) {
@@ -250,7 +252,7 @@ impl Waiting {
     /// Admits the connection if it is still open; returns whether it is.
     fn admit(&self, is_shed: bool, now: Instant) -> bool {
         let state = self.state.upgrade();
-        state.inspect(|state| state.admit_queued(is_shed, self.waited(now) > LINE_WAIT_MAX)).is_some()
+        state.inspect(|state| state.admit_queued(is_shed, self.waited(now) > QUEUE_WAIT_MAX)).is_some()
     }
 }
 

@@ -1,4 +1,4 @@
-//! A connection that reads one request after another in its turn.
+//! A connection that reads one request after another, each when the admission queue admits it.
 //!
 //! A request that is not HTTP, or whose head is too long or too slow, never reaches a handler: the HTTP library writes
 //! an error with an empty body, and has no hook to change it. So the connection is wrapped, and replaces an empty error
@@ -43,7 +43,8 @@ impl AsItIs {
     }
 }
 
-/// A connection that reads one request after another in its turn, and adds bodies to the HTTP library's own errors.
+/// A connection that reads one request after another, each when it is admitted, and adds bodies to the HTTP library's
+/// own errors.
 pub struct Connection {
     as_it_is: AsItIs,
     state: Rc<ConnectionState>,
@@ -52,7 +53,7 @@ pub struct Connection {
     intake: Intake,
     /// The kind of the first request.
     kind: Cell<Kind>,
-    /// Turns for long bodies, to read and to write. Connections of other nodes need none.
+    /// Slices of long bodies, to read and to write. Connections of other nodes need none.
     slices: Option<(Slice, Slice)>,
     /// Whether the rest of a body waits for a later turn.
     waits_for_turn: bool,
@@ -100,7 +101,7 @@ impl Connection {
         (self.stream, self.intake.held().into())
     }
 
-    /// Makes the connection read and write long bodies in turns.
+    /// Makes the connection read and write long bodies in slices.
     pub fn in_slices(mut self, slices: &Rc<Slices>) -> Self {
         self.slices = Some((Slice::new(slices.clone()), Slice::new(slices.clone())));
         self
@@ -128,8 +129,8 @@ impl Connection {
     }
 
     /// Whether the client sends no more, as far as the runtime knew at its last poll. A client that closes half of a
-    /// connection and waits gets no response if its turn comes late. Far more such clients have disconnected, and each
-    /// would take a turn.
+    /// connection and waits gets no response if it is admitted late. Far more such clients have disconnected, and each
+    /// would take up a place.
     fn is_given_up(&self, context: &mut Context<'_>) -> bool {
         let ready = pin!(self.stream.ready(Interest::READABLE));
         matches!(ready.poll(context), Poll::Ready(Ok(ready)) if ready.is_read_closed())
@@ -140,7 +141,7 @@ impl Connection {
         if bytes.len() >= SLICE_BYTES_MIN
             && let Some((_, slice)) = &self.slices
         {
-            // A connection takes a turn only if its socket has room.
+            // A connection takes a slice only if its socket has room.
             ready!(self.stream.poll_write_ready(context))?;
             bytes = &bytes[..bytes.len().min(SLICE_BYTES)];
             ready!(slice.poll_turn(context, bytes.len()));
@@ -174,7 +175,7 @@ impl Connection {
         self.stalled.is_some() || !self.replacement.is_empty()
     }
 
-    /// Reads if it is the connection's turn, and hands on the bytes that the HTTP library may get.
+    /// Reads if the connection is admitted, and passes on the bytes that the HTTP library may get.
     fn poll_read_in_turn(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let length_before = buffer.filled().len();
         self.waits_for_turn = false;
@@ -272,7 +273,7 @@ impl AsyncRead for Connection {
     ) -> Poll<io::Result<()>> {
         let read = self.poll_read_in_turn(context, buffer);
         let is_writing = self.is_writing();
-        // A connection that waits for a turn has something to read, so it must not be closed.
+        // A connection that waits to be admitted has something to read, so it must not be closed.
         if read.is_pending() && !self.waits_for_turn && self.state.poll_closing(context, is_writing).is_ready() {
             if self.has_nothing_to_do() {
                 // As if the client had closed the connection.
@@ -388,7 +389,7 @@ mod tests {
         for (request, kind) in [
             ("PUT /v1/kv/a HTTP/1.1\r\n\r\n", Kind::Own),
             ("PUT /v1/kv/a HTTP/1.1\r\nraft-forwarded: x\r\n\r\n", Kind::Forwarded),
-            ("GET /metrics HTTP/1.1\r\n\r\n", Kind::Look),
+            ("GET /metrics HTTP/1.1\r\n\r\n", Kind::Metrics),
             ("POST /raft-append HTTP/1.1\r\n\r\n", Kind::Rpc),
             ("PUT /v1/kv/a HTTP/1.1\r\n", Kind::Own),
         ] {

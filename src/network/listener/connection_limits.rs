@@ -13,7 +13,9 @@ use std::rc::{Rc, Weak};
 
 use super::admission_queue::AdmissionQueue;
 use super::connection_state::{ConnectionState, IdleSince, Leave, Phase};
-use crate::config::{CLIENTS_A_RESERVED_CONNECTION, CONNECTIONS_KEPT_A_MEMBER, NODE_CONNECTIONS_MIN, OPERATORS_MIN};
+use crate::config::{
+    CLIENTS_PER_RESERVED_CONNECTION, CONNECTIONS_KEPT_PER_MEMBER, NODE_CONNECTIONS_MIN, OPERATORS_MIN,
+};
 use crate::types::NodeId;
 
 /// Limits of the connections of one thread, by their use.
@@ -32,13 +34,13 @@ pub struct Shares {
 impl Shares {
     /// The shares of a thread that admits `clients` clients.
     pub fn of_clients(clients: usize) -> Self {
-        let reserved = (clients / CLIENTS_A_RESERVED_CONNECTION).max(2);
+        let reserved = (clients / CLIENTS_PER_RESERVED_CONNECTION).max(2);
         Shares { total: clients + reserved, clients, operators: (reserved / 4).max(1), watches: clients.div_ceil(2) }
     }
 
     /// The shares of Raft's thread, which serves only other nodes, if a node admits `clients` clients.
     pub fn of_nodes(clients: usize) -> Self {
-        let total = (clients / CLIENTS_A_RESERVED_CONNECTION).max(NODE_CONNECTIONS_MIN);
+        let total = (clients / CLIENTS_PER_RESERVED_CONNECTION).max(NODE_CONNECTIONS_MIN);
         Shares { total, clients: 0, operators: 0, watches: 0 }
     }
 }
@@ -70,14 +72,14 @@ pub struct Connections {
     kept: RefCell<BTreeMap<NodeId, VecDeque<Weak<ConnectionState>>>>,
     /// In the order in which they were accepted. Some are closed.
     pub(super) all: RefCell<Vec<Weak<ConnectionState>>>,
-    /// The number of looks of idle reaping so far.
-    pub(super) looks: Cell<u64>,
-    pub(super) is_crowded: Cell<bool>,
+    /// The number of sweeps of idle reaping so far.
+    pub(super) sweeps: Cell<u64>,
+    pub(super) is_reaping: Cell<bool>,
     /// Whether the next connection from which nothing can be read must be closed.
     pub(super) owes_room: Cell<bool>,
     /// How often a connection became idle.
     order: Cell<u64>,
-    /// The look at which the last search found no idle client.
+    /// The sweep at which the last search found no idle client.
     busy_at: Cell<Option<u64>>,
 }
 
@@ -104,8 +106,8 @@ impl Connections {
             watches: Cell::default(),
             kept: RefCell::default(),
             all: RefCell::default(),
-            looks: Cell::default(),
-            is_crowded: Cell::default(),
+            sweeps: Cell::default(),
+            is_reaping: Cell::default(),
             owes_room: Cell::default(),
             order: Cell::default(),
             busy_at: Cell::default(),
@@ -163,7 +165,7 @@ impl Connections {
     pub(super) fn idle(&self) -> IdleSince {
         let order = self.order.get() + 1;
         self.order.set(order);
-        IdleSince { look: self.looks.get(), order }
+        IdleSince { sweep: self.sweeps.get(), order }
     }
 
     /// Removes a connection, which was in no class.
@@ -189,7 +191,7 @@ impl Connections {
     /// Closes the client that has been idle for longest; returns whether it found one.
     fn close_idle_client(&self) -> bool {
         // While all clients are busy, do not search all of them again for each new one.
-        if self.busy_at.get() == Some(self.looks.get()) {
+        if self.busy_at.get() == Some(self.sweeps.get()) {
             return false;
         }
         let idle_since = |one: &ConnectionState| match one.phase.get() {
@@ -203,7 +205,7 @@ impl Connections {
         let idle = all.iter().filter_map(Weak::upgrade).filter_map(|one| Some((idle_since(&one)?, one)));
         let longest = idle.min_by_key(|(order, _)| *order);
         let has_closed = longest.inspect(|(_, one)| one.leave_now()).is_some();
-        self.busy_at.set((!has_closed).then(|| self.looks.get()));
+        self.busy_at.set((!has_closed).then(|| self.sweeps.get()));
         has_closed
     }
 }
@@ -249,7 +251,7 @@ impl ConnectionState {
         let kept = kept.entry(member).or_default();
         kept.retain(|one| one.strong_count() > 0);
         kept.push_back(Rc::downgrade(self));
-        if kept.len() > CONNECTIONS_KEPT_A_MEMBER
+        if kept.len() > CONNECTIONS_KEPT_PER_MEMBER
             && let Some(oldest) = kept.pop_front().and_then(|oldest| oldest.upgrade())
         {
             oldest.is_kept.set(false);

@@ -59,7 +59,7 @@ pub(super) enum Phase {
     },
     /// A part of a request was read. The rest is read as it arrives.
     Arriving {
-        /// The number of looks of idle reaping before.
+        /// The number of sweeps of idle reaping before.
         since: u64,
         /// Whether the request is to be shed.
         is_shed: bool,
@@ -88,8 +88,8 @@ impl Phase {
 /// The beginning of an idle time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct IdleSince {
-    /// The number of looks of idle reaping before.
-    pub look: u64,
+    /// The number of sweeps of idle reaping before.
+    pub sweep: u64,
     /// Larger for a connection that became idle later.
     pub order: u64,
 }
@@ -164,7 +164,7 @@ impl ConnectionState {
         self.wake();
     }
 
-    /// Whether it waited so long for its turn that its client may have disconnected.
+    /// Whether it waited so long to be admitted that its client may have disconnected.
     pub fn is_late(&self) -> bool {
         matches!(self.phase.get(), Phase::Admitted { is_late: true, .. })
     }
@@ -179,7 +179,7 @@ impl ConnectionState {
         if without_empty_lines(bytes).is_empty() {
             return self.note_nothing();
         }
-        self.enter(Phase::Arriving { since: self.connections.looks.get(), is_shed });
+        self.enter(Phase::Arriving { since: self.connections.sweeps.get(), is_shed });
     }
 
     /// Notes that there was nothing to read, which ends the turn.

@@ -13,17 +13,17 @@ use std::rc::{Rc, Weak};
 
 use super::connection_limits::Connections;
 use super::connection_state::{ConnectionState, Phase};
-use crate::config::{CROWD_LOOK, REQUEST_HEAD_DEADLINE, REQUESTS_A_TURN};
+use crate::config::{REAPING_INTERVAL, REQUEST_HEAD_DEADLINE, REQUESTS_PER_TURN};
 
-/// The number of looks that a head may take to arrive.
-pub(super) const HEAD_LOOKS: u64 = (REQUEST_HEAD_DEADLINE.as_millis() / CROWD_LOOK.as_millis()) as u64;
+/// The number of sweeps that a head may take to arrive.
+pub(super) const HEAD_SWEEPS: u64 = (REQUEST_HEAD_DEADLINE.as_millis() / REAPING_INTERVAL.as_millis()) as u64;
 
 impl Connections {
     /// Closes idle connections until the thread ends.
     pub async fn keep_room(self: Rc<Self>) {
         loop {
-            tokio::time::sleep(CROWD_LOOK).await;
-            for some in self.look().chunks(REQUESTS_A_TURN) {
+            tokio::time::sleep(REAPING_INTERVAL).await;
+            for some in self.sweep().chunks(REQUESTS_PER_TURN) {
                 some.iter().for_each(|(one, phase)| one.close_if_still(*phase));
                 // Let all other tasks that are ready run first.
                 tokio::task::yield_now().await;
@@ -33,22 +33,22 @@ impl Connections {
 
     /// The connections to close, with their phases: those with an incomplete head, and once less than an eighth of all
     /// connections is free, as many idle ones as it takes to free a quarter.
-    pub(super) fn look(&self) -> Vec<(Rc<ConnectionState>, Phase)> {
-        let looks = self.looks.get() + 1;
-        self.looks.set(looks);
+    pub(super) fn sweep(&self) -> Vec<(Rc<ConnectionState>, Phase)> {
+        let sweeps = self.sweeps.get() + 1;
+        self.sweeps.set(sweeps);
         let (open, max) = (self.open.get(), self.shares.total);
         let clients_max = self.shares.clients;
         let is_short = open + max / 8 > max || self.clients.get() + clients_max / 8 > clients_max;
-        self.note_crowd(is_short);
+        self.note_reaping(is_short);
         let (mut leaving, mut idle) = (Vec::new(), Vec::new());
         for one in self.all.borrow().iter().filter_map(Weak::upgrade) {
             let phase = one.phase.get();
             match phase {
-                Phase::Arriving { since, .. } if since + HEAD_LOOKS < looks => {
+                Phase::Arriving { since, .. } if since + HEAD_SWEEPS < sweeps => {
                     leaving.push((one, phase));
                 }
-                Phase::Idle(since) if is_short && since.look + 1 < looks && !one.is_kept.get() => {
-                    idle.push((since.look, one, phase));
+                Phase::Idle(since) if is_short && since.sweep + 1 < sweeps && !one.is_kept.get() => {
+                    idle.push((since.sweep, one, phase));
                 }
                 _ => {}
             }
@@ -61,14 +61,14 @@ impl Connections {
         leaving
     }
 
-    fn note_crowd(&self, is_short: bool) {
+    fn note_reaping(&self, is_short: bool) {
         let (open, max) = (self.open.get(), self.shares.total);
-        if is_short && !self.is_crowded.replace(true) {
+        if is_short && !self.is_reaping.replace(true) {
             tracing::warn!(
                 "{open} of at most {max} connections of one thread are open: closing those that have been idle the \
                  longest (a higher limit of open files may allow more)"
             );
-        } else if open <= max / 2 && self.is_crowded.replace(false) {
+        } else if open <= max / 2 && self.is_reaping.replace(false) {
             tracing::info!("at most half of the connections are open: idle ones are no longer closed");
         }
     }

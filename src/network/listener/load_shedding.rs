@@ -1,18 +1,18 @@
 //! Load shedding: when a node rejects requests, and how many.
 //!
 //! Rejecting a request costs the leader a third to a half of a write, so a node that rejected every excess request
-//! would have no time for the others. Once the first in the queue have waited for more than [`LINE_WAIT_MAX`] for
+//! would have no time for the others. Once the first in the queue have waited for more than [`QUEUE_WAIT_MAX`] for
 //! [`OVERLOAD_AFTER`], each turn sheds a few of the newest, which have hardly waited. All others are processed in their
 //! order, but late.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use crate::config::{LINE_WAIT_MAX, OVERLOAD_AFTER, REFUSAL_INTERVAL_MAX, REQUESTS_A_REFUSAL, STALL_MIN};
+use crate::config::{OVERLOAD_AFTER, QUEUE_WAIT_MAX, SERVED_PER_SHED, SHED_INTERVAL_MAX, STALL_MIN};
 
 /// Whether one thread is overloaded, and how many requests it has shed.
 pub struct LoadShedding {
-    /// The last time at which the first in the queue had waited for at most [`LINE_WAIT_MAX`].
+    /// The last time at which the first in the queue had waited for at most [`QUEUE_WAIT_MAX`].
     pub(super) short_at: Cell<Instant>,
     is_overloaded: Cell<bool>,
     /// Admitted requests that do not yet allow another one to be shed.
@@ -44,8 +44,8 @@ impl LoadShedding {
         // 2 * STALL_MIN.
         let stood_still = now.saturating_duration_since(self.turn_at.replace(now)).saturating_sub(2 * STALL_MIN);
         self.short_at.set(self.short_at.get() + stood_still);
-        if waited <= LINE_WAIT_MAX {
-            if self.is_overloaded.get() && waited <= LINE_WAIT_MAX / 2 {
+        if waited <= QUEUE_WAIT_MAX {
+            if self.is_overloaded.get() && waited <= QUEUE_WAIT_MAX / 2 {
                 self.is_overloaded.set(false);
                 self.admitted_unpaid.set(0);
                 tracing::info!("the overload has ended: all requests are admitted again");
@@ -66,9 +66,9 @@ impl LoadShedding {
         }
         let unpaid = self.admitted_unpaid.get() + admitted;
         // An allowance that finds no request to shed expires.
-        self.admitted_unpaid.set(unpaid % REQUESTS_A_REFUSAL);
-        match unpaid / REQUESTS_A_REFUSAL {
-            0 if now.saturating_duration_since(self.shed_at.get()) >= REFUSAL_INTERVAL_MAX => 1,
+        self.admitted_unpaid.set(unpaid % SERVED_PER_SHED);
+        match unpaid / SERVED_PER_SHED {
+            0 if now.saturating_duration_since(self.shed_at.get()) >= SHED_INTERVAL_MAX => 1,
             allowance => allowance,
         }
     }

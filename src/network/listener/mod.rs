@@ -36,8 +36,8 @@ use super::routes;
 use super::worker::Worker;
 use crate::app::ExampleApp;
 use crate::config::{
-    CLIENTS_A_RESERVED_CONNECTION, CLIENTS_MAX, DISCONNECT_DEADLINE, FILES_RESERVED, KEEP_ALIVE, NODE_CONNECTIONS_MIN,
-    REQUEST_HEAD_DEADLINE, SHUTDOWN_DEADLINE,
+    CLIENTS_MAX, CLIENTS_PER_RESERVED_CONNECTION, DISCONNECT_DEADLINE, FILES_RESERVED, KEEP_ALIVE,
+    NODE_CONNECTIONS_MIN, REQUEST_HEAD_DEADLINE, SHUTDOWN_DEADLINE,
 };
 
 /// Serves clients on `http_threads` threads, and other nodes on Raft's thread.
@@ -123,8 +123,8 @@ pub(super) fn http_service(
         .finish(routes)
 }
 
-/// Waits for the first request of a connection, and for its turn. So the time that the HTTP library allows for the head
-/// does not pass in the admission queue.
+/// Waits for the first request of a connection, and until it is admitted. So the time that the HTTP library allows for
+/// the head does not pass in the admission queue.
 ///
 /// Clients open connections that they use later, or never. A connection without a first request counts as idle, with
 /// the same limit, and is closed without a response: a 408 that crosses a request would be taken for its response.
@@ -178,9 +178,9 @@ pub(super) fn clients_max() -> usize {
 /// more files, from the follower to the leader. Two idle connections to a former leader may remain, and a fraction of
 /// one is reserved for each client, on the threads for clients and on Raft's (see [`Shares`]).
 fn clients_of(files: usize) -> usize {
-    let files_a_client = 5 * CLIENTS_A_RESERVED_CONNECTION + 2;
+    let files_a_client = 5 * CLIENTS_PER_RESERVED_CONNECTION + 2;
     let files = files.saturating_sub(FILES_RESERVED + NODE_CONNECTIONS_MIN).min(CLIENTS_MAX * 6);
-    (files * CLIENTS_A_RESERVED_CONNECTION / files_a_client).clamp(16, CLIENTS_MAX)
+    (files * CLIENTS_PER_RESERVED_CONNECTION / files_a_client).clamp(16, CLIENTS_MAX)
 }
 
 #[cfg(test)]

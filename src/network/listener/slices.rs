@@ -1,9 +1,9 @@
-//! Long bodies are read and written in slices, in turns, so that short requests never wait for all of them.
+//! Long bodies are read and written in slices, so that short requests never wait for all of them.
 //!
 //! A thread runs ready tasks one after another. When 3,000 watches get a value of 1 MiB each, all of them are ready,
 //! and the next request would wait until each has written as much as its socket takes, once for each step of the
-//! request. So in one turn the connections of a thread move at most [`SLICE_BYTES_A_TURN`], and the others wait in
-//! their order until all other ready tasks have run.
+//! request. So in one turn of its event loop the connections of a thread move at most [`SLICE_BYTES_PER_TURN`], and the
+//! others wait in their order until all other ready tasks have run.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -12,9 +12,9 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::sync::Notify;
 
-use crate::config::SLICE_BYTES_A_TURN;
+use crate::config::SLICE_BYTES_PER_TURN;
 
-/// The turns of one thread.
+/// The slices of one thread.
 #[derive(Debug)]
 pub struct Slices {
     /// How many more bytes this turn may move.
@@ -49,16 +49,16 @@ enum At {
 }
 
 impl Slices {
-    /// The turns of a thread.
+    /// The slices of a thread.
     pub fn new() -> Rc<Self> {
         let (waiting, wake) = (RefCell::default(), Notify::new());
-        Rc::new(Slices { left: Cell::new(SLICE_BYTES_A_TURN), waiting, wake })
+        Rc::new(Slices { left: Cell::new(SLICE_BYTES_PER_TURN), waiting, wake })
     }
 
     /// Begins one turn after another until the thread ends.
     pub async fn take_turns(self: Rc<Self>) {
         loop {
-            if self.waiting.borrow().is_empty() && self.left.get() == SLICE_BYTES_A_TURN {
+            if self.waiting.borrow().is_empty() && self.left.get() == SLICE_BYTES_PER_TURN {
                 self.wake.notified().await;
             }
             // Let all other tasks that are ready run first.
@@ -68,7 +68,7 @@ impl Slices {
     }
 
     fn begin_turn(&self) {
-        let mut left = SLICE_BYTES_A_TURN;
+        let mut left = SLICE_BYTES_PER_TURN;
         while left > 0
             && let Some(first) = self.waiting.borrow_mut().pop_front()
         {
@@ -84,7 +84,7 @@ impl Slices {
     }
 
     fn count(&self, bytes: usize) {
-        if self.left.get() == SLICE_BYTES_A_TURN {
+        if self.left.get() == SLICE_BYTES_PER_TURN {
             self.wake.notify_one();
         }
         self.left.set(self.left.get().saturating_sub(bytes));
@@ -123,7 +123,7 @@ impl Slice {
     /// Corrects the count once it is known how many bytes were moved.
     pub fn settle(&self, asked: usize, moved: usize) {
         let left = self.slices.left.get() + asked;
-        self.slices.left.set(left.saturating_sub(moved).min(SLICE_BYTES_A_TURN));
+        self.slices.left.set(left.saturating_sub(moved).min(SLICE_BYTES_PER_TURN));
     }
 }
 
@@ -135,23 +135,24 @@ mod tests {
     /// A turn moves a limited number of bytes. The others follow in their order, and closed connections take no turn.
     #[test]
     fn one_turn_after_another() {
-        const A_TURN: usize = SLICE_BYTES_A_TURN / SLICE_BYTES;
+        const A_TURN: usize = SLICE_BYTES_PER_TURN / SLICE_BYTES;
         let slices = Slices::new();
         let context = Context::from_waker(Waker::noop());
-        let mut crowd: Vec<Slice> = (0..3 * A_TURN).map(|_| Slice::new(slices.clone())).collect();
-        let ready =
-            |crowd: &[Slice]| crowd.iter().filter(|slice| slice.poll_turn(&context, SLICE_BYTES).is_ready()).count();
-        assert_eq!(ready(&crowd), A_TURN);
-        assert_eq!(ready(&crowd[A_TURN..]), 0, "they wait");
-        crowd.drain(A_TURN..A_TURN + 2);
+        let mut waiting: Vec<Slice> = (0..3 * A_TURN).map(|_| Slice::new(slices.clone())).collect();
+        let ready = |waiting: &[Slice]| {
+            waiting.iter().filter(|slice| slice.poll_turn(&context, SLICE_BYTES).is_ready()).count()
+        };
+        assert_eq!(ready(&waiting), A_TURN);
+        assert_eq!(ready(&waiting[A_TURN..]), 0, "they wait");
+        waiting.drain(A_TURN..A_TURN + 2);
         slices.begin_turn();
-        assert_eq!(ready(&crowd[A_TURN..2 * A_TURN]), A_TURN);
-        assert_eq!(ready(&crowd[2 * A_TURN..]), 0);
+        assert_eq!(ready(&waiting[A_TURN..2 * A_TURN]), A_TURN);
+        assert_eq!(ready(&waiting[2 * A_TURN..]), 0);
         slices.begin_turn();
-        assert_eq!(ready(&crowd[2 * A_TURN..]), A_TURN - 2);
+        assert_eq!(ready(&waiting[2 * A_TURN..]), A_TURN - 2);
         slices.begin_turn();
-        assert!(crowd[0].poll_turn(&context, 8 * SLICE_BYTES).is_ready());
-        crowd[0].settle(8 * SLICE_BYTES, SLICE_BYTES_A_TURN - SLICE_BYTES);
-        assert_eq!(ready(&crowd[..2]), 1, "there is one slice left");
+        assert!(waiting[0].poll_turn(&context, 8 * SLICE_BYTES).is_ready());
+        waiting[0].settle(8 * SLICE_BYTES, SLICE_BYTES_PER_TURN - SLICE_BYTES);
+        assert_eq!(ready(&waiting[..2]), 1, "there is one slice left");
     }
 }

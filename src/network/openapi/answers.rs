@@ -21,7 +21,7 @@ use crate::error::{
     RevisionGone,
 };
 use crate::network::reply::is_v1;
-use crate::network::{parameters, refusals, v1};
+use crate::network::{parameters, rejections, v1};
 use crate::types::{ExampleNode, ExampleResponse, LogId, Vote};
 
 /// Any bytes.
@@ -352,11 +352,11 @@ fn examples() -> Vec<ApiError> {
         ApiError::IdempotencyKeyReused(details("this Idempotency-Key was used for another request")),
         ApiError::internal("this node failed to handle the request; its log says why"),
         ApiError::NoLeader(retry("no leader is known: an election is in progress")),
-        refusals::removed(3),
+        rejections::removed(3),
         ApiError::Overloaded(retry("this node has reached its limit of writes in progress")),
         ApiError::Recovering(retry("this node has just started")),
         ApiError::Unreachable(retry("cannot reach node 2 at 127.0.0.1:21002: no connection")),
-        refusals::stopping(),
+        rejections::stopping(),
         ApiError::DeadlinePassed(Interrupted::unknown(
             "too few nodes confirmed the write in time: read before retrying",
         )),

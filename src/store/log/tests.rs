@@ -45,7 +45,7 @@ fn writer_is_idle(log: &LogStore) {
     log.read().unwrap().log.wait_worker_idle().unwrap();
 }
 
-async fn assert_refused(log: &LogStore, message: &str) {
+async fn assert_rejected(log: &LogStore, message: &str) {
     let (tx, mut rx) = TypeConfig::oneshot();
     let errors = [
         log.clone().append([entry(9, "value")], IOFlushed::signal(tx)).await,
@@ -142,7 +142,7 @@ async fn failed_sync() {
         let error = waiting.await.unwrap().unwrap_err();
         assert_eq!((error.kind(), error.to_string().as_str()), (io::ErrorKind::StorageFull, "no space left"));
     }
-    assert_refused(&log, "no space left").await;
+    assert_rejected(&log, "no space left").await;
 }
 
 /// A writer that ends without calling its callbacks fails every caller, too.
@@ -181,7 +181,7 @@ async fn writer_that_ends() {
         assert!(started.elapsed() < Duration::from_secs(30), "the failure was never reported");
     };
     assert_eq!(error.kind(), io::ErrorKind::IsADirectory, "{error}");
-    assert_refused(&log, &error.to_string()).await;
+    assert_rejected(&log, &error.to_string()).await;
 }
 
 /// A dropped callback returns an error to its waiters and to those of the next sync, even if it is dropped under the
@@ -198,7 +198,7 @@ async fn dropped_callback() {
     for waiting in [this_batch, next_batch] {
         assert_eq!(waiting.await.unwrap().unwrap_err().to_string(), WRITER_STOPPED);
     }
-    assert_refused(&log, WRITER_STOPPED).await;
+    assert_rejected(&log, WRITER_STOPPED).await;
 }
 
 /// After a log is dropped it can be opened again, even if a callback was running.
@@ -228,7 +228,7 @@ async fn payload_over_the_limit() {
     let entries = [entry(1, &"v".repeat(LOG_PAYLOAD_BYTES_MAX)), entry(2, "value")];
     let error = log.clone().append(entries, IOFlushed::signal(tx)).await.unwrap_err();
     assert!(error.to_string().contains("exceeds the limit"), "{error}");
-    assert_refused(&log, &error.to_string()).await;
+    assert_rejected(&log, &error.to_string()).await;
     drop(log);
     let log = open(&directory);
     let state = log.clone().get_log_state().await.unwrap();

@@ -655,8 +655,8 @@ mod tests {
             let mut changed = machine.clone();
             change(&mut changed);
             let (file, _) = written(&changed);
-            let refused = load(file.path()).map(drop);
-            assert!(matches!(refused, Err(StoreError::Damaged { .. })), "change {number}: {refused:?}");
+            let rejected = load(file.path()).map(drop);
+            assert!(matches!(rejected, Err(StoreError::Damaged { .. })), "change {number}: {rejected:?}");
         }
     }
 

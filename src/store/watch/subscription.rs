@@ -8,7 +8,7 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::hub::{Batch, Filter, Handed, Hub, LongEvents};
-use crate::config::{WATCH_BATCH_BYTES, WATCH_LOOKED_AT_MAX};
+use crate::config::{WATCH_BATCH_BYTES, WATCH_EXAMINED_MAX};
 use crate::store::state_machine::ExampleStateMachine;
 use crate::store::state_machine::history::Change;
 
@@ -177,7 +177,7 @@ fn changes_from(machine: &ExampleStateMachine, filter: &Filter, cursor: (u64, u3
     let mut bytes = 0;
     let mut last_revision = None;
     for (looked_at, change) in machine.history.since(cursor.0, cursor.1).enumerate() {
-        let is_enough = bytes >= WATCH_BATCH_BYTES || looked_at >= WATCH_LOOKED_AT_MAX;
+        let is_enough = bytes >= WATCH_BATCH_BYTES || looked_at >= WATCH_EXAMINED_MAX;
         if is_enough && last_revision != Some(change.revision) {
             return (changes, Some(change.revision));
         }

@@ -1,7 +1,7 @@
 use std::task::{Context, Waker};
 
 use super::*;
-use crate::config::{OVERLOAD_AFTER, REQUESTS_A_REFUSAL};
+use crate::config::{OVERLOAD_AFTER, SERVED_PER_SHED};
 use crate::network::listener::connection_limits::{Connections, Shares};
 use crate::network::listener::connection_state::Phase;
 
@@ -44,10 +44,10 @@ impl Scene {
         }
     }
 
-    fn turn_after(&mut self, pause: Duration, crowds: &[&[Rc<ConnectionState>]]) {
+    fn turn_after(&mut self, pause: Duration, bursts: &[&[Rc<ConnectionState>]]) {
         self.now += pause;
         self.queue.begin_turn(self.now);
-        crowds.iter().flat_map(|crowd| crowd.iter()).for_each(|state| {
+        bursts.iter().flat_map(|burst| burst.iter()).for_each(|state| {
             if matches!(state.phase.get(), Phase::Admitted { .. }) {
                 self.read_if_called(state, Kind::Own);
             }
@@ -55,30 +55,30 @@ impl Scene {
     }
 }
 
-fn under_way(crowd: &[Rc<ConnectionState>]) -> usize {
-    crowd.iter().filter(|state| matches!(state.phase.get(), Phase::Arriving { .. })).count()
+fn under_way(burst: &[Rc<ConnectionState>]) -> usize {
+    burst.iter().filter(|state| matches!(state.phase.get(), Phase::Arriving { .. })).count()
 }
 
 fn is_shed(state: &ConnectionState) -> bool {
     matches!(state.phase.get(), Phase::Admitted { is_shed: true, .. } | Phase::Arriving { is_shed: true, .. })
 }
 
-fn shed(crowd: &[Rc<ConnectionState>]) -> usize {
-    crowd.iter().filter(|state| is_shed(state)).count()
+fn shed(burst: &[Rc<ConnectionState>]) -> usize {
+    burst.iter().filter(|state| is_shed(state)).count()
 }
 
 /// A turn admits a limited number, first in, first out. A closed connection does not count.
 #[test]
 fn one_turn_after_another() {
     let mut scene = Scene::new(1000);
-    let mut crowd = scene.come(3 * REQUESTS_A_TURN, Kind::Own);
-    assert_eq!(under_way(&crowd), REQUESTS_A_TURN);
-    scene.turn_after(Duration::ZERO, &[&crowd]);
-    assert_eq!(under_way(&crowd), 2 * REQUESTS_A_TURN);
-    assert_eq!(under_way(&crowd[..2 * REQUESTS_A_TURN]), 2 * REQUESTS_A_TURN);
+    let mut burst = scene.come(3 * REQUESTS_PER_TURN, Kind::Own);
+    assert_eq!(under_way(&burst), REQUESTS_PER_TURN);
+    scene.turn_after(Duration::ZERO, &[&burst]);
+    assert_eq!(under_way(&burst), 2 * REQUESTS_PER_TURN);
+    assert_eq!(under_way(&burst[..2 * REQUESTS_PER_TURN]), 2 * REQUESTS_PER_TURN);
     let newcomer = scene.come(1, Kind::Own);
     assert_eq!(under_way(&newcomer), 0, "a new one is queued too");
-    crowd.truncate(2 * REQUESTS_A_TURN);
+    burst.truncate(2 * REQUESTS_PER_TURN);
     scene.turn_after(Duration::ZERO, &[&newcomer]);
     assert_eq!(under_way(&newcomer), 1);
 }
@@ -87,18 +87,18 @@ fn one_turn_after_another() {
 #[test]
 fn not_too_many_at_once() {
     let mut scene = Scene::new(0);
-    scene.come(REQUESTS_A_TURN, Kind::Own);
-    let crowd = scene.come(3, Kind::Own);
+    scene.come(REQUESTS_PER_TURN, Kind::Own);
+    let burst = scene.come(3, Kind::Own);
     assert_eq!(scene.queue.begin_turn(scene.now), Turn::Blocked);
-    scene.turn_after(STALL_MIN / 2, &[&crowd]);
-    assert_eq!(under_way(&crowd), 0);
+    scene.turn_after(STALL_MIN / 2, &[&burst]);
+    assert_eq!(under_way(&burst), 0);
     scene.room.set(2);
     assert_eq!(scene.queue.begin_turn(scene.now), Turn::Used);
     scene.room.set(0);
-    scene.turn_after(Duration::ZERO, &[&crowd]);
-    assert_eq!(under_way(&crowd), 2);
-    scene.turn_after(STALL_MIN, &[&crowd]);
-    assert_eq!(under_way(&crowd), 3, "while no request completes, none waits for room");
+    scene.turn_after(Duration::ZERO, &[&burst]);
+    assert_eq!(under_way(&burst), 2);
+    scene.turn_after(STALL_MIN, &[&burst]);
+    assert_eq!(under_way(&burst), 3, "while no request completes, none waits for room");
     assert_eq!(scene.queue.begin_turn(scene.now), Turn::Empty);
 }
 
@@ -106,38 +106,38 @@ fn not_too_many_at_once() {
 #[test]
 fn shares() {
     let mut scene = Scene::new(1000);
-    scene.come(REQUESTS_A_TURN, Kind::Own);
-    let own = scene.come(REQUESTS_A_TURN, Kind::Own);
-    let forwarded = scene.come(2 * REQUESTS_A_TURN, Kind::Forwarded);
+    scene.come(REQUESTS_PER_TURN, Kind::Own);
+    let own = scene.come(REQUESTS_PER_TURN, Kind::Own);
+    let forwarded = scene.come(2 * REQUESTS_PER_TURN, Kind::Forwarded);
     assert_eq!(under_way(&scene.come(1, Kind::End)), 1);
     assert_eq!(under_way(&scene.come(1, Kind::Rpc)), 0);
     let node = Connections::new(Shares::of_nodes(1)).open(&scene.queue);
     node.keep_for(1);
     scene.read_if_called(&node, Kind::Rpc);
     assert_eq!(under_way(&[node]), 1);
-    assert_eq!(under_way(&scene.come(LOOKS_A_TURN + 1, Kind::Look)), LOOKS_A_TURN);
+    assert_eq!(under_way(&scene.come(METRICS_REQUESTS_PER_TURN + 1, Kind::Metrics)), METRICS_REQUESTS_PER_TURN);
     scene.turn_after(Duration::ZERO, &[&own, &forwarded]);
-    assert_eq!(under_way(&forwarded), PASSED_ON_A_TURN);
-    assert_eq!(under_way(&own), REQUESTS_A_TURN - PASSED_ON_A_TURN);
+    assert_eq!(under_way(&forwarded), FORWARDED_PER_TURN);
+    assert_eq!(under_way(&own), REQUESTS_PER_TURN - FORWARDED_PER_TURN);
     scene.turn_after(Duration::ZERO, &[&own, &forwarded]);
     scene.turn_after(Duration::ZERO, &[&own, &forwarded]);
-    assert_eq!(under_way(&own) + under_way(&forwarded), 3 * REQUESTS_A_TURN, "no turn is wasted");
+    assert_eq!(under_way(&own) + under_way(&forwarded), 3 * REQUESTS_PER_TURN, "no turn is wasted");
 }
 
 /// With little room, each kind still has its share.
 #[test]
 fn shares_of_little_room() {
     let mut scene = Scene::new(1000);
-    scene.come(REQUESTS_A_TURN, Kind::Own);
-    let own = scene.come(3 * REQUESTS_A_TURN, Kind::Own);
-    let forwarded = scene.come(3 * REQUESTS_A_TURN, Kind::Forwarded);
-    for turn in 0..REQUESTS_A_TURN {
+    scene.come(REQUESTS_PER_TURN, Kind::Own);
+    let own = scene.come(3 * REQUESTS_PER_TURN, Kind::Own);
+    let forwarded = scene.come(3 * REQUESTS_PER_TURN, Kind::Forwarded);
+    for turn in 0..REQUESTS_PER_TURN {
         scene.room.set(1 + turn % 2);
         scene.turn_after(Duration::ZERO, &[&own, &forwarded]);
     }
     let (own, forwarded) = (under_way(&own), under_way(&forwarded));
-    assert_eq!(own + forwarded, REQUESTS_A_TURN / 2 * 3);
-    assert_eq!(forwarded, REQUESTS_A_TURN / 2 * 3 * PASSED_ON_A_TURN / REQUESTS_A_TURN);
+    assert_eq!(own + forwarded, REQUESTS_PER_TURN / 2 * 3);
+    assert_eq!(forwarded, REQUESTS_PER_TURN / 2 * 3 * FORWARDED_PER_TURN / REQUESTS_PER_TURN);
 }
 
 /// The first bytes of a request tell its kind.
@@ -147,8 +147,8 @@ fn kinds() {
         ("", Kind::End),
         ("POST /raft-append HTTP/1.1\r\n", Kind::Rpc),
         ("GET /raft-identity HTTP/1.1\r\n", Kind::Rpc),
-        ("GET /metrics HTTP/1.1\r\n", Kind::Look),
-        ("HEAD /metrics HTTP/1.1\r\n", Kind::Look),
+        ("GET /metrics HTTP/1.1\r\n", Kind::Metrics),
+        ("HEAD /metrics HTTP/1.1\r\n", Kind::Metrics),
         ("GET /v1/kv/metrics HTTP/1.1\r\n", Kind::Own),
         ("PUT /v1/kv/a HTTP/1.1\r\nraft-forwarded: 2\r\n\r\n", Kind::Forwarded),
         ("PUT /v1/kv/a HTTP/1.1\r\nhost: raft-forwarded: 2\r\n\r\n", Kind::Own),
@@ -162,10 +162,10 @@ fn kinds() {
 #[test]
 fn a_turn_that_is_not_taken() {
     let mut scene = Scene::new(1000);
-    scene.come(REQUESTS_A_TURN, Kind::Own);
-    let mut crowd = scene.come(4, Kind::Own);
-    crowd.remove(0);
-    for (state, first) in crowd.iter().zip([Some(""), Some("\r\n"), None]) {
+    scene.come(REQUESTS_PER_TURN, Kind::Own);
+    let mut burst = scene.come(4, Kind::Own);
+    burst.remove(0);
+    for (state, first) in burst.iter().zip([Some(""), Some("\r\n"), None]) {
         state.admit_queued(true, true);
         match first {
             Some(first) => state.note_read(first.as_bytes()),
@@ -175,9 +175,9 @@ fn a_turn_that_is_not_taken() {
     }
     scene.queue.own.borrow_mut().truncate(1);
     scene.turn_after(Duration::ZERO, &[]);
-    assert_eq!(scene.queue.left.get(), REQUESTS_A_TURN);
-    scene.read_if_called(&crowd[0], Kind::Own);
-    assert!(!crowd[0].begin_request(), "it is not shed");
+    assert_eq!(scene.queue.left.get(), REQUESTS_PER_TURN);
+    scene.read_if_called(&burst[0], Kind::Own);
+    assert!(!burst[0].begin_request(), "it is not shed");
 }
 
 /// A connection that is polled several times before it reads takes one turn.
@@ -190,7 +190,7 @@ fn a_turn_is_taken_once() {
         assert!(state.poll_turn(&mut context, |_| unreachable!("the turn has reads left")).is_ready());
     }
     state.note_read(b"GET / HTTP/1.1");
-    assert_eq!(scene.queue.left.get(), REQUESTS_A_TURN - 1);
+    assert_eq!(scene.queue.left.get(), REQUESTS_PER_TURN - 1);
 }
 
 /// Requests of known nodes on Raft's thread take no turn. Others there do, and all on the threads of clients.
@@ -205,7 +205,7 @@ fn nodes_take_no_turn() {
             state.end_request(false);
             state.keep_for(1);
         }
-        assert_eq!(scene.queue.left.get(), REQUESTS_A_TURN - turns, "{shares:?}");
+        assert_eq!(scene.queue.left.get(), REQUESTS_PER_TURN - turns, "{shares:?}");
     }
 }
 
@@ -213,19 +213,19 @@ fn nodes_take_no_turn() {
 #[test]
 fn who_is_late() {
     let mut scene = Scene::new(1000);
-    scene.come(REQUESTS_A_TURN, Kind::Own);
+    scene.come(REQUESTS_PER_TURN, Kind::Own);
     for (waited, kind, is_late) in [
-        (LINE_WAIT_MAX, Kind::Own, false),
-        (LINE_WAIT_MAX + STALL_MIN, Kind::Own, true),
-        (LINE_WAIT_MAX + STALL_MIN, Kind::Forwarded, true),
+        (QUEUE_WAIT_MAX, Kind::Own, false),
+        (QUEUE_WAIT_MAX + STALL_MIN, Kind::Own, true),
+        (QUEUE_WAIT_MAX + STALL_MIN, Kind::Forwarded, true),
     ] {
         scene.queue.left.set(0);
-        let crowd = scene.come(1, kind);
+        let burst = scene.come(1, kind);
         scene.now += waited;
         scene.queue.begin_turn(scene.now);
-        assert_eq!(crowd[0].is_late(), is_late, "{kind:?} after {waited:?}");
-        crowd[0].note_read(b"GET / HTTP/1.1");
-        assert!(!crowd[0].is_late());
+        assert_eq!(burst[0].is_late(), is_late, "{kind:?} after {waited:?}");
+        burst[0].note_read(b"GET / HTTP/1.1");
+        assert!(!burst[0].is_late());
     }
 }
 
@@ -233,12 +233,12 @@ fn who_is_late() {
 #[test]
 fn long_turns_are_overload() {
     let mut scene = Scene::new(1000);
-    let crowd = scene.come(40 * REQUESTS_A_TURN, Kind::Own);
-    for _ in 0..=(LINE_WAIT_MAX + OVERLOAD_AFTER).as_millis() / (2 * STALL_MIN).as_millis() {
-        scene.turn_after(STALL_MIN * 3, &[&crowd]);
+    let burst = scene.come(40 * REQUESTS_PER_TURN, Kind::Own);
+    for _ in 0..=(QUEUE_WAIT_MAX + OVERLOAD_AFTER).as_millis() / (2 * STALL_MIN).as_millis() {
+        scene.turn_after(STALL_MIN * 3, &[&burst]);
     }
-    let last = scene.come(REQUESTS_A_TURN, Kind::Own);
-    scene.turn_after(Duration::ZERO, &[&crowd]);
+    let last = scene.come(REQUESTS_PER_TURN, Kind::Own);
+    scene.turn_after(Duration::ZERO, &[&burst]);
     assert_ne!(shed(&last), 0);
 }
 
@@ -246,10 +246,10 @@ fn long_turns_are_overload() {
 #[test]
 fn a_pause_is_no_overload() {
     let mut scene = Scene::new(1000);
-    let crowd = scene.come(4 * REQUESTS_A_TURN, Kind::Own);
-    scene.turn_after(LINE_WAIT_MAX + OVERLOAD_AFTER * 2, &[&crowd]);
-    let last = scene.come(REQUESTS_A_TURN, Kind::Own);
-    scene.turn_after(Duration::ZERO, &[&crowd]);
+    let burst = scene.come(4 * REQUESTS_PER_TURN, Kind::Own);
+    scene.turn_after(QUEUE_WAIT_MAX + OVERLOAD_AFTER * 2, &[&burst]);
+    let last = scene.come(REQUESTS_PER_TURN, Kind::Own);
+    scene.turn_after(Duration::ZERO, &[&burst]);
     assert_eq!(shed(&last), 0);
 }
 
@@ -257,49 +257,49 @@ fn a_pause_is_no_overload() {
 #[test]
 fn overload_begins_and_ends() {
     let mut scene = Scene::new(1000);
-    let crowd = scene.come(20 * REQUESTS_A_TURN, Kind::Own);
+    let burst = scene.come(20 * REQUESTS_PER_TURN, Kind::Own);
     // Hardly any more requests may be under way.
     while scene.now + STALL_MIN <= scene.queue.shedding.short_at.get() + OVERLOAD_AFTER {
         scene.room.set(1 + scene.room.get() % 2);
-        scene.turn_after(STALL_MIN, &[&crowd]);
+        scene.turn_after(STALL_MIN, &[&burst]);
     }
     let pause = scene.queue.shedding.short_at.get() + OVERLOAD_AFTER - scene.now;
-    scene.turn_after(pause, &[&crowd]);
+    scene.turn_after(pause, &[&burst]);
     scene.room.set(1000);
-    let last = scene.come(REQUESTS_A_TURN, Kind::Own);
-    scene.turn_after(Duration::ZERO, &[&crowd]);
-    assert_eq!(shed(&last), 0, "a short crowd is served");
-    scene.turn_after(Duration::from_millis(1), &[&crowd]);
-    let share = REQUESTS_A_TURN / REQUESTS_A_REFUSAL;
+    let last = scene.come(REQUESTS_PER_TURN, Kind::Own);
+    scene.turn_after(Duration::ZERO, &[&burst]);
+    assert_eq!(shed(&last), 0, "a short burst is served");
+    scene.turn_after(Duration::from_millis(1), &[&burst]);
+    let share = REQUESTS_PER_TURN / SERVED_PER_SHED;
     assert_eq!(shed(&last), share);
-    assert_eq!(shed(&last[REQUESTS_A_TURN - share..]), share, "the newest are shed first");
-    scene.turn_after(REFUSED_WAIT_MAX, &[&crowd]);
-    assert_eq!(shed(&crowd) + shed(&last), share, "those that have waited are not shed");
-    while crowd.iter().chain(&last).any(|state| state.phase.get() == Phase::Queued) {
-        scene.turn_after(Duration::ZERO, &[&crowd, &last]);
+    assert_eq!(shed(&last[REQUESTS_PER_TURN - share..]), share, "the newest are shed first");
+    scene.turn_after(SHED_WAIT_MAX, &[&burst]);
+    assert_eq!(shed(&burst) + shed(&last), share, "those that have waited are not shed");
+    while burst.iter().chain(&last).any(|state| state.phase.get() == Phase::Queued) {
+        scene.turn_after(Duration::ZERO, &[&burst, &last]);
     }
-    assert_eq!(shed(&crowd) + shed(&last), share);
+    assert_eq!(shed(&burst) + shed(&last), share);
     assert!(!scene.queue.shedding.is_overloaded());
 }
 
 /// Even if hardly any request completes, new ones are shed at once.
 #[test]
-fn refusals_go_on_without_room() {
+fn shedding_continues_without_room() {
     let mut scene = Scene::new(0);
-    scene.come(REQUESTS_A_TURN, Kind::Own);
+    scene.come(REQUESTS_PER_TURN, Kind::Own);
     let first = scene.come(1, Kind::Own);
     let turn = |scene: &mut Scene, pause| {
         // A request has just completed.
         scene.queue.last_room.set(((scene.queue.room)(), scene.now + pause));
         scene.turn_after(pause, &[]);
     };
-    for _ in 0..=(LINE_WAIT_MAX + OVERLOAD_AFTER).as_millis() / STALL_MIN.as_millis() + 1 {
+    for _ in 0..=(QUEUE_WAIT_MAX + OVERLOAD_AFTER).as_millis() / STALL_MIN.as_millis() + 1 {
         turn(&mut scene, STALL_MIN);
     }
     let last = scene.come(2, Kind::Own);
-    turn(&mut scene, REFUSAL_INTERVAL_MAX);
+    turn(&mut scene, SHED_INTERVAL_MAX);
     turn(&mut scene, Duration::ZERO);
     assert_eq!((shed(&first), shed(&last)), (0, 1));
-    turn(&mut scene, REFUSAL_INTERVAL_MAX);
+    turn(&mut scene, SHED_INTERVAL_MAX);
     assert_eq!((shed(&first), shed(&last)), (0, 2));
 }

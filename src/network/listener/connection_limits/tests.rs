@@ -5,7 +5,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use super::*;
 use crate::app::Room;
 use crate::network::listener::admission_queue::Kind;
-use crate::network::listener::idle_reaping::HEAD_LOOKS;
+use crate::network::listener::idle_reaping::HEAD_SWEEPS;
 
 fn queue() -> Rc<AdmissionQueue> {
     AdmissionQueue::new(|| Room { free: 1000, kept: 0 })
@@ -80,7 +80,7 @@ fn shares() {
     clients[2].end();
     clients[2].is_writing.set(true);
     clients[3].end();
-    look(&connections);
+    sweep(&connections);
     assert_eq!(admitted(2, Class::Client).len(), 1, "an idle client makes room");
     assert!(
         clients[3].is_leaving() && !clients[2].is_leaving(),
@@ -99,7 +99,7 @@ fn shares() {
     assert_eq!(watches.len(), 20);
     drop(watches);
     assert!(clients[0].admit_watch().is_some());
-    let more: Vec<_> = (0..CONNECTIONS_KEPT_A_MEMBER).map(|_| open(&connections)).collect();
+    let more: Vec<_> = (0..CONNECTIONS_KEPT_PER_MEMBER).map(|_| open(&connections)).collect();
     more.iter().for_each(|state| state.keep_for(1));
     assert!(
         !proven[0].is_kept.get() && more.iter().all(|state| state.is_kept.get()),
@@ -147,8 +147,8 @@ fn those_that_sent_a_request_stay() {
     assert_eq!(closing(&states), [1], "the oldest of an unknown class");
 }
 
-fn look(connections: &Connections) {
-    connections.look().iter().for_each(|(one, phase)| one.close_if_still(*phase));
+fn sweep(connections: &Connections) {
+    connections.sweep().iter().for_each(|(one, phase)| one.close_if_still(*phase));
 }
 
 fn closing(states: &[Rc<ConnectionState>]) -> Vec<usize> {
@@ -165,7 +165,7 @@ fn who_has_done_nothing_for_longest_goes_first() {
     let mut states: Vec<_> = (0..14).map(|_| open(&connections)).collect();
     states[5].keep_for(1);
     for _ in 0..5 {
-        look(&connections);
+        sweep(&connections);
     }
     assert!(closing(&states).is_empty());
     for number in [0, 1, 3] {
@@ -174,36 +174,36 @@ fn who_has_done_nothing_for_longest_goes_first() {
     }
     states[2].begin();
     states.extend([open(&connections), open(&connections)]);
-    look(&connections);
+    sweep(&connections);
     assert_eq!(closing(&states), [4, 6, 7, 8]);
     // Others take their share.
     for number in [8, 7, 6, 4] {
         states.remove(number);
     }
     states.extend([open(&connections), open(&connections), open(&connections)]);
-    look(&connections);
+    sweep(&connections);
     assert_eq!(closing(&states), [5, 6, 7]);
 }
 
-/// A connection with a request is not reaped, nor one that has been idle for less than a look, however many are open.
+/// A connection with a request is not reaped, nor one that has been idle for less than a sweep, however many are open.
 #[test]
 fn who_has_something_to_do_stays() {
     let connections = connections(8);
     let states: Vec<_> = (0..8).map(|_| open(&connections)).collect();
     states[..7].iter().for_each(|one| one.begin());
-    look(&connections);
+    sweep(&connections);
     assert!(closing(&states).is_empty());
-    look(&connections);
+    sweep(&connections);
     assert_eq!(closing(&states), [7]);
     states[7].begin();
     assert!(closing(&states).is_empty());
     states[7].end();
     assert!(closing(&states).is_empty());
-    look(&connections);
+    sweep(&connections);
     assert!(closing(&states).is_empty());
     let chosen = {
-        connections.looks.set(connections.looks.get() + 1);
-        connections.look()
+        connections.sweeps.set(connections.sweeps.get() + 1);
+        connections.sweep()
     };
     assert_eq!(chosen.len(), 1);
     states[7].begin();
@@ -218,14 +218,14 @@ fn a_head_that_does_not_end() {
     let states: Vec<_> = (0..3).map(|_| open(&connections)).collect();
     states.iter().for_each(|one| one.come());
     states[1].begin();
-    for _ in 0..HEAD_LOOKS {
-        look(&connections);
+    for _ in 0..HEAD_SWEEPS {
+        sweep(&connections);
         assert!(closing(&states).is_empty());
         states[2].begin();
         states[2].end();
         states[2].come();
     }
-    look(&connections);
+    sweep(&connections);
     assert_eq!(closing(&states), [0]);
 }
 
@@ -237,15 +237,15 @@ fn who_cannot_go_makes_way() {
     states[0].begin();
     states[0].end_request(true);
     states[0].come();
-    look(&connections);
-    look(&connections);
+    sweep(&connections);
+    sweep(&connections);
     assert_eq!(closing(&states), [1, 2]);
     states[1..3].iter().for_each(|one| one.stay());
-    look(&connections);
+    sweep(&connections);
     assert_eq!(closing(&states), [3, 4]);
     states[3..].iter().for_each(|one| one.begin());
-    for _ in 0..=HEAD_LOOKS {
-        look(&connections);
+    for _ in 0..=HEAD_SWEEPS {
+        sweep(&connections);
     }
     assert_eq!(closing(&states), [1, 2]);
 }
@@ -292,9 +292,9 @@ fn who_is_closing_is_woken_each_time() {
     let context = Context::from_waker(&waker);
     assert!(states[0].poll_closing(&context, false).is_pending());
     for wanted in 1..=3 {
-        look(&connections);
+        sweep(&connections);
         assert_eq!(wakes.0.load(Ordering::Relaxed), wanted - 1);
-        look(&connections);
+        sweep(&connections);
         assert_eq!(wakes.0.load(Ordering::Relaxed), wanted);
         assert!(states[0].poll_closing(&context, false).is_ready());
         states[0].stay();
