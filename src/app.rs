@@ -61,6 +61,8 @@ pub struct ExampleApp {
     pub appending: Arc<tokio::sync::Mutex<()>>,
     /// Free disk space.
     pub disk: Arc<Disk>,
+    /// Memory for keys and values, in bytes, beyond which this node as leader lets no write add data.
+    pub quota_bytes: u64,
     // The part of the metrics that only changes with the leader or the membership.
     metrics: WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>,
     all_metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
@@ -242,6 +244,7 @@ impl ExampleApp {
             metrics,
             recovered: AtomicBool::new(false),
             disk: Arc::default(),
+            quota_bytes: config.quota_bytes,
             log_is_full: AtomicBool::new(false),
             exclusion: watch::Sender::new(None),
             said_committed: watch::Sender::new(None),

@@ -113,6 +113,9 @@ pub enum ApiError {
     /// The disk is nearly full. 507.
     #[error("{}", .0.message)]
     DiskSpaceLow(Details),
+    /// The write would add data beyond the quota. 507.
+    #[error("{}", .0.message)]
+    QuotaExceeded(Details),
 }
 
 /// An invalid part of a request.
@@ -342,6 +345,7 @@ impl ApiError {
             ApiError::DeadlinePassed(expired) => Properties::interrupted("deadline_passed", 504, expired),
             ApiError::OutcomeUnknown(lost) => Properties::interrupted("outcome_unknown", 504, lost),
             ApiError::DiskSpaceLow(_) => Properties::of("disk_space_low", 507),
+            ApiError::QuotaExceeded(_) => Properties::of("quota_exceeded", 507),
         }
     }
 

@@ -23,7 +23,7 @@ use self::cli::{EXIT_OUTPUT, Variables};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// A flag or environment variable is invalid.
+/// A flag, an environment variable or the settings file is invalid.
 const EXIT_USAGE: u8 = 2;
 /// An error in the program itself.
 const EXIT_SOFTWARE: u8 = 70;
@@ -32,17 +32,27 @@ fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let mut program = cli::with_commands(Config::command());
     program = cli::with_environment(program, arguments.get(1).cloned());
+    let file = match cli::config_file(&program, &arguments) {
+        Ok(file) => file,
+        Err(error) => return fail(EXIT_USAGE, &error.to_string()),
+    };
+    if let Some(file) = &file {
+        program = cli::with_config_file(program, file);
+    }
     let parsed = program.try_get_matches_from_mut(&arguments).and_then(|matches| {
         if matches.subcommand_name().is_some() {
-            return cli::run(&matches, &mut program);
+            return cli::run(&matches, &mut program, file.as_ref());
         }
-        let log_level_is_given = matches.value_source("log_level") != Some(ValueSource::DefaultValue);
+        let log_level_is_given = matches.value_source("log_level") != Some(ValueSource::DefaultValue)
+            || file.as_ref().is_some_and(|file| file.has("log-level"));
         let config = Config::from_arg_matches(&matches)?;
-        Ok(start(config, log_level_is_given, &Variables::of(&program, &arguments)))
+        Ok(start(config, log_level_is_given, &Variables::of(&program, &arguments, file.as_ref())))
     });
     match parsed {
         Ok(code) => code,
-        Err(error) if error.use_stderr() => fail(EXIT_USAGE, &cli::one_line(&error, &program, &arguments)),
+        Err(error) if error.use_stderr() => {
+            fail(EXIT_USAGE, &cli::one_line(&error, &program, &arguments, file.as_ref()))
+        }
         // `--help` or `--version`.
         Err(text) => match text.print().and_then(|()| io::stdout().flush()) {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {

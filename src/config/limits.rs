@@ -219,6 +219,19 @@ const _: () = assert!(SHED_WAIT_MAX.as_millis() < 100);
 const _: () = assert!(SHED_WAIT_MAX.as_millis() < QUEUE_WAIT_MAX.as_millis());
 const _: () = assert!(STALL_MIN.as_millis() < QUEUE_WAIT_MAX.as_millis());
 
+// ---- the quota ----
+
+/// Memory that each key takes in addition to its own bytes and its value's, in bytes, rounded up from what
+/// `bench key-value` measures.
+pub const KEY_MEMORY_BYTES: u64 = 200;
+/// Least value of `--quota-bytes`.
+pub const QUOTA_BYTES_LEAST: u64 = 1 << 20;
+
+// ---- the settings file ----
+
+/// Maximum length of the settings file, in bytes.
+pub const CONFIG_FILE_BYTES_MAX: u64 = 1 << 20;
+
 // ---- threads and connections ----
 
 /// Greatest default of `--http-threads`.

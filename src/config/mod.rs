@@ -1,8 +1,10 @@
-//! Settings: the command line, the environment and the defaults.
+//! Settings: the command line, the environment, the file of `--config`, and the defaults.
 //!
-//! `limits` has every bound and default, `address` the forms of addresses. Their names are re-exported here.
+//! `limits` has every bound and default, `address` the forms of addresses, `file` the settings file. Their names are
+//! re-exported here.
 
 mod address;
+mod file;
 mod limits;
 
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -14,6 +16,8 @@ use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 
 #[doc(hidden)]
 pub use self::address::*;
+#[doc(hidden)]
+pub use self::file::*;
 #[doc(hidden)]
 pub use self::limits::*;
 use crate::types::NodeId;
@@ -75,6 +79,10 @@ Examples:
     raft-key-value get foo
     raft-key-value status
 
+  Check the settings in a file, and print what a node would use:
+    raft-key-value config check --config node1.toml
+    raft-key-value config print --config node1.toml
+
   Listen on every address, and tell other nodes which one to dial:
     raft-key-value --id 1 --http-addr 0.0.0.0:21001 --advertise-addr node1.example:21001
 
@@ -89,7 +97,7 @@ Exit codes of commands:
 
 Exit codes of a node:
    0  stopped by SIGTERM or SIGINT
-   2  a flag or environment variable is invalid
+   2  a flag, an environment variable or the file of --config is invalid
   65  the data is damaged or an older copy, or its state or a log entry differs from the leader's;
       nothing was changed
   69  cannot listen on --http-addr
@@ -106,6 +114,11 @@ pub struct Config {
     /// Address to listen on, HOST:PORT; if HOST is a name, the node listens on all its addresses
     #[arg(long, env = "RKV_HTTP_ADDR", value_name = "HOST:PORT")]
     pub http_addr: String,
+
+    /// File of settings in TOML, with the names of these flags as keys, such as `http-addr = "10.0.0.1:21001"`; flags
+    /// and environment variables override it
+    #[arg(long, env = "RKV_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
 
     /// Data directory; this node's files are in its subdirectory node-N
     #[arg(long, env = "RKV_DATA_DIR", value_name = "DIR", default_value = DATA_DIR_DEFAULT)]
@@ -184,6 +197,11 @@ pub struct Config {
     #[arg(long, env = "RKV_HTTP_THREADS", value_name = "N", default_value_t = http_threads_default(), hide_default_value = true)]
     pub http_threads: usize,
 
+    /// Memory for keys and values, in bytes, with 200 bytes more for each key; a leader rejects writes that add data
+    /// beyond it with 507; use the same value on all nodes [default: half of the machine's memory]
+    #[arg(long, env = "RKV_QUOTA_BYTES", value_name = "BYTES", default_value_t = quota_default(), hide_default_value = true)]
+    pub quota_bytes: u64,
+
     /// Free disk space below which a leader rejects writes that store data, in bytes; hidden, since only tests need
     /// another value than the default
     #[arg(long, hide = true, value_name = "BYTES", default_value_t = DISK_FREE_BYTES_MIN)]
@@ -228,15 +246,25 @@ fn http_threads_default() -> usize {
     cores.saturating_sub(1).clamp(1, HTTP_THREADS_DEFAULT_MAX)
 }
 
-/// An eighth of the memory that the system and the control group give this process, within the bounds.
+/// An eighth of the memory, within the bounds.
 fn client_memory_default() -> usize {
+    let eighth = usize::try_from(memory_bytes() / 8).unwrap_or(usize::MAX);
+    eighth.clamp(CLIENT_MEMORY_BYTES_LEAST, CLIENT_MEMORY_BYTES_DEFAULT)
+}
+
+/// Half of the memory.
+fn quota_default() -> u64 {
+    (memory_bytes() / 2).max(QUOTA_BYTES_LEAST)
+}
+
+/// The memory that the system and the control group give this process.
+fn memory_bytes() -> u64 {
     let system = rustix::system::sysinfo();
     #[allow(clippy::useless_conversion)] // `totalram` has 32 bits on some architectures.
     let total = u64::from(system.totalram).saturating_mul(u64::from(system.mem_unit));
     let of_group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
     let of_group = of_group.and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(u64::MAX);
-    let eighth = usize::try_from(total.min(of_group) / 8).unwrap_or(usize::MAX);
-    eighth.clamp(CLIENT_MEMORY_BYTES_LEAST, CLIENT_MEMORY_BYTES_DEFAULT)
+    total.min(of_group)
 }
 
 impl Config {
@@ -355,6 +383,10 @@ impl Config {
             self.snapshot_bytes >= SNAPSHOT_BYTES_LEAST,
             format!("--snapshot-bytes must be at least {SNAPSHOT_BYTES_LEAST} (1 MiB), got {}", self.snapshot_bytes),
         )?;
+        check(
+            self.quota_bytes >= QUOTA_BYTES_LEAST,
+            format!("--quota-bytes must be at least {QUOTA_BYTES_LEAST} (1 MiB), got {}", self.quota_bytes),
+        )?;
         let ranges = [
             ("--max-request-bytes", self.max_request_bytes, REQUEST_BYTES_MAX_LEAST..=REQUEST_BYTES_MAX_LIMIT),
             ("--max-key-bytes", self.max_key_bytes, 1..=KEY_BYTES_MAX_LIMIT),
@@ -447,6 +479,7 @@ mod tests {
             (&["--election-timeout-max-ms", "60001"], "--election-timeout-max-ms"),
             (&["--snapshot-entries", "0"], "--snapshot-entries"),
             (&["--snapshot-bytes", "1048575"], "--snapshot-bytes"),
+            (&["--quota-bytes", "1048575"], "--quota-bytes"),
             (&["--max-request-bytes", "1023"], "--max-request-bytes"),
             (&["--max-request-bytes", "999999999"], "--max-request-bytes"),
             (&["--max-key-bytes", "0"], "--max-key-bytes"),

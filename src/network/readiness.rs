@@ -73,7 +73,7 @@ pub fn stale_read(app: &ExampleApp) -> Result<(), ApiError> {
 /// # Errors
 ///
 /// 507 if the disk has no room for the operation. Operations that store nothing pass while any room is left, so that
-/// clients can free space and keys expire. 503 if the log cannot take more until it is synced, committed or purged.
+/// clients can free space and keys expire. 507 if the operation adds data beyond the quota, too. 503 if the log cannot take more until it is synced, committed or purged.
 pub fn proposal(app: &ExampleApp, operation: &Operation) -> Result<(), ApiError> {
     let full = match app.disk.space() {
         DiskSpace::Enough => None,
@@ -86,6 +86,14 @@ pub fn proposal(app: &ExampleApp, operation: &Operation) -> Result<(), ApiError>
     };
     if let Some(full) = full {
         return Err(ApiError::DiskSpaceLow(Details::not_applied(full)));
+    }
+    let machine = &app.store.state_machine;
+    if machine.memory_bytes() > app.quota_bytes && machine.read(|machine| machine.may_grow(operation)) {
+        return Err(ApiError::QuotaExceeded(Details::not_applied(format!(
+            "the quota of {} bytes is used up, so only deletes, touches and writes that add no data are accepted: \
+             delete keys, or restart all nodes with a greater --quota-bytes",
+            app.quota_bytes
+        ))));
     }
     let log = &app.store.log;
     let why = if app.log_is_full() {

@@ -1,6 +1,7 @@
 //! The state machine as openraft drives it: apply, snapshot, install.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::Bytes;
@@ -40,6 +41,8 @@ pub struct StateMachineStore {
     self_checks: Arc<Mutex<SelfChecks>>,
     // Updated while `machine` is locked, so that no reader sees it behind the state's clock.
     clock: Arc<LogClock>,
+    // Memory of the keys and values after the last batch.
+    memory_bytes: Arc<AtomicU64>,
 }
 
 impl StateMachineStore {
@@ -48,6 +51,7 @@ impl StateMachineStore {
         let hub = Hub::default();
         hub.replaced(&machine);
         StateMachineStore {
+            memory_bytes: Arc::new(AtomicU64::new(machine.memory_bytes())),
             machine: Arc::new(RwLock::new(machine)),
             snapshots: Arc::new(snapshots),
             hub: Arc::new(hub),
@@ -126,6 +130,11 @@ impl StateMachineStore {
         Ok(())
     }
 
+    /// Approximate memory of all keys and values, in bytes, without waiting for the state.
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory_bytes.load(Ordering::Relaxed)
+    }
+
     /// The node's clock of log time.
     pub fn clock(&self) -> &LogClock {
         &self.clock
@@ -172,6 +181,7 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
                     answers.extend(responder.map(|responder| (responder, response)));
                 }
                 self.clock.applied(machine.clock_ms);
+                self.memory_bytes.store(machine.memory_bytes(), Ordering::Relaxed);
                 io::Result::Ok(revision_before)
             })?;
             // Readers continue meanwhile. Only this task changes the state, so it is still the same.
@@ -215,6 +225,7 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
             self.hub.reset(current.revision + 1);
             self.self_checks().forget();
             self.clock.applied(machine.clock_ms);
+            self.memory_bytes.store(machine.memory_bytes(), Ordering::Relaxed);
             self.hub.replaced(&machine);
             self.applied_waits.take_due(&machine, &mut due);
             std::mem::replace(current, machine)

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand, ValueEnum};
-use raft_key_value::config::parse_endpoint;
+use raft_key_value::config::{Config, parse_endpoint};
 use raft_key_value::duration::{milliseconds, ttl_ms};
 
 // All that the program does besides running a node. Not a doc comment: clap would use it as the program's description.
@@ -115,6 +115,10 @@ Examples:
   raft-key-value members --output json")]
     Members(Common),
 
+    /// Print or check the settings of a node, without starting it
+    #[command(subcommand)]
+    Config(ConfigCommand),
+
     /// Print a completion script for a shell
     #[command(after_help = "\
 Examples:
@@ -122,6 +126,22 @@ Examples:
   raft-key-value completions zsh > ~/.zfunc/_raft-key-value
   raft-key-value completions fish > ~/.config/fish/completions/raft-key-value.fish")]
     Completions(Completions),
+}
+
+/// What to do with the settings of a node.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print every setting that a node with these flags would use, and where it comes from, as a file for --config
+    Print(Box<NodeSettings>),
+    /// Check the settings that a node with these flags would use; the exit code is 2 if it would reject one
+    Check(Box<NodeSettings>),
+}
+
+/// The flags of a node.
+#[derive(Debug, Args)]
+pub struct NodeSettings {
+    #[command(flatten)]
+    pub config: Config,
 }
 
 /// Options of every command that needs a cluster.
@@ -331,7 +351,7 @@ pub enum Shell {
 }
 
 impl Command {
-    /// The common options; `completions` has none, so it gets empty ones.
+    /// The common options; commands that need no cluster get empty ones.
     pub fn common(&self) -> Common {
         match self {
             Command::Get(get) => get.common.clone(),
@@ -342,7 +362,9 @@ impl Command {
             Command::Watch(watch) => watch.common.clone(),
             Command::Touch(touch) => touch.common.clone(),
             Command::Status(common) | Command::Members(common) => common.clone(),
-            Command::Completions(_) => Common { endpoints: Vec::new(), output: Format::default(), retry_for: None },
+            Command::Completions(_) | Command::Config(_) => {
+                Common { endpoints: Vec::new(), output: Format::default(), retry_for: None }
+            }
         }
     }
 }

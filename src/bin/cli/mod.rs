@@ -8,13 +8,15 @@
 //! | `output` | text and JSON on standard output |
 //! | `spool` | output that is accepted faster than it is read |
 //! | `failure` | messages and exit codes of commands that fail |
-//! | `usage` | messages about invalid flags and variables, a node's too |
+//! | `settings` | the settings of a node: their file, and the commands that print and check them |
+//! | `usage` | messages about invalid settings, a node's too |
 
 mod arguments;
 mod cluster;
 mod failure;
 mod keys;
 mod output;
+mod settings;
 mod spool;
 mod usage;
 
@@ -24,12 +26,13 @@ use std::time::Duration;
 
 use clap::{Arg, Command as Clap, FromArgMatches, Subcommand};
 use raft_key_value::ExampleClient;
-use raft_key_value::config::RETRY_DEADLINE_DEFAULT;
+use raft_key_value::config::{ConfigFile, RETRY_DEADLINE_DEFAULT};
 
 use self::arguments::{Command, Common};
 pub use self::failure::EXIT_OUTPUT;
 use self::failure::Failure;
 use self::output::Output;
+pub use self::settings::{config_file, with_config_file};
 pub use self::usage::{Variables, one_line};
 
 /// Adds the commands to the command line of a node.
@@ -40,7 +43,7 @@ pub fn with_commands(node: Clap) -> Clap {
 /// Makes the command line ignore environment variables that do not apply.
 ///
 /// An empty variable counts as unset. With a command, the variables of a node are ignored: a command that runs in the
-/// environment of a node must not fail because of them.
+/// environment of a node must not fail because of them. Only `config` is about them.
 pub fn with_environment(program: Clap, first_argument: Option<OsString>) -> Clap {
     let is_command = first_argument.is_some_and(|name| program.find_subcommand(name).is_some());
     let is_empty = |arg: &Arg| arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
@@ -51,10 +54,13 @@ pub fn with_environment(program: Clap, first_argument: Option<OsString>) -> Clap
             unset(arg, ignored)
         })
         .mut_subcommands(|command| {
-            command.mut_args(|arg| {
-                let ignored = is_empty(&arg);
-                unset(arg, ignored)
-            })
+            let without_empty = |command: Clap| {
+                command.mut_args(|arg| {
+                    let ignored = is_empty(&arg);
+                    unset(arg, ignored)
+                })
+            };
+            without_empty(command).mut_subcommands(without_empty)
         })
 }
 
@@ -63,10 +69,11 @@ pub fn with_environment(program: Clap, first_argument: Option<OsString>) -> Clap
 /// # Errors
 ///
 /// If the arguments are invalid.
-pub fn run(matches: &clap::ArgMatches, program: &mut Clap) -> Result<ExitCode, clap::Error> {
+pub fn run(matches: &clap::ArgMatches, program: &mut Clap, file: Option<&ConfigFile>) -> Result<ExitCode, clap::Error> {
     let command = Command::from_arg_matches(matches)?;
     let ended = match command {
         Command::Completions(completions) => completions.print(program),
+        Command::Config(command) => settings::run(&command, matches, program, file),
         command => match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime.block_on(execute(command)),
             Err(error) => Err(Failure::Input(format!("cannot start the runtime: {error}"))),
@@ -92,7 +99,7 @@ async fn execute(command: Command) -> Result<(), Failure> {
         Command::Watch(watch) => keys::watch(&client, output, watch).await,
         Command::Status(common) => cluster::status(output, &common.endpoints()).await,
         Command::Members(_) => cluster::members(&client, output).await,
-        Command::Completions(_) => Ok(()), // Handled in `run`, since it needs no cluster.
+        Command::Completions(_) | Command::Config(_) => Ok(()), // Handled in `run`, since they need no cluster.
     }
 }
 

@@ -1,18 +1,20 @@
-//! Messages about invalid flags and environment variables, in one line each.
+//! Messages about invalid flags, environment variables and settings files, in one line each.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Command as Clap;
 use clap::error::ErrorKind;
+use raft_key_value::config::{ConfigFile, describe};
 
-/// Flags whose values come from environment variables, each with its variable.
+/// Flags whose values come from environment variables or a settings file, each with the name of the source.
 #[derive(Debug)]
 pub struct Variables(Vec<(String, String)>);
 
 impl Variables {
-    /// The variables that apply to a command line. A flag among its arguments overrides its variable.
-    pub fn of(program: &Clap, arguments: &[OsString]) -> Self {
+    /// The sources that apply to a command line. A flag among its arguments overrides its variable, which overrides
+    /// the file.
+    pub fn of(program: &Clap, arguments: &[OsString], file: Option<&ConfigFile>) -> Self {
         let is_given = |flag: &str| {
             arguments.iter().filter_map(|argument| argument.to_str()).any(|argument| {
                 argument.strip_prefix(flag).is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
@@ -20,14 +22,21 @@ impl Variables {
         };
         let all = program.get_arguments().chain(program.get_subcommands().flat_map(Clap::get_arguments));
         let set = all.filter_map(|arg| {
-            let (flag, variable) = (format!("--{}", arg.get_long()?), arg.get_env()?);
-            let is_used = std::env::var_os(variable).is_some() && !is_given(&flag);
-            is_used.then(|| (flag, variable.to_string_lossy().into_owned()))
+            let name = arg.get_long()?;
+            let flag = format!("--{name}");
+            let variable = arg.get_env().filter(|variable| std::env::var_os(variable).is_some());
+            let source = match (variable, file) {
+                _ if is_given(&flag) => None,
+                (Some(variable), _) => Some(variable.to_string_lossy().into_owned()),
+                (None, Some(file)) if file.has(name) => Some(format!("{name} in {}", file.path().display())),
+                (None, _) => None,
+            };
+            source.map(|source| (flag, source))
         });
         Variables(set.collect())
     }
 
-    /// Replaces flags by their variables in a message.
+    /// Replaces flags with their sources in a message.
     pub fn name_in(&self, message: String) -> String {
         self.0.iter().fold(message, |message, (flag, variable)| replace_flag(&message, flag, variable))
     }
@@ -55,18 +64,11 @@ fn replace_flag(message: &str, flag: &str, variable: &str) -> String {
 }
 
 /// The message of an error in one line, without clap's usage text.
-pub fn one_line(error: &clap::Error, program: &Clap, arguments: &[OsString]) -> String {
+pub fn one_line(error: &clap::Error, program: &Clap, arguments: &[OsString], file: Option<&ConfigFile>) -> String {
     if error.kind() == ErrorKind::InvalidUtf8 {
         return format!("{} is not valid UTF-8", not_utf8(program, arguments));
     }
-    let text = error.to_string();
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let lines = lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
-    let line = lines.collect::<Vec<_>>().join(" ").replace(" tip: ", "; ");
-    // The standard library's messages for invalid numbers.
-    let line = line.replace("invalid digit found in string", "must be an integer");
-    let line = line.replace("number too large to fit in target type", "is too large");
-    let line = Variables::of(program, arguments).name_in(line.trim_start_matches("error: ").to_owned());
+    let line = Variables::of(program, arguments, file).name_in(describe(error));
     format!("{line}; see --help")
 }
 

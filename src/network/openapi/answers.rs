@@ -251,7 +251,7 @@ const ERROR_STATUSES: &[(u16, &str)] = &[
     (500, "The node failed to handle the request."),
     (503, "The request was not applied; retrying is safe."),
     (504, "The outcome is unknown; a read changes nothing."),
-    (507, "The disk is nearly full."),
+    (507, "The disk is nearly full, or the quota is used up."),
 ];
 
 fn error_response(shape: Shape, status: u16) -> Response {
@@ -362,5 +362,6 @@ fn examples() -> Vec<ApiError> {
         )),
         ApiError::OutcomeUnknown(Interrupted::unknown("the leader changed during the request: read before retrying")),
         ApiError::DiskSpaceLow(details("the leader's disk is nearly full")),
+        ApiError::QuotaExceeded(details("the quota of 1073741824 bytes is used up")),
     ]
 }

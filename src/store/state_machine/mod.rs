@@ -25,7 +25,7 @@ use self::least_revisions::LeastRevisions;
 use self::record::{Data, Record, RecordParts};
 use self::requests::Requests;
 use crate::body::{PutAnswer, TouchAnswer, TxnDeleted};
-use crate::config::{DELETE_STEP_KEYS_MAX, EXPIRE_KEYS_MAX, TXN_ANSWER_BYTES_MAX};
+use crate::config::{DELETE_STEP_KEYS_MAX, EXPIRE_KEYS_MAX, KEY_MEMORY_BYTES, TXN_ANSWER_BYTES_MAX};
 use crate::hash::StateHash;
 use crate::operation::{
     Comparison, Condition, Delete, Found, Key, Operand, Operation, Put, RequestId, StepResult, Touch, Txn, TxnDone,
@@ -64,6 +64,8 @@ pub struct ExampleStateMachine {
     pub requests: Requests,
     pub(super) expiring: OrdSet<(u64, Key)>,
     pub(super) keys_hash: StateHash,
+    /// Bytes of all keys and values.
+    pub(super) data_bytes: u64,
     pub(super) replaced: Replaced,
     pub(super) least_revisions: LeastRevisions,
 }
@@ -125,6 +127,8 @@ impl ExampleStateMachine {
         assert!(self.history.newest() <= Some(self.revision), "a change is ahead of the store");
         let keys_hash: StateHash = self.data.values().map(|record| record.hash()).sum();
         assert_eq!(self.keys_hash, keys_hash, "the sum of the hashes has drifted");
+        let data_bytes: u64 = self.data.iter().map(|(key, record)| bytes_of(key, record)).sum();
+        assert_eq!(self.data_bytes, data_bytes, "the count of bytes has drifted");
     }
 
     /// The record of a key; `None` if the key does not exist.
@@ -249,7 +253,9 @@ impl ExampleStateMachine {
         } else {
             let (create_revision, version) = (record.create_revision, record.version + 1);
             self.keys_hash -= record.hash();
-            self.replaced.0 += record.value.as_bytes().len() as u64;
+            let (len_before, len) = (record.value.as_bytes().len() as u64, value.as_bytes().len() as u64);
+            self.replaced.0 += len_before;
+            self.data_bytes = self.data_bytes - len_before + len;
             let parts = RecordParts { value, revision, create_revision, version, expires_at_ms };
             *record = Arc::new(Record::new(key, parts));
             self.keys_hash += record.hash();
@@ -299,6 +305,7 @@ impl ExampleStateMachine {
     fn remove(&mut self, revision: u64, key: &str, kind: ChangeKind) -> bool {
         let Some((key, record)) = self.data.remove_with_key(key) else { return false };
         self.keys_hash -= record.hash();
+        self.data_bytes -= bytes_of(&key, &record);
         self.replaced.0 += record.value.as_bytes().len() as u64;
         reschedule(&mut self.expiring, &key, record.expires_at_ms, 0);
         self.least_revisions.update(&self.data, &key, Some(record.revision), None);
@@ -343,6 +350,27 @@ impl ExampleStateMachine {
         let revision = self.revision + 1;
         let results = steps.iter().map(|step| self.txn_step(revision, step)).collect();
         WriteResult::Txn(Arc::new(TxnDone { succeeded, revision: self.revision, results }))
+    }
+
+    /// Approximate memory of all keys and values, in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        self.data_bytes + self.data.len() as u64 * KEY_MEMORY_BYTES
+    }
+
+    /// Whether a write would add data if it were applied now: a new key, or a value longer than the one it replaces.
+    pub fn may_grow(&self, operation: &Operation) -> bool {
+        let grows = |put: &Put| {
+            let len = self.data.get(&put.key).map(|record| record.value.as_bytes().len());
+            len.is_none_or(|len| put.value.as_bytes().len() > len)
+        };
+        match operation {
+            Operation::Put(put) => grows(put),
+            Operation::Txn(txn) => {
+                let steps = txn.success.iter().chain(&txn.failure);
+                steps.filter_map(|step| if let TxnStep::Put(put) = step { Some(put) } else { None }).any(grows)
+            }
+            _ => false,
+        }
     }
 
     /// Bytes of values that were replaced or removed since this node started.
@@ -446,9 +474,11 @@ impl ExampleStateMachine {
         let parts = RecordParts { value, revision, create_revision, version, expires_at_ms: 0 };
         let record = Arc::new(Record::new(&key, parts));
         self.keys_hash += record.hash();
+        self.data_bytes += bytes_of(&key, &record);
         let former = self.data.insert(key.clone(), record);
         if let Some(former) = &former {
             self.keys_hash -= former.hash();
+            self.data_bytes -= bytes_of(&key, former);
             reschedule(&mut self.expiring, &key, former.expires_at_ms, 0);
         }
         let revision_before = former.map(|former| former.revision);
@@ -460,6 +490,7 @@ impl ExampleStateMachine {
     /// Inserts a key that does not exist, with this record.
     pub(super) fn insert_record(&mut self, key: Key, record: Arc<Record>) {
         self.keys_hash += record.hash();
+        self.data_bytes += bytes_of(&key, &record);
         reschedule(&mut self.expiring, &key, 0, record.expires_at_ms);
         let revision = record.revision;
         let former = self.data.insert(key.clone(), record);
@@ -474,6 +505,7 @@ impl ExampleStateMachine {
         for key in keys {
             let Some((key, record)) = self.data.remove_with_key(&key) else { continue };
             self.keys_hash -= record.hash();
+            self.data_bytes -= bytes_of(&key, &record);
             reschedule(&mut self.expiring, &key, record.expires_at_ms, 0);
             self.least_revisions.update(&self.data, &key, Some(record.revision), None);
         }
@@ -526,6 +558,11 @@ impl ExampleStateMachine {
             last_1,
         ])
     }
+}
+
+/// Bytes of a key and its value.
+fn bytes_of(key: &Key, record: &Record) -> u64 {
+    (key.len() + record.value.as_bytes().len()) as u64
 }
 
 /// Changes when a key expires, in milliseconds of log time; 0 for never.
