@@ -11,7 +11,7 @@ help:
 	@echo 'make deny       check licenses and advisories of the dependencies (needs cargo-deny)'
 	@echo
 	@echo 'Benchmarks (tools/bench/README.md), with their duration in minutes:'
-	@echo 'make bench                compare with etcd under the same load (6)'
+	@echo 'make bench                compare with etcd under the same load; draws docs/plots (6)'
 	@echo 'make bench-snapshots      latency during snapshots (6)'
 	@echo 'make bench-elections      elections under full load (5)'
 	@echo 'make bench-kill-all       writes lost by kill -9 of all nodes (2)'
@@ -58,7 +58,7 @@ api-check:
 demo:
 	./test-cluster.sh
 
-# Figures go to docs/runs/benchmarks.md. BENCH_ARGUMENTS passes options on.
+# Figures go to docs/runs/benchmarks.md, and plots of the comparison to docs/plots. BENCH_ARGUMENTS passes options on.
 bench: bench-tools
 	cargo run --release --locked -p raft-key-value-bench -- compare $(BENCH_ARGUMENTS)
 

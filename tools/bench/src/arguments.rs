@@ -38,19 +38,23 @@ pub enum Command {
     SelfCheck(SelfCheckArguments),
     /// Measure what hostile and odd clients do to a cluster
     Hostile(HostileArguments),
+    /// Draw the plots of a comparison again, from the file that `compare --json` wrote
+    Plot(PlotArguments),
 }
 
 impl Command {
-    pub fn common(&self) -> &CommonArguments {
+    /// `None` if the command measures nothing.
+    pub fn common(&self) -> Option<&CommonArguments> {
         match self {
-            Command::Compare(arguments) => &arguments.common,
-            Command::Snapshots(arguments) => &arguments.common,
-            Command::Elections(arguments) => &arguments.common,
-            Command::KillAll(arguments) => &arguments.common,
-            Command::KeyValue(arguments) => &arguments.common,
-            Command::Overload(arguments) => &arguments.common,
-            Command::SelfCheck(arguments) => &arguments.common,
-            Command::Hostile(arguments) => &arguments.common,
+            Command::Compare(arguments) => Some(&arguments.common),
+            Command::Snapshots(arguments) => Some(&arguments.common),
+            Command::Elections(arguments) => Some(&arguments.common),
+            Command::KillAll(arguments) => Some(&arguments.common),
+            Command::KeyValue(arguments) => Some(&arguments.common),
+            Command::Overload(arguments) => Some(&arguments.common),
+            Command::SelfCheck(arguments) => Some(&arguments.common),
+            Command::Hostile(arguments) => Some(&arguments.common),
+            Command::Plot(_) => None,
         }
     }
 }
@@ -160,6 +164,10 @@ pub struct CompareArguments {
     /// Spread the clients of our cluster over all its nodes, instead of sending all to the leader
     #[arg(long, requires = "only")]
     pub all_nodes: bool,
+
+    /// Directory for the plots [default: docs/plots, if docs/runs/benchmarks.md is updated; otherwise none]
+    #[arg(long, value_name = "DIRECTORY")]
+    plots: Option<PathBuf>,
 }
 
 impl CompareArguments {
@@ -170,6 +178,33 @@ impl CompareArguments {
             || !self.workloads.is_empty()
             || !self.etcd_connections.is_empty()
     }
+
+    /// Where to write plots, if at all. The default plots belong to the table in the default document.
+    pub fn plots(&self) -> Option<PathBuf> {
+        let is_published = !self.is_partial() && !self.common.print_only && self.common.output.is_none();
+        self.plots.clone().or_else(|| is_published.then(default_plots))
+    }
+}
+
+#[derive(Args)]
+pub struct PlotArguments {
+    /// File that `compare --json` wrote
+    #[arg(long, value_name = "FILE")]
+    pub json: PathBuf,
+
+    /// Directory for the plots [default: docs/plots]
+    #[arg(long, value_name = "DIRECTORY")]
+    plots: Option<PathBuf>,
+}
+
+impl PlotArguments {
+    pub fn plots(&self) -> PathBuf {
+        self.plots.clone().unwrap_or_else(default_plots)
+    }
+}
+
+fn default_plots() -> PathBuf {
+    PathBuf::from(ROOT).join("docs/plots")
 }
 
 #[derive(Args)]

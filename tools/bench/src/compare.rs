@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::Verdict;
 use crate::arguments::CompareArguments;
@@ -16,6 +16,7 @@ use crate::disk;
 use crate::etcd::{EtcdCluster, connections_for};
 use crate::load::{self, LoadPlan, Measurement, Workload};
 use crate::ours::{OursCluster, OursOptions};
+use crate::plot;
 use crate::report::{Environment, Goal, Limit, publish};
 use crate::statistics::{Spread, milliseconds, thousands};
 use crate::target::{Leader, System, Target, VALUE_BYTES};
@@ -26,8 +27,8 @@ const READ_CLIENTS: [usize; 1] = [64];
 const FILL_CLIENTS: usize = 64;
 
 /// One kind of load that both systems are measured with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-struct Point {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Point {
     workload: Workload,
     clients: usize,
     /// HTTP/2 connections to etcd, shared by the clients. With raft-key-value, each client has its own
@@ -35,18 +36,18 @@ struct Point {
     etcd_connections: usize,
 }
 
-#[derive(Serialize)]
-struct Record {
+#[derive(Deserialize, Serialize)]
+pub struct Record {
     round: u32,
-    system: System,
+    pub system: System,
     #[serde(flatten)]
-    point: Point,
+    pub point: Point,
     /// Measured by `disk::sync_time` before the point.
     disk_sync_us: u64,
     /// An election during the point makes its figures worthless: part of the load did not go to a leader.
     leader_changed: bool,
     #[serde(flatten)]
-    measurement: Measurement,
+    pub measurement: Measurement,
 }
 
 #[derive(Serialize)]
@@ -85,6 +86,9 @@ pub async fn run(arguments: &CompareArguments) -> Result<Verdict> {
     let verdict = if goals.iter().all(Goal::is_met) { Verdict::Met } else { Verdict::GoalMissed };
     let figures = Figures { environment, goals, records };
     publish(&arguments.common, "compare", &markdown(arguments, &figures), &figures, !arguments.is_partial())?;
+    if let Some(directory) = arguments.plots() {
+        plot::write_all(&directory, &figures.environment, &figures.records)?;
+    }
     Ok(verdict)
 }
 
@@ -234,11 +238,19 @@ impl Point {
         }
     }
 
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self.workload {
             Workload::Write => "write",
             Workload::Read => "linearizable read",
             other => unreachable!("{other:?} is not compared"),
+        }
+    }
+
+    /// The number of clients, with that of the connections if it is not the usual one.
+    pub fn label(self) -> String {
+        match self == Point::of(self.workload, self.clients) {
+            true => self.clients.to_string(),
+            false => format!("{} ({} conn.)", self.clients, self.etcd_connections),
         }
     }
 }
@@ -274,7 +286,7 @@ fn progress_line(rounds: u32, record: &Record) -> String {
 }
 
 /// One figure of one point over all rounds of one system; `None` if the system was not measured.
-fn spread(records: &[Record], system: System, point: Point, figure: impl Fn(&Record) -> f64) -> Option<Spread> {
+pub fn spread(records: &[Record], system: System, point: Point, figure: impl Fn(&Record) -> f64) -> Option<Spread> {
     let of_point = |record: &&Record| record.system == system && record.point == point;
     let mut rounds = records.iter().filter(of_point).peekable();
     rounds.peek()?;

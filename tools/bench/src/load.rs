@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -25,7 +25,7 @@ const ERROR_PAUSE: Duration = Duration::from_millis(10);
 const FILL_ATTEMPTS_MAX: usize = 20;
 const HISTOGRAM_SIGNIFICANT_DIGITS: u8 = 3;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Workload {
     /// `POST /write`, or etcd's put.
@@ -63,7 +63,7 @@ pub struct LoadPlan {
     pub seed: u64,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Measurement {
     /// Operations that succeeded within the window.
     pub operations: u64,

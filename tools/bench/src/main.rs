@@ -16,6 +16,7 @@ mod kill_all;
 mod load;
 mod ours;
 mod overload;
+mod plot;
 mod process;
 mod report;
 mod self_check;
@@ -43,7 +44,7 @@ pub enum Verdict {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let enforce = arguments.command.common().enforce;
+    let enforce = arguments.command.common().is_some_and(|common| common.enforce);
     match run(arguments.command) {
         Ok(Verdict::Met) => ExitCode::SUCCESS,
         Ok(Verdict::GoalMissed) if !enforce => ExitCode::SUCCESS,
@@ -56,7 +57,7 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<Verdict> {
-    let threads = command.common().load_threads;
+    let threads = command.common().map_or(1, |common| common.load_threads);
     let runtime = match threads {
         1 => tokio::runtime::Builder::new_current_thread().enable_all().build(),
         _ => tokio::runtime::Builder::new_multi_thread().worker_threads(threads.into()).enable_all().build(),
@@ -73,6 +74,7 @@ fn run(command: Command) -> Result<Verdict> {
             Command::Overload(arguments) => overload::run(&arguments).await,
             Command::SelfCheck(arguments) => self_check::run(&arguments).await,
             Command::Hostile(arguments) => hostile::run(&arguments).await,
+            Command::Plot(arguments) => plot::run(&arguments),
         }
     })
 }

@@ -5,14 +5,14 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use harness::document;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::arguments::CommonArguments;
 
 const HEADING: &str = "# Runs of the benchmarks\n\nWritten by `tools/bench`, see `tools/bench/README.md`.\n";
 
 /// Where and how the figures were measured.
-#[derive(Serialize)]
+#[derive(Deserialize, Serialize)]
 pub struct Environment {
     date: String,
     command: String,
@@ -67,6 +67,11 @@ impl Environment {
             cpu: cpu.to_owned(),
             cores: std::thread::available_parallelism().map_or(0, usize::from),
         })
+    }
+
+    /// The same in a line.
+    pub fn caption(&self) -> String {
+        format!("{}, {} ({} cores), revision {}", self.date, self.cpu, self.cores, self.revision)
     }
 
     pub fn markdown(&self) -> String {
