@@ -139,15 +139,21 @@ pub struct CompareArguments {
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub keys: u64,
 
-    /// Measure one system only; writes no Markdown unless --output is given
+    /// Another binary of raft-key-value to measure in turn, such as that of an earlier revision; its nodes get
+    /// the same --server-arg; writes no Markdown unless --output is given
+    #[arg(long, value_name = "FILE")]
+    pub former: Option<PathBuf>,
+
+    /// Measure one of the two systems only, and --former if it is given; writes no Markdown unless --output is
+    /// given
     #[arg(long)]
     pub only: Option<System>,
 
-    /// Numbers of clients to measure [default: writes 1,16,64,256; reads 64]
+    /// Numbers of clients to measure [default: write, put and put-once 1,16,64,256; others 64]
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub clients: Vec<u16>,
 
-    /// Workloads to measure [default: write,read]
+    /// Workloads to measure; etcd supports write and read [default: write,read]
     #[arg(long, value_delimiter = ',')]
     pub workloads: Vec<Workload>,
 
@@ -161,7 +167,7 @@ pub struct CompareArguments {
     )]
     pub etcd_connections: Vec<u16>,
 
-    /// Spread the clients of our cluster over all its nodes, instead of sending all to the leader
+    /// Spread the clients of raft-key-value over all nodes, instead of sending all to the leader
     #[arg(long, requires = "only")]
     pub all_nodes: bool,
 
@@ -171,9 +177,11 @@ pub struct CompareArguments {
 }
 
 impl CompareArguments {
-    /// Whether the run covers only part of the comparison. Such a run must not replace a published one.
+    /// Whether the run covers something else than the complete comparison with etcd. Such a run must not
+    /// replace a published one.
     pub fn is_partial(&self) -> bool {
         self.only.is_some()
+            || self.former.is_some()
             || !self.clients.is_empty()
             || !self.workloads.is_empty()
             || !self.etcd_connections.is_empty()

@@ -1,13 +1,14 @@
-//! Runs the same load on raft-key-value and on etcd, in turn.
+//! Runs the same load on raft-key-value, on etcd, and on another binary of raft-key-value, in turn.
 //!
 //! Each round starts each system's cluster on empty data, writes all keys, runs all points, and stops the
-//! cluster before the other one starts. The system that goes first alternates, so that neither always gets
-//! the calmer half of a round.
+//! cluster before the next one starts. The systems take turns at going first, so that none always gets the
+//! calmest part of a round.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::Verdict;
@@ -20,13 +21,17 @@ use crate::plot;
 use crate::report::{Environment, Goal, Limit, publish};
 use crate::statistics::{Spread, milliseconds, thousands};
 use crate::target::{Leader, System, Target, VALUE_BYTES};
-use crate::workspace::{Workspace, our_server};
+use crate::workspace::{Workspace, our_server, server_at};
 
 const WRITE_CLIENTS: [usize; 4] = [1, 16, 64, 256];
-const READ_CLIENTS: [usize; 1] = [64];
+const OTHER_CLIENTS: [usize; 1] = [64];
 const FILL_CLIENTS: usize = 64;
+/// The workloads that etcd supports.
+const COMPARABLE: [Workload; 2] = [Workload::Write, Workload::Read];
+/// In the order of the tables.
+const SYSTEMS: [System; 3] = [System::Ours, System::Former, System::Etcd];
 
-/// One kind of load that both systems are measured with.
+/// One kind of load that all systems are measured with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Point {
     workload: Workload,
@@ -65,6 +70,7 @@ enum Cluster {
 /// The binaries to start; `None` for a system that is not measured.
 struct Programs {
     ours: Option<OursOptions>,
+    former: Option<OursOptions>,
     etcd: Option<PathBuf>,
 }
 
@@ -138,7 +144,7 @@ async fn measure(
         warm_up: Duration::from_secs(arguments.warm_up),
         measured: Duration::from_secs(arguments.seconds),
         key_count: arguments.keys,
-        // Both systems get the same keys in the same order.
+        // All systems get the same keys in the same order.
         seed: u64::from(round),
     };
     let measurement = load::run_on_all(&targets, &plan, &cluster.pids()).await?;
@@ -147,11 +153,16 @@ async fn measure(
 
 fn points(arguments: &CompareArguments) -> Vec<Point> {
     let chosen: Vec<usize> = arguments.clients.iter().copied().map(usize::from).collect();
+    let workloads = match &arguments.workloads[..] {
+        [] => &COMPARABLE[..],
+        chosen => chosen,
+    };
     let mut points = Vec::new();
-    for (workload, default) in [(Workload::Write, &WRITE_CLIENTS[..]), (Workload::Read, &READ_CLIENTS)] {
-        if !arguments.workloads.is_empty() && !arguments.workloads.contains(&workload) {
-            continue;
-        }
+    for &workload in Workload::value_variants().iter().filter(|workload| workloads.contains(workload)) {
+        let default = match workload {
+            Workload::Write | Workload::Put | Workload::PutOnce => &WRITE_CLIENTS[..],
+            _ => &OTHER_CLIENTS,
+        };
         let clients = if chosen.is_empty() { default } else { &chosen };
         for &clients in clients {
             let fastest = Point::of(workload, clients);
@@ -170,32 +181,42 @@ fn points(arguments: &CompareArguments) -> Vec<Point> {
 impl Programs {
     fn find(arguments: &CompareArguments) -> Result<Self> {
         let wanted = |system| arguments.only.is_none_or(|only| only == system);
+        ensure!(
+            !wanted(System::Etcd) || arguments.workloads.iter().all(|workload| COMPARABLE.contains(workload)),
+            "etcd supports only the workloads write and read; leave it out with --only ours"
+        );
         let ours = wanted(System::Ours).then(|| our_server(&arguments.common));
+        let former = arguments.former.as_ref().map(|path| server_at(&arguments.common, path));
         let etcd = wanted(System::Etcd).then(|| arguments.etcd.binary());
-        Ok(Self { ours: ours.transpose()?, etcd: etcd.transpose()? })
+        Ok(Self { ours: ours.transpose()?, former: former.transpose()?, etcd: etcd.transpose()? })
     }
 
     fn paths(&self) -> Vec<&Path> {
-        let ours = self.ours.as_ref().map(|options| options.server.as_path());
-        ours.into_iter().chain(self.etcd.as_deref()).collect()
+        let of_ours = self.ours.iter().chain(&self.former).map(|options| options.server.as_path());
+        of_ours.chain(self.etcd.as_deref()).collect()
     }
 
     fn order_in(&self, round: u32) -> Vec<System> {
         let mut systems = Vec::new();
         systems.extend(self.ours.as_ref().map(|_| System::Ours));
+        systems.extend(self.former.as_ref().map(|_| System::Former));
         systems.extend(self.etcd.as_ref().map(|_| System::Etcd));
-        if round.is_multiple_of(2) {
-            systems.reverse();
-        }
+        let first = (round as usize - 1) % systems.len();
+        systems.rotate_left(first);
         systems
     }
 }
 
 impl Cluster {
     async fn create(system: System, programs: &Programs, directory: &Path) -> Result<Self> {
-        Ok(match (system, &programs.ours, &programs.etcd) {
-            (System::Ours, Some(ours), _) => Cluster::Ours(OursCluster::create(ours, directory).await?),
-            (System::Etcd, _, Some(etcd)) => Cluster::Etcd(EtcdCluster::create(etcd, directory).await?),
+        let of_ours = match system {
+            System::Ours => &programs.ours,
+            System::Former => &programs.former,
+            System::Etcd => &None,
+        };
+        Ok(match (of_ours, &programs.etcd) {
+            (Some(ours), _) => Cluster::Ours(OursCluster::create(ours, directory).await?),
+            (None, Some(etcd)) => Cluster::Etcd(EtcdCluster::create(etcd, directory).await?),
             _ => bail!("{} was left out", system.name()),
         })
     }
@@ -233,7 +254,7 @@ impl Point {
 
     fn connections(self, system: System) -> usize {
         match system {
-            System::Ours => self.clients,
+            System::Ours | System::Former => self.clients,
             System::Etcd => self.etcd_connections,
         }
     }
@@ -242,7 +263,7 @@ impl Point {
         match self.workload {
             Workload::Write => "write",
             Workload::Read => "linearizable read",
-            other => unreachable!("{other:?} is not compared"),
+            other => other.route(),
         }
     }
 
@@ -293,14 +314,14 @@ pub fn spread(records: &[Record], system: System, point: Point, figure: impl Fn(
     Some(Spread::of(rounds.map(figure)))
 }
 
-/// The median of raft-key-value divided by the median of etcd.
-fn ratio(records: &[Record], point: Point, figure: impl Fn(&Record) -> f64) -> Option<f64> {
+/// The median of raft-key-value divided by the median of another system.
+fn ratio(records: &[Record], other: System, point: Point, figure: impl Fn(&Record) -> f64) -> Option<f64> {
     let ours = spread(records, System::Ours, point, &figure)?;
-    let etcd = spread(records, System::Etcd, point, &figure)?;
-    Some(ours.median / etcd.median)
+    let other = spread(records, other, point, &figure)?;
+    Some(ours.median / other.median)
 }
 
-/// Goals for the points that were measured on both systems.
+/// Goals for the points that were measured on raft-key-value and etcd.
 fn goals(records: &[Record]) -> Vec<Goal> {
     let mut goals = Vec::new();
     let mut add = |what: String, limit, measured: Option<f64>| {
@@ -312,25 +333,25 @@ fn goals(records: &[Record]) -> Vec<Goal> {
         add(
             format!("writes/s, {clients} clients"),
             Limit::AtLeast(limit),
-            ratio(records, write(clients), |record| record.measurement.operations_per_second),
+            ratio(records, System::Etcd, write(clients), |record| record.measurement.operations_per_second),
         );
     }
     for clients in [64, 256] {
         add(
             format!("write p99, {clients} clients"),
             Limit::AtMost(0.65),
-            ratio(records, write(clients), |record| record.measurement.latency_us_p99 as f64),
+            ratio(records, System::Etcd, write(clients), |record| record.measurement.latency_us_p99 as f64),
         );
     }
     add(
         "server CPU per write, 256 clients".to_owned(),
         Limit::AtMost(0.42),
-        ratio(records, write(256), |record| record.measurement.server_cpu_us_per_operation),
+        ratio(records, System::Etcd, write(256), |record| record.measurement.server_cpu_us_per_operation),
     );
     add(
         "linearizable reads/s, 64 clients".to_owned(),
         Limit::AtLeast(1.6),
-        ratio(records, read, |record| record.measurement.operations_per_second),
+        ratio(records, System::Etcd, read, |record| record.measurement.operations_per_second),
     );
     goals
 }
@@ -354,9 +375,8 @@ fn markdown(arguments: &CompareArguments, figures: &Figures) -> String {
         text += &Goal::table(&figures.goals);
         text += "\n";
     }
-    if arguments.only.is_none() {
-        text += &ratio_table(&points, &figures.records);
-        text += "\n";
+    for other in [System::Etcd, System::Former] {
+        text += &ratio_table(&points, &figures.records, other).unwrap_or_default();
     }
     text += &point_table(&points, &figures.records);
     text += "\nServer CPU is the CPU time of all three processes. Two columns show whether the machine was quiet: \
@@ -365,13 +385,19 @@ fn markdown(arguments: &CompareArguments, figures: &Figures) -> String {
     text
 }
 
-fn ratio_table(points: &[Point], records: &[Record]) -> String {
-    let mut table = String::from(
-        "| raft-key-value ÷ etcd | clients | operations/s | p50 | p99 | server CPU per operation |\n\
+/// `None` if one of the systems was not measured.
+fn ratio_table(points: &[Point], records: &[Record], other: System) -> Option<String> {
+    let is_measured = |system| records.iter().any(|record| record.system == system);
+    if !is_measured(System::Ours) || !is_measured(other) {
+        return None;
+    }
+    let mut table = format!(
+        "| raft-key-value ÷ {} | clients | operations/s | p50 | p99 | server CPU per operation |\n\
          | --- | --- | --- | --- | --- | --- |\n",
+        other.name(),
     );
     for &point in points {
-        let cell = |figure: fn(&Record) -> f64| match ratio(records, point, figure) {
+        let cell = |figure: fn(&Record) -> f64| match ratio(records, other, point, figure) {
             Some(ratio) => format!("{ratio:.2}×"),
             None => "–".to_owned(),
         };
@@ -385,7 +411,7 @@ fn ratio_table(points: &[Point], records: &[Record]) -> String {
             cell(|record| record.measurement.server_cpu_us_per_operation),
         );
     }
-    table
+    Some(table + "\n")
 }
 
 fn point_table(points: &[Point], records: &[Record]) -> String {
@@ -395,7 +421,7 @@ fn point_table(points: &[Point], records: &[Record]) -> String {
          | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
     );
     for &point in points {
-        for system in [System::Ours, System::Etcd] {
+        for system in SYSTEMS {
             table += &point_row(records, system, point).unwrap_or_default();
         }
     }

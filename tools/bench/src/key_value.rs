@@ -132,16 +132,7 @@ impl Point {
     }
 
     fn name(self) -> String {
-        let name = match self.workload {
-            Workload::Write => "`POST /write`",
-            Workload::Read => "`POST /consistent_read`",
-            Workload::Put => "`PUT /v1/kv/{key}`",
-            Workload::PutOnce => "the same with an `Idempotency-Key`",
-            Workload::Get => "`GET /v1/kv/{key}`",
-            Workload::Batch => "`POST /v1/txn` of 125 puts",
-            Workload::List => "`GET /v1/kv?prefix=` of 1,000 keys",
-        };
-        let mut name = name.to_owned();
+        let mut name = self.workload.route().to_owned();
         if self.beside_watchers {
             name += &format!(", {} watches of other keys", thousands(self.watchers as f64));
         }

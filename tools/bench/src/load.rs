@@ -33,20 +33,30 @@ pub enum Workload {
     /// A linearizable read.
     Read,
     /// `PUT /v1/kv/{key}`
-    #[value(skip)]
     Put,
     /// The same with an `Idempotency-Key`.
-    #[value(skip)]
     PutOnce,
     /// `GET /v1/kv/{key}`, linearizable.
-    #[value(skip)]
     Get,
     /// `POST /v1/txn` with [`BATCH_KEYS`] puts.
-    #[value(skip)]
     Batch,
     /// `GET /v1/kv?prefix=` of a thousand keys.
-    #[value(skip)]
     List,
+}
+
+impl Workload {
+    /// What it calls of raft-key-value.
+    pub fn route(self) -> &'static str {
+        match self {
+            Workload::Write => "`POST /write`",
+            Workload::Read => "`POST /consistent_read`",
+            Workload::Put => "`PUT /v1/kv/{key}`",
+            Workload::PutOnce => "`PUT /v1/kv/{key}` with an `Idempotency-Key`",
+            Workload::Get => "`GET /v1/kv/{key}`",
+            Workload::Batch => "`POST /v1/txn` of 125 puts",
+            Workload::List => "`GET /v1/kv?prefix=` of 1,000 keys",
+        }
+    }
 }
 
 /// Puts per batch: nearly the maximum, and a divisor of the numbers of keys.

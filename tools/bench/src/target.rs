@@ -16,6 +16,9 @@ pub const VALUE_BYTES: usize = 256;
 #[serde(rename_all = "lowercase")]
 pub enum System {
     Ours,
+    /// Another binary of raft-key-value.
+    #[value(skip)]
+    Former,
     Etcd,
 }
 
@@ -23,6 +26,7 @@ impl System {
     pub fn name(self) -> &'static str {
         match self {
             System::Ours => "raft-key-value",
+            System::Former => "former",
             System::Etcd => "etcd",
         }
     }
@@ -78,7 +82,7 @@ impl Target {
 
     pub async fn connect(&self) -> Result<Connection> {
         Ok(match self.system {
-            System::Ours => Connection::Http(HttpConnection::connect(self.leader).await?),
+            System::Ours | System::Former => Connection::Http(HttpConnection::connect(self.leader).await?),
             System::Etcd => Connection::Grpc(GrpcConnection::connect(self.leader).await?),
         })
     }

@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::arguments::CommonArguments;
 use crate::ours::OursOptions;
@@ -82,13 +82,16 @@ fn refuse_tmpfs(directory: &Path) -> Result<()> {
 
 /// The server to measure, which must exist.
 pub fn our_server(common: &CommonArguments) -> Result<OursOptions> {
-    let server = common.server();
-    if !server.is_file() {
-        bail!(
-            "no server at `{}`: run `cargo build --release` in the repository's root, \
-             or pass its path with --server",
-            server.display()
-        );
-    }
-    Ok(OursOptions { server, server_arguments: common.server_arguments.clone() })
+    server_at(common, &common.server())
+}
+
+/// Another server to measure, which must exist.
+pub fn server_at(common: &CommonArguments, path: &Path) -> Result<OursOptions> {
+    ensure!(
+        path.is_file(),
+        "no server at `{}`: run `cargo build --release` in the repository's root, or pass the path of another \
+         binary",
+        path.display()
+    );
+    Ok(OursOptions { server: path.to_owned(), server_arguments: common.server_arguments.clone() })
 }
