@@ -19,7 +19,7 @@ use crate::load::{self, LoadPlan, Measurement, Workload};
 use crate::ours::{OursCluster, OursOptions};
 use crate::plot;
 use crate::report::{Environment, Goal, Limit, publish};
-use crate::statistics::{Spread, milliseconds, thousands};
+use crate::statistics::{Spread, milliseconds, one_digit, thousands, two_digits};
 use crate::target::{Leader, System, Target, VALUE_BYTES};
 use crate::workspace::{Workspace, our_server, server_at};
 
@@ -89,7 +89,7 @@ pub async fn run(arguments: &CompareArguments) -> Result<Verdict> {
     workspace.finish()?;
 
     let goals = goals(&records);
-    let verdict = if goals.iter().all(Goal::is_met) { Verdict::Met } else { Verdict::GoalMissed };
+    let verdict = Goal::verdict(&goals);
     let figures = Figures { environment, goals, records };
     publish(&arguments.common, "compare", &markdown(arguments, &figures), &figures, !arguments.is_partial())?;
     if let Some(directory) = arguments.plots() {
@@ -277,29 +277,16 @@ impl Point {
 }
 
 fn progress_line(rounds: u32, record: &Record) -> String {
-    let measurement = &record.measurement;
     let mut line = format!(
-        "round {}/{rounds}  {:<14}  {:<17}  {:>3} clients on {:>3} connections  {:>6}/s  \
-         p50 {} p90 {} p99 {} max {} ms  CPU/op: servers {:.1} load {:.1} µs  other {:.2} cores  \
-         fsync {} µs",
+        "round {}/{rounds}  {:<14}  {:<17}  {:>3} clients on {:>3} connections  {}  fsync {} µs",
         record.round,
         record.system.name(),
         record.point.name(),
         record.point.clients,
         record.point.connections(record.system),
-        thousands(measurement.operations_per_second),
-        milliseconds(measurement.latency_us_p50 as f64),
-        milliseconds(measurement.latency_us_p90 as f64),
-        milliseconds(measurement.latency_us_p99 as f64),
-        milliseconds(measurement.latency_us_max as f64),
-        measurement.server_cpu_us_per_operation,
-        measurement.load_cpu_us_per_operation,
-        measurement.other_cpu_cores,
+        record.measurement,
         record.disk_sync_us,
     );
-    if let Some(first_error) = &measurement.first_error {
-        line += &format!("  {} ERRORS, first: {first_error}", measurement.errors);
-    }
     if record.leader_changed {
         line += "  THE LEADER CHANGED";
     }
@@ -430,10 +417,7 @@ fn point_table(points: &[Point], records: &[Record]) -> String {
 
 fn point_row(records: &[Record], system: System, point: Point) -> Option<String> {
     type Figure = fn(&Record) -> f64;
-    let cell = |figure: Figure, format: fn(f64) -> String| {
-        let Spread { median, min, max } = spread(records, system, point, figure)?;
-        Some(format!("{} ({}–{})", format(median), format(min), format(max)))
-    };
+    let cell = |figure: Figure, format: fn(f64) -> String| Some(spread(records, system, point, figure)?.text(format));
     let of_point = |record: &&Record| record.system == system && record.point == point;
     let errors: u64 = records.iter().filter(of_point).map(|record| record.measurement.errors).sum();
     let changed = records.iter().filter(of_point).any(|record| record.leader_changed);
@@ -458,12 +442,4 @@ fn point_row(records: &[Record], system: System, point: Point) -> Option<String>
         cell(|record| record.measurement.other_cpu_cores, two_digits)?,
         cell(|record| record.disk_sync_us as f64, thousands)?,
     ))
-}
-
-fn one_digit(number: f64) -> String {
-    format!("{number:.1}")
-}
-
-fn two_digits(number: f64) -> String {
-    format!("{number:.2}")
 }

@@ -18,7 +18,7 @@ use crate::arguments::KeyValueArguments;
 use crate::load::{self, BATCH_KEYS, LoadPlan, Measurement, Workload, batch_of};
 use crate::ours::{HttpConnection, OursCluster};
 use crate::report::{Environment, Goal, Limit, publish};
-use crate::statistics::{Spread, mebibytes, milliseconds, thousands};
+use crate::statistics::{Spread, distinct, mebibytes, milliseconds, one_digit, thousands};
 use crate::target::{Leader, Target, VALUE_BYTES};
 use crate::workspace::{Workspace, our_server};
 
@@ -111,7 +111,7 @@ pub async fn run(arguments: &KeyValueArguments) -> Result<Verdict> {
     workspace.finish()?;
 
     let goals = goals(&records, &memory, arguments);
-    let verdict = if goals.iter().all(Goal::is_met) { Verdict::Met } else { Verdict::GoalMissed };
+    let verdict = Goal::verdict(&goals);
     let figures = Figures { environment, goals, records, memory };
     publish(&arguments.common, "key-value", &markdown(arguments, &figures), &figures, true)?;
     Ok(verdict)
@@ -193,18 +193,7 @@ async fn measure(arguments: &KeyValueArguments, cluster: &OursCluster, point: Po
         ended.context("a background task of the load panicked")??;
         bail!("the node closed a watch");
     }
-    println!(
-        "round {round}/{}  {} clients  {}: {}/s  p99 {} ms  CPU/op: servers {:.1} µs  other {:.2} cores  {} errors {}",
-        arguments.rounds,
-        point.clients,
-        point.name(),
-        thousands(measurement.operations_per_second),
-        milliseconds(measurement.latency_us_p99 as f64),
-        measurement.server_cpu_us_per_operation,
-        measurement.other_cpu_cores,
-        measurement.errors,
-        measurement.first_error.as_deref().unwrap_or_default(),
-    );
+    println!("round {round}/{}  {} clients  {}: {measurement}", arguments.rounds, point.clients, point.name());
     Ok(Record { point, measurement })
 }
 
@@ -331,25 +320,16 @@ fn markdown(arguments: &KeyValueArguments, figures: &Figures) -> String {
         thousands(arguments.keys as f64),
         Goal::table(&figures.goals),
     );
-    let mut seen: Vec<Point> = Vec::new();
-    for record in &figures.records {
-        if !seen.contains(&record.point) {
-            seen.push(record.point);
-        }
-    }
-    for point in seen {
+    for point in distinct(figures.records.iter().map(|record| record.point)) {
         let figure = |figure: fn(&Measurement) -> f64| of(&figures.records, point, figure);
-        let cpu = figure(|m| m.server_cpu_us_per_operation);
         text += &format!(
-            "| {} | {} | {} | {} | {} | {:.1} ({:.1}–{:.1}) | {:.2} | {} |\n",
+            "| {} | {} | {} | {} | {} | {} | {:.2} | {} |\n",
             point.name(),
             point.clients,
             thousands(figure(|m| m.operations_per_second).median),
             milliseconds(figure(|m| m.latency_us_p50 as f64).median),
             milliseconds(figure(|m| m.latency_us_p99 as f64).median),
-            cpu.median,
-            cpu.min,
-            cpu.max,
+            figure(|m| m.server_cpu_us_per_operation).text(one_digit),
             figure(|m| m.other_cpu_cores).median,
             figure(|m| m.errors as f64).max,
         );

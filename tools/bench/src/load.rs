@@ -3,7 +3,7 @@
 //! Throughput counts the operations that completed in the measured window. Latency covers all operations in
 //! progress at any time in the window, so a stall shows even if it began before the window or outlasts it.
 
-use std::fmt::Write;
+use std::fmt::{self, Display, Write};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::cpu;
+use crate::statistics::{milliseconds, thousands};
 use crate::target::{Connection, Target, VALUE_BYTES};
 
 /// After the window. An operation without a response by then counts as failed.
@@ -296,6 +297,18 @@ impl ClientFigures {
 }
 
 impl Measurement {
+    /// Cells of a table: operations/s, p50, p99 and maximum in milliseconds, server CPU in microseconds.
+    pub fn cells(&self) -> String {
+        format!(
+            "{} | {} | {} | {} | {:.1}",
+            thousands(self.operations_per_second),
+            milliseconds(self.latency_us_p50 as f64),
+            milliseconds(self.latency_us_p99 as f64),
+            milliseconds(self.latency_us_max as f64),
+            self.server_cpu_us_per_operation,
+        )
+    }
+
     fn new(figures: ClientFigures, measured: Duration, before: &cpu::Sample, after: &cpu::Sample) -> Self {
         let histogram = &figures.latency_us;
         let operations = figures.operations;
@@ -317,6 +330,28 @@ impl Measurement {
             server_cpu_us_per_operation: us_per_operation(cores.servers.iter().sum()),
             load_cpu_us_per_operation: us_per_operation(cores.load),
             other_cpu_cores: cores.other,
+        }
+    }
+}
+
+/// A line of progress for the terminal.
+impl Display for Measurement {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "{:>6}/s  p50 {} p90 {} p99 {} max {} ms  CPU/op: servers {:.1} load {:.1} µs  other {:.2} cores",
+            thousands(self.operations_per_second),
+            milliseconds(self.latency_us_p50 as f64),
+            milliseconds(self.latency_us_p90 as f64),
+            milliseconds(self.latency_us_p99 as f64),
+            milliseconds(self.latency_us_max as f64),
+            self.server_cpu_us_per_operation,
+            self.load_cpu_us_per_operation,
+            self.other_cpu_cores,
+        )?;
+        match &self.first_error {
+            Some(first_error) => write!(formatter, "  {} ERRORS, first: {first_error}", self.errors),
+            None => Ok(()),
         }
     }
 }

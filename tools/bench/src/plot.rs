@@ -14,7 +14,7 @@ use crate::Verdict;
 use crate::arguments::PlotArguments;
 use crate::compare::{Point, Record, spread};
 use crate::report::Environment;
-use crate::statistics::{Spread, thousands};
+use crate::statistics::{Spread, distinct, thousands};
 use crate::target::System;
 
 const WIDTH: f64 = 720.0;
@@ -137,17 +137,6 @@ impl Question {
     }
 }
 
-/// The values in the order of their first appearance.
-fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
-    let mut seen = Vec::new();
-    for value in values {
-        if !seen.contains(&value) {
-            seen.push(value);
-        }
-    }
-    seen
-}
-
 impl Plot<'_> {
     fn svg(&self) -> Result<String> {
         let spreads: Vec<Spread> = self.columns.iter().flat_map(|column| &column.points).flatten().copied().collect();
@@ -235,9 +224,13 @@ impl Plot<'_> {
 
     fn point(&self, scale: &Scale, series: usize, index: usize, spread: Spread) -> String {
         let column = &self.columns[index];
-        let [median, min, max] = [spread.median, spread.min, spread.max].map(self.format);
-        let description =
-            format!("{}, {}, clients {}: {median} ({min}–{max})", self.series[series], column.group, column.label);
+        let description = format!(
+            "{}, {}, clients {}: {}",
+            self.series[series],
+            column.group,
+            column.label,
+            spread.text(self.format)
+        );
         let (x, y) = (self.x(series, index), scale.y(spread.median));
         let (left, bottom, top) = (x - 4.0, scale.y(spread.min), scale.y(spread.max));
         // The outer sides are free; a series in the middle has room above it.
@@ -251,7 +244,7 @@ impl Plot<'_> {
              <path class=\"whisker s{series}\" d=\"M{left:.1} {bottom:.1}h8m-4 0V{top:.1}m-4 0h8\"/>\n{}{}</g>\n",
             escape(&description),
             marker(series, x, y),
-            text(label_x, label_y, anchor, "value", &median),
+            text(label_x, label_y, anchor, "value", &(self.format)(spread.median)),
         )
     }
 

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use harness::document;
 use serde::{Deserialize, Serialize};
 
+use crate::Verdict;
 use crate::arguments::CommonArguments;
 
 const HEADING: &str = "# Runs of the benchmarks\n\nWritten by `tools/bench`, see `tools/bench/README.md`.\n";
@@ -111,6 +112,10 @@ fn version_of(program: &Path) -> Result<String> {
 }
 
 impl Goal {
+    pub fn verdict(goals: &[Goal]) -> Verdict {
+        if goals.iter().all(Goal::is_met) { Verdict::Met } else { Verdict::GoalMissed }
+    }
+
     pub fn is_met(&self) -> bool {
         match self.limit {
             Limit::AtLeast(limit) => self.measured >= limit,

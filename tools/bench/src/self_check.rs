@@ -24,7 +24,7 @@ use crate::cpu;
 use crate::load::{self, LoadPlan, Measurement, Workload};
 use crate::ours::OursCluster;
 use crate::report::{Environment, Goal, Limit, publish};
-use crate::statistics::{Spread, thousands};
+use crate::statistics::{Spread, one_digit, thousands};
 use crate::target::{Target, VALUE_BYTES};
 use crate::workspace::{Workspace, our_server};
 
@@ -93,7 +93,7 @@ pub async fn run(arguments: &SelfCheckArguments) -> Result<Verdict> {
     workspace.finish()?;
 
     let goals: Vec<Goal> = CLIENTS.into_iter().map(|clients| goal(&loads, &parts, clients)).collect();
-    let verdict = if goals.iter().all(Goal::is_met) { Verdict::Met } else { Verdict::GoalMissed };
+    let verdict = Goal::verdict(&goals);
     let figures = Figures { environment, goals, loads, parts };
     publish(&arguments.common, "self-check", &markdown(arguments, &figures), &figures, true)?;
     Ok(verdict)
@@ -115,15 +115,7 @@ async fn measure_load(
     };
     let target = Target::ours(cluster.leader().await?, clients);
     let measurement = load::run(&target, &plan, &cluster.pids()).await?;
-    println!(
-        "round {round}/{}  {clients:>3} clients  {:>6}/s  CPU/op: servers {:.1} µs  other {:.2} cores  {} errors {}",
-        arguments.rounds,
-        thousands(measurement.operations_per_second),
-        measurement.server_cpu_us_per_operation,
-        measurement.other_cpu_cores,
-        measurement.errors,
-        measurement.first_error.as_deref().unwrap_or_default(),
-    );
+    println!("round {round}/{}  {clients:>3} clients  {measurement}", arguments.rounds);
     Ok(Load { clients, measurement })
 }
 
@@ -291,10 +283,7 @@ fn goal(loads: &[Load], parts: &[Parts], clients: usize) -> Goal {
 }
 
 fn markdown(arguments: &SelfCheckArguments, figures: &Figures) -> String {
-    let spread = |figure: fn(&Parts) -> f64| {
-        let Spread { median, min, max } = of_parts(&figures.parts, figure);
-        format!("{median:.0} ({min:.0}–{max:.0})")
-    };
+    let spread = |figure: fn(&Parts) -> f64| of_parts(&figures.parts, figure).text(|ns| format!("{ns:.0}"));
     let mut text = format!(
         "## What the self-check costs\n\n{}\n\
          Keys have {} bytes and values {VALUE_BYTES}; {} keys exist. Three nodes, with the load on the leader, {} s per \
@@ -340,11 +329,9 @@ fn load_row(figures: &Figures, clients: usize) -> String {
     let figure = |figure: fn(&Measurement) -> f64| of_loads(&figures.loads, clients, figure);
     let cpu = figure(|m| m.server_cpu_us_per_operation);
     format!(
-        "| {clients} | {} | {:.1} ({:.1}–{:.1}) | {:.2} | {:.2} % | {:.2} | {} |\n",
+        "| {clients} | {} | {} | {:.2} | {:.2} % | {:.2} | {} |\n",
         thousands(figure(|m| m.operations_per_second).median),
-        cpu.median,
-        cpu.min,
-        cpu.max,
+        cpu.text(one_digit),
         self_check_ns(&figures.parts, cpu.median * 1e3) / 1e3,
         share_percent(&figures.loads, &figures.parts, clients),
         figure(|m| m.other_cpu_cores).median,

@@ -13,7 +13,7 @@ use crate::arguments::SnapshotsArguments;
 use crate::load::{self, LoadPlan, Measurement, Workload};
 use crate::ours::OursCluster;
 use crate::report::{Environment, Goal, Limit, publish};
-use crate::statistics::{Spread, milliseconds, thousands};
+use crate::statistics::{Spread, thousands};
 use crate::target::{Target, VALUE_BYTES};
 use crate::workspace::{Workspace, our_server};
 
@@ -70,7 +70,12 @@ pub async fn run(arguments: &SnapshotsArguments) -> Result<Verdict> {
                 .await
                 .context("cannot restart the nodes with another setting")?;
             let record = measure(arguments, &cluster, round, snapshots).await?;
-            println!("{}", progress_line(arguments.rounds, &record));
+            println!(
+                "round {round}/{}  snapshots {snapshots:?}  {}  snapshot made on node 1, 2, 3: {}",
+                arguments.rounds,
+                record.measurement,
+                record.snapshot_summary(),
+            );
             records.push(record);
         }
     }
@@ -183,27 +188,6 @@ fn write_p99_ratio(records: &[Record]) -> f64 {
     p99(Snapshots::On) / p99(Snapshots::Off)
 }
 
-fn progress_line(rounds: u32, record: &Record) -> String {
-    let measurement = &record.measurement;
-    let mut line = format!(
-        "round {}/{rounds}  snapshots {:?}  {}/s  p50 {} p99 {} max {} ms  \
-         CPU/op: servers {:.1} µs  other {:.2} cores  snapshot made on node 1, 2, 3: {}",
-        record.round,
-        record.snapshots,
-        thousands(measurement.operations_per_second),
-        milliseconds(measurement.latency_us_p50 as f64),
-        milliseconds(measurement.latency_us_p99 as f64),
-        milliseconds(measurement.latency_us_max as f64),
-        measurement.server_cpu_us_per_operation,
-        measurement.other_cpu_cores,
-        record.snapshot_summary(),
-    );
-    if let Some(first_error) = &measurement.first_error {
-        line += &format!("  {} ERRORS, first: {first_error}", measurement.errors);
-    }
-    line
-}
-
 fn markdown(arguments: &SnapshotsArguments, figures: &Figures) -> String {
     let mut text = format!(
         "## Snapshots and the latency of writes\n\n{}\n\
@@ -221,17 +205,12 @@ fn markdown(arguments: &SnapshotsArguments, figures: &Figures) -> String {
         Goal::table(&figures.goals),
     );
     for record in &figures.records {
-        let measurement = &record.measurement;
         text += &format!(
-            "| {} | {:?} | {} | {} | {} | {} | {:.1} | {} | {} |\n",
+            "| {} | {:?} | {} | {} | {} |\n",
             record.round,
             record.snapshots,
-            thousands(measurement.operations_per_second),
-            milliseconds(measurement.latency_us_p50 as f64),
-            milliseconds(measurement.latency_us_p99 as f64),
-            milliseconds(measurement.latency_us_max as f64),
-            measurement.server_cpu_us_per_operation,
-            measurement.errors,
+            record.measurement.cells(),
+            record.measurement.errors,
             record.snapshot_summary(),
         );
     }

@@ -18,6 +18,22 @@ impl Spread {
         let median = if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 };
         Self { median, min: sorted[0], max: sorted[sorted.len() - 1] }
     }
+
+    /// Formats the median, with the minimum and maximum in parentheses.
+    pub fn text(self, format: impl Fn(f64) -> String) -> String {
+        format!("{} ({}–{})", format(self.median), format(self.min), format(self.max))
+    }
+}
+
+/// The values in the order of their first appearance.
+pub fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
+    let mut seen = Vec::new();
+    for value in values {
+        if !seen.contains(&value) {
+            seen.push(value);
+        }
+    }
+    seen
 }
 
 /// Formats `13641.4` as `13,641`.
@@ -31,6 +47,14 @@ pub fn thousands(number: f64) -> String {
         grouped.push(digit);
     }
     grouped
+}
+
+pub fn one_digit(number: f64) -> String {
+    format!("{number:.1}")
+}
+
+pub fn two_digits(number: f64) -> String {
+    format!("{number:.2}")
 }
 
 /// Formats microseconds as milliseconds with two decimals.

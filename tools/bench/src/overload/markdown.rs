@@ -44,13 +44,9 @@ impl Figures {
         for (point, remark) in before.chain([(&self.recovered, ", afterwards")]) {
             let measurement = &point.measurement;
             table += &format!(
-                "| {}{remark} | {} | {} | {} | {} | {:.1} | {:.2} | {} |\n",
+                "| {}{remark} | {} | {:.2} | {} |\n",
                 point.clients,
-                thousands(measurement.operations_per_second),
-                milliseconds(measurement.latency_us_p50 as f64),
-                milliseconds(measurement.latency_us_p99 as f64),
-                milliseconds(measurement.latency_us_max as f64),
-                measurement.server_cpu_us_per_operation,
+                measurement.cells(),
                 measurement.other_cpu_cores,
                 measurement.errors,
             );

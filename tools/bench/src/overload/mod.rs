@@ -25,7 +25,7 @@ use crate::load::{self, LoadPlan, Measurement, Workload};
 use crate::ours::OursCluster;
 use crate::process::raise_open_files_limit;
 use crate::report::{Environment, Goal, Limit, publish};
-use crate::statistics::{Spread, milliseconds, thousands};
+use crate::statistics::{Spread, thousands};
 use crate::target::{Leader, Target};
 use crate::workspace::{Workspace, our_server};
 
@@ -135,8 +135,7 @@ pub async fn run(arguments: &OverloadArguments) -> Result<Verdict> {
 
     let goals = goals(best, &overload, &memory, views.elections(leader));
     let verdict = match views.elections(leader) {
-        0 if goals.iter().all(Goal::is_met) => Verdict::Met,
-        0 => Verdict::GoalMissed,
+        0 => Goal::verdict(&goals),
         _ => Verdict::PromiseBroken,
     };
     let figures = Figures {
@@ -182,16 +181,7 @@ async fn measure_closed(arguments: &OverloadArguments, cluster: &OursCluster, cl
         seed: clients as u64,
     };
     let measurement = load::run_on_all(&targets, &plan, &cluster.pids()).await?;
-    println!(
-        "{clients} clients  {}/s  p50 {} p99 {} max {} ms  other {:.2} cores  {} errors {}",
-        thousands(measurement.operations_per_second),
-        milliseconds(measurement.latency_us_p50 as f64),
-        milliseconds(measurement.latency_us_p99 as f64),
-        milliseconds(measurement.latency_us_max as f64),
-        measurement.other_cpu_cores,
-        measurement.errors,
-        measurement.first_error.as_deref().unwrap_or_default(),
-    );
+    println!("{clients} clients  {measurement}");
     Ok(PeakPoint { clients, measurement })
 }
 
