@@ -443,3 +443,50 @@ fn point_row(records: &[Record], system: System, point: Point) -> Option<String>
         cell(|record| record.disk_sync_us as f64, thousands)?,
     ))
 }
+
+#[cfg(test)]
+pub mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// The raw figures of one round of 16 writing clients, as JSON.
+    pub fn raw_record(round: u32, system: &str, operations_per_second: u32) -> Value {
+        json!({
+            "round": round, "system": system, "workload": "write", "clients": 16, "etcd_connections": 2,
+            "disk_sync_us": 100, "leader_changed": false, "operations": 1, "errors": 0, "first_error": null,
+            "operations_per_second": operations_per_second, "latency_us_p50": 1, "latency_us_p90": 1,
+            "latency_us_p99": 2500, "latency_us_max": 3000, "server_cpu_us_per_operation": 20.5,
+            "load_cpu_us_per_operation": 1.0, "other_cpu_cores": 0.0,
+        })
+    }
+
+    fn records(raw: &[(u32, &str, u32)]) -> Vec<Record> {
+        let parsed = raw.iter().map(|&(round, system, rate)| serde_json::from_value(raw_record(round, system, rate)));
+        parsed.collect::<Result<_, _>>().unwrap()
+    }
+
+    /// Each system that was measured has its own ratios, of medians.
+    #[test]
+    fn ratios_are_of_medians_and_for_each_other_system() {
+        let records = records(&[(1, "ours", 100), (1, "former", 50), (2, "former", 70), (2, "ours", 140)]);
+        let points = [Point::of(Workload::Write, 16)];
+        let table = ratio_table(&points, &records, System::Former).unwrap();
+        assert!(table.starts_with("| raft-key-value ÷ former |"), "{table}");
+        assert!(table.ends_with("\n| write | 16 | 2.00× | 1.00× | 1.00× | 1.00× |\n\n"), "{table}");
+        assert_eq!(ratio_table(&points, &records, System::Etcd), None);
+    }
+
+    /// The systems take turns at going first, and each runs once a round.
+    #[test]
+    fn systems_take_turns_at_going_first() {
+        let ours = || Some(OursOptions { server: PathBuf::new(), server_arguments: Vec::new() });
+        let all = Programs { ours: ours(), former: ours(), etcd: Some(PathBuf::new()) };
+        assert_eq!(all.order_in(1), [System::Ours, System::Former, System::Etcd]);
+        assert_eq!(all.order_in(2), [System::Former, System::Etcd, System::Ours]);
+        assert_eq!(all.order_in(3), [System::Etcd, System::Ours, System::Former]);
+        let two = Programs { former: None, ..all };
+        assert_eq!(two.order_in(3), [System::Ours, System::Etcd]);
+        assert_eq!(two.order_in(4), [System::Etcd, System::Ours]);
+    }
+}

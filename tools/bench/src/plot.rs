@@ -306,6 +306,7 @@ mod tests {
     use roxmltree::{Document, Node};
 
     use super::*;
+    use crate::compare::tests::raw_record;
 
     fn column(group: &'static str, label: &str, points: [Option<(f64, f64, f64)>; 2]) -> Column<'static> {
         let spread = |(min, median, max)| Spread { median, min, max };
@@ -387,22 +388,15 @@ mod tests {
     /// The file that `compare --json` writes is enough to draw all plots.
     #[test]
     fn plots_are_drawn_from_raw_figures() {
-        let record = |round: u32, system: &str, rate: u32| {
-            serde_json::json!({
-                "round": round, "system": system, "workload": "write", "clients": 16, "etcd_connections": 2,
-                "disk_sync_us": 100, "leader_changed": false, "operations": 1, "errors": 0, "first_error": null,
-                "operations_per_second": rate, "latency_us_p50": 1, "latency_us_p90": 1, "latency_us_p99": 2500,
-                "latency_us_max": 3000, "server_cpu_us_per_operation": 20.5, "load_cpu_us_per_operation": 1.0,
-                "other_cpu_cores": 0.0,
-            })
-        };
         let json = serde_json::json!({
             "environment": {
                 "date": "2026-11-23 09:52 UTC", "command": "", "revision": "b0ba54e", "versions": [], "rustc": "",
                 "kernel": "", "cpu": "A&B", "cores": 2,
             },
             "goals": [],
-            "records": [record(1, "ours", 100), record(1, "etcd", 50), record(2, "etcd", 70), record(2, "ours", 140)],
+            "records": [
+                raw_record(1, "ours", 100), raw_record(1, "etcd", 50), raw_record(2, "etcd", 70), raw_record(2, "ours", 140),
+            ],
         });
         let figures: Figures = serde_json::from_value(json).unwrap();
         let drawn = QUESTIONS.map(|question| question.svg(&figures.environment, &figures.records).unwrap());
