@@ -9,7 +9,7 @@ impl Figures {
         let goals = self.goals();
         let (met, missed): (Vec<Goal>, Vec<Goal>) = goals.into_iter().partition(Goal::is_met);
         let mut text = format!(
-            "### Measured\n\n{}\nEach load took at most {} s, with {}× the clients and keys. {} goals were met, {} missed.\n\n",
+            "## Hostile and odd clients\n\n{}\nEach load took at most {} s, with {}× the clients and keys. {} goals were met, {} missed.\n\n",
             self.environment.markdown(),
             self.seconds,
             self.scale,
