@@ -164,7 +164,7 @@ async fn is_kept_out_and_replaced(name: &'static str, leader_is_lost: bool) {
     cluster.write(4, "k", "with the new node").await;
     assert_rejects_all(&cluster, wiped).await;
     let log = cluster.node(wiped).log()[log_before..].to_owned();
-    assert_eq!(log.matches("with another data directory").count(), 1, "the loss must be logged once: {log}");
+    assert_eq!(log.matches("with a different data directory").count(), 1, "the loss must be logged once: {log}");
     assert!(!log.contains("leads in term"), "node {wiped} took part in an election: {log}");
     cluster.assert_alive();
 }
