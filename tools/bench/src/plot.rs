@@ -68,8 +68,8 @@ const QUESTIONS: [Question; 3] = [
     },
     Question {
         file_name: "server-cpu.svg",
-        title: "Server CPU per operation: less is better",
-        axis: "µs per operation, all three nodes",
+        title: "CPU time of all three nodes: less is better",
+        axis: "µs per operation",
         figure: |record| record.measurement.server_cpu_us_per_operation,
         format: thousands,
     },
