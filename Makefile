@@ -26,7 +26,7 @@ help:
 	@echo 'make faults-quick         a fifth of the faults (2)'
 	@echo 'make soak HOURS=n         repeat for n hours, with a new seed each time'
 	@echo 'make faults-control       the same load and checker, and a subset of the faults, on etcd (6)'
-	@echo 'make faults-outage        how long writes fail after kill -9 of the leader, compared with etcd (4)'
+	@echo 'make faults-outage        how long writes fail after the leader was lost, compared with etcd (15)'
 	@echo 'make faults-selftest      servers with seeded bugs, each of which must be found (5)'
 	@echo 'Error 1: a violation; Error 3: incomplete, but no violation; Error 4: no verdict'
 	@echo

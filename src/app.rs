@@ -12,7 +12,7 @@ use openraft::metrics::{RaftMetrics, RaftServerMetrics};
 use tokio::sync::{Semaphore, watch};
 
 use crate::agreement::{Agreement, OlderCopy, OtherEntry};
-use crate::config::{Config, Limits, MEMBERS_ANSWER_MAX, MEMBERS_ANSWER_MIN};
+use crate::config::{Config, Limits, MEMBERS_ANSWER_MAX, MEMBERS_ANSWER_MIN, NEXT_LEADER_WAIT_MAX};
 use crate::confirmations::Confirmations;
 use crate::connection::connections;
 use crate::disk::Disk;
@@ -57,6 +57,8 @@ pub struct ExampleApp {
     pub agreement: Agreement,
     /// Confirmations by the leader, shared by watches.
     pub confirmations: Confirmations,
+    /// Held while this node transfers its leadership.
+    pub transfer_turn: tokio::sync::Mutex<()>,
     /// Held while Raft gets entries of a leader, until they are on disk.
     pub appending: Arc<tokio::sync::Mutex<()>>,
     /// Free disk space.
@@ -77,6 +79,8 @@ pub struct ExampleApp {
     /// The last entry that a leader declared committed. Raft learns only of entries in the log (`Append`).
     said_committed: watch::Sender<Option<LogId>>,
     stopping: watch::Sender<bool>,
+    /// The term in which this node, as leader, proposes no more because it hands over its leadership.
+    handing_over: watch::Sender<Option<u64>>,
     /// Why the node must exit, if it must.
     failure: watch::Sender<Option<Failure>>,
 }
@@ -235,6 +239,7 @@ impl ExampleApp {
             agreement: Agreement::default(),
             confirmations: Confirmations::default(),
             watches_held: WatchesHeld::default(),
+            transfer_turn: tokio::sync::Mutex::new(()),
             appending: Arc::default(),
             heartbeat_interval: Duration::from_millis(config.heartbeat_interval_ms),
             cluster_header: OnceLock::new(),
@@ -249,6 +254,7 @@ impl ExampleApp {
             exclusion: watch::Sender::new(None),
             said_committed: watch::Sender::new(None),
             stopping: watch::Sender::new(false),
+            handing_over: watch::Sender::new(None),
             failure: watch::Sender::new(None),
         }
     }
@@ -258,8 +264,14 @@ impl ExampleApp {
         let metrics = self.metrics.borrow_watched();
         match metrics.current_leader {
             Some(leader_id) if leader_id == self.id && metrics.state == ServerState::Leader => {
-                // A removed leader leads until another does, but accepts no more requests.
-                if self.has_quorum() && is_member_in(&metrics, self.id) { Role::Leader } else { Role::NoLeader }
+                // A removed leader leads until another does, but accepts no more requests. Neither does one that hands
+                // over its leadership.
+                let is_leaving = *self.handing_over.borrow() == Some(metrics.vote.leader_id.term);
+                if self.has_quorum() && is_member_in(&metrics, self.id) && !is_leaving {
+                    Role::Leader
+                } else {
+                    Role::NoLeader
+                }
             }
             Some(leader_id) if leader_id != self.id => {
                 match metrics.membership_config.membership().get_node(&leader_id) {
@@ -339,17 +351,70 @@ impl ExampleApp {
         while !is_expected(&self.known()) && said.changed().await.is_ok() {}
     }
 
+    /// The term and the leader, as far as this node knows.
+    pub fn term_and_leader(&self) -> TermAndLeader {
+        term_and_leader(&self.metrics.borrow_watched())
+    }
+
     /// Completes once the leader or the term is another one than at the call.
     pub fn leader_changed(&self) -> impl Future<Output = ()> + use<> {
-        let leader = |metrics: &RaftServerMetrics<TypeConfig>| (metrics.vote.leader_id.term, metrics.current_leader);
+        self.leader_changed_since(self.term_and_leader())
+    }
+
+    /// Completes once the leader or the term is another one than `before`.
+    pub fn leader_changed_since(&self, before: TermAndLeader) -> impl Future<Output = ()> + use<> {
         let mut metrics = self.metrics.clone();
-        let before = leader(&metrics.borrow_and_update());
         async move {
-            if metrics.wait_until(|metrics| leader(metrics) != before).await.is_err() {
+            if metrics.wait_until(|metrics| term_and_leader(metrics) != before).await.is_err() {
                 // Raft has stopped, which is reported elsewhere.
                 std::future::pending().await
             }
         }
+    }
+
+    /// Makes this node propose nothing more in this term, in which it leads.
+    pub fn set_handing_over(&self, term: u64) {
+        // Until the next leader is known, this node has just had one: itself.
+        self.peers.note_leader();
+        self.handing_over.send_replace(Some(term));
+    }
+
+    /// Lets this node propose again.
+    pub fn clear_handing_over(&self) {
+        self.handing_over.send_replace(None);
+    }
+
+    /// Whether another leader is likely within a moment: this node hands over its leadership, or has just lost its
+    /// leader.
+    pub fn is_between_leaders(&self) -> bool {
+        if self.is_stopping() || self.role() != Role::NoLeader {
+            return false;
+        }
+        let metrics = self.metrics.borrow_watched();
+        *self.handing_over.borrow() == Some(metrics.vote.leader_id.term) || self.has_just_heard_a_leader()
+    }
+
+    /// Whether this node received something from a leader within an election timeout.
+    pub fn has_just_heard_a_leader(&self) -> bool {
+        self.peers.heard_a_leader(self.leader_lease_ms)
+    }
+
+    /// Waits for the next leader if it is likely within a moment, so that a change of the leader costs no error.
+    pub async fn wait_between_leaders(&self) {
+        let mut metrics = self.metrics.clone();
+        let mut handing_over = self.handing_over.subscribe();
+        let settled = async {
+            while self.is_between_leaders() {
+                tokio::select! {
+                    // Raft has stopped, which is reported elsewhere.
+                    changed = metrics.changed() => if changed.is_err() { return },
+                    // Cannot fail: the sender is in `self`.
+                    _ = handing_over.changed() => {}
+                }
+            }
+        };
+        // The request is rejected afterwards if no leader is known by then.
+        let _ = tokio::time::timeout(NEXT_LEADER_WAIT_MAX, settled).await;
     }
 
     /// Whether this node leads with a majority, or follows a member from which it received something within an election
@@ -479,6 +544,13 @@ impl ExampleApp {
     pub fn set_log_is_full(&self, is_full: bool) {
         self.log_is_full.store(is_full, Ordering::Relaxed);
     }
+}
+
+/// A term, and its leader if it is known.
+pub type TermAndLeader = (u64, Option<NodeId>);
+
+fn term_and_leader(metrics: &RaftServerMetrics<TypeConfig>) -> TermAndLeader {
+    (metrics.vote.leader_id.term, metrics.current_leader)
 }
 
 /// Whether a node is a voter or a learner in the committed membership, or in the next one.

@@ -407,6 +407,25 @@ pub struct MemberRemoved {
     pub members: Vec<Member>,
 }
 
+/// The leader after its leadership was transferred.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LeaderTransferred {
+    /// The id of the new leader.
+    pub id: u64,
+    /// Its address for other nodes, `HOST:PORT`.
+    pub address: String,
+    /// Its term.
+    pub term: u64,
+}
+
+/// A node that a request names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NextLeader {
+    /// The id of the node that is to lead.
+    pub id: u64,
+}
+
 /// A member of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Member {

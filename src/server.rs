@@ -1,6 +1,5 @@
 //! A node from start to stop.
 
-use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -18,18 +17,19 @@ use tokio::sync::watch;
 use crate::app::{ExampleApp, Failure, Role};
 use crate::compaction;
 use crate::config::{
-    CLOCK_CHECK_INTERVAL, Config, ConfigError, EXPIRY_INTERVAL, HAND_OVER_DEADLINE, PORT_ATTEMPTS_MAX,
-    SELF_CHECK_INTERVAL, SHUTDOWN_DEADLINE,
+    CLOCK_CHECK_INTERVAL, Config, ConfigError, EXPIRY_INTERVAL, PORT_ATTEMPTS_MAX, SELF_CHECK_INTERVAL,
+    SHUTDOWN_DEADLINE,
 };
 use crate::network::browser::Browsers;
 use crate::network::consensus::propose;
 use crate::network::listener::serve_http;
 use crate::network::raft_network_impl::ExampleNetworkFactory;
 use crate::network::raft_thread::RaftThread;
+use crate::network::transfer;
 use crate::operation::Operation;
 use crate::peers::Peers;
 use crate::store::{ExampleRaft, ExampleStateMachine, ExampleStore, Identity, StoreError};
-use crate::types::{NodeId, TypeConfig};
+use crate::types::TypeConfig;
 
 /// Why a node did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -270,12 +270,9 @@ pub async fn serve_on(
     address_watch.abort();
     let result = match result {
         Ok(()) => {
-            // First, so that no write comes between two leaders, where its outcome would be unknown.
+            // First: until another node leads, requests wait, and then go there.
+            transfer::hand_over(&app).await;
             app.set_stopping();
-            // After a removed leader another one is elected anyway.
-            if app.has_member(config.id) {
-                hand_over_leadership(&raft, config.id).await;
-            }
             // Idle connections are closed. Requests under way get their responses first.
             let _ = stopping.send(true);
             stop(&http_handle, &raft, &store).await
@@ -491,28 +488,6 @@ async fn watch_address(app: web::Data<ExampleApp>) {
             // Raft has stopped, which is reported elsewhere.
             std::future::pending::<()>().await;
         }
-    }
-}
-
-/// Makes another voter the leader, so that no client has to wait for an election.
-async fn hand_over_leadership(raft: &ExampleRaft, id: NodeId) {
-    let successor = {
-        let metrics = raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let voters: BTreeSet<NodeId> = metrics.membership_config.membership().voter_ids().collect();
-        let replication = metrics.replication.iter().flatten();
-        let candidates = replication.filter(|(node, _)| **node != id && voters.contains(node));
-        candidates.max_by_key(|(_, matched)| **matched).map(|(node, _)| *node)
-    };
-    // Only a leader replicates, so another node finds no successor.
-    let Some(successor) = successor else { return };
-    if raft.trigger().transfer_leader(successor).await.is_err() {
-        return;
-    }
-    let wait = raft.wait(Some(HAND_OVER_DEADLINE));
-    match wait.metrics(|metrics| metrics.current_leader.is_some_and(|leader| leader != id), "another leader").await {
-        Ok(metrics) => tracing::info!("node {} is the leader now", metrics.current_leader.unwrap_or(successor)),
-        Err(_) => tracing::warn!("node {successor} did not become the leader in time: an election will follow"),
     }
 }
 

@@ -28,12 +28,13 @@ use self::request::{Effect, Request};
 use self::retry::Retries;
 pub use self::txn::Txn;
 pub use self::watch::{Watch, WatchStream};
+use crate::body::NextLeader;
 pub use crate::body::{
-    Compare, DeleteAnswer, Encoding, ErrorBody, KeyValue, Leader, ListAnswer, PutAnswer, Relation, Removed,
-    TouchAnswer, TxnAnswer, TxnDeleted, TxnKey, TxnOperation, TxnPut, TxnRequest, TxnResult, TxnTouch, WatchEnd,
-    WatchEvent,
+    Compare, DeleteAnswer, Encoding, ErrorBody, KeyValue, Leader, LeaderTransferred, ListAnswer, PutAnswer, Relation,
+    Removed, TouchAnswer, TxnAnswer, TxnDeleted, TxnKey, TxnOperation, TxnPut, TxnRequest, TxnResult, TxnTouch,
+    WatchEnd, WatchEvent,
 };
-use crate::config::{FORWARD_DEADLINE, MEMBERSHIP_DEADLINE, RETRY_DEADLINE_DEFAULT, check_address};
+use crate::config::{FORWARD_DEADLINE, MEMBERS_ANSWER_MAX, MEMBERSHIP_DEADLINE, RETRY_DEADLINE_DEFAULT, check_address};
 use crate::connection::connections;
 use crate::error::ApiError;
 use crate::headers::FORWARD;
@@ -184,6 +185,14 @@ impl ExampleClient {
         voters: &BTreeSet<NodeId>,
     ) -> Result<ClientWriteResponse<TypeConfig>, ClientError> {
         self.send_to_leader(&self.membership_request("/change-membership").json(voters)?).await
+    }
+
+    /// Makes a voter the leader. Returns once it leads; a retry of a transfer that has happened changes nothing.
+    pub async fn transfer_leader(&self, id: NodeId) -> Result<LeaderTransferred, ClientError> {
+        let deadline = self.deadline.max(MEMBERS_ANSWER_MAX + FORWARD_DEADLINE);
+        let request = Request::new(Method::POST, "/v1/cluster/leader", Effect::Changes, deadline);
+        let (answer, _) = self.ask(None, &request.json(&NextLeader { id })?).await?;
+        Ok(answer)
     }
 
     /// The metrics of one node: its own state, and its view of the cluster.

@@ -306,10 +306,27 @@ pub const FOUNDING_HOLD: Duration = Duration::from_secs(5);
 pub const REQUEST_HEAD_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a client may take to send the body of a request.
 pub const REQUEST_BODY_DEADLINE: Duration = Duration::from_secs(10);
-/// How long a leader that stops waits for another node to become leader.
+/// How long a leader that stops waits for a voter that responds and is caught up.
+pub const HAND_OVER_ANSWER_MAX: Duration = Duration::from_secs(1);
+/// How long a former leader waits for the next one to be known, before it reports an unknown outcome.
 pub const HAND_OVER_DEADLINE: Duration = Duration::from_secs(1);
+/// How long a leader holds new requests while the next leader gets the rest of the log.
+pub const HAND_OVER_CATCH_UP_MAX: Duration = Duration::from_millis(200);
+/// How long requests take at most from the check that this node leads until Raft has them.
+pub const HAND_OVER_SETTLE: Duration = Duration::from_millis(3);
+/// How long a former leader that stops still serves, at most: other nodes may forward requests to it until they have
+/// heard from the next leader, which takes a heartbeat interval.
+pub const HAND_OVER_LINGER_MAX: Duration = Duration::from_millis(250);
+/// How long a request waits for the next leader if its node has just lost the last one.
+pub const NEXT_LEADER_WAIT_MAX: Duration = Duration::from_millis(500);
 
-const _: () = assert!(FORWARD_DEADLINE.as_millis() > MEMORY_WAIT_MAX.as_millis() + REQUEST_DEADLINE.as_millis());
+// A forwarded request may also wait until its receiver leads.
+const _: () = assert!(
+    FORWARD_DEADLINE.as_millis()
+        > MEMORY_WAIT_MAX.as_millis() + REQUEST_DEADLINE.as_millis() + NEXT_LEADER_WAIT_MAX.as_millis()
+);
+const _: () =
+    assert!(HAND_OVER_CATCH_UP_MAX.as_millis() + HAND_OVER_SETTLE.as_millis() < NEXT_LEADER_WAIT_MAX.as_millis());
 const _: () = assert!(MEMBERS_PROBE_INTERVAL.as_millis() < MEMBERS_ANSWER_MIN.as_millis());
 const _: () = assert!(MEMBERS_ANSWER_MIN.as_millis() < MEMBERS_ANSWER_MAX.as_millis());
 const _: () = assert!(MEMBERS_ANSWER_MAX.as_secs() < MEMBERSHIP_DEADLINE.as_secs());

@@ -64,7 +64,18 @@ pub async fn submit(
     let Ok(_permit) = app.writes_waiting.try_acquire() else {
         return Err(ApiError::Overloaded(Retry::soon("this node has reached its limit of writes in progress")));
     };
-    match forward::destination(app, request.headers())? {
+    let mut destination = forward::next_destination(app, request.headers()).await?;
+    if let Destination::Leader { leader_id, leader_node } = &destination {
+        let before = app.term_and_leader();
+        match forward::to_leader(app, request, body.clone(), *leader_id, leader_node).await {
+            Err(error) if forward::is_worth_another_leader(app, &error) => {
+                forward::wait_for_change(app, before).await;
+                destination = forward::next_destination(app, request.headers()).await?;
+            }
+            response => return Ok(Submitted::Forwarded(memory.until_written(response?))),
+        }
+    }
+    match destination {
         Destination::Here => {
             let mut response = propose(app, request_id, operation, memory.waited()).await?;
             response.data.result = reading.result_of(response.data.result);
@@ -201,7 +212,18 @@ pub async fn linearize(app: &ExampleApp, headers: &HeaderMap, alone_within: Opti
     if seeded_bug::is_on(SeededBug::ReadWithoutReadIndex) {
         return Ok(());
     }
-    let destination = forward::destination(app, headers)?;
+    let before = app.term_and_leader();
+    match linearize_once(app, headers, alone_within).await {
+        Err(error) if alone_within.is_none() && forward::is_worth_another_leader(app, &error) => {
+            forward::wait_for_change(app, before).await;
+            linearize_once(app, headers, alone_within).await
+        }
+        result => result,
+    }
+}
+
+async fn linearize_once(app: &ExampleApp, headers: &HeaderMap, alone_within: Option<Duration>) -> Result<(), ApiError> {
+    let destination = forward::next_destination(app, headers).await?;
     let confirm = async {
         let worker = Worker::current().filter(|_| alone_within.is_none());
         match worker.map(|worker| worker.shared_reads.confirm(destination.clone())) {

@@ -13,8 +13,10 @@ use super::parameters::says_no;
 use super::readiness::{self, Destination};
 use super::rejections::no_leader;
 use super::worker::Worker;
-use crate::app::ExampleApp;
-use crate::config::{FORWARD_DEADLINE, MEMBERSHIP_DEADLINE, PASSED_ON_RESPONSE_BYTES_MAX};
+use crate::app::{ExampleApp, TermAndLeader};
+use crate::config::{
+    FORWARD_DEADLINE, MEMBERS_ANSWER_MAX, MEMBERSHIP_DEADLINE, NEXT_LEADER_WAIT_MAX, PASSED_ON_RESPONSE_BYTES_MAX,
+};
 use crate::connection::{BodyError, read_response};
 use crate::error::{ApiError, Details, Interrupted, LeaderHint, Retry};
 use crate::headers::{
@@ -42,6 +44,35 @@ pub fn destination(app: &ExampleApp, headers: &HeaderMap) -> Result<Destination,
         }
         destination => destination,
     }
+}
+
+/// The same, but waits a moment for the next leader if this node has just lost the last one.
+///
+/// # Errors
+///
+/// See [`destination`].
+pub async fn next_destination(app: &ExampleApp, headers: &HeaderMap) -> Result<Destination, ApiError> {
+    match destination(app, headers) {
+        Err(ApiError::NoLeader(_)) if app.is_between_leaders() => {
+            app.wait_between_leaders().await;
+            destination(app, headers)
+        }
+        known => known,
+    }
+}
+
+/// Whether a request that the leader rejected may succeed with the next leader, and should be sent again once this node
+/// knows it: the leader is no longer the leader, or cannot be reached, and nothing was proposed.
+pub fn is_worth_another_leader(app: &ExampleApp, error: &ApiError) -> bool {
+    matches!(error, ApiError::NoLeader(_) | ApiError::Unreachable(_))
+        && !app.is_stopping()
+        && app.has_just_heard_a_leader()
+}
+
+/// Waits until the leader or the term is another one than `before`, for a bounded time.
+pub async fn wait_for_change(app: &ExampleApp, before: TermAndLeader) {
+    // If nothing changes, the next attempt gets the error.
+    let _ = tokio::time::timeout(NEXT_LEADER_WAIT_MAX, app.leader_changed_since(before)).await;
 }
 
 /// Whether another node of the cluster forwarded the request to this node.
@@ -140,6 +171,7 @@ pub async fn to_leader(
 fn deadline_of(request: &HttpRequest) -> std::time::Duration {
     match request.path() {
         "/add-learner" | "/change-membership" => MEMBERSHIP_DEADLINE + FORWARD_DEADLINE,
+        "/v1/cluster/leader" => MEMBERS_ANSWER_MAX + FORWARD_DEADLINE,
         path if path.starts_with("/v1/cluster/members/") => MEMBERSHIP_DEADLINE + FORWARD_DEADLINE,
         _ => FORWARD_DEADLINE,
     }

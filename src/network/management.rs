@@ -234,7 +234,7 @@ pub(super) async fn on_leader(
     answer: impl FnOnce(&ClientWriteResponse<TypeConfig>) -> HttpResponse,
 ) -> Result<HttpResponse, ApiError> {
     reject_conditions(request)?;
-    match forward::destination(app, request.headers())? {
+    match forward::next_destination(app, request.headers()).await? {
         Destination::Here => {
             // A task of its own: a change has two steps, and must complete even if the client disconnects or the
             // deadline expires.

@@ -31,6 +31,7 @@ pub mod rejections;
 pub mod reply;
 pub mod request_body;
 pub mod rpc_check;
+pub mod transfer;
 pub mod txn;
 pub mod v1;
 pub mod watch;
@@ -137,6 +138,14 @@ pub fn table() -> Vec<Endpoint> {
                 web::resource("/v1/cluster/members/{id}")
                     .route(web::delete().to(members::remove_member))
                     .default_service(web::to(reply::only_delete)),
+            ),
+        },
+        Endpoint {
+            operations: vec![("post", "/v1/cluster/leader")],
+            service: Service::Resource(
+                web::resource("/v1/cluster/leader")
+                    .route(web::post().to(transfer::transfer_leader))
+                    .default_service(web::to(reply::only_post)),
             ),
         },
         // For the other nodes.

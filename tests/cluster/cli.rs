@@ -750,7 +750,8 @@ fn proxy_that_sees(addr: &str, text: String) -> (String, Arc<AtomicBool>) {
 fn help_and_completions_are_complete() {
     let cli = Cli { endpoints: "127.0.0.1:1".to_owned() };
     let help = cli.text(&["--help"]);
-    for name in ["get", "put", "delete", "list", "txn", "watch", "touch", "status", "members", "completions"] {
+    for name in ["get", "put", "delete", "list", "txn", "watch", "touch", "status", "members", "leader", "completions"]
+    {
         assert!(help.contains(&format!("\n  {name} ")), "{help}");
         let help = cli.text(&[name, "--help"]);
         assert!(help.contains("Examples:\n") && help.contains(&format!("raft-key-value {name}")), "{help}");

@@ -19,6 +19,7 @@
 //! | [`founding`] | does a list found one cluster, however often and to whichever nodes it is sent |
 //! | [`members`] | which harmful membership changes are rejected, and which members can be removed |
 //! | [`membership`] | which nodes can join or leave, and which are rejected |
+//! | [`transfer`] | can the leadership be moved, and what do clients notice |
 //! | [`older_copy`] | does a node detect that its directory is an older copy |
 //! | [`replace`] | what happens to a node that lost its disk |
 //! | [`addresses`] | is a node detected whose address differs from the membership |
@@ -85,6 +86,7 @@ mod snapshots;
 mod test_cluster;
 mod threads;
 mod time_to_live;
+mod transfer;
 mod txn;
 mod watch;
 mod watchers;

@@ -115,6 +115,15 @@ Examples:
   raft-key-value members --output json")]
     Members(Common),
 
+    /// Make a voter the leader
+    #[command(after_help = "\
+Examples:
+  raft-key-value leader 2
+
+Requests wait for a few milliseconds meanwhile. The node must respond and be caught up; otherwise
+nothing changes and the exit code is 2.")]
+    Leader(LeaderTransfer),
+
     /// Print or check the settings of a node, without starting it
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -142,6 +151,16 @@ pub enum ConfigCommand {
 pub struct NodeSettings {
     #[command(flatten)]
     pub config: Config,
+}
+
+#[derive(Debug, Args)]
+pub struct LeaderTransfer {
+    /// Id of the node that is to lead
+    #[arg(value_name = "ID", value_parser = clap::value_parser!(u64).range(1..))]
+    pub id: u64,
+
+    #[command(flatten)]
+    pub common: Common,
 }
 
 /// Options of every command that needs a cluster.
@@ -362,6 +381,7 @@ impl Command {
             Command::Watch(watch) => watch.common.clone(),
             Command::Touch(touch) => touch.common.clone(),
             Command::Status(common) | Command::Members(common) => common.clone(),
+            Command::Leader(leader) => leader.common.clone(),
             Command::Completions(_) | Command::Config(_) => {
                 Common { endpoints: Vec::new(), output: Format::default(), retry_for: None }
             }

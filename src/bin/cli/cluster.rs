@@ -1,4 +1,4 @@
-//! Commands about the cluster: `status` and `members`.
+//! Commands about the cluster: `status`, `members` and `leader`.
 
 use std::io;
 use std::time::Duration;
@@ -131,4 +131,11 @@ pub async fn members(client: &ExampleClient, mut output: Output) -> Result<(), F
     }
     output.flush()?;
     Ok(())
+}
+
+/// `leader`
+pub async fn leader(client: &ExampleClient, mut output: Output, id: u64) -> Result<(), Failure> {
+    let leader = client.transfer_leader(id).await?;
+    let text = format!("node {} at {} leads in term {}", leader.id, printable(&leader.address), leader.term);
+    output.result(&leader, &text)
 }

@@ -99,6 +99,7 @@ async fn execute(command: Command) -> Result<(), Failure> {
         Command::Watch(watch) => keys::watch(&client, output, watch).await,
         Command::Status(common) => cluster::status(output, &common.endpoints()).await,
         Command::Members(_) => cluster::members(&client, output).await,
+        Command::Leader(leader) => cluster::leader(&client, output, leader.id).await,
         Command::Completions(_) | Command::Config(_) => Ok(()), // Handled in `run`, since they need no cluster.
     }
 }

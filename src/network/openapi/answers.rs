@@ -195,6 +195,8 @@ errors_of! {
     MembershipErrors: Original [400, 408, 409, 413, 421, 503, 504];
     /// Errors of removing a member.
     MemberErrors: V1 [400, 404, 408, 409, 421, 503, 504];
+    /// Errors of transferring the leadership.
+    LeaderErrors: V1 [400, 408, 409, 413, 421, 503, 504];
 }
 
 /// Adds what all routes share: the errors, and the headers of every response.

@@ -1,8 +1,10 @@
-//! `/v1/cluster/hash` and `/v1/cluster/members`.
+//! `/v1/cluster/hash`, `/v1/cluster/members` and `/v1/cluster/leader`.
 
 use reqwest::Method;
 
 use super::{MARKER, Row};
+
+const LEADER: &str = "/v1/cluster/leader";
 
 const BAD_IDS: &[&str] = &[
     "0",
@@ -45,6 +47,25 @@ pub fn rows() -> Vec<Row> {
     }
     for id in ["77", "18446744073709551615"] {
         rows.push(member(id, "a node that is not a member").gives_v1(404, "member_not_found"));
+    }
+    for body in [
+        r#"{"id":-1}"#,
+        r#"{"id":1.5}"#,
+        r#"{"id":1e0}"#,
+        r#"{"id":"1"}"#,
+        r#"{"id":null}"#,
+        r#"{"id":[1]}"#,
+        r#"{"id":18446744073709551616}"#,
+        r#"{"id":1,"id":1}"#,
+        r#"{"id":1,"force":true}"#,
+        r#"{"node":1}"#,
+        "1",
+    ] {
+        rows.push(Row::post(LEADER, "not the id of a node", body).gives_v1(400, "invalid_json"));
+    }
+    for id in ["0", "77", "18446744073709551615"] {
+        let body = format!(r#"{{"id":{id}}}"#);
+        rows.push(Row::post(LEADER, "a node that is not a member", body).gives_v1(409, "conflict").naming(&["member"]));
     }
     rows
 }

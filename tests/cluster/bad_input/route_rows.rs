@@ -31,6 +31,7 @@ const METHODS: &[(&str, &str)] = &[
     ("/v1/watch", GET),
     ("/v1/cluster/hash", GET),
     ("/v1/cluster/members/77", "DELETE"),
+    ("/v1/cluster/leader", "POST"),
 ];
 
 const UNKNOWN: &[&str] = &[

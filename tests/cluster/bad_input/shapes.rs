@@ -57,6 +57,7 @@ fn json_routes(id: u64, addr: &str) -> Vec<JsonRoute> {
         ),
         route("/add-learner", json!([77, "127.0.0.1:1"]), &[(r#"[2,""#, r#":1"]"#)], &[]),
         route("/change-membership", json!([id]), &[(r#"[2,""#, r#""]"#)], &["an empty list"]),
+        route("/v1/cluster/leader", json!({"id": id}), &[(r#"{"id":""#, r#""}"#)], &[]),
         route(
             "/v1/txn",
             serde_json::from_str(TXN).unwrap(),
@@ -229,6 +230,7 @@ const PARAMETERS: &[(Method, &str, Parameters)] = &[
     ),
     (Method::GET, "/v1/cluster/hash", &[("applied", Kind::Number)]),
     (Method::DELETE, "/v1/cluster/members/77", &[]),
+    (Method::POST, "/v1/cluster/leader", &[]),
 ];
 
 /// Names that other routes accept, or none.
@@ -397,13 +399,14 @@ pub const BAD_TTLS: &[&str] = &[
 
 /// Conditions on routes that have none. Without the condition, each request would have an effect or another error.
 fn unexpected_conditions(id: u64) -> Vec<Row> {
-    let routes: [(Method, &str, &'static str, String); 6] = [
+    let routes: [(Method, &str, &'static str, String); 7] = [
         (Method::POST, "/init", "/init", String::new()),
         (Method::POST, "/add-learner", "/add-learner", r#"[77,"127.0.0.1:1"]"#.into()),
         (Method::POST, "/change-membership", "/change-membership", json!([id]).to_string()),
         (Method::POST, "/v1/txn", "/v1/txn", TXN.into()),
         (Method::DELETE, "/v1/kv?prefix=known", "/v1/kv", String::new()),
         (Method::DELETE, "/v1/cluster/members/77", "/v1/cluster/members/77", String::new()),
+        (Method::POST, "/v1/cluster/leader", "/v1/cluster/leader", json!({"id": id}).to_string()),
     ];
     let mut rows = Vec::new();
     for (method, path, named, body) in routes {

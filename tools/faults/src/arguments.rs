@@ -6,6 +6,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use harness::etcd::EtcdArguments;
 
+use crate::outage::Loss;
+
 const BINARY: &str = "target/release/raft-key-value";
 const SECONDS: u64 = 900;
 const SCALE: f64 = 1.0;
@@ -45,7 +47,7 @@ pub enum Command {
     },
     /// Run the same load, a subset of the faults and the same checker on etcd, as a control
     Control(ControlArguments),
-    /// Measure how long writes fail after `kill -9` of the leader, of raft-key-value and etcd in turn
+    /// Measure how long writes fail after the leader was killed, stopped or paused, of raft-key-value and etcd in turn
     Outage(OutageArguments),
     /// Run servers with seeded bugs, each of which the harness must find
     Selftest(SelftestArguments),
@@ -129,11 +131,15 @@ pub struct OutageArguments {
     #[arg(long, default_value = "target/outage")]
     pub folder: PathBuf,
 
-    /// Number of times that each system's leader is killed
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    /// Number of times that each system loses its leader in each way
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub repetitions: u32,
 
-    /// Write the figures into this document between their markers, if our median is at most etcd's
+    /// How the leaders are lost
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Loss::ALL)]
+    pub losses: Vec<Loss>,
+
+    /// Write the figures into this document between their markers, if the promises are kept
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
 }

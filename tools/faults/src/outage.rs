@@ -1,13 +1,19 @@
-//! Measures how long writes fail after the leader was killed, of raft-key-value and etcd in turn.
+//! Measures how long writes fail after the leader was killed, stopped or paused, of raft-key-value and etcd in
+//! turn.
 //!
 //! Both clusters run all the time, with three nodes each and their systems' default timings; the one that is
-//! not measured is idle. The kills alternate between the systems, so that other work on the machine affects
+//! not measured is idle. The losses alternate between the systems, so that other work on the machine affects
 //! both alike.
+//!
+//! After `kill -9` the machine of the leader lives, so its followers can be certain that it is gone. SIGTERM is
+//! a planned stop. After SIGSTOP the followers cannot know: the leader may be slow, and the election timeout
+//! rules, as it does after a partition.
 //!
 //! The probes begin a write at each node every 10 ms, whether or not earlier ones have returned. The figures
 //! are therefore independent of client timeouts: a write that hangs at a dead leader does not delay later
 //! ones.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -38,18 +44,55 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(10);
 const PROBE_DEADLINE: Duration = Duration::from_secs(2);
 /// How long writes succeed before the kill; a random time of up to the same length is added.
 const CALM: Duration = Duration::from_millis(700);
+/// How long a stopped leader may take to end.
+const STOP_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a cluster may take until writes succeed again.
 const OUTAGE_MAX: Duration = Duration::from_secs(30);
 /// How long the probes continue after writes succeed again: the new leader may be lost at once.
 const AFTERWARDS: Duration = Duration::from_secs(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Compares the longest times without a write. Our median must be at most etcd's.
+/// How a cluster loses its leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Loss {
+    /// `kill -9`.
+    Kill,
+    /// SIGTERM.
+    Stop,
+    /// SIGSTOP.
+    Pause,
+}
+
+impl Loss {
+    pub const ALL: [Loss; 3] = [Loss::Kill, Loss::Stop, Loss::Pause];
+
+    fn signal(self) -> &'static str {
+        match self {
+            Loss::Kill => "kill -9",
+            Loss::Stop => "SIGTERM",
+            Loss::Pause => "SIGSTOP",
+        }
+    }
+
+    /// The most that the median and the longest time without a write may be, with our default timings.
+    fn goals(self) -> Option<(Duration, Duration)> {
+        match self {
+            Loss::Kill => Some((Duration::from_millis(150), Duration::from_millis(400))),
+            Loss::Stop => Some((Duration::from_millis(100), Duration::from_millis(100))),
+            Loss::Pause => None,
+        }
+    }
+}
+
+/// The longest times without a successful write, of each system.
+type Outages = [Vec<Duration>; 2];
+
+/// Compares the longest times without a write. Our median must be at most etcd's, and within the goals.
 pub async fn run(arguments: &OutageArguments) -> Result<Verdict> {
     let binaries = [our_binary(&arguments.binary)?, arguments.etcd.binary()?];
     let folder = empty_folder(&arguments.folder.join(RUN_FOLDER))?;
-    println!("{} kills of each leader, files in {}", arguments.repetitions, folder.display());
-    let outages = match measure_all(arguments.repetitions, binaries, &folder).await {
+    println!("{} losses of each leader and kind, files in {}", arguments.repetitions, folder.display());
+    let outages = match measure_all(arguments.repetitions, &arguments.losses, binaries, &folder).await {
         Ok(outages) => outages,
         Err(error) => {
             let finding = Finding::of_error(&error);
@@ -60,9 +103,9 @@ pub async fn run(arguments: &OutageArguments) -> Result<Verdict> {
     };
     let figures = summary(&outages);
     println!("\n{figures}");
-    let [ours, etcd] = outages.each_ref().map(|outages| median(outages));
-    if ours > etcd {
-        println!("VIOLATION: without a leader, writes fail for longer than with etcd");
+    let broken: Vec<String> = outages.iter().filter_map(|(loss, outages)| broken_promise(*loss, outages)).collect();
+    if !broken.is_empty() {
+        println!("VIOLATION: {}", broken.join("; "));
         return Ok(Verdict::Violation);
     }
     if let Some(document) = &arguments.record {
@@ -71,20 +114,45 @@ pub async fn run(arguments: &OutageArguments) -> Result<Verdict> {
     Ok(Verdict::Passed)
 }
 
-async fn measure_all(repetitions: u32, binaries: [PathBuf; 2], folder: &Path) -> Result<[Vec<Duration>; 2]> {
+fn broken_promise(loss: Loss, outages: &Outages) -> Option<String> {
+    let [ours, etcd] = outages.each_ref().map(|outages| median(outages));
+    if ours > etcd {
+        return Some(format!("after {}, writes fail for longer than with etcd", loss.signal()));
+    }
+    let (median_max, longest_max) = loss.goals()?;
+    (ours > median_max || longest(&outages[0]) > longest_max).then(|| {
+        format!(
+            "after {}, writes fail for longer than {} ms in the median or {} ms at most",
+            loss.signal(),
+            median_max.as_millis(),
+            longest_max.as_millis()
+        )
+    })
+}
+
+async fn measure_all(
+    repetitions: u32,
+    losses: &[Loss],
+    binaries: [PathBuf; 2],
+    folder: &Path,
+) -> Result<BTreeMap<Loss, Outages>> {
     let mut clusters = Vec::new();
     for ((number, system), binary) in (1..).zip(SYSTEMS).zip(binaries) {
-        // There are no proxies, so only the time of each kill is random.
+        // There are no proxies, so only the time of each loss is random.
         let started = Cluster::start(plan(system, number, binary, folder), Rng::new()).await;
         clusters.push(started.map_err(|error| blame(system, error))?);
     }
-    let mut outages = [Vec::new(), Vec::new()];
+    let mut outages: BTreeMap<Loss, Outages> = BTreeMap::new();
     for repetition in 1..=repetitions {
-        for (cluster, outages) in clusters.iter_mut().zip(&mut outages) {
-            let system = cluster.plan.system;
-            let (leader, outage) = measure(cluster).await.map_err(|error| blame(system, error))?;
-            println!("{repetition:>4}  {system:<15} node {leader} killed: {:>6} ms", outage.as_millis());
-            outages.push(outage);
+        for loss in losses {
+            let measured = outages.entry(*loss).or_default();
+            for (cluster, outages) in clusters.iter_mut().zip(measured) {
+                let system = cluster.plan.system;
+                let (leader, outage) = measure(cluster, *loss).await.map_err(|error| blame(system, error))?;
+                let (signal, outage_ms) = (loss.signal(), outage.as_millis());
+                println!("{repetition:>4}  {system:<15} node {leader}, {signal}: {outage_ms:>6} ms");
+                outages.push(outage);
+            }
         }
     }
     Ok(outages)
@@ -113,30 +181,40 @@ fn plan(system: System, number: u8, binary: PathBuf, folder: &Path) -> Plan {
     }
 }
 
-/// Kills the leader during writes; returns the leader and the longest time without a successful write since
-/// the kill. The cluster is whole again afterwards.
-async fn measure(cluster: &mut Cluster) -> Result<(NodeId, Duration)> {
+/// Makes the leader fail during writes; returns the leader and the longest time without a successful write
+/// since then. The cluster is whole again afterwards.
+async fn measure(cluster: &mut Cluster, loss: Loss) -> Result<(NodeId, Duration)> {
     cluster.converge(CONVERGENCE_DEADLINE).await?;
     let probes = Probes::start(cluster);
     let began = Instant::now();
     tokio::time::sleep(CALM.mul_f64(1.0 + fastrand::f64())).await;
     let leader = cluster.wait_for_leader(CONVERGENCE_DEADLINE).await?;
     if !probes.has_write_begun_after(began) {
-        bail!(HarnessError(format!("no write succeeds within {CALM:?} before the kill: the machine is too slow")));
+        bail!(HarnessError(format!("no write succeeds within {CALM:?} before the loss: the machine is too slow")));
     }
-    let killed = Instant::now();
-    cluster.node(leader)?.kill()?;
+    let lost = Instant::now();
+    let node = cluster.node(leader)?;
+    match loss {
+        Loss::Kill => node.kill()?,
+        Loss::Pause => node.pause()?,
+        Loss::Stop => {
+            node.terminate()?;
+            if node.wait(STOP_DEADLINE).await?.is_none() {
+                bail!("node {leader} does not end within {STOP_DEADLINE:?} after SIGTERM");
+            }
+        }
+    }
     let gone = Instant::now();
-    // A write that began before the kill may have been applied before it, and acknowledged late by another
+    // A write that began before the loss may have been applied before it, and acknowledged late by another
     // node.
     while !probes.has_write_begun_after(gone) {
         if gone.elapsed() > OUTAGE_MAX {
-            bail!("no write succeeds within {OUTAGE_MAX:?} after the leader was killed");
+            bail!("no write succeeds within {OUTAGE_MAX:?} after the leader was lost by {}", loss.signal());
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
     tokio::time::sleep(AFTERWARDS).await;
-    let outage = probes.longest_gap_after(killed);
+    let outage = probes.longest_gap_after(lost);
     drop(probes);
     cluster.heal()?;
     cluster.converge(CONVERGENCE_DEADLINE).await?;
@@ -205,19 +283,28 @@ async fn probe(client: Client, host: Host, successes: Arc<Mutex<Vec<Success>>>) 
     }
 }
 
-fn summary(outages: &[Vec<Duration>; 2]) -> String {
-    let mut lines = vec![
-        "longest time without a successful write after `kill -9` of the leader, in ms, default timings:".to_owned(),
-        format!("  {:<15} {:>6} {:>7} {:>7}", "", "median", "longest", "kills"),
-    ];
-    for (system, outages) in SYSTEMS.iter().zip(outages) {
-        let (median, longest) = (median(outages).as_millis(), longest(outages).as_millis());
-        lines.push(format!("  {system:<15} {median:>6} {longest:>7} {:>7}", outages.len()));
+fn summary(outages: &BTreeMap<Loss, Outages>) -> String {
+    let mut lines = vec!["longest time without a successful write, in ms, default timings:".to_owned()];
+    for (loss, outages) in outages {
+        lines.push(format!(
+            "{:<17} {:>6} {:>7} {:>7}",
+            format!("after {}", loss.signal()),
+            "median",
+            "longest",
+            "times"
+        ));
+        for (system, outages) in SYSTEMS.iter().zip(outages) {
+            let (median, longest) = (median(outages).as_millis(), longest(outages).as_millis());
+            lines.push(format!("  {system:<15} {median:>6} {longest:>7} {:>7}", outages.len()));
+        }
+        let [ours, etcd] = outages;
+        let median = median(ours).as_secs_f64() / median(etcd).as_secs_f64();
+        let longest = longest(ours).as_secs_f64() / longest(etcd).as_secs_f64();
+        lines.push(format!("  {:<15} {median:>6.2} {longest:>7.2}", "ours / etcd"));
+        if let Some((median, longest)) = loss.goals() {
+            lines.push(format!("  {:<15} {:>6} {:>7}", "goal, at most", median.as_millis(), longest.as_millis()));
+        }
     }
-    let [ours, etcd] = outages;
-    let median = median(ours).as_secs_f64() / median(etcd).as_secs_f64();
-    let longest = longest(ours).as_secs_f64() / longest(etcd).as_secs_f64();
-    lines.push(format!("  {:<15} {median:>6.2} {longest:>7.2}", "ours / etcd"));
     lines.join("\n")
 }
 
@@ -247,14 +334,37 @@ mod tests {
         assert_eq!(verdict(System::Ours, HarnessError("too slow".to_owned()).into()), Verdict::Incomplete);
     }
 
+    fn milliseconds(all: &[u64]) -> Vec<Duration> {
+        all.iter().map(|one| Duration::from_millis(*one)).collect()
+    }
+
     /// The figures are those of each system, and the ratio between them.
     #[test]
     fn the_summary_compares_both() {
-        let milliseconds = |all: &[u64]| all.iter().map(|one| Duration::from_millis(*one)).collect();
-        let figures = summary(&[milliseconds(&[1500, 900, 1100]), milliseconds(&[1000, 3000, 2000, 1500])]);
+        let outages = [milliseconds(&[1500, 900, 1100]), milliseconds(&[1000, 3000, 2000, 1500])];
+        let figures = summary(&BTreeMap::from([(Loss::Kill, outages)]));
         let rows: Vec<Vec<&str>> = figures.lines().skip(2).map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(rows[0], ["raft-key-value", "1100", "1500", "3"]);
         assert_eq!(rows[1], ["etcd", "1750", "3000", "4"]);
         assert_eq!(rows[2][3..], ["0.63", "0.50"]);
+        assert_eq!(rows[3][3..], ["150", "400"]);
+    }
+
+    /// Our median must be at most etcd's, and the median and the longest time within the goals.
+    #[test]
+    fn promises() {
+        let rows = [
+            (Loss::Kill, [100, 150, 400], true),
+            (Loss::Kill, [100, 150, 401], false),
+            (Loss::Kill, [100, 151, 160], false),
+            (Loss::Stop, [10, 20, 100], true),
+            (Loss::Stop, [10, 20, 101], false),
+            (Loss::Pause, [900, 1000, 9000], true),
+            (Loss::Pause, [900, 1001, 1100], false),
+        ];
+        for (loss, ours, kept) in rows {
+            let broken = broken_promise(loss, &[milliseconds(&ours), milliseconds(&[1000, 1000, 1000])]);
+            assert_eq!(broken.is_none(), kept, "{loss:?} {ours:?}: {broken:?}");
+        }
     }
 }
