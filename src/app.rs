@@ -20,7 +20,7 @@ use crate::network::long_work::LongWork;
 use crate::network::memory::ClientMemory;
 use crate::network::watch_held::WatchesHeld;
 use crate::peers::Peers;
-use crate::store::{ClusterId, ExampleRaft, ExampleStore};
+use crate::store::{ClusterId, ExampleRaft, ExampleStore, Identity};
 use crate::types::{ExampleNode, LeaderId, LogId, NodeId, TypeConfig, Vote};
 
 /// The state of a node that handlers need.
@@ -135,6 +135,9 @@ fn fail(sender: &watch::Sender<Option<Failure>>, failure: Failure) {
     });
 }
 
+/// The members of a cluster.
+pub type Membership = openraft::Membership<NodeId, ExampleNode>;
+
 /// The role of a node now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -149,6 +152,15 @@ pub enum Role {
     },
     /// The node knows no leader: an election is under way, or there is no quorum.
     NoLeader,
+}
+
+/// A leader whose process may have ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Suspect {
+    /// Its vote.
+    pub vote: Vote,
+    /// Its address.
+    pub leader: ExampleNode,
 }
 
 /// Why a node is not a member of a cluster, as the nodes of that cluster told it.
@@ -273,6 +285,8 @@ impl ExampleApp {
                     Role::NoLeader
                 }
             }
+            // Its process has ended, and an election is about to begin.
+            Some(leader_id) if leader_id != self.id && self.peers.is_gone(&metrics.vote) => Role::NoLeader,
             Some(leader_id) if leader_id != self.id => {
                 match metrics.membership_config.membership().get_node(&leader_id) {
                     Some(node) => Role::Follower { leader_id, leader_node: node.clone() },
@@ -394,6 +408,41 @@ impl ExampleApp {
         *self.handing_over.borrow() == Some(metrics.vote.leader_id.term) || self.has_just_heard_a_leader()
     }
 
+    /// The leader that this node follows and has accepted an append of, if it has no open connection to this node.
+    pub fn suspect(&self) -> Option<Suspect> {
+        let metrics = self.metrics.borrow_watched();
+        let (vote, leader_id) = (metrics.vote, metrics.vote.leader_id.node_id);
+        let follows =
+            metrics.current_leader == Some(leader_id) && leader_id != self.id && self.agreement.is_with(&vote);
+        if !follows || self.peers.has_link(leader_id) {
+            return None;
+        }
+        let leader = metrics.membership_config.membership().get_node(&leader_id)?.clone();
+        Some(Suspect { vote, leader })
+    }
+
+    /// This node's vote.
+    pub fn vote(&self) -> Vote {
+        self.metrics.borrow_watched().vote
+    }
+
+    /// The members, as far as this node knows.
+    pub fn membership(&self) -> Membership {
+        self.metrics.borrow_watched().membership_config.membership().clone()
+    }
+
+    /// How long a follower that hears nothing waits at most before it stands for election.
+    pub fn leader_lease(&self) -> Duration {
+        Duration::from_millis(self.leader_lease_ms)
+    }
+
+    /// Whether this node is a voter that may stand for election.
+    pub fn may_stand(&self) -> bool {
+        let metrics = self.metrics.borrow_watched();
+        let is_voter = metrics.membership_config.voter_ids().any(|id| id == self.id);
+        is_voter && may_stand(&metrics, &self.store.identity())
+    }
+
     /// Whether this node received something from a leader within an election timeout.
     pub fn has_just_heard_a_leader(&self) -> bool {
         self.peers.heard_a_leader(self.leader_lease_ms)
@@ -402,14 +451,15 @@ impl ExampleApp {
     /// Waits for the next leader if it is likely within a moment, so that a change of the leader costs no error.
     pub async fn wait_between_leaders(&self) {
         let mut metrics = self.metrics.clone();
-        let mut handing_over = self.handing_over.subscribe();
+        let (mut handing_over, mut gone) = (self.handing_over.subscribe(), self.peers.gone());
         let settled = async {
             while self.is_between_leaders() {
                 tokio::select! {
                     // Raft has stopped, which is reported elsewhere.
                     changed = metrics.changed() => if changed.is_err() { return },
-                    // Cannot fail: the sender is in `self`.
+                    // These cannot fail: the senders are in `self`.
                     _ = handing_over.changed() => {}
+                    _ = gone.changed() => {}
                 }
             }
         };
@@ -551,6 +601,19 @@ pub type TermAndLeader = (u64, Option<NodeId>);
 
 fn term_and_leader(metrics: &RaftServerMetrics<TypeConfig>) -> TermAndLeader {
     (metrics.vote.leader_id.term, metrics.current_leader)
+}
+
+/// Whether a node may stand for election: the membership must name it with its own data directory.
+///
+/// A removed number may be used again. Its new node receives the log from the beginning, where it may find a membership
+/// in which the former node was the only voter. openraft would have it elect itself at once, with a log that ends
+/// there, while the cluster has another leader.
+pub fn may_stand(metrics: &RaftServerMetrics<TypeConfig>, own: &Identity) -> bool {
+    [&metrics.membership_config, &metrics.committed_membership_config].into_iter().any(|stored| {
+        let member = stored.membership().get_node(&own.node_id);
+        // 0 stands for unknown.
+        member.is_some_and(|member| member.incarnation == own.incarnation || member.incarnation == 0)
+    })
 }
 
 /// Whether a node is a voter or a learner in the committed membership, or in the next one.

@@ -1,16 +1,17 @@
 //! What a node remembers about incoming RPCs: the leader, candidates, rejections, and the snapshot in progress.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{MutexGuard, Semaphore, watch};
 
 use crate::config::{LARGE_RPCS_MAX, SNAPSHOT_WAIT_MAX};
 use crate::error::ApiError;
-use crate::types::NodeId;
+use crate::types::{NodeId, Vote};
 
 /// Interval after which a rejection of the same kind is logged again.
 const SILENCE: Duration = Duration::from_secs(600);
@@ -31,6 +32,12 @@ pub struct Peers {
     candidates: Mutex<HashMap<NodeId, Candidate>>,
     /// Whether there are any. Otherwise responses need not be examined.
     has_candidates: AtomicBool,
+    /// How many connections are open on which each member sends RPCs.
+    links: Mutex<HashMap<NodeId, usize>>,
+    /// Incremented when one of them is closed.
+    links_closed: watch::Sender<u64>,
+    /// The leader whose process has certainly ended.
+    gone: watch::Sender<Option<Vote>>,
     /// Held while a snapshot is received: there is memory and disk space for only one.
     receiving: tokio::sync::Mutex<()>,
     /// The number of the newest snapshot.
@@ -66,6 +73,9 @@ impl Default for Peers {
             run: getrandom::u64().unwrap_or_default(),
             candidates: Mutex::default(),
             has_candidates: AtomicBool::new(false),
+            links: Mutex::default(),
+            links_closed: watch::Sender::new(0),
+            gone: watch::Sender::new(None),
             receiving: tokio::sync::Mutex::default(),
             newest: watch::Sender::new(0),
             large_from_members: Semaphore::new(LARGE_RPCS_MAX),
@@ -84,6 +94,42 @@ impl Peers {
     pub fn heard_a_leader(&self, within_ms: u64) -> bool {
         let heard_ms = self.heard_ms.load(Ordering::Relaxed);
         heard_ms > 0 && self.now_ms().saturating_sub(heard_ms) < within_ms
+    }
+
+    /// Counts a connection on which a member sends RPCs, until the link is dropped.
+    pub fn link(self: &Arc<Self>, member: NodeId) -> Link {
+        *self.links().entry(member).or_default() += 1;
+        self.gone.send_if_modified(|gone| gone.take_if(|vote| vote.leader_id.node_id == member).is_some());
+        Link { peers: self.clone(), member }
+    }
+
+    /// Whether a connection is open on which this member sends RPCs.
+    pub fn has_link(&self, member: NodeId) -> bool {
+        self.links().contains_key(&member)
+    }
+
+    /// Changes when such a connection is closed.
+    pub fn closed_links(&self) -> watch::Receiver<u64> {
+        self.links_closed.subscribe()
+    }
+
+    /// Notes that the process of the leader with this vote has ended.
+    pub fn set_gone(&self, leader: Vote) {
+        self.gone.send_replace(Some(leader));
+    }
+
+    /// Whether the process of the leader with this vote has ended, for certain.
+    pub fn is_gone(&self, leader: &Vote) -> bool {
+        *self.gone.borrow() == Some(*leader) && !self.has_link(leader.leader_id.node_id)
+    }
+
+    /// Changes when a leader turns out to be gone, or not to be.
+    pub fn gone(&self) -> watch::Receiver<Option<Vote>> {
+        self.gone.subscribe()
+    }
+
+    fn links(&self) -> std::sync::MutexGuard<'_, HashMap<NodeId, usize>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn now_ms(&self) -> u64 {
@@ -173,6 +219,28 @@ impl Peers {
     }
 }
 
+/// An open connection on which a member sends RPCs.
+#[derive(Debug)]
+pub struct Link {
+    peers: Arc<Peers>,
+    member: NodeId,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        {
+            let mut links = self.peers.links();
+            if let Entry::Occupied(mut count) = links.entry(self.member) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
+        }
+        self.peers.links_closed.send_modify(|closed| *closed += 1);
+    }
+}
+
 /// The only snapshot that is being received.
 pub struct SnapshotTurn<'a> {
     number: u64,
@@ -227,6 +295,30 @@ mod tests {
         peers.note_answer(7, 3, Instant::now());
         assert!(peers.note_candidate(7, 2));
         assert!(!peers.note_candidate(8, 2));
+    }
+
+    /// A leader is gone from when that is noted until it opens a connection again. A connection of another member, or
+    /// one of two of the leader, changes nothing.
+    #[test]
+    fn links() {
+        let peers = Arc::new(Peers::default());
+        let vote = |term, node_id| Vote { leader_id: crate::types::LeaderId { term, node_id }, committed: true };
+        let mut closed = peers.closed_links();
+        let (first, second, other) = (peers.link(1), peers.link(1), peers.link(2));
+        drop(first);
+        assert!(closed.has_changed().unwrap() && peers.has_link(1));
+        closed.borrow_and_update();
+        drop(second);
+        assert!(closed.has_changed().unwrap() && !peers.has_link(1) && peers.has_link(2));
+        assert!(!peers.is_gone(&vote(3, 1)), "that was not noted");
+        peers.set_gone(vote(3, 1));
+        let _more = peers.link(2);
+        drop(other);
+        assert!(peers.is_gone(&vote(3, 1)) && !peers.is_gone(&vote(4, 1)) && !peers.is_gone(&vote(3, 2)));
+        let again = peers.link(1);
+        assert!(!peers.is_gone(&vote(3, 1)));
+        drop(again);
+        assert!(!peers.is_gone(&vote(3, 1)), "it may still run");
     }
 
     /// Each kind of rejection is logged once, up to the limit.

@@ -10,11 +10,11 @@ use actix_web::dev::ServerHandle;
 use actix_web::web;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::Fatal;
-use openraft::metrics::{RaftMetrics, RaftServerMetrics};
+use openraft::metrics::RaftMetrics;
 use rustix::io::Errno;
 use tokio::sync::watch;
 
-use crate::app::{ExampleApp, Failure, Role};
+use crate::app::{ExampleApp, Failure, Role, may_stand};
 use crate::compaction;
 use crate::config::{
     CLOCK_CHECK_INTERVAL, Config, ConfigError, EXPIRY_INTERVAL, PORT_ATTEMPTS_MAX, SELF_CHECK_INTERVAL,
@@ -22,13 +22,14 @@ use crate::config::{
 };
 use crate::network::browser::Browsers;
 use crate::network::consensus::propose;
+use crate::network::leader_loss;
 use crate::network::listener::serve_http;
 use crate::network::raft_network_impl::ExampleNetworkFactory;
 use crate::network::raft_thread::RaftThread;
 use crate::network::transfer;
 use crate::operation::Operation;
 use crate::peers::Peers;
-use crate::store::{ExampleRaft, ExampleStateMachine, ExampleStore, Identity, StoreError};
+use crate::store::{ExampleRaft, ExampleStateMachine, ExampleStore, StoreError};
 use crate::types::TypeConfig;
 
 /// Why a node did not start, or stopped.
@@ -242,6 +243,7 @@ pub async fn serve_on(
     let expiry = tokio::spawn(app.essential("expiry").run(expire(app.clone())));
     let clock_record = tokio::spawn(app.essential("clock record").run(record_clock(app.clone())));
     let self_check = tokio::spawn(app.essential("self-check").run(announce_hashes(app.clone())));
+    let leader_watch = tokio::spawn(app.essential("leader").run(leader_loss::watch_leader(app.clone())));
     let address_watch = tokio::spawn(app.essential("address").run(watch_address(app.clone())));
     let listens_on = local_addrs.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(" and ");
     tracing::info!(
@@ -267,6 +269,7 @@ pub async fn serve_on(
     expiry.abort();
     clock_record.abort();
     self_check.abort();
+    leader_watch.abort();
     address_watch.abort();
     let result = match result {
         Ok(()) => {
@@ -346,19 +349,6 @@ async fn recover(app: web::Data<ExampleApp>, at_start: AtStart) {
     }
     // Its work is complete. Or Raft has stopped, which is reported elsewhere.
     essential.fulfilled();
-}
-
-/// Whether a node may stand for election: the membership must name it with its own data directory.
-///
-/// A removed id may be used again. Its new node receives the log from the beginning, where it may find a membership in
-/// which the former node was the only voter. openraft would have it elect itself at once, with a log that ends there,
-/// while the cluster has another leader.
-fn may_stand(metrics: &RaftServerMetrics<TypeConfig>, own: &Identity) -> bool {
-    [&metrics.membership_config, &metrics.committed_membership_config].into_iter().any(|stored| {
-        let member = stored.membership().get_node(&own.node_id);
-        // 0 stands for unknown.
-        member.is_some_and(|member| member.incarnation == own.incarnation || member.incarnation == 0)
-    })
 }
 
 /// Logs each change of the leader, keeps elections to members, and completes once Raft has stopped.

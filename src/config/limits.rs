@@ -317,6 +317,16 @@ pub const HAND_OVER_SETTLE: Duration = Duration::from_millis(3);
 /// How long a former leader that stops still serves, at most: other nodes may forward requests to it until they have
 /// heard from the next leader, which takes a heartbeat interval.
 pub const HAND_OVER_LINGER_MAX: Duration = Duration::from_millis(250);
+/// How long a connection to the leader's address may take, to find out whether a process listens there.
+pub const LEADER_PROBE_DEADLINE: Duration = Duration::from_millis(200);
+/// Deadline of the requests by which a node that has lost its leader finds a majority that has, too.
+pub const LEADER_LOSS_RPC_DEADLINE: Duration = Duration::from_millis(200);
+/// How much later than the voter with the next greater id a voter asks the others.
+pub const LEADER_LOSS_STAGGER: Duration = Duration::from_millis(10);
+/// First pause before a node that may have lost its leader tries again.
+pub const LEADER_LOSS_PAUSE_MIN: Duration = Duration::from_millis(5);
+/// Longest pause before a node that may have lost its leader tries again.
+pub const LEADER_LOSS_PAUSE_MAX: Duration = Duration::from_millis(200);
 /// How long a request waits for the next leader if its node has just lost the last one.
 pub const NEXT_LEADER_WAIT_MAX: Duration = Duration::from_millis(500);
 

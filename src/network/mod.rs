@@ -12,6 +12,7 @@ pub mod consensus;
 pub mod forward;
 pub mod founding;
 pub mod kv;
+pub mod leader_loss;
 pub mod list;
 pub mod listener;
 pub mod long_work;

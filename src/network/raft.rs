@@ -19,6 +19,7 @@ use tokio::runtime::Handle;
 use tokio::sync::SemaphorePermit;
 
 use super::consensus::read_error;
+use super::leader_loss;
 use super::listener::admission::state_of;
 use super::listener::connection_limits::Class;
 use super::peer::{self, Envelope, Ids, PeerIdentity};
@@ -91,7 +92,10 @@ pub async fn pre_vote(
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let rpc = receive_candidate(&app, &request, payload).await?;
-    let answer = app.raft.pre_vote(rpc).await.map_err(|error| raft_failed(&error))?;
+    let answer = match leader_loss::pre_vote(&app, &rpc) {
+        Some(answer) => answer,
+        None => app.raft.pre_vote(rpc).await.map_err(|error| raft_failed(&error))?,
+    };
     answer_candidate(&app, &answer)
 }
 
@@ -298,6 +302,7 @@ fn note_node(app: &ExampleApp, request: &HttpRequest, from: NodeId) {
         state.admit(Class::Node);
     } else {
         state.keep_for(from);
+        state.count_as(|| app.peers.link(from));
     }
 }
 

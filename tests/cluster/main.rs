@@ -20,6 +20,7 @@
 //! | [`members`] | which harmful membership changes are rejected, and which members can be removed |
 //! | [`membership`] | which nodes can join or leave, and which are rejected |
 //! | [`transfer`] | can the leadership be moved, and what do clients notice |
+//! | [`leader_loss`] | which leaders are replaced without waiting for the election timeout |
 //! | [`older_copy`] | does a node detect that its directory is an older copy |
 //! | [`replace`] | what happens to a node that lost its disk |
 //! | [`addresses`] | is a node detected whose address differs from the membership |
@@ -65,6 +66,7 @@ mod founding;
 mod harness;
 mod idempotency;
 mod kv;
+mod leader_loss;
 mod list;
 mod log_time;
 mod logging;

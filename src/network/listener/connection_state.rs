@@ -11,7 +11,7 @@
 //!
 //! Besides, a request of empty lines alone goes from `Idle` to `Processing`: it is rejected once they are too many.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
@@ -19,6 +19,7 @@ use std::time::Instant;
 use super::admission_queue::{AdmissionQueue, Kind};
 use super::connection_limits::{Class, Connections};
 use super::head::without_empty_lines;
+use crate::peers::Link;
 
 /// The state of one connection, shared by the connection, its requests, the admission queue and the limits.
 ///
@@ -39,6 +40,8 @@ pub struct ConnectionState {
     makes_room: Cell<bool>,
     /// The task of the connection.
     waker: RefCell<Option<Waker>>,
+    /// Set once a member sends Raft's RPCs on the connection.
+    link: OnceCell<Link>,
 }
 
 /// The phase of a connection.
@@ -120,7 +123,13 @@ impl ConnectionState {
             is_writing: Cell::default(),
             makes_room: Cell::default(),
             waker: RefCell::default(),
+            link: OnceCell::new(),
         }
+    }
+
+    /// Counts the connection as a member's until it is closed.
+    pub fn count_as(&self, link: impl FnOnce() -> Link) {
+        self.link.get_or_init(link);
     }
 
     /// Ready if the connection, which has something to read, may read it. Otherwise its task is woken when it may.

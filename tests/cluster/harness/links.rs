@@ -11,6 +11,7 @@ use std::time::Duration;
 use raft_key_value::NodeId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch::error::RecvError;
 use tokio::sync::{oneshot, watch};
 
 /// How much of a connection is read to find out its sender.
@@ -25,10 +26,20 @@ const SLOW_PART_PAUSE: Duration = Duration::from_micros(31_250);
 /// Pairs of nodes of which the first cannot reach the second.
 pub type Cuts = BTreeSet<(NodeId, NodeId)>;
 
+/// The faults of the links.
+#[derive(Debug, Default)]
+struct Faults {
+    cuts: Cuts,
+    /// Pairs of nodes whose connections are closed, those that exist and new ones.
+    closed: Cuts,
+    /// Nodes that refuse all new connections.
+    refusing: BTreeSet<NodeId>,
+}
+
 /// The links of one cluster.
 #[derive(Debug, Default)]
 pub struct Links {
-    cuts: watch::Sender<Cuts>,
+    faults: watch::Sender<Faults>,
     slow: Arc<AtomicU64>,
 }
 
@@ -38,12 +49,24 @@ impl Links {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap().to_string();
         let (target_tx, target_rx) = oneshot::channel::<String>();
-        let cuts = self.cuts.subscribe();
+        let mut faults = self.faults.subscribe();
         let slow = self.slow.clone();
+        let listens_on = addr.clone();
         tokio::spawn(async move {
             let Ok(target) = target_rx.await else { return };
-            while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(pass_on(id, stream, target.clone(), cuts.clone(), slow.clone()));
+            let mut listener = listener;
+            loop {
+                tokio::select! {
+                    accepted = listener.accept() => {
+                        let Ok((stream, _)) = accepted else { return };
+                        tokio::spawn(pass_on(id, stream, target.clone(), faults.clone(), slow.clone()));
+                    }
+                    Ok(_) = refuses(&mut faults, id, true) => {
+                        drop(listener);
+                        let Ok(()) = refuses(&mut faults, id, false).await else { return };
+                        listener = TcpListener::bind(&listens_on).await.unwrap();
+                    }
+                }
             }
         });
         (addr, target_tx)
@@ -52,7 +75,21 @@ impl Links {
     /// Cuts all links between a node and the others, in both directions.
     pub fn isolate(&self, id: NodeId, others: &[NodeId]) {
         let both = others.iter().flat_map(|other| [(id, *other), (*other, id)]);
-        self.cuts.send_modify(|cuts| cuts.extend(both));
+        self.faults.send_modify(|faults| faults.cuts.extend(both));
+    }
+
+    /// Closes the connections of a node to another, now and whenever there are new ones.
+    pub fn close(&self, from: NodeId, to: NodeId) {
+        self.faults.send_modify(|faults| {
+            faults.closed.insert((from, to));
+        });
+    }
+
+    /// Makes the address of a node refuse new connections. Those that are open stay.
+    pub fn refuse(&self, id: NodeId) {
+        self.faults.send_modify(|faults| {
+            faults.refusing.insert(id);
+        });
     }
 
     /// Limits each connection to a node to 1 MiB per second.
@@ -62,16 +99,20 @@ impl Links {
 
     /// Restores all links, and their speed.
     pub fn heal(&self) {
-        self.cuts.send_modify(Cuts::clear);
+        self.faults.send_modify(|faults| *faults = Faults::default());
         self.slow.store(0, Ordering::Relaxed);
     }
+}
+
+async fn refuses(faults: &mut watch::Receiver<Faults>, id: NodeId, wanted: bool) -> Result<(), RecvError> {
+    faults.wait_for(|faults| faults.refusing.contains(&id) == wanted).await.map(|_| ())
 }
 
 async fn pass_on(
     to: NodeId,
     mut stream: TcpStream,
     target: String,
-    mut cuts: watch::Receiver<Cuts>,
+    mut faults: watch::Receiver<Faults>,
     slow: Arc<AtomicU64>,
 ) {
     let mut first = Vec::new();
@@ -80,17 +121,21 @@ async fn pass_on(
         return;
     }
     let from = tokio::time::timeout(FIRST_BYTES_DEADLINE, sender(&mut stream, &mut first)).await.ok().flatten();
-    let is_cut = |cuts: &Cuts| from.is_some_and(|from| cuts.contains(&(from, to)));
-    if is_cut(&cuts.borrow()) {
+    let is_cut = |faults: &Faults| from.is_some_and(|from| faults.cuts.contains(&(from, to)));
+    let is_closed = |faults: &Faults| from.is_some_and(|from| faults.closed.contains(&(from, to)));
+    if is_closed(&faults.borrow()) {
+        return;
+    }
+    if is_cut(&faults.borrow()) {
         // Drop everything without an error to the sender.
-        let _ = cuts.wait_for(|cuts| !is_cut(cuts)).await;
+        let _ = faults.wait_for(|faults| !is_cut(faults)).await;
         return;
     }
     let Ok(mut onward) = TcpStream::connect(target).await else { return };
     if onward.write_all(&first).await.is_err() {
         return;
     }
-    let mut until_cut = cuts.clone();
+    let (mut until_cut, mut until_closed) = (faults.clone(), faults.clone());
     let (mut from_sender, mut to_sender) = stream.split();
     let (mut from_target, mut to_target) = onward.split();
     let to_node = async {
@@ -112,10 +157,11 @@ async fn pass_on(
     };
     tokio::select! {
         _ = async { tokio::try_join!(to_node, from_node) } => return,
+        _ = until_closed.wait_for(is_closed) => return,
         _ = until_cut.wait_for(is_cut) => {}
     }
     // The connection stays open, and is dead.
-    let _ = cuts.wait_for(|cuts| !is_cut(cuts)).await;
+    let _ = faults.wait_for(|faults| !is_cut(faults)).await;
 }
 
 /// The node that opened a connection; `first` has the bytes read so far.

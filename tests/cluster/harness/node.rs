@@ -152,6 +152,14 @@ impl TestNode {
         self.shell = Some(format!("ulimit -n {files_max}"));
     }
 
+    /// Makes the running process unable to open files or connections, or ends that.
+    pub fn set_out_of_files(&self, is_out: bool) {
+        // The hard limit stays. The descriptors below it are those that a node keeps open.
+        let limit = if is_out { "--nofile=4:" } else { "--nofile=1024:" };
+        let status = std::process::Command::new("prlimit").args(["--pid", &self.pid().to_string(), limit]).status();
+        assert!(status.unwrap().success(), "prlimit failed");
+    }
+
     /// Makes the process log to this descriptor instead of a file, from its next start.
     pub fn log_to(&mut self, stderr: impl Into<OwnedFd>) {
         self.stderr = Some(stderr.into());
