@@ -18,7 +18,7 @@ use crate::app::{ExampleApp, Failure, Role, may_stand};
 use crate::compaction;
 use crate::config::{
     CLOCK_CHECK_INTERVAL, Config, ConfigError, EXPIRY_INTERVAL, PORT_ATTEMPTS_MAX, SELF_CHECK_INTERVAL,
-    SHUTDOWN_DEADLINE,
+    SHUTDOWN_DEADLINE, STARTING_AFTER,
 };
 use crate::network::browser::Browsers;
 use crate::network::consensus::propose;
@@ -26,6 +26,7 @@ use crate::network::leader_loss;
 use crate::network::listener::serve_http;
 use crate::network::raft_network_impl::ExampleNetworkFactory;
 use crate::network::raft_thread::RaftThread;
+use crate::network::starting::Starting;
 use crate::network::transfer;
 use crate::operation::Operation;
 use crate::peers::Peers;
@@ -224,10 +225,8 @@ pub async fn serve_on(
         None if config.http_addr.ends_with(":0") => local_addr.to_string(),
         None => config.http_addr.clone(),
     };
-    let store = open_store(&config).await?;
-    let at_start = AtStart::of(&store).map_err(|error| ServeError::Storage(error.to_string()))?;
     let peers = Arc::new(Peers::default());
-    let raft = build_raft(&config, &store, &peers).await.map_err(|error| state_error(&store).unwrap_or(error))?;
+    let (store, at_start, raft) = while_starting(&listeners, open(&config, &peers)).await?;
     let app = web::Data::new(ExampleApp::new(advertised, raft.clone(), store.clone(), peers, &config));
     let (stopping, stopping_rx) = watch::channel(false);
     let browsers = Browsers::new(&config);
@@ -288,6 +287,31 @@ pub async fn serve_on(
     };
     raft_thread.end().await;
     result
+}
+
+/// Completes `opening`. If it takes long, answers requests meanwhile.
+async fn while_starting<T>(
+    listeners: &[TcpListener],
+    opening: impl Future<Output = Result<T, ServeError>>,
+) -> Result<T, ServeError> {
+    let mut opening = std::pin::pin!(opening);
+    // Most starts are quick, and then clients that connect early need not retry.
+    if let Ok(opened) = tokio::time::timeout(STARTING_AFTER, &mut opening).await {
+        return opened;
+    }
+    tracing::info!("opening the data takes long: until it is open, requests get 503");
+    let starting = Starting::begin(listeners).map_err(ServeError::Http)?;
+    let opened = opening.await;
+    starting.end().await;
+    opened
+}
+
+/// Opens the data directory, and builds Raft, which applies the entries that are known to be committed.
+async fn open(config: &Config, peers: &Arc<Peers>) -> Result<(Arc<ExampleStore>, AtStart, ExampleRaft), ServeError> {
+    let store = open_store(config).await?;
+    let at_start = AtStart::of(&store).map_err(|error| ServeError::Storage(error.to_string()))?;
+    let raft = build_raft(config, &store, peers).await.map_err(|error| state_error(&store).unwrap_or(error))?;
+    Ok((store, at_start, raft))
 }
 
 async fn open_store(config: &Config) -> Result<Arc<ExampleStore>, ServeError> {

@@ -182,7 +182,7 @@ pub const REQUESTS_PER_TURN: usize = 64;
 /// Share of a turn, in requests, for those that other nodes forwarded while this node's own clients wait too: two
 /// thirds, as with clients spread evenly over three nodes.
 pub const FORWARDED_PER_TURN: usize = 42;
-/// Requests for `/metrics` in a turn that are read without queueing.
+/// Requests for probes and metrics in a turn that are read without queueing.
 pub const METRICS_REQUESTS_PER_TURN: usize = 4;
 /// Bytes of keys and values in one batch of proposals; a thread sends Raft what its clients write in one turn as one
 /// batch, or as several if it is longer.
@@ -306,6 +306,12 @@ pub const FOUNDING_HOLD: Duration = Duration::from_secs(5);
 pub const REQUEST_HEAD_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a client may take to send the body of a request.
 pub const REQUEST_BODY_DEADLINE: Duration = Duration::from_secs(10);
+/// How long opening the data may take before requests that arrive meanwhile get 503. Until then they wait.
+pub const STARTING_AFTER: Duration = Duration::from_secs(1);
+/// Connections that are served while a node opens its data.
+pub const STARTING_CONNECTIONS_MAX: usize = 256;
+/// How long a node whose data is open waits for the requests that it got meanwhile.
+pub const STARTING_SHUTDOWN_DEADLINE: Duration = Duration::from_secs(1);
 /// How long a leader that stops waits for a voter that responds and is caught up.
 pub const HAND_OVER_ANSWER_MAX: Duration = Duration::from_secs(1);
 /// How long a former leader waits for the next one to be known, before it reports an unknown outcome.

@@ -11,6 +11,7 @@ pub mod conditions;
 pub mod consensus;
 pub mod forward;
 pub mod founding;
+pub mod health;
 pub mod kv;
 pub mod leader_loss;
 pub mod list;
@@ -32,6 +33,7 @@ pub mod rejections;
 pub mod reply;
 pub mod request_body;
 pub mod rpc_check;
+pub mod starting;
 pub mod transfer;
 pub mod txn;
 pub mod v1;
@@ -125,6 +127,9 @@ pub fn table() -> Vec<Endpoint> {
         original("post", "/add-learner", web::post().to(management::add_learner)),
         original("post", "/change-membership", web::post().to(management::change_membership)),
         original("get", "/metrics", web::get().to(management::metrics)),
+        original("get", "/livez", web::get().to(health::livez)),
+        original("get", "/readyz", web::get().to(health::readyz)),
+        original("get", "/health", web::get().to(health::health)),
         Endpoint {
             operations: get_and_head("/v1/cluster/hash").to_vec(),
             service: Service::Resource(

@@ -5,6 +5,8 @@
 //! | write | [`leader`] names a node, and that node passes [`proposal`] |
 //! | linearizable read, membership change | [`leader`] names a node |
 //! | stale read | [`stale_read`] |
+//!
+//! A node is ready, for a load balancer, if all of [`checks`] hold.
 
 use super::rejections::{excluded, no_leader, recovering, stopping};
 use crate::app::{ExampleApp, Role};
@@ -44,6 +46,41 @@ pub fn leader(app: &ExampleApp) -> Result<Destination, ApiError> {
         Role::Follower { .. } if !app.hears_a_leader() && app.moved().is_some() => Err(no_leader(app)),
         Role::Follower { leader_id, leader_node } => Ok(Destination::Leader { leader_id, leader_node }),
         Role::NoLeader => Err(no_leader(app)),
+    }
+}
+
+/// One condition of [`checks`].
+pub struct Check {
+    /// Its name, for operators.
+    pub name: &'static str,
+    /// Why it does not hold, if it does not.
+    pub result: Result<(), ApiError>,
+}
+
+impl Check {
+    /// The name and the reason, if the condition does not hold.
+    pub fn failure(&self) -> Option<String> {
+        self.result.as_ref().err().map(|error| format!("{}: {error}", self.name))
+    }
+}
+
+/// The conditions under which this node serves every kind of request, for probes and metrics.
+pub fn checks(app: &ExampleApp) -> [Check; 4] {
+    [
+        Check { name: "running", result: if app.is_stopping() { Err(stopping()) } else { Ok(()) } },
+        Check { name: "leader", result: leader(app).map(drop) },
+        Check { name: "recovered", result: stale_read(app) },
+        Check { name: "disk", result: disk(app) },
+    ]
+}
+
+/// Whether the disk has space for entries. While it is only low, a leader rejects puts, and everything else works.
+fn disk(app: &ExampleApp) -> Result<(), ApiError> {
+    match app.disk.space() {
+        DiskSpace::Enough | DiskSpace::Low => Ok(()),
+        DiskSpace::Exhausted => {
+            Err(ApiError::DiskSpaceLow(Details::not_applied("the disk is full: this node accepts no entries")))
+        }
     }
 }
 

@@ -74,8 +74,8 @@ pub async fn unknown_route(app: web::Data<ExampleApp>, request: HttpRequest) -> 
     let others = if is_v1(path) {
         ""
     } else {
-        ", POST /write, /read, /consistent_read, /init, /add-learner, /change-membership, and GET /metrics; GET /docs \
-         describes them"
+        ", POST /write, /read, /consistent_read, /init, /add-learner, /change-membership, and GET /livez, /readyz, \
+         /health, /metrics; GET /docs describes them"
     };
     let message = format!("no route {path}; the routes are {V1}{others}");
     error_at(&app, path, ApiError::NotFound(Details::not_applied(message)))

@@ -306,6 +306,13 @@ async fn fill_a_small_disk() {
         })
         .await;
     }
+    eventually("a node with a full disk is alive and not ready", DEADLINE, async || {
+        let probe = async |path| cluster.http().get(cluster.addr(1), path).await.unwrap();
+        let (livez, readyz) = (probe("/livez").await, probe("/readyz").await);
+        assert_eq!(livez.status, 200, "{}", livez.text());
+        if readyz.status == 503 && readyz.text().starts_with("[-]disk: ") { Ok(()) } else { Err(readyz.text()) }
+    })
+    .await;
     // A follower may lack an entry that the leader logged just before, and then cannot confirm a read until there is
     // space.
     let leader = cluster.leader_of(&ALL).await;

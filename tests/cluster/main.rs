@@ -12,6 +12,7 @@
 //! | [`partition`] | how does a node behave when it is cut off from the others |
 //! | [`outcomes`] | what does a response say about a request that failed halfway |
 //! | [`disk_low`] | what does a cluster still serve while its disks are nearly full |
+//! | [`health`] | do the probes say whether a node works and can serve requests |
 //! | [`overload`] | which requests does an overloaded node reject |
 //! | [`threads`] | which thread of a node does what |
 //! | [`memory`] | how much memory can clients make a node hold |
@@ -64,6 +65,7 @@ mod exit_codes;
 mod forged;
 mod founding;
 mod harness;
+mod health;
 mod idempotency;
 mod kv;
 mod leader_loss;

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use crate::harness::{DEADLINE, TestCluster, eventually};
 
 /// An overloaded node rejects some of the newest requests, none of which it applies. It applies every other request
-/// once, and still serves metrics.
+/// once, and still serves metrics and probes.
 ///
 /// Method: one node, and so many clients that each waits for several hundred transactions of 128 writes, longer than a
 /// node queues requests before it rejects some. They continue until fifty requests were rejected. Each applied
@@ -51,6 +51,10 @@ async fn some_are_rejected_and_the_others_applied() {
     })
     .await;
     cluster.metrics(1).await;
+    for path in ["/livez", "/readyz", "/health"] {
+        let answer = cluster.http().get(cluster.addr(1), path).await.unwrap();
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+    }
     while let Some(client) = clients.join_next().await {
         client.unwrap();
     }

@@ -10,6 +10,7 @@ use actix_web::{HttpRequest, ResponseError, web};
 use futures_util::StreamExt;
 use futures_util::future::{Either, ready};
 
+use super::admission_queue::is_look;
 use super::connection_limits::Class;
 use super::connection_state::ConnectionState;
 use super::intake::Exchange;
@@ -194,11 +195,11 @@ fn may_be_shed(path: &str) -> bool {
 
 /// Whether a route observes or manages a node or its cluster.
 fn is_for_operators(path: &str) -> bool {
-    path.starts_with("/v1/cluster/") || matches!(path, "/metrics" | "/init" | "/add-learner" | "/change-membership")
+    path.starts_with("/v1/cluster/") || is_look(path) || matches!(path, "/init" | "/add-learner" | "/change-membership")
 }
 
 fn is_for_data(path: &str) -> bool {
-    is_v1(path) && !path.starts_with("/v1/cluster/") || matches!(path, "/write" | "/read" | "/consistent_read")
+    is_v1(path) && !is_for_operators(path) || matches!(path, "/write" | "/read" | "/consistent_read")
 }
 
 fn error_answer(app: &ExampleApp, path: &str, error: ApiError) -> Response<BoxBody> {
@@ -235,8 +236,10 @@ mod tests {
         for path in ["/v1/kv/a", "/v1/kv", "/v1/txn", "/write", "/read", "/consistent_read"] {
             assert!(may_be_shed(path), "{path}");
         }
-        for path in ["/v1/watch", "/v1/cluster/hash", "/metrics", "/add-learner", "/raft-append", "/init", "/docs", "/"]
-        {
+        for path in ["/v1/watch", "/v1/cluster/hash", "/metrics", "/v1/metrics", "/livez", "/readyz", "/health"] {
+            assert!(!may_be_shed(path), "{path}");
+        }
+        for path in ["/add-learner", "/raft-append", "/init", "/docs", "/"] {
             assert!(!may_be_shed(path), "{path}");
         }
     }

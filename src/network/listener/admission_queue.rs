@@ -33,7 +33,7 @@ use crate::config::{
 pub struct AdmissionQueue {
     /// How many requests may still be read in this turn; 0 while any is queued.
     pub(super) left: Cell<usize>,
-    /// How many requests for `/metrics` may still bypass the queue in this turn.
+    /// How many requests that observe the node may still bypass the queue in this turn.
     metrics_left: Cell<usize>,
     /// How many more requests may be under way. A request that is still arriving does not count.
     room: Box<dyn Fn() -> Room>,
@@ -73,7 +73,7 @@ pub enum Kind {
     End,
     /// An RPC, which Raft's thread serves.
     Rpc,
-    /// A request for `/metrics`. [`METRICS_REQUESTS_PER_TURN`] of them are not queued.
+    /// A request that observes the node ([`is_look`]). [`METRICS_REQUESTS_PER_TURN`] of them are not queued.
     Metrics,
     /// A request of a client of this node.
     Own,
@@ -93,7 +93,7 @@ impl Kind {
             Kind::End
         } else if first.starts_with(b"POST /raft-") || first.starts_with(b"GET /raft-") {
             Kind::Rpc
-        } else if first.starts_with(b"GET /metrics ") || first.starts_with(b"HEAD /metrics ") {
+        } else if path_of_get(first).is_some_and(is_look) {
             Kind::Metrics
         } else if memchr::memmem::find(first, b"\r\nraft-forwarded: ").is_some() {
             Kind::Forwarded
@@ -101,6 +101,18 @@ impl Kind {
             Kind::Own
         }
     }
+}
+
+/// Whether a path only observes this node: probes and metrics.
+pub fn is_look(path: &str) -> bool {
+    matches!(path, "/metrics" | "/v1/metrics" | "/livez" | "/readyz" | "/health")
+}
+
+/// The path of a `GET` or `HEAD` request that begins with these bytes.
+fn path_of_get(first: &[u8]) -> Option<&str> {
+    let target = first.strip_prefix(b"GET ").or_else(|| first.strip_prefix(b"HEAD "))?;
+    let end = target.iter().position(|byte| matches!(byte, b' ' | b'?'))?;
+    std::str::from_utf8(&target[..end]).ok()
 }
 
 impl AdmissionQueue {

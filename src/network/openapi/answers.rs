@@ -127,6 +127,35 @@ pub struct MetricsBody {
     pub snapshot: Option<LogIdBody>,
 }
 
+/// The response of `/health`.
+#[derive(ToSchema, serde::Serialize)]
+pub struct HealthBody {
+    /// `true` or `false`.
+    pub health: &'static str,
+    /// The checks that failed, if any did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// A probe that failed: the checks that do not hold, as text.
+pub struct ProbeErrors;
+
+impl IntoResponses for ProbeErrors {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        let text = ContentBuilder::new()
+            .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+            .example(Some(json!("[-]leader: no leader is known: an election is under way\nreadyz failed\n")))
+            .build();
+        let failed = ResponseBuilder::new()
+            .description("One line for each check that failed.")
+            .content("text/plain; charset=utf-8", text)
+            .build();
+        let mut responses = Shape::Original.references(&[400]);
+        responses.insert("503".to_owned(), failed.into());
+        responses
+    }
+}
+
 /// The shapes of errors.
 #[derive(Clone, Copy)]
 enum Shape {
@@ -193,6 +222,8 @@ errors_of! {
     InitErrors: Original [400, 408, 409, 413, 503, 504];
     /// Errors of changing the membership.
     MembershipErrors: Original [400, 408, 409, 413, 421, 503, 504];
+    /// Errors of `/health`, except that the node cannot serve requests.
+    HealthErrors: Original [400];
     /// Errors of removing a member.
     MemberErrors: V1 [400, 404, 408, 409, 421, 503, 504];
     /// Errors of transferring the leadership.

@@ -154,6 +154,15 @@ pub struct HashParameters {
     pub applied: Option<u64>,
 }
 
+/// Parameters of a probe.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct ProbeParameters {
+    /// Return one line for each check, not only for those that failed.
+    #[param(inline)]
+    pub verbose: Option<Flag>,
+}
+
 /// Headers of reading a key.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]

@@ -168,11 +168,14 @@ fn unexpected_bodies() -> Vec<Row> {
         (Method::DELETE, "/v1/kv?prefix=known"),
         (Method::GET, "/v1/watch"),
         (Method::GET, "/v1/cluster/hash"),
+        (Method::GET, "/livez"),
+        (Method::GET, "/readyz?verbose"),
+        (Method::GET, "/health"),
         (Method::DELETE, "/v1/cluster/members/77"),
     ];
     let mut rows = Vec::new();
     for (method, path) in routes {
-        let row = |what| Row::bare(method.clone(), path, what).gives_v1(400, "unexpected_body");
+        let row = |what| Row::bare(method.clone(), path, what).gives_code(400, "unexpected_body");
         rows.push(row("an unexpected body").body(MARKER));
         // The HTTP library sends no chunks with GET and HEAD.
         if !matches!(method, Method::GET | Method::HEAD) {
@@ -229,6 +232,9 @@ const PARAMETERS: &[(Method, &str, Parameters)] = &[
         ],
     ),
     (Method::GET, "/v1/cluster/hash", &[("applied", Kind::Number)]),
+    (Method::GET, "/livez", &[("verbose", Kind::Flag)]),
+    (Method::GET, "/readyz", &[("verbose", Kind::Flag)]),
+    (Method::GET, "/health", &[]),
     (Method::DELETE, "/v1/cluster/members/77", &[]),
     (Method::POST, "/v1/cluster/leader", &[]),
 ];
@@ -279,7 +285,7 @@ fn bad_parameters(method: &Method, path: &str, parameters: Parameters) -> Vec<Ro
         UNKNOWN_PARAMETERS.iter().filter(|query| !is_known(query)).map(|query| query.to_string()).collect();
     let mut rows = Vec::new();
     for query in ["%zz", "%", "%ff=1"] {
-        rows.push(row(query, "a broken escape in a name").gives_v1(400, "invalid_encoding"));
+        rows.push(row(query, "a broken escape in a name").gives_code(400, "invalid_encoding"));
     }
     for (name, kind) in parameters {
         let valid = format!("{name}{}", kind.sample());
@@ -287,25 +293,25 @@ fn bad_parameters(method: &Method, path: &str, parameters: Parameters) -> Vec<Ro
         unknown.extend([name.to_uppercase(), capitalized, format!("{name}%00"), format!("{valid}&foo")]);
         let escaped = format!("{valid}&%{:02x}{}{}", name.as_bytes()[0], &name[1..], kind.sample());
         for query in [format!("{valid}&{valid}"), escaped] {
-            rows.push(row(&query, "a repeated parameter").gives_v1(400, "repeated_parameter").naming(&[name]));
+            rows.push(row(&query, "a repeated parameter").gives_code(400, "repeated_parameter").naming(&[name]));
         }
         for value in ["%", "%4", "%zz", "%ff", "%e2%82"] {
-            rows.push(row(&format!("{name}={value}"), "a broken escape").gives_v1(400, "invalid_encoding"));
+            rows.push(row(&format!("{name}={value}"), "a broken escape").gives_code(400, "invalid_encoding"));
         }
         let (code, values, named) = kind.bad_values();
         for value in values {
-            let row = row(&format!("{name}{value}"), "an invalid value").gives_v1(400, code);
+            let row = row(&format!("{name}{value}"), "an invalid value").gives_code(400, code);
             rows.push(row.naming(named));
         }
         if let Kind::Part(code) = kind {
             let row = row(&format!("{name}={}", MARKER.repeat(50)), "a value of 1,250 bytes");
-            rows.push(row.gives_v1(413, code).field("limit", 1024).field("size", 1250));
+            rows.push(row.gives_code(413, code).field("limit", 1024).field("size", 1250));
         }
     }
     rows.extend(
         unknown
             .iter()
-            .map(|query| row(query, "an unknown parameter").gives_v1(400, "unknown_parameter").naming(&known)),
+            .map(|query| row(query, "an unknown parameter").gives_code(400, "unknown_parameter").naming(&known)),
     );
     rows
 }

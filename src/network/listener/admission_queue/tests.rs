@@ -143,12 +143,17 @@ fn shares_of_little_room() {
 /// The first bytes of a request tell its kind.
 #[test]
 fn kinds() {
-    let rows: [(&str, Kind); 8] = [
+    let rows: [(&str, Kind); 13] = [
         ("", Kind::End),
         ("POST /raft-append HTTP/1.1\r\n", Kind::Rpc),
         ("GET /raft-identity HTTP/1.1\r\n", Kind::Rpc),
         ("GET /metrics HTTP/1.1\r\n", Kind::Metrics),
         ("HEAD /metrics HTTP/1.1\r\n", Kind::Metrics),
+        ("GET /v1/metrics HTTP/1.1\r\n", Kind::Metrics),
+        ("GET /livez HTTP/1.1\r\n", Kind::Metrics),
+        ("GET /readyz?verbose HTTP/1.1\r\n", Kind::Metrics),
+        ("GET /livez", Kind::Own),
+        ("POST /livez HTTP/1.1\r\n", Kind::Own),
         ("GET /v1/kv/metrics HTTP/1.1\r\n", Kind::Own),
         ("PUT /v1/kv/a HTTP/1.1\r\nraft-forwarded: 2\r\n\r\n", Kind::Forwarded),
         ("PUT /v1/kv/a HTTP/1.1\r\nhost: raft-forwarded: 2\r\n\r\n", Kind::Own),

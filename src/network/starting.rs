@@ -1,0 +1,126 @@
+//! Answers while a node opens its data, which may take minutes: `/livez` says that the process works, and everything
+//! else that the node is starting.
+
+use std::convert::Infallible;
+use std::future::ready;
+use std::io;
+use std::net::TcpListener;
+
+use actix_http::body::BoxBody;
+use actix_http::{HttpService, KeepAlive, Request, Response};
+use actix_server::{Server, ServerHandle};
+use actix_web::http::StatusCode;
+use actix_web::http::header::{self, HeaderValue};
+use actix_web::{HttpResponse, ResponseError};
+use tokio::task::JoinHandle;
+
+use super::reply::is_v1;
+use super::v1;
+use crate::config::{REQUEST_HEAD_DEADLINE, STARTING_CONNECTIONS_MAX, STARTING_SHUTDOWN_DEADLINE};
+use crate::error::{ApiError, Retry};
+
+/// A server on the node's listeners, until the node serves them itself.
+pub struct Starting {
+    handle: ServerHandle,
+    server: JoinHandle<io::Result<()>>,
+}
+
+impl Starting {
+    /// Begins to answer.
+    ///
+    /// # Errors
+    ///
+    /// The system has no more files or threads.
+    pub fn begin(listeners: &[TcpListener]) -> io::Result<Self> {
+        let mut server = Server::build()
+            .workers(1)
+            .max_concurrent_connections(STARTING_CONNECTIONS_MAX)
+            .shutdown_timeout(STARTING_SHUTDOWN_DEADLINE.as_secs())
+            .disable_signals();
+        for listener in listeners {
+            server = server.listen("starting", listener.try_clone()?, || {
+                HttpService::build()
+                    // The client's next request is for the node itself.
+                    .keep_alive(KeepAlive::Disabled)
+                    .client_request_timeout(REQUEST_HEAD_DEADLINE)
+                    .finish(|request: Request| ready(Ok::<_, Infallible>(answer(request.path()))))
+                    .tcp()
+            })?;
+        }
+        let server = server.run();
+        Ok(Starting { handle: server.handle(), server: tokio::spawn(server) })
+    }
+
+    /// Stops answering. Connections that wait to be accepted stay for the node.
+    pub async fn end(self) {
+        self.handle.stop(true).await;
+        // An error would only mean that it has ended already.
+        let _ = self.server.await;
+    }
+}
+
+fn answer(path: &str) -> Response<BoxBody> {
+    const STARTING: &str = "this node is opening its data; retry, or use another node";
+    let text_type = (header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    let response = match path {
+        "/livez" => HttpResponse::Ok().insert_header(text_type).body("ok\n"),
+        "/readyz" => {
+            let text = format!("[-]started: {STARTING}\nreadyz failed\n");
+            HttpResponse::build(StatusCode::SERVICE_UNAVAILABLE).insert_header(text_type).body(text)
+        }
+        "/health" => HttpResponse::build(StatusCode::SERVICE_UNAVAILABLE)
+            .json(serde_json::json!({"health": "false", "reason": format!("started: {STARTING}")})),
+        path => {
+            let error = ApiError::Recovering(Retry::soon(STARTING));
+            if is_v1(path) { v1::error_answer(&error) } else { error.error_response() }
+        }
+    };
+    response.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{SocketAddr, TcpStream};
+
+    use super::*;
+
+    /// While a node opens its data, its probes and its errors say so. A connection that is not yet accepted when the
+    /// node is ready is served by the node.
+    ///
+    /// Method: send requests, end the server, connect, and accept the connection from the original listener.
+    #[tokio::test]
+    async fn probes_are_answered_during_a_start() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let starting = Starting::begin(std::slice::from_ref(&listener)).unwrap();
+        for (path, status, part) in [
+            ("/livez", 200, "ok\n"),
+            ("/livez?verbose", 200, "ok\n"),
+            ("/readyz", 503, "[-]started: "),
+            ("/health", 503, r#"{"health":"false","#),
+            ("/v1/kv/a", 503, r#"{"error":{"code":"recovering","#),
+            ("/write", 503, r#"{"Err":{"Recovering":"#),
+        ] {
+            let response = tokio::task::spawn_blocking(move || get(addr, path)).await.unwrap();
+            assert!(response.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {response}");
+            assert!(response.contains(part), "{path}: {response}");
+        }
+        starting.end().await;
+        let mut client = TcpStream::connect(addr).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let (mut accepted, _) = listener.accept().unwrap();
+        client.write_all(b"x").unwrap();
+        let mut byte = [0];
+        accepted.read_exact(&mut byte).unwrap();
+        assert_eq!(&byte, b"x");
+    }
+
+    fn get(addr: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(addr).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).unwrap();
+        response
+    }
+}
