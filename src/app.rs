@@ -1,7 +1,7 @@
 //! The handles that all HTTP handlers share.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use actix_web::http::header::HeaderValue;
@@ -18,9 +18,12 @@ use crate::connection::connections;
 use crate::disk::Disk;
 use crate::network::long_work::LongWork;
 use crate::network::memory::ClientMemory;
+use crate::network::metrics::MetricsText;
+use crate::network::observer::{Observer, SlowRequests};
 use crate::network::watch_held::WatchesHeld;
 use crate::peers::Peers;
 use crate::store::{ClusterId, ExampleRaft, ExampleStore, Identity};
+use crate::telemetry::meters::HttpMeters;
 use crate::types::{ExampleNode, LeaderId, LogId, NodeId, TypeConfig, Vote};
 
 /// The state of a node that handlers need.
@@ -65,6 +68,11 @@ pub struct ExampleApp {
     pub disk: Arc<Disk>,
     /// Memory for keys and values, in bytes, beyond which this node as leader lets no write add data.
     pub quota_bytes: u64,
+    /// The last text for Prometheus.
+    pub metrics_text: MetricsText,
+    /// One for each thread that serves connections.
+    http_meters: Mutex<Vec<Arc<HttpMeters>>>,
+    slow_requests: Arc<SlowRequests>,
     // The part of the metrics that only changes with the leader or the membership.
     metrics: WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>,
     all_metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
@@ -252,6 +260,9 @@ impl ExampleApp {
             confirmations: Confirmations::default(),
             watches_held: WatchesHeld::default(),
             transfer_turn: tokio::sync::Mutex::new(()),
+            metrics_text: MetricsText::default(),
+            http_meters: Mutex::default(),
+            slow_requests: Arc::new(SlowRequests::over_ms(config.slow_request_ms)),
             appending: Arc::default(),
             heartbeat_interval: Duration::from_millis(config.heartbeat_interval_ms),
             cluster_header: OnceLock::new(),
@@ -300,6 +311,28 @@ impl ExampleApp {
     /// How many more writes may wait.
     pub fn room_for_writes(&self) -> Room {
         Room { free: self.writes_waiting.available_permits(), kept: self.writes_waiting_max / 2 }
+    }
+
+    /// The limit of writes that may wait.
+    pub fn writes_waiting_max(&self) -> usize {
+        self.writes_waiting_max
+    }
+
+    /// The observer of a new thread that serves connections.
+    pub fn observer(&self) -> Observer {
+        let meters = Arc::<HttpMeters>::default();
+        self.http_meters().push(meters.clone());
+        Observer::new(meters, self.slow_requests.clone())
+    }
+
+    /// The meters of the threads that serve connections.
+    pub fn http_meters(&self) -> MutexGuard<'_, Vec<Arc<HttpMeters>>> {
+        self.http_meters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long a leader leads, or a member counts as reachable, after its last response.
+    pub fn leader_lease(&self) -> Duration {
+        Duration::from_millis(self.leader_lease_ms)
     }
 
     /// The term, as far as this node knows.

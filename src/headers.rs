@@ -30,6 +30,9 @@ pub static NODE: HeaderName = HeaderName::from_static("raft-node");
 pub static OUTCOME: HeaderName = HeaderName::from_static("raft-outcome");
 /// `true`: the request was applied before, and this is the response to it.
 pub static REPLAYED: HeaderName = HeaderName::from_static("raft-replayed");
+/// The id of a request, taken from the client or made by the node. It is in the response, in the request that is
+/// forwarded to the leader, and in log messages.
+pub static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The store's revision that the response shows.
 pub static REVISION: HeaderName = HeaderName::from_static("raft-revision");
 /// In an RPC and its response: a random number of the sending process.

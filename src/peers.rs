@@ -11,6 +11,7 @@ use tokio::sync::{MutexGuard, Semaphore, watch};
 
 use crate::config::{LARGE_RPCS_MAX, SNAPSHOT_WAIT_MAX};
 use crate::error::ApiError;
+use crate::telemetry::meters::ElectionMeters;
 use crate::types::{NodeId, Vote};
 
 /// Interval after which a rejection of the same kind is logged again.
@@ -46,6 +47,8 @@ pub struct Peers {
     pub large_from_members: Semaphore,
     /// Permit for long bodies of senders that are not known to be members, one at a time.
     pub large_from_others: Semaphore,
+    /// What the node measures of elections and snapshots.
+    pub elections: ElectionMeters,
 }
 
 /// A process that requested votes.
@@ -80,6 +83,7 @@ impl Default for Peers {
             newest: watch::Sender::new(0),
             large_from_members: Semaphore::new(LARGE_RPCS_MAX),
             large_from_others: Semaphore::new(1),
+            elections: ElectionMeters::default(),
         }
     }
 }

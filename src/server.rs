@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use actix_web::dev::ServerHandle;
 use actix_web::web;
+use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::Fatal;
 use openraft::metrics::RaftMetrics;
@@ -255,7 +256,7 @@ pub async fn serve_on(
     let http = tokio::spawn(http);
     let result = tokio::select! {
         () = shutdown => Ok(()),
-        fatal = core_stopped(&raft, &store) => Err(state_error(&store).unwrap_or_else(|| ServeError::from(fatal))),
+        fatal = core_stopped(&raft, &app) => Err(state_error(&store).unwrap_or_else(|| ServeError::from(fatal))),
         failure = app.failed() => Err(failure_error(failure, &store)),
         result = http => match result {
             Ok(Ok(())) => Ok(()),
@@ -376,20 +377,28 @@ async fn recover(app: web::Data<ExampleApp>, at_start: AtStart) {
 }
 
 /// Logs each change of the leader, keeps elections to members, and completes once Raft has stopped.
-async fn core_stopped(raft: &ExampleRaft, store: &ExampleStore) -> Fatal<TypeConfig> {
+async fn core_stopped(raft: &ExampleRaft, app: &ExampleApp) -> Fatal<TypeConfig> {
+    let elections = &app.peers.elections;
     let mut metrics = raft.server_metrics();
     let mut said = (0, None);
     loop {
         let (term, leader, may_stand, is_new) = {
             let metrics = metrics.borrow_watched();
+            // A voter that is alone sends no requests for votes.
+            if metrics.state == ServerState::Candidate {
+                elections.note_election(metrics.vote.leader_id.term);
+            }
             let is_new = metrics.committed_membership_config.voter_ids().next().is_none();
-            (metrics.vote.leader_id.term, metrics.current_leader, may_stand(&metrics, &store.identity()), is_new)
+            (metrics.vote.leader_id.term, metrics.current_leader, may_stand(&metrics, &app.store.identity()), is_new)
         };
         raft.runtime_config().elect(may_stand);
         if (term, leader) != said {
             said = (term, leader);
             match leader {
-                Some(leader) => tracing::info!("node {leader} leads in term {term}"),
+                Some(leader) => {
+                    elections.leader_changes.increment();
+                    tracing::info!("node {leader} leads in term {term}");
+                }
                 // The first election of a new cluster is no cause for concern.
                 None if is_new => tracing::debug!("no leader is known in term {term}"),
                 None => tracing::info!("no leader is known in term {term}"),

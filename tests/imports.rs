@@ -23,14 +23,14 @@ const MAY_NAME: [(&str, &str); 35] = [
     ("connection", "config"),
     ("error", "body config types"),
     ("agreement", "config types"),
-    ("peers", "config error types"),
+    ("peers", "config error telemetry types"),
     ("confirmations", "config error"),
     ("store::error", "agreement hash types"),
     ("store::ownership", "store::error"),
     ("store::durable", "seeded_bug store::ownership"),
     ("store::identity", "types store::error store::ownership store::durable"),
     ("store::clock_file", "config clock store::error store::ownership store::durable"),
-    ("store::log", "config hash operation seeded_bug types store::error"),
+    ("store::log", "config hash operation seeded_bug telemetry types store::error"),
     ("store::state_machine", "body clock config hash operation seeded_bug types"),
     (
         "store::snapshot",
@@ -42,7 +42,7 @@ const MAY_NAME: [(&str, &str); 35] = [
     ("store::applied", "config types store::state_machine store::self_check"),
     (
         "store::state_machine_store",
-        "clock config seeded_bug types store::error store::log store::state_machine store::snapshot \
+        "clock config seeded_bug telemetry types store::error store::log store::state_machine store::snapshot \
          store::watch store::self_check store::applied",
     ),
     (
@@ -52,10 +52,11 @@ const MAY_NAME: [(&str, &str); 35] = [
          store::applied store::state_machine_store",
     ),
     ("client", "body config connection duration error headers types"),
-    ("app", "agreement config confirmations connection disk peers store types"),
+    ("app", "agreement config confirmations connection disk peers store telemetry types"),
     (
         "network",
-        "agreement app body config confirmations connection disk duration error headers operation peers seeded_bug store types \
+        "agreement app body clock config confirmations connection disk duration error headers operation peers seeded_bug store \
+         telemetry types \
          store::error store::durable store::log store::state_machine store::snapshot",
     ),
     ("compaction", "app config disk store types store::durable store::snapshot"),

@@ -16,6 +16,8 @@ pub(super) const ELECTION_TIMEOUT_MIN_MS_DEFAULT: u64 = 300;
 pub(super) const ELECTION_TIMEOUT_MAX_MS_DEFAULT: u64 = 600;
 /// Greatest value of `--election-timeout-max-ms`: a minute.
 pub(super) const ELECTION_TIMEOUT_MAX_MS_LIMIT: u64 = 60_000;
+/// Time after which a request counts as slow unless set by `--slow-request-ms`, in milliseconds.
+pub(super) const SLOW_REQUEST_MS_DEFAULT: u64 = 300;
 /// Log level unless set by `--log-level` or `RUST_LOG`.
 pub(super) const LOG_LEVEL_DEFAULT: &str = "info";
 
@@ -306,6 +308,14 @@ pub const FOUNDING_HOLD: Duration = Duration::from_secs(5);
 pub const REQUEST_HEAD_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a client may take to send the body of a request.
 pub const REQUEST_BODY_DEADLINE: Duration = Duration::from_secs(10);
+/// Interval between log messages about slow requests.
+pub const SLOW_REPORT_INTERVAL: Duration = Duration::from_secs(5);
+/// Longest `X-Request-Id`, in bytes.
+pub const REQUEST_ID_BYTES_MAX: usize = 128;
+/// Bytes of metrics that scrapes may hold until their clients have read them: more than a hundred at once.
+pub const METRICS_BYTES_MAX: usize = 8 << 20;
+/// Age up to which the text of the metrics is sent again.
+pub const METRICS_KEPT: Duration = Duration::from_secs(1);
 /// How long opening the data may take before requests that arrive meanwhile get 503. Until then they wait.
 pub const STARTING_AFTER: Duration = Duration::from_secs(1);
 /// Connections that are served while a node opens its data.

@@ -217,6 +217,11 @@ pub struct Config {
     #[arg(long, env = "RKV_ALLOWED_HOSTS", value_name = "LIST", value_delimiter = ',', value_parser = parse_host)]
     pub allowed_hosts: Vec<String>,
 
+    /// Time after which a request counts as slow, in milliseconds; some slow requests are logged, with what took the
+    /// time; 0 logs none
+    #[arg(long, env = "RKV_SLOW_REQUEST_MS", value_name = "MS", default_value_t = SLOW_REQUEST_MS_DEFAULT)]
+    pub slow_request_ms: u64,
+
     /// Format of log lines
     #[arg(long, env = "RKV_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t)]
     pub log_format: LogFormat,

@@ -10,6 +10,7 @@ use serde::de::IgnoredAny;
 
 use super::conditions::reject_conditions;
 use super::consensus::{Submitted, linearize, submit};
+use super::observer::{Part, timed};
 use super::openapi::answers::{
     EntryAnswer, KeyBody, OkAnswer, OriginalConsistentReadErrors, OriginalReadErrors, OriginalWriteErrors,
 };
@@ -130,7 +131,7 @@ pub async fn consistent_read(
 ) -> Result<HttpResponse, ApiError> {
     let (body, _memory) = read_client_body(&app, &request, payload).await?;
     let key = decode(&app, &body, parse_key).await?;
-    linearize(&app, request.headers(), None).await?;
+    timed(&request, Part::Confirmation, linearize(&app, request.headers(), None)).await?;
     value_of(&app, &key).await
 }
 

@@ -22,12 +22,12 @@ use super::forward;
 use crate::app::ExampleApp;
 use crate::config::{BROWSER_PREFLIGHT_SECONDS, Config, parse_host, parse_origin};
 use crate::error::{ApiError, Details, shortened};
-use crate::headers::{FORWARD, IDEMPOTENCY_KEY, LAST_EVENT_ID, WAIT};
+use crate::headers::{FORWARD, IDEMPOTENCY_KEY, LAST_EVENT_ID, REQUEST_ID, WAIT};
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, PUT, POST, DELETE");
 /// Headers of responses that a page may read.
 const EXPOSED: HeaderValue = HeaderValue::from_static(
-    "ETag, Retry-After, Raft-Revision, Raft-Term, Raft-Node, Raft-Cluster, Raft-Outcome, Raft-Replayed",
+    "ETag, Retry-After, Raft-Revision, Raft-Term, Raft-Node, Raft-Cluster, Raft-Outcome, Raft-Replayed, X-Request-Id",
 );
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
@@ -142,7 +142,7 @@ impl AllowedOrigin {
         let sent = response.headers_mut();
         sent.insert(header::ACCESS_CONTROL_ALLOW_METHODS, METHODS);
         let standard = [&header::CONTENT_TYPE, &header::IF_MATCH, &header::IF_NONE_MATCH];
-        for name in standard.into_iter().chain([&IDEMPOTENCY_KEY, &LAST_EVENT_ID, &FORWARD, &WAIT]) {
+        for name in standard.into_iter().chain([&IDEMPOTENCY_KEY, &LAST_EVENT_ID, &FORWARD, &WAIT, &REQUEST_ID]) {
             sent.append(header::ACCESS_CONTROL_ALLOW_HEADERS, name.clone().into());
         }
         sent.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from(BROWSER_PREFLIGHT_SECONDS));

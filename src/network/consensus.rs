@@ -1,7 +1,7 @@
 //! Writes and linearizable reads: what the cluster must agree on.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix_web::http::header::HeaderMap;
 use actix_web::{HttpRequest, HttpResponse};
@@ -12,6 +12,7 @@ use openraft::raft::ClientWriteResponse;
 
 use super::conditions::Guarded;
 use super::memory::HeldMemory;
+use super::observer::{Part, timed, timed_proposal};
 use super::parameters::request_id;
 use super::readiness::{self, Destination};
 use super::rejections::{no_leader, raft_ended, stopping, unconfirmed};
@@ -77,7 +78,9 @@ pub async fn submit(
     }
     match destination {
         Destination::Here => {
-            let mut response = propose(app, request_id, operation, memory.waited()).await?;
+            let busy = || (app.store.log.meters().sync.total(), app.store.state_machine.meters().apply.total());
+            let proposal = propose(app, request_id, operation, memory.waited());
+            let mut response = timed_proposal(request, busy, proposal).await?;
             response.data.result = reading.result_of(response.data.result);
             Ok(match check_result(&response.data) {
                 Ok(()) => Submitted::Here(response, memory),
@@ -88,7 +91,8 @@ pub async fn submit(
             })
         }
         Destination::Leader { leader_id, leader_node } => {
-            let response = forward::to_leader(app, request, body, leader_id, &leader_node).await?;
+            let forwarded = forward::to_leader(app, request, body, leader_id, &leader_node);
+            let response = timed(request, Part::Leader, forwarded).await?;
             Ok(Submitted::Forwarded(memory.until_written(response)))
         }
     }
@@ -227,7 +231,13 @@ async fn linearize_once(app: &ExampleApp, headers: &HeaderMap, alone_within: Opt
     let confirm = async {
         let worker = Worker::current().filter(|_| alone_within.is_none());
         match worker.map(|worker| worker.shared_reads.confirm(destination.clone())) {
-            Some(confirmed) => confirmed.await.unwrap_or_else(|_| Err(stopping())),
+            Some(confirmed) => {
+                let (began, confirmed) = (Instant::now(), confirmed.await);
+                if let (Ok(Ok(())), Some(worker)) = (&confirmed, Worker::current()) {
+                    worker.connections.observer().meters.confirmations.record(began.elapsed());
+                }
+                confirmed.unwrap_or_else(|_| Err(stopping()))
+            }
             None => read_index::confirm(app, &destination, alone_within.unwrap_or(REQUEST_DEADLINE)).await,
         }
     };

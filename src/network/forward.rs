@@ -9,6 +9,7 @@ use actix_web::http::header::{self, HeaderMap, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse};
 use bytes::Bytes;
 
+use super::listener::admission::state_of;
 use super::parameters::says_no;
 use super::readiness::{self, Destination};
 use super::rejections::no_leader;
@@ -20,7 +21,7 @@ use crate::config::{
 use crate::connection::{BodyError, read_response};
 use crate::error::{ApiError, Details, Interrupted, LeaderHint, Retry};
 use crate::headers::{
-    CLUSTER, FORWARD, FORWARDED, FORWARDED_TO, IDEMPOTENCY_KEY, NODE, OUTCOME, REPLAYED, REVISION, TERM,
+    CLUSTER, FORWARD, FORWARDED, FORWARDED_TO, IDEMPOTENCY_KEY, NODE, OUTCOME, REPLAYED, REQUEST_ID, REVISION, TERM,
 };
 use crate::store::ClusterId;
 use crate::types::{ExampleNode, NodeId};
@@ -122,6 +123,9 @@ pub async fn to_leader(
         for value in request.headers().get_all(name) {
             forwarded = forwarded.header(name.as_str(), value.as_bytes());
         }
+    }
+    if let Some(id) = state_of(request).and_then(|state| state.spent.request_id()) {
+        forwarded = forwarded.header(REQUEST_ID.as_str(), id.as_bytes());
     }
     if !body.is_empty() {
         forwarded = forwarded.body(body);

@@ -155,7 +155,7 @@ async fn get_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload)
     let parameters = Parameters::of(request, &["raw", "consistency"])?;
     let raw = parameters.flag("raw")?;
     let conditions = Conditions::of(request)?;
-    ready_to_read(app, request.headers(), parameters.stale()?).await?;
+    ready_to_read(app, request, parameters.stale()?).await?;
     let (record, revision) = app.store.state_machine.read(|machine| (machine.get(&key), machine.revision));
     let Some(record) = record else { return Err(key_not_found(revision)) };
     let mut response = if conditions.judge_read(record.revision)? == ReadVerdict::NotModified {

@@ -104,7 +104,7 @@ async fn list_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payloa
     let keys_max = parameters.number("limit", 1, limits.page_keys as u64)?.unwrap_or(limits.page_keys as u64);
     let keys_only = parameters.flag("keys_only")?;
     let wanted = parameters.number("revision", 0, u64::MAX)?;
-    ready_to_read(app, request.headers(), parameters.stale()?).await?;
+    ready_to_read(app, request, parameters.stale()?).await?;
     let (revision, data, replaced_bytes) = state_of(app, wanted)?;
     // Read the clock after the state: otherwise a key that was put meanwhile would have more than its TTL left.
     let now_ms = app.store.clock().now_ms();

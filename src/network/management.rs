@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
@@ -14,8 +15,9 @@ use super::consensus::write_error;
 use super::forward;
 use super::founding;
 use super::members::{self, Wanted};
+use super::metrics::{self, Format};
 use super::openapi::answers::{EntryAnswer, InitAnswer, InitErrors, MembershipErrors, MetricsBody, OkAnswer};
-use super::openapi::parameters::ForwardHeader;
+use super::openapi::parameters::{AcceptHeader, ForwardHeader};
 use super::peer;
 use super::readiness::Destination;
 use super::reply::ok;
@@ -212,17 +214,34 @@ pub async fn change_membership(
 
 /// Returns the metrics of this node.
 ///
-/// State, term, leader, log, membership and replication, in the shape of openraft's `RaftMetrics`.
+/// State, term, leader, log, membership and replication, in the shape of openraft's `RaftMetrics`. If `Accept` prefers
+/// `text/plain` or OpenMetrics to JSON, as that of Prometheus does, the response is that of `/v1/metrics` in this format.
 #[utoipa::path(
     get,
     path = "/metrics",
     operation_id = "metrics",
     tag = "The cluster",
-    responses((status = 200, description = "The metrics.", body = OkAnswer<MetricsBody>))
+    params(AcceptHeader),
+    responses((
+        status = 200,
+        description = "The metrics.",
+        content(
+            (OkAnswer<MetricsBody> = "application/json"),
+            (String = "text/plain; version=0.0.4; charset=utf-8"),
+            (String = "application/openmetrics-text; version=1.0.0; charset=utf-8"),
+        ),
+    ))
 )]
-pub async fn metrics(app: web::Data<ExampleApp>) -> HttpResponse {
-    let metrics = app.raft.metrics().borrow_watched().clone();
-    ok(&metrics)
+pub async fn metrics(app: web::Data<ExampleApp>, request: HttpRequest) -> Result<HttpResponse, ApiError> {
+    let mut response = match Format::preferred(request.headers()) {
+        Some(format) => metrics::in_format(&app, format).await?,
+        None => {
+            let metrics = app.raft.metrics().borrow_watched().clone();
+            ok(&metrics)
+        }
+    };
+    response.headers_mut().append(header::VARY, HeaderValue::from_static("Accept"));
+    Ok(response)
 }
 
 /// Changes the membership if this node leads, and forwards the request to the leader otherwise.

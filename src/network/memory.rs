@@ -21,8 +21,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::config::{
-    BODY_PIECE_BYTES, ENCODED_BYTES_PER_BYTE_MAX, MEMORY_COUNTED_MIN, MEMORY_WAIT_MAX, PROPOSED_BYTES_MAX,
-    REQUEST_BYTES_PER_BYTE,
+    BODY_PIECE_BYTES, ENCODED_BYTES_PER_BYTE_MAX, MEMORY_COUNTED_MIN, MEMORY_WAIT_MAX, METRICS_BYTES_MAX,
+    PROPOSED_BYTES_MAX, REQUEST_BYTES_PER_BYTE,
 };
 use crate::error::{ApiError, Retry};
 
@@ -36,6 +36,7 @@ pub struct ClientMemory {
     responses: Part,
     watches: Part,
     proposals: Part,
+    metrics: Part,
 }
 
 #[derive(Debug)]
@@ -60,7 +61,19 @@ impl ClientMemory {
             responses: Part::of(bytes / 8 * 3),
             watches: Part::of(bytes / 8),
             proposals: Part::of(PROPOSED_BYTES_MAX),
+            metrics: Part::of(METRICS_BYTES_MAX),
         }
+    }
+
+    /// The bytes that are held, by what they are for.
+    pub fn used_bytes(&self) -> [(&'static str, u64); 5] {
+        [
+            ("requests", self.requests.used_bytes()),
+            ("responses", self.responses.used_bytes()),
+            ("watches", self.watches.used_bytes()),
+            ("proposals", self.proposals.used_bytes()),
+            ("metrics", self.metrics.used_bytes()),
+        ]
     }
 
     /// Memory for a request with a body of `bytes` bytes: for the body, and for the operation decoded from it.
@@ -104,6 +117,18 @@ impl ClientMemory {
         })
     }
 
+    /// Memory for the metrics as text, apart from that of other responses: operators need them most when those hold all
+    /// memory.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiError::Overloaded`] if other scrapes do not return enough memory in time.
+    pub async fn for_metrics(&self, bytes: usize) -> Result<HeldMemory, ApiError> {
+        self.metrics.take(bytes, bytes, Duration::ZERO).await.ok_or_else(|| {
+            ApiError::Overloaded(Retry::soon("responses to other scrapes hold all memory for metrics on this node"))
+        })
+    }
+
     /// Memory for a piece of a watch's events with `data_bytes` bytes of keys and values.
     ///
     /// # Errors
@@ -123,6 +148,10 @@ impl Part {
     fn of(bytes: usize) -> Self {
         let units = u32::try_from(bytes / UNIT_BYTES).unwrap_or(u32::MAX).clamp(1, u32::MAX >> 3);
         Part { free: Arc::new(Semaphore::new(units as usize)), units }
+    }
+
+    fn used_bytes(&self) -> u64 {
+        ((self.units as usize).saturating_sub(self.free.available_permits()) * UNIT_BYTES) as u64
     }
 
     /// Takes `bytes` for data that is `length` bytes long. A request for more than the whole part gets the whole part.

@@ -20,6 +20,8 @@ pub mod long_work;
 pub mod management;
 pub mod members;
 pub mod memory;
+pub mod metrics;
+pub mod observer;
 pub mod openapi;
 pub mod parameters;
 pub mod peer;
@@ -135,6 +137,14 @@ pub fn table() -> Vec<Endpoint> {
             service: Service::Resource(
                 web::resource("/v1/cluster/hash")
                     .route(web::get().to(cluster_hash::cluster_hash))
+                    .default_service(web::to(reply::only_get)),
+            ),
+        },
+        Endpoint {
+            operations: get_and_head("/v1/metrics").to_vec(),
+            service: Service::Resource(
+                web::resource("/v1/metrics")
+                    .route(web::get().to(metrics::metrics))
                     .default_service(web::to(reply::only_get)),
             ),
         },

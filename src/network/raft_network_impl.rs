@@ -275,6 +275,7 @@ impl RaftNetworkV2<TypeConfig> for ExampleNetwork {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        self.peers.elections.note_election(rpc.vote.leader_id.term);
         let answer: VoteResponse<TypeConfig> = self.call("/raft-vote", &rpc, option.soft_ttl()).await?;
         self.check_vote(&answer.vote, &rpc.vote)?;
         Ok(answer)
@@ -315,8 +316,12 @@ impl RaftNetworkV2<TypeConfig> for ExampleNetwork {
         let sent = self.send::<SnapshotResponse<TypeConfig>>("/raft-snapshot", body, option.hard_ttl(), None);
         let answer = tokio::select! {
             closed = cancel => return Err(StreamingError::Closed(closed)),
-            result = sent => result?,
+            result = sent => result,
         };
+        let elections = &self.peers.elections;
+        let counter = if answer.is_ok() { &elections.snapshots_sent } else { &elections.snapshots_unsent };
+        counter.increment();
+        let answer = answer?;
         self.check_vote(&answer.vote, &vote)?;
         Ok(answer)
     }

@@ -10,6 +10,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::listener::intake::Exchange;
 use super::memory::HeldMemory;
+use super::observer::{Part, timed};
 use crate::app::ExampleApp;
 use crate::config::{BODY_BYTES_RESERVED_MAX, REJECTED_BODY_KEPT, REQUEST_BODY_DEADLINE};
 use crate::error::{ApiError, Details};
@@ -31,18 +32,21 @@ pub async fn read_client_body(
     } else {
         announced_bytes(request).unwrap_or_default().min(bytes_max)
     };
-    match app.client_memory.for_request(bytes).await {
-        Ok(mut held) => {
-            let body = read_body(request, payload, bytes_max).await?;
-            // The length of a chunked body is known only now.
-            held.keep_for_request(body.len());
-            Ok((body, held))
+    let read = async {
+        match app.client_memory.for_request(bytes).await {
+            Ok(mut held) => {
+                let body = read_body(request, payload, bytes_max).await?;
+                // The length of a chunked body is known only now.
+                held.keep_for_request(body.len());
+                Ok((body, held))
+            }
+            Err(error) => {
+                keep_for_a_while(payload);
+                Err(error)
+            }
         }
-        Err(error) => {
-            keep_for_a_while(payload);
-            Err(error)
-        }
-    }
+    };
+    timed(request, Part::Body, read).await
 }
 
 fn announced_bytes(request: &HttpRequest) -> Option<usize> {

@@ -1,7 +1,7 @@
 //! Common parts of the routes of the key-value API: writes, reads, and the headers and errors of responses.
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::{self, HeaderMap, HeaderValue};
+use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, ResponseError};
 use bytes::Bytes;
 use serde::Serialize;
@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::conditions::{Guarded, condition_failed};
 use super::consensus::{Submitted, linearize, submit};
 use super::memory::HeldMemory;
+use super::observer::{Part, timed};
 use super::readiness;
 use super::reply::{self, encode, json};
 use crate::app::ExampleApp;
@@ -126,8 +127,11 @@ pub fn unexpected(result: Option<&WriteResult>) -> ApiError {
 
 /// Waits until this node's own state may be read: at once if it may be stale, otherwise once it has all that was
 /// written before the call.
-pub async fn ready_to_read(app: &ExampleApp, headers: &HeaderMap, stale: bool) -> Result<(), ApiError> {
-    if stale { readiness::stale_read(app) } else { linearize(app, headers, None).await }
+pub async fn ready_to_read(app: &ExampleApp, request: &HttpRequest, stale: bool) -> Result<(), ApiError> {
+    if stale {
+        return readiness::stale_read(app);
+    }
+    timed(request, Part::Confirmation, linearize(app, request.headers(), None)).await
 }
 
 /// A key without its value, for JSON.

@@ -112,7 +112,7 @@ async fn start_watch(
     };
     let asked = Instant::now();
     let may_wait = !says_no(request.headers(), &WAIT);
-    let ready = ready_to_read(app, request.headers(), stale);
+    let ready = ready_to_read(app, request, stale);
     let ready = if may_wait {
         // Do not delay the headers until a leader responds that may never do so.
         tokio::time::timeout(WATCH_LEADER_INTERVAL, ready).await.unwrap_or_else(|_| Err(no_leader(app)))

@@ -45,7 +45,7 @@ impl Worker {
         if let Some(worker) = Self::current() {
             return worker;
         }
-        let connections_of_this = Connections::new(shares);
+        let connections_of_this = Connections::new(shares, app.observer());
         let queue = AdmissionQueue::new({
             let (app, are_nodes) = (app.clone(), connections_of_this.are_nodes());
             // RPCs do not count as writes under way.

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
@@ -24,6 +25,7 @@ use super::watch::subscription::Subscription;
 use crate::clock::LogClock;
 use crate::config::{APPLY_ENTRIES_MAX, SNAPSHOT_NICENESS};
 use crate::seeded_bug::{self, SeededBug};
+use crate::telemetry::meters::StateMeters;
 use crate::types::{Entry, LogId, Payload, SnapshotMeta, StoredMembership, TypeConfig};
 
 type SnapshotOf = openraft::alias::SnapshotOf<TypeConfig, SnapshotFile>;
@@ -43,6 +45,7 @@ pub struct StateMachineStore {
     clock: Arc<LogClock>,
     // Memory of the keys and values after the last batch.
     memory_bytes: Arc<AtomicU64>,
+    meters: Arc<StateMeters>,
 }
 
 impl StateMachineStore {
@@ -59,6 +62,7 @@ impl StateMachineStore {
             listings: Arc::default(),
             self_checks: Arc::default(),
             clock,
+            meters: Arc::default(),
         }
     }
 
@@ -140,6 +144,11 @@ impl StateMachineStore {
         &self.clock
     }
 
+    /// What the state machine measures of itself.
+    pub fn meters(&self) -> &StateMeters {
+        &self.meters
+    }
+
     /// Where snapshots are kept and received.
     pub fn snapshots(&self) -> &Arc<SnapshotDirectory> {
         &self.snapshots
@@ -168,7 +177,8 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
             if seeded_bug::is_on(SeededBug::EntriesSwapped) {
                 swap_two(&mut chunk);
             }
-            let mut answers = Vec::with_capacity(chunk.len());
+            let (began, count) = (Instant::now(), chunk.len());
+            let mut answers = Vec::with_capacity(count);
             let mut due = Due::default();
             let revision_before = self.write(|machine| {
                 let revision_before = machine.revision;
@@ -191,6 +201,8 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
                 responder.send(response);
             }
             due.tell();
+            self.meters.apply.record(began.elapsed());
+            self.meters.applied_entries.add(count as u64);
         }
         Ok(())
     }
@@ -202,6 +214,7 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
         // cause.
         let has_room = async { tokio::task::spawn_blocking(move || snapshots.has_room()).await.unwrap_or(true) };
         if !force && !has_room.await {
+            self.meters.build_failures.increment();
             tracing::warn!("cannot take a snapshot: the disk has too little free space; free some disk space");
             return None;
         }
@@ -213,12 +226,15 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
             machine: self.read(ExampleStateMachine::clone),
             snapshots: self.snapshots.clone(),
             self_checks: self.self_checks.clone(),
+            meters: self.meters.clone(),
         }
     }
 
     async fn install_snapshot(&mut self, _meta: &SnapshotMeta, snapshot: SnapshotFile) -> io::Result<()> {
+        let began = Instant::now();
         let snapshots = self.snapshots.clone();
-        let machine = on_blocking_thread(move || snapshots.install(snapshot).map_err(io::Error::from)).await?;
+        let installed = on_blocking_thread(move || snapshots.install(snapshot).map_err(io::Error::from)).await;
+        let machine = installed.inspect_err(|_| self.meters.install_failures.increment())?;
         let mut due = Due::default();
         let old = self.write(|current| {
             assert!(machine.last_applied >= current.last_applied, "the snapshot lacks entries that are applied here");
@@ -231,6 +247,7 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
             std::mem::replace(current, machine)
         });
         due.tell();
+        self.meters.install.record(began.elapsed());
         // Freeing a large map is slow, so no caller waits for it.
         tokio::task::spawn_blocking(move || drop(old));
         Ok(())
@@ -247,6 +264,7 @@ pub struct SnapshotBuilder {
     machine: ExampleStateMachine,
     snapshots: Arc<SnapshotDirectory>,
     self_checks: Arc<Mutex<SelfChecks>>,
+    meters: Arc<StateMeters>,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
@@ -255,7 +273,8 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf> {
         let (snapshots, self_checks) = (self.snapshots.clone(), self.self_checks.clone());
         let machine = std::mem::take(&mut self.machine);
-        in_the_background(move || {
+        let (began, last_applied) = (Instant::now(), machine.last_applied);
+        let built = in_the_background(move || {
             let machine = if seeded_bug::is_on(SeededBug::SnapshotMissesLastEntry) {
                 machine.without_last_change()
             } else if seeded_bug::is_on(SeededBug::SnapshotMissesRequests) {
@@ -272,7 +291,13 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
                 Err(error) => Err(error.into()),
             }
         })
-        .await
+        .await;
+        match &built {
+            // Without room on the disk, the snapshot is empty.
+            Ok(built) if built.meta.last_log_id == last_applied => self.meters.build.record(began.elapsed()),
+            _ => self.meters.build_failures.increment(),
+        }
+        built
     }
 }
 

@@ -13,6 +13,8 @@
 //! | [`outcomes`] | what does a response say about a request that failed halfway |
 //! | [`disk_low`] | what does a cluster still serve while its disks are nearly full |
 //! | [`health`] | do the probes say whether a node works and can serve requests |
+//! | [`metrics`] | do the metrics say what a node does, whatever clients send |
+//! | [`request_ids`] | can a request be followed by its id, and is a slow one explained |
 //! | [`overload`] | which requests does an overloaded node reject |
 //! | [`threads`] | which thread of a node does what |
 //! | [`memory`] | how much memory can clients make a node hold |
@@ -75,6 +77,7 @@ mod logging;
 mod members;
 mod membership;
 mod memory;
+mod metrics;
 mod older_copy;
 mod openapi;
 mod outcomes;
@@ -83,6 +86,7 @@ mod partition;
 mod protocol;
 mod quota;
 mod replace;
+mod request_ids;
 mod restart;
 mod self_check;
 mod settings;

@@ -51,13 +51,19 @@ async fn some_are_rejected_and_the_others_applied() {
     })
     .await;
     cluster.metrics(1).await;
-    for path in ["/livez", "/readyz", "/health"] {
+    for path in ["/livez", "/readyz", "/health", "/v1/metrics"] {
         let answer = cluster.http().get(cluster.addr(1), path).await.unwrap();
         assert_eq!(answer.status, 200, "{path}: {}", answer.text());
     }
     while let Some(client) = clients.join_next().await {
         client.unwrap();
     }
+    eventually("the metrics count what was shed", DEADLINE, async || {
+        let text = cluster.get(1, "/v1/metrics").await.text();
+        let shed = text.lines().find_map(|line| line.strip_prefix("rkv_http_requests_shed_total ")).unwrap();
+        if (1..=rejected.load(Ordering::Relaxed)).contains(&shed.parse().unwrap()) { Ok(()) } else { Err(text) }
+    })
+    .await;
 
     let answer = cluster.put(1, "/v1/kv/after", "v").await;
     assert_eq!(answer.status, 200, "{}", answer.text());

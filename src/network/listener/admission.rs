@@ -17,8 +17,10 @@ use super::intake::Exchange;
 use crate::app::ExampleApp;
 use crate::config::{REQUEST_BODY_DEADLINE, SHED_BODY_BYTES_MAX};
 use crate::error::{ApiError, Details, Retry};
+use crate::headers::REQUEST_ID;
 use crate::network::browser::{AllowedOrigin, Browsers};
 use crate::network::forward;
+use crate::network::observer::Observed;
 use crate::network::reply::{error_at, is_v1};
 use crate::network::request_body::keep_for_a_while;
 
@@ -45,6 +47,7 @@ where
     if is_head {
         request.head_mut().method = Method::GET;
     }
+    let observed = state.as_ref().map(|state| state.observer().begin(&state.spent, &request));
     let mut origin = None;
     let rejected = match exchange.as_ref().and_then(|exchange| exchange.take_rejection()) {
         // The client sent another request, which was rejected.
@@ -54,12 +57,15 @@ where
     let answer = if let Some(answer) = rejected {
         Either::Left(Either::Left(ready(Ok(answer))))
     } else if is_shed && may_be_shed(request.path()) {
+        if let Some(state) = &state {
+            state.observer().meters.shed.increment();
+        }
         Either::Left(Either::Right(shed(app.clone(), request)))
     } else {
         let answer = routes.call(request);
         Either::Right(async { answer.await.map(Into::into) })
     };
-    let under_way = UnderWay { state };
+    let under_way = UnderWay { state, observed };
     let varies = browsers.vary();
     async move {
         let mut answer = answer.await;
@@ -86,7 +92,12 @@ where
             // HTTP/1.0 has no chunks: the end of the connection ends the body.
             answer.head_mut().no_chunking(is_stream && is_http_1_0);
         }
-        under_way.end(is_stream);
+        // The library makes a 500 of an error.
+        let status = answer.as_ref().map_or(500, |answer| answer.status().as_u16());
+        let id = under_way.end(is_stream, status);
+        if let (Some(id), Ok(answer)) = (id, &mut answer) {
+            answer.headers_mut().insert(REQUEST_ID.clone(), id);
+        }
         answer
     }
 }
@@ -117,7 +128,13 @@ fn answer_at_once(
         return Some(answer);
     }
     let is_admitted = state.is_none_or(|state| is_admitted(app, request, state));
-    (!is_admitted).then(|| over_limit(app, request))
+    if is_admitted {
+        return None;
+    }
+    if let Some(state) = state {
+        state.observer().meters.over_limit.increment();
+    }
+    Some(over_limit(app, request))
 }
 
 /// Whether the connection is admitted to the class of the request.
@@ -164,6 +181,7 @@ fn without_stream(answer: Response<BoxBody>) -> Response<BoxBody> {
 /// A request under way. It ends with its response, or when its client disconnects.
 struct UnderWay {
     state: Option<Rc<ConnectionState>>,
+    observed: Option<Observed>,
 }
 
 impl UnderWay {
@@ -171,19 +189,23 @@ impl UnderWay {
         self.state.as_deref()
     }
 
-    /// Notes that the request has its response.
-    fn end(mut self, is_stream: bool) {
-        if let Some(state) = self.state.take() {
-            state.end_request(is_stream);
-        }
+    /// Notes that the request has its response; returns its id.
+    fn end(mut self, is_stream: bool, status: u16) -> Option<HeaderValue> {
+        self.note_end(is_stream, Some(status))
+    }
+
+    fn note_end(&mut self, is_stream: bool, status: Option<u16>) -> Option<HeaderValue> {
+        let state = self.state.take()?;
+        let observed = self.observed.take();
+        let id = observed.and_then(|observed| state.observer().end(&state.spent, observed, status));
+        state.end_request(is_stream);
+        id
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        if let Some(state) = &self.state {
-            state.end_request(false);
-        }
+        self.note_end(false, None);
     }
 }
 

@@ -23,8 +23,7 @@ use super::connection_state::ConnectionState;
 use super::load_shedding::LoadShedding;
 use crate::app::Room;
 use crate::config::{
-    FORWARDED_PER_TURN, METRICS_REQUESTS_PER_TURN, QUEUE_WAIT_MAX, REQUESTS_PER_TURN, SHED_INTERVAL_MAX, SHED_WAIT_MAX,
-    STALL_MIN,
+    FORWARDED_PER_TURN, METRICS_REQUESTS_PER_TURN, REQUESTS_PER_TURN, SHED_INTERVAL_MAX, SHED_WAIT_MAX, STALL_MIN,
 };
 
 /// The connections of one thread that wait to be read.
@@ -264,7 +263,7 @@ impl Waiting {
     /// Admits the connection if it is still open; returns whether it is.
     fn admit(&self, is_shed: bool, now: Instant) -> bool {
         let state = self.state.upgrade();
-        state.inspect(|state| state.admit_queued(is_shed, self.waited(now) > QUEUE_WAIT_MAX)).is_some()
+        state.inspect(|state| state.admit_queued(is_shed, self.waited(now))).is_some()
     }
 }
 

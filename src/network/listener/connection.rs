@@ -364,6 +364,7 @@ mod tests {
     use crate::app::Room;
     use crate::network::listener::admission_queue::AdmissionQueue;
     use crate::network::listener::connection_limits::{Connections, Shares};
+    use crate::network::observer::Observer;
 
     /// An empty error gets a body, after whatever was written before it.
     #[test]
@@ -397,7 +398,8 @@ mod tests {
             let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
             let (stream, _) = listener.accept().await.unwrap();
             let queue = AdmissionQueue::new(|| Room { free: 1, kept: 0 });
-            let mut connection = Connection::new(stream, Connections::new(Shares::of_clients(1)).open(&queue), 10);
+            let mut connection =
+                Connection::new(stream, Connections::new(Shares::of_clients(1), Observer::default()).open(&queue), 10);
             client.write_all(request.as_bytes()).await.unwrap();
             let found = future::poll_fn(|context| connection.poll_first(context)).await.unwrap();
             assert_eq!(found, kind, "{request:?}");

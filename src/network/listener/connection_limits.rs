@@ -16,6 +16,7 @@ use super::connection_state::{ConnectionState, IdleSince, Leave, Phase};
 use crate::config::{
     CLIENTS_PER_RESERVED_CONNECTION, CONNECTIONS_KEPT_PER_MEMBER, NODE_CONNECTIONS_MIN, OPERATORS_MIN,
 };
+use crate::network::observer::Observer;
 use crate::types::NodeId;
 
 /// Limits of the connections of one thread, by their use.
@@ -63,6 +64,7 @@ pub enum Class {
 /// Invariant, asserted on every change: the connections of all classes together are at most the open ones.
 pub struct Connections {
     pub(super) shares: Shares,
+    pub(super) observer: Observer,
     pub(super) open: Cell<usize>,
     pub(super) clients: Cell<usize>,
     nodes: Cell<usize>,
@@ -91,14 +93,16 @@ pub struct WatchPermit {
 impl Drop for WatchPermit {
     fn drop(&mut self) {
         self.connections.watches.set(self.connections.watches.get() - 1);
+        self.connections.observer.meters.watches.decrement();
     }
 }
 
 impl Connections {
     /// A thread without connections.
-    pub fn new(shares: Shares) -> Rc<Self> {
+    pub fn new(shares: Shares, observer: Observer) -> Rc<Self> {
         Rc::new(Connections {
             shares,
+            observer,
             open: Cell::default(),
             clients: Cell::default(),
             nodes: Cell::default(),
@@ -118,6 +122,7 @@ impl Connections {
     pub(super) fn open(self: &Rc<Self>, queue: &Rc<AdmissionQueue>) -> Rc<ConnectionState> {
         let state = Rc::new(ConnectionState::new(self.clone(), queue.clone()));
         self.open.set(self.open.get() + 1);
+        self.observer.meters.connections.increment();
         let mut all = self.all.borrow_mut();
         // Closed connections are removed only once they are half of the list, so that this is rare.
         if all.len() >= 2 * self.open.get() {
@@ -156,6 +161,11 @@ impl Connections {
         self.open.get() >= 2 * self.shares.total
     }
 
+    /// What the thread observes of its requests.
+    pub fn observer(&self) -> &Observer {
+        &self.observer
+    }
+
     /// Whether the thread serves only other nodes.
     pub fn are_nodes(&self) -> bool {
         self.shares.clients == 0
@@ -171,6 +181,7 @@ impl Connections {
     /// Removes a connection, which was in no class.
     pub(super) fn forget_one(&self) {
         self.open.set(self.open.get() - 1);
+        self.observer.meters.connections.decrement();
         self.check_counts();
         self.owes_room.set(false);
     }
@@ -292,6 +303,7 @@ impl ConnectionState {
             return None;
         }
         watches.set(watches.get() + 1);
+        self.connections.observer.meters.watches.increment();
         Some(WatchPermit { connections: self.connections.clone() })
     }
 }

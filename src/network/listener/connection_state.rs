@@ -14,11 +14,13 @@
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::admission_queue::{AdmissionQueue, Kind};
 use super::connection_limits::{Class, Connections};
 use super::head::without_empty_lines;
+use crate::config::QUEUE_WAIT_MAX;
+use crate::network::observer::{Observer, Spent};
 use crate::peers::Link;
 
 /// The state of one connection, shared by the connection, its requests, the admission queue and the limits.
@@ -26,6 +28,8 @@ use crate::peers::Link;
 /// Invariants, asserted on every change: the phase changes only as above, and a kept connection is of [`Class::Node`].
 pub struct ConnectionState {
     pub(super) connections: Rc<Connections>,
+    /// Where the time of the current request goes.
+    pub spent: Spent,
     queue: Rc<AdmissionQueue>,
     pub(super) phase: Cell<Phase>,
     pub(super) class: Cell<Class>,
@@ -115,6 +119,7 @@ impl ConnectionState {
         ConnectionState {
             phase: Cell::new(Phase::Idle(connections.idle())),
             connections,
+            spent: Spent::default(),
             queue,
             class: Cell::new(Class::Unknown),
             is_kept: Cell::default(),
@@ -166,9 +171,17 @@ impl ConnectionState {
         Poll::Pending
     }
 
-    /// Admits a queued connection.
-    pub(super) fn admit_queued(&self, is_shed: bool, is_late: bool) {
+    /// What its thread observes of requests.
+    pub fn observer(&self) -> &Observer {
+        &self.connections.observer
+    }
+
+    /// Admits a connection that was queued for `waited`.
+    pub(super) fn admit_queued(&self, is_shed: bool, waited: Duration) {
         debug_assert_eq!(self.phase.get(), Phase::Queued);
+        let is_late = waited > QUEUE_WAIT_MAX;
+        self.spent.admission.set(waited);
+        self.observer().meters.admission.record(waited);
         self.set_phase(Phase::Admitted { idle: None, is_late, is_shed });
         self.wake();
     }
@@ -194,6 +207,7 @@ impl ConnectionState {
     /// Notes that there was nothing to read, which ends the turn.
     pub fn note_nothing(&self) {
         if let Phase::Admitted { idle, .. } = self.phase.get() {
+            self.spent.admission.take();
             match idle {
                 Some(idle) => self.set_phase(Phase::Idle(idle)),
                 None => self.enter(Phase::Idle(self.connections.idle())),

@@ -222,6 +222,8 @@ errors_of! {
     InitErrors: Original [400, 408, 409, 413, 503, 504];
     /// Errors of changing the membership.
     MembershipErrors: Original [400, 408, 409, 413, 421, 503, 504];
+    /// Errors of the metrics.
+    MetricsErrors: V1 [400, 503];
     /// Errors of `/health`, except that the node cannot serve requests.
     HealthErrors: Original [400];
     /// Errors of removing a member.
@@ -321,12 +323,16 @@ fn error_response(shape: Shape, status: u16) -> Response {
     response
 }
 
-fn shared_headers() -> [(String, Header); 4] {
+fn shared_headers() -> [(String, Header); 5] {
     [
         ("Raft-Revision".to_owned(), number_header("The store's revision that the response shows.")),
         ("Raft-Term".to_owned(), number_header("The term of the node that returned the response.")),
         ("Raft-Node".to_owned(), number_header("The id of the node that returned the response.")),
         ("Raft-Cluster".to_owned(), text_header("The id of the node's cluster, if it belongs to one.", &[])),
+        (
+            "X-Request-Id".to_owned(),
+            text_header("The id of the request: the client's, or one that the node made.", &[]),
+        ),
     ]
 }
 

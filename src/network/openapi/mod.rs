@@ -16,7 +16,7 @@ use utoipa::openapi::{RefOr, Required};
 use utoipa::{Modify, OpenApi};
 
 use self::answers::SharedAnswers;
-use super::{api, cluster_hash, health, kv, list, management, members, transfer, txn, watch};
+use super::{api, cluster_hash, health, kv, list, management, members, metrics, transfer, txn, watch};
 
 /// The document as served. It is the same for every node of a version.
 static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| document_text().into());
@@ -49,7 +49,7 @@ static PAGE: LazyLock<Bytes> = LazyLock::new(|| {
         kv::get, kv::put, kv::delete, kv::touch, list::list, list::delete_prefix, txn::txn, watch::watch,
         api::write, api::read, api::consistent_read,
         management::init, management::add_learner, management::change_membership, management::metrics,
-        health::livez, health::readyz, health::health,
+        health::livez, health::readyz, health::health, metrics::metrics,
         cluster_hash::cluster_hash, members::remove_member, transfer::transfer_leader,
         openapi_json, docs,
     ),

@@ -154,6 +154,15 @@ pub struct HashParameters {
     pub applied: Option<u64>,
 }
 
+/// Header of the metrics.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+pub struct AcceptHeader {
+    /// `text/plain` or `application/openmetrics-text`: the text format of Prometheus, or OpenMetrics, instead of JSON.
+    #[param(rename = "Accept")]
+    pub accept: Option<String>,
+}
+
 /// Parameters of a probe.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]

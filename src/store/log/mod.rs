@@ -27,7 +27,7 @@ use std::ops::{Bound, RangeBounds};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{Stream, stream};
 use openraft::storage::{IOFlushed, RaftLogStorage};
@@ -42,6 +42,7 @@ use self::codec::{LogIdRecord, PayloadRecord, UserDataRecord, VoteRecord};
 use super::error::StoreError;
 use crate::config::{APPEND_BYTES_MAX, APPLY_BYTES_MAX, LogSizes};
 use crate::seeded_bug::{self, SeededBug};
+use crate::telemetry::meters::LogMeters;
 use crate::types::{Entry, LogId, TypeConfig, Vote};
 
 /// The types of our records, for raft-log.
@@ -82,6 +83,7 @@ struct Owner {
     uncommitted_bytes: AtomicUsize,
     /// See [`LogStore::withhold_before`].
     withheld_before: AtomicU64,
+    meters: Arc<LogMeters>,
 }
 
 impl Drop for Owner {
@@ -160,15 +162,17 @@ struct Shared {
     /// Approximate bytes of entries that were appended and are not on disk.
     unsynced_bytes: Arc<AtomicUsize>,
     uncommitted: Uncommitted,
+    meters: Arc<LogMeters>,
     failure: Option<(io::ErrorKind, String)>,
 }
 
+/// The callers that wait for a sync, and since when.
 #[derive(Default)]
-struct Waiters(Vec<IOFlushed<TypeConfig>>);
+struct Waiters(Vec<(Instant, IOFlushed<TypeConfig>)>);
 
 impl Waiters {
     fn tell(self, result: &io::Result<()>) {
-        for waiter in self.0 {
+        for (_, waiter) in self.0 {
             waiter.io_completed(match result {
                 Ok(()) => Ok(()),
                 Err(error) => Err(copy_of(error)),
@@ -190,17 +194,27 @@ pub struct FlushCallback {
     /// Bytes of the entries that this sync covers.
     bytes: usize,
     unsynced_bytes: Arc<AtomicUsize>,
+    began: Instant,
+    meters: Arc<LogMeters>,
     shared: Weak<RwLock<Shared>>,
 }
 
 impl Callback for FlushCallback {
     fn send(mut self, result: io::Result<()>) {
+        let now = Instant::now();
         // First start the next sync, then wake the callers of this one: the disk is the slower of the two.
         if let Some(shared) = self.shared.upgrade() {
             LogStore::sync_done(&shared, &result);
         }
         self.unsynced_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.waiters.take().unwrap_or_default().tell(&result);
+        let waiters = self.waiters.take().unwrap_or_default();
+        if result.is_ok() {
+            self.meters.sync.record(now.saturating_duration_since(self.began));
+            for (since, _) in &waiters.0 {
+                self.meters.append.record(now.saturating_duration_since(*since));
+            }
+        }
+        waiters.tell(&result);
     }
 }
 
@@ -297,6 +311,7 @@ impl LogStore {
         let disk_bytes = AtomicU64::new(log.on_disk_size());
         let uncommitted = uncommitted_at_start(&log);
         let uncommitted_bytes = AtomicUsize::new(uncommitted.bytes);
+        let meters = Arc::<LogMeters>::default();
         let shared = Shared {
             log,
             waiting: Waiters::default(),
@@ -305,6 +320,7 @@ impl LogStore {
             sync_under_way: false,
             sync_wanted: false,
             uncommitted,
+            meters: meters.clone(),
             failure: None,
         };
         let shared = Some(Arc::new(RwLock::new(shared)));
@@ -315,6 +331,7 @@ impl LogStore {
                 disk_bytes,
                 uncommitted_bytes,
                 withheld_before: AtomicU64::new(0),
+                meters,
             }),
         })
     }
@@ -401,6 +418,11 @@ impl LogStore {
         Ok(files_of(&self.read()?.log))
     }
 
+    /// What the log measures of itself.
+    pub fn meters(&self) -> &LogMeters {
+        &self.owner.meters
+    }
+
     /// Approximate bytes of the entries that were appended and are not on disk yet.
     pub fn unsynced_bytes(&self) -> usize {
         self.owner.unsynced_bytes.load(Ordering::Relaxed)
@@ -466,7 +488,7 @@ impl LogStore {
 
     fn request_sync(&self, shared: &mut Shared, waiter: Option<IOFlushed<TypeConfig>>) -> io::Result<()> {
         shared.sync_wanted |= waiter.is_none();
-        shared.waiting.0.extend(waiter);
+        shared.waiting.0.extend(waiter.map(|waiter| (Instant::now(), waiter)));
         if shared.sync_under_way {
             return Ok(());
         }
@@ -479,7 +501,8 @@ impl LogStore {
         let waiters = Some(std::mem::take(&mut shared.waiting));
         let bytes = std::mem::take(&mut shared.waiting_bytes);
         let unsynced_bytes = shared.unsynced_bytes.clone();
-        let callback = FlushCallback { waiters, bytes, unsynced_bytes, shared: Arc::downgrade(this) };
+        let (began, meters) = (Instant::now(), shared.meters.clone());
+        let callback = FlushCallback { waiters, bytes, unsynced_bytes, began, meters, shared: Arc::downgrade(this) };
         shared.log.flush(true, Some(callback)).map_err(|_| shared.why_the_writer_stopped())
     }
 

@@ -37,8 +37,11 @@ async fn append(log: &LogStore, index: u64) -> Waiting {
 fn pretend_sync(log: &LogStore) -> (FlushCallback, Waiting) {
     let (tx, rx) = TypeConfig::oneshot();
     log.shared().write().unwrap().sync_under_way = true;
-    let waiters = Some(Waiters(vec![IOFlushed::signal(tx)]));
-    (FlushCallback { waiters, bytes: 0, unsynced_bytes: Arc::default(), shared: Arc::downgrade(log.shared()) }, rx)
+    let began = Instant::now();
+    let waiters = Some(Waiters(vec![(began, IOFlushed::signal(tx))]));
+    let (unsynced_bytes, meters) = (Arc::default(), Arc::default());
+    let shared = Arc::downgrade(log.shared());
+    (FlushCallback { waiters, bytes: 0, unsynced_bytes, began, meters, shared }, rx)
 }
 
 fn writer_is_idle(log: &LogStore) {

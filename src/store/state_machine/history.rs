@@ -95,6 +95,11 @@ impl History {
         History { oldest: next_revision, ..History::default() }
     }
 
+    /// Approximate bytes of the changes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// The revision from which on all changes are kept.
     pub fn oldest(&self) -> u64 {
         self.oldest

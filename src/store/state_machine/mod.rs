@@ -43,7 +43,7 @@ const FORMER_REVISION: u64 = 1;
 /// * it is the result of applying the entries up to `last_applied` to an empty state;
 /// * `expiring` has exactly the keys of `data` that expire, with their times;
 /// * no key and no change has a revision above `revision`, which never decreases;
-/// * `keys_hash` is the sum of [`Record::hash`] of all records;
+/// * `keys_hash` is the sum of [`Record::hash`] of all records, and `data_bytes` that of the lengths of keys and values;
 /// * `least_revisions` was updated for each change of `data`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExampleStateMachine {
@@ -64,7 +64,6 @@ pub struct ExampleStateMachine {
     pub requests: Requests,
     pub(super) expiring: OrdSet<(u64, Key)>,
     pub(super) keys_hash: StateHash,
-    /// Bytes of all keys and values.
     pub(super) data_bytes: u64,
     pub(super) replaced: Replaced,
     pub(super) least_revisions: LeastRevisions,
@@ -350,6 +349,11 @@ impl ExampleStateMachine {
         let revision = self.revision + 1;
         let results = steps.iter().map(|step| self.txn_step(revision, step)).collect();
         WriteResult::Txn(Arc::new(TxnDone { succeeded, revision: self.revision, results }))
+    }
+
+    /// Length of all keys and values, in bytes.
+    pub fn data_bytes(&self) -> u64 {
+        self.data_bytes
     }
 
     /// Approximate memory of all keys and values, in bytes.

@@ -83,6 +83,11 @@ impl Requests {
         self.order.len()
     }
 
+    /// Approximate bytes of the remembered requests and their results.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Whether no request is remembered.
     pub fn is_empty(&self) -> bool {
         self.order.is_empty()

@@ -1,9 +1,10 @@
 use std::task::{Context, Waker};
 
 use super::*;
-use crate::config::{OVERLOAD_AFTER, SERVED_PER_SHED};
+use crate::config::{OVERLOAD_AFTER, QUEUE_WAIT_MAX, SERVED_PER_SHED};
 use crate::network::listener::connection_limits::{Connections, Shares};
 use crate::network::listener::connection_state::Phase;
+use crate::network::observer::Observer;
 
 /// A queue and its clock.
 struct Scene {
@@ -26,7 +27,7 @@ impl Scene {
     /// Connections with something to read.
     fn come(&self, count: usize, kind: Kind) -> Vec<Rc<ConnectionState>> {
         let states = (0..count).map(|_| {
-            let state = Connections::new(Shares::of_clients(1)).open(&self.queue);
+            let state = Connections::new(Shares::of_clients(1), Observer::default()).open(&self.queue);
             self.read_if_called(&state, kind);
             state
         });
@@ -111,7 +112,7 @@ fn shares() {
     let forwarded = scene.come(2 * REQUESTS_PER_TURN, Kind::Forwarded);
     assert_eq!(under_way(&scene.come(1, Kind::End)), 1);
     assert_eq!(under_way(&scene.come(1, Kind::Rpc)), 0);
-    let node = Connections::new(Shares::of_nodes(1)).open(&scene.queue);
+    let node = Connections::new(Shares::of_nodes(1), Observer::default()).open(&scene.queue);
     node.keep_for(1);
     scene.read_if_called(&node, Kind::Rpc);
     assert_eq!(under_way(&[node]), 1);
@@ -171,7 +172,7 @@ fn a_turn_that_is_not_taken() {
     let mut burst = scene.come(4, Kind::Own);
     burst.remove(0);
     for (state, first) in burst.iter().zip([Some(""), Some("\r\n"), None]) {
-        state.admit_queued(true, true);
+        state.admit_queued(true, 2 * QUEUE_WAIT_MAX);
         match first {
             Some(first) => state.note_read(first.as_bytes()),
             None => state.note_nothing(),
@@ -189,7 +190,7 @@ fn a_turn_that_is_not_taken() {
 #[test]
 fn a_turn_is_taken_once() {
     let scene = Scene::new(1000);
-    let state = Connections::new(Shares::of_clients(1)).open(&scene.queue);
+    let state = Connections::new(Shares::of_clients(1), Observer::default()).open(&scene.queue);
     let mut context = Context::from_waker(Waker::noop());
     for _ in 0..2 {
         assert!(state.poll_turn(&mut context, |_| unreachable!("the turn has reads left")).is_ready());
@@ -203,7 +204,7 @@ fn a_turn_is_taken_once() {
 fn nodes_take_no_turn() {
     for (shares, turns) in [(Shares::of_nodes(1), 1), (Shares::of_clients(1), 2)] {
         let scene = Scene::new(1000);
-        let state = Connections::new(shares).open(&scene.queue);
+        let state = Connections::new(shares, Observer::default()).open(&scene.queue);
         for _ in 0..2 {
             scene.read_if_called_with(&state, Kind::Rpc, "POST /raft-append");
             state.begin_request();

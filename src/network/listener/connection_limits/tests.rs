@@ -57,7 +57,7 @@ impl Happening for Rc<ConnectionState> {
 }
 
 fn connections(total: usize) -> Rc<Connections> {
-    Connections::new(Shares { total, clients: total, operators: 0, watches: total })
+    Connections::new(Shares { total, clients: total, operators: 0, watches: total }, Observer::default())
 }
 
 /// Clients leave connections for nodes, and both leave some for operators. A closed connection counts no more.
@@ -65,7 +65,7 @@ fn connections(total: usize) -> Rc<Connections> {
 fn shares() {
     let shares = Shares::of_clients(40);
     assert_eq!(shares, Shares { total: 50, clients: 40, operators: 2, watches: 20 });
-    let connections = Connections::new(shares);
+    let connections = Connections::new(shares, Observer::default());
     let admitted = |count: usize, class| {
         let open = (0..count).map(|_| open(&connections));
         let admitted = open.filter(|state| state.admit(class));
@@ -114,7 +114,7 @@ fn shares() {
 /// one.
 #[test]
 fn the_last_place_is_kept_free() {
-    let connections = Connections::new(Shares::of_clients(4));
+    let connections = Connections::new(Shares::of_clients(4), Observer::default());
     let states: Vec<_> = (0..5).map(|_| accept(&connections)).collect();
     states[0].begin();
     assert!(states[0].admit(Class::Client));
@@ -130,7 +130,7 @@ fn the_last_place_is_kept_free() {
 /// closed. If that one turns out to have a request, another is closed instead.
 #[test]
 fn those_that_sent_a_request_stay() {
-    let connections = Connections::new(Shares::of_clients(4));
+    let connections = Connections::new(Shares::of_clients(4), Observer::default());
     let mut states: Vec<_> = (0..6).map(|_| accept(&connections)).collect();
     assert!(states.iter().all(|one| one.leave.get() == Leave::No));
     states[0].begin();
@@ -253,7 +253,7 @@ fn who_cannot_go_makes_way() {
 /// A client that does not read its response neither makes room nor is woken repeatedly.
 #[test]
 fn who_does_not_read_is_left_alone() {
-    let connections = Connections::new(Shares::of_clients(4));
+    let connections = Connections::new(Shares::of_clients(4), Observer::default());
     let states: Vec<_> = (0..5).map(|_| accept(&connections)).collect();
     states.iter().for_each(|one| one.begin());
     assert!(states[..4].iter().all(|one| one.admit(Class::Client)));
