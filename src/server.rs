@@ -384,8 +384,8 @@ async fn core_stopped(raft: &ExampleRaft, app: &ExampleApp) -> Fatal<TypeConfig>
     loop {
         let (term, leader, may_stand, is_new) = {
             let metrics = metrics.borrow_watched();
-            // A voter that is alone sends no requests for votes.
-            if metrics.state == ServerState::Candidate {
+            // A voter that is alone sends no requests for votes. It may lead before it was seen as a candidate.
+            if metrics.state == ServerState::Candidate || metrics.current_leader == Some(app.id) {
                 elections.note_election(metrics.vote.leader_id.term);
             }
             let is_new = metrics.committed_membership_config.voter_ids().next().is_none();

@@ -68,10 +68,17 @@ impl Check {
 pub fn checks(app: &ExampleApp) -> [Check; 4] {
     [
         Check { name: "running", result: if app.is_stopping() { Err(stopping()) } else { Ok(()) } },
-        Check { name: "leader", result: leader(app).map(drop) },
+        Check { name: "leader", result: hears_a_leader(app) },
         Check { name: "recovered", result: stale_read(app) },
         Check { name: "disk", result: disk(app) },
     ]
+}
+
+/// Whether there is a leader that this node has heard lately. A follower knows its leader until there is another one,
+/// even if that one is dead.
+fn hears_a_leader(app: &ExampleApp) -> Result<(), ApiError> {
+    leader(app)?;
+    if app.hears_a_leader() { Ok(()) } else { Err(no_leader(app)) }
 }
 
 /// Whether the disk has space for entries. While it is only low, a leader rejects puts, and everything else works.

@@ -26,7 +26,8 @@ async fn readiness_is(cluster: &TestCluster, id: u64, failed: Option<&str>) {
 /// A node is alive as long as it runs, and ready only while it belongs to a cluster with a leader. `/health` agrees
 /// with `/readyz`.
 ///
-/// Method: ask a node that belongs to no cluster; form a cluster; kill the other two; start one of them again.
+/// Method: ask a node that belongs to no cluster; form a cluster; kill the leader and a follower, so that the other
+/// follower still remembers its leader; start one of them again; and kill the follower of the new leader.
 #[tokio::test]
 async fn a_node_is_ready_while_it_has_a_leader() {
     let mut cluster = TestCluster::start("health", &ALL, CALM_BUT_QUICK).await;
@@ -51,13 +52,18 @@ async fn a_node_is_ready_while_it_has_a_leader() {
         assert_eq!((head.status, head.text().as_str()), (200, ""));
     }
 
-    cluster.kill(2);
-    cluster.kill(3);
-    readiness_is(&cluster, 1, Some("leader")).await;
-    cluster.restart(2).await;
-    for id in [1, 2] {
+    let leader = cluster.leader_of(&ALL).await;
+    let [follower, other] = others(leader)[..] else { panic!("there are three nodes") };
+    cluster.kill(leader);
+    cluster.kill(other);
+    readiness_is(&cluster, follower, Some("leader")).await;
+    cluster.restart(other).await;
+    for id in [follower, other] {
         readiness_is(&cluster, id, None).await;
     }
+    let leader = cluster.leader_of(&[follower, other]).await;
+    cluster.kill(if leader == other { follower } else { other });
+    readiness_is(&cluster, leader, Some("leader")).await;
 }
 
 /// While a leader that stops waits for another leader, it is alive and not ready.

@@ -94,7 +94,13 @@ async fn metrics_say_what_happened() {
         };
         assert_eq!(samples.get(&bucket), Some(count), "{bucket}");
     }
-    for more in ["rkv_log_sync_duration_seconds_count", "rkv_process_cpu_seconds_total", "rkv_disk_free_bytes"] {
+    for more in [
+        "rkv_raft_elections_total",
+        "rkv_raft_leader_changes_total",
+        "rkv_log_sync_duration_seconds_count",
+        "rkv_process_cpu_seconds_total",
+        "rkv_disk_free_bytes",
+    ] {
         assert!(samples.get(more).is_some_and(|value| *value > 0.0), "{more}: {:?}", samples.get(more));
     }
     let applied = samples["rkv_raft_applied_index"];
