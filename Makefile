@@ -1,12 +1,13 @@
 # The same targets serve developers, `.ci/run` and GitHub.
 
-.PHONY: verify format lint docs test demo bench bench-hostile-quick bench-tools leftovers deny help api-check \
+.PHONY: verify format lint docs test demo bench bench-hostile-quick bench-tools leftovers deny help api-check deploy-check \
 	faults faults-quick faults-model faults-control faults-outage faults-selftest faults-tools faults-etcd soak fuzz
 
 help:
 	@echo 'make verify     check formatting, lints, documentation and leftovers, and run all tests'
 	@echo 'make test       run all tests'
 	@echo 'make api-check  check a node against its own /openapi.json with Schemathesis (90 seconds; needs python3)'
+	@echo 'make deploy-check  check the alerts and the dashboard with Prometheus and a cluster (2 minutes; Debian, python3)'
 	@echo 'make demo       start a cluster of three, and check it with curl'
 	@echo 'make deny       check licenses and advisories of the dependencies (needs cargo-deny)'
 	@echo
@@ -54,6 +55,10 @@ test:
 # Generated requests, with every response checked against the description of the API.
 api-check:
 	tests/schemathesis.sh
+
+# The alerts and the dashboard in deploy/, with Debian's Prometheus.
+deploy-check:
+	deploy/check.sh
 
 demo:
 	./test-cluster.sh
