@@ -464,11 +464,6 @@ impl ExampleApp {
         self.metrics.borrow_watched().membership_config.membership().clone()
     }
 
-    /// How long a follower that hears nothing waits at most before it stands for election.
-    pub fn leader_lease(&self) -> Duration {
-        Duration::from_millis(self.leader_lease_ms)
-    }
-
     /// Whether this node is a voter that may stand for election.
     pub fn may_stand(&self) -> bool {
         let metrics = self.metrics.borrow_watched();
