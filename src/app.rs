@@ -86,6 +86,8 @@ pub struct ExampleApp {
     exclusion: watch::Sender<Option<Exclusion>>,
     /// The last entry that a leader declared committed. Raft learns only of entries in the log (`Append`).
     said_committed: watch::Sender<Option<LogId>>,
+    /// Set at SIGTERM, before the node hands over its leadership.
+    will_stop: AtomicBool,
     stopping: watch::Sender<bool>,
     /// The term in which this node, as leader, proposes no more because it hands over its leadership.
     handing_over: watch::Sender<Option<u64>>,
@@ -276,6 +278,7 @@ impl ExampleApp {
             log_is_full: AtomicBool::new(false),
             exclusion: watch::Sender::new(None),
             said_committed: watch::Sender::new(None),
+            will_stop: AtomicBool::new(false),
             stopping: watch::Sender::new(false),
             handing_over: watch::Sender::new(None),
             failure: watch::Sender::new(None),
@@ -558,6 +561,16 @@ impl ExampleApp {
     /// Notes that the node has applied everything that it had before its last start.
     pub fn set_recovered(&self) {
         self.recovered.store(true, Ordering::Release);
+    }
+
+    /// Whether the node was told to stop. It still serves while it hands over its leadership.
+    pub fn will_stop(&self) -> bool {
+        self.will_stop.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the node was told to stop.
+    pub fn set_will_stop(&self) {
+        self.will_stop.store(true, Ordering::Relaxed);
     }
 
     /// Whether the node is stopping and accepts no more requests.

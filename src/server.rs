@@ -273,6 +273,8 @@ pub async fn serve_on(
     address_watch.abort();
     let result = match result {
         Ok(()) => {
+            // A load balancer should send no more requests from now on.
+            app.set_will_stop();
             // First: until another node leads, requests wait, and then go there.
             transfer::hand_over(&app).await;
             app.set_stopping();

@@ -65,12 +65,13 @@ pub async fn submit(
     let Ok(_permit) = app.writes_waiting.try_acquire() else {
         return Err(ApiError::Overloaded(Retry::soon("this node has reached its limit of writes in progress")));
     };
-    let mut destination = forward::next_destination(app, request.headers()).await?;
+    let mut destination = timed(request, Part::Leader, forward::next_destination(app, request.headers())).await?;
     if let Destination::Leader { leader_id, leader_node } = &destination {
         let before = app.term_and_leader();
-        match forward::to_leader(app, request, body.clone(), *leader_id, leader_node).await {
+        let forwarded = forward::to_leader(app, request, body.clone(), *leader_id, leader_node);
+        match timed(request, Part::Leader, forwarded).await {
             Err(error) if forward::is_worth_another_leader(app, &error) => {
-                forward::wait_for_change(app, before).await;
+                timed(request, Part::Leader, forward::wait_for_change(app, before)).await;
                 destination = forward::next_destination(app, request.headers()).await?;
             }
             response => return Ok(Submitted::Forwarded(memory.until_written(response?))),

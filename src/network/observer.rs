@@ -79,7 +79,7 @@ pub struct Spent {
     apply: Cell<Duration>,
     /// Until the leader had confirmed a read, and this node had applied what it must show.
     confirmation: Cell<Duration>,
-    /// Until the leader had responded to a forwarded request.
+    /// Until a leader was known, and had responded to a forwarded request.
     leader: Cell<Duration>,
 }
 

@@ -67,7 +67,7 @@ impl Check {
 /// The conditions under which this node serves every kind of request, for probes and metrics.
 pub fn checks(app: &ExampleApp) -> [Check; 4] {
     [
-        Check { name: "running", result: if app.is_stopping() { Err(stopping()) } else { Ok(()) } },
+        Check { name: "running", result: if app.will_stop() || app.is_stopping() { Err(stopping()) } else { Ok(()) } },
         Check { name: "leader", result: hears_a_leader(app) },
         Check { name: "recovered", result: stale_read(app) },
         Check { name: "disk", result: disk(app) },
