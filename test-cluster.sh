@@ -1,6 +1,7 @@
 #!/bin/sh
 # A demo and a test: three nodes on this machine form a cluster, accept writes on
-# any node, lose their leader, lose all nodes, and lose no data.
+# any node, lose their leader, lose all nodes, and lose no data. First the cluster is
+# formed by requests, and then by flags of the nodes.
 #
 # Needs sh and curl; jq is optional and makes the metrics readable. Uses the ports
 # 21001 to 21003, or three ports from RKV_PORT_BASE on, and a temporary directory.
@@ -241,13 +242,28 @@ is_port_free() {
     [ "$?" -eq 7 ] # Connection refused.
 }
 
+# Whether nodes form and join a cluster by themselves.
+by_themselves=
+
+# The flags with which a node forms or joins a cluster.
+cluster_flags() {
+    [ -n "$by_themselves" ] || return 0
+    if [ "$1" = 1 ]; then
+        printf '%s' --bootstrap
+    else
+        printf '%s' "--join $(address 1)"
+    fi
+}
+
 start_node() {
     id=$1
     if ! is_port_free "$id"; then
         fail "the port of node $id is in use: another process listens on $(address "$id").
         Stop it, or choose other ports: RKV_PORT_BASE=31001 $0"
     fi
-    "$binary" --id "$id" --http-addr "$(address "$id")" --data-dir "$directory" >>"$directory/node-$id.log" 2>&1 &
+    # shellcheck disable=SC2046 # Flags are words.
+    "$binary" --id "$id" --http-addr "$(address "$id")" --data-dir "$data_dir" $(cluster_flags "$id") \
+        >>"$directory/node-$id.log" 2>&1 &
     set_pid "$id" "$!"
     wait_for "node $id responds" has_started "$id"
     say "node $id listens on $(address "$id") as process $(pid_of "$id")"
@@ -300,6 +316,7 @@ else
     fi
 fi
 directory=$(mktemp -d "${TMPDIR:-/tmp}/raft-key-value-demo.XXXXXX") || fail "cannot create a temporary directory"
+data_dir=$directory
 started_at=$(date +%s)
 
 heading "Start three nodes, which do not know each other yet"
@@ -408,6 +425,35 @@ say "node $leader is the leader"
 read_on foo "still here" 1 2 3
 
 heading "Stop all three with SIGTERM"
+for id in 1 2 3; do
+    stop_node "$id"
+done
+
+heading "The same with one command a node, and empty directories: node 1 forms a cluster, the others join it"
+by_themselves=yes
+data_dir=$directory/joined
+for id in 2 3 1; do
+    start_node "$id"
+    say "with the flags $(cluster_flags "$id")"
+done
+for id in 1 2 3; do
+    wait_for "node $id knows the three voters" metrics_have "$id" '"configs":[[1,2,3]]'
+done
+say "all three nodes are voters"
+method=PUT
+request 3 /v1/kv/config/color green
+method=
+expect '200 {"revision":1,"version":1}'
+
+heading "Kill all three with kill -9, and start them by the same commands"
+for id in 1 2 3; do
+    kill_node "$id"
+done
+for id in 1 2 3; do
+    start_node "$id"
+done
+request 2 /v1/kv/config/color
+expect_ok_with '"value":"green","revision":1'
 for id in 1 2 3; do
     stop_node "$id"
 done

@@ -12,7 +12,9 @@ use openraft::metrics::{RaftMetrics, RaftServerMetrics};
 use tokio::sync::{Semaphore, watch};
 
 use crate::agreement::{Agreement, OlderCopy, OtherEntry};
-use crate::config::{Config, Limits, MEMBERS_ANSWER_MAX, MEMBERS_ANSWER_MIN, NEXT_LEADER_WAIT_MAX};
+use crate::config::{
+    Config, JoinAs, Limits, MEMBER_CHANGES_MAX, MEMBERS_ANSWER_MAX, MEMBERS_ANSWER_MIN, NEXT_LEADER_WAIT_MAX,
+};
 use crate::confirmations::Confirmations;
 use crate::connection::connections;
 use crate::disk::Disk;
@@ -52,6 +54,14 @@ pub struct ExampleApp {
     pub founding: tokio::sync::Mutex<Option<FoundingHold>>,
     /// Held while this node founds a cluster, which it does once at a time.
     pub founding_turn: tokio::sync::Mutex<()>,
+    /// Held while a request of `/v1/cluster/members` proposes a membership change as leader, one at a time.
+    pub members_turn: tokio::sync::Mutex<()>,
+    /// One permit for each such request that may be under way.
+    pub members_room: Semaphore,
+    /// What this node waits for to form or to join a cluster; `None` if it does neither.
+    pub joining: Mutex<Option<String>>,
+    /// The role in which this node wants to join a cluster, if it does.
+    pub joins_as: Option<JoinAs>,
     /// How long voters have to respond before a membership change that needs them is rejected.
     pub members_answer_deadline: Duration,
     /// What this node remembers of received RPCs.
@@ -106,6 +116,8 @@ pub enum Failure {
     OtherEntry(OtherEntry),
     /// A background task ended, whose work no other task does.
     Task(&'static str),
+    /// `--bootstrap` would found a second cluster.
+    SecondCluster(String),
 }
 
 /// Held by a background task that must run as long as its node. If the task ends or panics, the node exits.
@@ -255,6 +267,10 @@ impl ExampleApp {
             limits: config.limits(),
             founding: tokio::sync::Mutex::new(None),
             founding_turn: tokio::sync::Mutex::new(()),
+            members_turn: tokio::sync::Mutex::new(()),
+            members_room: Semaphore::new(MEMBER_CHANGES_MAX),
+            joining: Mutex::new(None),
+            joins_as: (config.bootstrap || !config.join.is_empty()).then_some(config.join_as),
             members_answer_deadline: Duration::from_millis(config.election_timeout_max_ms)
                 .clamp(MEMBERS_ANSWER_MIN, MEMBERS_ANSWER_MAX),
             peers,
@@ -515,14 +531,18 @@ impl ExampleApp {
     pub fn moved(&self) -> Option<String> {
         let metrics = self.metrics.borrow_watched();
         let member = metrics.committed_membership_config.membership().get_node(&self.id)?;
+        // After a restart, a node knows what is committed only once a leader tells it.
+        if metrics.membership_config.membership().get_node(&self.id).is_some_and(|last| last.addr == self.addr) {
+            return None;
+        }
         // The member is another incarnation of the node, which may be elsewhere.
         if member.addr == self.addr || member.incarnation != self.store.identity().incarnation {
             return None;
         }
         Some(format!(
-            "the membership has node {} at {}, where the other nodes dial it, but the node advertises {}: start it \
-             with --advertise-addr {}, or replace it with a node with a new id and an empty --data-dir. If another \
-             process runs as node {} at that address, stop this one: it runs on a copy of the data",
+            "the membership has node {} at {}, where the other nodes dial it, but the node advertises {}: it reports the \
+             new address until the leader has committed it; to keep the old one, start it with --advertise-addr {}. If \
+             another process runs as node {} at that address, stop this one: it runs on a copy of the data",
             self.id, member.addr, self.addr, member.addr, self.id
         ))
     }
@@ -624,6 +644,29 @@ impl ExampleApp {
     /// Notes that the log has another entry than the leader's: the node must exit.
     pub fn set_other_entry(&self, found: OtherEntry) {
         fail(&self.failure, Failure::OtherEntry(found));
+    }
+
+    /// Notes that this node would found a second cluster: it must exit.
+    pub fn set_second_cluster(&self, why: String) {
+        fail(&self.failure, Failure::SecondCluster(why));
+    }
+
+    /// The membership's entry for this node, if it has one with this data directory: its role.
+    pub fn own_role(&self) -> Option<JoinAs> {
+        let metrics = self.metrics.borrow_watched();
+        let membership = metrics.committed_membership_config.membership();
+        let own = self.store.identity().incarnation;
+        // 0 stands for unknown.
+        membership.get_node(&self.id).filter(|member| member.incarnation == own || member.incarnation == 0)?;
+        let votes = membership.voter_ids().any(|voter| voter == self.id);
+        Some(if votes { JoinAs::Voter } else { JoinAs::Learner })
+    }
+
+    /// The addresses of the other members, as far as this node knows.
+    pub fn other_members(&self) -> Vec<String> {
+        let metrics = self.metrics.borrow_watched();
+        let nodes = metrics.membership_config.membership().nodes();
+        nodes.filter(|(id, _)| **id != self.id).map(|(_, node)| node.addr.clone()).collect()
     }
 
     /// Whether the log has as many files as it may have, until some are deleted after a snapshot.

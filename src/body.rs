@@ -398,6 +398,62 @@ pub struct WatchEnd {
     pub message: String,
 }
 
+/// A node to add to the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AddMember {
+    /// The id of the node.
+    #[schema(minimum = 1)]
+    pub id: u64,
+    /// Its address for other nodes, `HOST:PORT`.
+    pub address: String,
+    /// The role that the node gets; `voter` if omitted.
+    #[serde(default)]
+    #[schema(required = false)]
+    pub role: AddedRole,
+}
+
+/// The role of a node that is added.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AddedRole {
+    /// It votes, once it has all data.
+    #[default]
+    Voter,
+    /// It receives all data, and does not vote.
+    Learner,
+}
+
+/// A node to put in the place of a member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReplaceMember {
+    /// The id of the new node.
+    #[schema(minimum = 1)]
+    pub id: u64,
+    /// Its address for other nodes, `HOST:PORT`.
+    pub address: String,
+}
+
+/// How far a membership change is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MemberChanged {
+    /// The id of the node that is added or promoted.
+    pub id: u64,
+    /// Whether the change is complete. If it is not, the status is 202, and the same request continues it.
+    pub done: bool,
+    /// For people: what was done, or what is missing.
+    pub message: String,
+    /// The members now, ordered by id; with `dry_run`, as they would be at the end.
+    pub members: Vec<Member>,
+    /// Whether the request had `dry_run`, so that nothing was changed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
+    /// Why the request would have been rejected without `force`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub risk: Option<String>,
+}
+
 /// The members of the cluster after one was removed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MemberRemoved {
@@ -405,6 +461,12 @@ pub struct MemberRemoved {
     pub removed: u64,
     /// The remaining members, ordered by id.
     pub members: Vec<Member>,
+    /// Whether the request had `dry_run`, so that nothing was changed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
+    /// Why the request would have been rejected without `force`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub risk: Option<String>,
 }
 
 /// The leader after its leadership was transferred.

@@ -4,7 +4,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{MutexGuard, Semaphore, watch};
@@ -43,6 +43,9 @@ pub struct Peers {
     receiving: tokio::sync::Mutex<()>,
     /// The number of the newest snapshot.
     newest: watch::Sender<u64>,
+    /// The members' incarnations and addresses, and a number that grows with each change of them.
+    addresses: RwLock<HashMap<NodeId, (u64, String)>>,
+    addresses_version: AtomicU64,
     /// Permits for long bodies of members' RPCs.
     pub large_from_members: Semaphore,
     /// Permit for long bodies of senders that are not known to be members, one at a time.
@@ -81,6 +84,8 @@ impl Default for Peers {
             gone: watch::Sender::new(None),
             receiving: tokio::sync::Mutex::default(),
             newest: watch::Sender::new(0),
+            addresses: RwLock::default(),
+            addresses_version: AtomicU64::new(0),
             large_from_members: Semaphore::new(LARGE_RPCS_MAX),
             large_from_others: Semaphore::new(1),
             elections: ElectionMeters::default(),
@@ -138,6 +143,27 @@ impl Peers {
 
     fn now_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
+    }
+
+    /// Notes the members. openraft keeps its connections to a member whose address changes.
+    pub fn set_addresses(&self, members: impl Iterator<Item = (NodeId, u64, String)>) {
+        let members: HashMap<_, _> = members.map(|(id, incarnation, addr)| (id, (incarnation, addr))).collect();
+        let mut addresses = self.addresses.write().unwrap_or_else(PoisonError::into_inner);
+        if *addresses != members {
+            *addresses = members;
+            self.addresses_version.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// A number that differs after each change of the members' addresses.
+    pub fn addresses_version(&self) -> u64 {
+        self.addresses_version.load(Ordering::Acquire)
+    }
+
+    /// The address of a member, if it is one with this incarnation.
+    pub fn address_of(&self, id: NodeId, incarnation: u64) -> Option<String> {
+        let addresses = self.addresses.read().unwrap_or_else(PoisonError::into_inner);
+        addresses.get(&id).filter(|(found, _)| *found == incarnation).map(|(_, addr)| addr.clone())
     }
 
     /// A random number that identifies this process, even among those on the same data directory or on a copy of it.
@@ -323,6 +349,21 @@ mod tests {
         assert!(!peers.is_gone(&vote(3, 1)));
         drop(again);
         assert!(!peers.is_gone(&vote(3, 1)), "it may still run");
+    }
+
+    /// The address of a member is the newest, and belongs to one incarnation.
+    #[test]
+    fn addresses() {
+        let peers = Peers::default();
+        let member = |addr: &str| std::iter::once((7, 1, addr.to_owned()));
+        assert_eq!((peers.address_of(7, 1), peers.addresses_version()), (None, 0));
+        for (addr, version) in [("a:1", 1), ("a:1", 1), ("b:1", 2)] {
+            peers.set_addresses(member(addr));
+            assert_eq!((peers.address_of(7, 1).as_deref(), peers.addresses_version()), (Some(addr), version));
+        }
+        assert_eq!((peers.address_of(7, 2), peers.address_of(8, 1)), (None, None));
+        peers.set_addresses(std::iter::empty());
+        assert_eq!((peers.address_of(7, 1), peers.addresses_version()), (None, 3));
     }
 
     /// Each kind of rejection is logged once, up to the limit.

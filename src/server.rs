@@ -23,6 +23,7 @@ use crate::config::{
 };
 use crate::network::browser::Browsers;
 use crate::network::consensus::propose;
+use crate::network::joining;
 use crate::network::leader_loss;
 use crate::network::listener::serve_http;
 use crate::network::raft_network_impl::ExampleNetworkFactory;
@@ -60,6 +61,9 @@ pub enum ServeError {
     /// A background task that the node needs ended.
     #[error("the task `{0}` ended unexpectedly (see the log); start the node again to recover")]
     Task(&'static str),
+    /// `--bootstrap` would found a second cluster.
+    #[error("{0}")]
+    SecondCluster(String),
     /// Raft stopped by itself.
     #[error("Raft stopped: {0}; start the node again to recover")]
     Raft(String),
@@ -109,7 +113,8 @@ impl ServeError {
             ServeError::Store(StoreError::Io { .. }) | ServeError::Storage(_) => 74,
             ServeError::Store(
                 StoreError::OtherNode { .. } | StoreError::NewerFormat { .. } | StoreError::NotPrivate { .. },
-            ) => 78,
+            )
+            | ServeError::SecondCluster(_) => 78,
         }
     }
 }
@@ -129,6 +134,7 @@ fn failure_error(failure: Failure, store: &ExampleStore) -> ServeError {
         Failure::OlderCopy(found) => StoreError::OlderCopy { path: store.directory().to_owned(), found }.into(),
         Failure::OtherEntry(found) => StoreError::OtherEntry { path: store.directory().to_owned(), found }.into(),
         Failure::Task(task) => ServeError::Task(task),
+        Failure::SecondCluster(why) => ServeError::SecondCluster(why),
     }
 }
 
@@ -244,7 +250,8 @@ pub async fn serve_on(
     let clock_record = tokio::spawn(app.essential("clock record").run(record_clock(app.clone())));
     let self_check = tokio::spawn(app.essential("self-check").run(announce_hashes(app.clone())));
     let leader_watch = tokio::spawn(app.essential("leader").run(leader_loss::watch_leader(app.clone())));
-    let address_watch = tokio::spawn(app.essential("address").run(watch_address(app.clone())));
+    let joining = tokio::spawn(join(app.clone(), config.clone()));
+    let address_watch = tokio::spawn(app.essential("address").run(watch_address(app.clone(), config.clone())));
     let listens_on = local_addrs.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(" and ");
     tracing::info!(
         "node {} listening on {listens_on} (advertised as {}), data in `{}`",
@@ -270,6 +277,7 @@ pub async fn serve_on(
     clock_record.abort();
     self_check.abort();
     leader_watch.abort();
+    joining.abort();
     address_watch.abort();
     let result = match result {
         Ok(()) => {
@@ -378,7 +386,16 @@ async fn recover(app: web::Data<ExampleApp>, at_start: AtStart) {
     essential.fulfilled();
 }
 
-/// Logs each change of the leader, keeps elections to members, and completes once Raft has stopped.
+/// Forms or joins a cluster, if the settings say so.
+async fn join(app: web::Data<ExampleApp>, config: Config) {
+    let essential = app.essential("joining");
+    joining::run(&app, &config).await;
+    // Its work is complete.
+    essential.fulfilled();
+}
+
+/// Logs each change of the leader, keeps elections to members, passes on their addresses, and completes once Raft has
+/// stopped.
 async fn core_stopped(raft: &ExampleRaft, app: &ExampleApp) -> Fatal<TypeConfig> {
     let elections = &app.peers.elections;
     let mut metrics = raft.server_metrics();
@@ -386,6 +403,8 @@ async fn core_stopped(raft: &ExampleRaft, app: &ExampleApp) -> Fatal<TypeConfig>
     loop {
         let (term, leader, may_stand, is_new) = {
             let metrics = metrics.borrow_watched();
+            let members = metrics.membership_config.membership().nodes();
+            app.peers.set_addresses(members.map(|(id, node)| (*id, node.incarnation, node.addr.clone())));
             // A voter that is alone sends no requests for votes. It may lead before it was seen as a candidate.
             if metrics.state == ServerState::Candidate || metrics.current_leader == Some(app.id) {
                 elections.note_election(metrics.vote.leader_id.term);
@@ -496,8 +515,9 @@ async fn record_clock(app: web::Data<ExampleApp>) {
     }
 }
 
-/// Warns if the membership has this node at another address than it advertises, once for each such address.
-async fn watch_address(app: web::Data<ExampleApp>) {
+/// Warns if the membership has this node at another address than it advertises, once for each such address, and reports
+/// the new one until a leader has committed it.
+async fn watch_address(app: web::Data<ExampleApp>, config: Config) {
     let mut metrics = app.raft.server_metrics();
     let mut said = None;
     loop {
@@ -508,6 +528,10 @@ async fn watch_address(app: web::Data<ExampleApp>) {
                 None => tracing::info!("the membership has node {} at {}, which it advertises", app.id, app.addr),
             }
             said = moved;
+        }
+        if app.moved().is_some() {
+            joining::report_address(&app, &config).await;
+            continue;
         }
         if metrics.changed().await.is_err() {
             // Raft has stopped, which is reported elsewhere.

@@ -7,6 +7,7 @@ mod error;
 pub(crate) mod events;
 mod kv;
 mod list;
+mod members;
 mod request;
 mod retry;
 mod txn;
@@ -24,15 +25,16 @@ use serde::de::DeserializeOwned;
 pub use self::error::ClientError;
 pub use self::kv::{KeyWrite, Written};
 pub use self::list::List;
+pub use self::members::MemberOptions;
 use self::request::{Effect, Request};
 use self::retry::Retries;
 pub use self::txn::Txn;
 pub use self::watch::{Watch, WatchStream};
 use crate::body::NextLeader;
 pub use crate::body::{
-    Compare, DeleteAnswer, Encoding, ErrorBody, KeyValue, Leader, LeaderTransferred, ListAnswer, PutAnswer, Relation,
-    Removed, TouchAnswer, TxnAnswer, TxnDeleted, TxnKey, TxnOperation, TxnPut, TxnRequest, TxnResult, TxnTouch,
-    WatchEnd, WatchEvent,
+    AddMember, AddedRole, Compare, DeleteAnswer, Encoding, ErrorBody, KeyValue, Leader, LeaderTransferred, ListAnswer,
+    Member, MemberChanged, MemberRemoved, MemberRole, PutAnswer, Relation, Removed, ReplaceMember, TouchAnswer,
+    TxnAnswer, TxnDeleted, TxnKey, TxnOperation, TxnPut, TxnRequest, TxnResult, TxnTouch, WatchEnd, WatchEvent,
 };
 use crate::config::{FORWARD_DEADLINE, MEMBERS_ANSWER_MAX, MEMBERSHIP_DEADLINE, RETRY_DEADLINE_DEFAULT, check_address};
 use crate::connection::connections;
@@ -133,7 +135,7 @@ impl ExampleClient {
     /// zero with [`new`](Self::new). Zero sends each request once; with [`Duration::MAX`] retries never end.
     ///
     /// The client retries reads and writes after 503, after 504, and without a response, at the next node and with
-    /// random, growing pauses. It never retries membership changes. The nodes remember the last 250,000 writes, so a
+    /// random, growing pauses. It retries membership changes only where repeating them is safe. The nodes remember the last 250,000 writes, so a
     /// retry must not follow more than that many other writes.
     pub fn with_retry_deadline(mut self, deadline: Duration) -> Self {
         self.retry_deadline = deadline;

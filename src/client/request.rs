@@ -173,11 +173,11 @@ impl ExampleClient {
 }
 
 /// Decodes a response of the key-value API.
-fn decode<T: DeserializeOwned>(answer: &Answer, request: &Request) -> Result<T, ClientError> {
+pub(super) fn decode<T: DeserializeOwned>(answer: &Answer, request: &Request) -> Result<T, ClientError> {
     let Answer { addr, status, body, .. } = answer;
     let invalid =
         |error: serde_json::Error| request.lost(addr, format!("it is invalid, with status {status}: {error}"));
-    if *status == 200 {
+    if matches!(*status, 200 | 202) {
         return serde_json::from_slice(body).map_err(invalid);
     }
     Err(rejection(addr, *status, body).unwrap_or_else(invalid))

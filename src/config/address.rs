@@ -42,6 +42,13 @@ pub(crate) fn parse_host(text: &str) -> Result<String, String> {
     }
 }
 
+/// Parses an item of `--join`.
+pub(crate) fn parse_member(text: &str) -> Result<String, String> {
+    let addr = text.trim();
+    check_address("a node to join", addr).map_err(|_| "a node to join must be HOST:PORT, such as 127.0.0.1:21001")?;
+    Ok(addr.to_owned())
+}
+
 /// Checks that an address is `HOST:PORT`. An IPv6 address must be in brackets.
 ///
 /// # Errors

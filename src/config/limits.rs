@@ -302,6 +302,20 @@ pub const MEMBERS_PROBE_INTERVAL: Duration = Duration::from_millis(100);
 /// Entries that a voter may lack of those in the leader's log when a membership change was requested. Voters that take
 /// part in commits satisfy this under load: they only need to catch up that far in time.
 pub const MEMBER_LAG_ENTRIES_MAX: u64 = 100;
+/// How long a request to add or promote a node waits for the node to catch up. The response says how far it is, and the
+/// same request goes on.
+pub const CATCH_UP_WAIT: Duration = Duration::from_secs(10);
+/// How long a learner must keep up, without a gap, before it becomes a voter.
+pub const CAUGHT_UP_FOR: Duration = Duration::from_secs(1);
+/// How far behind the leader, in time, a learner may be that keeps up.
+pub const KEEPS_UP_WITHIN: Duration = Duration::from_millis(300);
+/// Requests of `/v1/cluster/members` that may be under way on a leader; further ones get 503. Each of them that waits for
+/// a node has the leader send ten heartbeats a second.
+pub const MEMBER_CHANGES_MAX: usize = 16;
+/// Shortest and longest pause of a joining node between two requests.
+pub const JOIN_PAUSE_MIN: Duration = Duration::from_millis(100);
+/// See [`JOIN_PAUSE_MIN`].
+pub const JOIN_PAUSE_MAX: Duration = Duration::from_secs(3);
 /// How long a node is reserved for a cluster that is being founded with it.
 pub const FOUNDING_HOLD: Duration = Duration::from_secs(5);
 /// How long a client may take to send the head of a request, from its first byte.
@@ -354,6 +368,12 @@ const _: () = assert!(
 const _: () =
     assert!(HAND_OVER_CATCH_UP_MAX.as_millis() + HAND_OVER_SETTLE.as_millis() < NEXT_LEADER_WAIT_MAX.as_millis());
 const _: () = assert!(MEMBERS_PROBE_INTERVAL.as_millis() < MEMBERS_ANSWER_MIN.as_millis());
+const _: () = assert!(MEMBERS_PROBE_INTERVAL.as_millis() < KEEPS_UP_WITHIN.as_millis());
+const _: () = assert!(KEEPS_UP_WITHIN.as_millis() + CAUGHT_UP_FOR.as_millis() < CATCH_UP_WAIT.as_millis());
+const _: () = assert!(
+    CATCH_UP_WAIT.as_millis() + MEMBERS_ANSWER_MAX.as_millis() + 2 * REQUEST_DEADLINE.as_millis()
+        < MEMBERSHIP_DEADLINE.as_millis()
+);
 const _: () = assert!(MEMBERS_ANSWER_MIN.as_millis() < MEMBERS_ANSWER_MAX.as_millis());
 const _: () = assert!(MEMBERS_ANSWER_MAX.as_secs() < MEMBERSHIP_DEADLINE.as_secs());
 

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 
 use clap::builder::Resettable;
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
+use serde::{Deserialize, Serialize};
 
 #[doc(hidden)]
 pub use self::address::*;
@@ -30,6 +31,17 @@ pub enum LogFormat {
     Text,
     /// One JSON object per event.
     Json,
+}
+
+/// Role of a node in the cluster that it joins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum JoinAs {
+    /// The node votes once it has all data.
+    #[default]
+    Voter,
+    /// The node receives all data, and does not vote.
+    Learner,
 }
 
 /// Bounds of requests, from the settings.
@@ -61,14 +73,10 @@ pub struct Limits {
         Any node accepts any request.",
     after_long_help = "\
 Examples:
-  Start three nodes on one machine, each in its own terminal:
-    raft-key-value --id 1 --http-addr 127.0.0.1:21001
-    raft-key-value --id 2 --http-addr 127.0.0.1:21002
-    raft-key-value --id 3 --http-addr 127.0.0.1:21003
-
-  Form a cluster of them, once:
-    curl 127.0.0.1:21001/init \\
-      -d '[[1,\"127.0.0.1:21001\"],[2,\"127.0.0.1:21002\"],[3,\"127.0.0.1:21003\"]]'
+  Start three nodes on one machine, each in its own terminal, as one cluster:
+    raft-key-value --id 1 --http-addr 127.0.0.1:21001 --bootstrap
+    raft-key-value --id 2 --http-addr 127.0.0.1:21002 --join 127.0.0.1:21001
+    raft-key-value --id 3 --http-addr 127.0.0.1:21003 --join 127.0.0.1:21001
 
   Write on one node, read on another:
     curl -X PUT 127.0.0.1:21001/v1/kv/foo -d bar
@@ -104,7 +112,8 @@ Exit codes of a node:
   70  Raft or a background task failed; a restart recovers
   73  another process uses this data directory
   74  the disk failed or is full
-  78  the data belongs to another node, another user or a newer version, or a file in it is a link"
+  78  the data belongs to another node, another user or a newer version, or a file in it is a link;
+      or --bootstrap would found a second cluster"
 )]
 pub struct Config {
     /// Id of this node, at least 1 and unique in the cluster
@@ -127,6 +136,21 @@ pub struct Config {
     /// Address that other nodes dial, HOST:PORT [default: the --http-addr]
     #[arg(long, env = "RKV_ADVERTISE_ADDR", value_name = "HOST:PORT")]
     pub advertise_addr: Option<String>,
+
+    /// Form a new cluster if the data directory is new: of this node alone, or, with --join, of this node and those
+    /// nodes once all of them respond and belong to no cluster
+    #[arg(long, env = "RKV_BOOTSTRAP", value_parser = clap::builder::BoolishValueParser::new())]
+    pub bootstrap: bool,
+
+    /// Nodes of the cluster to join if the data directory is new, HOST:PORT, separated by commas; retries until one of
+    /// them can add this node
+    #[arg(long, env = "RKV_JOIN", value_name = "LIST", value_delimiter = ',', value_parser = parse_member)]
+    pub join: Vec<String>,
+
+    /// Role of this node in the cluster that it joins: a voter counts towards a majority, a learner only receives the
+    /// data
+    #[arg(long, env = "RKV_JOIN_AS", value_name = "ROLE", value_enum, default_value_t)]
+    pub join_as: JoinAs,
 
     /// Interval between leader heartbeats, in milliseconds
     #[arg(long, env = "RKV_HEARTBEAT_INTERVAL_MS", value_name = "MS", default_value_t = HEARTBEAT_INTERVAL_MS_DEFAULT)]
@@ -337,6 +361,11 @@ impl Config {
         Ok(addrs)
     }
 
+    /// The nodes of `--join` other than this one, which is at `own_addr`.
+    pub(crate) fn join_targets(&self, own_addr: &str) -> impl Iterator<Item = &String> {
+        self.join.iter().filter(move |addr| !addr.eq_ignore_ascii_case(own_addr))
+    }
+
     fn not_dialable(&self) -> ConfigError {
         ConfigError(format!(
             "--http-addr {} is every address of this machine, which other nodes cannot dial; \
@@ -361,6 +390,17 @@ impl Config {
         if self.advertise_addr.is_none() && is_unspecified(&self.http_addr) {
             return Err(self.not_dialable());
         }
+        for addr in &self.join {
+            check_dialable("--join", addr)?;
+        }
+        check(
+            self.join.is_empty() || self.bootstrap || self.join_targets(self.advertised()).next().is_some(),
+            "--join must list at least one other node".into(),
+        )?;
+        check(
+            self.join_as == JoinAs::Voter || !self.join.is_empty() && !self.bootstrap,
+            "--join-as learner needs --join, without --bootstrap: the node that forms a cluster is a voter".into(),
+        )?;
         let (heartbeat_ms, min_ms, max_ms) =
             (self.heartbeat_interval_ms, self.election_timeout_min_ms, self.election_timeout_max_ms);
         check(

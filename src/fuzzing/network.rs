@@ -23,7 +23,7 @@ use tokio::io::ReadBuf;
 use tokio::task::LocalSet;
 
 use crate::app::Known;
-use crate::body::{ErrorAnswer, TxnRequest, WatchEvent};
+use crate::body::{AddMember, ErrorAnswer, TxnRequest, WatchEvent};
 use crate::client::events::{Event, EventParser};
 use crate::config::{
     IDEMPOTENCY_KEY_BYTES_MAX, KEY_BYTES_MAX_DEFAULT, Limits, PAGE_BYTES_MAX_DEFAULT, PAGE_KEYS_MAX_DEFAULT,
@@ -34,7 +34,7 @@ use crate::network::conditions::{Conditions, ReadVerdict, WriteCondition};
 use crate::network::founding::Step;
 use crate::network::listener::intake::{Intake, Next};
 use crate::network::parameters::{Parameters, check_body_type, key_from, key_of, key_with_action, request_id, ttl_ms};
-use crate::network::peer::{self, Envelope, Ids, PeerIdentity};
+use crate::network::peer::{self, Envelope, Ids, Introduction};
 use crate::network::request_body::{check_lists, parse_json};
 use crate::network::rpc_check::{Append, SnapshotHead, check_append, check_candidate, check_snapshot, check_transfer};
 use crate::network::txn::txn_operation;
@@ -76,7 +76,7 @@ pub fn rpc(bytes: &[u8]) {
         b'S' => answered::<SnapshotResponse<TypeConfig>>(body),
         b'T' => answered::<TransferLeaderResponse<TypeConfig>>(body),
         b'R' => answered::<LogId>(body),
-        b'I' => same_as_json::<Result<PeerIdentity, ApiError>>(body),
+        b'I' => same_as_json::<Result<Introduction, ApiError>>(body),
         b'E' => same_as_json::<Result<(), ApiError>>(body),
         _ => {}
     }
@@ -168,6 +168,10 @@ pub fn request(bytes: &[u8]) {
         "/init" => taken(management::parse_members(1, "127.0.0.1:21001", body)).and(None),
         "/add-learner" => taken(parse_json(body, "").and_then(check_member)).and(None),
         "/change-membership" => taken(parse_json::<Vec<NodeId>>(body, "")).and(None),
+        "/v1/cluster/members" => {
+            same_as_json::<AddMember>(body);
+            None
+        }
         "/read" => taken(api::parse_key(body, &LIMITS)).and(None),
         "/write" => taken(api::parse_write(body, &LIMITS)).map(|(operation, _)| {
             same_as_json::<ExampleRequest>(body);

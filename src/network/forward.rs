@@ -176,7 +176,7 @@ fn deadline_of(request: &HttpRequest) -> std::time::Duration {
     match request.path() {
         "/add-learner" | "/change-membership" => MEMBERSHIP_DEADLINE + FORWARD_DEADLINE,
         "/v1/cluster/leader" => MEMBERS_ANSWER_MAX + FORWARD_DEADLINE,
-        path if path.starts_with("/v1/cluster/members/") => MEMBERSHIP_DEADLINE + FORWARD_DEADLINE,
+        path if path.starts_with("/v1/cluster/members") => MEMBERSHIP_DEADLINE + FORWARD_DEADLINE,
         _ => FORWARD_DEADLINE,
     }
 }

@@ -125,6 +125,12 @@ fn check_free(
     }
 }
 
+/// Whether this node is reserved for a cluster that is being founded.
+pub async fn is_reserved_for(app: &ExampleApp, cluster_id: ClusterId) -> bool {
+    let founding = app.founding.lock().await;
+    founding.is_some_and(|hold| hold.cluster_id == cluster_id && hold.until > Instant::now())
+}
+
 /// The id of the cluster that a list founds: the same on all nodes, and different for any other list or directory.
 fn cluster_id_of(nodes: &BTreeMap<NodeId, ExampleNode>) -> ClusterId {
     let mut hashed = b"raft-key-value cluster".to_vec();

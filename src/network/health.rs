@@ -153,7 +153,8 @@ fn not_stored(mut response: HttpResponse) -> HttpResponse {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::rejections::{recovering, stopping};
+    use crate::error::Retry;
+    use crate::network::rejections::stopping;
 
     /// A probe has one line for each check that failed, or for each check, and a result at its end.
     #[test]
@@ -162,7 +163,8 @@ mod tests {
         let bad = |name, error| Check { name, result: Err(error) };
         assert_eq!(describe("livez", &[good("raft")], false), (StatusCode::OK, "ok\n".to_owned()));
         assert_eq!(describe("livez", &[good("raft")], true), (StatusCode::OK, "[+]raft: ok\nok\n".to_owned()));
-        let checks = [bad("running", stopping()), good("leader"), bad("recovered", recovering())];
+        let recovering = ApiError::Recovering(Retry::soon("this node has just started"));
+        let checks = [bad("running", stopping()), good("leader"), bad("recovered", recovering)];
         for (is_verbose, lines) in [(false, 3), (true, 4)] {
             let (status, text) = describe("readyz", &checks, is_verbose);
             assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);

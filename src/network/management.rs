@@ -7,7 +7,6 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
 use openraft::metrics::RaftMetrics;
-use openraft::raft::ClientWriteResponse;
 use tokio::task::JoinError;
 
 use super::conditions::reject_conditions;
@@ -18,7 +17,7 @@ use super::members::{self, Wanted};
 use super::metrics::{self, Format};
 use super::openapi::answers::{EntryAnswer, InitAnswer, InitErrors, MembershipErrors, MetricsBody, OkAnswer};
 use super::openapi::parameters::{AcceptHeader, ForwardHeader};
-use super::peer;
+use super::peer::{self, Introduction};
 use super::readiness::Destination;
 use super::reply::ok;
 use super::request_body::{parse_json, read_client_body};
@@ -112,19 +111,31 @@ pub async fn add_learner(
     let leader = app.clone();
     let change = async move {
         let app = leader;
-        let identity = peer::identify(&app, id, &addr).await?;
-        let ours = app.store.identity().cluster_id;
-        if identity.cluster_id.is_some() && identity.cluster_id != ours {
-            let message = format!("node {id} at {addr} belongs to another cluster; start it with an empty --data-dir");
-            return Err(ApiError::Conflict(Details::not_applied(message)));
-        }
-        let node = ExampleNode { addr, incarnation: identity.incarnation };
-        check_same_node(&app, id, &node)?;
+        let (node, _) = member_at(&app, id, addr).await?;
+        check_same_address(&app, id, &node)?;
         let response = app.raft.add_learner(id, node, false).await.map_err(|error| write_error(&error))?;
         wait_for_data(&app, id, response.log_id).await?;
         Ok(response)
     };
     on_leader(&app, &request, body, change, ok).await
+}
+
+/// The member that node `id` at `addr` would be, and the number of its process. Rejects a node of another cluster, and
+/// one with another data directory than the member with its number.
+pub(super) async fn member_at(
+    app: &ExampleApp,
+    id: NodeId,
+    addr: String,
+) -> Result<(ExampleNode, Option<u64>), ApiError> {
+    let Introduction { identity, run, .. } = peer::introduced_as(app, id, &addr).await?;
+    let ours = app.store.identity().cluster_id;
+    if identity.cluster_id.is_some() && identity.cluster_id != ours {
+        let message = format!("node {id} at {addr} belongs to another cluster; start it with an empty --data-dir");
+        return Err(ApiError::Conflict(Details::not_applied(message)));
+    }
+    let node = ExampleNode { addr, incarnation: identity.incarnation };
+    check_same_directory(app, id, &node)?;
+    Ok((node, run))
 }
 
 /// Waits until a learner has all entries that were in the log when it was added.
@@ -245,12 +256,12 @@ pub async fn metrics(app: web::Data<ExampleApp>, request: HttpRequest) -> Result
 }
 
 /// Changes the membership if this node leads, and forwards the request to the leader otherwise.
-pub(super) async fn on_leader(
+pub(super) async fn on_leader<T: Send + 'static>(
     app: &ExampleApp,
     request: &HttpRequest,
     body: Bytes,
-    change: impl Future<Output = Result<ClientWriteResponse<TypeConfig>, ApiError>> + Send + 'static,
-    answer: impl FnOnce(&ClientWriteResponse<TypeConfig>) -> HttpResponse,
+    change: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+    answer: impl FnOnce(&T) -> HttpResponse,
 ) -> Result<HttpResponse, ApiError> {
     reject_conditions(request)?;
     match forward::next_destination(app, request.headers()).await? {
@@ -325,25 +336,34 @@ pub(crate) fn check_member(id: NodeId, addr: &str) -> Result<(), ApiError> {
     check_dialable("the address", addr).map_err(|error| ApiError::bad_request("invalid_address", error.to_string()))
 }
 
-/// Rejects a member with another data directory or address than it was added with.
-fn check_same_node(app: &ExampleApp, id: NodeId, node: &ExampleNode) -> Result<(), ApiError> {
+/// Rejects a node with another data directory than the member with its number.
+pub(super) fn check_same_directory(app: &ExampleApp, id: NodeId, node: &ExampleNode) -> Result<(), ApiError> {
     let metrics = app.raft.server_metrics();
     let metrics = metrics.borrow_watched();
-    let message = match metrics.membership_config.membership().get_node(&id) {
+    match metrics.membership_config.membership().get_node(&id) {
         // It may have forgotten its votes.
-        Some(member) if member.incarnation != node.incarnation => format!(
-            "node {id} is a member, but the node at {node} has a different data directory: start that node with a new \
-             id, add it, and replace node {id} with it (POST /change-membership); or remove node {id} first, with \
-             DELETE /v1/cluster/members/{id}"
-        ),
-        Some(member) if member.addr != node.addr => format!(
-            "node {id} is a member at {member}: to move it to {node}, add a node there with a new id and an empty data \
-             directory, and replace node {id} with it (POST /change-membership); or remove node {id} first, with \
-             DELETE /v1/cluster/members/{id}"
-        ),
-        _ => return Ok(()),
-    };
-    Err(ApiError::Conflict(Details::not_applied(message)))
+        Some(member) if member.incarnation != node.incarnation => {
+            Err(ApiError::Conflict(Details::not_applied(format!(
+                "node {id} is a member, but the node at {node} has another data directory: \
+                 give this one a new number, add it under that, and put it in the place of node {id} with \
+                 POST /v1/cluster/members/{id}/replace; or remove node {id} first, with DELETE /v1/cluster/members/{id}"
+            ))))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Rejects a member at another address than the one of the membership.
+fn check_same_address(app: &ExampleApp, id: NodeId, node: &ExampleNode) -> Result<(), ApiError> {
+    let metrics = app.raft.server_metrics();
+    let metrics = metrics.borrow_watched();
+    match metrics.membership_config.membership().get_node(&id) {
+        Some(member) if member.addr != node.addr => Err(ApiError::Conflict(Details::not_applied(format!(
+            "node {id} is a member at {member}: start it with --advertise-addr {node}, and it moves by itself, or use \
+             POST /v1/cluster/members"
+        )))),
+        _ => Ok(()),
+    }
 }
 
 /// The task of a change ended without a result: it panicked, or the node is stopping.

@@ -1,4 +1,4 @@
-//! Whether a membership change may be proposed, and `DELETE /v1/cluster/members/{id}`.
+//! Whether a membership change may be proposed, and when a learner may become a voter.
 //!
 //! openraft proposes every change that it is given. A change to voters that are down cannot be committed, and blocks
 //! the old majority too: once a leader has appended the joint configuration, it needs both majorities. So the leader
@@ -6,13 +6,10 @@
 //! majority must respond and must have the log. This does not detect a node that dies between the judgment and the
 //! commit.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::pin::Pin;
 use std::time::Duration;
 
-use actix_web::http::StatusCode;
-use actix_web::{HttpRequest, HttpResponse, web};
-use bytes::Bytes;
 use openraft::alias::InstantOf;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, PreconditionFailed, RaftError};
@@ -21,20 +18,15 @@ use openraft::raft::{ClientWriteResponse, Precondition};
 use openraft::{ChangeMembers, Instant, ServerState};
 
 use super::consensus::write_error;
-use super::management::on_leader;
-use super::openapi::answers::MemberErrors;
-use super::openapi::parameters::{ForwardHeader, MemberInPath};
-use super::parameters::Parameters;
 use super::peer;
 use super::rejections::{no_leader, raft_ended, unconfirmed};
-use super::request_body::reject_body;
-use super::v1::{self, json_answer};
 use crate::app::ExampleApp;
-use crate::body::{Member, MemberRemoved, MemberRole};
-use crate::config::{MEMBER_LAG_ENTRIES_MAX, MEMBERS_PROBE_INTERVAL, REQUEST_DEADLINE};
+use crate::config::{CATCH_UP_WAIT, KEEPS_UP_WITHIN, MEMBER_LAG_ENTRIES_MAX, MEMBERS_PROBE_INTERVAL, REQUEST_DEADLINE};
 use crate::error::{ApiError, Details, Interrupted};
 use crate::types::{ExampleNode, ExampleResponse, LogId, NodeId, TypeConfig};
 
+/// A membership.
+pub type Membership = openraft::Membership<NodeId, ExampleNode>;
 type Metrics = RaftMetrics<TypeConfig>;
 type Response = ClientWriteResponse<TypeConfig>;
 
@@ -43,8 +35,28 @@ type Response = ClientWriteResponse<TypeConfig>;
 pub enum Wanted {
     /// These voters. Voters that are not among them leave.
     Voters(BTreeSet<NodeId>),
+    /// The current voters and this learner.
+    With(NodeId),
     /// The current members without this one.
     Without(NodeId),
+    /// The current voters with a learner in the place of one of them.
+    Swap {
+        /// The voter that leaves.
+        old: NodeId,
+        /// The learner that becomes a voter.
+        new: NodeId,
+    },
+}
+
+/// How strictly a change is judged.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Propose the change in spite of its risk.
+    pub force: bool,
+    /// Judge the change, and propose nothing.
+    pub dry_run: bool,
+    /// Whether a change that uses up the last voter that may fail is a risk.
+    pub keeps_spare: bool,
 }
 
 /// A change to be proposed.
@@ -55,9 +67,64 @@ struct Plan {
     based_on: Option<LogId>,
 }
 
+/// The members after a change, or after it would have been made.
+pub struct Changed {
+    /// The voters.
+    pub voters: BTreeSet<NodeId>,
+    /// All members.
+    pub nodes: BTreeMap<NodeId, ExampleNode>,
+    /// Why the change would have been rejected without [`Options::force`].
+    pub risk: Option<String>,
+}
+
+impl Changed {
+    /// The members of a membership.
+    pub fn of(membership: &Membership) -> Self {
+        let nodes = membership.nodes().map(|(id, node)| (*id, node.clone())).collect();
+        Changed { voters: membership.voter_ids().collect(), nodes, risk: None }
+    }
+}
+
 /// Changes the membership as leader, unless that would leave no majority that responds and has the log.
 pub async fn change(app: &ExampleApp, wanted: &Wanted) -> Result<Response, ApiError> {
-    let plan = judge(app, wanted).await?;
+    let (plan, _) = judge(app, wanted, Options::default()).await?;
+    make(app, plan).await
+}
+
+/// The same with options; returns the members afterwards.
+pub async fn change_with(app: &ExampleApp, wanted: &Wanted, options: Options) -> Result<Changed, ApiError> {
+    let (plan, risk) = judge(app, wanted, options).await?;
+    if options.dry_run {
+        let before = app.raft.metrics().borrow_watched().membership_config.membership().clone();
+        let mut changed = Changed { risk, ..Changed::of(&before) };
+        // Voters that lose their vote leave.
+        changed.nodes.retain(|id, _| !changed.voters.contains(id) || plan.voters.contains(id));
+        if let Wanted::Without(id) = wanted {
+            changed.nodes.remove(id);
+        }
+        changed.voters = plan.voters;
+        return Ok(changed);
+    }
+    if let Some(risk) = &risk {
+        tracing::warn!("a membership change is made by force: {risk}");
+    }
+    let response = make(app, plan).await?;
+    let membership = response.membership.unwrap_or_default();
+    Ok(Changed { risk, ..Changed::of(&membership) })
+}
+
+/// Replaces the address of a member as leader, unless the membership is another one than `based_on`.
+pub async fn set_node(
+    app: &ExampleApp,
+    id: NodeId,
+    node: ExampleNode,
+    based_on: Option<LogId>,
+) -> Result<Response, ApiError> {
+    let change = ChangeMembers::SetNodes(BTreeMap::from([(id, node)]));
+    propose(app, &Plan { change, voters: BTreeSet::new(), based_on }).await
+}
+
+async fn make(app: &ExampleApp, plan: Plan) -> Result<Response, ApiError> {
     let change = std::pin::pin!(propose(app, &plan));
     if plan.voters.contains(&app.id) {
         return change.await;
@@ -119,10 +186,12 @@ async fn finish_without_leading(
 }
 
 /// Waits until the voters that a change needs have responded, for at most [`ExampleApp::members_answer_deadline`].
-async fn judge(app: &ExampleApp, wanted: &Wanted) -> Result<Plan, ApiError> {
+///
+/// Returns a risky plan, with its risk, only if the options force it.
+async fn judge(app: &ExampleApp, wanted: &Wanted, options: Options) -> Result<(Plan, Option<String>), ApiError> {
     let asked_at = InstantOf::<TypeConfig>::now();
     let log_end = app.raft.metrics().borrow_watched().last_log_index.unwrap_or_default();
-    let judge = |metrics: &Metrics| Judgment { app, metrics, asked_at, log_end }.of(wanted);
+    let judge = |metrics: &Metrics| Judgment { app, metrics, asked_at, log_end }.of(wanted, options.keeps_spare);
     loop {
         app.raft.trigger().heartbeat().await.map_err(|fatal| raft_ended(&fatal))?;
         let wait = app.raft.wait(Some(MEMBERS_PROBE_INTERVAL));
@@ -132,9 +201,9 @@ async fn judge(app: &ExampleApp, wanted: &Wanted) -> Result<Plan, ApiError> {
             Err(_) => app.raft.metrics().borrow_watched().clone(),
         };
         match judge(&metrics) {
-            Verdict::Ready(plan) => return Ok(plan),
+            Verdict::Ready(plan) => return Ok((plan, None)),
             Verdict::Rejected(error) => return Err(error),
-            Verdict::NotYet(error) if asked_at.elapsed() >= app.members_answer_deadline => return Err(error),
+            Verdict::NotYet(late) if asked_at.elapsed() >= app.members_answer_deadline => return late.unless(options),
             Verdict::NotYet(_) => {}
         }
     }
@@ -143,9 +212,41 @@ async fn judge(app: &ExampleApp, wanted: &Wanted) -> Result<Plan, ApiError> {
 enum Verdict {
     Ready(Plan),
     Rejected(ApiError),
-    /// Not decided yet. The error is for the case that the deadline expires.
-    NotYet(ApiError),
+    /// Not decided yet.
+    NotYet(Late),
 }
+
+/// The verdict if nothing more is known at the deadline.
+enum Late {
+    Ready(Plan),
+    Rejected(ApiError),
+    Risky {
+        plan: Plan,
+        risk: String,
+        /// What to do instead.
+        advice: &'static str,
+    },
+}
+
+impl Late {
+    fn unless(self, options: Options) -> Result<(Plan, Option<String>), ApiError> {
+        match self {
+            Late::Ready(plan) => Ok((plan, None)),
+            Late::Rejected(error) => Err(error),
+            Late::Risky { plan, risk, .. } if options.force => Ok((plan, Some(risk))),
+            Late::Risky { risk, advice, .. } => {
+                // The routes without this option have no `force` either.
+                let advice = if options.keeps_spare { advice } else { "" };
+                let message = format!("the change was not proposed: {risk}{advice}");
+                Err(ApiError::Conflict(Details::not_applied(message)))
+            }
+        }
+    }
+}
+
+const ADVICE_NO_MAJORITY: &str =
+    "; with `force` it is proposed all the same, and then no write succeeds until enough of these nodes are back";
+const ADVICE_NO_SPARE: &str = "; add a node first, or replace this one; with `force` the change is made all the same";
 
 /// What a leader knows of the members since the change was requested.
 struct Judgment<'a> {
@@ -158,7 +259,7 @@ struct Judgment<'a> {
 }
 
 impl Judgment<'_> {
-    fn of(&self, wanted: &Wanted) -> Verdict {
+    fn of(&self, wanted: &Wanted, keeps_spare: bool) -> Verdict {
         if self.metrics.state != ServerState::Leader {
             return Verdict::Rejected(no_leader(self.app));
         }
@@ -166,20 +267,46 @@ impl Judgment<'_> {
         let current = membership.get_joint_config();
         // Only a leader that a majority confirms knows the members.
         if !current.iter().all(|voters| is_majority(voters, |id| self.answers(id))) {
-            return Verdict::NotYet(unconfirmed());
+            return Verdict::NotYet(Late::Rejected(unconfirmed()));
         }
         let plan = match self.plan(wanted) {
             Ok(plan) => plan,
             Err(error) => return Verdict::Rejected(error),
         };
-        let named = current.iter().map(|voters| ("current", voters)).chain([("new", &plan.voters)]);
-        for (which, voters) in named {
-            if !is_majority(voters, |id| self.answers(id) && self.lag(id).is_some_and(is_small)) {
-                let message = self.unready(which, voters);
-                return Verdict::NotYet(ApiError::Conflict(Details::not_applied(message)));
+        if let Wanted::With(id) | Wanted::Swap { new: id, .. } = wanted
+            && let Some(fault) = self.fault_of(*id)
+        {
+            let risk = format!("a new voter must respond and be caught up, but {fault}");
+            return Verdict::NotYet(Late::Risky { plan, risk, advice: ADVICE_NO_MAJORITY });
+        }
+        let lacking = |which, voters| (self.spare(voters) < 0).then(|| self.lacking(which, voters));
+        let risk = current.iter().find_map(|voters| lacking("current", voters));
+        if let Some(risk) = risk.or_else(|| lacking("new", &plan.voters)) {
+            return Verdict::NotYet(Late::Risky { plan, risk, advice: ADVICE_NO_MAJORITY });
+        }
+        if keeps_spare && self.spare(&plan.voters) == 0 {
+            let before = current.iter().map(|voters| self.spare(voters)).min().unwrap_or_default();
+            if before > 0 {
+                let risk = format!(
+                    "now one more node may fail, and afterwards none: each of the voters {} would be needed for a \
+                     majority",
+                    listed(&plan.voters)
+                );
+                return Verdict::NotYet(Late::Risky { plan, risk, advice: ADVICE_NO_SPARE });
+            }
+            // A voter that has not responded yet may be the spare one.
+            if current.iter().any(|voters| voters.len() > 2 && voters.iter().any(|id| !self.answers(*id))) {
+                return Verdict::NotYet(Late::Ready(plan));
             }
         }
         Verdict::Ready(plan)
+    }
+
+    /// How many of the voters that respond and are caught up may fail before they have no majority; negative if they
+    /// have none.
+    fn spare(&self, voters: &BTreeSet<NodeId>) -> i64 {
+        let ready = voters.iter().filter(|id| self.fault_of(**id).is_none()).count();
+        ready as i64 - (voters.len() / 2 + 1) as i64
     }
 
     fn plan(&self, wanted: &Wanted) -> Result<Plan, ApiError> {
@@ -194,11 +321,22 @@ impl Judgment<'_> {
                 let change = ChangeMembers::ReplaceAllVoters(voters.clone());
                 Ok(Plan { change, voters: voters.clone(), based_on })
             }
+            Wanted::With(id) => {
+                check_member_exists(membership, *id)?;
+                let mut voters = membership.get_joint_config().last().cloned().unwrap_or_default();
+                voters.insert(*id);
+                Ok(Plan { change: ChangeMembers::AddVoterIds(BTreeSet::from([*id])), voters, based_on })
+            }
+            Wanted::Swap { old, new } => {
+                check_member_exists(membership, *old)?;
+                check_member_exists(membership, *new)?;
+                let mut voters = membership.get_joint_config().last().cloned().unwrap_or_default();
+                voters.remove(old);
+                voters.insert(*new);
+                Ok(Plan { change: ChangeMembers::ReplaceAllVoters(voters.clone()), voters, based_on })
+            }
             Wanted::Without(id) => {
-                if membership.get_node(id).is_none() {
-                    let message = format!("node {id} is not a member of the cluster");
-                    return Err(ApiError::MemberNotFound(Details::not_applied(message)));
-                }
+                check_member_exists(membership, *id)?;
                 let voters = membership.get_joint_config().last().cloned().unwrap_or_default();
                 let left: BTreeSet<NodeId> = voters.into_iter().filter(|voter| voter != id).collect();
                 if left.is_empty() {
@@ -233,14 +371,12 @@ impl Judgment<'_> {
     }
 
     /// The voters that are missing from a majority, and why.
-    fn unready(&self, which: &str, voters: &BTreeSet<NodeId>) -> String {
+    fn lacking(&self, which: &str, voters: &BTreeSet<NodeId>) -> String {
         let faults: Vec<String> = voters.iter().filter_map(|id| self.fault_of(*id)).collect();
         let (needed, ready) = (voters.len() / 2 + 1, voters.len() - faults.len());
-        let listed: Vec<String> = voters.iter().map(NodeId::to_string).collect();
         format!(
-            "the change was not proposed: {needed} of the {which} voters [{}] must respond and be caught up, and {ready} \
-             {}: {}",
-            listed.join(", "),
+            "{needed} of the {which} voters {} must respond and be caught up, and {ready} {}: {}",
+            listed(voters),
             if ready == 1 { "does" } else { "do" },
             faults.join("; "),
         )
@@ -263,6 +399,63 @@ impl Judgment<'_> {
     }
 }
 
+/// What a learner lacks to become a voter, for people.
+pub type Missing = String;
+
+/// Waits until a node has all data and has kept up with this leader for `steady_for`, but not longer than
+/// [`CATCH_UP_WAIT`]. Returns what is missing then.
+///
+/// A node that keeps up responds, and had each entry within [`KEEPS_UP_WITHIN`], except the last few.
+pub async fn wait_until_caught_up(
+    app: &ExampleApp,
+    id: NodeId,
+    steady_for: Duration,
+) -> Result<Option<Missing>, ApiError> {
+    let begun_at = InstantOf::<TypeConfig>::now();
+    let mut probes = VecDeque::new();
+    let mut steady_since = None;
+    loop {
+        app.raft.trigger().heartbeat().await.map_err(|fatal| raft_ended(&fatal))?;
+        let metrics = app.raft.metrics().borrow_watched().clone();
+        if metrics.state != ServerState::Leader {
+            return Err(no_leader(app));
+        }
+        check_member_exists(metrics.membership_config.membership(), id)?;
+        let now = InstantOf::<TypeConfig>::now();
+        probes.push_back((now, metrics.last_log_index.unwrap_or_default()));
+        // The newest probe that is old enough.
+        while probes.get(1).is_some_and(|(asked_at, _)| asked_at.elapsed() >= KEEPS_UP_WITHIN) {
+            probes.pop_front();
+        }
+        let (asked_at, log_end) = probes[0];
+        let fault = Judgment { app, metrics: &metrics, asked_at, log_end }.fault_of(id);
+        let is_old_enough = asked_at.elapsed() >= KEEPS_UP_WITHIN;
+        match &fault {
+            Some(_) => steady_since = None,
+            None if is_old_enough => {
+                let since = *steady_since.get_or_insert(now);
+                if since.elapsed() >= steady_for {
+                    return Ok(None);
+                }
+            }
+            None => {}
+        }
+        if begun_at.elapsed() >= CATCH_UP_WAIT {
+            return Ok(Some(fault.unwrap_or_else(|| format!("node {id} has only just caught up"))));
+        }
+        tokio::time::sleep(MEMBERS_PROBE_INTERVAL).await;
+    }
+}
+
+/// Rejects a number that no member has.
+pub fn check_member_exists(membership: &Membership, id: NodeId) -> Result<(), ApiError> {
+    if membership.get_node(&id).is_some() {
+        return Ok(());
+    }
+    let message = format!("node {id} is not a member of the cluster");
+    Err(ApiError::MemberNotFound(Details::not_applied(message)))
+}
+
 fn is_small(lag: u64) -> bool {
     lag <= MEMBER_LAG_ENTRIES_MAX
 }
@@ -271,73 +464,11 @@ fn is_majority(voters: &BTreeSet<NodeId>, counts: impl Fn(NodeId) -> bool) -> bo
     2 * voters.iter().filter(|id| counts(**id)).count() > voters.len()
 }
 
+fn listed(ids: &BTreeSet<NodeId>) -> String {
+    let ids: Vec<String> = ids.iter().map(NodeId::to_string).collect();
+    format!("[{}]", ids.join(", "))
+}
+
 fn seconds(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
-}
-
-/// Removes a member, which may be down.
-///
-/// The member may be a learner, a voter or the leader. Returns 409 unless a majority of the remaining voters responds
-/// and is caught up. The id of a removed node may be used again, with another data directory.
-#[utoipa::path(
-    delete,
-    path = "/v1/cluster/members/{id}",
-    operation_id = "remove_member",
-    tag = "The cluster",
-    params(MemberInPath, ForwardHeader),
-    responses(
-        (
-            status = 200,
-            description = "The node is no longer a member.",
-            body = MemberRemoved,
-            example = json!({
-                "removed": 3,
-                "members": [
-                    {"id": 1, "role": "leader", "address": "127.0.0.1:21001"},
-                    {"id": 2, "role": "voter", "address": "127.0.0.1:21002"}
-                ]
-            }),
-        ),
-        MemberErrors,
-    ),
-)]
-pub async fn remove_member(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
-    v1::answer(&app, remove(&app, &request, payload).await)
-}
-
-async fn remove(
-    app: &web::Data<ExampleApp>,
-    request: &HttpRequest,
-    payload: web::Payload,
-) -> Result<HttpResponse, ApiError> {
-    reject_body(app, request, payload).await?;
-    Parameters::of(request, &[])?;
-    let id = node_id_from(request.match_info().query("id"))?;
-    let leader = app.clone();
-    let change = async move { change(&leader, &Wanted::Without(id)).await };
-    let leader_id = app.id;
-    on_leader(app, request, Bytes::new(), change, |response| {
-        let members = members_after(response, leader_id);
-        json_answer(StatusCode::OK, &MemberRemoved { removed: id, members })
-    })
-    .await
-}
-
-/// Parses a node id. It must be in canonical decimal form, so that each id has one path.
-pub(crate) fn node_id_from(text: &str) -> Result<NodeId, ApiError> {
-    let id = text.parse().ok().filter(|id: &NodeId| *id > 0 && id.to_string() == text);
-    let message = format!("a node id must be an integer from 1 to {}, without a sign or leading zeros", NodeId::MAX);
-    id.ok_or_else(|| ApiError::bad_request("invalid_node_id", message))
-}
-
-fn members_after(response: &Response, leader_id: NodeId) -> Vec<Member> {
-    let Some(membership) = &response.membership else { return Vec::new() };
-    let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
-    let role_of = |id| match voters.contains(&id) {
-        true if id == leader_id => MemberRole::Leader,
-        true => MemberRole::Voter,
-        false => MemberRole::Learner,
-    };
-    let members = membership.nodes();
-    members.map(|(id, node)| Member { id: *id, role: role_of(*id), address: node.addr.clone() }).collect()
 }

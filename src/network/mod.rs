@@ -12,12 +12,14 @@ pub mod consensus;
 pub mod forward;
 pub mod founding;
 pub mod health;
+pub mod joining;
 pub mod kv;
 pub mod leader_loss;
 pub mod list;
 pub mod listener;
 pub mod long_work;
 pub mod management;
+pub mod member_routes;
 pub mod members;
 pub mod memory;
 pub mod metrics;
@@ -149,11 +151,35 @@ pub fn table() -> Vec<Endpoint> {
             ),
         },
         Endpoint {
+            operations: vec![("post", "/v1/cluster/members")],
+            service: Service::Resource(
+                web::resource("/v1/cluster/members")
+                    .route(web::post().to(member_routes::add_member))
+                    .default_service(web::to(reply::only_post)),
+            ),
+        },
+        Endpoint {
             operations: vec![("delete", "/v1/cluster/members/{id}")],
             service: Service::Resource(
                 web::resource("/v1/cluster/members/{id}")
-                    .route(web::delete().to(members::remove_member))
+                    .route(web::delete().to(member_routes::remove_member))
                     .default_service(web::to(reply::only_delete)),
+            ),
+        },
+        Endpoint {
+            operations: vec![("post", "/v1/cluster/members/{id}/promote")],
+            service: Service::Resource(
+                web::resource("/v1/cluster/members/{id}/promote")
+                    .route(web::post().to(member_routes::promote_member))
+                    .default_service(web::to(reply::only_post)),
+            ),
+        },
+        Endpoint {
+            operations: vec![("post", "/v1/cluster/members/{id}/replace")],
+            service: Service::Resource(
+                web::resource("/v1/cluster/members/{id}/replace")
+                    .route(web::post().to(member_routes::replace_member))
+                    .default_service(web::to(reply::only_post)),
             ),
         },
         Endpoint {

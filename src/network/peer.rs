@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::rejections::{no_leader, other_directory, removed};
 use super::worker::Worker;
 use crate::app::{ExampleApp, Exclusion, Known};
-use crate::config::{CONNECT_DEADLINE, LOG_TIME_MS_MAX, PEER_RESPONSE_BYTES_MAX, RPC_DEPTH_MAX};
+use crate::config::{CONNECT_DEADLINE, JoinAs, LOG_TIME_MS_MAX, PEER_RESPONSE_BYTES_MAX, RPC_DEPTH_MAX};
 use crate::connection::{BodyError, read_response, resolves_to_every_address};
 use crate::error::{ApiError, Details, Retry};
 use crate::headers::{ENVELOPE, LOG_TIME};
@@ -275,37 +275,91 @@ impl PeerIdentity {
     }
 }
 
+/// The response of `GET /raft-identity`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Introduction {
+    /// The node's identity.
+    #[serde(flatten)]
+    pub identity: PeerIdentity,
+    /// The address that the node advertises. Nodes of former versions do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// The role in which the node wants to join a cluster, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joins_as: Option<JoinAs>,
+    /// A number that identifies the process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<u64>,
+}
+
+impl Introduction {
+    /// The introduction of this node.
+    pub fn of(app: &ExampleApp) -> Self {
+        Introduction {
+            identity: PeerIdentity::of(app),
+            address: Some(app.addr.clone()),
+            joins_as: app.joins_as,
+            run: Some(app.peers.run()),
+        }
+    }
+}
+
 /// Asks the node at `addr` for its identity; an error unless it is node `id`.
 pub async fn identify(app: &ExampleApp, id: NodeId, addr: &str) -> Result<PeerIdentity, ApiError> {
+    Ok(introduced_as(app, id, addr).await?.identity)
+}
+
+/// Asks the node at `addr` to introduce itself; an error unless it is node `id`.
+pub async fn introduced_as(app: &ExampleApp, id: NodeId, addr: &str) -> Result<Introduction, ApiError> {
     if id == app.id {
         if addr != app.addr {
             let message = format!("node {id} is this node, and its address is {}", app.addr);
             return Err(ApiError::bad_request("wrong_address", message));
         }
-        return Ok(PeerIdentity::of(app));
+        return Ok(Introduction::of(app));
     }
     if resolves_to_every_address(addr).await {
         let message = format!("the address {addr} means every address of a machine; use one that other nodes can dial");
         return Err(ApiError::bad_request("invalid_address", message));
     }
+    let introduction = introduced(app, addr).await.map_err(|error| error.of_node(id, addr))?;
+    if introduction.identity.node_id == id {
+        return Ok(introduction);
+    }
+    let message = format!("the node at {addr} is node {}, not node {id}", introduction.identity.node_id);
+    Err(ApiError::Conflict(Details::not_applied(message)))
+}
+
+/// Why a node did not introduce itself.
+pub enum Silence {
+    /// The address does not respond.
+    Unreachable(reqwest::Error),
+    /// Another kind of server responds.
+    NotANode,
+}
+
+impl Silence {
+    fn of_node(self, id: NodeId, addr: &str) -> ApiError {
+        match self {
+            Silence::Unreachable(error) => unreachable(id, addr, &error),
+            Silence::NotANode => not_a_node(addr),
+        }
+    }
+}
+
+/// Asks whichever node is at `addr` to introduce itself.
+pub async fn introduced(app: &ExampleApp, addr: &str) -> Result<Introduction, Silence> {
     let request = app.http.get(format!("http://{addr}/raft-identity"));
     // The other node may not know the name in `addr` as its own (`network::browser`).
     let sent = request.header("host", "localhost").timeout(CONNECT_DEADLINE).send();
-    let answer = sent.await.map_err(|error| unreachable(id, addr, &error))?;
+    let answer = sent.await.map_err(Silence::Unreachable)?;
     let body = match read_response(answer, PEER_RESPONSE_BYTES_MAX).await {
         Ok(body) => body,
-        Err(BodyError::Broken(error)) => return Err(unreachable(id, addr, &error)),
-        Err(BodyError::TooLong { .. }) => return Err(not_a_node(addr)),
+        Err(BodyError::Broken(error)) => return Err(Silence::Unreachable(error)),
+        Err(BodyError::TooLong { .. }) => return Err(Silence::NotANode),
     };
-    let found: Result<Result<PeerIdentity, ApiError>, _> = serde_json::from_slice(&body);
-    match found {
-        Ok(Ok(identity)) if identity.node_id == id => Ok(identity),
-        Ok(Ok(identity)) => {
-            let message = format!("the node at {addr} is node {}, not node {id}", identity.node_id);
-            Err(ApiError::Conflict(Details::not_applied(message)))
-        }
-        _ => Err(not_a_node(addr)),
-    }
+    let found: Result<Result<Introduction, ApiError>, _> = serde_json::from_slice(&body);
+    found.ok().and_then(Result::ok).ok_or(Silence::NotANode)
 }
 
 /// The server at an address is not a node.

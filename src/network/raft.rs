@@ -22,7 +22,7 @@ use super::consensus::read_error;
 use super::leader_loss;
 use super::listener::admission::state_of;
 use super::listener::connection_limits::Class;
-use super::peer::{self, Envelope, Ids, PeerIdentity};
+use super::peer::{self, Envelope, Ids, Introduction};
 use super::rejections::{raft_ended, task_ended};
 use super::reply::ok;
 use super::request_body::{keep_for_a_while, read_body};
@@ -155,7 +155,7 @@ pub async fn read_index(
 
 /// `GET /raft-identity`
 pub async fn identity(app: web::Data<ExampleApp>) -> HttpResponse {
-    ok(&PeerIdentity::of(&app))
+    ok(&Introduction::of(&app))
 }
 
 /// `POST /raft-snapshot`: the length of the envelope (4 bytes, big-endian), the envelope, the file.

@@ -76,6 +76,7 @@ impl ExampleNetworkFactory {
             http: http.clone(),
             target,
             node: node.clone(),
+            addresses_version: None,
             envelope: None,
             trouble: self.troubles.entry((purpose, target)).or_default().clone(),
         }
@@ -105,6 +106,8 @@ pub struct ExampleNetwork {
     http: reqwest::Client,
     target: NodeId,
     node: ExampleNode,
+    /// The version of the members' addresses to which `node` belongs.
+    addresses_version: Option<u64>,
     envelope: Option<HeaderValue>,
     trouble: Arc<Trouble>,
 }
@@ -130,6 +133,16 @@ impl ExampleNetwork {
     ) -> Result<Response, RpcError> {
         let body = peer::encode(&self.ids()?, rpc, 0).map_err(network_error)?;
         self.send(path, body.into(), deadline, None).await
+    }
+
+    /// Notices that the member has another address now: openraft would dial the old one until the next election.
+    fn follow_moves(&mut self) {
+        let version = self.peers.addresses_version();
+        if self.addresses_version.replace(version) != Some(version)
+            && let Some(addr) = self.peers.address_of(self.target, self.node.incarnation)
+        {
+            self.node.addr = addr;
+        }
     }
 
     fn ids(&mut self) -> Result<Ids, RpcError> {
@@ -164,6 +177,7 @@ impl ExampleNetwork {
         deadline: Duration,
         log_ms: Option<u64>,
     ) -> Result<Response, RpcError> {
+        self.follow_moves();
         let url = format!("http://{}{path}", self.node.addr);
         let envelope = self.envelope()?;
         let sent = Instant::now();

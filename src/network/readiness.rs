@@ -109,7 +109,7 @@ pub fn stale_read(app: &ExampleApp) -> Result<(), ApiError> {
     if app.store.identity().cluster_id.is_none() {
         return Err(no_leader(app));
     }
-    if app.recovered() { Ok(()) } else { Err(recovering()) }
+    if app.recovered() { Ok(()) } else { Err(recovering(app)) }
 }
 
 /// Whether this node, as leader, has room for an entry. The caller has already set disk space aside for it.

@@ -1,5 +1,7 @@
 //! Errors that several routes return, each with what the user can do about it.
 
+use std::sync::PoisonError;
+
 use openraft::errors::Fatal;
 use tokio::task::JoinError;
 
@@ -27,10 +29,14 @@ pub fn no_leader(app: &ExampleApp) -> ApiError {
         )));
     }
     let message = if app.store.identity().cluster_id.is_none() {
-        "this node belongs to no cluster yet: POST /init with a list such as \
+        match app.joining.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            Some(joining) => format!("this node belongs to no cluster yet: {joining}"),
+            None => "this node belongs to no cluster yet: POST /init with a list such as \
          [[1,\"127.0.0.1:21001\"],[2,\"127.0.0.1:21002\"]] forms a cluster of those nodes, and without a list a \
-         cluster of this node alone; POST /add-learner on a node of an existing cluster adds this node to it"
-            .to_owned()
+         cluster of this node alone; POST \
+                     /v1/cluster/members on a node of an existing cluster adds this node to it"
+                .to_owned(),
+        }
     } else if let Some(moved) = app.moved() {
         format!("no leader is known, probably because {moved}")
     } else {
@@ -67,10 +73,11 @@ pub fn other_directory(id: NodeId, cluster_id: ClusterId) -> String {
 }
 
 /// The node has not yet applied everything that was in its log when it started.
-pub fn recovering() -> ApiError {
-    ApiError::Recovering(Retry::soon(
-        "this node has just started, and no leader has confirmed yet that it is up to date",
-    ))
+pub fn recovering(app: &ExampleApp) -> ApiError {
+    let message = "this node has just started, and no leader has confirmed yet that it is up to date";
+    // The leader dials another address.
+    let why = app.moved().map(|moved| format!(", probably because {moved}")).unwrap_or_default();
+    ApiError::Recovering(Retry::soon(format!("{message}{why}")))
 }
 
 /// The leader cannot confirm that it still leads.

@@ -7,8 +7,12 @@ use std::time::Duration;
 use raft_key_value::error::Outcome;
 use raft_key_value::{ClientError, ExampleClient, NodeId};
 use reqwest::Method;
+use serde_json::json;
 
-use crate::harness::{ALL, CALM, DEADLINE, TestCluster, copy_directory, eventually, free_port, identity_of};
+use crate::harness::{
+    ALL, CALM, CALM_BUT_QUICK, DEADLINE, Metrics, TestCluster, copy_directory, eventually, free_port, identity_of,
+    others,
+};
 
 /// Makes a stopped node run on a copy of another directory from its next start.
 fn run_on_copy(cluster: &TestCluster, id: NodeId, of: &Path) {
@@ -18,19 +22,37 @@ fn run_on_copy(cluster: &TestCluster, id: NodeId, of: &Path) {
 }
 
 async fn logs(cluster: &TestCluster, id: NodeId, parts: &[&str]) {
-    eventually(&format!("node {id} logs {parts:?}"), DEADLINE, async || {
-        let log = cluster.node(id).log();
-        let is_said = |line: &str| parts.iter().all(|part| line.contains(part));
-        if log.lines().any(is_said) { Ok(()) } else { Err(log) }
-    })
-    .await;
+    cluster.logs(id, parts).await;
 }
 
-/// A member that was started at another address logs that once, and names it as the reason why it cannot serve.
+/// Starts a stopped node at another port, and returns its former address.
+async fn start_elsewhere(cluster: &mut TestCluster, id: NodeId) -> String {
+    let former = cluster.addr(id).to_owned();
+    cluster.node_mut(id).addr = format!("127.0.0.1:{}", free_port());
+    cluster.restart(id).await;
+    former
+}
+
+/// Waits until nodes know the current addresses of members.
+async fn addresses_are_known(cluster: &TestCluster, ids: &[NodeId], members: &[NodeId]) {
+    for id in ids {
+        let what = "the membership has all current addresses";
+        let is_known = |metrics: &Metrics| {
+            let membership = metrics.committed_membership_config.membership();
+            let has =
+                |member: &NodeId| membership.get_node(member).is_some_and(|node| node.addr == cluster.addr(*member));
+            members.iter().all(has).then_some(())
+        };
+        cluster.metrics_say(*id, what, is_known).await;
+    }
+}
+
+/// A member that was started at another address says so until a leader has committed it, and then serves there.
 ///
-/// Method: stop a follower, and start it at another port. Check its log and its responses, and move it back.
+/// Method: stop all nodes, and start a follower alone at another port. Check its log and its responses, those to stale
+/// reads as well. Then start the others: all nodes know the new address, and the node serves.
 #[tokio::test]
-async fn a_node_that_moved_says_so() {
+async fn a_node_that_moved_says_so_until_that_is_committed() {
     let mut cluster = TestCluster::form("moved", &ALL, &[]).await;
     cluster.write(1, "k", "v").await;
     cluster.all_applied(&ALL).await;
@@ -39,32 +61,110 @@ async fn a_node_that_moved_says_so() {
     for id in ALL {
         let log = cluster.node(id).log();
         assert!(!log.contains("the membership has node"), "node {id} did not move: {log}");
+        cluster.kill(id);
     }
-    let member_addr = cluster.addr(follower).to_owned();
-    cluster.kill(follower);
-    let new_addr = format!("127.0.0.1:{}", free_port());
-    cluster.node_mut(follower).addr.clone_from(&new_addr);
-    cluster.restart(follower).await;
-    let named =
-        [&format!("has node {follower} at {member_addr}"), &format!("advertises {new_addr}"), "--advertise-addr"];
-    logs(&cluster, follower, &named).await;
-    eventually("the node says why it has no leader", DEADLINE, async || {
-        let answer = cluster.post(follower, "/write", r#"{"Set":{"key":"k","value":"moved"}}"#).await;
-        let is_named = answer.status == 503 && named.iter().all(|part| answer.text().contains(part));
-        if is_named { Ok(answer) } else { Err(answer.text()) }
-    })
-    .await
-    .assert_error(503, "NoLeader", "not_applied");
-    cluster.write(leader, "k", "without it").await;
-    let warnings = cluster.node(follower).log().matches("WARN the membership has node").count();
-    assert_eq!(warnings, 1, "{}", cluster.node(follower).log());
+    let former = start_elsewhere(&mut cluster, follower).await;
+    let new_addr = cluster.addr(follower).to_owned();
+    let named = [&format!("has node {follower} at {former}"), &format!("advertises {new_addr}"), "--advertise-addr"];
+    cluster.logs(follower, &named).await;
+    cluster.logs(follower, &["the new address is not committed yet", cluster.addr(leader)]).await;
+    let write = r#"{"Set":{"key":"k","value":"moved"}}"#;
+    for (path, body, code) in [("/write", write, "NoLeader"), ("/consistent_read", r#""k""#, "NoLeader")] {
+        eventually(&format!("{path} says why there is no leader"), DEADLINE, async || {
+            let answer = cluster.post(follower, path, body).await;
+            let is_named = answer.status == 503 && named.iter().all(|part| answer.text().contains(part));
+            if is_named { Ok(answer) } else { Err(answer.text()) }
+        })
+        .await
+        .assert_error(503, code, "not_applied");
+    }
+    let answer = cluster.v1(follower, Method::GET, "/v1/kv/k?consistency=stale", &[], "").await;
+    let message = answer.assert_rejected(503, "recovering")["message"].to_string();
+    assert!(message.contains(&former), "{message}");
 
-    cluster.kill(follower);
-    cluster.node_mut(follower).addr = member_addr;
-    cluster.restart(follower).await;
-    cluster.write(follower, "k", "back").await;
+    for id in others(follower) {
+        cluster.restart(id).await;
+    }
+    addresses_are_known(&cluster, &ALL, &ALL).await;
+    cluster.logs(follower, &["INFO the membership has node", &new_addr, "which it advertises"]).await;
+    cluster.write(follower, "k", "moved").await;
+    cluster.value_is(&ALL, "k", "moved").await;
     let warnings = cluster.node(follower).log().matches("WARN the membership has node").count();
     assert_eq!(warnings, 1, "{}", cluster.node(follower).log());
+    cluster.crash(&[follower]).await;
+    cluster.write(follower, "k", "restarted").await;
+    let warnings = cluster.node(follower).log().matches("WARN the membership has node").count();
+    assert_eq!(warnings, 1, "{}", cluster.node(follower).log());
+}
+
+/// Every kind of member moves: a learner, a follower, the leader, two of three at once, and the only node of a cluster.
+///
+/// Method: kill nodes, and start them at other ports. Each time all nodes learn the addresses, and entries reach every
+/// node under the same leader, without a restart of the others.
+#[tokio::test]
+async fn every_kind_of_member_moves() {
+    let mut cluster = TestCluster::form("movers", &ALL, CALM_BUT_QUICK).await;
+    cluster.add_node(4).await;
+    cluster.add_learner(1, 4).await;
+    const NODES: [NodeId; 4] = [1, 2, 3, 4];
+    let leader = cluster.leader_of(&ALL).await;
+    for (round, moved) in [vec![4], vec![1 + leader % 3], vec![leader], ALL[..2].to_vec()].into_iter().enumerate() {
+        for id in &moved {
+            cluster.kill(*id);
+        }
+        for id in &moved {
+            start_elsewhere(&mut cluster, *id).await;
+        }
+        addresses_are_known(&cluster, &NODES, &NODES).await;
+        let value = format!("after round {round}");
+        cluster.write(moved[0], "k", &value).await;
+        cluster.value_is(&NODES, "k", &value).await;
+    }
+    cluster.membership_is(&NODES, &ALL, &[4]).await;
+    cluster.assert_alive();
+
+    let mut single = TestCluster::form("moves-alone", &[1], &[]).await;
+    single.write(1, "k", "v").await;
+    single.kill(1);
+    start_elsewhere(&mut single, 1).await;
+    addresses_are_known(&single, &[1], &[1]).await;
+    single.value_is(&[1], "k", "v").await;
+}
+
+/// A member moves on request, and the request says what it would do. Only the same data directory may move.
+///
+/// Method: through a proxy address that leads to the same process; to an address where another node runs; and to one
+/// where the node has another directory.
+#[tokio::test]
+async fn only_the_same_directory_moves() {
+    let mut cluster = TestCluster::form("moves-by-request", &ALL, CALM).await;
+    let leader = cluster.leader_of(&ALL).await;
+    let follower = others(leader)[0];
+    let port = cluster.addr(follower).rsplit_once(':').unwrap().1.to_owned();
+    let other_name = format!("localhost:{port}");
+    let body = |id: NodeId, addr: &str| json!({"id": id, "address": addr}).to_string();
+    let path = "/v1/cluster/members";
+    let answer = cluster.v1(leader, Method::POST, &format!("{path}?dry_run"), &[], body(follower, &other_name)).await;
+    assert_eq!(answer.done()["message"], format!("node {follower} would move to {other_name}"));
+    addresses_are_known(&cluster, &ALL, &ALL).await;
+    cluster.v1(leader, Method::POST, path, &[], body(follower, &other_name)).await.done();
+    cluster.logs(follower, &["WARN the membership has node", &other_name]).await;
+    // It reports the address that it advertises, and moves back.
+    addresses_are_known(&cluster, &ALL, &ALL).await;
+    cluster.write(follower, "k", "v").await;
+
+    let taken = cluster.addr(leader).to_owned();
+    let answer = cluster.v1(leader, Method::POST, path, &[], body(follower, &taken)).await;
+    answer.assert_rejected(409, "conflict");
+    let others_directory = TestCluster::start("moves-elsewhere", &[follower], CALM).await;
+    let addr = others_directory.addr(follower).to_owned();
+    let fields = cluster.v1(leader, Method::POST, path, &[], body(follower, &addr)).await;
+    let message = fields.assert_rejected(409, "conflict")["message"].to_string();
+    assert!(message.contains("another data directory"), "{message}");
+    addresses_are_known(&cluster, &ALL, &ALL).await;
+    cluster.kill(follower);
+    let fields = cluster.v1(leader, Method::POST, path, &[], body(follower, &addr)).await;
+    fields.assert_rejected(409, "conflict");
 }
 
 /// A second process on a copy of a node's directory says that it is one, and the cluster continues.
@@ -83,6 +183,9 @@ async fn a_copy_that_runs_beside_its_node_says_so() {
     copies.restart(follower).await;
     let member_addr = cluster.addr(follower).to_owned();
     logs(&copies, follower, &[&format!("has node {follower} at {member_addr}"), "a copy of the data"]).await;
+    // The leader does not commit the address of the copy.
+    let refused = format!("another process runs as node {follower} at {member_addr}");
+    logs(&copies, follower, &["the new address is not committed yet", &refused]).await;
     let answer = copies.post(follower, "/write", r#"{"Set":{"key":"k","value":"copy"}}"#).await;
     let message = answer.assert_error(503, "NoLeader", "not_applied")["message"].to_string();
     assert!(message.contains(&member_addr), "{message}");

@@ -223,6 +223,62 @@ async fn events_are_lines() {
     cli.fails(&["watch", "--from", "1000"], 2, "revision");
 }
 
+/// The commands below `members` change the members, say what they did or would do, and fail with the reason.
+///
+/// Method: add a learner and a voter, promote, replace and remove, with and without `--dry-run` and `--force`, through
+/// one follower. A node that is paused makes `add` wait, and end with 3 once `--wait` is over.
+#[tokio::test]
+async fn members_are_changed() {
+    let mut cluster = TestCluster::form("cli-members", &ALL, CALM).await;
+    let leader = cluster.leader_of(&ALL).await;
+    let cli = Cli::of(&cluster, &[1 + leader % 3]);
+    for id in [4, 5, 6] {
+        cluster.add_node(id).await;
+    }
+    let addr = |id: u64| cluster.addr(id).to_owned();
+    let table = |message: &str, members: &[(u64, &str)]| {
+        let role_width = if members.iter().any(|(_, role)| *role == "learner") { 7 } else { 5 };
+        let rows = members.iter().map(|(id, role)| format!("{id}     {role:role_width$}  {}\n", addr(*id)));
+        format!("{message}\nNODE  {:role_width$}  ADDRESS\n{}", "ROLE", rows.collect::<String>())
+    };
+    let voters = [(1, "voter"), (2, "voter"), (3, "voter")];
+    let with = |more: &[(u64, &'static str)]| [&voters[..], more].concat();
+    let (fourth, fifth) = (addr(4), addr(5));
+    let text = cli.text(&["members", "add", "4", &fourth, "--dry-run"]);
+    let expected = "node 4 would be a learner, and a voter once it has all data and keeps up";
+    assert_eq!(text, table(expected, &with(&[(4, "voter")])));
+    assert_eq!(cli.text(&["members", "list"]), cli.text(&["members"]));
+    let text = cli.text(&["members", "add", "4", &fourth, "--learner"]);
+    assert_eq!(text, table("node 4 is a learner", &with(&[(4, "learner")])));
+    let text = cli.text(&["members", "promote", "4"]);
+    assert_eq!(text, table("node 4 is a voter", &with(&[(4, "voter")])));
+    let text = cli.text(&["members", "replace", "4", "5", &fifth]);
+    assert_eq!(text, table("node 5 took the place of node 4", &with(&[(5, "voter")])));
+    let removed = cli.json(&["members", "remove", "5"]);
+    assert_eq!((removed.len(), &removed[0]["removed"]), (1, &json!(5)), "{removed:?}");
+
+    let follower = (1 + leader % 3).to_string();
+    cli.fails(&["members", "remove", &follower], 2, "one more node may fail");
+    let ended = cli.run_with(&["members", "remove", &follower, "--force", "--dry-run"], b"");
+    let (stdout, stderr) = (String::from_utf8(ended.stdout).unwrap(), String::from_utf8(ended.stderr).unwrap());
+    assert_eq!(ended.status.code(), Some(0), "{stderr}");
+    assert!(stderr.starts_with("warning: without --force") && stderr.lines().count() == 1, "{stderr}");
+    assert!(stdout.starts_with(&format!("node {follower} would be removed\n")), "{stdout}");
+    cli.fails(&["members", "remove", "77"], 2, "node 77 is not a member");
+    cli.fails(&["members", "promote", "0"], 2, "0");
+    cli.fails(&["members", "add", "6", "nowhere"], 2, "nowhere");
+    cli.fails(&["members", "add", "6", "127.0.0.1:1", "--retry-for", "0s"], 3, "node 6 cannot be reached");
+
+    let sixth = addr(6);
+    cli.text(&["members", "add", "6", &sixth, "--learner"]);
+    cluster.node(6).pause();
+    let waiting = ["members", "promote", "6", "--wait", "0s"];
+    cli.fails(&waiting, 3, "node 6 is a learner that does not have all data yet");
+    cluster.node(6).resume();
+    cli.text(&["members", "promote", "6"]);
+    cluster.membership_is(&[1, 2, 3, 6], &[1, 2, 3, 6], &[]).await;
+}
+
 /// `status` shows every node, and why a node does not respond. `members` shows the nodes of the cluster and their
 /// roles.
 #[tokio::test]

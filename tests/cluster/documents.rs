@@ -215,7 +215,7 @@ impl Session {
     /// Forms a cluster of three by the commands of the README.
     async fn form_cluster(&mut self) {
         let steps = steps_of(&read("README.md"));
-        let formed = steps.iter().position(|step| step.command.contains("/init")).unwrap();
+        let formed = steps.iter().position(|step| step.command.contains("members")).unwrap();
         self.run_all("README.md", &steps[..=formed]).await;
     }
 

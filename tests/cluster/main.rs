@@ -20,6 +20,8 @@
 //! | [`memory`] | how much memory can clients make a node hold |
 //! | [`connections`] | do slow or numerous clients deprive others of service |
 //! | [`founding`] | does a list found one cluster, however often and to whichever nodes it is sent |
+//! | [`joining`] | does one command a node form a cluster, and never a second one |
+//! | [`member_routes`] | do the routes of the members do what they say, and nothing harmful without force |
 //! | [`members`] | which harmful membership changes are rejected, and which members can be removed |
 //! | [`membership`] | which nodes can join or leave, and which are rejected |
 //! | [`transfer`] | can the leadership be moved, and what do clients notice |
@@ -69,11 +71,13 @@ mod founding;
 mod harness;
 mod health;
 mod idempotency;
+mod joining;
 mod kv;
 mod leader_loss;
 mod list;
 mod log_time;
 mod logging;
+mod member_routes;
 mod members;
 mod membership;
 mod memory;

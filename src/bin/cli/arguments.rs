@@ -108,12 +108,16 @@ Each endpoint is tried once. The exit code is 3 if any of them does not serve re
     #[command(mut_arg("retry_for", |arg| arg.hide(true)))]
     Status(Common),
 
-    /// Show the members of the cluster
+    /// Show or change the members of the cluster
     #[command(after_help = "\
 Examples:
-  raft-key-value members
-  raft-key-value members --output json")]
-    Members(Common),
+  raft-key-value members                             the same as `members list`
+  raft-key-value members list --output json
+  raft-key-value members add 4 10.0.0.4:21001
+  raft-key-value members replace 3 4 10.0.0.4:21001
+  raft-key-value members remove 3 --dry-run")]
+    #[command(args_conflicts_with_subcommands = true)]
+    Members(Members),
 
     /// Make a voter the leader
     #[command(after_help = "\
@@ -350,6 +354,119 @@ pub struct Watch {
     pub common: Common,
 }
 
+/// `members`
+#[derive(Debug, Args)]
+pub struct Members {
+    #[command(subcommand)]
+    pub action: Option<MembersAction>,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// The commands below `members`.
+#[derive(Debug, Subcommand)]
+pub enum MembersAction {
+    /// Show the members
+    List(Common),
+
+    /// Add a running node with an empty directory, and make it a voter once it has all data
+    #[command(after_help = "\
+Examples:
+  raft-key-value members add 4 10.0.0.4:21001
+  raft-key-value members add 4 10.0.0.4:21001 --learner
+
+A node that was started with --join does this by itself. Repeating the command continues it.")]
+    Add(AddArguments),
+
+    /// Make a learner a voter once it has all data
+    Promote(OneMember),
+
+    /// Put a running node with an empty directory in the place of a member, which may be down
+    #[command(after_help = "\
+Examples:
+  raft-key-value members replace 3 4 10.0.0.4:21001
+
+Repeating the command continues it.")]
+    Replace(ReplaceArguments),
+
+    /// Remove a member, which may be down
+    #[command(after_help = "\
+Examples:
+  raft-key-value members remove 3
+  raft-key-value members remove 3 --dry-run
+
+The cluster rejects a removal after which no majority responds, or no further node may fail.")]
+    Remove(OneMember),
+}
+
+/// Options of every membership change.
+#[derive(Debug, Args)]
+pub struct ChangeOptions {
+    /// Print what would happen, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Make the change in spite of its risk: no write succeeds until enough nodes are back, or no further node may fail
+    #[arg(long)]
+    pub force: bool,
+    /// Wait this long for the node to have all data (500ms, 10s, 5m)
+    #[arg(long, value_name = "DURATION", value_parser = retry_time, default_value = "10m")]
+    pub wait: Duration,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// `members add`
+#[derive(Debug, Args)]
+pub struct AddArguments {
+    /// Number of the node
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub id: u64,
+    /// Address of the node for other nodes, HOST:PORT
+    pub address: String,
+    /// Keep the node a learner, which receives all data and does not vote
+    #[arg(long)]
+    pub learner: bool,
+    #[command(flatten)]
+    pub options: ChangeOptions,
+}
+
+/// `members replace`
+#[derive(Debug, Args)]
+pub struct ReplaceArguments {
+    /// Number of the member to replace
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub old: u64,
+    /// Number of the new node
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub id: u64,
+    /// Address of the new node for other nodes, HOST:PORT
+    pub address: String,
+    #[command(flatten)]
+    pub options: ChangeOptions,
+}
+
+/// `members promote` and `members remove`
+#[derive(Debug, Args)]
+pub struct OneMember {
+    /// Number of the member
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub id: u64,
+    #[command(flatten)]
+    pub options: ChangeOptions,
+}
+
+impl Members {
+    fn common(&self) -> &Common {
+        match &self.action {
+            None => &self.common,
+            Some(MembersAction::List(common)) => common,
+            Some(MembersAction::Add(add)) => &add.options.common,
+            Some(MembersAction::Replace(replace)) => &replace.options.common,
+            Some(MembersAction::Promote(one) | MembersAction::Remove(one)) => &one.options.common,
+        }
+    }
+}
+
 /// `completions`
 #[derive(Debug, Args)]
 pub struct Completions {
@@ -380,7 +497,8 @@ impl Command {
             Command::Txn(txn) => txn.common.clone(),
             Command::Watch(watch) => watch.common.clone(),
             Command::Touch(touch) => touch.common.clone(),
-            Command::Status(common) | Command::Members(common) => common.clone(),
+            Command::Status(common) => common.clone(),
+            Command::Members(members) => members.common().clone(),
             Command::Leader(leader) => leader.common.clone(),
             Command::Completions(_) | Command::Config(_) => {
                 Common { endpoints: Vec::new(), output: Format::default(), retry_for: None }

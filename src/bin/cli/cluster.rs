@@ -1,4 +1,4 @@
-//! Commands about the cluster: `status`, `members` and `leader`.
+//! Commands about the cluster: `status` and `leader`.
 
 use std::io;
 use std::time::Duration;
@@ -28,13 +28,6 @@ struct NodeStatus {
     revision: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
-}
-
-#[derive(Debug, Serialize)]
-struct Member {
-    node: u64,
-    role: &'static str,
-    addr: String,
 }
 
 /// `status`
@@ -107,30 +100,6 @@ fn row_of(node: &NodeStatus) -> Vec<String> {
         number(node.revision),
         reachable,
     ]
-}
-
-/// `members`
-pub async fn members(client: &ExampleClient, mut output: Output) -> Result<(), Failure> {
-    let metrics = client.metrics().await?;
-    let membership = metrics.membership_config.membership();
-    let voters: Vec<u64> = membership.voter_ids().collect();
-    let role_of = |id: &u64| if voters.contains(id) { "voter" } else { "learner" };
-    let members = membership.nodes().map(|(id, node)| Member { node: *id, role: role_of(id), addr: node.addr.clone() });
-    let members: Vec<Member> = members.collect();
-    if members.is_empty() {
-        return Err(Failure::Unavailable(format!("node {} belongs to no cluster, or has lost its data", metrics.id)));
-    }
-    if output.is_json() {
-        members.iter().try_for_each(|member| output.line(member, ""))?;
-    } else {
-        let mut rows = vec![["NODE", "ROLE", "ADDRESS"].map(str::to_owned).to_vec()];
-        rows.extend(
-            members.iter().map(|member| vec![member.node.to_string(), member.role.into(), member.addr.clone()]),
-        );
-        output.table(&rows)?;
-    }
-    output.flush()?;
-    Ok(())
 }
 
 /// `leader`

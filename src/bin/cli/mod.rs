@@ -4,7 +4,8 @@
 //! | --- | --- |
 //! | `arguments` | the commands and their options |
 //! | `keys` | commands about keys and values |
-//! | `cluster` | commands about the cluster |
+//! | `cluster` | `status` |
+//! | `members` | `members` and the commands below it |
 //! | `output` | text and JSON on standard output |
 //! | `spool` | output that is accepted faster than it is read |
 //! | `failure` | messages and exit codes of commands that fail |
@@ -15,6 +16,7 @@ mod arguments;
 mod cluster;
 mod failure;
 mod keys;
+mod members;
 mod output;
 mod settings;
 mod spool;
@@ -46,22 +48,28 @@ pub fn with_commands(node: Clap) -> Clap {
 /// environment of a node must not fail because of them. Only `config` is about them.
 pub fn with_environment(program: Clap, first_argument: Option<OsString>) -> Clap {
     let is_command = first_argument.is_some_and(|name| program.find_subcommand(name).is_some());
-    let is_empty = |arg: &Arg| arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
-    let unset = |arg: Arg, ignored: bool| if ignored { arg.env(None::<&'static str>) } else { arg };
     program
         .mut_args(|arg| {
             let ignored = is_command || is_empty(&arg);
             unset(arg, ignored)
         })
-        .mut_subcommands(|command| {
-            let without_empty = |command: Clap| {
-                command.mut_args(|arg| {
-                    let ignored = is_empty(&arg);
-                    unset(arg, ignored)
-                })
-            };
-            without_empty(command).mut_subcommands(without_empty)
-        })
+        .mut_subcommands(ignore_empty)
+}
+
+fn is_empty(arg: &Arg) -> bool {
+    arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty())
+}
+
+fn unset(arg: Arg, ignored: bool) -> Arg {
+    if ignored { arg.env(None::<&'static str>) } else { arg }
+}
+
+fn ignore_empty(command: Clap) -> Clap {
+    let command = command.mut_args(|arg| {
+        let ignored = is_empty(&arg);
+        unset(arg, ignored)
+    });
+    command.mut_subcommands(ignore_empty)
 }
 
 /// Runs a command, and returns its exit code.
@@ -98,7 +106,7 @@ async fn execute(command: Command) -> Result<(), Failure> {
         Command::Txn(txn) => keys::txn(&client, output, txn).await,
         Command::Watch(watch) => keys::watch(&client, output, watch).await,
         Command::Status(common) => cluster::status(output, &common.endpoints()).await,
-        Command::Members(_) => cluster::members(&client, output).await,
+        Command::Members(members) => members::run(&client, output, members.action).await,
         Command::Leader(leader) => cluster::leader(&client, output, leader.id).await,
         Command::Completions(_) | Command::Config(_) => Ok(()), // Handled in `run`, since they need no cluster.
     }

@@ -226,8 +226,8 @@ errors_of! {
     MetricsErrors: V1 [400, 503];
     /// Errors of `/health`, except that the node cannot serve requests.
     HealthErrors: Original [400];
-    /// Errors of removing a member.
-    MemberErrors: V1 [400, 404, 408, 409, 421, 503, 504];
+    /// Errors of adding, promoting and removing members.
+    MemberErrors: V1 [400, 404, 408, 409, 413, 421, 503, 504];
     /// Errors of transferring the leadership.
     LeaderErrors: V1 [400, 408, 409, 413, 421, 503, 504];
 }

@@ -26,6 +26,19 @@ pub struct MemberInPath {
     pub id: String,
 }
 
+/// Parameters of a membership change.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct MemberParameters {
+    /// Return what would happen, and change nothing.
+    #[param(inline)]
+    pub dry_run: Option<Flag>,
+    /// Make the change in spite of its risk: that no majority responds or is caught up afterwards, so that no write
+    /// succeeds until enough nodes are back, or that no further node may fail.
+    #[param(inline)]
+    pub force: Option<Flag>,
+}
+
 /// A flag: given alone, as in `?raw`, or as `true` or `false`.
 pub struct Flag;
 

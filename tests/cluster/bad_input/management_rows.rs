@@ -13,7 +13,7 @@ pub fn rows(id: u64, addr: &str) -> Vec<Row> {
 }
 
 /// Strings that are not the `HOST:PORT` of a node.
-fn bad_addresses() -> Vec<(&'static str, String)> {
+pub fn bad_addresses() -> Vec<(&'static str, String)> {
     vec![
         ("an empty address", String::new()),
         ("no port", "127.0.0.1".into()),
@@ -55,7 +55,7 @@ fn bad_addresses() -> Vec<(&'static str, String)> {
 }
 
 /// JSON values that are not a node id.
-const BAD_IDS: &[(&str, &str)] = &[
+pub const BAD_JSON_IDS: &[(&str, &str)] = &[
     ("a negative number", "-1"),
     ("a number that is too large", "18446744073709551616"),
     ("a fraction", "1.5"),
@@ -78,7 +78,7 @@ fn init_rows(id: u64, addr: &str) -> Vec<Row> {
     ] {
         rows.push(Row::post("/init", what, body).gives_bad_json());
     }
-    for (what, bad_id) in BAD_IDS {
+    for (what, bad_id) in BAD_JSON_IDS {
         rows.push(Row::post("/init", what, format!(r#"[[{bad_id},"127.0.0.1:1"]]"#)).gives_bad_json());
     }
     for (what, address) in bad_addresses() {
@@ -114,7 +114,7 @@ fn add_learner_rows() -> Vec<Row> {
     ] {
         rows.push(Row::post("/add-learner", what, body).gives_bad_json());
     }
-    for (what, bad_id) in BAD_IDS {
+    for (what, bad_id) in BAD_JSON_IDS {
         rows.push(Row::post("/add-learner", what, format!(r#"[{bad_id},"127.0.0.1:1"]"#)).gives_bad_json());
     }
     for (what, address) in bad_addresses() {
@@ -128,7 +128,7 @@ fn add_learner_rows() -> Vec<Row> {
 
 fn change_membership_rows() -> Vec<Row> {
     let mut rows = vec![Row::post("/change-membership", "nested lists", "[[1]]").gives_bad_json()];
-    for (what, bad_id) in BAD_IDS {
+    for (what, bad_id) in BAD_JSON_IDS {
         rows.push(Row::post("/change-membership", what, format!("[1,{bad_id}]")).gives_bad_json());
     }
     rows.push(Row::post("/change-membership", "no voter", "[]").gives_bad_request("no_voters"));

@@ -34,7 +34,10 @@ const METHODS: &[(&str, &str)] = &[
     ("/v1/watch", GET),
     ("/v1/metrics", GET),
     ("/v1/cluster/hash", GET),
+    ("/v1/cluster/members", "POST"),
     ("/v1/cluster/members/77", "DELETE"),
+    ("/v1/cluster/members/77/promote", "POST"),
+    ("/v1/cluster/members/77/replace", "POST"),
     ("/v1/cluster/leader", "POST"),
 ];
 
@@ -81,10 +84,10 @@ const UNKNOWN_IN_V1: &[&str] = &[
     "/v1/cluster/",
     "/v1/cluster/hash/",
     "/v1/cluster/Hash",
-    "/v1/cluster/members",
     "/v1/cluster/members/",
     "/v1/cluster/members/77/",
     "/v1/cluster/members/77/x",
+    "/v1/cluster/members/77/promote/",
 ];
 
 pub fn rows() -> Vec<Row> {

@@ -173,6 +173,7 @@ fn unexpected_bodies() -> Vec<Row> {
         (Method::GET, "/readyz?verbose"),
         (Method::GET, "/health"),
         (Method::DELETE, "/v1/cluster/members/77"),
+        (Method::POST, "/v1/cluster/members/77/promote"),
     ];
     let mut rows = Vec::new();
     for (method, path) in routes {
@@ -197,6 +198,8 @@ enum Kind {
 }
 
 type Parameters = &'static [(&'static str, Kind)];
+
+const MEMBER_PARAMETERS: Parameters = &[("dry_run", Kind::Flag), ("force", Kind::Flag)];
 
 /// The parameters of each route.
 const PARAMETERS: &[(Method, &str, Parameters)] = &[
@@ -237,7 +240,10 @@ const PARAMETERS: &[(Method, &str, Parameters)] = &[
     (Method::GET, "/livez", &[("verbose", Kind::Flag)]),
     (Method::GET, "/readyz", &[("verbose", Kind::Flag)]),
     (Method::GET, "/health", &[]),
-    (Method::DELETE, "/v1/cluster/members/77", &[]),
+    (Method::POST, "/v1/cluster/members", MEMBER_PARAMETERS),
+    (Method::DELETE, "/v1/cluster/members/77", MEMBER_PARAMETERS),
+    (Method::POST, "/v1/cluster/members/77/promote", MEMBER_PARAMETERS),
+    (Method::POST, "/v1/cluster/members/77/replace", MEMBER_PARAMETERS),
     (Method::POST, "/v1/cluster/leader", &[]),
 ];
 
@@ -407,7 +413,7 @@ pub const BAD_TTLS: &[&str] = &[
 
 /// Conditions on routes that have none. Without the condition, each request would have an effect or another error.
 fn unexpected_conditions(id: u64) -> Vec<Row> {
-    let routes: [(Method, &str, &'static str, String); 7] = [
+    let routes: [(Method, &str, &'static str, String); 9] = [
         (Method::POST, "/init", "/init", String::new()),
         (Method::POST, "/add-learner", "/add-learner", r#"[77,"127.0.0.1:1"]"#.into()),
         (Method::POST, "/change-membership", "/change-membership", json!([id]).to_string()),
@@ -415,6 +421,8 @@ fn unexpected_conditions(id: u64) -> Vec<Row> {
         (Method::DELETE, "/v1/kv?prefix=known", "/v1/kv", String::new()),
         (Method::DELETE, "/v1/cluster/members/77", "/v1/cluster/members/77", String::new()),
         (Method::POST, "/v1/cluster/leader", "/v1/cluster/leader", json!({"id": id}).to_string()),
+        (Method::POST, "/v1/cluster/members", "/v1/cluster/members", r#"{"id":77,"address":"127.0.0.1:1"}"#.into()),
+        (Method::POST, "/v1/cluster/members/77/promote", "/v1/cluster/members/77/promote", String::new()),
     ];
     let mut rows = Vec::new();
     for (method, path, named, body) in routes {

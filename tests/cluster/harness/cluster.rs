@@ -119,6 +119,39 @@ impl TestCluster {
         assert!(replaced.is_none(), "node {id} already exists");
     }
 
+    /// Adds a node at this address without starting it: `restart` does.
+    pub fn prepare_node(&mut self, id: NodeId, addr: String, flags: &[&str]) {
+        let flags: Vec<&str> = self.flags.iter().copied().chain(flags.iter().copied()).collect();
+        let node = TestNode::at(addr, id, self.directory.path(), &flags);
+        let replaced = self.nodes.insert(id, node);
+        assert!(replaced.is_none(), "node {id} already exists");
+    }
+
+    /// Starts a stopped node, waits until it exits by itself, and returns its exit code.
+    pub async fn exits(&mut self, id: NodeId) -> Option<i32> {
+        let http = self.http.clone();
+        let node = self.node_mut(id);
+        match node.try_to_start(&http).await {
+            Ok(()) => node.ends().await,
+            Err(code) => code,
+        }
+    }
+
+    /// Deletes the data of a stopped node.
+    pub fn wipe(&self, id: NodeId) {
+        std::fs::remove_dir_all(self.node(id).directory()).unwrap();
+    }
+
+    /// Waits until a line of a node's log contains all of these parts.
+    pub async fn logs(&self, id: NodeId, parts: &[&str]) {
+        eventually(&format!("node {id} logs {parts:?}"), DEADLINE, async || {
+            let log = self.node(id).log();
+            let is_said = log.lines().any(|line| parts.iter().all(|part| line.contains(part)));
+            if is_said { Ok(()) } else { Err(log) }
+        })
+        .await;
+    }
+
     /// Makes nodes that are added later start with this umask.
     pub fn set_umask(&mut self, umask: &'static str) {
         self.umask = Some(umask);

@@ -83,6 +83,26 @@ impl TestNode {
         panic!("node {id} found no free port in {STARTS_MAX} attempts:\n{}", node.log());
     }
 
+    /// A node that is not started yet, at this address. `restart` or `try_to_start` starts it.
+    pub fn at(addr: String, id: NodeId, directory: &Path, flags: &[&str]) -> Self {
+        TestNode {
+            id,
+            addr,
+            data_dir: directory.join("data"),
+            log_path: directory.join(format!("node-{id}.log")),
+            settings: Settings::Flags(flags.iter().map(|flag| (*flag).to_owned()).collect()),
+            shell: None,
+            stderr: None,
+            child: None,
+        }
+    }
+
+    /// Starts a stopped node that may exit by itself; returns the exit code if it does before it responds.
+    pub async fn try_to_start(&mut self, http: &Http) -> Result<(), Option<i32>> {
+        assert!(self.child.is_none(), "node {} is running", self.id);
+        self.spawn(http).await
+    }
+
     /// Restarts the process on the same directory and address.
     pub async fn restart(&mut self, http: &Http) {
         assert!(self.child.is_none(), "node {} is running", self.id);
