@@ -13,7 +13,8 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::agreement::{Agreement, OlderCopy, OtherEntry};
 use crate::config::{
-    Config, JoinAs, Limits, MEMBER_CHANGES_MAX, MEMBERS_ANSWER_MAX, MEMBERS_ANSWER_MIN, NEXT_LEADER_WAIT_MAX,
+    Config, EXPORTS_AT_ONCE, JoinAs, Limits, MEMBER_CHANGES_MAX, MEMBERS_ANSWER_MAX, MEMBERS_ANSWER_MIN,
+    NEXT_LEADER_WAIT_MAX,
 };
 use crate::confirmations::Confirmations;
 use crate::connection::connections;
@@ -46,6 +47,8 @@ pub struct ExampleApp {
     pub watches_held: WatchesHeld,
     /// Runs long work on other threads.
     pub long_work: LongWork,
+    /// One permit for each snapshot that a client may download at a time.
+    pub exports: Arc<Semaphore>,
     /// One permit for each write that may wait.
     pub writes_waiting: Semaphore,
     /// Limits of requests.
@@ -114,6 +117,8 @@ pub enum Failure {
     OlderCopy(OlderCopy),
     /// The log has another entry than the leader's.
     OtherEntry(OtherEntry),
+    /// The state changed in memory by itself.
+    MemoryChanged,
     /// A background task ended, whose work no other task does.
     Task(&'static str),
     /// `--bootstrap` would found a second cluster.
@@ -262,6 +267,7 @@ impl ExampleApp {
             http: connections(),
             client_memory: ClientMemory::new(config.client_memory_bytes),
             long_work: LongWork::default(),
+            exports: Arc::new(Semaphore::new(EXPORTS_AT_ONCE)),
             writes_waiting: Semaphore::new(config.max_writes_waiting),
             writes_waiting_max: config.max_writes_waiting,
             limits: config.limits(),
@@ -667,6 +673,11 @@ impl ExampleApp {
         let metrics = self.metrics.borrow_watched();
         let nodes = metrics.membership_config.membership().nodes();
         nodes.filter(|(id, _)| **id != self.id).map(|(_, node)| node.addr.clone()).collect()
+    }
+
+    /// Notes that the state in memory is not as it was applied: the node must exit.
+    pub fn set_memory_changed(&self) {
+        fail(&self.failure, Failure::MemoryChanged);
     }
 
     /// Whether the log has as many files as it may have, until some are deleted after a snapshot.

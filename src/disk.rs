@@ -92,6 +92,11 @@ impl Disk {
         self.free_bytes.load(Ordering::Relaxed).saturating_sub(used_bytes)
     }
 
+    /// Whether there is room for a file of this length for a client, after which every write still has room.
+    pub fn has_room_for(&self, bytes: u64) -> bool {
+        self.free_bytes().saturating_sub(bytes) >= self.low.load(Ordering::Relaxed)
+    }
+
     /// Subtracts the bytes of entries that are about to be written. Drop the returned value once they are.
     pub fn take(self: &Arc<Self>, bytes: usize) -> Taken {
         let bytes = bytes as u64;
@@ -177,6 +182,18 @@ mod tests {
             is_looked_at(&disk, free_bytes);
             assert_eq!(disk.space(), expected, "{free_bytes} bytes");
         }
+    }
+
+    /// A file for a client must leave the space that writes need.
+    #[test]
+    fn files_for_clients() {
+        let disk = Arc::<Disk>::default();
+        assert!(disk.has_room_for(1 << 40), "before the first look");
+        is_looked_at(&disk, 150);
+        assert!(disk.has_room_for(50) && !disk.has_room_for(51));
+        let _taken = disk.take(20);
+        assert!(disk.has_room_for(30) && !disk.has_room_for(31));
+        assert!(!disk.has_room_for(u64::MAX));
     }
 
     /// Entries are subtracted until the first check after they were written, or until they are released.

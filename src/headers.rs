@@ -37,6 +37,8 @@ pub static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub static REVISION: HeaderName = HeaderName::from_static("raft-revision");
 /// In an RPC and its response: a random number of the sending process.
 pub static RUN: HeaderName = HeaderName::from_static("raft-run");
+/// The index of the last log entry that a downloaded snapshot holds.
+pub static SNAPSHOT_INDEX: HeaderName = HeaderName::from_static("raft-snapshot-index");
 /// The term in which the response was given.
 pub static TERM: HeaderName = HeaderName::from_static("raft-term");
 /// `no`: return 503 if there is no leader, instead of waiting for one.

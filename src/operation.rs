@@ -8,6 +8,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use smol_str::SmolStr;
@@ -53,9 +55,22 @@ impl fmt::Debug for Value {
     }
 }
 
+/// A value that is not text, in JSON for people.
+#[derive(Serialize)]
+struct Base64Value {
+    base64: String,
+}
+
+/// As bytes. In JSON, which no node stores or sends, as text or as an object with the bytes as base64.
 impl Serialize for Value {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(&self.0)
+        if !serializer.is_human_readable() {
+            return serializer.serialize_bytes(&self.0);
+        }
+        match self.as_text() {
+            Some(text) => serializer.serialize_str(text),
+            None => Base64Value { base64: BASE64_STANDARD.encode(&self.0) }.serialize(serializer),
+        }
     }
 }
 

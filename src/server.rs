@@ -100,21 +100,11 @@ impl ServeError {
     pub fn exit_code(&self) -> u8 {
         match self {
             ServeError::Config(_) => 2,
-            ServeError::Store(
-                StoreError::Damaged { .. }
-                | StoreError::OtherState { .. }
-                | StoreError::OlderCopy { .. }
-                | StoreError::OtherEntry { .. }
-                | StoreError::MemoryChanged,
-            ) => 65,
+            ServeError::Store(error) => error.exit_code(),
             ServeError::Listen { .. } => 69,
             ServeError::Raft(_) | ServeError::Http(_) | ServeError::Task(_) => 70,
-            ServeError::Store(StoreError::Locked { .. }) => 73,
-            ServeError::Store(StoreError::Io { .. }) | ServeError::Storage(_) => 74,
-            ServeError::Store(
-                StoreError::OtherNode { .. } | StoreError::NewerFormat { .. } | StoreError::NotPrivate { .. },
-            )
-            | ServeError::SecondCluster(_) => 78,
+            ServeError::Storage(_) => 74,
+            ServeError::SecondCluster(_) => 78,
         }
     }
 }
@@ -133,6 +123,7 @@ fn failure_error(failure: Failure, store: &ExampleStore) -> ServeError {
         Failure::Disk(why) => ServeError::Storage(why),
         Failure::OlderCopy(found) => StoreError::OlderCopy { path: store.directory().to_owned(), found }.into(),
         Failure::OtherEntry(found) => StoreError::OtherEntry { path: store.directory().to_owned(), found }.into(),
+        Failure::MemoryChanged => StoreError::MemoryChanged.into(),
         Failure::Task(task) => ServeError::Task(task),
         Failure::SecondCluster(why) => ServeError::SecondCluster(why),
     }

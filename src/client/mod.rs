@@ -1,7 +1,7 @@
 //! A client of a cluster: [`ExampleClient`], its requests, responses and errors.
 
 // This module chooses the node for each request, and has the original's routes. `request` makes one attempt, `retry`
-// decides on the next. `kv`, `list`, `txn` and `watch` are the key-value API; `events` reads a watch.
+// decides on the next. `kv`, `list`, `txn`, `snapshot` and `watch` are the key-value API; `events` reads a watch.
 
 mod error;
 pub(crate) mod events;
@@ -10,6 +10,7 @@ mod list;
 mod members;
 mod request;
 mod retry;
+mod snapshot;
 mod txn;
 mod watch;
 
@@ -28,6 +29,7 @@ pub use self::list::List;
 pub use self::members::MemberOptions;
 use self::request::{Effect, Request};
 use self::retry::Retries;
+pub use self::snapshot::SnapshotDownload;
 pub use self::txn::Txn;
 pub use self::watch::{Watch, WatchStream};
 use crate::body::NextLeader;

@@ -572,6 +572,18 @@ pub const SNAPSHOT_PAUSE_MAX: Duration = Duration::from_secs(10);
 /// How long an incoming snapshot waits for the one before it to end, and for a heartbeat from the leader that sends it:
 /// some heartbeat intervals.
 pub const SNAPSHOT_WAIT_MAX: Duration = Duration::from_secs(2);
+/// Snapshots that clients download from a node at once. Each takes its length of disk space until it is read.
+pub const EXPORTS_AT_ONCE: usize = 1;
+/// How long a request for a snapshot waits until the node has sent the one before.
+pub const EXPORT_WAIT_MAX: Duration = Duration::from_secs(2);
+/// Bytes of a snapshot that are read from its file at once for a client. Three times as much is in memory.
+pub const EXPORT_PIECE_BYTES: usize = 512 << 10;
+/// A client must download a snapshot in this time, plus a second for each [`EXPORT_BYTES_A_SECOND_MIN`] of it.
+pub const EXPORT_DEADLINE_LEAST: Duration = Duration::from_secs(60);
+/// The slowest download of a snapshot, in bytes a second.
+pub const EXPORT_BYTES_A_SECOND_MIN: u64 = 1 << 20;
+/// How long a client waits for the next bytes of a snapshot that it downloads.
+pub const EXPORT_SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Bytes of an incoming snapshot after which the free disk space is checked again.
 pub const SNAPSHOT_BYTES_PER_CHECK: u64 = 16 << 20;
 

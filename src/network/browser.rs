@@ -27,7 +27,8 @@ use crate::headers::{FORWARD, IDEMPOTENCY_KEY, LAST_EVENT_ID, REQUEST_ID, WAIT};
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, PUT, POST, DELETE");
 /// Headers of responses that a page may read.
 const EXPOSED: HeaderValue = HeaderValue::from_static(
-    "ETag, Retry-After, Raft-Revision, Raft-Term, Raft-Node, Raft-Cluster, Raft-Outcome, Raft-Replayed, X-Request-Id",
+    "ETag, Retry-After, Raft-Revision, Raft-Term, Raft-Node, Raft-Cluster, Raft-Outcome, Raft-Replayed, \
+     Raft-Snapshot-Index, X-Request-Id",
 );
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");

@@ -37,6 +37,7 @@ pub mod rejections;
 pub mod reply;
 pub mod request_body;
 pub mod rpc_check;
+pub mod snapshot;
 pub mod starting;
 pub mod transfer;
 pub mod txn;
@@ -139,6 +140,14 @@ pub fn table() -> Vec<Endpoint> {
             service: Service::Resource(
                 web::resource("/v1/cluster/hash")
                     .route(web::get().to(cluster_hash::cluster_hash))
+                    .default_service(web::to(reply::only_get)),
+            ),
+        },
+        Endpoint {
+            operations: get_and_head("/v1/snapshot").to_vec(),
+            service: Service::Resource(
+                web::resource("/v1/snapshot")
+                    .route(web::get().to(snapshot::snapshot))
                     .default_service(web::to(reply::only_get)),
             ),
         },

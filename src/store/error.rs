@@ -158,8 +158,22 @@ impl StoreError {
         matches!(self, StoreError::Io { source, .. } if is_out_of_space(source))
     }
 
+    /// The exit code of a process that ends with this error, after `sysexits.h`.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            StoreError::Damaged { .. }
+            | StoreError::OtherState { .. }
+            | StoreError::OlderCopy { .. }
+            | StoreError::OtherEntry { .. }
+            | StoreError::MemoryChanged => 65,
+            StoreError::Locked { .. } => 73,
+            StoreError::Io { .. } => 74,
+            StoreError::OtherNode { .. } | StoreError::NewerFormat { .. } | StoreError::NotPrivate { .. } => 78,
+        }
+    }
+
     /// What is damaged and how, without advice.
-    pub(crate) fn finding(&self) -> String {
+    pub fn finding(&self) -> String {
         match self {
             StoreError::Damaged { path, offset, what } => {
                 let offset = offset.map(|offset| format!(" at offset {offset}")).unwrap_or_default();

@@ -171,6 +171,25 @@ pub struct DirectoryLock {
 }
 
 impl DirectoryLock {
+    /// Takes the lock for reading alone, and writes nothing. `None` if the file does not exist, so that no node runs.
+    ///
+    /// # Errors
+    ///
+    /// As [`DirectoryLock::acquire`].
+    pub fn acquire_for_reading(directory: &Path) -> Result<Option<Self>, StoreError> {
+        let path = directory.join("LOCK");
+        let mut file = match ownership::options().read(true).open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StoreError::io("open", &path, error)),
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(Some(DirectoryLock { file })),
+            Err(TryLockError::WouldBlock) => Err(StoreError::Locked { holder: holder_in(&mut file), path }),
+            Err(TryLockError::Error(error)) => Err(StoreError::io("lock", &path, error)),
+        }
+    }
+
     /// Takes the lock.
     ///
     /// # Errors
@@ -188,12 +207,7 @@ impl DirectoryLock {
             .map_err(|error| failed("open", error))?;
         match file.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                // Empty if the holder has not written its process id yet.
-                let _ = file.read_to_string(&mut holder);
-                return Err(StoreError::Locked { path, holder: holder.trim().to_owned() });
-            }
+            Err(TryLockError::WouldBlock) => return Err(StoreError::Locked { holder: holder_in(&mut file), path }),
             Err(TryLockError::Error(error)) => return Err(failed("lock", error)),
         }
         let write_pid = |file: &mut File| {
@@ -213,7 +227,15 @@ impl Drop for DirectoryLock {
     }
 }
 
-fn random_nonzero() -> io::Result<u64> {
+/// The process id in a lock file. Empty if the holder has not written it yet.
+fn holder_in(file: &mut File) -> String {
+    let mut holder = String::new();
+    let _ = file.read_to_string(&mut holder);
+    holder.trim().to_owned()
+}
+
+/// A random number that is not 0: an incarnation, or the id of a cluster that no list founds.
+pub fn random_nonzero() -> io::Result<u64> {
     loop {
         let number = getrandom::u64().map_err(io::Error::other)?;
         if number != 0 {

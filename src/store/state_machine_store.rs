@@ -11,10 +11,12 @@ use openraft::storage::{EntryResponder, RaftStateMachine, Snapshot};
 use openraft::{OptionalSend, RaftSnapshotBuilder};
 use rustix::process::setpriority_process;
 use rustix::thread::gettid;
+use tokio::sync::oneshot;
 
 use super::applied::{AppliedWaits, Due, TooManyWaits};
 use super::error::StoreError;
 use super::self_check::{self, Announced, SelfCheck, SelfChecks};
+use super::snapshot::export::{self, Export, ExportError};
 use super::snapshot::{SnapshotDirectory, SnapshotFile};
 use super::state_machine::ExampleStateMachine;
 use super::state_machine::history::Change;
@@ -147,6 +149,21 @@ impl StateMachineStore {
     /// What the state machine measures of itself.
     pub fn meters(&self) -> &StateMeters {
         &self.meters
+    }
+
+    /// Begins to write a snapshot of the current state for a client, on a thread of its own, and returns it once its
+    /// length is known. See [`export::write`] for `has_room`.
+    ///
+    /// # Errors
+    ///
+    /// [`ExportError`].
+    pub async fn export(&self, has_room: impl Fn(u64) -> bool + Send + 'static) -> Result<Export, ExportError> {
+        let machine = self.read(ExampleStateMachine::clone);
+        let snapshots = self.snapshots.clone();
+        let (begun_tx, begun_rx) = oneshot::channel();
+        let write = move || export::write(&machine, &snapshots, has_room, begun_tx);
+        low_priority_thread("export", write).map_err(ExportError::Failed)?;
+        begun_rx.await.unwrap_or_else(|_| Err(ExportError::Failed(io::Error::other("the thread that writes it ended"))))
     }
 
     /// Where snapshots are kept and received.
@@ -326,16 +343,23 @@ fn check_next(applied: Option<LogId>, next: &Entry) -> io::Result<()> {
 ///
 /// (Not on the blocking pool: a thread cannot raise its priority again.)
 async fn in_the_background<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    let (tx, rx) = tokio::sync::oneshot::channel();
-    std::thread::Builder::new().name("snapshot".into()).spawn(move || {
-        // On Linux, each thread has a priority of its own. Without it, a snapshot only delays requests more.
-        if let Err(error) = setpriority_process(Some(gettid()), SNAPSHOT_NICENESS) {
-            tracing::debug!("cannot lower the priority of the snapshot thread: {error}");
-        }
+    let (tx, rx) = oneshot::channel();
+    low_priority_thread("snapshot", move || {
         // An error means that the node has stopped meanwhile.
         let _ = tx.send(work());
     })?;
     rx.await.map_err(|_| io::Error::other("the snapshot thread panicked"))?
+}
+
+fn low_priority_thread(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    std::thread::Builder::new().name(name.into()).spawn(|| {
+        // On Linux, each thread has a priority of its own. Without it, a snapshot only delays requests more.
+        if let Err(error) = setpriority_process(Some(gettid()), SNAPSHOT_NICENESS) {
+            tracing::debug!("cannot lower the priority of the snapshot thread: {error}");
+        }
+        work();
+    })?;
+    Ok(())
 }
 
 async fn on_blocking_thread<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {

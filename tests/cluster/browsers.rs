@@ -22,6 +22,7 @@ fn requests(cluster: &TestCluster) -> Vec<(Method, String, String)> {
         (Method::POST, "/v1/txn", txn),
         (Method::GET, "/v1/watch?initial", String::new()),
         (Method::GET, "/v1/cluster/hash", String::new()),
+        (Method::GET, "/v1/snapshot", String::new()),
         (Method::POST, "/write", set),
         (Method::POST, "/read", "\"key\"".to_owned()),
         (Method::POST, "/consistent_read", "\"key\"".to_owned()),

@@ -9,6 +9,7 @@
 //! | [`data_directory`] | can other users reach a node's files, or plant files |
 //! | [`logging`] | does a node depend on the reader of its log |
 //! | [`snapshots`] | does a node get entries that the logs no longer hold |
+//! | [`backup`] | are snapshots whole, and what can be made of them and of stopped nodes |
 //! | [`partition`] | how does a node behave when it is cut off from the others |
 //! | [`outcomes`] | what does a response say about a request that failed halfway |
 //! | [`disk_low`] | what does a cluster still serve while its disks are nearly full |
@@ -56,6 +57,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod addresses;
+mod backup;
 mod bad_input;
 mod browsers;
 mod cli;

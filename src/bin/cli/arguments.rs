@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand, ValueEnum};
+use raft_key_value::NodeId;
 use raft_key_value::config::{Config, parse_endpoint};
 use raft_key_value::duration::{milliseconds, ttl_ms};
 
 // All that the program does besides running a node. Not a doc comment: clap would use it as the program's description.
 #[derive(Debug, Subcommand)]
-#[command(subcommand_help_heading = "Commands for a running cluster")]
+#[command(subcommand_help_heading = "Commands")]
 pub enum Command {
     /// Print the value of a key
     #[command(after_help = "\
@@ -118,6 +119,39 @@ Examples:
   raft-key-value members remove 3 --dry-run")]
     #[command(args_conflicts_with_subcommands = true)]
     Members(Members),
+
+    /// Save, inspect, restore and load snapshots
+    #[command(subcommand)]
+    Snapshot(Snapshot),
+
+    /// Verify the directory of a stopped node, without changing it
+    #[command(after_help = "\
+Examples:
+  raft-key-value check raft-key-value-data/node-1
+
+Every file is read. The exit code is 65 if one of them is damaged, even if a node would start without
+it, and 73 if a node runs on the directory.")]
+    Check(Check),
+
+    /// Print all that is in the directory of a stopped node, as lines of JSON
+    #[command(after_help = "\
+Examples:
+  raft-key-value dump raft-key-value-data/node-1 | jq 'select(.kind == \"entry\")'
+
+The newest snapshot comes first, then the records of the log. Of a damaged file, what precedes the
+damage is printed, and the exit code is 65.")]
+    Dump(Dump),
+
+    /// Make a stopped node the first node of a new cluster, after a majority was lost for good
+    #[command(after_help = "\
+Examples:
+  raft-key-value recover --data-dir raft-key-value-data --id 2          show what would be lost
+  raft-key-value recover --data-dir raft-key-value-data --id 2 --i-accept-that-writes-may-be-lost
+
+This is the last resort: writes that this node does not have are lost, although clients were told that
+they are done. Recover the node with the highest index, and only one. All other nodes of the former
+cluster must stay down, and join with empty directories.")]
+    Recover(Recover),
 
     /// Make a voter the leader
     #[command(after_help = "\
@@ -467,6 +501,146 @@ impl Members {
     }
 }
 
+/// `snapshot`
+#[derive(Debug, Subcommand)]
+pub enum Snapshot {
+    /// Save a snapshot of a running cluster in a file
+    #[command(after_help = "\
+Examples:
+  raft-key-value snapshot save backup.snap
+  raft-key-value snapshot save backup.snap --stale --endpoints 10.0.0.2:21001
+
+The file appears only once it is complete, verified and synced; it replaces an older one of the same
+name. Until then it is FILE.part. Writes continue meanwhile.")]
+    Save(SnapshotSave),
+
+    /// Verify a snapshot file, and show what is in it
+    #[command(after_help = "\
+Examples:
+  raft-key-value snapshot inspect backup.snap
+  raft-key-value snapshot inspect backup.snap --output json | jq .hash
+
+The files of a node, in its directory `snapshots`, can be inspected, too. The exit code is 65 if the
+file is damaged.")]
+    Inspect(SnapshotInspect),
+
+    /// Make the first node of a new cluster from a snapshot file
+    #[command(after_help = "\
+Examples:
+  raft-key-value snapshot restore backup.snap --data-dir raft-key-value-data --id 1 \\
+    --advertise-addr 127.0.0.1:21001
+  raft-key-value --id 1 --http-addr 127.0.0.1:21001 --data-dir raft-key-value-data
+
+The node has the keys, revisions and remaining TTLs of the snapshot. Other nodes join it with empty
+directories. DIR/node-N must be empty or missing.")]
+    Restore(SnapshotRestore),
+
+    /// Put keys of a snapshot file into a running cluster
+    #[command(after_help = "\
+Examples:
+  raft-key-value snapshot load backup.snap --prefix config/
+
+Keys are put in transactions of up to 100. Other keys with the prefix remain. A key keeps the TTL that
+it had left. A repeated command puts only what has changed since.")]
+    Load(SnapshotLoad),
+}
+
+/// `snapshot save`
+#[derive(Debug, Args)]
+pub struct SnapshotSave {
+    /// File to write
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Save the state of any one node, which may be stale; needs no leader
+    #[arg(long)]
+    pub stale: bool,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// `snapshot inspect`
+#[derive(Debug, Args)]
+pub struct SnapshotInspect {
+    /// File to read
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Format of the output
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    pub output: Format,
+}
+
+/// `snapshot restore`
+#[derive(Debug, Args)]
+pub struct SnapshotRestore {
+    /// File to read
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Data directory of the new node, which gets the directory `node-<ID>`
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Number of the new node
+    #[arg(long, value_name = "ID")]
+    pub id: NodeId,
+    /// Address of the new node that other nodes dial
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise_addr: String,
+    /// Format of the output
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    pub output: Format,
+}
+
+/// `snapshot load`
+#[derive(Debug, Args)]
+pub struct SnapshotLoad {
+    /// File to read
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Prefix of the keys to load; "" for all keys
+    #[arg(long)]
+    pub prefix: String,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// `check`
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Directory of the node, for example `raft-key-value-data/node-1`
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+    /// Format of the output
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    pub output: Format,
+}
+
+/// `dump`
+#[derive(Debug, Args)]
+pub struct Dump {
+    /// Directory of the node, for example `raft-key-value-data/node-1`
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+}
+
+/// `recover`
+#[derive(Debug, Args)]
+pub struct Recover {
+    /// Data directory of the node, which has the directory `node-<ID>`
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Number of the node
+    #[arg(long, value_name = "ID")]
+    pub id: NodeId,
+    /// Address of the node that other nodes dial [default: its address in the former cluster]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise_addr: Option<String>,
+    /// Recover the node; without this flag, show what would be lost
+    #[arg(long = "i-accept-that-writes-may-be-lost")]
+    pub accepts_loss: bool,
+    /// Format of the output
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    pub output: Format,
+}
+
 /// `completions`
 #[derive(Debug, Args)]
 pub struct Completions {
@@ -487,9 +661,9 @@ pub enum Shell {
 }
 
 impl Command {
-    /// The common options; commands that need no cluster get empty ones.
-    pub fn common(&self) -> Common {
-        match self {
+    /// The options of a command that needs a cluster; `None` for one that does not.
+    pub fn common(&self) -> Option<Common> {
+        Some(match self {
             Command::Get(get) => get.common.clone(),
             Command::Put(put) => put.common.clone(),
             Command::Delete(delete) => delete.common.clone(),
@@ -500,10 +674,15 @@ impl Command {
             Command::Status(common) => common.clone(),
             Command::Members(members) => members.common().clone(),
             Command::Leader(leader) => leader.common.clone(),
-            Command::Completions(_) | Command::Config(_) => {
-                Common { endpoints: Vec::new(), output: Format::default(), retry_for: None }
-            }
-        }
+            Command::Snapshot(Snapshot::Save(save)) => save.common.clone(),
+            Command::Snapshot(Snapshot::Load(load)) => load.common.clone(),
+            Command::Snapshot(Snapshot::Inspect(_) | Snapshot::Restore(_))
+            | Command::Check(_)
+            | Command::Dump(_)
+            | Command::Recover(_)
+            | Command::Config(_)
+            | Command::Completions(_) => return None,
+        })
     }
 }
 

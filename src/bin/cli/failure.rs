@@ -5,12 +5,16 @@ use std::process::ExitCode;
 
 use raft_key_value::ClientError;
 use raft_key_value::error::Outcome;
+use raft_key_value::store::StoreError;
+use raft_key_value::store::rebuild::RebuildError;
 use raft_key_value::telemetry::logging::say;
 
 /// The key does not exist, a condition does not hold, or a revision is no longer kept.
 const EXIT_NO: u8 = 1;
 /// The request is invalid.
 const EXIT_USAGE: u8 = 2;
+/// A file is damaged: `EX_DATAERR` of `sysexits.h`.
+const EXIT_DATA: u8 = 65;
 /// No node could serve the request, or its outcome is unknown.
 const EXIT_UNAVAILABLE: u8 = 3;
 /// The output cannot be written, although the request succeeded: `EX_IOERR` of `sysexits.h`.
@@ -44,6 +48,18 @@ pub enum Failure {
     /// A listing ended before its last key.
     #[error("the list is incomplete, only {printed} keys were printed: {error}")]
     Incomplete { printed: usize, error: Box<ClientError> },
+    /// A local file or directory is damaged, held by a node, or cannot be used.
+    #[error("{}", text_of(_0))]
+    Store(#[from] StoreError),
+    /// A local file cannot be written.
+    #[error("{0}")]
+    File(String),
+    /// No node was made of a snapshot or of a former node.
+    #[error("{}", match _0 { RebuildError::Store(error) => text_of(error), other => other.to_string() })]
+    Rebuild(#[from] RebuildError),
+    /// Some keys of a snapshot were put into the cluster.
+    #[error("{loaded} keys were loaded, and then: {}{error}; repeat the command to load the rest", prefix(error))]
+    Partly { loaded: usize, error: Box<ClientError> },
     /// Some endpoints do not serve requests.
     #[error("{0}")]
     Unavailable(String),
@@ -64,6 +80,18 @@ pub fn verdict(written: Result<(), Failure>, verdict: Result<(), Failure>) -> Re
     match written {
         Err(failure) if !failure.is_closed_pipe() => Err(failure),
         _ => verdict,
+    }
+}
+
+/// The message of an error, without advice about running nodes.
+fn text_of(error: &StoreError) -> String {
+    match error {
+        StoreError::Damaged { .. } => format!("damaged: {}; nothing was changed", error.finding()),
+        StoreError::Locked { path, holder } => {
+            let holder = if holder.is_empty() { "not named" } else { holder };
+            format!("a node runs on the directory: process {holder} holds `{}`; stop it first", path.display())
+        }
+        other => other.to_string(),
     }
 }
 
@@ -98,7 +126,12 @@ pub fn exit_code(ended: Result<(), Failure>) -> ExitCode {
         Failure::No(_) => EXIT_NO,
         Failure::Usage(_) | Failure::Input(_) => EXIT_USAGE,
         Failure::Client(error) => exit_code_of(error),
-        Failure::Output(_) | Failure::Unwritten { .. } => EXIT_OUTPUT,
+        Failure::Partly { error, .. } => exit_code_of(error),
+        Failure::Store(error) | Failure::Rebuild(RebuildError::Store(error)) => error.exit_code(),
+        Failure::Rebuild(RebuildError::NoEntry(_)) => EXIT_DATA,
+        Failure::Rebuild(RebuildError::NoExchange { .. }) => EXIT_OUTPUT,
+        Failure::Rebuild(_) => EXIT_USAGE,
+        Failure::Output(_) | Failure::Unwritten { .. } | Failure::File(_) => EXIT_OUTPUT,
         Failure::Incomplete { .. } | Failure::Unavailable(_) => EXIT_UNAVAILABLE,
     };
     say(&format!("error: {failure}\n"));

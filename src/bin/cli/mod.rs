@@ -6,6 +6,9 @@
 //! | `keys` | commands about keys and values |
 //! | `cluster` | `status` |
 //! | `members` | `members` and the commands below it |
+//! | `snapshot` | commands about snapshot files |
+//! | `stopped` | commands about the directory of a stopped node |
+//! | `progress` | progress of long commands |
 //! | `output` | text and JSON on standard output |
 //! | `spool` | output that is accepted faster than it is read |
 //! | `failure` | messages and exit codes of commands that fail |
@@ -18,8 +21,11 @@ mod failure;
 mod keys;
 mod members;
 mod output;
+mod progress;
 mod settings;
+mod snapshot;
 mod spool;
+mod stopped;
 mod usage;
 
 use std::ffi::OsString;
@@ -30,7 +36,7 @@ use clap::{Arg, Command as Clap, FromArgMatches, Subcommand};
 use raft_key_value::ExampleClient;
 use raft_key_value::config::{ConfigFile, RETRY_DEADLINE_DEFAULT};
 
-use self::arguments::{Command, Common};
+use self::arguments::{Command, Common, Snapshot};
 pub use self::failure::EXIT_OUTPUT;
 use self::failure::Failure;
 use self::output::Output;
@@ -53,7 +59,7 @@ pub fn with_environment(program: Clap, first_argument: Option<OsString>) -> Clap
             let ignored = is_command || is_empty(&arg);
             unset(arg, ignored)
         })
-        .mut_subcommands(ignore_empty)
+        .mut_subcommands(without_empty_variables)
 }
 
 fn is_empty(arg: &Arg) -> bool {
@@ -64,12 +70,13 @@ fn unset(arg: Arg, ignored: bool) -> Arg {
     if ignored { arg.env(None::<&'static str>) } else { arg }
 }
 
-fn ignore_empty(command: Clap) -> Clap {
+/// Makes a command, and those below it, ignore empty variables.
+fn without_empty_variables(command: Clap) -> Clap {
     let command = command.mut_args(|arg| {
         let ignored = is_empty(&arg);
         unset(arg, ignored)
     });
-    command.mut_subcommands(ignore_empty)
+    command.mut_subcommands(without_empty_variables)
 }
 
 /// Runs a command, and returns its exit code.
@@ -91,7 +98,19 @@ pub fn run(matches: &clap::ArgMatches, program: &mut Clap, file: Option<&ConfigF
 }
 
 async fn execute(command: Command) -> Result<(), Failure> {
-    let common = command.common();
+    let command = match command {
+        Command::Snapshot(Snapshot::Inspect(inspect)) => {
+            return snapshot::inspect(Output::new(inspect.output), inspect);
+        }
+        Command::Snapshot(Snapshot::Restore(restore)) => {
+            return snapshot::restore(Output::new(restore.output), restore).await;
+        }
+        Command::Check(check) => return stopped::check(Output::new(check.output), check),
+        Command::Dump(dump) => return stopped::dump(&dump),
+        Command::Recover(recover) => return stopped::recover(Output::new(recover.output), recover).await,
+        command => command,
+    };
+    let Some(common) = command.common() else { return Ok(()) };
     let default = match &command {
         Command::Watch(_) => Duration::MAX,
         _ => RETRY_DEADLINE_DEFAULT,
@@ -108,7 +127,15 @@ async fn execute(command: Command) -> Result<(), Failure> {
         Command::Status(common) => cluster::status(output, &common.endpoints()).await,
         Command::Members(members) => members::run(&client, output, members.action).await,
         Command::Leader(leader) => cluster::leader(&client, output, leader.id).await,
-        Command::Completions(_) | Command::Config(_) => Ok(()), // Handled in `run`, since they need no cluster.
+        Command::Snapshot(Snapshot::Save(save)) => snapshot::save(&client, output, save).await,
+        Command::Snapshot(Snapshot::Load(load)) => snapshot::load(&client, output, load).await,
+        // They need no cluster, and are handled above and in `run`.
+        Command::Snapshot(Snapshot::Inspect(_) | Snapshot::Restore(_))
+        | Command::Check(_)
+        | Command::Dump(_)
+        | Command::Recover(_)
+        | Command::Config(_)
+        | Command::Completions(_) => Ok(()),
     }
 }
 

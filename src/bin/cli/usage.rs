@@ -20,8 +20,7 @@ impl Variables {
                 argument.strip_prefix(flag).is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
             })
         };
-        let all = program.get_arguments().chain(program.get_subcommands().flat_map(Clap::get_arguments));
-        let set = all.filter_map(|arg| {
+        let set = all_arguments(program).filter_map(|arg| {
             let name = arg.get_long()?;
             let flag = format!("--{name}");
             let variable = arg.get_env().filter(|variable| std::env::var_os(variable).is_some());
@@ -40,6 +39,12 @@ impl Variables {
     pub fn name_in(&self, message: String) -> String {
         self.0.iter().fold(message, |message, (flag, variable)| replace_flag(&message, flag, variable))
     }
+}
+
+/// The arguments of a program, of its commands and of those below them.
+fn all_arguments(program: &Clap) -> impl Iterator<Item = &clap::Arg> {
+    let commands = program.get_subcommands().flat_map(|command| [command].into_iter().chain(command.get_subcommands()));
+    program.get_arguments().chain(commands.flat_map(Clap::get_arguments))
 }
 
 /// Replaces a flag, together with the quotes around it and the name of its value, if any.
@@ -77,7 +82,7 @@ fn not_utf8(program: &Clap, arguments: &[OsString]) -> String {
     if let Some(argument) = arguments.iter().find(|argument| argument.to_str().is_none()) {
         return format!("the argument {argument:?}");
     }
-    let all = program.get_arguments().chain(program.get_subcommands().flat_map(Clap::get_arguments));
+    let all = all_arguments(program);
     // A path may be any bytes.
     let texts = all.filter(|arg| arg.get_value_parser().type_id() != std::any::TypeId::of::<PathBuf>());
     let mut variables = texts.filter_map(clap::Arg::get_env);

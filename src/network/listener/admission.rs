@@ -1,12 +1,16 @@
 //! The checks that every request passes before its route.
 
+use std::convert::Infallible;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 
 use actix_http::body::{self, BodySize, BoxBody, MessageBody};
 use actix_http::{ConnectionType, HttpMessage, Method, Request, Response, Version};
 use actix_service::Service;
 use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpRequest, ResponseError, web};
+use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::{Either, ready};
 
@@ -25,6 +29,7 @@ use crate::network::reply::{error_at, is_v1};
 use crate::network::request_body::keep_for_a_while;
 
 const WATCH: &str = "/v1/watch";
+const SNAPSHOT: &str = "/v1/snapshot";
 
 /// Passes a request to its route, or sheds it if the connection was admitted for that.
 ///
@@ -70,7 +75,7 @@ where
     async move {
         let mut answer = answer.await;
         if is_head {
-            answer = answer.map(without_stream);
+            answer = answer.map(without_body);
         }
         if let (Some(origin), Ok(answer)) = (origin, &mut answer) {
             origin.insert_into(answer.headers_mut());
@@ -170,12 +175,28 @@ pub fn state_of(request: &HttpRequest) -> Option<&Rc<ConnectionState>> {
     request.conn_data::<Rc<ConnectionState>>()
 }
 
-/// Drops a body without a known length, which the HTTP library would read to its end.
-fn without_stream(answer: Response<BoxBody>) -> Response<BoxBody> {
-    if answer.body().size() != BodySize::Stream {
-        return answer;
+/// Drops a body, of which the HTTP library sends the length alone but would read all.
+fn without_body(answer: Response<BoxBody>) -> Response<BoxBody> {
+    match answer.body().size() {
+        BodySize::Stream => answer.set_body(BoxBody::new(body::None::new())),
+        BodySize::Sized(length) => answer.set_body(BoxBody::new(LengthOnly(length))),
+        BodySize::None => answer,
     }
-    answer.set_body(BoxBody::new(body::None::new()))
+}
+
+/// The body of a response to `HEAD`, whose length is that of the body of the response to `GET`.
+struct LengthOnly(u64);
+
+impl MessageBody for LengthOnly {
+    type Error = Infallible;
+
+    fn size(&self) -> BodySize {
+        BodySize::Sized(self.0)
+    }
+
+    fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Bytes, Infallible>>> {
+        Poll::Ready(None)
+    }
 }
 
 /// A request under way. It ends with its response, or when its client disconnects.
@@ -209,10 +230,10 @@ impl Drop for UnderWay {
     }
 }
 
-/// Only requests for data are shed, so that operators can manage the cluster under overload. Watches are not: a
-/// browser's `EventSource` does not reconnect after an error status.
+/// Only requests for data are shed, so that operators can manage and back up the cluster under overload. Watches are
+/// not: a browser's `EventSource` does not reconnect after an error status.
 fn may_be_shed(path: &str) -> bool {
-    is_for_data(path) && path != WATCH
+    is_for_data(path) && !matches!(path, WATCH | SNAPSHOT)
 }
 
 /// Whether a route observes or manages a node or its cluster.
@@ -258,7 +279,9 @@ mod tests {
         for path in ["/v1/kv/a", "/v1/kv", "/v1/txn", "/write", "/read", "/consistent_read"] {
             assert!(may_be_shed(path), "{path}");
         }
-        for path in ["/v1/watch", "/v1/cluster/hash", "/metrics", "/v1/metrics", "/livez", "/readyz", "/health"] {
+        for path in
+            ["/v1/watch", "/v1/snapshot", "/v1/cluster/hash", "/metrics", "/v1/metrics", "/livez", "/readyz", "/health"]
+        {
             assert!(!may_be_shed(path), "{path}");
         }
         for path in ["/add-learner", "/raft-append", "/init", "/docs", "/"] {

@@ -202,6 +202,8 @@ errors_of! {
     WatchErrors: V1 [400, 408, 410, 413, 421, 503, 504];
     /// Errors of the hash of a node.
     HashErrors: V1 [400, 408, 410, 503, 504];
+    /// Errors of downloading a snapshot.
+    SnapshotErrors: V1 [400, 408, 421, 503, 504, 507];
     /// Errors of setting a key.
     PutErrors: V1 [400, 408, 412, 413, 415, 421, 422, 503, 504, 507];
     /// Errors of deleting a key.

@@ -185,6 +185,16 @@ pub struct ProbeParameters {
     pub verbose: Option<Flag>,
 }
 
+/// Parameters of downloading a snapshot.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct SnapshotParameters {
+    /// `linearizable` (the default): the snapshot holds every write that was acknowledged before the request. `stale`:
+    /// it holds this node's own state, which may be stale; no leader is needed.
+    #[param(inline)]
+    pub consistency: Option<Consistency>,
+}
+
 /// Headers of reading a key.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]

@@ -31,7 +31,7 @@ use super::LogTypes;
 use super::codec::LogIdRecord;
 use crate::seeded_bug::{self, SeededBug};
 use crate::store::error::StoreError;
-use crate::types::{LeaderId, LogId, Vote};
+use crate::types::{LeaderId, LogId, Payload, Vote};
 
 const READ_BUFFER_BYTES: usize = 256 << 10;
 
@@ -42,6 +42,8 @@ pub struct CheckedLog {
     pub vote: Option<Vote>,
     /// The last log id that was removed from the log's beginning.
     pub purged: Option<LogId>,
+    /// The last log id that the log says is committed. More entries may be.
+    pub committed: Option<LogId>,
     /// The last log id in the log, or `purged` if the log is empty.
     pub last: Option<LogId>,
     /// The torn records that opening the log cuts off.
@@ -70,7 +72,7 @@ impl CheckedLog {
         let mut replay = Replay::default();
         let mut chain = Chain::default();
         for (start, path) in &files {
-            let scan = scan(path, &mut replay)?;
+            let scan = scan(path, &mut replay, &mut |_, _| Ok(()))?;
             let end = start.checked_add(scan.whole_bytes + scan.torn_bytes);
             end.ok_or_else(|| StoreError::damaged(path, None, "the offset in its name is too large"))?;
             chain.append(*start, path, &scan)?;
@@ -91,14 +93,128 @@ impl CheckedLog {
             return Err(contradiction);
         }
         replay.check_entries(directory)?;
-        let Replay { vote, purged, last, .. } = replay;
-        Ok(CheckedLog { vote, purged, last, torn: chain.torn })
+        let Replay { vote, purged, committed, last, .. } = replay;
+        Ok(CheckedLog { vote, purged, committed, last, torn: chain.torn })
     }
 
     /// Whether the log never had a vote or an entry.
     pub fn is_pristine(&self) -> bool {
         self.vote.is_none() && self.last.is_none()
     }
+}
+
+/// A record of the log.
+#[derive(Clone, Copy, Debug)]
+pub enum LogRecord<'a> {
+    /// The node gave this vote.
+    Vote(Vote),
+    /// An entry was appended.
+    Entry(LogId, &'a Payload),
+    /// The entries up to this one are committed.
+    Committed(LogId),
+    /// The entries after this one, or all, were removed.
+    TruncatedAfter(Option<LogId>),
+    /// The entries up to this one were removed.
+    PurgedUpto(LogId),
+    /// The state of the log where a file begins.
+    State {
+        /// See [`CheckedLog::vote`].
+        vote: Option<Vote>,
+        /// See [`CheckedLog::purged`].
+        purged: Option<LogId>,
+        /// See [`CheckedLog::committed`].
+        committed: Option<LogId>,
+        /// See [`CheckedLog::last`].
+        last: Option<LogId>,
+    },
+}
+
+/// Called with the offset of each record in its file, in bytes, and with the record.
+pub type VisitRecord<'a> = &'a mut dyn FnMut(u64, LogRecord<'_>) -> io::Result<()>;
+
+impl<'a> From<&'a RaftLogRecord<LogTypes>> for LogRecord<'a> {
+    fn from(record: &'a RaftLogRecord<LogTypes>) -> Self {
+        let log_id = |record: Option<&LogIdRecord>| record.map(|record| record.0);
+        match record {
+            WALRecord::Action(RaftLogAction::SaveVote(vote)) => LogRecord::Vote(vote.0),
+            WALRecord::Action(RaftLogAction::Append(log_id, payload)) => LogRecord::Entry(log_id.0, &payload.0),
+            WALRecord::Action(RaftLogAction::Commit(log_id)) => LogRecord::Committed(log_id.0),
+            WALRecord::Action(RaftLogAction::TruncateAfter(kept)) => LogRecord::TruncatedAfter(log_id(kept.as_ref())),
+            WALRecord::Action(RaftLogAction::PurgeUpto(log_id)) => LogRecord::PurgedUpto(log_id.0),
+            WALRecord::Checkpoint(state) => LogRecord::State {
+                vote: state.vote().map(|record| record.0),
+                purged: log_id(state.purged()),
+                committed: log_id(state.committed()),
+                last: log_id(state.last()),
+            },
+        }
+    }
+}
+
+/// The files of a log, oldest first.
+///
+/// # Errors
+///
+/// [`StoreError::Damaged`] for a file whose name is not that of a log file; [`StoreError::Io`].
+pub fn files(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    Ok(log_files(directory)?.into_iter().map(|(_, path)| path).collect())
+}
+
+/// Visits the records of one file up to the first damaged one, one at a time in memory. Returns the torn end of the
+/// file, if it has one. Whether the records follow from each other is not checked.
+///
+/// # Errors
+///
+/// [`StoreError::Damaged`] or [`StoreError::Io`]; the latter also with an error of `visit`.
+pub fn visit(path: &Path, visit: VisitRecord<'_>) -> Result<Option<TornTail>, StoreError> {
+    let Scan { whole_bytes: offset, torn_bytes: bytes } = scan(path, &mut Replay::default(), visit)?;
+    Ok((bytes > 0).then(|| TornTail { path: path.to_owned(), offset, bytes }))
+}
+
+/// Visits the entries that a log has, in order, one at a time in memory. `directory` must have passed
+/// [`CheckedLog::read`] and must not have changed since.
+///
+/// # Errors
+///
+/// As [`visit`].
+pub fn visit_entries(
+    directory: &Path,
+    visit_entry: &mut dyn FnMut(LogId, &Payload) -> io::Result<()>,
+) -> Result<(), StoreError> {
+    let files = files(directory)?;
+    // Each truncation, by the number of records before it, with the first index that it removed. There is at most one
+    // for each term.
+    let mut truncations: Vec<(u64, u64)> = Vec::new();
+    let mut count = 0;
+    for path in &files {
+        visit(path, &mut |_, record| {
+            if let LogRecord::TruncatedAfter(kept) = record {
+                truncations.push((count, next_index(kept)));
+            }
+            count += 1;
+            Ok(())
+        })?;
+    }
+    // For each truncation, the first index that it or a later one removed.
+    let mut least = u64::MAX;
+    for (_, first_removed) in truncations.iter_mut().rev() {
+        least = least.min(*first_removed);
+        *first_removed = least;
+    }
+    let mut truncations = truncations.into_iter().peekable();
+    count = 0;
+    for path in &files {
+        visit(path, &mut |_, record| {
+            while truncations.next_if(|(position, _)| *position < count).is_some() {}
+            count += 1;
+            let first_removed = truncations.peek().map_or(u64::MAX, |(_, first_removed)| *first_removed);
+            match record {
+                LogRecord::Entry(log_id, payload) if log_id.index < first_removed => visit_entry(log_id, payload),
+                _ => Ok(()),
+            }
+        })?;
+    }
+    Ok(())
 }
 
 /// All files of a log, oldest first, each with the offset in the log at which it begins.
@@ -172,7 +288,7 @@ struct Scan {
     torn_bytes: u64,
 }
 
-fn scan(path: &Path, replay: &mut Replay) -> Result<Scan, StoreError> {
+fn scan(path: &Path, replay: &mut Replay, visit: VisitRecord<'_>) -> Result<Scan, StoreError> {
     let failed = |error| StoreError::io("read", path, error);
     let file = File::open(path).map_err(failed)?;
     let bytes = file.metadata().map_err(failed)?.len();
@@ -180,11 +296,14 @@ fn scan(path: &Path, replay: &mut Replay) -> Result<Scan, StoreError> {
     while reader.offset < bytes {
         let offset = reader.offset;
         match RaftLogRecord::<LogTypes>::decode(&mut reader) {
-            Ok(record) if replay.contradiction.is_none() => {
-                let applied = replay.apply(&record);
-                replay.contradiction = applied.err().map(|what| StoreError::damaged(path, Some(offset), what));
+            Ok(record) => {
+                if replay.contradiction.is_none() {
+                    let applied = replay.apply(&record);
+                    replay.contradiction = applied.err().map(|what| StoreError::damaged(path, Some(offset), what));
+                }
+                let visited = visit(offset, LogRecord::from(&record));
+                visited.map_err(|error| StoreError::io("pass on the records of", path, error))?;
             }
-            Ok(_) => {}
             Err(error) => {
                 let torn = match error.kind() {
                     ErrorKind::UnexpectedEof => true,
@@ -369,7 +488,6 @@ mod tests {
 
     use super::*;
     use crate::store::log::codec::{PayloadRecord, VoteRecord};
-    use crate::types::Payload;
 
     type Record = RaftLogRecord<LogTypes>;
 
@@ -434,6 +552,49 @@ mod tests {
             let checked = check(records).unwrap();
             let ids = (checked.purged.map(LogIdRecord), checked.last.map(LogIdRecord));
             assert_eq!(ids, (purged, last), "row {number}");
+        }
+    }
+
+    /// Exactly the entries that no later record removed are visited, in order.
+    ///
+    /// Method: random appends and truncations over several files, against a list in memory.
+    #[test]
+    fn entries_after_truncations() {
+        let mut random: u64 = 1;
+        let mut below = move |end: u64| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (random >> 33) % end
+        };
+        for round in 0..100 {
+            let directory = tempfile::tempdir().unwrap();
+            let mut expected: Vec<LogIdRecord> = Vec::new();
+            let (mut start, mut term) = (0, 1);
+            for _file in 0..=below(3) {
+                let mut bytes = Vec::new();
+                for _record in 0..below(12) {
+                    let record = if below(4) == 0 {
+                        expected.truncate(below(expected.len() as u64 + 1) as usize);
+                        term += 1;
+                        truncate(expected.last().copied())
+                    } else {
+                        expected.push(id(term, expected.len() as u64));
+                        append(term, expected.len() as u64 - 1)
+                    };
+                    record.encode(&mut bytes).unwrap();
+                }
+                let name = raft_log::chunked_wal::Config::chunk_file_name(ChunkId(start));
+                start += bytes.len() as u64;
+                if !bytes.is_empty() {
+                    fs::write(directory.path().join(name), bytes).unwrap();
+                }
+            }
+            let mut found = Vec::new();
+            visit_entries(directory.path(), &mut |log_id, _| {
+                found.push(LogIdRecord(log_id));
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(found, expected, "round {round}");
         }
     }
 

@@ -7,6 +7,7 @@
 //!
 //! (The bytes of a file: [`mod@format`].)
 
+pub mod export;
 pub mod format;
 
 use std::fs::{self, File};
@@ -172,7 +173,7 @@ impl SnapshotDirectory {
             kept.push(meta);
             machine = loaded;
         }
-        check_log_covers(path, log, &machine, damaged)?;
+        check_log_covers(path, log, machine.last_applied, damaged)?;
         let (kept, temporary_count) = (Mutex::new(kept), AtomicU64::new(0));
         Ok((SnapshotDirectory { path: path.to_owned(), kept, temporary_count }, machine))
     }
@@ -367,8 +368,13 @@ impl SnapshotDirectory {
     }
 
     fn path_of(&self, meta: &SnapshotMeta) -> PathBuf {
-        self.path.join(format!("{}.{EXTENSION}", index_of(meta)))
+        self.path.join(file_name_of(meta))
     }
+}
+
+/// The name of the file of a snapshot.
+pub(super) fn file_name_of(meta: &SnapshotMeta) -> String {
+    format!("{}.{EXTENSION}", index_of(meta))
 }
 
 /// Checks that a snapshot may take `bytes` more of a disk with this many free bytes, and returns these if it may not.
@@ -395,7 +401,7 @@ fn delete(files: Vec<(u64, PathBuf)>) {
 }
 
 /// The index for a snapshot's name.
-fn index_of(meta: &SnapshotMeta) -> u64 {
+pub(super) fn index_of(meta: &SnapshotMeta) -> u64 {
     meta.last_log_id.map_or(0, |log_id| log_id.index)
 }
 
@@ -411,20 +417,20 @@ fn load_named(path: &Path, index: u64) -> Result<(SnapshotMeta, ExampleStateMach
 }
 
 /// Checks that the log has all entries that the snapshots lack.
-fn check_log_covers(
+pub(super) fn check_log_covers(
     directory: &Path,
     log: &CheckedLog,
-    machine: &ExampleStateMachine,
+    applied: Option<LogId>,
     damaged: Option<(u64, StoreError)>,
 ) -> Result<(), StoreError> {
     let describe = |log_id: Option<LogId>| log_id.map_or_else(|| "nothing".to_owned(), |log_id| log_id.to_string());
     // Entries up to `purged` are only in snapshots.
-    let no_gap = log.purged <= machine.last_applied;
+    let no_gap = log.purged <= applied;
     let Some((reached, error)) = damaged else {
         if no_gap {
             return Ok(());
         }
-        let (purged, applied) = (describe(log.purged), describe(machine.last_applied));
+        let (purged, applied) = (describe(log.purged), describe(applied));
         let what = format!("the log begins after {purged}, but the snapshots end at {applied}");
         return Err(StoreError::damaged(directory, None, what));
     };
@@ -432,7 +438,7 @@ fn check_log_covers(
     if !(no_gap && reaches) {
         return Err(error);
     }
-    let applied = describe(machine.last_applied);
+    let applied = describe(applied);
     tracing::warn!(
         "skipping a damaged snapshot: {}; the log has all entries from {applied} up to {reached}",
         error.finding()
@@ -456,7 +462,7 @@ fn index_in_name(path: &Path) -> Option<u64> {
 }
 
 /// The snapshot files of a directory, those of the highest index last.
-fn snapshot_files(directory: &Path) -> Result<Vec<(u64, PathBuf)>, StoreError> {
+pub(super) fn snapshot_files(directory: &Path) -> Result<Vec<(u64, PathBuf)>, StoreError> {
     let named = files(directory)?.into_iter().filter_map(|path| Some((index_in_name(&path)?, path)));
     let mut files: Vec<_> = named.collect();
     files.sort();

@@ -474,9 +474,7 @@ impl ExampleStateMachine {
 
     /// Inserts a key from before there were revisions.
     pub(super) fn insert_former(&mut self, key: Key, value: Value) {
-        let (revision, create_revision, version) = (FORMER_REVISION, FORMER_REVISION, FORMER_REVISION);
-        let parts = RecordParts { value, revision, create_revision, version, expires_at_ms: 0 };
-        let record = Arc::new(Record::new(&key, parts));
+        let record = Arc::new(former_record(&key, value));
         self.keys_hash += record.hash();
         self.data_bytes += bytes_of(&key, &record);
         let former = self.data.insert(key.clone(), record);
@@ -487,12 +485,17 @@ impl ExampleStateMachine {
         }
         let revision_before = former.map(|former| former.revision);
         self.least_revisions.update(&self.data, &key, revision_before, Some(FORMER_REVISION));
+        self.begin_revisions();
+    }
+
+    /// Sets the revision of a state from before there were revisions.
+    pub(super) fn begin_revisions(&mut self) {
         self.revision = FORMER_REVISION;
         self.history = History::starting_at(FORMER_REVISION + 1);
     }
 
     /// Inserts a key that does not exist, with this record.
-    pub(super) fn insert_record(&mut self, key: Key, record: Arc<Record>) {
+    pub(in crate::store) fn insert_record(&mut self, key: Key, record: Arc<Record>) {
         self.keys_hash += record.hash();
         self.data_bytes += bytes_of(&key, &record);
         reschedule(&mut self.expiring, &key, 0, record.expires_at_ms);
@@ -521,7 +524,7 @@ impl ExampleStateMachine {
     /// The hash of the replicated state: nodes that applied the same entries have the same. Its cost does not depend on
     /// how much data there is.
     pub fn hash(&self) -> StateHash {
-        self.hash_with(self.keys_hash, self.requests.hash())
+        self.hash_with(self.data.len(), self.keys_hash, self.requests.hash())
     }
 
     /// The same hash, computed from everything in memory. It differs only if memory changed underneath, or if this
@@ -529,16 +532,17 @@ impl ExampleStateMachine {
     pub fn hash_of_all(&self) -> StateHash {
         let keys = self.data.iter().map(|(key, record)| record.computed_hash(key)).sum();
         let requests = self.requests.iter().map(|(key, remembered)| remembered.computed_hash(key)).sum();
-        self.hash_with(keys, requests)
+        self.hash_with(self.data.len(), keys, requests)
     }
 
-    /// The hash of the state, with these sums of the hashes of its keys and of its remembered requests.
+    /// The hash of the state, with this number of keys and these sums of the hashes of its keys and of its remembered
+    /// requests.
     ///
     /// **In the hash: frozen.** It is of these numbers, where each hash is two numbers: revision, clock; number and
     /// sum of the keys; number and sum of the requests; oldest revision and number of changes of the history, its
     /// first and its last change (0 if it is empty). The changes between those two can differ only if the keys did.
     /// The order of the requests and `last_applied` are not included.
-    pub(super) fn hash_with(&self, keys: StateHash, requests: StateHash) -> StateHash {
+    pub(super) fn hash_with(&self, keys_count: usize, keys: StateHash, requests: StateHash) -> StateHash {
         let mut changes = self.history.iter();
         let count = changes.len() as u64;
         let hash_of = |change: Option<&Change>| change.map(Change::hash).unwrap_or_default().halves();
@@ -548,7 +552,7 @@ impl ExampleStateMachine {
         StateHash::of_numbers([
             self.revision,
             self.clock_ms,
-            self.data.len() as u64,
+            keys_count as u64,
             keys_0,
             keys_1,
             self.requests.len() as u64,
@@ -567,6 +571,12 @@ impl ExampleStateMachine {
 /// Bytes of a key and its value.
 fn bytes_of(key: &Key, record: &Record) -> u64 {
     (key.len() + record.value.as_bytes().len()) as u64
+}
+
+/// The record of a key from before there were revisions.
+pub(super) fn former_record(key: &str, value: Value) -> Record {
+    let (revision, create_revision, version) = (FORMER_REVISION, FORMER_REVISION, FORMER_REVISION);
+    Record::new(key, RecordParts { value, revision, create_revision, version, expires_at_ms: 0 })
 }
 
 /// Changes when a key expires, in milliseconds of log time; 0 for never.

@@ -94,7 +94,7 @@ impl Requests {
     }
 
     /// The sum of the hashes of all remembered requests.
-    pub(super) fn hash(&self) -> StateHash {
+    pub(in crate::store) fn hash(&self) -> StateHash {
         self.hash
     }
 

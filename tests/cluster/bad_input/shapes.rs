@@ -172,6 +172,7 @@ fn unexpected_bodies() -> Vec<Row> {
         (Method::GET, "/livez"),
         (Method::GET, "/readyz?verbose"),
         (Method::GET, "/health"),
+        (Method::GET, "/v1/snapshot"),
         (Method::DELETE, "/v1/cluster/members/77"),
         (Method::POST, "/v1/cluster/members/77/promote"),
     ];
@@ -236,6 +237,7 @@ const PARAMETERS: &[(Method, &str, Parameters)] = &[
         ],
     ),
     (Method::GET, "/v1/cluster/hash", &[("applied", Kind::Number)]),
+    (Method::GET, "/v1/snapshot", &[("consistency", Kind::Consistency)]),
     (Method::GET, "/v1/metrics", &[]),
     (Method::GET, "/livez", &[("verbose", Kind::Flag)]),
     (Method::GET, "/readyz", &[("verbose", Kind::Flag)]),

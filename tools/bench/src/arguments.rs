@@ -26,6 +26,8 @@ pub enum Command {
     Compare(CompareArguments),
     /// Measure what snapshots do to write latency with a million keys
     Snapshots(SnapshotsArguments),
+    /// Measure the speed of `snapshot save`, and what it does to write latency with a million keys
+    SnapshotSave(SnapshotSaveArguments),
     /// Check that full load causes no election
     Elections(ElectionsArguments),
     /// Check that no acknowledged write is lost when all nodes are killed at once
@@ -48,6 +50,7 @@ impl Command {
         match self {
             Command::Compare(arguments) => Some(&arguments.common),
             Command::Snapshots(arguments) => Some(&arguments.common),
+            Command::SnapshotSave(arguments) => &arguments.common,
             Command::Elections(arguments) => Some(&arguments.common),
             Command::KillAll(arguments) => Some(&arguments.common),
             Command::KeyValue(arguments) => Some(&arguments.common),
@@ -235,6 +238,28 @@ pub struct SnapshotsArguments {
     /// Number of entries between snapshots in the runs that take them
     #[arg(long, default_value_t = 100_000)]
     pub snapshot_entries: u64,
+}
+
+#[derive(Args)]
+pub struct SnapshotSaveArguments {
+    #[command(flatten)]
+    pub common: CommonArguments,
+
+    /// Length of each measured run, in seconds
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
+    pub seconds: u64,
+
+    /// Number of runs with saves, and of runs without
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rounds: u32,
+
+    /// Number of keys to load first
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub keys: u64,
+
+    /// Number of clients that write
+    #[arg(long, default_value_t = 64)]
+    pub clients: usize,
 }
 
 #[derive(Args)]

@@ -20,6 +20,7 @@ mod plot;
 mod process;
 mod report;
 mod self_check;
+mod snapshot_save;
 mod snapshots;
 mod statistics;
 mod target;
@@ -68,6 +69,7 @@ fn run(command: Command) -> Result<Verdict> {
         match command {
             Command::Compare(arguments) => compare::run(&arguments).await,
             Command::Snapshots(arguments) => snapshots::run(&arguments).await,
+            Command::SnapshotSave(arguments) => snapshot_save::run(&arguments).await,
             Command::Elections(arguments) => elections::run(&arguments).await,
             Command::KillAll(arguments) => kill_all::run(&arguments).await,
             Command::KeyValue(arguments) => key_value::run(&arguments).await,
