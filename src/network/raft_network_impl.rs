@@ -42,6 +42,8 @@ pub struct ExampleNetworkFactory {
     append: reqwest::Client,
     heartbeat: reqwest::Client,
     snapshot: reqwest::Client,
+    /// Whether unreachable nodes are not logged.
+    is_quiet: bool,
     /// By purpose and node. openraft makes new connections for each election, and each would log the same failure.
     troubles: HashMap<(Purpose, NodeId), Arc<Trouble>>,
 }
@@ -61,7 +63,12 @@ impl ExampleNetworkFactory {
     /// The network of the node with this store.
     pub fn new(store: Arc<ExampleStore>, peers: Arc<Peers>) -> Self {
         let (append, heartbeat, snapshot) = (connections(), connections(), connections());
-        ExampleNetworkFactory { store, peers, append, heartbeat, snapshot, troubles: HashMap::new() }
+        ExampleNetworkFactory { store, peers, append, heartbeat, snapshot, is_quiet: false, troubles: HashMap::new() }
+    }
+
+    /// A network that does not log which nodes cannot be reached, because Raft's own network does.
+    pub fn quiet(store: Arc<ExampleStore>, peers: Arc<Peers>) -> Self {
+        ExampleNetworkFactory { is_quiet: true, ..Self::new(store, peers) }
     }
 
     fn connect(&mut self, purpose: Purpose, target: NodeId, node: &ExampleNode) -> ExampleNetwork {
@@ -78,6 +85,7 @@ impl ExampleNetworkFactory {
             node: node.clone(),
             addresses_version: None,
             envelope: None,
+            is_quiet: self.is_quiet,
             trouble: self.troubles.entry((purpose, target)).or_default().clone(),
         }
     }
@@ -109,6 +117,7 @@ pub struct ExampleNetwork {
     /// The version of the members' addresses to which `node` belongs.
     addresses_version: Option<u64>,
     envelope: Option<HeaderValue>,
+    is_quiet: bool,
     trouble: Arc<Trouble>,
 }
 
@@ -246,7 +255,7 @@ impl ExampleNetwork {
     }
 
     fn note_unreached(&self, path: &str, reason: &str) {
-        if self.trouble.set(Some(reason)) {
+        if !self.is_quiet && self.trouble.set(Some(reason)) {
             tracing::warn!("{path} to node {} at {} failed: {reason}", self.target, self.node);
         }
     }
