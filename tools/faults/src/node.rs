@@ -39,6 +39,8 @@ enum Expected {
     Exit(&'static [i32]),
     /// Something other than the harness kills it.
     Killed,
+    /// SIGTERM stops it.
+    Stopped,
 }
 
 /// The number of a node's process, and of its disk.
@@ -268,6 +270,11 @@ impl Node {
             Expected::None => false,
             Expected::Exit(codes) => status.code().is_some_and(|code| codes.contains(&code)),
             Expected::Killed => status.signal() == Some(libc::SIGKILL),
+            // etcd ends by the signal that it has handled.
+            Expected::Stopped => match self.system {
+                System::Ours => status.code() == Some(0),
+                System::Etcd => status.code() == Some(0) || status.signal() == Some(libc::SIGTERM),
+            },
         };
         if !expected {
             let tail = self.log_tail(LOG_TAIL_LINES);
@@ -300,10 +307,10 @@ impl Node {
         self.signal(libc::SIGCONT)
     }
 
-    /// Sends SIGTERM: it must end with code 0.
+    /// Sends SIGTERM: it must stop by itself.
     pub fn terminate(&mut self) -> Result<()> {
         self.notice_end()?;
-        self.expected = Expected::Exit(&[0]);
+        self.expected = Expected::Stopped;
         self.signal(libc::SIGTERM)
     }
 

@@ -73,12 +73,14 @@ const DISK: [(Fault, usize); 17] = [
     (Fault::Kill(Who::All), 5),
 ];
 
-/// Faults of members, snapshots and clocks, on three nodes and those that join.
-const MEMBERS: [(Fault, usize); 12] = [
+/// Faults of members, leadership, snapshots and clocks, on three nodes and those that join.
+const MEMBERS: [(Fault, usize); 14] = [
     (Fault::Replace, 5),
     (Fault::ReplaceUnderKill, 5),
     (Fault::ReplaceUnderPartition, 5),
     (Fault::Wipe, 5),
+    (Fault::Transfer, 5),
+    (Fault::RollingRestart, 5),
     (Fault::Lag, 7),
     (Fault::LagKillSender, 7),
     (Fault::LagKillReceiver, 7),

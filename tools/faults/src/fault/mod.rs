@@ -3,6 +3,7 @@
 mod clock;
 mod disk;
 pub mod input;
+mod leadership;
 mod membership;
 mod network;
 mod process;
@@ -40,6 +41,10 @@ pub enum Fault {
     Stop(Who),
     /// SIGSTOP, and SIGCONT after a while.
     Pause(Who),
+    /// The leadership is moved by request.
+    Transfer,
+    /// All nodes are stopped and restarted, one after another.
+    RollingRestart,
     /// The logs of all nodes except the leader go to full or closed pipes, and to a full disk.
     LogLost,
     /// No packets between a node and the others; clients reach it.
@@ -123,6 +128,8 @@ impl fmt::Display for Fault {
             Fault::Kill(who) => ("kill", Some(who)),
             Fault::Stop(who) => ("stop", Some(who)),
             Fault::Pause(who) => ("pause", Some(who)),
+            Fault::Transfer => ("transfer", None),
+            Fault::RollingRestart => ("rolling-restart", None),
             Fault::LogLost => ("log-lost", None),
             Fault::Isolate(who) => ("isolate", Some(who)),
             Fault::Reject(who) => ("reject", Some(who)),
@@ -250,6 +257,8 @@ impl Fault {
             Fault::Kill(who) => process::kill(scene, who).await,
             Fault::Stop(who) => process::stop(scene, who).await,
             Fault::Pause(who) => process::pause(scene, who).await,
+            Fault::Transfer => leadership::transfer(scene).await,
+            Fault::RollingRestart => leadership::rolling_restart(scene).await,
             Fault::LogLost => process::lose_log(scene).await,
             Fault::Isolate(who) => network::isolate(scene, who, network::Cut::Drop).await,
             Fault::Reject(who) => network::isolate(scene, who, network::Cut::Reject).await,
