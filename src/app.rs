@@ -19,6 +19,7 @@ use crate::config::{
 use crate::confirmations::Confirmations;
 use crate::connection::connections;
 use crate::disk::Disk;
+use crate::network::cluster_status::ClusterView;
 use crate::network::long_work::LongWork;
 use crate::network::memory::ClientMemory;
 use crate::network::metrics::MetricsText;
@@ -75,6 +76,8 @@ pub struct ExampleApp {
     pub confirmations: Confirmations,
     /// Held while this node transfers its leadership.
     pub transfer_turn: tokio::sync::Mutex<()>,
+    /// The parts that describe this node and its cluster.
+    pub cluster_view: ClusterView,
     /// Held while Raft gets entries of a leader, until they are on disk.
     pub appending: Arc<tokio::sync::Mutex<()>>,
     /// Free disk space.
@@ -287,6 +290,7 @@ impl ExampleApp {
             metrics_text: MetricsText::default(),
             http_meters: Mutex::default(),
             slow_requests: Arc::new(SlowRequests::over_ms(config.slow_request_ms)),
+            cluster_view: ClusterView::new(config),
             appending: Arc::default(),
             heartbeat_interval: Duration::from_millis(config.heartbeat_interval_ms),
             cluster_header: OnceLock::new(),

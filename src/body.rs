@@ -499,6 +499,58 @@ pub struct Member {
     pub address: String,
 }
 
+/// The members of the cluster, with the state of each.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ClusterAnswer {
+    /// The id of the cluster, 16 hexadecimal digits; null if the node belongs to none.
+    pub cluster_id: Option<String>,
+    /// The id of the leader; null if none is known.
+    pub leader: Option<u64>,
+    /// The term.
+    pub term: u64,
+    /// The members, ordered by id.
+    pub members: Vec<ClusterMember>,
+    /// Missing if the leader responded. Otherwise why the response is only what the node itself knows; for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partial: Option<String>,
+}
+
+/// The state of a member. A figure is null if it is unknown: the member does not respond, or its version does not have it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ClusterMember {
+    /// The id of the node.
+    pub id: u64,
+    /// Whether it votes, and whether it is the leader.
+    pub role: MemberRole,
+    /// Its address for other nodes, `HOST:PORT`.
+    pub address: String,
+    /// The version of its program.
+    pub version: Option<String>,
+    /// Whether it responded to the node that returns this, within about a second.
+    pub reachable: bool,
+    /// The index of the last entry that it has applied.
+    pub applied_index: Option<u64>,
+    /// How many entries of the leader's log it has not acknowledged; null if it has acknowledged none to this leader.
+    pub lag_entries: Option<u64>,
+    /// How long ago the leader appended the oldest of these, in milliseconds; 0 if there are none. Up to 100 ms, or a
+    /// twentieth, too low. A leader knows no more than the time since it became leader.
+    pub lag_ms: Option<u64>,
+    /// The index of the last entry in its newest snapshot; null if it has none.
+    pub snapshot_index: Option<u64>,
+    /// How long ago it wrote that snapshot, in milliseconds.
+    pub snapshot_age_ms: Option<u64>,
+    /// Bytes of its log and its snapshots.
+    pub disk_used_bytes: Option<u64>,
+    /// Free bytes of its disk.
+    pub disk_free_bytes: Option<u64>,
+    /// The 99th percentile of the times that writing and syncing its log took in the last minute, in microseconds, or
+    /// the time of a sync that has been under way for longer; null if there was none.
+    pub fsync_p99_us: Option<u64>,
+    /// How many milliseconds its wall clock is ahead of that of the node that responds, exact to half of the round
+    /// trip between them; null if that took more than 200 ms.
+    pub clock_offset_ms: Option<i64>,
+}
+
 /// The role of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]

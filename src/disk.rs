@@ -81,9 +81,12 @@ impl Default for Disk {
 impl Disk {
     /// Which writes there is room for.
     pub fn space(&self) -> DiskSpace {
-        let limits =
-            DiskLimits { low: self.low.load(Ordering::Relaxed), exhausted: self.exhausted.load(Ordering::Relaxed) };
-        limits.space(self.free_bytes())
+        self.limits().space(self.free_bytes())
+    }
+
+    /// The limits at the last check.
+    pub fn limits(&self) -> DiskLimits {
+        DiskLimits { low: self.low.load(Ordering::Relaxed), exhausted: self.exhausted.load(Ordering::Relaxed) }
     }
 
     /// The free space at the last check, less the entries since, in bytes.

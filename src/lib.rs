@@ -42,6 +42,8 @@ pub mod headers; // Names of HTTP headers.
 #[doc(hidden)]
 pub mod network; // The routes, and the RPCs between nodes.
 #[doc(hidden)]
+pub mod node_status; // The status of a node.
+#[doc(hidden)]
 pub mod operation; // Writes as the log holds them.
 mod peers; // What a node remembers of the RPCs that it received.
 #[doc(hidden)]

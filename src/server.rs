@@ -24,6 +24,7 @@ use crate::config::{
 use crate::network::browser::Browsers;
 use crate::network::consensus::propose;
 use crate::network::joining;
+use crate::network::lag;
 use crate::network::leader_loss;
 use crate::network::listener::serve_http;
 use crate::network::raft_network_impl::ExampleNetworkFactory;
@@ -242,6 +243,7 @@ pub async fn serve_on(
     let self_check = tokio::spawn(app.essential("self-check").run(announce_hashes(app.clone())));
     let leader_watch = tokio::spawn(app.essential("leader").run(leader_loss::watch_leader(app.clone())));
     let joining = tokio::spawn(join(app.clone(), config.clone()));
+    let lag_watch = tokio::spawn(app.essential("lag").run(lag::watch(app.clone())));
     let address_watch = tokio::spawn(app.essential("address").run(watch_address(app.clone(), config.clone())));
     let listens_on = local_addrs.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(" and ");
     tracing::info!(
@@ -269,6 +271,7 @@ pub async fn serve_on(
     self_check.abort();
     leader_watch.abort();
     joining.abort();
+    lag_watch.abort();
     address_watch.abort();
     let result = match result {
         Ok(()) => {

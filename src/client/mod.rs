@@ -1,7 +1,8 @@
 //! A client of a cluster: [`ExampleClient`], its requests, responses and errors.
 
 // This module chooses the node for each request, and has the original's routes. `request` makes one attempt, `retry`
-// decides on the next. `kv`, `list`, `txn`, `snapshot` and `watch` are the key-value API; `events` reads a watch.
+// decides on the next. `kv`, `list`, `txn`, `snapshot` and `watch` are the key-value API; `events` reads a watch; `status` is for
+// operators.
 
 mod error;
 pub(crate) mod events;
@@ -11,6 +12,7 @@ mod members;
 mod request;
 mod retry;
 mod snapshot;
+mod status;
 mod txn;
 mod watch;
 
@@ -34,9 +36,10 @@ pub use self::txn::Txn;
 pub use self::watch::{Watch, WatchStream};
 use crate::body::NextLeader;
 pub use crate::body::{
-    AddMember, AddedRole, Compare, DeleteAnswer, Encoding, ErrorBody, KeyValue, Leader, LeaderTransferred, ListAnswer,
-    Member, MemberChanged, MemberRemoved, MemberRole, PutAnswer, Relation, Removed, ReplaceMember, TouchAnswer,
-    TxnAnswer, TxnDeleted, TxnKey, TxnOperation, TxnPut, TxnRequest, TxnResult, TxnTouch, WatchEnd, WatchEvent,
+    AddMember, AddedRole, ClusterAnswer, ClusterMember, Compare, DeleteAnswer, Encoding, ErrorBody, KeyValue, Leader,
+    LeaderTransferred, ListAnswer, Member, MemberChanged, MemberRemoved, MemberRole, PutAnswer, Relation, Removed,
+    ReplaceMember, TouchAnswer, TxnAnswer, TxnDeleted, TxnKey, TxnOperation, TxnPut, TxnRequest, TxnResult, TxnTouch,
+    WatchEnd, WatchEvent,
 };
 use crate::config::{FORWARD_DEADLINE, MEMBERS_ANSWER_MAX, MEMBERSHIP_DEADLINE, RETRY_DEADLINE_DEFAULT, check_address};
 use crate::connection::connections;

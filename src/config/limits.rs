@@ -316,6 +316,22 @@ pub const MEMBER_CHANGES_MAX: usize = 16;
 pub const JOIN_PAUSE_MIN: Duration = Duration::from_millis(100);
 /// See [`JOIN_PAUSE_MIN`].
 pub const JOIN_PAUSE_MAX: Duration = Duration::from_secs(3);
+/// How long the other members have to send their status for `GET /v1/cluster`, from the first request to the last.
+pub const CLUSTER_STATUS_DEADLINE: Duration = Duration::from_millis(1000);
+/// How much of that those have which this node knows. The rest is for members that only the leader knows.
+pub const CLUSTER_STATUS_FIRST_DEADLINE: Duration = Duration::from_millis(750);
+/// How long the description of the cluster is returned to further requests.
+pub const CLUSTER_STATUS_KEPT: Duration = Duration::from_millis(250);
+/// Members that are asked for their status at once. Each response takes at most [`PEER_RESPONSE_BYTES_MAX`].
+pub const CLUSTER_STATUS_AT_ONCE: usize = 64;
+/// Longest round trip by which the clock of another node is compared: its reading is uncertain by half of that.
+pub const CLOCK_ROUND_TRIP_MAX: Duration = Duration::from_millis(200);
+/// How long a node waits for its disk before it reports its status without the space on it.
+pub const DISK_STATUS_DEADLINE: Duration = Duration::from_millis(250);
+/// Interval at which a leader notes the end of its log, by which it tells how far back followers are.
+pub const LAG_INTERVAL: Duration = Duration::from_millis(100);
+/// Such notes that a leader keeps.
+pub const LAG_NOTES_MAX: usize = 512;
 /// How long a node is reserved for a cluster that is being founded with it.
 pub const FOUNDING_HOLD: Duration = Duration::from_secs(5);
 /// How long a client may take to send the head of a request, from its first byte.

@@ -39,6 +39,7 @@ use crate::network::request_body::{check_lists, parse_json};
 use crate::network::rpc_check::{Append, SnapshotHead, check_append, check_candidate, check_snapshot, check_transfer};
 use crate::network::txn::txn_operation;
 use crate::network::{api, management, watch};
+use crate::node_status::NodeStatus;
 use crate::operation::{Condition, Operation, Write};
 use crate::store::ExampleStateMachine;
 use crate::store::log::codec::PayloadRecord;
@@ -77,6 +78,7 @@ pub fn rpc(bytes: &[u8]) {
         b'T' => answered::<TransferLeaderResponse<TypeConfig>>(body),
         b'R' => answered::<LogId>(body),
         b'I' => same_as_json::<Result<Introduction, ApiError>>(body),
+        b'N' => same_as_json::<Result<NodeStatus, ApiError>>(body),
         b'E' => same_as_json::<Result<(), ApiError>>(body),
         _ => {}
     }

@@ -121,7 +121,7 @@ pub async fn add_learner(
 }
 
 /// The member that node `id` at `addr` would be, and the number of its process. Rejects a node of another cluster, and
-/// one with another data directory than the member with its number.
+/// one with another data directory than the member with its id.
 pub(super) async fn member_at(
     app: &ExampleApp,
     id: NodeId,
@@ -336,7 +336,7 @@ pub(crate) fn check_member(id: NodeId, addr: &str) -> Result<(), ApiError> {
     check_dialable("the address", addr).map_err(|error| ApiError::bad_request("invalid_address", error.to_string()))
 }
 
-/// Rejects a node with another data directory than the member with its number.
+/// Rejects a node with another data directory than the member with its id.
 pub(super) fn check_same_directory(app: &ExampleApp, id: NodeId, node: &ExampleNode) -> Result<(), ApiError> {
     let metrics = app.raft.server_metrics();
     let metrics = metrics.borrow_watched();
@@ -344,9 +344,9 @@ pub(super) fn check_same_directory(app: &ExampleApp, id: NodeId, node: &ExampleN
         // It may have forgotten its votes.
         Some(member) if member.incarnation != node.incarnation => {
             Err(ApiError::Conflict(Details::not_applied(format!(
-                "node {id} is a member, but the node at {node} has another data directory: \
-                 give this one a new number, add it under that, and put it in the place of node {id} with \
-                 POST /v1/cluster/members/{id}/replace; or remove node {id} first, with DELETE /v1/cluster/members/{id}"
+                "node {id} is a member, but the node at {node} has a different data directory: start that node with a \
+                 new id, and replace node {id} with it (POST /v1/cluster/members/{id}/replace); or remove node {id} \
+                 first, with DELETE /v1/cluster/members/{id}"
             ))))
         }
         _ => Ok(()),

@@ -199,7 +199,7 @@ async fn receive_replace(
     check_lists(&body, usize::MAX, REPLACE_BODY)?;
     check_member(new.id, &new.address)?;
     if new.id == old {
-        let message = format!("node {old} cannot replace itself: give the new node another number");
+        let message = format!("node {old} cannot replace itself: give the new node another id");
         return Err(ApiError::bad_request("node_twice", message));
     }
     let leader = app.clone();
@@ -258,11 +258,11 @@ async fn remove(
     .await
 }
 
-/// The decimal digits of a number, without variants, so that each number has one path.
+/// Parses a node id. It must be in canonical decimal form, so that each id has one path.
 pub(crate) fn node_id_from(text: &str) -> Result<NodeId, ApiError> {
     let id = text.parse().ok().filter(|id: &NodeId| *id > 0 && id.to_string() == text);
     let message =
-        format!("a node number must be an integer from 1 to {}, without a sign or leading zeros", NodeId::MAX);
+        format!("a node id must be an integer from 1 to {}, without a sign or leading zeros", NodeId::MAX);
     id.ok_or_else(|| ApiError::bad_request("invalid_node_id", message))
 }
 
@@ -306,7 +306,7 @@ fn is_voter(membership: &Membership, id: NodeId) -> bool {
 /// `run` responded.
 async fn admit(app: &ExampleApp, id: NodeId, node: ExampleNode, run: Option<u64>) -> Result<(), ApiError> {
     let _turn = turn(app).await?;
-    // Again: another request may have added a node with this number meanwhile.
+    // Again: another request may have added a node with this id meanwhile.
     check_same_directory(app, id, &node)?;
     let (based_on, member) = {
         let metrics = app.raft.metrics();

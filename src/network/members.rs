@@ -447,7 +447,7 @@ pub async fn wait_until_caught_up(
     }
 }
 
-/// Rejects a number that no member has.
+/// Rejects an id that no member has.
 pub fn check_member_exists(membership: &Membership, id: NodeId) -> Result<(), ApiError> {
     if membership.get_node(&id).is_some() {
         return Ok(());

@@ -7,6 +7,7 @@ pub mod api;
 pub mod browser;
 pub mod cluster_hash;
 pub mod cluster_header;
+pub mod cluster_status;
 pub mod conditions;
 pub mod consensus;
 pub mod forward;
@@ -14,6 +15,7 @@ pub mod founding;
 pub mod health;
 pub mod joining;
 pub mod kv;
+pub mod lag;
 pub mod leader_loss;
 pub mod list;
 pub mod listener;
@@ -23,6 +25,7 @@ pub mod member_routes;
 pub mod members;
 pub mod memory;
 pub mod metrics;
+pub mod node_status;
 pub mod observer;
 pub mod openapi;
 pub mod parameters;
@@ -136,6 +139,14 @@ pub fn table() -> Vec<Endpoint> {
         original("get", "/readyz", web::get().to(health::readyz)),
         original("get", "/health", web::get().to(health::health)),
         Endpoint {
+            operations: get_and_head("/v1/cluster").to_vec(),
+            service: Service::Resource(
+                web::resource("/v1/cluster")
+                    .route(web::get().to(cluster_status::cluster_status))
+                    .default_service(web::to(reply::only_get)),
+            ),
+        },
+        Endpoint {
             operations: get_and_head("/v1/cluster/hash").to_vec(),
             service: Service::Resource(
                 web::resource("/v1/cluster/hash")
@@ -208,6 +219,7 @@ pub fn table() -> Vec<Endpoint> {
         node("post", "/raft-read-index", web::post().to(raft::read_index)),
         node("post", "/raft-found", web::post().to(founding::receive)),
         node("get", "/raft-identity", web::get().to(raft::identity)),
+        node("get", "/raft-status", web::get().to(node_status::node_status)),
     ]
 }
 

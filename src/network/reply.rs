@@ -68,7 +68,7 @@ pub fn is_v1(path: &str) -> bool {
 
 /// Serves paths without a route.
 pub async fn unknown_route(app: web::Data<ExampleApp>, request: HttpRequest) -> HttpResponse {
-    const V1: &str = "/v1/kv, /v1/kv/<key>, /v1/txn, /v1/watch, /v1/snapshot, /v1/metrics, /v1/cluster/hash, \
+    const V1: &str = "/v1/kv, /v1/kv/<key>, /v1/txn, /v1/watch, /v1/snapshot, /v1/metrics, /v1/cluster, /v1/cluster/hash, \
                       /v1/cluster/members, /v1/cluster/leader";
     let path = request.path();
     let others = if is_v1(path) {

@@ -33,6 +33,8 @@ fn requests(cluster: &TestCluster) -> Vec<(Method, String, String)> {
         (Method::GET, "/docs", String::new()),
         (Method::GET, "/openapi.json", String::new()),
         (Method::GET, "/raft-identity", String::new()),
+        (Method::GET, "/raft-status", String::new()),
+        (Method::GET, "/v1/cluster", String::new()),
         (Method::GET, "/no-such-route", String::new()),
         (Method::OPTIONS, "/v1/kv/key", String::new()),
     ];

@@ -267,7 +267,7 @@ async fn members_are_changed() {
     cli.fails(&["members", "remove", "77"], 2, "node 77 is not a member");
     cli.fails(&["members", "promote", "0"], 2, "0");
     cli.fails(&["members", "add", "6", "nowhere"], 2, "nowhere");
-    cli.fails(&["members", "add", "6", "127.0.0.1:1", "--retry-for", "0s"], 3, "node 6 cannot be reached");
+    cli.fails(&["members", "add", "6", "127.0.0.1:1", "--retry-for", "0s"], 3, "cannot reach node 6");
 
     let sixth = addr(6);
     cli.text(&["members", "add", "6", &sixth, "--learner"]);
@@ -585,6 +585,9 @@ async fn a_nodes_environment_does_not_matter() {
         &["delete", "k"],
         &["status"],
         &["members"],
+        &["cluster", "status"],
+        &["cluster", "doctor"],
+        &["doctor"],
         &["completions", "bash"],
         &["get", "--help"],
         &["help", "get"],
@@ -806,11 +809,28 @@ fn proxy_that_sees(addr: &str, text: String) -> (String, Arc<AtomicBool>) {
 fn help_and_completions_are_complete() {
     let cli = Cli { endpoints: "127.0.0.1:1".to_owned() };
     let help = cli.text(&["--help"]);
-    for name in ["get", "put", "delete", "list", "txn", "watch", "touch", "status", "members", "leader", "completions"]
-    {
+    for name in [
+        "get",
+        "put",
+        "delete",
+        "list",
+        "txn",
+        "watch",
+        "touch",
+        "status",
+        "members",
+        "leader",
+        "doctor",
+        "completions",
+    ] {
         assert!(help.contains(&format!("\n  {name} ")), "{help}");
         let help = cli.text(&[name, "--help"]);
         assert!(help.contains("Examples:\n") && help.contains(&format!("raft-key-value {name}")), "{help}");
+    }
+    assert!(help.contains("\n  cluster "), "{help}");
+    for name in ["status", "doctor"] {
+        let help = cli.text(&["cluster", name, "--help"]);
+        assert!(help.contains("--endpoints <LIST>"), "{help}");
     }
     for shell in ["bash", "zsh", "fish"] {
         let script = cli.text(&["completions", shell]);

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::{BINARY, DEADLINE, Http, cluster_slot, eventually, free_port, run};
+use crate::harness::{BINARY, DEADLINE, Http, Slot, cluster_slot, eventually, free_port, run};
 
 /// Longer than a command may take: a membership change has a minute.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(90);
@@ -185,7 +185,7 @@ struct Session {
     addresses: Vec<(String, String)>,
     commands: usize,
     http: Http,
-    _slot: tokio::sync::SemaphorePermit<'static>,
+    _slot: Slot,
 }
 
 impl Session {

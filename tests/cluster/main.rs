@@ -32,6 +32,7 @@
 //! | [`addresses`] | is a node detected whose address differs from the membership |
 //! | [`forged`] | how much harm can a forged RPC do |
 //! | [`watchers`] | do a thousand watches see every change once |
+//! | [`cluster_status`] | does every node describe its cluster truly |
 //! | [`compat`] | can a node use the data of an older version |
 //! | [`cli`] | what the client commands print, and how they exit |
 //! | [`client`] | how `ExampleClient` handles failing nodes |
@@ -49,6 +50,7 @@
 //! | [`openapi`] | does the description of the API match the server |
 //! | [`bad_input`] | does anything that is not a valid request do harm |
 //! | [`openapi`] | does the description of the API say what the server does |
+//! | [`doctor`] | does `doctor` find each problem |
 //! | [`documents`] | do the commands of the documents work, and do they print what is shown |
 //!
 //! A failing test prints the command lines and the logs of its nodes, and keeps their directories.
@@ -62,10 +64,12 @@ mod bad_input;
 mod browsers;
 mod cli;
 mod client;
+mod cluster_status;
 mod compat;
 mod connections;
 mod data_directory;
 mod disk_low;
+mod doctor;
 mod documents;
 mod exit_codes;
 mod forged;

@@ -120,6 +120,22 @@ Examples:
     #[command(args_conflicts_with_subcommands = true)]
     Members(Members),
 
+    /// Find problems of the cluster, and what to do about each
+    #[command(after_help = "\
+Examples:
+  raft-key-value doctor
+  raft-key-value doctor --endpoints 10.0.0.1:21001,10.0.0.2:21001 --output json
+
+The command queries all endpoints and all members that they name. Each finding has a severity, a
+code, an observation and an advice. It works without a leader, and if only some nodes respond. The
+exit code is 0 without findings or with infos only, 1 after a warning, and 4 if the cluster does
+not serve requests, or soon will not.")]
+    #[command(mut_arg("retry_for", |arg| arg.hide(true)))]
+    Doctor(Common),
+
+    /// Commands about the cluster as a whole
+    Cluster(Cluster),
+
     /// Save, inspect, restore and load snapshots
     #[command(subcommand)]
     Snapshot(Snapshot),
@@ -199,6 +215,32 @@ pub struct LeaderTransfer {
 
     #[command(flatten)]
     pub common: Common,
+}
+
+/// `cluster`
+#[derive(Debug, Args)]
+#[command(subcommand_required = true, arg_required_else_help = false)]
+pub struct Cluster {
+    #[command(subcommand)]
+    pub command: ClusterCommand,
+}
+
+/// Commands about the cluster as a whole.
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// Show each member: its role, version, lag, disk and clock
+    #[command(after_help = "\
+Examples:
+  raft-key-value cluster status
+  raft-key-value cluster status --output json        one object, as GET /v1/cluster returns it
+
+One node queries all members. The exit code is 3 if the leader does not respond to that node, so
+that the output is incomplete.")]
+    Status(Common),
+
+    /// Find problems of the cluster, as `doctor` does
+    #[command(mut_arg("retry_for", |arg| arg.hide(true)))]
+    Doctor(Common),
 }
 
 /// Options of every command that needs a cluster.
@@ -452,7 +494,7 @@ pub struct ChangeOptions {
 /// `members add`
 #[derive(Debug, Args)]
 pub struct AddArguments {
-    /// Number of the node
+    /// Id of the node
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     pub id: u64,
     /// Address of the node for other nodes, HOST:PORT
@@ -467,10 +509,10 @@ pub struct AddArguments {
 /// `members replace`
 #[derive(Debug, Args)]
 pub struct ReplaceArguments {
-    /// Number of the member to replace
+    /// Id of the member to replace
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     pub old: u64,
-    /// Number of the new node
+    /// Id of the new node
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     pub id: u64,
     /// Address of the new node for other nodes, HOST:PORT
@@ -482,7 +524,7 @@ pub struct ReplaceArguments {
 /// `members promote` and `members remove`
 #[derive(Debug, Args)]
 pub struct OneMember {
-    /// Number of the member
+    /// Id of the member
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     pub id: u64,
     #[command(flatten)]
@@ -578,7 +620,7 @@ pub struct SnapshotRestore {
     /// Data directory of the new node, which gets the directory `node-<ID>`
     #[arg(long, value_name = "DIR")]
     pub data_dir: PathBuf,
-    /// Number of the new node
+    /// Id of the new node
     #[arg(long, value_name = "ID")]
     pub id: NodeId,
     /// Address of the new node that other nodes dial
@@ -627,7 +669,7 @@ pub struct Recover {
     /// Data directory of the node, which has the directory `node-<ID>`
     #[arg(long, value_name = "DIR")]
     pub data_dir: PathBuf,
-    /// Number of the node
+    /// Id of the node
     #[arg(long, value_name = "ID")]
     pub id: NodeId,
     /// Address of the node that other nodes dial [default: its address in the former cluster]
@@ -671,7 +713,10 @@ impl Command {
             Command::Txn(txn) => txn.common.clone(),
             Command::Watch(watch) => watch.common.clone(),
             Command::Touch(touch) => touch.common.clone(),
-            Command::Status(common) => common.clone(),
+            Command::Status(common) | Command::Doctor(common) => common.clone(),
+            Command::Cluster(cluster) => match &cluster.command {
+                ClusterCommand::Status(common) | ClusterCommand::Doctor(common) => common.clone(),
+            },
             Command::Members(members) => members.common().clone(),
             Command::Leader(leader) => leader.common.clone(),
             Command::Snapshot(Snapshot::Save(save)) => save.common.clone(),

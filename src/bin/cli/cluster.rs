@@ -1,9 +1,10 @@
-//! Commands about the cluster: `status` and `leader`.
+//! Commands about the cluster: `status`, `cluster status` and `leader`.
 
 use std::io;
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
+use raft_key_value::client::{ClusterAnswer, ClusterMember};
 use raft_key_value::{ClientError, ExampleClient};
 use serde::Serialize;
 
@@ -107,4 +108,62 @@ pub async fn leader(client: &ExampleClient, mut output: Output, id: u64) -> Resu
     let leader = client.transfer_leader(id).await?;
     let text = format!("node {} at {} leads in term {}", leader.id, printable(&leader.address), leader.term);
     output.result(&leader, &text)
+}
+
+/// `cluster status`
+pub async fn cluster_status(client: &ExampleClient, mut output: Output) -> Result<(), Failure> {
+    let cluster = client.cluster().await?;
+    let written = write_cluster(&mut output, &cluster).map_err(Failure::Output);
+    let complete = cluster.partial.clone().map_or(Ok(()), |partial| Err(Failure::Unavailable(printable(&partial))));
+    verdict(written, complete)
+}
+
+fn write_cluster(output: &mut Output, cluster: &ClusterAnswer) -> io::Result<()> {
+    if output.is_json() {
+        output.line(cluster, "")?;
+        return output.flush();
+    }
+    let word = |word: &Option<String>| word.as_deref().map_or("-".to_owned(), printable);
+    let leader = cluster.leader.map_or("no known leader".to_owned(), |leader| format!("leader {leader}"));
+    output.line(&(), format!("cluster {}, {leader}, term {}", word(&cluster.cluster_id), cluster.term))?;
+    let names = [
+        "NODE",
+        "ROLE",
+        "ADDRESS",
+        "VERSION",
+        "REACHABLE",
+        "APPLIED",
+        "LAG",
+        "LAG TIME",
+        "SYNC P99",
+        "DISK USED",
+        "DISK FREE",
+        "CLOCK",
+    ];
+    let mut rows = vec![names.map(str::to_owned).to_vec()];
+    rows.extend(cluster.members.iter().map(cluster_row));
+    output.table(&rows)?;
+    output.flush()
+}
+
+fn cluster_row(member: &ClusterMember) -> Vec<String> {
+    fn shown<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> String {
+        value.map_or_else(|| "-".to_owned(), show)
+    }
+    let milliseconds = |us: u64| format!("{:.1} ms", us as f64 / 1000.0);
+    let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
+    vec![
+        member.id.to_string(),
+        format!("{:?}", member.role).to_lowercase(),
+        printable(&member.address),
+        shown(member.version.as_deref(), printable),
+        if member.reachable { "yes" } else { "no" }.to_owned(),
+        shown(member.applied_index, |index| index.to_string()),
+        shown(member.lag_entries, |entries| entries.to_string()),
+        shown(member.lag_ms, |ms| format!("{ms} ms")),
+        shown(member.fsync_p99_us, milliseconds),
+        shown(member.disk_used_bytes, mib),
+        shown(member.disk_free_bytes, mib),
+        shown(member.clock_offset_ms, |ms| format!("{ms:+} ms")),
+    ]
 }

@@ -9,7 +9,7 @@ use raft_key_value::store::StoreError;
 use raft_key_value::store::rebuild::RebuildError;
 use raft_key_value::telemetry::logging::say;
 
-/// The key does not exist, a condition does not hold, or a revision is no longer kept.
+/// The key does not exist, a condition does not hold, or a revision is no longer kept. Or `doctor` has a warning.
 const EXIT_NO: u8 = 1;
 /// The request is invalid.
 const EXIT_USAGE: u8 = 2;
@@ -17,6 +17,8 @@ const EXIT_USAGE: u8 = 2;
 const EXIT_DATA: u8 = 65;
 /// No node could serve the request, or its outcome is unknown.
 const EXIT_UNAVAILABLE: u8 = 3;
+/// `doctor` has a critical finding.
+const EXIT_CRITICAL: u8 = 4;
 /// The output cannot be written, although the request succeeded: `EX_IOERR` of `sysexits.h`.
 pub const EXIT_OUTPUT: u8 = 74;
 
@@ -63,6 +65,12 @@ pub enum Failure {
     /// Some endpoints do not serve requests.
     #[error("{0}")]
     Unavailable(String),
+    /// `doctor` printed a warning.
+    #[error("the cluster needs attention")]
+    Warnings,
+    /// `doctor` printed a critical finding.
+    #[error("the cluster is in a critical state")]
+    Critical,
 }
 
 impl Failure {
@@ -123,6 +131,9 @@ pub fn exit_code(ended: Result<(), Failure>) -> ExitCode {
         Err(failure) => failure,
     };
     let code = match &failure {
+        // The findings were printed.
+        Failure::Warnings => return ExitCode::from(EXIT_NO),
+        Failure::Critical => return ExitCode::from(EXIT_CRITICAL),
         Failure::No(_) => EXIT_NO,
         Failure::Usage(_) | Failure::Input(_) => EXIT_USAGE,
         Failure::Client(error) => exit_code_of(error),

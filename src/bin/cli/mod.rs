@@ -9,6 +9,7 @@
 //! | `snapshot` | commands about snapshot files |
 //! | `stopped` | commands about the directory of a stopped node |
 //! | `progress` | progress of long commands |
+//! | `doctor` | problems of a cluster |
 //! | `output` | text and JSON on standard output |
 //! | `spool` | output that is accepted faster than it is read |
 //! | `failure` | messages and exit codes of commands that fail |
@@ -17,6 +18,7 @@
 
 mod arguments;
 mod cluster;
+mod doctor;
 mod failure;
 mod keys;
 mod members;
@@ -36,7 +38,7 @@ use clap::{Arg, Command as Clap, FromArgMatches, Subcommand};
 use raft_key_value::ExampleClient;
 use raft_key_value::config::{ConfigFile, RETRY_DEADLINE_DEFAULT};
 
-use self::arguments::{Command, Common, Snapshot};
+use self::arguments::{ClusterCommand, Command, Common, Snapshot};
 pub use self::failure::EXIT_OUTPUT;
 use self::failure::Failure;
 use self::output::Output;
@@ -125,6 +127,11 @@ async fn execute(command: Command) -> Result<(), Failure> {
         Command::Txn(txn) => keys::txn(&client, output, txn).await,
         Command::Watch(watch) => keys::watch(&client, output, watch).await,
         Command::Status(common) => cluster::status(output, &common.endpoints()).await,
+        Command::Doctor(common) => doctor::doctor(output, &common.endpoints()).await,
+        Command::Cluster(command) => match command.command {
+            ClusterCommand::Status(_) => cluster::cluster_status(&client, output).await,
+            ClusterCommand::Doctor(common) => doctor::doctor(output, &common.endpoints()).await,
+        },
         Command::Members(members) => members::run(&client, output, members.action).await,
         Command::Leader(leader) => cluster::leader(&client, output, leader.id).await,
         Command::Snapshot(Snapshot::Save(save)) => snapshot::save(&client, output, save).await,

@@ -3,8 +3,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::Command as Clap;
 use clap::error::ErrorKind;
+use clap::{Arg, Command as Clap};
 use raft_key_value::config::{ConfigFile, describe};
 
 /// Flags whose values come from environment variables or a settings file, each with the name of the source.
@@ -41,12 +41,6 @@ impl Variables {
     }
 }
 
-/// The arguments of a program, of its commands and of those below them.
-fn all_arguments(program: &Clap) -> impl Iterator<Item = &clap::Arg> {
-    let commands = program.get_subcommands().flat_map(|command| [command].into_iter().chain(command.get_subcommands()));
-    program.get_arguments().chain(commands.flat_map(Clap::get_arguments))
-}
-
 /// Replaces a flag, together with the quotes around it and the name of its value, if any.
 fn replace_flag(message: &str, flag: &str, variable: &str) -> String {
     let mut replaced = String::new();
@@ -77,15 +71,22 @@ pub fn one_line(error: &clap::Error, program: &Clap, arguments: &[OsString], fil
     format!("{line}; see --help")
 }
 
+/// The arguments of the program, of its commands and of their commands.
+fn all_arguments(program: &Clap) -> impl Iterator<Item = &Arg> {
+    let commands = || program.get_subcommands();
+    let nested = commands().flat_map(Clap::get_subcommands);
+    program.get_arguments().chain(commands().chain(nested).flat_map(Clap::get_arguments))
+}
+
 /// The argument or variable that is not UTF-8, which clap does not name.
 fn not_utf8(program: &Clap, arguments: &[OsString]) -> String {
     if let Some(argument) = arguments.iter().find(|argument| argument.to_str().is_none()) {
         return format!("the argument {argument:?}");
     }
-    let all = all_arguments(program);
     // A path may be any bytes.
-    let texts = all.filter(|arg| arg.get_value_parser().type_id() != std::any::TypeId::of::<PathBuf>());
-    let mut variables = texts.filter_map(clap::Arg::get_env);
+    let texts =
+        all_arguments(program).filter(|arg| arg.get_value_parser().type_id() != std::any::TypeId::of::<PathBuf>());
+    let mut variables = texts.filter_map(Arg::get_env);
     let wrong = variables.find(|name| std::env::var_os(name).is_some_and(|value| value.to_str().is_none()));
     wrong.map_or_else(|| "an argument".to_owned(), |name| name.to_string_lossy().into_owned())
 }

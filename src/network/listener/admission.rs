@@ -30,6 +30,7 @@ use crate::network::request_body::keep_for_a_while;
 
 const WATCH: &str = "/v1/watch";
 const SNAPSHOT: &str = "/v1/snapshot";
+const NODE_STATUS: &str = "/raft-status";
 
 /// Passes a request to its route, or sheds it if the connection was admitted for that.
 ///
@@ -125,7 +126,7 @@ fn answer_at_once(
     if let Some(preflight) = origin.as_ref().and_then(|origin| origin.preflight(request)) {
         return Some(preflight);
     }
-    if state.is_some_and(|state| state.is_for_nodes()) && !request.path().starts_with("/raft-") {
+    if state.is_some_and(|state| state.is_for_nodes()) && !is_for_raft(request.path()) {
         keep_for_a_while(request.take_payload());
         let message = "this connection is reserved for requests of other nodes; use another connection";
         let mut answer = error_answer(app, request.path(), ApiError::WrongNode(Details::not_applied(message)));
@@ -148,7 +149,7 @@ fn is_admitted(app: &ExampleApp, request: &Request, state: &ConnectionState) -> 
         return true;
     }
     let path = request.path();
-    if path.starts_with("/raft-") {
+    if is_for_raft(path) {
         // It becomes a node's once the envelope is valid.
         return true;
     }
@@ -236,9 +237,19 @@ fn may_be_shed(path: &str) -> bool {
     is_for_data(path) && !matches!(path, WATCH | SNAPSHOT)
 }
 
+/// Whether a route serves Raft of other nodes, on Raft's thread. The status of a node does not: requests for it may be
+/// many.
+fn is_for_raft(path: &str) -> bool {
+    path.starts_with("/raft-") && path != NODE_STATUS
+}
+
 /// Whether a route observes or manages a node or its cluster.
 fn is_for_operators(path: &str) -> bool {
-    path.starts_with("/v1/cluster/") || is_look(path) || matches!(path, "/init" | "/add-learner" | "/change-membership")
+    is_for_cluster(path) || is_look(path) || matches!(path, "/init" | "/add-learner" | "/change-membership")
+}
+
+fn is_for_cluster(path: &str) -> bool {
+    path == "/v1/cluster" || path.starts_with("/v1/cluster/")
 }
 
 fn is_for_data(path: &str) -> bool {
@@ -279,9 +290,17 @@ mod tests {
         for path in ["/v1/kv/a", "/v1/kv", "/v1/txn", "/write", "/read", "/consistent_read"] {
             assert!(may_be_shed(path), "{path}");
         }
-        for path in
-            ["/v1/watch", "/v1/snapshot", "/v1/cluster/hash", "/metrics", "/v1/metrics", "/livez", "/readyz", "/health"]
-        {
+        for path in [
+            "/v1/watch",
+            "/v1/snapshot",
+            "/v1/cluster",
+            "/v1/cluster/hash",
+            "/metrics",
+            "/v1/metrics",
+            "/livez",
+            "/readyz",
+            "/health",
+        ] {
             assert!(!may_be_shed(path), "{path}");
         }
         for path in ["/add-learner", "/raft-append", "/init", "/docs", "/"] {

@@ -81,6 +81,11 @@ pub enum Kind {
     Forwarded,
 }
 
+/// Whether a request for this target is served on Raft's thread.
+fn is_for_raft(target: &[u8]) -> bool {
+    target.starts_with(b"/raft-") && !target.starts_with(b"/raft-status")
+}
+
 impl Kind {
     /// The number of first bytes that decide the kind. A forwarded request with an unusually long path counts as one of
     /// this node's own clients.
@@ -90,10 +95,10 @@ impl Kind {
     pub fn of(first: &[u8]) -> Self {
         if first.is_empty() {
             Kind::End
-        } else if first.starts_with(b"POST /raft-") || first.starts_with(b"GET /raft-") {
-            Kind::Rpc
         } else if path_of_get(first).is_some_and(is_look) {
             Kind::Metrics
+        } else if [&b"POST "[..], b"GET "].iter().any(|method| first.strip_prefix(*method).is_some_and(is_for_raft)) {
+            Kind::Rpc
         } else if memchr::memmem::find(first, b"\r\nraft-forwarded: ").is_some() {
             Kind::Forwarded
         } else {
@@ -104,7 +109,7 @@ impl Kind {
 
 /// Whether a path only observes this node: probes and metrics.
 pub fn is_look(path: &str) -> bool {
-    matches!(path, "/metrics" | "/v1/metrics" | "/livez" | "/readyz" | "/health")
+    matches!(path, "/metrics" | "/v1/metrics" | "/livez" | "/readyz" | "/health" | "/v1/cluster" | "/raft-status")
 }
 
 /// The path of a `GET` or `HEAD` request that begins with these bytes.

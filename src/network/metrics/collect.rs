@@ -83,7 +83,7 @@ fn node(page: &mut Page<'_>, app: &ExampleApp) -> fmt::Result {
     page.family("build", "Version of the program.", MetricType::Info)?.encode_info(&version)?;
     let cluster = app.store.identity().cluster_id.map(|id| id.to_string()).unwrap_or_default();
     let labels = [("id", app.id.to_string()), ("cluster", cluster)];
-    page.family("node", "Number of the node, and id of its cluster.", MetricType::Info)?.encode_info(&labels)?;
+    page.family("node", "Ids of the node and of its cluster.", MetricType::Info)?.encode_info(&labels)?;
     let checks = readiness::checks(app);
     let mut family = page.family("ready", "Whether each check of /readyz holds.", MetricType::Gauge)?;
     for check in &checks {

@@ -200,6 +200,8 @@ errors_of! {
     ListErrors: V1 [400, 408, 410, 413, 421, 503, 504];
     /// Errors of a watch.
     WatchErrors: V1 [400, 408, 410, 413, 421, 503, 504];
+    /// Errors of the status of the cluster.
+    ClusterErrors: V1 [400, 408, 503];
     /// Errors of the hash of a node.
     HashErrors: V1 [400, 408, 410, 503, 504];
     /// Errors of downloading a snapshot.

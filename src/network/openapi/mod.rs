@@ -16,7 +16,10 @@ use utoipa::openapi::{RefOr, Required};
 use utoipa::{Modify, OpenApi};
 
 use self::answers::SharedAnswers;
-use super::{api, cluster_hash, health, kv, list, management, member_routes, metrics, snapshot, transfer, txn, watch};
+use super::{
+    api, cluster_hash, cluster_status, health, kv, list, management, member_routes, metrics, snapshot, transfer, txn,
+    watch,
+};
 
 /// The document as served. It is the same for every node of a version.
 static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| document_text().into());
@@ -50,7 +53,7 @@ static PAGE: LazyLock<Bytes> = LazyLock::new(|| {
         api::write, api::read, api::consistent_read,
         management::init, management::add_learner, management::change_membership, management::metrics,
         health::livez, health::readyz, health::health, metrics::metrics,
-        cluster_hash::cluster_hash, member_routes::add_member, member_routes::promote_member,
+        cluster_status::cluster_status, cluster_hash::cluster_hash, member_routes::add_member, member_routes::promote_member,
         member_routes::replace_member, member_routes::remove_member, transfer::transfer_leader, snapshot::snapshot,
         openapi_json, docs,
     ),

@@ -19,6 +19,7 @@
 
 pub mod check;
 pub mod codec;
+mod sync_times;
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
@@ -39,6 +40,7 @@ use raft_log::{Callback, RaftLog};
 
 use self::check::CheckedLog;
 use self::codec::{LogIdRecord, PayloadRecord, UserDataRecord, VoteRecord};
+use self::sync_times::SyncTimes;
 use super::error::StoreError;
 use crate::config::{APPEND_BYTES_MAX, APPLY_BYTES_MAX, LogSizes};
 use crate::seeded_bug::{self, SeededBug};
@@ -84,6 +86,7 @@ struct Owner {
     /// See [`LogStore::withhold_before`].
     withheld_before: AtomicU64,
     meters: Arc<LogMeters>,
+    sync_times: Arc<SyncTimes>,
 }
 
 impl Drop for Owner {
@@ -163,6 +166,7 @@ struct Shared {
     unsynced_bytes: Arc<AtomicUsize>,
     uncommitted: Uncommitted,
     meters: Arc<LogMeters>,
+    sync_times: Arc<SyncTimes>,
     failure: Option<(io::ErrorKind, String)>,
 }
 
@@ -312,6 +316,7 @@ impl LogStore {
         let uncommitted = uncommitted_at_start(&log);
         let uncommitted_bytes = AtomicUsize::new(uncommitted.bytes);
         let meters = Arc::<LogMeters>::default();
+        let sync_times = Arc::new(SyncTimes::default());
         let shared = Shared {
             log,
             waiting: Waiters::default(),
@@ -321,6 +326,7 @@ impl LogStore {
             sync_wanted: false,
             uncommitted,
             meters: meters.clone(),
+            sync_times: sync_times.clone(),
             failure: None,
         };
         let shared = Some(Arc::new(RwLock::new(shared)));
@@ -332,6 +338,7 @@ impl LogStore {
                 uncommitted_bytes,
                 withheld_before: AtomicU64::new(0),
                 meters,
+                sync_times,
             }),
         })
     }
@@ -434,6 +441,12 @@ impl LogStore {
         self.owner.uncommitted_bytes.load(Ordering::Relaxed)
     }
 
+    /// How long writing and syncing the log takes: the 99th percentile of the last minute, in microseconds. A sync that
+    /// has been under way for longer counts instead. `None` if there was none.
+    pub fn sync_p99_us(&self) -> Option<u64> {
+        self.owner.sync_times.p99_us()
+    }
+
     /// From now on, entries before `index` are not sent to other nodes: they will be purged, and a follower that needs
     /// them gets a snapshot.
     pub fn withhold_before(&self, index: u64) {
@@ -497,6 +510,7 @@ impl LogStore {
 
     fn start_sync(this: &Arc<RwLock<Shared>>, shared: &mut Shared) -> io::Result<()> {
         shared.sync_under_way = true;
+        shared.sync_times.begin();
         shared.sync_wanted = false;
         let waiters = Some(std::mem::take(&mut shared.waiting));
         let bytes = std::mem::take(&mut shared.waiting_bytes);
@@ -509,6 +523,7 @@ impl LogStore {
     fn sync_done(this: &Arc<RwLock<Shared>>, result: &io::Result<()>) {
         let mut shared = this.write().unwrap_or_else(PoisonError::into_inner);
         shared.sync_under_way = false;
+        shared.sync_times.end();
         let outcome = match result {
             Err(error) => Err(copy_of(error)),
             Ok(()) if this.is_poisoned() => Err(io::Error::other("a thread panicked while writing the log")),

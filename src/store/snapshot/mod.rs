@@ -17,6 +17,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use self::format::meta_of;
 use super::durable;
@@ -218,6 +219,14 @@ impl SnapshotDirectory {
             }
         }
         Ok(sizes)
+    }
+
+    /// How long ago the newest snapshot was written, by the wall clock. Blocks on the disk.
+    pub fn newest_age(&self) -> Option<Duration> {
+        let path = self.path_of(self.kept().last()?);
+        let written_at = fs::metadata(path).and_then(|metadata| metadata.modified()).ok()?;
+        // The clock may have been set back.
+        Some(SystemTime::now().duration_since(written_at).unwrap_or_default())
     }
 
     /// Deletes the snapshots before the newest, for their space. Returns whether there were any. Blocks on the disk.

@@ -49,7 +49,7 @@ pub fn rows() -> Vec<Row> {
     }
     let promote = |id: &str, what: &str| Row::post(&format!("/v1/cluster/members/{id}/promote"), what, "");
     for id in BAD_IDS.iter().filter(|id| !id.contains("%2")) {
-        rows.push(promote(id, "a bad node id").gives_v1(400, "invalid_node_id").naming(&["number"]));
+        rows.push(promote(id, "a bad node id").gives_v1(400, "invalid_node_id").naming(&["id"]));
     }
     for id in ["77", "18446744073709551615"] {
         rows.push(member(id, "a node that is not a member").gives_v1(404, "member_not_found"));
@@ -82,7 +82,7 @@ pub fn rows() -> Vec<Row> {
     rows.push(Row::bare(Method::DELETE, twice, "a flag twice").gives_v1(400, "repeated_parameter"));
     for id in BAD_IDS.iter().filter(|id| !id.contains("%2")) {
         let replace = Row::post(&format!("/v1/cluster/members/{id}/replace"), "a bad node id", VALID);
-        rows.push(replace.gives_v1(400, "invalid_node_id").naming(&["number"]));
+        rows.push(replace.gives_v1(400, "invalid_node_id").naming(&["id"]));
     }
     let replace = |body: &str, what: &str| Row::post("/v1/cluster/members/78/replace", what, body);
     rows.push(replace(VALID, "a node that is not a member").gives_v1(404, "member_not_found"));

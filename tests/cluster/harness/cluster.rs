@@ -1,5 +1,6 @@
 //! Several nodes, and the requests that tests send to them.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -17,9 +18,28 @@ use super::node::TestNode;
 /// Limits how many clusters run at once, whatever the number of tests, since their nodes share the machine.
 static SLOTS: Semaphore = Semaphore::const_new(3);
 
-/// Waits until another cluster may run, for as long as the permit is held.
-pub async fn cluster_slot() -> SemaphorePermit<'static> {
-    SLOTS.acquire().await.unwrap()
+thread_local! {
+    /// Slots of the test on this thread.
+    static HELD: Cell<usize> = const { Cell::new(0) };
+}
+
+/// The right to run clusters.
+pub struct Slot {
+    _permit: Option<SemaphorePermit<'static>>,
+}
+
+/// Waits until another cluster may run, for as long as the slot is held. Further clusters of the same test do not wait:
+/// tests that wait for one another's slots would wait forever.
+pub async fn cluster_slot() -> Slot {
+    let permit = if HELD.get() == 0 { Some(SLOTS.acquire().await.unwrap()) } else { None };
+    HELD.set(HELD.get() + 1);
+    Slot { _permit: permit }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        HELD.set(HELD.get() - 1);
+    }
 }
 
 /// Flags for tests that need the same leader throughout: with the defaults, a busy machine would sometimes elect
@@ -54,7 +74,7 @@ pub struct TestCluster {
     umask: Option<&'static str>,
     http: Http,
     directory: TempDir,
-    _slot: SemaphorePermit<'static>,
+    _slot: Slot,
 }
 
 impl TestCluster {

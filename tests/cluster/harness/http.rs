@@ -79,7 +79,8 @@ impl Http {
         headers: &[(&str, &str)],
         body: impl Into<Body>,
     ) -> Result<Response, reqwest::Error> {
-        let client = if path.starts_with("/raft-") { &self.rpc_client } else { &self.client };
+        let is_rpc = path.starts_with("/raft-") && path != "/raft-status";
+        let client = if is_rpc { &self.rpc_client } else { &self.client };
         let mut request = client.request(method, format!("http://{addr}{path}")).body(body);
         for (name, value) in headers {
             request = request.header(*name, *value);

@@ -174,9 +174,10 @@ async fn sender(stream: &mut TcpStream, first: &mut Vec<u8>) -> Option<NodeId> {
         if let Some(end) = end_of(first, b"raft-forwarded: ") {
             return std::str::from_utf8(&first[end..]).ok()?.split('\r').next()?.parse().ok();
         }
-        // A request without a body does not name its sender.
+        // A request without a body names its sender in the header, or not at all.
         if first.starts_with(b"GET ") && first.ends_with(b"\r\n\r\n") {
-            return None;
+            let ids = &first[end_of(first, b"raft-envelope: ")?..];
+            return std::str::from_utf8(ids).ok()?.split('/').nth(1)?.parse().ok();
         }
         if stream.read_buf(first).await.ok()? == 0 {
             return None;

@@ -144,7 +144,7 @@ fn shares_of_little_room() {
 /// The first bytes of a request tell its kind.
 #[test]
 fn kinds() {
-    let rows: [(&str, Kind); 13] = [
+    let rows: [(&str, Kind); 18] = [
         ("", Kind::End),
         ("POST /raft-append HTTP/1.1\r\n", Kind::Rpc),
         ("GET /raft-identity HTTP/1.1\r\n", Kind::Rpc),
@@ -155,6 +155,11 @@ fn kinds() {
         ("GET /readyz?verbose HTTP/1.1\r\n", Kind::Metrics),
         ("GET /livez", Kind::Own),
         ("POST /livez HTTP/1.1\r\n", Kind::Own),
+        ("GET /v1/cluster HTTP/1.1\r\n", Kind::Metrics),
+        ("GET /v1/cluster/hash HTTP/1.1\r\n", Kind::Own),
+        ("GET /raft-status HTTP/1.1\r\n", Kind::Metrics),
+        ("GET /raft-status?x HTTP/1.1\r\n", Kind::Metrics),
+        ("POST /raft-status HTTP/1.1\r\n", Kind::Own),
         ("GET /v1/kv/metrics HTTP/1.1\r\n", Kind::Own),
         ("PUT /v1/kv/a HTTP/1.1\r\nraft-forwarded: 2\r\n\r\n", Kind::Forwarded),
         ("PUT /v1/kv/a HTTP/1.1\r\nhost: raft-forwarded: 2\r\n\r\n", Kind::Own),

@@ -1,0 +1,52 @@
+//! `doctor` finds problems of a cluster, and says what to do about each.
+//!
+//! | module | content |
+//! | --- | --- |
+//! | `collect` | the status of all nodes |
+//! | `judge` | findings from that status |
+
+mod collect;
+mod judge;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+
+use self::collect::Seen;
+use self::judge::{Finding, Severity};
+use super::failure::{Failure, verdict};
+use super::output::{Output, printable};
+
+/// `doctor`
+pub async fn doctor(mut output: Output, endpoints: &[String]) -> Result<(), Failure> {
+    let seen = collect::collect(endpoints).await;
+    let findings = judge::judge(&seen);
+    let written = write(&mut output, &seen, &findings).map_err(Failure::Output);
+    let found = match findings.iter().map(|finding| finding.severity).max() {
+        None | Some(Severity::Info) => Ok(()),
+        Some(Severity::Warning) => Err(Failure::Warnings),
+        Some(Severity::Critical) => Err(Failure::Critical),
+    };
+    verdict(written, found)
+}
+
+fn write(output: &mut Output, seen: &[Seen], findings: &[Finding]) -> io::Result<()> {
+    for finding in findings {
+        let Finding { severity, code, seen, advice, .. } = finding;
+        let name = severity.name();
+        output.line(finding, format!("{name}: {code}\n  seen: {}\n  do:   {}", printable(seen), printable(advice)))?;
+    }
+    if !output.is_json() {
+        let nodes = seen.iter().filter(|seen| seen.status().is_some()).count();
+        let count = |severity: Severity| findings.iter().filter(|finding| finding.severity == severity).count();
+        let counts = format!(
+            "{} critical, {} warning, {} info",
+            count(Severity::Critical),
+            count(Severity::Warning),
+            count(Severity::Info)
+        );
+        let text = format!("{nodes} of {} addresses responded as nodes; findings: {counts}", seen.len());
+        output.line(&(), text)?;
+    }
+    output.flush()
+}
