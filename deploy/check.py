@@ -85,6 +85,14 @@ SHORTER = [
 ]
 
 
+# A disk whose syncs take longer than the rule allows.
+SLOW_SYNC = """
+#include <unistd.h>
+#include <sys/syscall.h>
+int fdatasync(int file) { usleep(150000); return syscall(SYS_fdatasync, file); }
+"""
+
+
 def alert_rules():
     """The name and the expression of each alert."""
     text = open(ALERTS).read()
@@ -167,10 +175,11 @@ class Cluster:
         for number in self.ports:
             threading.Thread(target=self.load, args=(number,), daemon=True).start()
 
-    def start(self, number, *flags):
+    def start(self, number, *flags, preload=""):
         log = open(os.path.join(self.scratch, f"node-{number}.log"), "a")
         arguments = ["--id", str(number), "--http-addr", f"127.0.0.1:{self.ports[number]}", "--data-dir", self.scratch]
-        self.nodes[number] = subprocess.Popen([self.server, *arguments, *flags], stderr=log)
+        environment = {**os.environ, "LD_PRELOAD": preload}
+        self.nodes[number] = subprocess.Popen([self.server, *arguments, *flags], stderr=log, env=environment)
 
     def send(self, number, method, path, body=None):
         return send(method, f"http://127.0.0.1:{self.ports[number]}{path}", body)
@@ -291,6 +300,14 @@ def test_cluster(programs, server, scratch):
                 cluster.start(leader)
                 eventually("there is another leader", lambda: cluster.leader() is None)
         fires("the leader changes several times", "RkvFrequentElections")
+
+        with open(os.path.join(scratch, "slow.c"), "w") as file:
+            file.write(SLOW_SYNC)
+        slow = os.path.join(scratch, "slow.so")
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", slow, os.path.join(scratch, "slow.c")], check=True)
+        cluster.signal(paused, signal.SIGTERM)
+        cluster.start(paused, preload=slow)
+        fires("the disk of a node is slow", "RkvSlowSync")
     finally:
         prometheus.end()
         cluster.end()

@@ -28,7 +28,7 @@ use crate::network::watch_held::WatchesHeld;
 use crate::peers::Peers;
 use crate::store::{ClusterId, ExampleRaft, ExampleStore, Identity};
 use crate::telemetry::meters::HttpMeters;
-use crate::types::{ExampleNode, LeaderId, LogId, NodeId, TypeConfig, Vote};
+use crate::types::{ExampleNode, LeaderId, LogId, NodeId, StoredMembership, TypeConfig, Vote};
 
 /// The state of a node that handlers need.
 pub struct ExampleApp {
@@ -536,15 +536,12 @@ impl ExampleApp {
         }
     }
 
-    /// What to do if the committed membership has this node at another address than it advertises. Other nodes dial
+    /// What to do if the membership has this node at another address than it advertises. Other nodes dial
     /// that address, so they do not reach this node unless both lead to it.
     pub fn moved(&self) -> Option<String> {
         let metrics = self.metrics.borrow_watched();
-        let member = metrics.committed_membership_config.membership().get_node(&self.id)?;
-        // After a restart, a node knows what is committed only once a leader tells it.
-        if metrics.membership_config.membership().get_node(&self.id).is_some_and(|last| last.addr == self.addr) {
-            return None;
-        }
+        // The last one, committed or not: after a restart a node knows what is committed only once a leader tells it.
+        let member = metrics.membership_config.membership().get_node(&self.id)?;
         // The member is another incarnation of the node, which may be elsewhere.
         if member.addr == self.addr || member.incarnation != self.store.identity().incarnation {
             return None;
@@ -661,10 +658,18 @@ impl ExampleApp {
         fail(&self.failure, Failure::SecondCluster(why));
     }
 
-    /// The membership's entry for this node, if it has one with this data directory: its role.
+    /// The role of this node in the committed membership, if that has it with this data directory.
     pub fn own_role(&self) -> Option<JoinAs> {
-        let metrics = self.metrics.borrow_watched();
-        let membership = metrics.committed_membership_config.membership();
+        self.role_in(&self.metrics.borrow_watched().committed_membership_config)
+    }
+
+    /// The same in the last membership, which may not be committed.
+    pub fn last_known_role(&self) -> Option<JoinAs> {
+        self.role_in(&self.metrics.borrow_watched().membership_config)
+    }
+
+    fn role_in(&self, stored: &StoredMembership) -> Option<JoinAs> {
+        let membership = stored.membership();
         let own = self.store.identity().incarnation;
         // 0 stands for unknown.
         membership.get_node(&self.id).filter(|member| member.incarnation == own || member.incarnation == 0)?;

@@ -239,7 +239,10 @@ pub async fn report_address(app: &ExampleApp, config: &Config) {
         let mut addresses = app.other_members();
         addresses.extend(config.join_targets(&app.addr).cloned());
         // The role does not change.
-        let role = app.own_role().unwrap_or_default();
+        let Some(role) = app.last_known_role() else {
+            pause.wait().await;
+            continue;
+        };
         let mut reasons = Vec::new();
         if app.role() == Role::Leader {
             addresses.insert(0, app.addr.clone());

@@ -261,8 +261,7 @@ async fn remove(
 /// Parses a node id. It must be in canonical decimal form, so that each id has one path.
 pub(crate) fn node_id_from(text: &str) -> Result<NodeId, ApiError> {
     let id = text.parse().ok().filter(|id: &NodeId| *id > 0 && id.to_string() == text);
-    let message =
-        format!("a node id must be an integer from 1 to {}, without a sign or leading zeros", NodeId::MAX);
+    let message = format!("a node id must be an integer from 1 to {}, without a sign or leading zeros", NodeId::MAX);
     id.ok_or_else(|| ApiError::bad_request("invalid_node_id", message))
 }
 

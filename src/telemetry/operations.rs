@@ -4,7 +4,7 @@
 //! Prometheus. So what is not in the table counts as `other`.
 
 /// The method and the route of each operation; `HEAD` counts as `GET`.
-pub const OPERATIONS: [(&str, &str); 35] = [
+pub const OPERATIONS: [(&str, &str); 39] = [
     (OTHER, OTHER),
     ("GET", "/v1/kv/{key}"),
     ("PUT", "/v1/kv/{key}"),
@@ -28,10 +28,13 @@ pub const OPERATIONS: [(&str, &str); 35] = [
     ("GET", "/readyz"),
     ("GET", "/health"),
     ("GET", "/v1/cluster/hash"),
+    ("GET", "/v1/snapshot"),
+    ("GET", "/v1/cluster"),
+    ("POST", "/v1/cluster/leader"),
+    ("POST", "/v1/cluster/members"),
     ("DELETE", "/v1/cluster/members/{id}"),
-    ("GET", "/v1/cluster/*"),
-    ("POST", "/v1/cluster/*"),
-    ("DELETE", "/v1/cluster/*"),
+    ("POST", "/v1/cluster/members/{id}/promote"),
+    ("POST", "/v1/cluster/members/{id}/replace"),
     ("POST", "/raft-append"),
     ("POST", "/raft-vote"),
     ("POST", "/raft-pre-vote"),
@@ -40,6 +43,7 @@ pub const OPERATIONS: [(&str, &str); 35] = [
     ("POST", "/raft-read-index"),
     ("POST", "/raft-found"),
     ("GET", "/raft-identity"),
+    ("GET", "/raft-status"),
 ];
 
 /// The method and the route of requests that are not in the table.
@@ -56,18 +60,15 @@ pub fn operation_of(method: &str, path: &str) -> usize {
                 "/v1/kv/{key}"
             }
         }
-        _ => match path.strip_prefix("/v1/cluster/") {
-            Some("hash") => "/v1/cluster/hash",
-            Some(rest) if method == "DELETE" && is_member(rest) => "/v1/cluster/members/{id}",
-            Some(_) => "/v1/cluster/*",
+        _ => match path.strip_prefix("/v1/cluster/members/").map(|rest| rest.split_once('/')) {
+            Some(None) => "/v1/cluster/members/{id}",
+            Some(Some((_, "promote"))) => "/v1/cluster/members/{id}/promote",
+            Some(Some((_, "replace"))) => "/v1/cluster/members/{id}/replace",
+            Some(Some(_)) => OTHER,
             None => path,
         },
     };
     OPERATIONS.iter().position(|operation| *operation == (method, route)).unwrap_or(0)
-}
-
-fn is_member(rest: &str) -> bool {
-    rest.strip_prefix("members/").is_some_and(|id| !id.contains('/'))
 }
 
 #[cfg(test)]

@@ -91,7 +91,8 @@ async fn a_node_that_moved_says_so_until_that_is_committed() {
     cluster.value_is(&ALL, "k", "moved").await;
     let warnings = cluster.node(follower).log().matches("WARN the membership has node").count();
     assert_eq!(warnings, 1, "{}", cluster.node(follower).log());
-    cluster.crash(&[follower]).await;
+    cluster.kill(follower);
+    cluster.restart(follower).await;
     cluster.write(follower, "k", "restarted").await;
     let warnings = cluster.node(follower).log().matches("WARN the membership has node").count();
     assert_eq!(warnings, 1, "{}", cluster.node(follower).log());

@@ -231,12 +231,12 @@ async fn what_cannot_be_saved() {
 #[tokio::test]
 async fn one_download_at_a_time() {
     let cluster = TestCluster::form("backup-downloads", &[1], CALM).await;
-    for number in 0..24 {
+    for number in 0..96 {
         cluster.put(1, &format!("/v1/kv/long-{number}"), mib_of("v")).await.done();
     }
     let whole = cluster.get(1, "/v1/snapshot").await;
     assert_eq!((whole.status, whole.header("content-type")), (200, "application/octet-stream"));
-    assert!(whole.body.starts_with(b"RKVSNAP\0") && whole.body.len() > 24 << 20);
+    assert!(whole.body.starts_with(b"RKVSNAP\0") && whole.body.len() > 96 << 20);
     let index = whole.number("raft-snapshot-index");
     assert_eq!(whole.header("content-disposition"), format!("attachment; filename=\"snapshot-{index}.snap\""));
     let head = cluster.v1(1, Method::HEAD, "/v1/snapshot", &[], "").await;

@@ -13,7 +13,9 @@ mod v1;
 mod wire;
 mod writers;
 
-pub use cluster::{ALL, CALM, CALM_BUT_QUICK, OFTEN, STEADY, Slot, TestCluster, cluster_slot, index_of, others, report};
+pub use cluster::{
+    ALL, CALM, CALM_BUT_QUICK, OFTEN, STEADY, Slot, TestCluster, cluster_slot, index_of, others, report,
+};
 pub use events::{Event, Watch};
 pub use eventually::{DEADLINE, eventually};
 pub use http::{Answer, Http, Metrics};
