@@ -161,7 +161,7 @@ async fn only_the_same_directory_moves() {
     let addr = others_directory.addr(follower).to_owned();
     let fields = cluster.v1(leader, Method::POST, path, &[], body(follower, &addr)).await;
     let message = fields.assert_rejected(409, "conflict")["message"].to_string();
-    assert!(message.contains("another data directory"), "{message}");
+    assert!(message.contains("different data directory"), "{message}");
     addresses_are_known(&cluster, &ALL, &ALL).await;
     cluster.kill(follower);
     let fields = cluster.v1(leader, Method::POST, path, &[], body(follower, &addr)).await;

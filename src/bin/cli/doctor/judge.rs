@@ -361,8 +361,8 @@ impl Findings {
                     seen.address
                 );
                 let advice = format!(
-                    "start it with --advertise-addr {address} if that address still leads to it; otherwise see \"Move a \
-                     node\" in docs/operations.md"
+                    "wait a few seconds: it reports its new address, and the leader commits it; if it does not, see \"Move a \
+                     node\" in docs/operations.md, or start it with --advertise-addr {address} if that address leads to it"
                 );
                 self.add(Severity::Warning, "moved", [id], seen, advice);
             }
