@@ -17,7 +17,8 @@ else
         trap 'rm -rf "$scratch"' EXIT
         # The user that apt-get downloads as must be able to write there.
         chmod 777 "$scratch"
-        (cd "$scratch" && apt-get download -qq prometheus)
+        # A new machine has no list of packages yet.
+        (cd "$scratch" && { apt-get download -qq prometheus 2>/dev/null || { apt-get update -qq && apt-get download -qq prometheus; }; })
         dpkg-deb -x "$scratch"/prometheus_*.deb target/prometheus
     fi
 fi
