@@ -140,8 +140,8 @@ impl ExampleClient {
     /// zero with [`new`](Self::new). Zero sends each request once; with [`Duration::MAX`] retries never end.
     ///
     /// The client retries reads and writes after 503, after 504, and without a response, at the next node and with
-    /// random, growing pauses. It retries membership changes only where repeating them is safe. The nodes remember the last 250,000 writes, so a
-    /// retry must not follow more than that many other writes.
+    /// random, growing pauses. It retries membership changes only where repeating them is safe. The nodes remember the
+    /// last 250,000 writes, so a retry must not follow more than that many other writes.
     pub fn with_retry_deadline(mut self, deadline: Duration) -> Self {
         self.retry_deadline = deadline;
         self

@@ -209,8 +209,9 @@ async fn receive_replace(
 
 /// Removes a member, which may be down.
 ///
-/// The member may be a learner, a voter or the leader. Returns 409 unless a majority of the remaining voters responds
-/// and is caught up, and if no further voter could fail afterwards although one could before. The number of a removed node may be used again, with another data directory.
+/// The member may be a learner, a voter or the leader. Returns 409 if no majority of the remaining voters responds and is
+/// caught up, or if no voter could fail afterwards although one could before. The id of a removed node may be used again,
+/// with another data directory.
 #[utoipa::path(
     delete,
     path = "/v1/cluster/members/{id}",

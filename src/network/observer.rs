@@ -105,11 +105,11 @@ impl Spent {
 /// A part of a request's time.
 #[derive(Clone, Copy, Debug)]
 pub enum Part {
-    /// [`Spent::body`]
+    /// Until the body had arrived.
     Body,
-    /// [`Spent::confirmation`]
+    /// Until a read was confirmed.
     Confirmation,
-    /// [`Spent::leader`]
+    /// Until a leader was known and had responded.
     Leader,
 }
 

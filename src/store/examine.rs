@@ -1,5 +1,5 @@
-//! Reads the directory of a stopped node without changing it: whether everything in it is whole ([`check`]), and all
-//! that is in it ([`dump`]).
+//! Reads the directory of a stopped node without changing it: whether everything in it is whole (`check`), and all
+//! that is in it (`dump`).
 //!
 //! Both hold one record or frame in memory at a time, and the history and the remembered requests of a snapshot, which
 //! are bounded. They read a directory that refuses to start, too, and one that another user owns.

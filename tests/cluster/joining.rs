@@ -390,7 +390,7 @@ async fn a_wiped_joiner_waits_until_its_member_is_removed() {
     cluster.kill(3);
     cluster.wipe(3);
     cluster.restart(3).await;
-    cluster.logs(3, &["waiting to join a cluster", "another data directory", "DELETE /v1/cluster/members/3"]).await;
+    cluster.logs(3, &["waiting to join a cluster", "different data directory", "DELETE /v1/cluster/members/3"]).await;
     cluster.v1(1, Method::DELETE, "/v1/cluster/members/3", &[], "").await.done();
     cluster.membership_is(&ALL, &ALL, &[]).await;
     cluster.value_is(&[3], "k", "v").await;

@@ -50,7 +50,7 @@ impl Command {
         match self {
             Command::Compare(arguments) => Some(&arguments.common),
             Command::Snapshots(arguments) => Some(&arguments.common),
-            Command::SnapshotSave(arguments) => &arguments.common,
+            Command::SnapshotSave(arguments) => Some(&arguments.common),
             Command::Elections(arguments) => Some(&arguments.common),
             Command::KillAll(arguments) => Some(&arguments.common),
             Command::KeyValue(arguments) => Some(&arguments.common),
