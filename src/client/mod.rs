@@ -1,8 +1,8 @@
 //! A client of a cluster: [`ExampleClient`], its requests, responses and errors.
 
 // This module chooses the node for each request, and has the original's routes. `request` makes one attempt, `retry`
-// decides on the next. `kv`, `list`, `txn`, `snapshot` and `watch` are the key-value API; `events` reads a watch; `status` is for
-// operators.
+// decides on the next. `kv`, `list`, `txn`, `snapshot` and `watch` are the key-value API; `events` reads a watch;
+// `members` and `status` are for operators.
 
 mod error;
 pub(crate) mod events;
