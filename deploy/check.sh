@@ -23,5 +23,5 @@ else
     fi
 fi
 server=${RKV_SERVER:-target/debug/raft-key-value}
-[ -x "$server" ] || cargo build --locked
+[ -n "${RKV_SERVER:-}" ] || cargo build --locked
 python3 deploy/check.py "$programs" "$server"
