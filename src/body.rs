@@ -403,7 +403,7 @@ pub struct WatchEnd {
 #[serde(deny_unknown_fields)]
 pub struct AddMember {
     /// The id of the node.
-    #[schema(minimum = 1)]
+    #[schema(minimum = 1, format = "uint64")]
     pub id: u64,
     /// Its address for other nodes, `HOST:PORT`.
     pub address: String,
@@ -429,7 +429,7 @@ pub enum AddedRole {
 #[serde(deny_unknown_fields)]
 pub struct ReplaceMember {
     /// The id of the new node.
-    #[schema(minimum = 1)]
+    #[schema(minimum = 1, format = "uint64")]
     pub id: u64,
     /// Its address for other nodes, `HOST:PORT`.
     pub address: String,
@@ -485,6 +485,7 @@ pub struct LeaderTransferred {
 #[serde(deny_unknown_fields)]
 pub struct NextLeader {
     /// The id of the node that is to lead.
+    #[schema(format = "uint64")]
     pub id: u64,
 }
 
