@@ -487,6 +487,18 @@ impl Operation {
         }
     }
 
+    /// How many puts it has.
+    pub fn puts(&self) -> usize {
+        match self {
+            Operation::Put(_) => 1,
+            Operation::Txn(txn) => {
+                let steps = txn.success.iter().chain(&txn.failure);
+                steps.filter(|step| matches!(step, TxnStep::Put(_))).count()
+            }
+            _ => 0,
+        }
+    }
+
     /// Approximate bytes of memory of the keys and values.
     pub fn payload_bytes(&self) -> usize {
         match self {

@@ -101,7 +101,11 @@ Exit codes of commands:
    2  the request is invalid
    3  no node could serve the request, a list is incomplete, an endpoint of `status` does not
       serve requests, or the outcome is unknown: the message says which
-  74  the output cannot be written; a write was applied, and the message has its result
+   4  `doctor` found something critical; 1 after a warning
+  65  a snapshot file, or a file in the directory of a node, is damaged
+  73  a node runs on the directory
+  74  a file cannot be read or written, or the output cannot be written; a write was applied then,
+      and the message has its result
 
 Exit codes of a node:
    0  stopped by SIGTERM or SIGINT

@@ -103,7 +103,8 @@ async fn pursue(app: &ExampleApp, network: &mut ExampleNetworkFactory, suspect: 
             let transfer = TransferLeaderRequest::new(*vote, app.id, last);
             // Raft waits until its log is on disk.
             let stood = timeout(LEADER_LOSS_RPC_DEADLINE, app.raft.handle_transfer_leader(transfer)).await;
-            tracing::info!("standing for election, since a majority has lost the leader: {stood:?}");
+            tracing::info!("standing for election: a majority has lost the leader");
+            tracing::debug!("stood for election: {stood:?}");
         } else if pauses.is_first() {
             tracing::info!("not standing for election: no majority has lost the leader, or has this node's log");
         }

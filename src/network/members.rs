@@ -245,8 +245,8 @@ impl Late {
 }
 
 const ADVICE_NO_MAJORITY: &str =
-    "; with `force` it is proposed all the same, and then no write succeeds until enough of these nodes are back";
-const ADVICE_NO_SPARE: &str = "; add a node first, or replace this one; with `force` the change is made all the same";
+    "; with `force` it is proposed nevertheless, and then no write succeeds until enough of these nodes are back";
+const ADVICE_NO_SPARE: &str = "; add a node first, or replace this one; with `force` the change is made nevertheless";
 
 /// What a leader knows of the members since the change was requested.
 struct Judgment<'a> {

@@ -10,7 +10,7 @@
 
 use super::rejections::{excluded, no_leader, recovering, stopping};
 use crate::app::{ExampleApp, Role};
-use crate::config::{LOG_UNCOMMITTED_BYTES_MAX, LOG_UNSYNCED_BYTES_MAX};
+use crate::config::{KEY_MEMORY_BYTES, LOG_UNCOMMITTED_BYTES_MAX, LOG_UNSYNCED_BYTES_MAX};
 use crate::disk::DiskSpace;
 use crate::error::{ApiError, Details, Retry};
 use crate::operation::Operation;
@@ -131,10 +131,9 @@ pub fn proposal(app: &ExampleApp, operation: &Operation) -> Result<(), ApiError>
     if let Some(full) = full {
         return Err(ApiError::DiskSpaceLow(Details::not_applied(full)));
     }
-    let machine = &app.store.state_machine;
-    if machine.memory_bytes() > app.quota_bytes && machine.read(|machine| machine.may_grow(operation)) {
+    if exceeds_quota(app, operation) {
         return Err(ApiError::QuotaExceeded(Details::not_applied(format!(
-            "the quota of {} bytes is used up, so only deletes, touches and writes that add no data are accepted: \
+            "the write would exceed the quota of {} bytes; deletes, touches and writes that add no data are accepted: \
              delete keys, or restart all nodes with a greater --quota-bytes",
             app.quota_bytes
         ))));
@@ -152,4 +151,18 @@ pub fn proposal(app: &ExampleApp, operation: &Operation) -> Result<(), ApiError>
         return Ok(());
     };
     Err(ApiError::Overloaded(Retry::soon(why)))
+}
+
+/// Whether a write would add data beyond the quota. Writes in progress do not count.
+fn exceeds_quota(app: &ExampleApp, operation: &Operation) -> bool {
+    let machine = &app.store.state_machine;
+    let puts = operation.puts() as u64;
+    // As much as it can add at most: far from the quota, the state need not be read.
+    let added_bytes_max = operation.payload_bytes() as u64 + puts * KEY_MEMORY_BYTES;
+    puts > 0
+        && machine.memory_bytes().saturating_add(added_bytes_max) > app.quota_bytes
+        && machine.read(|machine| {
+            let growth_bytes = machine.growth_bytes(operation);
+            growth_bytes > 0 && machine.memory_bytes() + growth_bytes > app.quota_bytes
+        })
 }

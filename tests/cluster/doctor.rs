@@ -161,7 +161,7 @@ async fn a_member_that_was_never_reached_is_found() {
     assert_eq!(cluster.stop(leader).await, Some(0));
     cluster.restart(leader).await;
     // Another election may follow, of the old leader: it has not reached the node either then.
-    finds(&[cluster.addr(next)], "warning", "never_reached", &[down], &["has never responded to node"]).await;
+    finds(&[cluster.addr(next)], "warning", "never_reached", &[down], &["has not responded to node"]).await;
 }
 
 /// A node that is cut off from the others lags, knows no leader, and is not reached by them, while it responds.
@@ -364,7 +364,7 @@ async fn reported_figures_are_judged() {
     finds(&[&leader.addr], "warning", "member_unaware", &[2], &["does not know it"]).await;
     let hidden = format!("127.0.0.1:{}", free_port());
     let leader = leader_of(&hidden);
-    finds(&[&leader.addr], "info", "unreachable_from_here", &[2], &["but to the leader"]).await;
+    finds(&[&leader.addr], "info", "unreachable_from_here", &[2], &["but it does respond to the leader"]).await;
 }
 
 /// Whatever a server returns, `doctor` ends with findings.

@@ -9,19 +9,24 @@ use crate::harness::{ALL, Answer, CALM, DEADLINE, TestCluster, eventually};
 
 /// The least quota.
 const QUOTA: &str = "--quota-bytes=1048576";
-/// A value of which the quota holds a few.
+/// The longest value that is put; the quota holds a few of them.
 const VALUE_BYTES: usize = 200 << 10;
 
+/// Puts shorter and shorter values until not even an empty one fits; returns the number of keys and the last response.
 async fn fill(cluster: &TestCluster, id: NodeId) -> (usize, Answer) {
-    let mut count = 0;
+    let (mut count, mut bytes, mut value_bytes) = (0, 0, VALUE_BYTES);
     loop {
-        let answer = cluster.put(id, &format!("/v1/kv/full/{count}"), "v".repeat(VALUE_BYTES)).await;
+        let answer = cluster.put(id, &format!("/v1/kv/full/{count}"), "v".repeat(value_bytes)).await;
         if answer.status == 507 {
-            return (count, answer);
+            if value_bytes == 0 {
+                return (count, answer);
+            }
+            value_bytes /= 2;
+            continue;
         }
         answer.done();
-        count += 1;
-        assert!(count * VALUE_BYTES <= 2 * QUOTA_BYTES_LEAST as usize, "{count} values were accepted");
+        (count, bytes) = (count + 1, bytes + value_bytes);
+        assert!(bytes <= QUOTA_BYTES_LEAST as usize, "{count} values of {bytes} bytes were accepted");
     }
 }
 
@@ -41,16 +46,18 @@ async fn growth_is_rejected() {
     }
     cluster.put(1, "/v1/kv/lock?ttl=1h", "v").await.done();
     let (count, rejected) = fill(&cluster, 1).await;
-    assert_eq!(count, QUOTA_BYTES_LEAST as usize / VALUE_BYTES + 1, "the last one exceeds the quota");
+    assert!(count > QUOTA_BYTES_LEAST as usize / VALUE_BYTES, "{count}");
     let message = rejected.assert_rejected(507, "quota_exceeded").to_string();
     assert!(message.contains("--quota-bytes"), "{message}");
 
+    // Longer than what is left, in which a short key may fit.
+    let long = "v".repeat(1000);
     for id in ALL {
-        cluster.put(id, "/v1/kv/new", "v").await.assert_rejected(507, "quota_exceeded");
-        cluster.put(id, "/v1/kv/kept", "longer").await.assert_rejected(507, "quota_exceeded");
-        let txn = json!({"success": [{"get": {"key": "kept"}}], "failure": [{"put": {"key": "new", "value": "v"}}]});
+        cluster.put(id, "/v1/kv/new", long.clone()).await.assert_rejected(507, "quota_exceeded");
+        cluster.put(id, "/v1/kv/kept", long.clone()).await.assert_rejected(507, "quota_exceeded");
+        let txn = json!({"success": [{"get": {"key": "kept"}}], "failure": [{"put": {"key": "new", "value": long}}]});
         cluster.txn(id, &txn).await.assert_rejected(507, "quota_exceeded");
-        let set = cluster.post(id, "/write", r#"{"Set":{"key":"new","value":"v"}}"#).await;
+        let set = cluster.post(id, "/write", json!({"Set": {"key": "new", "value": long}}).to_string()).await;
         set.assert_error(507, "QuotaExceeded", "not_applied");
         cluster.get(id, "/v1/kv/new").await.assert_rejected(404, "key_not_found");
         assert_eq!(cluster.get(id, "/v1/kv/kept").await.done()["value"], "value");
@@ -60,7 +67,7 @@ async fn growth_is_rejected() {
         let txn =
             json!({"success": [{"put": {"key": counter, "value": "9"}}, {"touch": {"key": "lock", "ttl": "2h"}}]});
         cluster.txn(id, &txn).await.done();
-        cluster.put(id, &format!("/v1/kv/{counter}"), "10").await.assert_rejected(507, "quota_exceeded");
+        cluster.put(id, &format!("/v1/kv/{counter}"), long.clone()).await.assert_rejected(507, "quota_exceeded");
         let deleted = cluster.delete(id, &format!("/v1/kv/deleted-{id}")).await.done();
         assert_eq!(deleted["deleted"], 1);
         cluster.v1(id, Method::POST, "/v1/kv/lock/touch?ttl=1h", &[], "").await.done();
@@ -72,7 +79,7 @@ async fn growth_is_rejected() {
     cluster.stop(leader).await;
     cluster.restart(leader).await;
     let leader = cluster.leader_of(&ALL).await;
-    cluster.put(leader, "/v1/kv/new", "v").await.assert_rejected(507, "quota_exceeded");
+    cluster.put(leader, "/v1/kv/new", long.clone()).await.assert_rejected(507, "quota_exceeded");
 
     cluster.v1(leader, Method::POST, "/v1/kv/lock/touch?ttl=1s", &[], "").await.done();
     eventually("the lock expires", DEADLINE, async || {

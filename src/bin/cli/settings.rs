@@ -89,7 +89,7 @@ pub fn run(
 
 /// A setting as a line of a settings file, with its source. One that has no value is a comment.
 fn line(arg: &Arg, matches: &ArgMatches, file: Option<&ConfigFile>) -> Option<String> {
-    let name = arg.get_long().filter(|name| *name != "config" && !arg.is_hide_set())?;
+    let name = arg.get_long().filter(|name| !["config", "help", "version"].contains(name) && !arg.is_hide_set())?;
     let source = match matches.value_source(arg.get_id().as_str()) {
         Some(ValueSource::CommandLine) => format!("--{name}"),
         Some(ValueSource::EnvVariable) => arg.get_env().unwrap_or_default().to_string_lossy().into_owned(),

@@ -405,6 +405,6 @@ fn examples() -> Vec<ApiError> {
         )),
         ApiError::OutcomeUnknown(Interrupted::unknown("the leader changed during the request: read before retrying")),
         ApiError::DiskSpaceLow(details("the leader's disk is nearly full")),
-        ApiError::QuotaExceeded(details("the quota of 1073741824 bytes is used up")),
+        ApiError::QuotaExceeded(details("the write would exceed the quota of 1073741824 bytes")),
     ]
 }

@@ -361,19 +361,22 @@ impl ExampleStateMachine {
         self.data_bytes + self.data.len() as u64 * KEY_MEMORY_BYTES
     }
 
-    /// Whether a write would add data if it were applied now: a new key, or a value longer than the one it replaces.
-    pub fn may_grow(&self, operation: &Operation) -> bool {
-        let grows = |put: &Put| {
-            let len = self.data.get(&put.key).map(|record| record.value.as_bytes().len());
-            len.is_none_or(|len| put.value.as_bytes().len() > len)
+    /// Approximate memory that a write would add if it were applied now, in bytes: for new keys, and for values longer
+    /// than those that they replace. Of a transaction, that of the list that adds more.
+    pub fn growth_bytes(&self, operation: &Operation) -> u64 {
+        let growth = |put: &Put| match self.data.get(&put.key) {
+            Some(record) => put.value.as_bytes().len().saturating_sub(record.value.as_bytes().len()) as u64,
+            None => (put.key.len() + put.value.as_bytes().len()) as u64 + KEY_MEMORY_BYTES,
         };
         match operation {
-            Operation::Put(put) => grows(put),
+            Operation::Put(put) => growth(put),
             Operation::Txn(txn) => {
-                let steps = txn.success.iter().chain(&txn.failure);
-                steps.filter_map(|step| if let TxnStep::Put(put) = step { Some(put) } else { None }).any(grows)
+                let of_list = |steps: &[TxnStep]| {
+                    steps.iter().map(|step| if let TxnStep::Put(put) = step { growth(put) } else { 0 }).sum::<u64>()
+                };
+                of_list(&txn.success).max(of_list(&txn.failure))
             }
-            _ => false,
+            _ => 0,
         }
     }
 

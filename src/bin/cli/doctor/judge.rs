@@ -309,7 +309,9 @@ impl Findings {
                 well.len(),
                 voters.len()
             );
-            let advice = format!("repair or replace nodes {} now, and stop no other node until then", numbers(&unwell));
+            let plural = if unwell.len() == 1 { "" } else { "s" };
+            let advice =
+                format!("repair or replace node{plural} {} now, and stop no other node until then", numbers(&unwell));
             self.add(Severity::Warning, "no_spare_voter", unwell, seen, advice);
         }
     }
@@ -385,8 +387,9 @@ impl Findings {
         }
         match presence {
             Presence::Silent(reason) if cluster.leader_hears(id) => {
-                let seen =
-                    format!("node {id} at {address} does not respond to this command ({reason}), but to the leader");
+                let seen = format!(
+                    "node {id} at {address} does not respond to this command ({reason}), but it does respond to the leader"
+                );
                 let advice = "nothing, if clients need not reach the addresses of the membership from this machine";
                 self.add(Severity::Info, "unreachable_from_here", [id], seen, advice);
             }
@@ -404,12 +407,12 @@ impl Findings {
         let is_never = |follower: &KnownFollower| follower.lag_entries.is_none() && follower.silent_ms.is_none();
         if let (Some(leader), true) = (cluster.leader, follower.is_some_and(is_never)) {
             let seen = format!(
-                "node {id} at {address} does not respond ({reason}), and has never responded to node {} since that leads, \
+                "node {id} at {address} does not respond ({reason}), and has not responded to node {} since that became the leader \
                  in term {}",
                 leader.node, leader.term
             );
             let advice = format!(
-                "check that node {id} was started and that {address} is its address; remove it if it is not needed: see \
+                "start it if it should run, and check that {address} is its address; remove it if it is not needed: see \
                  \"Remove a node\" in docs/operations.md"
             );
             return self.add(Severity::Warning, "never_reached", [id], seen, advice);
