@@ -303,7 +303,7 @@ pub const MEMBERS_PROBE_INTERVAL: Duration = Duration::from_millis(100);
 /// part in commits satisfy this under load: they only need to catch up that far in time.
 pub const MEMBER_LAG_ENTRIES_MAX: u64 = 100;
 /// How long a request to add or promote a node waits for the node to catch up. The response says how far it is, and the
-/// same request goes on.
+/// same request continues.
 pub const CATCH_UP_WAIT: Duration = Duration::from_secs(10);
 /// How long a learner must keep up, without a gap, before it becomes a voter.
 pub const CAUGHT_UP_FOR: Duration = Duration::from_secs(1);

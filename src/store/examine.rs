@@ -24,7 +24,7 @@ use crate::types::{LogId, NodeId, Payload, StoredMembership, Vote};
 pub struct Finding {
     /// The file or directory.
     pub path: PathBuf,
-    /// What it holds, or why it is rejected.
+    /// Its content in words, or why it is rejected.
     pub outcome: Result<String, StoreError>,
 }
 

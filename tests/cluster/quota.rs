@@ -1,4 +1,4 @@
-//! The quota: writes that add data beyond it are rejected, and everything else goes on.
+//! The quota: writes that add data beyond it are rejected, and everything else still works.
 
 use raft_key_value::NodeId;
 use raft_key_value::config::QUOTA_BYTES_LEAST;

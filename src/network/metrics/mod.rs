@@ -1,8 +1,8 @@
 //! `GET /v1/metrics`, and `GET /metrics` for Prometheus: what the node measures, as text.
 //!
 //! The text is made at most once a second, on the blocking pool, from numbers that the node publishes anyway: a scrape
-//! waits for no other thread but for the short locks of the log and the state machine. All scrapes of a second share
-//! the text. The memory that their responses hold is bounded, apart from that of other responses.
+//! waits for other threads only at the short locks of the log and the state machine. All scrapes of a second share the
+//! text. The memory that their responses hold is bounded, apart from that of other responses.
 //!
 //! No label has a value that a client can choose.
 

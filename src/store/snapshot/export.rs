@@ -1,7 +1,7 @@
 //! A snapshot for a client: written into a file without a name, and read while it is being written.
 //!
 //! Its length is known before its first byte, because encoding the state once without keeping anything is quick. The
-//! file has no name from the start, so it is gone once it is closed, also after a crash. What is written is released to
+//! file never has a name, so the system deletes it once it is closed, even after a crash. What is written is released to
 //! the reader after each sync. The footer, without which no reader accepts the snapshot, is released last: after the
 //! hash of the state was computed again from everything that was written.
 
@@ -91,9 +91,8 @@ impl Export {
 
 /// Writes a snapshot of `machine`, and hands it to `begun` before its first byte is written. Blocks on the disk.
 ///
-/// `has_room` says whether this many more bytes may be written. It is asked before the file is created, and after each
-/// sync with the bytes that are left. The writing ends early if it does not hold any longer, or once the [`Export`] is
-/// dropped. The reader gets all errors.
+/// `has_room` says whether this many more bytes may be written. It is called before the file is created, and after each
+/// sync with the bytes that are left. Writing ends early once it returns false, or once the [`Export`] is dropped. The reader gets all errors.
 pub fn write(
     machine: &ExampleStateMachine,
     snapshots: &SnapshotDirectory,

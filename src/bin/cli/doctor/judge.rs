@@ -96,7 +96,7 @@ struct Cluster<'a> {
     nodes: BTreeMap<u64, (&'a Seen, &'a NodeStatus)>,
     /// The node that leads, if one does.
     leader: Option<&'a NodeStatus>,
-    /// The members, as the leader has them, or else the node with the newest log.
+    /// The members, as the leader has them; without a leader, as the node with the newest log has them.
     members: &'a [KnownMember],
 }
 
