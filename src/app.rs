@@ -28,7 +28,7 @@ use crate::network::watch_held::WatchesHeld;
 use crate::peers::Peers;
 use crate::store::{ClusterId, ExampleRaft, ExampleStore, Identity};
 use crate::telemetry::meters::HttpMeters;
-use crate::types::{ExampleNode, LeaderId, LogId, NodeId, StoredMembership, TypeConfig, Vote};
+use crate::types::{ExampleNode, LeaderId, LogId, Membership, NodeId, StoredMembership, TypeConfig, Vote};
 
 /// The state of a node that handlers need.
 pub struct ExampleApp {
@@ -164,9 +164,6 @@ fn fail(sender: &watch::Sender<Option<Failure>>, failure: Failure) {
         is_first
     });
 }
-
-/// The members of a cluster.
-pub type Membership = openraft::Membership<NodeId, ExampleNode>;
 
 /// The role of a node now.
 #[derive(Clone, Debug, PartialEq, Eq)]

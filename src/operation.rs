@@ -481,7 +481,7 @@ impl Operation {
     pub fn stores_nothing(&self) -> bool {
         match self {
             Operation::Delete(_) | Operation::DeletePrefix { .. } | Operation::Touch(_) | Operation::Expire => true,
-            Operation::Txn(txn) => !txn.success.iter().chain(&txn.failure).any(|step| matches!(step, TxnStep::Put(_))),
+            Operation::Txn(_) => self.puts() == 0,
             // A self-check is not urgent.
             Operation::Put(_) | Operation::SelfCheck { .. } => false,
         }

@@ -35,6 +35,8 @@ pub type Vote = openraft::alias::VoteOf<TypeConfig>;
 pub type Entry = openraft::alias::EntryOf<TypeConfig>;
 /// The content of a log entry: nothing, a [`Command`], or a membership.
 pub type Payload = openraft::alias::PayloadOf<TypeConfig>;
+/// The members of a cluster.
+pub type Membership = openraft::Membership<NodeId, ExampleNode>;
 /// A membership, and the log id of its entry.
 pub type StoredMembership = openraft::alias::StoredMembershipOf<TypeConfig>;
 /// The meta of a snapshot: the last log id that it covers, and the membership.

@@ -13,7 +13,7 @@ use tokio::sync::{MutexGuard, SemaphorePermit};
 
 use super::consensus::write_error;
 use super::management::{check_member, check_same_directory, member_at, on_leader};
-use super::members::{self, Changed, Membership, Missing, Options, Wanted, check_member_exists, wait_until_caught_up};
+use super::members::{self, Changed, Missing, Options, Wanted, check_member_exists, wait_until_caught_up};
 use super::openapi::answers::MemberErrors;
 use super::openapi::parameters::{ForwardHeader, MemberInPath, MemberParameters};
 use super::parameters::Parameters;
@@ -24,7 +24,7 @@ use crate::app::ExampleApp;
 use crate::body::{AddMember, AddedRole, Member, MemberChanged, MemberRemoved, MemberRole, ReplaceMember};
 use crate::config::{CAUGHT_UP_FOR, REQUEST_DEADLINE};
 use crate::error::{ApiError, Details, Retry};
-use crate::types::{ExampleNode, NodeId};
+use crate::types::{ExampleNode, Membership, NodeId};
 
 const ADD_BODY: &str = r#"{"id":4,"address":"127.0.0.1:21004","role":"voter"}"#;
 const REPLACE_BODY: &str = r#"{"id":4,"address":"127.0.0.1:21004"}"#;

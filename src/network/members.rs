@@ -23,10 +23,8 @@ use super::rejections::{no_leader, raft_ended, unconfirmed};
 use crate::app::ExampleApp;
 use crate::config::{CATCH_UP_WAIT, KEEPS_UP_WITHIN, MEMBER_LAG_ENTRIES_MAX, MEMBERS_PROBE_INTERVAL, REQUEST_DEADLINE};
 use crate::error::{ApiError, Details, Interrupted};
-use crate::types::{ExampleNode, ExampleResponse, LogId, NodeId, TypeConfig};
+use crate::types::{ExampleNode, ExampleResponse, LogId, Membership, NodeId, TypeConfig};
 
-/// A membership.
-pub type Membership = openraft::Membership<NodeId, ExampleNode>;
 type Metrics = RaftMetrics<TypeConfig>;
 type Response = ClientWriteResponse<TypeConfig>;
 

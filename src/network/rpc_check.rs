@@ -15,9 +15,7 @@ use crate::config::{
     TERM_STEP_MIN,
 };
 use crate::error::{ApiError, Details};
-use crate::types::{Entry, LogId, NodeId, Payload, SnapshotMeta, StoredMembership, TypeConfig, Vote};
-
-type Membership = openraft::Membership<NodeId, crate::types::ExampleNode>;
+use crate::types::{Entry, LogId, Membership, NodeId, Payload, SnapshotMeta, StoredMembership, TypeConfig, Vote};
 
 /// The head of a snapshot, before its bytes.
 #[derive(Serialize, Deserialize)]
