@@ -265,9 +265,10 @@ impl TestNode {
         status.code()
     }
 
-    /// Stops the process with SIGSTOP.
+    /// Stops the process with SIGSTOP, and waits until all its threads have stopped.
     pub fn pause(&self) {
         process::send_signal(self.pid(), "STOP");
+        process::wait_until_stopped(self.pid());
     }
 
     /// Continues a paused process.

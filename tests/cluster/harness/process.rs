@@ -94,3 +94,23 @@ pub fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Ended {
         stderr: String::from_utf8(output.stderr).unwrap(),
     }
 }
+
+/// Waits until all threads of a process that was sent SIGSTOP have stopped.
+///
+/// The signal goes to one of the threads, and that one stops the others once it is scheduled. On a busy machine, they
+/// go on for a while, and may even accept a request.
+pub fn wait_until_stopped(pid: u32) {
+    let deadline = Instant::now() + DEADLINE;
+    while thread_states(pid).iter().any(|state| !matches!(state, 'T' | 't' | 'Z' | 'X')) {
+        assert!(Instant::now() < deadline, "process {pid} does not stop");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The state of each thread of a process, as described in proc(5).
+fn thread_states(pid: u32) -> Vec<char> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    // A thread may have ended meanwhile, and a name may contain parentheses.
+    let stats = threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("stat")).ok());
+    stats.filter_map(|stat| stat.rsplit_once(") ")?.1.chars().next()).collect()
+}
