@@ -28,6 +28,7 @@ use crate::network::watch_held::WatchesHeld;
 use crate::peers::Peers;
 use crate::store::{ClusterId, ExampleRaft, ExampleStore, Identity};
 use crate::telemetry::meters::HttpMeters;
+use crate::telemetry::traces::Traces;
 use crate::types::{ExampleNode, LeaderId, LogId, Membership, NodeId, StoredMembership, TypeConfig, Vote};
 
 /// The state of a node that handlers need.
@@ -89,6 +90,7 @@ pub struct ExampleApp {
     /// One for each thread that serves connections.
     http_meters: Mutex<Vec<Arc<HttpMeters>>>,
     slow_requests: Arc<SlowRequests>,
+    traces: Option<Arc<Traces>>,
     // The part of the metrics that only changes with the leader or the membership.
     metrics: WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>,
     all_metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
@@ -258,7 +260,14 @@ pub struct Room {
 
 impl ExampleApp {
     /// Creates the handles of a node.
-    pub fn new(addr: String, raft: ExampleRaft, store: Arc<ExampleStore>, peers: Arc<Peers>, config: &Config) -> Self {
+    pub fn new(
+        addr: String,
+        raft: ExampleRaft,
+        store: Arc<ExampleStore>,
+        peers: Arc<Peers>,
+        traces: Option<Arc<Traces>>,
+        config: &Config,
+    ) -> Self {
         let metrics = raft.server_metrics();
         ExampleApp {
             id: config.id,
@@ -286,6 +295,7 @@ impl ExampleApp {
             transfer_turn: tokio::sync::Mutex::new(()),
             metrics_text: MetricsText::default(),
             http_meters: Mutex::default(),
+            traces,
             slow_requests: Arc::new(SlowRequests::over_ms(config.slow_request_ms)),
             cluster_view: ClusterView::new(config),
             appending: Arc::default(),
@@ -348,7 +358,7 @@ impl ExampleApp {
     pub fn observer(&self) -> Observer {
         let meters = Arc::<HttpMeters>::default();
         self.http_meters().push(meters.clone());
-        Observer::new(meters, self.slow_requests.clone())
+        Observer::new(meters, self.slow_requests.clone(), self.traces.clone())
     }
 
     /// The meters of the threads that serve connections.

@@ -33,6 +33,8 @@ pub static REPLAYED: HeaderName = HeaderName::from_static("raft-replayed");
 /// The id of a request, taken from the client or made by the node. It is in the response, in the request that is
 /// forwarded to the leader, and in log messages.
 pub static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The trace and the span of the sender, and whether they are recorded, as in W3C Trace Context.
+pub static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// The store's revision that the response shows.
 pub static REVISION: HeaderName = HeaderName::from_static("raft-revision");
 /// In an RPC and its response: a random number of the sending process.

@@ -34,6 +34,7 @@ use crate::network::transfer;
 use crate::operation::Operation;
 use crate::peers::Peers;
 use crate::store::{ExampleRaft, ExampleStateMachine, ExampleStore, StoreError};
+use crate::telemetry::traces::Traces;
 use crate::types::TypeConfig;
 
 /// Why a node did not start, or stopped.
@@ -226,7 +227,9 @@ pub async fn serve_on(
     };
     let peers = Arc::new(Peers::default());
     let (store, at_start, raft) = while_starting(&listeners, open(&config, &peers)).await?;
-    let app = web::Data::new(ExampleApp::new(advertised, raft.clone(), store.clone(), peers, &config));
+    let traces = Traces::start(&config).map_err(ServeError::Http)?.map(Arc::new);
+    let app = ExampleApp::new(advertised, raft.clone(), store.clone(), peers, traces.clone(), &config);
+    let app = web::Data::new(app);
     let (stopping, stopping_rx) = watch::channel(false);
     let browsers = Browsers::new(&config);
     let raft_thread = RaftThread::start(app.clone(), browsers.clone()).map_err(ServeError::Http)?;
@@ -291,6 +294,10 @@ pub async fn serve_on(
         }
     };
     raft_thread.end().await;
+    if let Some(traces) = traces {
+        // It blocks for a bounded time.
+        let _ = tokio::task::spawn_blocking(move || traces.stop()).await;
+    }
     result
 }
 

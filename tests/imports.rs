@@ -72,7 +72,7 @@ const MAY_NAME: [(&str, &str); 38] = [
          store::error store::durable store::log store::state_machine store::snapshot",
     ),
     ("compaction", "app config disk store types store::durable store::snapshot"),
-    ("server", "app compaction config network operation peers store types"),
+    ("server", "app compaction config network operation peers store telemetry types"),
     (
         "fuzzing",
         "app body client config error headers network node_status operation store types store::clock_file store::identity \

@@ -42,6 +42,20 @@ pub(crate) fn parse_host(text: &str) -> Result<String, String> {
     }
 }
 
+/// Parses `--otlp-endpoint`; returns the URL that traces are sent to.
+pub(crate) fn parse_otlp_endpoint(text: &str) -> Result<String, String> {
+    let wrong = || "it must be http://HOST[:PORT][/PATH], such as http://127.0.0.1:4318".to_owned();
+    let mut url = reqwest::Url::parse(text.trim()).map_err(|_| wrong())?;
+    let has_more = url.query().is_some() || url.fragment().is_some() || url.password().is_some();
+    if url.scheme() != "http" || !url.has_host() || has_more || !url.username().is_empty() {
+        return Err(wrong());
+    }
+    if url.path() == "/" {
+        url.set_path("/v1/traces");
+    }
+    Ok(url.into())
+}
+
 /// Parses an item of `--join`.
 pub(crate) fn parse_member(text: &str) -> Result<String, String> {
     let addr = text.trim();

@@ -18,6 +18,8 @@ pub(super) const ELECTION_TIMEOUT_MAX_MS_DEFAULT: u64 = 600;
 pub(super) const ELECTION_TIMEOUT_MAX_MS_LIMIT: u64 = 60_000;
 /// Time after which a request counts as slow unless set by `--slow-request-ms`, in milliseconds.
 pub(super) const SLOW_REQUEST_MS_DEFAULT: u64 = 300;
+/// Share of requests that are traced unless set by `--otlp-sample-ratio`.
+pub(super) const OTLP_SAMPLE_RATIO_DEFAULT: f64 = 0.01;
 /// Log level unless set by `--log-level` or `RUST_LOG`.
 pub(super) const LOG_LEVEL_DEFAULT: &str = "info";
 
@@ -700,6 +702,19 @@ pub const DISK_BYTES_PER_CHECK: u64 = 16 << 20;
 pub const DISK_REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 const _: () = assert!(DISK_FREE_BYTES_LEAST < DISK_FREE_BYTES_MIN / 8);
+
+// ---- traces ----
+
+/// Spans of requests that wait to be sent; further ones are dropped. A span takes less than 2 KiB.
+pub const SPANS_QUEUED_MAX: usize = 2048;
+/// Spans in a message to the collector.
+pub const SPANS_PER_EXPORT_MAX: usize = 512;
+/// Attributes of a span.
+pub const SPAN_ATTRIBUTES_MAX: u32 = 16;
+/// How long the collector may take to accept a message.
+pub const SPANS_EXPORT_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a node that stops waits until its last spans are sent.
+pub const SPANS_FLUSH_DEADLINE: Duration = Duration::from_secs(1);
 
 // ---- log output ----
 

@@ -250,6 +250,15 @@ pub struct Config {
     #[arg(long, env = "RKV_SLOW_REQUEST_MS", value_name = "MS", default_value_t = SLOW_REQUEST_MS_DEFAULT)]
     pub slow_request_ms: u64,
 
+    /// OpenTelemetry collector to send traces of requests to by OTLP over HTTP, such as `http://127.0.0.1:4318`;
+    /// without a path, `/v1/traces` is added
+    #[arg(long, env = "RKV_OTLP_ENDPOINT", value_name = "URL", value_parser = parse_otlp_endpoint)]
+    pub otlp_endpoint: Option<String>,
+
+    /// Share of requests to trace, from 0 to 1; a client's header `traceparent` overrides it for the request
+    #[arg(long, env = "RKV_OTLP_SAMPLE_RATIO", value_name = "RATIO", default_value_t = OTLP_SAMPLE_RATIO_DEFAULT)]
+    pub otlp_sample_ratio: f64,
+
     /// Format of log lines
     #[arg(long, env = "RKV_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t)]
     pub log_format: LogFormat,
@@ -436,6 +445,8 @@ impl Config {
             self.quota_bytes >= QUOTA_BYTES_LEAST,
             format!("--quota-bytes must be at least {QUOTA_BYTES_LEAST} (1 MiB), got {}", self.quota_bytes),
         )?;
+        let ratio = self.otlp_sample_ratio;
+        check((0.0..=1.0).contains(&ratio), format!("--otlp-sample-ratio must be from 0 to 1, got {ratio}"))?;
         let ranges = [
             ("--max-request-bytes", self.max_request_bytes, REQUEST_BYTES_MAX_LEAST..=REQUEST_BYTES_MAX_LIMIT),
             ("--max-key-bytes", self.max_key_bytes, 1..=KEY_BYTES_MAX_LIMIT),

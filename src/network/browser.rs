@@ -22,7 +22,7 @@ use super::forward;
 use crate::app::ExampleApp;
 use crate::config::{BROWSER_PREFLIGHT_SECONDS, Config, parse_host, parse_origin};
 use crate::error::{ApiError, Details, shortened};
-use crate::headers::{FORWARD, IDEMPOTENCY_KEY, LAST_EVENT_ID, REQUEST_ID, WAIT};
+use crate::headers::{FORWARD, IDEMPOTENCY_KEY, LAST_EVENT_ID, REQUEST_ID, TRACEPARENT, WAIT};
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, PUT, POST, DELETE");
 /// Headers of responses that a page may read.
@@ -143,7 +143,9 @@ impl AllowedOrigin {
         let sent = response.headers_mut();
         sent.insert(header::ACCESS_CONTROL_ALLOW_METHODS, METHODS);
         let standard = [&header::CONTENT_TYPE, &header::IF_MATCH, &header::IF_NONE_MATCH];
-        for name in standard.into_iter().chain([&IDEMPOTENCY_KEY, &LAST_EVENT_ID, &FORWARD, &WAIT, &REQUEST_ID]) {
+        for name in
+            standard.into_iter().chain([&IDEMPOTENCY_KEY, &LAST_EVENT_ID, &FORWARD, &WAIT, &REQUEST_ID, &TRACEPARENT])
+        {
             sent.append(header::ACCESS_CONTROL_ALLOW_HEADERS, name.clone().into());
         }
         sent.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from(BROWSER_PREFLIGHT_SECONDS));

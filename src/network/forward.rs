@@ -22,6 +22,7 @@ use crate::connection::{BodyError, read_response};
 use crate::error::{ApiError, Details, Interrupted, LeaderHint, Retry};
 use crate::headers::{
     CLUSTER, FORWARD, FORWARDED, FORWARDED_TO, IDEMPOTENCY_KEY, NODE, OUTCOME, REPLAYED, REQUEST_ID, REVISION, TERM,
+    TRACEPARENT,
 };
 use crate::store::ClusterId;
 use crate::types::{ExampleNode, NodeId};
@@ -126,6 +127,9 @@ pub async fn to_leader(
     }
     if let Some(id) = state_of(request).and_then(|state| state.spent.request_id()) {
         forwarded = forwarded.header(REQUEST_ID.as_str(), id.as_bytes());
+    }
+    if let Some(parent) = state_of(request).and_then(|state| state.spent.traceparent()) {
+        forwarded = forwarded.header(TRACEPARENT.as_str(), parent);
     }
     if !body.is_empty() {
         forwarded = forwarded.body(body);

@@ -14,9 +14,10 @@ use actix_web::http::header::HeaderValue;
 
 use super::listener::admission::state_of;
 use crate::config::{REQUEST_ID_BYTES_MAX, SLOW_REPORT_INTERVAL};
-use crate::headers::REQUEST_ID;
+use crate::headers::{REQUEST_ID, TRACEPARENT};
 use crate::telemetry::meters::HttpMeters;
 use crate::telemetry::operations::{OPERATIONS, operation_of};
+use crate::telemetry::traces::{RequestSpan, Traces};
 
 /// What one thread observes of its requests.
 #[derive(Debug, Default)]
@@ -24,23 +25,29 @@ pub struct Observer {
     /// Read by `/v1/metrics` on other threads.
     pub meters: Arc<HttpMeters>,
     slow: Arc<SlowRequests>,
+    traces: Option<Arc<Traces>>,
     ids: RequestIds,
 }
 
 impl Observer {
     /// The observer of a new thread.
-    pub fn new(meters: Arc<HttpMeters>, slow: Arc<SlowRequests>) -> Self {
-        Observer { meters, slow, ids: RequestIds::default() }
+    pub fn new(meters: Arc<HttpMeters>, slow: Arc<SlowRequests>, traces: Option<Arc<Traces>>) -> Self {
+        Observer { meters, slow, traces, ids: RequestIds::default() }
     }
 
     /// Begins to observe a request.
     pub fn begin(&self, spent: &Spent, request: &Request) -> Observed {
         let path = request.path();
-        // RPCs are too frequent and too uniform for ids.
-        let id = (!path.starts_with("/raft-")).then(|| sent_id(request).unwrap_or_else(|| self.ids.make()));
-        spent.request_id.replace(id);
+        let operation = operation_of(request.method().as_str(), path);
+        // RPCs are too frequent and too uniform for ids and traces.
+        if !path.starts_with("/raft-") {
+            spent.request_id.replace(Some(sent_id(request).unwrap_or_else(|| self.ids.make())));
+            if let Some(traces) = &self.traces {
+                spent.span.replace(Some(traces.begin(operation, sent_parent(request))));
+            }
+        }
         self.meters.in_flight.increment();
-        Observed { operation: operation_of(request.method().as_str(), path), began: Instant::now() }
+        Observed { operation, began: Instant::now() }
     }
 
     /// Ends it; `status` is that of the response, if there is one. Returns the id for the response.
@@ -51,6 +58,9 @@ impl Observer {
         if self.slow.is_slow(took) && !may_take_long(observed.operation) {
             self.meters.slow.increment();
             self.slow.report(spent, observed.operation, status, took);
+        }
+        if let Some(span) = spent.span.take() {
+            spent.end_span(span, observed.operation, status);
         }
         spent.reset()
     }
@@ -67,6 +77,7 @@ pub struct Observed {
 #[derive(Debug, Default)]
 pub struct Spent {
     request_id: RefCell<Option<HeaderValue>>,
+    span: RefCell<Option<RequestSpan>>,
     /// In the admission queue, before the request was read.
     pub admission: Cell<Duration>,
     /// Until its body had arrived, and memory for it was free.
@@ -87,6 +98,46 @@ impl Spent {
     /// The id of the current request, as a header.
     pub fn request_id(&self) -> Option<HeaderValue> {
         self.request_id.borrow().clone()
+    }
+
+    /// The header `traceparent` for the leader, if there are traces.
+    pub fn traceparent(&self) -> Option<String> {
+        self.span.borrow().as_ref().map(RequestSpan::traceparent)
+    }
+
+    /// Ends the span of the current request. Its names are OpenTelemetry's where it has one.
+    fn end_span(&self, mut span: RequestSpan, operation: usize, status: Option<u16>) {
+        if !span.is_recorded() {
+            return;
+        }
+        let (method, route) = OPERATIONS[operation];
+        span.set_text("http.request.method", method);
+        span.set_text("http.route", route);
+        if let Some(id) = self.request_id.borrow().as_ref().and_then(|id| id.to_str().ok()) {
+            span.set_text("rkv.request_id", id);
+        }
+        match status {
+            Some(status) => span.set_number("http.response.status_code", status.into()),
+            None => span.set_failed("the client disconnected"),
+        }
+        if status.is_some_and(|status| status >= 500) {
+            span.set_failed("the node rejected or failed the request");
+        }
+        for (name, duration) in [
+            ("rkv.admission_us", &self.admission),
+            ("rkv.body_us", &self.body),
+            ("rkv.proposal_us", &self.proposal),
+            ("rkv.sync_us", &self.sync),
+            ("rkv.apply_us", &self.apply),
+            ("rkv.confirmation_us", &self.confirmation),
+            ("rkv.leader_us", &self.leader),
+        ] {
+            let us = duration.get().as_micros();
+            if us > 0 {
+                span.set_number(name, i64::try_from(us).unwrap_or(i64::MAX));
+            }
+        }
+        span.end();
     }
 
     /// Makes it ready for the next request; returns the id of the last.
@@ -153,6 +204,13 @@ fn sent_id(request: &Request) -> Option<HeaderValue> {
     let mut sent = request.headers().get_all(&REQUEST_ID);
     let id = sent.next()?;
     (sent.next().is_none() && is_valid_id(id.as_bytes())).then(|| id.clone())
+}
+
+/// The parent of a request's span. Of several, none is taken.
+fn sent_parent(request: &Request) -> Option<&str> {
+    let mut sent = request.headers().get_all(&TRACEPARENT);
+    let parent = sent.next()?;
+    if sent.next().is_some() { None } else { parent.to_str().ok() }
 }
 
 /// Whether an id can be logged and passed on as it is.

@@ -4,3 +4,4 @@ pub mod logging;
 pub mod meters;
 pub mod operations;
 pub mod process;
+pub mod traces;

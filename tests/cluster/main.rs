@@ -104,6 +104,7 @@ mod snapshots;
 mod test_cluster;
 mod threads;
 mod time_to_live;
+mod traces;
 mod transfer;
 mod txn;
 mod watch;
