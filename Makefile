@@ -1,6 +1,6 @@
 # The same targets serve developers, `.ci/run` and GitHub.
 
-.PHONY: verify format lint docs test demo bench bench-hostile-quick bench-tools leftovers deny help api-check deploy-check \
+.PHONY: verify format lint docs test demo bench bench-hostile-quick bench-small-disk bench-tools leftovers deny help api-check deploy-check \
 	faults faults-quick faults-model faults-control faults-outage faults-selftest faults-tools faults-etcd soak fuzz
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo 'make bench-overload       four times the load that a cluster can carry (3; as root)'
 	@echo 'make bench-self-check     cost of hashing and comparing the nodes'\'' states (2)'
 	@echo 'make bench-hostile        hostile and odd clients (7)'
+	@echo 'make bench-small-disk     one key of 1 MiB written for an hour, on disks of 2 GiB (61; as root)'
 	@echo 'make bench-hostile-quick  a tenth of them (1); Error 1 if a node ends or a goal is missed'
 	@echo
 	@echo 'Faults (tools/faults/README.md), as root, with their duration in minutes:'
@@ -70,6 +71,11 @@ bench: bench-tools
 
 bench-%: bench-tools
 	cargo run --release --locked -p raft-key-value-bench -- $* $(BENCH_ARGUMENTS)
+
+# BENCH_ARGUMENTS is its length, in seconds.
+bench-small-disk:
+	cargo build --release --locked
+	tools/bench/small-disk.py target/release/raft-key-value $(BENCH_ARGUMENTS)
 
 # A tenth of the clients and keys. The load generator is a debug build, because building it takes longer than running it.
 bench-hostile-quick:
