@@ -1,13 +1,14 @@
 # The same targets serve developers, `.ci/run` and GitHub.
 
 .PHONY: verify format lint docs test demo bench bench-hostile-quick bench-small-disk bench-tools leftovers deny help api-check deploy-check \
-	faults faults-quick faults-model faults-control faults-outage faults-selftest faults-tools faults-etcd soak fuzz
+	upgrade-check former faults faults-quick faults-model faults-control faults-outage faults-selftest faults-tools faults-etcd soak fuzz
 
 help:
 	@echo 'make verify     check formatting, lints, documentation and leftovers, and run all tests'
 	@echo 'make test       run all tests'
 	@echo 'make api-check  check a node against its own /openapi.json with Schemathesis (90 seconds; needs python3)'
 	@echo 'make deploy-check  check the alerts and the dashboard with Prometheus and a cluster (2 minutes; Debian, python3)'
+	@echo 'make upgrade-check  run nodes of an earlier commit next to nodes of this one (3 minutes; needs the git history)'
 	@echo 'make demo       start a cluster of three, and check it with curl'
 	@echo 'make deny       check licenses and advisories of the dependencies (needs cargo-deny)'
 	@echo
@@ -61,6 +62,13 @@ api-check:
 # The alerts and the dashboard in deploy/, with Debian's Prometheus.
 deploy-check:
 	deploy/check.sh
+
+# Nodes of this version next to nodes of the last one with the level of formats before, see tools/build-former.sh.
+upgrade-check: former
+	RKV_FORMER=$(or $(RKV_FORMER),$(CURDIR)/target/former/raft-key-value) cargo test --locked --test cluster -- upgrades::
+
+former:
+	[ -n "$(RKV_FORMER)" ] || tools/build-former.sh
 
 demo:
 	./test-cluster.sh

@@ -34,6 +34,7 @@
 //! | [`watchers`] | do a thousand watches see every change once |
 //! | [`cluster_status`] | does every node describe its cluster truly |
 //! | [`compat`] | can a node use the data of an older version |
+//! | [`upgrades`] | can nodes be upgraded one after another, and can that be undone |
 //! | [`cli`] | what the client commands print, and how they exit |
 //! | [`client`] | how `ExampleClient` handles failing nodes |
 //! | [`kv`] | single keys: put, get, delete and their conditions |
@@ -107,5 +108,6 @@ mod time_to_live;
 mod traces;
 mod transfer;
 mod txn;
+mod upgrades;
 mod watch;
 mod watchers;

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use raft_key_value::types::LogId;
@@ -14,6 +15,7 @@ use super::eventually::{DEADLINE, eventually};
 use super::http::{Answer, Http, Metrics};
 use super::links::Links;
 use super::node::TestNode;
+use super::process::BINARY;
 
 /// Limits how many clusters run at once, whatever the number of tests, since their nodes share the machine.
 static SLOTS: Semaphore = Semaphore::const_new(3);
@@ -72,6 +74,8 @@ pub struct TestCluster {
     nodes: BTreeMap<NodeId, TestNode>,
     flags: Vec<&'static str>,
     umask: Option<&'static str>,
+    /// The program of nodes that are added, if it is not the one under test.
+    program: Option<PathBuf>,
     http: Http,
     directory: TempDir,
     _slot: Slot,
@@ -88,6 +92,7 @@ impl TestCluster {
             nodes: BTreeMap::new(),
             flags: flags.to_vec(),
             umask: None,
+            program: None,
             http,
             directory,
             _slot: slot,
@@ -129,7 +134,10 @@ impl TestCluster {
     pub async fn add_node(&mut self, id: NodeId) {
         let directory = self.directory.path();
         let node = match self.umask {
-            None => TestNode::start(id, directory, &self.flags, &self.http).await,
+            None => {
+                let program = self.program.as_deref().unwrap_or(Path::new(BINARY));
+                TestNode::start_program(program, id, directory, &self.flags, &self.http).await
+            }
             Some(umask) => {
                 let shell = format!("umask {umask}");
                 TestNode::start_after(shell, id, directory, &self.flags, &self.http).await
@@ -175,6 +183,11 @@ impl TestCluster {
     /// Makes nodes that are added later start with this umask.
     pub fn set_umask(&mut self, umask: &'static str) {
         self.umask = Some(umask);
+    }
+
+    /// Makes nodes that are added later run this program.
+    pub fn set_program(&mut self, program: &Path) {
+        self.program = Some(program.to_owned());
     }
 
     // ---- processes ----

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::cluster::TestCluster;
 use super::eventually::DEADLINE;
-use super::http::Answer;
+use super::http::{Answer, Http};
 
 /// An event of a watch.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,25 +54,38 @@ impl TestCluster {
 
     /// Resumes a watch after an event; the error is the node's response.
     pub async fn watch_after(&self, id: NodeId, query: &str, last_id: Option<&str>) -> Result<Watch, Answer> {
+        let opened = Watch::open(self.http(), self.addr(id), query, last_id).await;
+        match opened {
+            Ok(opened) => opened,
+            Err(error) => panic!("GET /v1/watch?{query} on node {id}: {error:?}"),
+        }
+    }
+}
+
+impl Watch {
+    /// Opens or resumes a watch through the node at this address, which may not respond; or its rejection.
+    pub async fn open(
+        http: &Http,
+        addr: &str,
+        query: &str,
+        last_id: Option<&str>,
+    ) -> Result<Result<Self, Answer>, reqwest::Error> {
         let headers: Vec<(&str, &str)> = last_id.map(|last_id| ("last-event-id", last_id)).into_iter().collect();
         let path = format!("/v1/watch?{query}");
-        let opened = self.http().open(Method::GET, self.addr(id), &path, &headers, "").await;
-        let response = opened.unwrap_or_else(|error| panic!("GET {path} on node {id}: {error:?}"));
+        let response = http.open(Method::GET, addr, &path, &headers, "").await?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         if status != 200 {
-            let body = response.bytes().await.unwrap().into();
-            return Err(Answer { status, headers, body });
+            let body = response.bytes().await?.into();
+            return Ok(Err(Answer { status, headers, body }));
         }
         assert_eq!(headers["content-type"], "text/event-stream");
         assert_eq!(headers["cache-control"], "no-store");
         for name in ["raft-revision", "raft-term", "raft-node"] {
             assert!(headers.contains_key(name), "{name} is not in {headers:?}");
         }
-        Ok(Watch { response, unread: Vec::new(), last_id: last_id.map(str::to_owned) })
+        Ok(Ok(Watch { response, unread: Vec::new(), last_id: last_id.map(str::to_owned) }))
     }
-}
 
-impl Watch {
     /// The next event; `None` once the node has ended the watch or died.
     pub async fn next(&mut self) -> Option<Event> {
         let next = tokio::time::timeout(DEADLINE, self.next_or_end()).await;
@@ -115,7 +128,8 @@ impl Watch {
         events
     }
 
-    async fn next_or_end(&mut self) -> Option<Event> {
+    /// The next event, however long it takes; `None` once the node has ended the watch or died.
+    pub async fn next_or_end(&mut self) -> Option<Event> {
         loop {
             while let Some(end) = self.unread.windows(2).position(|pair| pair == b"\n\n") {
                 let block: Vec<u8> = self.unread.drain(..end + 2).collect();

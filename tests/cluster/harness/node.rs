@@ -25,6 +25,7 @@ pub struct TestNode {
     pub id: NodeId,
     /// Its address, the same across restarts.
     pub addr: String,
+    program: PathBuf,
     data_dir: PathBuf,
     log_path: PathBuf,
     settings: Settings,
@@ -50,6 +51,14 @@ impl TestNode {
         Self::start_with(id, directory, Settings::Flags(flags), None, http).await
     }
 
+    /// The same, of another program.
+    pub async fn start_program(program: &Path, id: NodeId, directory: &Path, flags: &[&str], http: &Http) -> Self {
+        let mut node = Self::at(String::new(), id, directory, flags);
+        node.set_program(program);
+        node.start_on_free_port(http).await;
+        node
+    }
+
     /// The same, after shell commands that set what the process inherits, such as `umask 022`.
     pub async fn start_after(shell: String, id: NodeId, directory: &Path, flags: &[&str], http: &Http) -> Self {
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
@@ -65,6 +74,7 @@ impl TestNode {
         let mut node = TestNode {
             id,
             addr: String::new(),
+            program: PathBuf::from(process::BINARY),
             data_dir: directory.join("data"),
             log_path: directory.join(format!("node-{id}.log")),
             settings,
@@ -72,15 +82,21 @@ impl TestNode {
             stderr: None,
             child: None,
         };
+        node.start_on_free_port(http).await;
+        node
+    }
+
+    async fn start_on_free_port(&mut self, http: &Http) {
+        let id = self.id;
         for _ in 0..STARTS_MAX {
-            node.addr = format!("127.0.0.1:{}", free_port());
-            match node.spawn(http).await {
-                Ok(()) => return node,
+            self.addr = format!("127.0.0.1:{}", free_port());
+            match self.spawn(http).await {
+                Ok(()) => return,
                 Err(Some(EXIT_CANNOT_LISTEN)) => {} // Another process took the port.
-                Err(code) => panic!("node {id} ended with exit code {code:?}:\n{}", node.log()),
+                Err(code) => panic!("node {id} ended with exit code {code:?}:\n{}", self.log()),
             }
         }
-        panic!("node {id} found no free port in {STARTS_MAX} attempts:\n{}", node.log());
+        panic!("node {id} found no free port in {STARTS_MAX} attempts:\n{}", self.log());
     }
 
     /// A node that is not started yet, at this address. `restart` or `try_to_start` starts it.
@@ -88,6 +104,7 @@ impl TestNode {
         TestNode {
             id,
             addr,
+            program: PathBuf::from(process::BINARY),
             data_dir: directory.join("data"),
             log_path: directory.join(format!("node-{id}.log")),
             settings: Settings::Flags(flags.iter().map(|flag| (*flag).to_owned()).collect()),
@@ -119,11 +136,11 @@ impl TestNode {
         let log = OpenOptions::new().create(true).append(true).open(&self.log_path).unwrap();
         let mut command = match &self.settings {
             Settings::Flags(_) => match &self.shell {
-                None => process::command(self.arguments()),
-                Some(shell) => process::command_after(shell, self.arguments()),
+                None => process::command_of(&self.program, self.arguments()),
+                Some(shell) => process::command_after(shell, &self.program, self.arguments()),
             },
             Settings::Environment => {
-                let mut command = process::command::<&str>([]);
+                let mut command = process::command_of::<&str>(&self.program, []);
                 command.env("RKV_ID", self.id.to_string()).env("RKV_HTTP_ADDR", &self.addr);
                 command.env("RKV_DATA_DIR", &self.data_dir);
                 command
@@ -165,6 +182,11 @@ impl TestNode {
         let own = ["--id", &id, "--http-addr", &self.addr, "--data-dir", &data_dir];
         let flags: &[String] = if let Settings::Flags(flags) = &self.settings { flags } else { &[] };
         own.into_iter().map(str::to_owned).chain(flags.iter().cloned()).collect()
+    }
+
+    /// Makes another program of the node, from its next start.
+    pub fn set_program(&mut self, program: &Path) {
+        self.program = program.to_owned();
     }
 
     /// Limits the open files of the process, from its next start.
@@ -298,7 +320,7 @@ impl TestNode {
 
     /// The command line that starts the node by hand.
     pub fn command_line(&self) -> String {
-        format!("{} {}", process::BINARY, self.arguments().join(" "))
+        format!("{} {}", self.program.display(), self.arguments().join(" "))
     }
 }
 

@@ -1,6 +1,8 @@
 //! Processes and ports.
 
+use std::ffi::OsStr;
 use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -11,6 +13,11 @@ use super::eventually::DEADLINE;
 
 /// The program under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_raft-key-value");
+
+/// The program of a former version, if `RKV_FORMER` names it; `tools/build-former.sh` builds it.
+pub fn former_program() -> Option<PathBuf> {
+    std::env::var_os("RKV_FORMER").filter(|path| !path.is_empty()).map(PathBuf::from)
+}
 
 /// A free port of this machine, returned only once.
 ///
@@ -33,16 +40,21 @@ pub fn free_port() -> u16 {
 }
 
 /// The program with these arguments and an empty environment.
-pub fn command<I: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = I>) -> Command {
-    let mut command = Command::new(BINARY);
+pub fn command<I: AsRef<OsStr>>(arguments: impl IntoIterator<Item = I>) -> Command {
+    command_of(Path::new(BINARY), arguments)
+}
+
+/// The same, of another program.
+pub fn command_of<I: AsRef<OsStr>>(program: &Path, arguments: impl IntoIterator<Item = I>) -> Command {
+    let mut command = Command::new(program);
     command.args(arguments).env_clear().stdin(Stdio::null());
     command
 }
 
 /// The same, after shell commands that set what the process inherits, such as `ulimit -n 100`.
-pub fn command_after<I: AsRef<std::ffi::OsStr>>(shell: &str, arguments: impl IntoIterator<Item = I>) -> Command {
+pub fn command_after<I: AsRef<OsStr>>(shell: &str, program: &Path, arguments: impl IntoIterator<Item = I>) -> Command {
     let mut command = Command::new("/bin/sh");
-    command.args(["-c", &format!(r#"{shell} && exec "$@""#), "sh", BINARY]);
+    command.args(["-c", &format!(r#"{shell} && exec "$@""#), "sh"]).arg(program);
     command.args(arguments).env_clear().stdin(Stdio::null());
     command
 }
