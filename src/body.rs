@@ -509,6 +509,9 @@ pub struct ClusterAnswer {
     pub leader: Option<u64>,
     /// The term.
     pub term: u64,
+    /// The level of formats: what the log and the snapshots may contain. Null if it is unknown.
+    #[serde(default)]
+    pub format_level: Option<u32>,
     /// The members, ordered by id.
     pub members: Vec<ClusterMember>,
     /// Missing if the leader responded. Otherwise why the response is only what the node itself knows; for people.
@@ -527,6 +530,9 @@ pub struct ClusterMember {
     pub address: String,
     /// The version of its program.
     pub version: Option<String>,
+    /// The highest level of formats that its program supports.
+    #[serde(default)]
+    pub format_level: Option<u32>,
     /// Whether it responded to the node that returns this, within about a second.
     pub reachable: bool,
     /// The index of the last entry that it has applied.

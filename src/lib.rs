@@ -40,6 +40,8 @@ pub mod hash; // Hashes of the state.
 #[doc(hidden)]
 pub mod headers; // Names of HTTP headers.
 #[doc(hidden)]
+pub mod level; // What the log and the snapshots of a cluster may contain.
+#[doc(hidden)]
 pub mod network; // The routes, and the RPCs between nodes.
 #[doc(hidden)]
 pub mod node_status; // The status of a node.

@@ -18,6 +18,10 @@ pub struct NodeStatus {
     pub cluster_id: Option<String>,
     /// The version of the program.
     pub version: Option<String>,
+    /// The highest level of formats that it supports.
+    pub format_level: Option<u32>,
+    /// The level of formats of its state.
+    pub state_level: Option<u32>,
     /// The address that it advertises.
     pub address: Option<String>,
     /// Whether it belongs to the membership that it knows, and no other node told it otherwise.

@@ -20,6 +20,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::body::{self, KeyValue, KeyValueRef, PutAnswer, TouchAnswer, TxnAnswer, TxnDeleted, TxnResult};
 use crate::hash::StateHash;
+use crate::level::Level;
 
 /// A key. A key of up to 23 bytes is stored inline, which saves the ordered map a
 /// memory access at each comparison; a longer one is shared, and never copied.
@@ -164,6 +165,11 @@ pub enum Operation {
         index: u64,
         /// The hash of that state.
         hash: StateHash,
+    },
+    /// As [`Operation::Expire`]. It also raises the level of formats.
+    RaiseLevel {
+        /// The level from this entry on, unless that is already higher.
+        level: Level,
     },
 }
 
@@ -482,8 +488,16 @@ impl Operation {
         match self {
             Operation::Delete(_) | Operation::DeletePrefix { .. } | Operation::Touch(_) | Operation::Expire => true,
             Operation::Txn(_) => self.puts() == 0,
-            // A self-check is not urgent.
-            Operation::Put(_) | Operation::SelfCheck { .. } => false,
+            // A self-check and another level are not urgent.
+            Operation::Put(_) | Operation::SelfCheck { .. } | Operation::RaiseLevel { .. } => false,
+        }
+    }
+
+    /// The level that a node must support to read this.
+    pub fn level(&self) -> Level {
+        match self {
+            Operation::RaiseLevel { level } => *level,
+            _ => Level::FIRST,
         }
     }
 
@@ -507,7 +521,7 @@ impl Operation {
             Operation::DeletePrefix { prefix, .. } => prefix.len(),
             Operation::Touch(touch) => touch.key.len(),
             Operation::Txn(txn) => txn.payload_bytes(),
-            Operation::Expire | Operation::SelfCheck { .. } => 0,
+            Operation::Expire | Operation::SelfCheck { .. } | Operation::RaiseLevel { .. } => 0,
         }
     }
 }
@@ -547,6 +561,7 @@ impl fmt::Debug for Operation {
             Operation::Txn(_) => "txn",
             Operation::Expire => "expire",
             Operation::SelfCheck { .. } => "self-check",
+            Operation::RaiseLevel { .. } => "raise the level",
         };
         write!(f, "{name} of {} bytes", self.payload_bytes())
     }

@@ -26,6 +26,7 @@ use crate::network::consensus::propose;
 use crate::network::joining;
 use crate::network::lag;
 use crate::network::leader_loss;
+use crate::network::levels;
 use crate::network::listener::serve_http;
 use crate::network::raft_network_impl::ExampleNetworkFactory;
 use crate::network::raft_thread::RaftThread;
@@ -247,6 +248,7 @@ pub async fn serve_on(
     let leader_watch = tokio::spawn(app.essential("leader").run(leader_loss::watch_leader(app.clone())));
     let joining = tokio::spawn(join(app.clone(), config.clone()));
     let lag_watch = tokio::spawn(app.essential("lag").run(lag::watch(app.clone())));
+    let levels = tokio::spawn(app.essential("levels").run(levels::raise(app.clone())));
     let address_watch = tokio::spawn(app.essential("address").run(watch_address(app.clone(), config.clone())));
     let listens_on = local_addrs.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(" and ");
     tracing::info!(
@@ -275,6 +277,7 @@ pub async fn serve_on(
     leader_watch.abort();
     joining.abort();
     lag_watch.abort();
+    levels.abort();
     address_watch.abort();
     let result = match result {
         Ok(()) => {

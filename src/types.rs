@@ -11,6 +11,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::body::TxnRequest;
+use crate::level::Level;
 use crate::operation::{Key, Write, WriteResult};
 
 /// The id of a node, set by `--id`. It is unique among the members of a cluster.
@@ -125,6 +126,14 @@ impl Command {
         match self {
             Command::Set { key, value } => key.len() + value.len(),
             Command::Write(write) => write.operation.payload_bytes(),
+        }
+    }
+
+    /// The level that a node must support to read this.
+    pub fn level(&self) -> Level {
+        match self {
+            Command::Set { .. } => Level::FIRST,
+            Command::Write(write) => write.operation.level(),
         }
     }
 }

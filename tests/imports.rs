@@ -8,14 +8,15 @@ use std::path::{Path, PathBuf};
 
 /// Modules, lowest first, and the modules that each may name in its code and its unit tests. A row covers all modules
 /// below its own that have no row.
-const MAY_NAME: [(&str, &str); 38] = [
+const MAY_NAME: [(&str, &str); 39] = [
     ("seeded_bug", ""),
     ("hash", ""),
+    ("level", ""),
     ("headers", ""),
     ("body", ""),
     ("node_status", "body"),
-    ("operation", "body hash"),
-    ("types", "body operation"),
+    ("operation", "body hash level"),
+    ("types", "body level operation"),
     ("config", "types"),
     ("duration", "config"),
     ("telemetry", "config"),
@@ -29,13 +30,13 @@ const MAY_NAME: [(&str, &str); 38] = [
     ("store::error", "agreement hash types"),
     ("store::ownership", "store::error"),
     ("store::durable", "seeded_bug store::ownership"),
-    ("store::identity", "types store::error store::ownership store::durable"),
+    ("store::identity", "level types store::error store::ownership store::durable"),
     ("store::clock_file", "config clock store::error store::ownership store::durable"),
-    ("store::log", "config hash operation seeded_bug telemetry types store::error"),
-    ("store::state_machine", "body clock config hash operation seeded_bug types"),
+    ("store::log", "config hash level operation seeded_bug telemetry types store::error"),
+    ("store::state_machine", "body clock config hash level operation seeded_bug types"),
     (
         "store::snapshot",
-        "config hash operation types store::error store::ownership store::durable store::log \
+        "config hash level operation types store::error store::ownership store::durable store::log \
          store::state_machine",
     ),
     ("store::watch", "config operation store::state_machine"),
@@ -48,13 +49,13 @@ const MAY_NAME: [(&str, &str); 38] = [
     ),
     (
         "store",
-        "clock config hash types store::error store::ownership store::durable store::identity \
+        "clock config hash level types store::error store::ownership store::durable store::identity \
          store::clock_file store::log store::state_machine store::snapshot store::watch store::self_check \
          store::applied store::state_machine_store",
     ),
     (
         "store::rebuild",
-        "config operation types store::error store::ownership store::durable store::identity store::clock_file \
+        "config level operation types store::error store::ownership store::durable store::identity store::clock_file \
          store::log store::state_machine store::snapshot store",
     ),
     (
@@ -66,7 +67,7 @@ const MAY_NAME: [(&str, &str); 38] = [
     ("app", "agreement config confirmations connection disk peers store telemetry types"),
     (
         "network",
-        "agreement app body clock config confirmations connection disk duration error headers node_status operation peers \
+        "agreement app body clock config confirmations connection disk duration error headers level node_status operation peers \
          seeded_bug store \
          telemetry types \
          store::error store::durable store::log store::state_machine store::snapshot",

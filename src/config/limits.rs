@@ -119,6 +119,12 @@ pub const CLOCK_STEP_MIN: Duration = Duration::from_millis(100);
 pub const CLOCK_RECORD_INTERVAL_MAX: Duration = Duration::from_secs(60);
 /// Interval at which a leader checks for a state hash to propose.
 pub const SELF_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval at which a node checks whether it is the leader and should raise the level of formats.
+pub const LEVEL_CHECK_INTERVAL: Duration = Duration::from_millis(50);
+/// Interval at which a leader asks the members for the levels that they support, until it can raise the level.
+pub const LEVEL_RAISE_INTERVAL: Duration = Duration::from_secs(2);
+/// How long `POST /init` waits for the level of a new cluster.
+pub const LEVEL_RAISE_WAIT_MAX: Duration = Duration::from_secs(1);
 /// State hashes that a node keeps for comparison: those from one [`SELF_CHECK_INTERVAL`], which passes before the
 /// leader proposes a hash, and from the entries queued in front of that proposal.
 pub const SELF_CHECKS_KEPT: usize = 64;

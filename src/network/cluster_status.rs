@@ -122,16 +122,19 @@ impl<T: Clone> Kept<T> {
                 "cluster_id": "6b4f0d8ed5b7a1c2",
                 "leader": 1,
                 "term": 3,
+                "format_level": 4,
                 "members": [
                     {
-                        "id": 1, "role": "leader", "address": "127.0.0.1:21001", "version": "0.1.0", "reachable": true,
+                        "id": 1, "role": "leader", "address": "127.0.0.1:21001", "version": "0.1.0", "format_level": 4,
+                        "reachable": true,
                         "applied_index": 12345, "lag_entries": 0, "lag_ms": 0,
                         "snapshot_index": 12000, "snapshot_age_ms": 60000,
                         "disk_used_bytes": 9000000, "disk_free_bytes": 50000000000_u64, "fsync_p99_us": 900,
                         "clock_offset_ms": 0
                     },
                     {
-                        "id": 2, "role": "voter", "address": "127.0.0.1:21002", "version": null, "reachable": false,
+                        "id": 2, "role": "voter", "address": "127.0.0.1:21002", "version": null, "format_level": null,
+                        "reachable": false,
                         "applied_index": null, "lag_entries": 700, "lag_ms": 4100,
                         "snapshot_index": null, "snapshot_age_ms": null,
                         "disk_used_bytes": null, "disk_free_bytes": null, "fsync_p99_us": null,
@@ -171,7 +174,7 @@ struct Heard {
 }
 
 /// Asks all members for their status.
-async fn collect(app: &ExampleApp) -> ClusterAnswer {
+pub(super) async fn collect(app: &ExampleApp) -> ClusterAnswer {
     let begun = Instant::now();
     let own = own_status(app).await;
     let first = ask_all(app, own.members.clone(), begun + CLUSTER_STATUS_FIRST_DEADLINE).await;
@@ -275,6 +278,7 @@ fn merged(own_id: NodeId, heard: BTreeMap<NodeId, Heard>) -> ClusterAnswer {
             role: if leads { MemberRole::Leader } else { member.role },
             address: member.address.clone(),
             version: status.and_then(|status| status.version.clone()),
+            format_level: status.and_then(|status| status.format_level),
             reachable: heard.is_some_and(|heard| heard.reachable),
             applied_index: status.and_then(|status| status.applied_index),
             lag_entries: lag(follower.and_then(|follower| follower.lag_entries)),
@@ -291,6 +295,7 @@ fn merged(own_id: NodeId, heard: BTreeMap<NodeId, Heard>) -> ClusterAnswer {
         cluster_id: own.cluster_id.clone(),
         leader: leader_id,
         term: known.term.max(own.term),
+        format_level: known.state_level.max(own.state_level),
         members: members.collect(),
         partial,
     }

@@ -21,7 +21,8 @@ use openraft::errors::{InitializeError, RaftError};
 use openraft::metrics::RaftMetrics;
 use serde::{Deserialize, Serialize};
 
-use super::peer::{self, Envelope, PeerIdentity};
+use super::levels;
+use super::peer::{self, Envelope, Introduction, PeerIdentity};
 use super::rejections::{other_directory, raft_ended, stopping};
 use super::reply::ok;
 use super::request_body::{keep_for_a_while, read_body};
@@ -29,6 +30,7 @@ use crate::app::{ExampleApp, FoundingHold};
 use crate::config::{CONNECT_DEADLINE, FOUNDING_HOLD, PEER_RESPONSE_BYTES_MAX, REQUEST_DEADLINE};
 use crate::connection::{BodyError, read_response};
 use crate::error::{ApiError, Details, Interrupted, NotAllowed, NotApplied, Retry};
+use crate::level::Level;
 use crate::store::ClusterId;
 use crate::types::{ExampleNode, NodeId, TypeConfig};
 
@@ -39,8 +41,10 @@ pub async fn found(app: &ExampleApp, members: BTreeMap<NodeId, String>) -> Resul
     }
     let mut nodes = BTreeMap::new();
     let mut found = Vec::new();
+    let mut are_new = true;
     for (id, addr) in members {
-        let identity = peer::identify(app, id, &addr).await?;
+        let Introduction { identity, format_level, .. } = peer::introduced_as(app, id, &addr).await?;
+        are_new &= format_level >= Level::NEWEST.0;
         nodes.insert(id, ExampleNode { addr, incarnation: identity.incarnation });
         found.push(identity);
     }
@@ -49,7 +53,11 @@ pub async fn found(app: &ExampleApp, members: BTreeMap<NodeId, String>) -> Resul
         check_free(app, identity, &nodes, cluster_id)?;
     }
     found_unless_reserved(app, nodes, cluster_id).await?;
-    wait_for_leader(app).await
+    wait_for_leader(app).await?;
+    if are_new {
+        levels::wait_for_newest(app).await;
+    }
+    Ok(())
 }
 
 /// Founds the cluster on this node, unless another node does so.

@@ -127,7 +127,15 @@ pub(super) async fn member_at(
     id: NodeId,
     addr: String,
 ) -> Result<(ExampleNode, Option<u64>), ApiError> {
-    let Introduction { identity, run, .. } = peer::introduced_as(app, id, &addr).await?;
+    let Introduction { identity, run, format_level, .. } = peer::introduced_as(app, id, &addr).await?;
+    let needed = app.store.state_machine.read(|machine| machine.level);
+    if format_level < needed.0 {
+        let message = format!(
+            "node {id} at {addr} supports formats up to level {format_level}, but the cluster has level {needed}: start \
+             it with the version of the other nodes"
+        );
+        return Err(ApiError::Conflict(Details::not_applied(message)));
+    }
     let ours = app.store.identity().cluster_id;
     if identity.cluster_id.is_some() && identity.cluster_id != ours {
         let message = format!("node {id} at {addr} belongs to another cluster; start it with an empty --data-dir");

@@ -17,6 +17,7 @@ pub mod joining;
 pub mod kv;
 pub mod lag;
 pub mod leader_loss;
+pub mod levels;
 pub mod list;
 pub mod listener;
 pub mod long_work;

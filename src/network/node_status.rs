@@ -18,6 +18,7 @@ use crate::app::{ExampleApp, Role};
 use crate::body::MemberRole;
 use crate::clock::wall_ms;
 use crate::config::{CLUSTER_STATUS_KEPT, DISK_STATUS_DEADLINE};
+use crate::level::Level;
 use crate::node_status::{KnownFollower, KnownMember, NodeStatus};
 use crate::store::durable;
 use crate::types::{NodeId, TypeConfig};
@@ -46,6 +47,8 @@ pub async fn own_status(app: &ExampleApp) -> NodeStatus {
         incarnation: identity.incarnation,
         cluster_id: identity.cluster_id.map(|cluster_id| cluster_id.to_string()),
         version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        format_level: Some(Level::NEWEST.0),
+        state_level: Some(app.store.state_machine.read(|machine| machine.level.0)),
         address: Some(app.addr.clone()),
         is_member,
         term: metrics.vote.leader_id.term,

@@ -22,6 +22,7 @@ use crate::config::{CONNECT_DEADLINE, JoinAs, LOG_TIME_MS_MAX, PEER_RESPONSE_BYT
 use crate::connection::{BodyError, read_response, resolves_to_every_address};
 use crate::error::{ApiError, Details, Retry};
 use crate::headers::{ENVELOPE, LOG_TIME};
+use crate::level::Level;
 use crate::store::log::codec::PayloadRecord;
 use crate::store::{ClusterId, ExampleStore};
 use crate::types::{Entry, ExampleNode, LogId, NodeId};
@@ -244,6 +245,21 @@ pub async fn join_cluster(app: &ExampleApp, cluster_id: ClusterId) -> Result<Clu
     joined.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
 }
 
+/// Makes the format of this node's directory at least this level, durably, before anything of that level is written.
+pub async fn raise_level(app: &ExampleApp, level: Level) -> Result<(), ApiError> {
+    if app.store.identity().level >= level {
+        return Ok(());
+    }
+    let store = app.store.clone();
+    let raised = tokio::task::spawn_blocking(move || store.raise_level(level)).await;
+    let failed = |error: String| {
+        // The contents of the disk are unknown, so the node must exit.
+        app.set_disk_failure(format!("cannot write format {level} to IDENTITY: {error}"));
+        ApiError::internal("the disk of this node failed, so the node is about to exit")
+    };
+    raised.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
+}
+
 /// The identity of a node, in the response of `GET /raft-identity`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerIdentity {
@@ -290,6 +306,13 @@ pub struct Introduction {
     /// A number that identifies the process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<u64>,
+    /// The highest level of formats that the node supports. Nodes without it support the first one.
+    #[serde(default = "first_level")]
+    pub format_level: u32,
+}
+
+fn first_level() -> u32 {
+    Level::FIRST.0
 }
 
 impl Introduction {
@@ -300,13 +323,9 @@ impl Introduction {
             address: Some(app.addr.clone()),
             joins_as: app.joins_as,
             run: Some(app.peers.run()),
+            format_level: Level::NEWEST.0,
         }
     }
-}
-
-/// Asks the node at `addr` for its identity; an error unless it is node `id`.
-pub async fn identify(app: &ExampleApp, id: NodeId, addr: &str) -> Result<PeerIdentity, ApiError> {
-    Ok(introduced_as(app, id, addr).await?.identity)
 }
 
 /// Asks the node at `addr` to introduce itself; an error unless it is node `id`.

@@ -37,7 +37,7 @@ use crate::error::{ApiError, Details, Interrupted, Retry};
 use crate::headers::{ENVELOPE, LOG_TIME, LOG_TIME_BY_WALL, RUN};
 use crate::store::error::is_out_of_space;
 use crate::store::snapshot::TemporaryFile;
-use crate::types::{Entry, NodeId, TypeConfig};
+use crate::types::{Entry, NodeId, Payload, TypeConfig};
 
 const APPEND: &str = "/raft-append";
 const VOTE: &str = "/raft-vote";
@@ -227,6 +227,7 @@ async fn receive_snapshot(
     }
     // More entries were committed while it arrived.
     rpc_check::check_snapshot(&head, envelope.from, &app.known())?;
+    peer::raise_level(app, snapshot.received_level().unwrap_or_default()).await?;
     let snapshot = Snapshot { meta: found, snapshot };
     let answer = app.raft.install_full_snapshot(head.vote, snapshot).await.map_err(|fatal| raft_ended(&fatal))?;
     answer_with(app, &answer)
@@ -388,6 +389,12 @@ async fn hand_to_raft(
     let turn = app.appending.clone().lock_owned().await;
     check_overlap(app, &append).inspect_err(|error| note_rejection(app, request, error))?;
     let taken = take_disk_space(app, &append).inspect_err(|error| note_rejection(app, request, error))?;
+    // After the disk was found to have room: the file that this replaces is on it, too.
+    let levels = append.entries.iter().filter_map(|entry| match &entry.payload {
+        Payload::Normal(command) => Some(command.level()),
+        Payload::Blank | Payload::Membership(_) => None,
+    });
+    peer::raise_level(app, levels.max().unwrap_or_default()).await?;
     note_said_committed(app, &append);
     let raft = app.raft.clone();
     let answer = Completing::new(async move {

@@ -252,7 +252,7 @@ pub fn dump(directory: &Path, print: &mut dyn FnMut(&Line<'_>) -> io::Result<()>
     let mut dump = Dump { print, output: None, damage: None };
     let identity_file = IdentityFile::in_directory(directory);
     match identity_file.read() {
-        Ok(Some(Identity { cluster_id, node_id, incarnation })) => {
+        Ok(Some(Identity { cluster_id, node_id, incarnation, .. })) => {
             let (cluster_id, incarnation) = (cluster_id.map(|id| id.to_string()), format!("{incarnation:016x}"));
             dump.line(&Line::Identity { file: identity_file.path(), node_id, cluster_id, incarnation })?;
         }

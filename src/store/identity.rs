@@ -20,13 +20,14 @@ use serde::{Deserialize, Serialize};
 
 use super::error::StoreError;
 use super::{durable, ownership};
+use crate::level::Level;
 use crate::types::NodeId;
 
-/// The version of the data directory's layout that this program writes: 2 since
-/// the log has more than sets of text, 3 since it has hashes of the state. Opening a
-/// directory of a former version makes it one of this version, so that a program
-/// which only knows the former rejects it, instead of taking new entries for damage.
-pub const FORMAT_VERSION: u32 = 3;
+/// The newest format of directories: 2 since the log has more than sets of text, 3 since it has hashes of the state.
+/// Later ones are [levels](crate::level). Opening a directory of format 1 or 2 makes it one of format 3, so that a
+/// program which only knows the former rejects it, instead of taking new entries for damage. Formats above 3 are written
+/// when the first entry or snapshot of that level arrives.
+pub const FORMAT_VERSION: u32 = Level::NEWEST.0;
 const FIRST_FORMAT_VERSION: u32 = 1;
 /// More than any version writes, in bytes. The rest of a longer file is not read.
 const IDENTITY_BYTES_MAX: u64 = 4096;
@@ -50,6 +51,8 @@ pub struct Identity {
     pub node_id: NodeId,
     /// A random number, drawn when the directory was created. Another directory for the same node has another one.
     pub incarnation: u64,
+    /// The highest level of formats in the directory, which is the directory's format.
+    pub level: Level,
 }
 
 #[derive(Deserialize)]
@@ -71,7 +74,8 @@ struct FormatOnly {
 }
 
 impl Identity {
-    pub(crate) fn encode(&self, format: u32) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let Level(format) = self.level;
         let cluster_id = self.cluster_id.map(|id| id.to_string()).unwrap_or_default();
         let incarnation = format!("{:016x}", self.incarnation);
         let mut checksum = crc32fast::Hasher::new();
@@ -100,10 +104,10 @@ impl Identity {
                 text => Some(ClusterId(u64::from_str_radix(text, 16).ok()?)),
             };
             let incarnation = u64::from_str_radix(&line.incarnation, 16).ok()?;
-            Some(Identity { cluster_id, node_id: line.node_id, incarnation })
+            Some(Identity { cluster_id, node_id: line.node_id, incarnation, level: Level(format) })
         });
         match identity {
-            Some(identity) if format >= FIRST_FORMAT_VERSION && identity.encode(format) == bytes => Ok(identity),
+            Some(identity) if format >= FIRST_FORMAT_VERSION && identity.encode() == bytes => Ok(identity),
             _ => Err(damaged("its fields and its checksum do not match")),
         }
     }
@@ -146,20 +150,14 @@ impl IdentityFile {
     pub fn create(&self, node_id: NodeId) -> Result<Identity, StoreError> {
         let incarnation =
             random_nonzero().map_err(|error| StoreError::io("generate a random number for", &self.path, error))?;
-        let identity = Identity { cluster_id: None, node_id, incarnation };
+        let identity = Identity { cluster_id: None, node_id, incarnation, level: Level::FIRST };
         self.write(&identity)?;
         Ok(identity)
     }
 
-    /// Replaces the file with one of the current format, unless it has that.
-    pub fn upgrade(&self, identity: &Identity) -> Result<(), StoreError> {
-        let bytes = self.read_bytes().map_err(|error| StoreError::io("read", &self.path, error))?;
-        if bytes == identity.encode(FORMAT_VERSION) { Ok(()) } else { self.write(identity) }
-    }
-
     /// Replaces the file, durably.
     pub fn write(&self, identity: &Identity) -> Result<(), StoreError> {
-        durable::replace_file(&self.path, &identity.encode(FORMAT_VERSION))
+        durable::replace_file(&self.path, &identity.encode())
             .map_err(|error| StoreError::io("write", &self.path, error))
     }
 }
@@ -249,7 +247,7 @@ mod tests {
     use super::*;
 
     fn example() -> Identity {
-        Identity { cluster_id: Some(ClusterId(0x1234)), node_id: 7, incarnation: 0xabcdef }
+        Identity { cluster_id: Some(ClusterId(0x1234)), node_id: 7, incarnation: 0xabcdef, level: Level(3) }
     }
 
     /// The bytes on disk are these.
@@ -257,7 +255,7 @@ mod tests {
     fn bytes_are_fixed() {
         let line = "{\"format\":3,\"cluster_id\":\"0000000000001234\",\"node_id\":7,\
                     \"incarnation\":\"0000000000abcdef\",\"checksum\":\"ee9dd2dd\"}\n";
-        assert_eq!(String::from_utf8(example().encode(3)).unwrap(), line);
+        assert_eq!(String::from_utf8(example().encode()).unwrap(), line);
     }
 
     /// An identity is read as it was written, with and without a cluster.
@@ -267,9 +265,11 @@ mod tests {
         let file = IdentityFile::in_directory(directory.path());
         assert_eq!(file.read().unwrap(), None);
         for cluster_id in [None, Some(ClusterId(1)), Some(ClusterId(u64::MAX))] {
-            let identity = Identity { cluster_id, ..example() };
-            file.write(&identity).unwrap();
-            assert_eq!(file.read().unwrap(), Some(identity));
+            for level in [Level::FIRST, Level::NEWEST] {
+                let identity = Identity { cluster_id, level, ..example() };
+                file.write(&identity).unwrap();
+                assert_eq!(file.read().unwrap(), Some(identity));
+            }
         }
     }
 
@@ -278,7 +278,7 @@ mod tests {
     /// Method: every byte replaced by every other value, and every shorter length.
     #[test]
     fn every_damage_is_rejected() {
-        let bytes = example().encode(FORMAT_VERSION);
+        let bytes = example().encode();
         let path = Path::new("IDENTITY");
         for position in 0..bytes.len() {
             for value in 0..=255 {
@@ -299,8 +299,8 @@ mod tests {
     /// A file of a later version is distinguished from a damaged one.
     #[test]
     fn newer_format_is_named() {
-        let result = Identity::decode(Path::new("IDENTITY"), b"{\"format\":4,\"something\":\"else\"}\n");
-        assert!(matches!(result, Err(StoreError::NewerFormat { found: 4, known: 3, .. })), "{result:?}");
+        let result = Identity::decode(Path::new("IDENTITY"), b"{\"format\":5,\"something\":\"else\"}\n");
+        assert!(matches!(result, Err(StoreError::NewerFormat { found: 5, known: 4, .. })), "{result:?}");
     }
 
     /// The lock is exclusive, and names its holder.

@@ -50,6 +50,7 @@ use self::identity::{DirectoryLock, IdentityFile};
 use self::log::check::CheckedLog;
 use self::snapshot::SnapshotDirectory;
 use crate::clock::{LogClock, Reading};
+use crate::level::Level;
 use crate::types::{NodeId, TypeConfig};
 
 /// The Raft instance of a node.
@@ -63,6 +64,8 @@ pub struct ExampleStore {
     /// The state machine and its snapshots.
     pub state_machine: StateMachineStore,
     identity: Mutex<Identity>,
+    /// Held while the identity changes on disk.
+    changing: Mutex<()>,
     identity_file: IdentityFile,
     clock_file: ClockFile,
     directory: PathBuf,
@@ -111,8 +114,12 @@ impl ExampleStore {
         durable::remove_temporary_files(&directory).map_err(|error| StoreError::io("clean", &directory, error))?;
         let identity = match found {
             Some(identity) => {
-                identity_file.upgrade(&identity)?;
-                identity
+                let level = identity.level.max(Level::FIRST).max(machine.level);
+                let upgraded = Identity { level, ..identity };
+                if upgraded != identity {
+                    identity_file.write(&upgraded)?;
+                }
+                upgraded
             }
             None => identity_file.create(node_id)?,
         };
@@ -130,7 +137,8 @@ impl ExampleStore {
         let state_machine = StateMachineStore::new(machine, snapshots, clock);
         state_machine.self_checks().start_after(checked.last.map_or(0, |last| last.index));
         let identity = Mutex::new(identity);
-        Ok(ExampleStore { log, state_machine, identity, identity_file, clock_file, directory, _lock: lock })
+        let changing = Mutex::default();
+        Ok(ExampleStore { log, state_machine, identity, changing, identity_file, clock_file, directory, _lock: lock })
     }
 
     /// The identity in the file `IDENTITY`.
@@ -142,14 +150,28 @@ impl ExampleStore {
     ///
     /// Returns the cluster of the node afterwards, which is not `cluster_id` if it already belonged to another one.
     pub fn join_cluster(&self, cluster_id: ClusterId) -> Result<ClusterId, StoreError> {
-        let mut identity = self.lock_identity();
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let identity = self.identity();
         if let Some(current) = identity.cluster_id {
             return Ok(current);
         }
-        let joined = Identity { cluster_id: Some(cluster_id), ..*identity };
-        self.identity_file.write(&joined)?;
-        *identity = joined;
+        self.change_identity(Identity { cluster_id: Some(cluster_id), ..identity })?;
         Ok(cluster_id)
+    }
+
+    /// Makes the format of the directory at least this level, durably, before anything of that level is written to it.
+    /// Blocks on the disk the first time.
+    pub fn raise_level(&self, level: Level) -> Result<(), StoreError> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let identity = self.identity();
+        if identity.level >= level { Ok(()) } else { self.change_identity(Identity { level, ..identity }) }
+    }
+
+    /// Replaces the identity on disk, then in memory, so that no reader waits for the disk.
+    fn change_identity(&self, changed: Identity) -> Result<(), StoreError> {
+        self.identity_file.write(&changed)?;
+        *self.lock_identity() = changed;
+        Ok(())
     }
 
     /// The node's clock of log time.

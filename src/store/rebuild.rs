@@ -29,6 +29,7 @@ use super::snapshot::{SnapshotDirectory, file_name_of};
 use super::state_machine::ExampleStateMachine;
 use super::{durable, ownership};
 use crate::config::LogSizes;
+use crate::level::Level;
 use crate::types::{Entry, ExampleNode, LogId, NodeId, SnapshotMeta, StoredMembership, Vote};
 
 /// Why no directory was made.
@@ -157,7 +158,7 @@ async fn restore_by(
     }
     // What an interrupted attempt left is made from the file again, even if it is complete.
     let lock = begin(&unfinished, true)?;
-    let identity = new_identity(node_id, &unfinished)?;
+    let identity = new_identity(node_id, format::level_of(summary.format), &unfinished)?;
     build(&unfinished, &identity, addr, last, last.leader_id.term, Source::File(file), step).await?;
     fs::rename(&unfinished, &directory).map_err(|error| StoreError::io("publish", &directory, error))?;
     sync_directory(data_dir)?;
@@ -209,7 +210,8 @@ async fn recover_by(
     let lock = DirectoryLock::acquire(&directory)?;
     let mut survivor = survivor(directory.clone(), node_id, addr)?;
     let new_lock = begin(&unfinished, false)?;
-    let identity = new_identity(node_id, &unfinished)?;
+    let level = survivor.identity.level.max(survivor.machine.level);
+    let identity = new_identity(node_id, level, &unfinished)?;
     if let Some(reading) = ClockFile::open(&directory)?.recorded() {
         let path = unfinished.join("CLOCK");
         durable::replace_file(&path, &clock_file::encode(reading))
@@ -287,9 +289,9 @@ fn survivor(directory: PathBuf, node_id: NodeId, addr: Option<&str>) -> Result<S
     })
 }
 
-fn new_identity(node_id: NodeId, directory: &Path) -> Result<Identity, StoreError> {
+fn new_identity(node_id: NodeId, level: Level, directory: &Path) -> Result<Identity, StoreError> {
     let random = || random_nonzero().map_err(|error| StoreError::io("draw a random number for", directory, error));
-    Ok(Identity { cluster_id: Some(ClusterId(random()?)), node_id, incarnation: random()? })
+    Ok(Identity { cluster_id: Some(ClusterId(random()?)), node_id, incarnation: random()?, level })
 }
 
 /// Creates and locks the directory that is to be built, and deletes what an interrupted attempt left in it.

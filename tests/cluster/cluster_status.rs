@@ -12,14 +12,15 @@ use serde_json::{Value, json};
 use crate::harness::{ALL, Answer, CALM, DEADLINE, OFTEN, StandIn, TestCluster, eventually, others, respond};
 
 /// The fields of the response if it is complete.
-const FIELDS: [&str; 4] = ["cluster_id", "leader", "members", "term"];
+const FIELDS: [&str; 5] = ["cluster_id", "format_level", "leader", "members", "term"];
 /// The fields of a member.
-const MEMBER_FIELDS: [&str; 14] = [
+const MEMBER_FIELDS: [&str; 15] = [
     "address",
     "applied_index",
     "clock_offset_ms",
     "disk_free_bytes",
     "disk_used_bytes",
+    "format_level",
     "fsync_p99_us",
     "id",
     "lag_entries",
@@ -31,11 +32,12 @@ const MEMBER_FIELDS: [&str; 14] = [
     "version",
 ];
 /// Those that only the member itself knows.
-const ITS_OWN: [&str; 8] = [
+const ITS_OWN: [&str; 9] = [
     "applied_index",
     "clock_offset_ms",
     "disk_free_bytes",
     "disk_used_bytes",
+    "format_level",
     "fsync_p99_us",
     "snapshot_age_ms",
     "snapshot_index",
@@ -174,7 +176,7 @@ async fn a_description_without_a_leader_is_partial() {
     cluster.kill(leader);
     cluster.kill(other);
     let description = describes(&cluster, left, "no leader", |description| description["leader"].is_null()).await;
-    assert_eq!(names(&description), ["cluster_id", "leader", "members", "partial", "term"].into());
+    assert_eq!(names(&description), ["cluster_id", "format_level", "leader", "members", "partial", "term"].into());
     assert!(description["partial"].as_str().unwrap().contains("knows no leader"), "{description}");
     for id in ALL {
         let row = member(&description, id);
@@ -199,7 +201,7 @@ async fn many_requests_ask_each_member_once() {
     let counter = asked.clone();
     let older = StandIn::start(move |path, _, stream| {
         if path == "/raft-identity" {
-            let identity = json!({"Ok": {"node_id": 4, "cluster_id": null, "incarnation": 77}});
+            let identity = json!({"Ok": {"node_id": 4, "cluster_id": null, "incarnation": 77, "format_level": 4}});
             return respond(stream, "200 OK", identity.to_string().as_bytes());
         }
         if path == "/raft-status" {

@@ -430,8 +430,8 @@ async fn unusable_directories_are_rejected() {
 
     let rows: &[(&str, u64, i32, &str, Damage)] = &[
         ("another node's", 2, 78, "belongs to node 1", |_| {}),
-        ("a newer format", 1, 78, "format 4", |directory| {
-            fs::write(directory.join("IDENTITY"), "{\"format\":4,\"more\":true}\n").unwrap();
+        ("a newer format", 1, 78, "format 5", |directory| {
+            fs::write(directory.join("IDENTITY"), "{\"format\":5,\"more\":true}\n").unwrap();
         }),
         ("a flipped byte in IDENTITY", 1, 65, "IDENTITY", |directory| flip(&directory.join("IDENTITY"), 20)),
         ("an empty IDENTITY", 1, 65, "IDENTITY", |directory| fs::write(directory.join("IDENTITY"), "").unwrap()),

@@ -180,7 +180,9 @@ async fn a_learner_that_lags_is_not_made_a_voter() {
     let cluster = TestCluster::form("lagging", &[1], CALM).await;
     cluster.write_many(1, "k", 300).await;
     let stand_in = StandIn::start(|path, body, stream| match path {
-        "/raft-identity" => respond(stream, "200 OK", br#"{"Ok":{"node_id":9,"cluster_id":null,"incarnation":5}}"#),
+        "/raft-identity" => {
+            respond(stream, "200 OK", br#"{"Ok":{"node_id":9,"cluster_id":null,"incarnation":5,"format_level":4}}"#)
+        }
         "/raft-append" => {
             let sent: Envelope<AppendEntriesRequest<TypeConfig>> = rmp_serde::from_slice(body).unwrap();
             if sent.rpc.entries.is_empty() {
@@ -425,7 +427,9 @@ async fn an_endless_response_is_not_read() {
     }
 
     let addr_of_member = StandIn::start(move |path, _, stream| match path {
-        "/raft-identity" => respond(stream, "200 OK", br#"{"Ok":{"node_id":9,"cluster_id":null,"incarnation":5}}"#),
+        "/raft-identity" => {
+            respond(stream, "200 OK", br#"{"Ok":{"node_id":9,"cluster_id":null,"incarnation":5,"format_level":4}}"#)
+        }
         _ => send_without_end(stream, begin_chunked.as_bytes(), &chunk, 0),
     });
     let (http, addr) = (cluster.http().clone(), cluster.addr(1).to_owned());

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use crate::harness::{
     ALL, BINARY, CALM_BUT_QUICK, DEADLINE, History, OFTEN, TestCluster, Watch, Writers, eventually, former_program,
-    index_of, others,
+    index_of, others, run,
 };
 
 /// More entries than the log of a leader keeps after a snapshot, with [`OFTEN`].
@@ -146,7 +146,8 @@ async fn assert_equal(cluster: &TestCluster, ids: &[NodeId]) {
 /// Method: three nodes of the former version with frequent snapshots, three writers, and a watch through node 3. Upgrade
 /// node 1. Make it the leader, and let it send a snapshot to a node of the former version; then the reverse. With each
 /// of them as leader, write one entry of each kind, add a voter of the other version and remove it. Upgrade node 2,
-/// kill -9 the leader, and upgrade node 3. Compare the hashes at each step, and check every write at the end.
+/// kill -9 the leader, and upgrade node 3, after which the level rises. Check every write, and compare the hashes. At the
+/// end, add a node of the former version, and start one on a directory of the new level, which are rejected.
 #[tokio::test]
 async fn nodes_are_upgraded_one_after_another() {
     let Some(former) = former("nodes_are_upgraded_one_after_another") else { return };
@@ -174,20 +175,128 @@ async fn nodes_are_upgraded_one_after_another() {
 
     change_program(&mut cluster, 2, this()).await;
     let leader = cluster.leader_of(&ALL).await;
+    let levels = levels(&cluster, 1).await;
+    assert_eq!(levels, (json!(3), vec![json!(4), json!(4), json!(null)]), "node 3 reports no level");
+    doctor_finds(&cluster, &["versions_apart"]).await;
     cluster.kill(leader);
     cluster.leader_of(&others(leader)).await;
     writers.acknowledged_more(100).await;
     cluster.restart(leader).await;
     change_program(&mut cluster, 3, this()).await;
     writers.acknowledged_more(100).await;
+    for id in ALL {
+        level_is_raised(&cluster, id).await;
+    }
+    writers.acknowledged_more(100).await;
     let history = writers.finish().await;
     write_each_kind(&cluster, 2, "new").await;
 
     cluster.leader_of(&ALL).await;
     assert_equal(&cluster, &ALL).await;
+    doctor_finds(&cluster, &[]).await;
     assert_kept(&cluster, &history).await;
     watched.assert_complete(&cluster, &history).await;
     cluster.assert_alive();
+
+    cluster.set_program(&former);
+    cluster.add_node(6).await;
+    let body = json!([6, cluster.addr(6)]).to_string();
+    let rejected = cluster.post(1, "/add-learner", body).await;
+    let text = rejected.text();
+    assert!(rejected.status == 409 && text.contains("level 3") && text.contains("level 4"), "{text}");
+    assert_eq!(cluster.stop(2).await, Some(0));
+    let before = contents(&cluster, 2);
+    cluster.node_mut(2).set_program(&former);
+    assert_eq!(cluster.exits(2).await, Some(78), "the former version rejects the directory");
+    assert_eq!(contents(&cluster, 2), before, "nothing was changed");
+    cluster.node_mut(2).set_program(this());
+    cluster.restart(2).await;
+    cluster.leader_of(&ALL).await;
+    assert_equal(&cluster, &ALL).await;
+}
+
+/// A node that did not run while the level was raised gets it by a snapshot, and one that is stopped at once keeps it.
+///
+/// Method: form a cluster of one node of the former version, and add two. Upgrade two of them and remove the third one
+/// while it is stopped, so that the level rises. Add a new node of this version, by a snapshot. Kill -9 all nodes, and
+/// compare.
+#[tokio::test]
+async fn the_level_is_in_snapshots() {
+    let Some(former) = former("the_level_is_in_snapshots") else { return };
+    let mut cluster = form(&former, "level").await;
+    for id in [1, 2] {
+        change_program(&mut cluster, id, this()).await;
+        cluster.leader_of(&ALL).await;
+    }
+    assert_eq!(cluster.stop(3).await, Some(0));
+    cluster.leader_of(&[1, 2]).await;
+    assert_eq!(levels(&cluster, 1).await.0, json!(3), "a member does not respond");
+    cluster.change_membership(1, &[1, 2]).await;
+    level_is_raised(&cluster, 1).await;
+    let leader = cluster.leader_of(&[1, 2]).await;
+    cluster.write_many(leader, "k", MORE_THAN_THE_LOG).await;
+    cluster.metrics_say(leader, "it has a snapshot", |metrics| metrics.purged.map(drop)).await;
+    cluster.set_program(this());
+    cluster.add_node(4).await;
+    assert_eq!(format_of(&cluster, 4), 3, "a new directory can be used by the former version");
+    cluster.add_learner(1, 4).await;
+    cluster.change_membership(1, &[1, 2, 4]).await;
+    for id in [1, 2, 4] {
+        level_is_raised(&cluster, id).await;
+    }
+    cluster.crash(&[1, 2, 4]).await;
+    for id in [1, 2, 4] {
+        level_is_raised(&cluster, id).await;
+    }
+    assert_equal(&cluster, &[1, 2, 4]).await;
+}
+
+/// Waits until `doctor` finds these problems and no other.
+async fn doctor_finds(cluster: &TestCluster, codes: &[&str]) {
+    eventually(&format!("doctor finds {codes:?}"), DEADLINE, async || {
+        let endpoints = ALL.map(|id| cluster.addr(id).to_owned()).join(",");
+        let doctor = move || run(&["doctor", "--output", "json", "--endpoints", &endpoints], &[]);
+        let ended = tokio::task::spawn_blocking(doctor).await.unwrap();
+        let findings = ended.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let found: Vec<String> = findings.map(|finding| finding["code"].as_str().unwrap().to_owned()).collect();
+        if found == codes { Ok(()) } else { Err(ended.stdout) }
+    })
+    .await;
+}
+
+/// The level of the cluster, and those that the members support, as a node reports them.
+async fn levels(cluster: &TestCluster, through: NodeId) -> (Value, Vec<Value>) {
+    eventually("the leader responds", DEADLINE, async || {
+        let status = cluster.get(through, "/v1/cluster").await.done();
+        let members = status["members"].as_array().unwrap();
+        let levels = members.iter().map(|member| member["format_level"].clone()).collect();
+        // A leader of the former version does not send its status.
+        if status["leader"].is_null() { Err(status) } else { Ok((status["format_level"].clone(), levels)) }
+    })
+    .await
+}
+
+/// Waits until a node has the newest level, in its state and for its directory.
+async fn level_is_raised(cluster: &TestCluster, id: NodeId) {
+    eventually(&format!("node {id} has level 4"), DEADLINE, async || {
+        let status = cluster.http().get(cluster.addr(id), "/raft-status").await.map_err(|error| error.to_string())?;
+        let status = status.ok()?;
+        if status["state_level"] == 4 { Ok(()) } else { Err(status.to_string()) }
+    })
+    .await;
+    assert_eq!(format_of(cluster, id), 4, "node {id}");
+}
+
+/// The format of a node's directory.
+fn format_of(cluster: &TestCluster, id: NodeId) -> u64 {
+    let identity = std::fs::read(cluster.node(id).directory().join("IDENTITY")).unwrap();
+    serde_json::from_slice::<Value>(&identity).unwrap()["format"].as_u64().unwrap()
+}
+
+/// All files of a stopped node, except for the one that names its process.
+fn contents(cluster: &TestCluster, id: NodeId) -> BTreeMap<PathBuf, Vec<u8>> {
+    let files = cluster.node(id).files().into_iter().filter(|path| !path.ends_with("LOCK"));
+    files.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
 }
 
 /// While a node of the former version is a member, any node can go back to that version.
@@ -212,8 +321,12 @@ async fn an_upgrade_that_is_not_complete_can_be_undone() {
     }
     assert_equal_after(&cluster, writers).await;
     for id in ALL {
+        assert_eq!(format_of(&cluster, id), 3, "node {id}");
         change_program(&mut cluster, id, this()).await;
         cluster.leader_of(&ALL).await;
+    }
+    for id in ALL {
+        level_is_raised(&cluster, id).await;
     }
     assert_equal(&cluster, &ALL).await;
 }
@@ -248,7 +361,7 @@ struct Watched {
     _task: JoinSet<()>,
 }
 
-/// What it has delivered.
+/// The changes that it delivered.
 #[derive(Default)]
 struct Seen {
     /// How often each key was put.

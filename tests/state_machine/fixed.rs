@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use openraft::vote::RaftLeaderId;
 use raft_key_value::config::{DELETE_STEP_KEYS_MAX, TXN_ANSWER_BYTES_MAX};
+use raft_key_value::level::Level;
 use raft_key_value::operation::{
     Comparison, Condition, Delete, Operand, Operation, Put, Relation, RequestId, Touch, Txn, TxnStep, Write,
 };
@@ -33,6 +34,28 @@ fn delete(key: &str) -> Delete {
 
 fn txn(success: Vec<TxnStep>) -> Operation {
     Operation::Txn(Arc::new(Txn { compare: vec![], success, failure: vec![] }))
+}
+
+/// The level is a part of the state, of its hash and of its snapshot, and never decreases. A state of the first level
+/// has the hash and the snapshot that it had before there were levels, whose format is 2.
+#[test]
+fn levels_are_fixed() {
+    let mut replicas = Replicas::default();
+    write(&mut replicas, 1000, "put", Operation::Put(put("key", b"value", None)));
+    let format_of = |machine: &ExampleStateMachine| std::fs::read(file_of(machine).path()).unwrap()[8..12].to_vec();
+    let before = replicas.plain.hash();
+    assert_eq!(format_of(&replicas.plain), 2_u32.to_be_bytes());
+    for level in [Level(4), Level(3)] {
+        write(&mut replicas, 1000, &format!("level {level}"), Operation::RaiseLevel { level });
+        assert_eq!(replicas.plain.level, Level(4));
+        assert_eq!(format_of(&replicas.plain), 4_u32.to_be_bytes());
+    }
+    let mut first = replicas.plain.clone();
+    first.level = Level(3);
+    assert_ne!(first.hash(), replicas.plain.hash());
+    let hashes = [before, replicas.plain.hash()].map(|hash| hash.to_string());
+    assert_eq!(hashes, ["731aff9e9d259ed197631de9abc445c6", "bbce3e710c1c1c2fbe6e23d2a8d1ca80"]);
+    replicas.finish();
 }
 
 /// A log whose remembered requests have results of all kinds has this hash, and its snapshot has these bytes, because

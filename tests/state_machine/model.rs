@@ -258,7 +258,7 @@ impl Model {
                 self.delete_prefix(prefix, deleted, up_to)
             }
             Operation::Txn(txn) => self.txn(txn),
-            Operation::Expire | Operation::SelfCheck { .. } => {
+            Operation::Expire | Operation::SelfCheck { .. } | Operation::RaiseLevel { .. } => {
                 WriteResult::Delete { deleted: 0, revision: self.revision, unfinished: None }
             }
         }

@@ -9,6 +9,7 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use raft_key_value::ExampleNode;
+use raft_key_value::level::Level;
 use raft_key_value::operation::{
     Comparison, Condition, Delete, Key, Operand, Operation, Put, Relation, RequestId, Touch, Txn, TxnStep, Value, Write,
 };
@@ -75,6 +76,7 @@ pub enum AnOperation {
     PutMany { count: usize, ttl_ms: u64 },
     Expire,
     SelfCheck,
+    RaiseLevel,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -166,6 +168,7 @@ fn operation() -> impl Strategy<Value = AnOperation> {
             .prop_map(|(compare, success, failure)| AnOperation::Txn { compare, success, failure }),
         2 => Just(AnOperation::Expire),
         1 => Just(AnOperation::SelfCheck),
+        1 => Just(AnOperation::RaiseLevel),
     ]
 }
 
@@ -282,6 +285,7 @@ impl AnOperation {
             AnOperation::PutMany { count, ttl_ms } => put_many(MANY, 0..count, Some(ttl_ms)),
             AnOperation::Expire => Operation::Expire,
             AnOperation::SelfCheck => Operation::SelfCheck { index: 10_000, hash: StateHash(1) },
+            AnOperation::RaiseLevel => Operation::RaiseLevel { level: Level::NEWEST },
         }
     }
 }

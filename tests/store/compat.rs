@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use openraft::RaftLogReader;
 use raft_key_value::ExampleStateMachine;
-use raft_key_value::store::snapshot::format::load;
-use raft_key_value::store::{ExampleStore, Identity};
+use raft_key_value::level::Level;
+use raft_key_value::store::snapshot::format::{load, meta_of, write};
+use raft_key_value::store::{ClusterId, ExampleStore, Identity};
 use raft_key_value::types::{Command, Entry, Payload};
 use tempfile::TempDir;
 
@@ -336,4 +337,55 @@ fn format_3_is_opened() {
         assert_all_of_format_3(machine);
         assert!(loaded == *machine);
     });
+}
+
+/// The format of a directory is that of the highest level in it: it is raised before something of that level arrives,
+/// never falls, and survives what else changes `IDENTITY`.
+///
+/// Method: raise the level of a new directory, join a cluster, and open it again. Then put a snapshot of the level into a
+/// directory of format 3, as no crash can leave it, and open that.
+#[test]
+fn levels_are_formats() {
+    let directory = scratch();
+    let store = open(directory.path());
+    assert_eq!(format_of(directory.path()), 3, "a new directory can be used by the former version");
+    for level in [Level(3), Level(4), Level(3)] {
+        store.raise_level(level).unwrap();
+        assert_eq!(format_of(directory.path()), u64::from(store.identity().level.0));
+    }
+    store.join_cluster(ClusterId(9)).unwrap();
+    let identity = store.identity();
+    assert_eq!((identity.level, identity.cluster_id), (Level(4), Some(ClusterId(9))));
+    drop(store);
+    assert_eq!(open(directory.path()).identity(), identity);
+
+    let (_, last) = FORMAT_3;
+    let directory = copy_of("format-3");
+    let store = open(directory.path());
+    run(apply_from_log(&store, last));
+    let mut machine = store.state_machine.read(Clone::clone);
+    drop(store);
+    machine.level = Level(4);
+    let path = snapshot_path(directory.path(), last);
+    write(&machine, &meta_of(&machine), &mut fs::File::create(&path).unwrap()).unwrap();
+    let store = open(directory.path());
+    assert_eq!(store.identity().level, Level(4));
+    assert_eq!(format_of(directory.path()), 4);
+    store.state_machine.read(|state| assert!(*state == machine));
+}
+
+/// A directory of format 4 opens with all its data, its level and the same hash, and is not changed.
+#[test]
+fn format_4_is_opened() {
+    let directory = copy_of("format-4");
+    let before = fs::read(identity_path(directory.path())).unwrap();
+    for _ in 0..2 {
+        let store = open(directory.path());
+        let (level, applied) = store.state_machine.read(|machine| (machine.level, machine.last_applied));
+        assert_eq!((level, applied.map(|log_id| log_id.index)), (Level(4), Some(99)), "it begins at the snapshot");
+        run(apply_from_log(&store, 106));
+        let (level, hash) = store.state_machine.read(|machine| (machine.level, machine.hash()));
+        assert_eq!((level, hash.to_string().as_str()), (Level(4), "f2d076b54a16d9c0a0df1707e5e3e656"));
+    }
+    assert_eq!(fs::read(identity_path(directory.path())).unwrap(), before, "`IDENTITY` was written again");
 }

@@ -11,6 +11,7 @@ use openraft::raft::{
 use openraft::storage::RaftLogStorage;
 use raft_key_value::clock::Reading;
 use raft_key_value::error::{ApiError, Details};
+use raft_key_value::level::Level;
 use raft_key_value::network::peer::{Envelope, PeerIdentity};
 use raft_key_value::network::rpc_check::SnapshotHead;
 use raft_key_value::store::Identity;
@@ -76,7 +77,7 @@ fn identities(seeds: &mut Seeds) {
     for (name, cluster_id) in [("new", None), ("member", Some(CLUSTER))] {
         let directory = scratch();
         let file = IdentityFile::in_directory(directory.path());
-        file.write(&Identity { cluster_id, node_id: NODE, incarnation: 0xabc }).unwrap();
+        file.write(&Identity { cluster_id, node_id: NODE, incarnation: 0xabc, level: Level::NEWEST }).unwrap();
         seeds.insert(format!("identity/{name}"), fs::read(file.path()).unwrap());
     }
 }

@@ -205,6 +205,7 @@ mod tests {
 
     use super::*;
     use crate::hash::StateHash;
+    use crate::level::Level;
     use crate::operation::{
         Comparison, Condition, Delete, Key, Operand, Operation, Put, Relation, RequestId, Touch, Txn, TxnStep, Write,
     };
@@ -291,7 +292,7 @@ mod tests {
         let success = vec![TxnStep::Put(put(None, None)), TxnStep::Get(key())];
         let failure = vec![TxnStep::Delete(delete(None)), TxnStep::Touch(touch(None, None))];
         let txn = Txn { compare: compare.into(), success, failure };
-        let rows: [(Operation, &str); 8] = [
+        let rows: [(Operation, &str); 9] = [
             (
                 Operation::Put(put(Some(7), Some(Condition::Missing))),
                 r"\x81\xa3Put\x84\xa3key\xa1k\xa5value\xc4\x01v\xa6ttl_ms\x07\xa9condition\xa7Missing",
@@ -329,6 +330,7 @@ mod tests {
                 Operation::SelfCheck { index: 7, hash: StateHash(1 << 64 | 2) },
                 r"\x81\xa9SelfCheck\x82\xa5index\x07\xa4hash\x92\x01\x02",
             ),
+            (Operation::RaiseLevel { level: Level::NEWEST }, r"\x81\xaaRaiseLevel\x81\xa5level\x04"),
         ];
         let request = Some(Arc::new(RequestId { key: "request".into(), fingerprint: [1, 2] }));
         for (operation, expected) in rows {

@@ -5,7 +5,7 @@
 //! | part | offset in it | bytes | field |
 //! | --- | --- | --- | --- |
 //! | header | 0 | 8 | `RKVSNAP` and a zero byte |
-//! | | 8 | 4 | version of the format |
+//! | | 8 | 4 | version of the format: 1 without revisions, 2, or the level of the state if that is 4 or more |
 //! | | 12 | 4 | length of the meta, *m* |
 //! | | 16 | *m* | meta: the last log id and the membership (MessagePack) |
 //! | | 16 + *m* | 4 | CRC-32 of the header up to here |
@@ -33,6 +33,7 @@ use crate::config::{
     SNAPSHOT_FRAMES_PER_SYNC, TXN_OPERATIONS_MAX_LIMIT,
 };
 use crate::hash::StateHash;
+use crate::level::Level;
 use crate::operation::{Key, RequestId, Value};
 use crate::store::durable;
 use crate::store::error::StoreError;
@@ -45,6 +46,7 @@ use crate::store::state_machine::{ExampleStateMachine, former_record};
 use crate::types::SnapshotMeta;
 
 const MAGIC: &[u8; 8] = b"RKVSNAP\0";
+/// The format of states of the first level. A state of a higher level has the format of the level's number.
 const FORMAT_VERSION: u32 = 2;
 /// The format without revisions: each record is a key with its value.
 const FORMER_FORMAT_VERSION: u32 = 1;
@@ -181,7 +183,7 @@ pub fn meta_of(machine: &ExampleStateMachine) -> SnapshotMeta {
 ///
 /// If a part of the state cannot be encoded.
 pub fn length_of(machine: &ExampleStateMachine, meta: &SnapshotMeta) -> io::Result<u64> {
-    let mut bytes = header_of(FORMAT_VERSION, meta)?.len() as u64 + CHECKSUM_BYTES;
+    let mut bytes = header_of(version_of(machine), meta)?.len() as u64 + CHECKSUM_BYTES;
     let mut frame = Counter(0);
     let mut add = |record: StoredRecordRef<'_>| {
         rmp_serde::encode::write_named(&mut frame, &record).map_err(io::Error::other)?;
@@ -243,7 +245,7 @@ pub fn write_watched(
         bytes: 0,
         watch,
     };
-    frames.write_header(FORMAT_VERSION, meta)?;
+    frames.write_header(version_of(machine), meta)?;
     frames.write_record(&state_ref(machine))?;
     let (mut keys, mut requests) = (StateHash::default(), StateHash::default());
     for (key, record) in &machine.data {
@@ -402,6 +404,16 @@ impl FrameWriter<'_> {
     }
 }
 
+/// The version of the format in which this state is written.
+fn version_of(machine: &ExampleStateMachine) -> u32 {
+    if machine.level == Level::FIRST { FORMAT_VERSION } else { machine.level.0 }
+}
+
+/// The level of a state in this version of the format.
+pub fn level_of(version: u32) -> Level {
+    if version <= FORMAT_VERSION { Level::FIRST } else { Level(version) }
+}
+
 /// The header without its checksum.
 fn header_of(version: u32, meta: &SnapshotMeta) -> io::Result<Vec<u8>> {
     let meta = rmp_serde::to_vec_named(meta).map_err(io::Error::other)?;
@@ -522,6 +534,7 @@ fn read_all<R: Read>(
     let machine = ExampleStateMachine {
         last_applied: meta.last_log_id,
         last_membership: meta.last_membership.clone(),
+        level: level_of(format),
         ..ExampleStateMachine::default()
     };
     let mut state = Loading { machine, keeps_all, ..Loading::default() };
@@ -766,9 +779,10 @@ impl<'a, R: Read> FrameReader<'a, R> {
         let version = u32::from_be_bytes(version);
         match version {
             FORMER_FORMAT_VERSION | FORMAT_VERSION => {}
-            found if found > FORMAT_VERSION => {
-                return Err(StoreError::NewerFormat { path: self.path.to_owned(), found, known: FORMAT_VERSION });
+            found if found > Level::NEWEST.0 => {
+                return Err(StoreError::NewerFormat { path: self.path.to_owned(), found, known: Level::NEWEST.0 });
             }
+            found if found > Level::FIRST.0 => {}
             found => return Err(self.damaged(format!("format {found} does not exist"))),
         }
         let meta = rmp_serde::from_slice(&meta).map_err(|_| self.damaged("its header cannot be decoded"))?;

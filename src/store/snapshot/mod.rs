@@ -26,6 +26,7 @@ use super::log::check::CheckedLog;
 use super::ownership::{self, TEMPORARY_EXTENSION};
 use super::state_machine::ExampleStateMachine;
 use crate::config::{SNAPSHOT_FRAME_BYTES, SNAPSHOT_LEAVES_BYTES, SNAPSHOTS_KEPT};
+use crate::level::Level;
 use crate::types::{LogId, SnapshotMeta, StoredMembership};
 
 const EXTENSION: &str = "snap";
@@ -39,6 +40,13 @@ pub struct SnapshotFile {
     pub bytes: u64,
     /// Set if another node sent it and it is not installed yet.
     received: Option<ReceivedSnapshot>,
+}
+
+impl SnapshotFile {
+    /// The level of formats of the state that another node sent.
+    pub fn received_level(&self) -> Option<Level> {
+        self.received.as_ref().map(|received| received.machine.level)
+    }
 }
 
 /// The open file of a snapshot. It is closed on a thread that may block: closing the last descriptor of a deleted file

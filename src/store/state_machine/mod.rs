@@ -27,6 +27,7 @@ use self::requests::Requests;
 use crate::body::{PutAnswer, TouchAnswer, TxnDeleted};
 use crate::config::{DELETE_STEP_KEYS_MAX, EXPIRE_KEYS_MAX, KEY_MEMORY_BYTES, TXN_ANSWER_BYTES_MAX};
 use crate::hash::StateHash;
+use crate::level::Level;
 use crate::operation::{
     Comparison, Condition, Delete, Found, Key, Operand, Operation, Put, RequestId, StepResult, Touch, Txn, TxnDone,
     TxnStep, Value, Write, WriteResult,
@@ -62,6 +63,8 @@ pub struct ExampleStateMachine {
     pub history: History,
     /// The last requests with an `Idempotency-Key`, and their results.
     pub requests: Requests,
+    /// The level of formats.
+    pub level: Level,
     pub(super) expiring: OrdSet<(u64, Key)>,
     pub(super) keys_hash: StateHash,
     pub(super) data_bytes: u64,
@@ -220,6 +223,10 @@ impl ExampleStateMachine {
             },
             Operation::Txn(txn) => self.txn(&txn),
             // `StateMachineStore` compares the states, before it applies the next entry.
+            Operation::RaiseLevel { level } => {
+                self.level = self.level.max(level);
+                WriteResult::Delete { deleted: 0, revision: self.revision, unfinished: None }
+            }
             Operation::Expire | Operation::SelfCheck { .. } => {
                 WriteResult::Delete { deleted: 0, revision: self.revision, unfinished: None }
             }
@@ -544,7 +551,8 @@ impl ExampleStateMachine {
     /// **In the hash: frozen.** It is of these numbers, where each hash is two numbers: revision, clock; number and
     /// sum of the keys; number and sum of the requests; oldest revision and number of changes of the history, its
     /// first and its last change (0 if it is empty). The changes between those two can differ only if the keys did.
-    /// The order of the requests and `last_applied` are not included.
+    /// The order of the requests and `last_applied` are not included. If the level is not the first one, which
+    /// older nodes do not know, the hash is of that hash, as two numbers, and the level.
     pub(super) fn hash_with(&self, keys_count: usize, keys: StateHash, requests: StateHash) -> StateHash {
         let mut changes = self.history.iter();
         let count = changes.len() as u64;
@@ -552,7 +560,7 @@ impl ExampleStateMachine {
         let ([first_0, first_1], [last_0, last_1]) =
             (hash_of(changes.next()), hash_of(self.history.iter().next_back()));
         let ([keys_0, keys_1], [requests_0, requests_1]) = (keys.halves(), requests.halves());
-        StateHash::of_numbers([
+        let numbers = [
             self.revision,
             self.clock_ms,
             keys_count as u64,
@@ -567,7 +575,12 @@ impl ExampleStateMachine {
             first_1,
             last_0,
             last_1,
-        ])
+        ];
+        if self.level == Level::FIRST {
+            return StateHash::of_numbers(numbers);
+        }
+        let [numbers_0, numbers_1] = StateHash::of_numbers(numbers).halves();
+        StateHash::of_numbers([numbers_0, numbers_1, self.level.0.into()])
     }
 }
 

@@ -332,6 +332,7 @@ fn views() {
         id,
         role: MemberRole::Voter,
         address: address(id),
+        format_level: None,
         version: None,
         reachable,
         applied_index: None,
@@ -348,6 +349,7 @@ fn views() {
         cluster_id: None,
         leader: None,
         term: 7,
+        format_level: None,
         members: [row(1, reached[0]), row(2, reached[1]), row(3, reached[2])].into(),
         partial: None,
     };
