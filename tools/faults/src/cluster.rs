@@ -101,22 +101,30 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Creates a node with a new id, without starting it.
-    pub fn add_node(&mut self) -> Result<NodeId> {
+    /// Creates a node with a new id that does not belong to the cluster, without starting it.
+    pub fn create_node(&mut self) -> Result<Node> {
         let id = self.next_id;
         self.next_id += 1;
         let host = self.network.add_host(id)?;
         let folder: &Path = &self.plan.folder.join(format!("node-{id}"));
         std::fs::create_dir_all(folder).context("cannot create a node's directory")?;
-        let mut node = Node::new(self.plan.system, &self.plan.binary, folder, host.clone(), self.plan.flags.clone());
+        let mut node = Node::new(self.plan.system, &self.plan.binary, folder, host, self.plan.flags.clone());
         node.bug = self.plan.bug.filter(|bug| bug.only.is_none_or(|only| only == id)).map(|bug| bug.name);
         node.traces_renames = self.plan.traces_renames;
+        Ok(node)
+    }
+
+    /// Creates a node with a new id, without starting it.
+    pub fn add_node(&mut self) -> Result<NodeId> {
+        let mut node = self.create_node()?;
+        let (id, host) = (node.id(), node.host.clone());
         if self.plan.proxies {
-            node.proxy = Some(Proxy::start(self.network, &host, self.random.fork())?);
+            node.proxy = Some(Proxy::start(self.network, &host, host.peer(), self.random.fork())?);
         }
         if !self.plan.disks.is_empty() {
             let file_system = self.plan.disks[(id as usize - 1) % self.plan.disks.len()];
-            node.disk = Some(Disk::create(file_system, folder, "data")?);
+            let folder = self.plan.folder.join(format!("node-{id}"));
+            node.disk = Some(Disk::create(file_system, &folder, "data")?);
         }
         if self.plan.system == System::Ours {
             self.monitor.watch(&self.client, &node);
@@ -124,6 +132,16 @@ impl Cluster {
         self.nodes.push(node);
         self.endpoints.write().expect("no thread panics while holding the lock").push(host);
         Ok(id)
+    }
+
+    /// Gives a stopped node another address for its peers.
+    pub fn move_node(&mut self, id: NodeId) -> Result<()> {
+        let (network, random) = (self.network, self.random.fork());
+        let node = self.node(id)?;
+        node.moves += 1;
+        let address = node.host.peer_after(node.moves);
+        node.proxy = Some(Proxy::start(network, &node.host, address, random)?);
+        Ok(())
     }
 
     /// Ends a node for good. Clients no longer use it.

@@ -22,6 +22,12 @@ pub enum Symptom {
     Start,
     /// A key expired too early or too late.
     Expiry,
+    /// A node became a voter too early.
+    Membership,
+    /// A backup is not the state at its index, or a cluster that was restored from it differs.
+    Backup,
+    /// Growth was accepted beyond the quota, or something else was rejected because of it.
+    Quota,
     /// Anything else, such as a node that ended or does not serve. It may have many causes.
     Other,
     /// The harness, or the machine that it runs on, failed. This is not a violation: it says nothing about

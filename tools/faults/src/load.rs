@@ -69,6 +69,11 @@ impl Recorder {
         self.push(Operation { client, node, called_ns, returned_ns: self.now_ns(), call, outcome });
     }
 
+    /// Records an operation.
+    pub fn add_operation(&self, operation: Operation) {
+        self.push(operation);
+    }
+
     /// Takes the records, in the order of the calls.
     pub fn take(&self) -> Vec<Operation> {
         let mut operations =

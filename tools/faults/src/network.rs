@@ -132,7 +132,12 @@ impl Host {
 
     /// Address at which other nodes reach its node.
     pub fn peer(&self) -> SocketAddr {
-        SocketAddr::V4(SocketAddrV4::new(self.address, PEER_PORT))
+        self.peer_after(0)
+    }
+
+    /// The same after the node has moved this many times.
+    pub fn peer_after(&self, moves: u16) -> SocketAddr {
+        SocketAddr::V4(SocketAddrV4::new(self.address, PEER_PORT + moves))
     }
 
     /// A command that runs on this host. It shares everything else with the harness, including the mounts:

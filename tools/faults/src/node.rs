@@ -69,6 +69,8 @@ pub struct Node {
     pub host: Host,
     pub proxy: Option<Proxy>,
     pub disk: Option<Disk>,
+    /// How often it has moved to another address.
+    pub moves: u16,
     /// Its seeded bug.
     pub bug: Option<&'static str>,
     /// Whether its calls that rename and sync files are traced.
@@ -95,6 +97,7 @@ impl Node {
             host,
             proxy: None,
             disk: None,
+            moves: 0,
             bug: None,
             traces_renames: false,
             system,
@@ -115,6 +118,11 @@ impl Node {
         self.host.id
     }
 
+    /// Adds flags from the next start on.
+    pub fn add_flags(&mut self, flags: &[&str]) {
+        self.flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
+    }
+
     /// Its current life; the reference is dead once the node is removed.
     pub fn life(&self) -> Weak<Mutex<Life>> {
         Arc::downgrade(&self.life)
@@ -127,7 +135,7 @@ impl Node {
 
     /// The address at which other nodes of raft-key-value reach it: its proxy, if it has one.
     pub fn advertised(&self) -> SocketAddr {
-        if self.proxy.is_some() { self.host.peer() } else { self.host.http() }
+        self.proxy.as_ref().map_or(self.host.http(), |proxy| proxy.address)
     }
 
     /// Directory of the node's files.

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use crate::arguments::{ControlArguments, RunArguments, ScheduleArguments, SoakArguments};
 use crate::cluster::Plan;
 use crate::disk::FileSystem;
+use crate::fault::quota::QUOTA_BYTES;
 use crate::fault::{Fault, Who};
 use crate::finding::Finding;
 use crate::lane::{self, LanePlan};
@@ -74,11 +75,13 @@ const DISK: [(Fault, usize); 17] = [
 ];
 
 /// Faults of members, leadership, snapshots and clocks, on three nodes and those that join.
-const MEMBERS: [(Fault, usize); 14] = [
+const MEMBERS: [(Fault, usize); 16] = [
     (Fault::Replace, 5),
     (Fault::ReplaceUnderKill, 5),
     (Fault::ReplaceUnderPartition, 5),
     (Fault::Wipe, 5),
+    (Fault::Join, 5),
+    (Fault::JoinKilled, 5),
     (Fault::Transfer, 5),
     (Fault::RollingRestart, 5),
     (Fault::Lag, 7),
@@ -89,6 +92,17 @@ const MEMBERS: [(Fault, usize); 14] = [
     (Fault::Clock(Who::All), 5),
     (Fault::ClockRestart, 5),
     (Fault::Pause(Who::Leader), 5),
+];
+
+/// What operators do and what grows, on three nodes with a small quota.
+const UPKEEP: [(Fault, usize); 7] = [
+    (Fault::Move, 5),
+    (Fault::MoveUnderKill, 5),
+    (Fault::MoveUnderPartition, 5),
+    (Fault::Backup, 5),
+    (Fault::BackupUnderKill, 5),
+    (Fault::Quota, 5),
+    (Fault::QuotaUnderKill, 5),
 ];
 
 /// Faults that may affect when keys expire, on three nodes.
@@ -102,8 +116,8 @@ const EXPIRY: [(Fault, usize); 6] = [
 ];
 
 /// The lanes with their faults, in the order of their networks.
-const LANES: [(&str, &[(Fault, usize)]); 4] =
-    [("network", &NETWORK), ("disk", &DISK), ("members", &MEMBERS), ("expiry", &EXPIRY)];
+const LANES: [(&str, &[(Fault, usize)]); 5] =
+    [("network", &NETWORK), ("disk", &DISK), ("members", &MEMBERS), ("expiry", &EXPIRY), ("upkeep", &UPKEEP)];
 
 /// Faults of the control: those of processes and packets, on three nodes. Delays and repeats need proxies
 /// that understand the requests between nodes.
@@ -132,6 +146,13 @@ const SEED_MAX: u64 = 1_000_000;
 const BROKEN_ROUNDS_MAX: usize = 3;
 /// Frequent snapshots and a short log.
 const SNAPSHOT_FLAGS: [&str; 4] = ["--snapshot-entries", "100", "--snapshot-keep-entries", "20"];
+
+/// A small quota, and a log that is long enough for a node that was isolated during a backup.
+pub fn upkeep_flags() -> Vec<String> {
+    let quota = QUOTA_BYTES.to_string();
+    let flags = ["--quota-bytes", &quota, "--snapshot-entries", "1000", "--snapshot-keep-entries", "2000"];
+    flags.map(str::to_owned).to_vec()
+}
 
 /// Runs all lanes once.
 pub async fn run(arguments: &RunArguments) -> Result<Verdict> {
@@ -321,6 +342,7 @@ fn lanes(arguments: &RunArguments, seed: u64, binary: &Path, folder: &Path) -> V
         Plan { disks, flags: snapshot_flags.clone(), ..plan(2, 3) },
         Plan { flags: snapshot_flags.clone(), ..plan(3, 3) },
         Plan { flags: snapshot_flags, ..plan(4, 3) },
+        Plan { flags: upkeep_flags(), ..plan(5, 3) },
     ];
     let wanted = LANES.into_iter().zip(clusters).filter(|((name, _), _)| arguments.wants(name));
     wanted.filter_map(|((name, faults), cluster)| lane(name, cluster, faults, &arguments.schedule, seed)).collect()
@@ -352,6 +374,7 @@ fn lane(
     // A larger state makes the transfer of a snapshot take longer.
     let ballast_keys = if name == "members" { 500 } else { 0 };
     let (time_max, is_complete) = (schedule.time_max(), schedule.is_complete());
-    let hostile = cluster.system == System::Ours;
+    // It would use up a small quota.
+    let hostile = cluster.system == System::Ours && name != "upkeep";
     Some(LanePlan { name, cluster, load, hostile, ballast_keys, faults, time_max, is_complete })
 }

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -56,6 +56,8 @@ pub struct Deeds {
 /// The proxy of a node.
 #[derive(Debug)]
 pub struct Proxy {
+    /// Where peers reach the node.
+    pub address: SocketAddr,
     shared: Arc<Shared>,
     accepting: JoinHandle<()>,
 }
@@ -68,16 +70,18 @@ struct Shared {
     kept: Mutex<VecDeque<(String, Bytes)>>,
     random: Mutex<Rng>,
     deeds: Deeds,
+    /// Connections that are still open end with their next request.
+    ended: AtomicBool,
 }
 
 type Body = UnsyncBoxBody<Bytes, hyper::Error>;
 
 impl Proxy {
-    /// Starts a proxy on the host, at the node's peer address.
+    /// Starts a proxy on the host, at an address of it.
     ///
     /// `random` determines its actions, in the order of the requests.
-    pub fn start(network: Network, host: &Host, random: Rng) -> Result<Self> {
-        let listener = host.listen(host.peer())?;
+    pub fn start(network: Network, host: &Host, address: SocketAddr, random: Rng) -> Result<Self> {
+        let listener = host.listen(address)?;
         listener.set_nonblocking(true).context("cannot prepare a listener")?;
         let listener = TcpListener::from_std(listener).context("cannot prepare a listener")?;
         let shared = Arc::new(Shared {
@@ -87,9 +91,10 @@ impl Proxy {
             kept: Mutex::default(),
             random: Mutex::new(random),
             deeds: Deeds::default(),
+            ended: AtomicBool::default(),
         });
         let accepting = tokio::spawn(accept(shared.clone(), listener));
-        Ok(Proxy { shared, accepting })
+        Ok(Proxy { address, shared, accepting })
     }
 
     pub fn misbehave(&self, misbehavior: Misbehavior) {
@@ -112,6 +117,7 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
+        self.shared.ended.store(true, Ordering::Relaxed);
         self.accepting.abort();
     }
 }
@@ -134,6 +140,9 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener) {
 
 impl Shared {
     async fn serve(&self, request: Request<Incoming>) -> Result<Response<Body>, std::io::Error> {
+        if self.ended.load(Ordering::Relaxed) {
+            return Err(std::io::Error::other("the proxy has ended"));
+        }
         let misbehavior = *self.misbehavior.lock().expect("no thread panics while holding the lock");
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
         let between_nodes = path.starts_with("/raft-");

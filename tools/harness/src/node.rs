@@ -1,5 +1,6 @@
 //! Nodes of raft-key-value.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -75,11 +76,23 @@ struct StoredMembership {
 #[derive(Debug, Deserialize)]
 struct Membership {
     configs: Vec<Vec<u64>>,
+    nodes: BTreeMap<u64, Member>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Member {
+    addr: String,
 }
 
 impl Metrics {
     /// The sets of voters: two during a membership change, otherwise one.
     pub fn configs(&self) -> &[Vec<u64>] {
         &self.membership_config.membership.configs
+    }
+
+    /// The address of each member.
+    pub fn addresses(&self) -> BTreeMap<u64, String> {
+        let nodes = self.membership_config.membership.nodes.iter();
+        nodes.map(|(id, member)| (*id, member.addr.clone())).collect()
     }
 }

@@ -89,7 +89,7 @@ pub fn log_tail(log: &Path, lines: usize) -> String {
 }
 
 /// Removes inherited variables that begin with `prefix`, which would change a program's settings unnoticed.
-pub(crate) fn remove_variables(command: &mut Command, prefix: &str) {
+pub fn remove_variables(command: &mut Command, prefix: &str) {
     for (name, _) in std::env::vars_os() {
         if name.as_encoded_bytes().starts_with(prefix.as_bytes()) {
             command.env_remove(name);

@@ -1,12 +1,16 @@
 //! The faults: what each breaks, for how long, and how it is healed.
 
+mod backup;
 mod clock;
 mod disk;
+mod filler;
 pub mod input;
 mod leadership;
 mod membership;
+mod moves;
 mod network;
 mod process;
+pub mod quota;
 mod snapshot;
 
 use std::collections::BTreeMap;
@@ -101,6 +105,24 @@ pub enum Fault {
     ReplaceUnderPartition,
     /// A node returns under its id with an empty disk, and is replaced.
     Wipe,
+    /// An empty node joins by itself while a node is killed or the leader is isolated, and a member is removed.
+    Join,
+    /// A node that joins is killed while it catches up.
+    JoinKilled,
+    /// A node comes back at another address.
+    Move,
+    /// A node moves while another is dead.
+    MoveUnderKill,
+    /// A node moves while it is isolated, or another is.
+    MoveUnderPartition,
+    /// A backup is saved while a follower is isolated, and restored.
+    Backup,
+    /// A backup is saved while its sender or the command is killed, and restored.
+    BackupUnderKill,
+    /// Keys and values reach the quota, and are deleted.
+    Quota,
+    /// Nodes are killed while the quota is reached.
+    QuotaUnderKill,
     /// A node falls behind by more than the log holds, and gets a snapshot.
     Lag,
     /// Like `Lag`, but the node that sends the snapshot is killed.
@@ -158,6 +180,15 @@ impl fmt::Display for Fault {
             Fault::ReplaceUnderKill => ("replace-under-kill", None),
             Fault::ReplaceUnderPartition => ("replace-under-partition", None),
             Fault::Wipe => ("wipe", None),
+            Fault::Join => ("join", None),
+            Fault::JoinKilled => ("join-killed", None),
+            Fault::Move => ("move", None),
+            Fault::MoveUnderKill => ("move-under-kill", None),
+            Fault::MoveUnderPartition => ("move-under-partition", None),
+            Fault::Backup => ("backup", None),
+            Fault::BackupUnderKill => ("backup-under-kill", None),
+            Fault::Quota => ("quota", None),
+            Fault::QuotaUnderKill => ("quota-under-kill", None),
             Fault::Lag => ("lag", None),
             Fault::LagKillSender => ("lag-kill-sender", None),
             Fault::LagKillReceiver => ("lag-kill-receiver", None),
@@ -284,6 +315,15 @@ impl Fault {
             Fault::ReplaceUnderKill => membership::replace(scene, membership::Meanwhile::Kill).await,
             Fault::ReplaceUnderPartition => membership::replace(scene, membership::Meanwhile::Isolate).await,
             Fault::Wipe => membership::wipe(scene).await,
+            Fault::Join => membership::join(scene).await,
+            Fault::JoinKilled => membership::join_killed(scene).await,
+            Fault::Move => moves::move_node(scene, membership::Meanwhile::Nothing).await,
+            Fault::MoveUnderKill => moves::move_node(scene, membership::Meanwhile::Kill).await,
+            Fault::MoveUnderPartition => moves::move_node(scene, membership::Meanwhile::Isolate).await,
+            Fault::Backup => backup::backup(scene).await,
+            Fault::BackupUnderKill => backup::backup_under_kill(scene).await,
+            Fault::Quota => quota::quota(scene, false).await,
+            Fault::QuotaUnderKill => quota::quota(scene, true).await,
             Fault::Lag => snapshot::lag(scene, snapshot::Killed::Nobody).await,
             Fault::LagKillSender => snapshot::lag(scene, snapshot::Killed::Sender).await,
             Fault::LagKillReceiver => snapshot::lag(scene, snapshot::Killed::Receiver).await,

@@ -3,6 +3,7 @@
 //! The gateway encodes 64-bit numbers as strings and bytes in base64, and omits fields that are zero, empty
 //! or false.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
@@ -381,7 +382,7 @@ pub async fn status(http: &Client, node: SocketAddr) -> Result<NodeStatus> {
     let leader = members.iter().find(|member| member.id == status.leader).and_then(number_of);
     let voters = members.iter().filter(|member| !member.learner).filter_map(number_of).collect();
     let (term, applied, last_log) = (status.term, status.applied, status.committed);
-    Ok(NodeStatus { leader, term, applied, last_log, voters, raft: None })
+    Ok(NodeStatus { leader, term, applied, last_log, voters, addresses: BTreeMap::new(), raft: None })
 }
 
 pub async fn final_state(http: &Client, id: NodeId, node: SocketAddr) -> Result<FinalState> {

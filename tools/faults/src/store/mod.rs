@@ -6,6 +6,7 @@
 mod etcd;
 mod ours;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -102,6 +103,8 @@ pub struct NodeStatus {
     /// it.
     pub last_log: u64,
     pub voters: Vec<NodeId>,
+    /// The members' addresses, if the system reports them.
+    pub addresses: BTreeMap<NodeId, String>,
     /// Additional state that raft-key-value reports.
     pub raft: Option<RaftState>,
 }

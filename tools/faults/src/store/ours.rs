@@ -329,8 +329,8 @@ pub async fn status(http: &Client, node: SocketAddr) -> Result<NodeStatus> {
         applied: metrics.last_applied,
         snapshot: metrics.snapshot,
     };
-    let (leader, term) = (metrics.current_leader, metrics.current_term);
-    Ok(NodeStatus { leader, term, applied, last_log, voters, raft: Some(raft) })
+    let (leader, term, addresses) = (metrics.current_leader, metrics.current_term, metrics.addresses());
+    Ok(NodeStatus { leader, term, applied, last_log, voters, addresses, raft: Some(raft) })
 }
 
 pub async fn final_state(http: &Client, id: NodeId, node: SocketAddr, applied: u64) -> Result<FinalState> {
