@@ -39,11 +39,17 @@ pub enum SeededBug {
     ClockReadInApply,
     /// A leader stamps entries with its wall clock.
     ExpiryFollowsWallClock,
+    /// A backup has the state after a later entry than it names.
+    BackupOfLaterState,
+    /// Once the quota was reached, growth is always rejected.
+    QuotaNeverLifts,
+    /// A learner becomes a voter before it has all data.
+    PromotedBeforeCaughtUp,
 }
 
 impl SeededBug {
     /// All bugs.
-    pub const ALL: [SeededBug; 13] = [
+    pub const ALL: [SeededBug; 16] = [
         SeededBug::VoteNotSynced,
         SeededBug::AcknowledgedBeforeSync,
         SeededBug::DirectoryNotSynced,
@@ -57,6 +63,9 @@ impl SeededBug {
         SeededBug::EntriesSwapped,
         SeededBug::ClockReadInApply,
         SeededBug::ExpiryFollowsWallClock,
+        SeededBug::BackupOfLaterState,
+        SeededBug::QuotaNeverLifts,
+        SeededBug::PromotedBeforeCaughtUp,
     ];
 
     /// The bug's name in `RKV_SEEDED_BUG`.
@@ -75,6 +84,9 @@ impl SeededBug {
             SeededBug::EntriesSwapped => "entries-swapped",
             SeededBug::ClockReadInApply => "clock-read-in-apply",
             SeededBug::ExpiryFollowsWallClock => "expiry-follows-wall-clock",
+            SeededBug::BackupOfLaterState => "backup-of-later-state",
+            SeededBug::QuotaNeverLifts => "quota-never-lifts",
+            SeededBug::PromotedBeforeCaughtUp => "promoted-before-caught-up",
         }
     }
 }

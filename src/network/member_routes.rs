@@ -24,6 +24,7 @@ use crate::app::ExampleApp;
 use crate::body::{AddMember, AddedRole, Member, MemberChanged, MemberRemoved, MemberRole, ReplaceMember};
 use crate::config::{CAUGHT_UP_FOR, REQUEST_DEADLINE};
 use crate::error::{ApiError, Details, Retry};
+use crate::seeded_bug::{self, SeededBug};
 use crate::types::{ExampleNode, Membership, NodeId};
 
 const ADD_BODY: &str = r#"{"id":4,"address":"127.0.0.1:21004","role":"voter"}"#;
@@ -407,6 +408,7 @@ async fn promote(app: &ExampleApp, id: NodeId, options: Options) -> Result<Membe
     }
     if !options.force
         && !options.dry_run
+        && !seeded_bug::is_on(SeededBug::PromotedBeforeCaughtUp)
         && let Some(missing) = wait_until_caught_up(app, id, CAUGHT_UP_FOR).await?
     {
         return Ok(state(app, id, Some(missing), options));

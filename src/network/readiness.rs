@@ -8,12 +8,15 @@
 //!
 //! A node is ready, for a load balancer, if all of [`checks`] hold.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::rejections::{excluded, no_leader, recovering, stopping};
 use crate::app::{ExampleApp, Role};
 use crate::config::{KEY_MEMORY_BYTES, LOG_UNCOMMITTED_BYTES_MAX, LOG_UNSYNCED_BYTES_MAX};
 use crate::disk::DiskSpace;
 use crate::error::{ApiError, Details, Retry};
 use crate::operation::Operation;
+use crate::seeded_bug::{self, SeededBug};
 use crate::types::{ExampleNode, NodeId};
 
 /// The node that serves a request which needs the leader.
@@ -159,10 +162,16 @@ fn exceeds_quota(app: &ExampleApp, operation: &Operation) -> bool {
     let puts = operation.puts() as u64;
     // As much as it can add at most: far from the quota, the state need not be read.
     let added_bytes_max = operation.payload_bytes() as u64 + puts * KEY_MEMORY_BYTES;
-    puts > 0
+    let exceeds = puts > 0
         && machine.memory_bytes().saturating_add(added_bytes_max) > app.quota_bytes
         && machine.read(|machine| {
             let growth_bytes = machine.growth_bytes(operation);
             growth_bytes > 0 && machine.memory_bytes() + growth_bytes > app.quota_bytes
-        })
+        });
+    if seeded_bug::is_on(SeededBug::QuotaNeverLifts) {
+        static REACHED: AtomicBool = AtomicBool::new(false);
+        let was_reached = REACHED.fetch_or(exceeds, Ordering::Relaxed);
+        return exceeds || was_reached && machine.read(|machine| machine.growth_bytes(operation) > 0);
+    }
+    exceeds
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
@@ -158,7 +158,13 @@ impl StateMachineStore {
     ///
     /// [`ExportError`].
     pub async fn export(&self, has_room: impl Fn(u64) -> bool + Send + 'static) -> Result<Export, ExportError> {
-        let machine = self.read(ExampleStateMachine::clone);
+        let machine = if seeded_bug::is_on(SeededBug::BackupOfLaterState) {
+            let named = self.read(|machine| machine.last_applied);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            ExampleStateMachine { last_applied: named, ..self.read(ExampleStateMachine::clone) }
+        } else {
+            self.read(ExampleStateMachine::clone)
+        };
         let snapshots = self.snapshots.clone();
         let (begun_tx, begun_rx) = oneshot::channel();
         let write = move || export::write(&machine, &snapshots, has_room, begun_tx);

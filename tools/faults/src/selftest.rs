@@ -23,6 +23,7 @@ use crate::finding::{Finding, Symptom, is_of_harness};
 use crate::lane::{self, LanePlan};
 use crate::load::LoadPlan;
 use crate::node::BUG_VARIABLE;
+use crate::plans::upkeep_flags;
 use crate::report::LaneReport;
 use crate::store::System;
 use crate::verdict::Verdict;
@@ -61,18 +62,27 @@ struct Means {
     late_retries: bool,
     /// Keys expire, and only the nodes' states are compared.
     expiring: bool,
+    /// The flags of the lane `upkeep`, with a small quota.
+    upkeep: bool,
 }
 
 /// No requirements.
-const MEANS: Means =
-    Means { disks: false, snapshots: false, traces_renames: false, busy: false, late_retries: false, expiring: false };
+const MEANS: Means = Means {
+    disks: false,
+    snapshots: false,
+    traces_renames: false,
+    busy: false,
+    late_retries: false,
+    expiring: false,
+    upkeep: false,
+};
 
 const fn trial(bug: &'static str, faults: &'static [(Fault, usize)], means: Means) -> Trial {
     Trial { bug, only: None, faults, means, symptoms: &[Symptom::History] }
 }
 
 /// All bugs of the server's `src/seeded_bug.rs`.
-const TRIALS: [Trial; 13] = [
+const TRIALS: [Trial; 16] = [
     // Only a power cut loses data that was written but not synced.
     Trial {
         symptoms: &[Symptom::WentBack],
@@ -133,6 +143,16 @@ const TRIALS: [Trial; 13] = [
         symptoms: &[Symptom::Expiry],
         ..trial("expiry-follows-wall-clock", &[(Fault::Clock(Who::Leader), 2)], Means { expiring: true, ..MEANS })
     },
+    Trial {
+        symptoms: &[Symptom::Backup],
+        ..trial("backup-of-later-state", &[(Fault::Backup, 1)], Means { upkeep: true, ..MEANS })
+    },
+    Trial {
+        symptoms: &[Symptom::Quota],
+        ..trial("quota-never-lifts", &[(Fault::Quota, 1)], Means { upkeep: true, ..MEANS })
+    },
+    // The node that joins must have been added before it is killed.
+    Trial { symptoms: &[Symptom::Membership], ..trial("promoted-before-caught-up", &[(Fault::JoinKilled, 2)], MEANS) },
 ];
 
 /// The outcome of a round.
@@ -370,8 +390,9 @@ fn faults_in_force(trial: &Trial, outcome: &Outcome) -> String {
 }
 
 fn lane_of(trial: &Trial, bug: Option<Bug>, binary: &Path, folder: &Path, number: u8, seed: u64) -> LanePlan {
-    let Means { disks, snapshots, traces_renames, busy, late_retries, expiring } = trial.means;
-    let flags: &[&str] = if snapshots { &SNAPSHOT_FLAGS } else { &[] };
+    let Means { disks, snapshots, traces_renames, busy, late_retries, expiring, upkeep } = trial.means;
+    let snapshot_flags = SNAPSHOT_FLAGS.map(str::to_owned).to_vec();
+    let flags = if snapshots { snapshot_flags } else { Vec::new() };
     LanePlan {
         name: trial.bug,
         cluster: Plan {
@@ -383,7 +404,7 @@ fn lane_of(trial: &Trial, bug: Option<Bug>, binary: &Path, folder: &Path, number
             disks: if disks { vec![FileSystem::Xfs, FileSystem::Ext4] } else { Vec::new() },
             // The nodes know each other by the proxies' addresses.
             proxies: true,
-            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+            flags: if upkeep { upkeep_flags() } else { flags },
             bug,
             traces_renames,
         },
