@@ -222,11 +222,11 @@ impl ExampleStateMachine {
                 Err(failed) => failed,
             },
             Operation::Txn(txn) => self.txn(&txn),
-            // `StateMachineStore` compares the states, before it applies the next entry.
             Operation::RaiseLevel { level } => {
                 self.level = self.level.max(level);
                 WriteResult::Delete { deleted: 0, revision: self.revision, unfinished: None }
             }
+            // `StateMachineStore` compares the states, before it applies the next entry.
             Operation::Expire | Operation::SelfCheck { .. } => {
                 WriteResult::Delete { deleted: 0, revision: self.revision, unfinished: None }
             }
