@@ -98,7 +98,7 @@ Exit codes of commands:
    0  the request succeeded, or the reader of the output closed it
    1  the key does not exist, a condition or comparison does not hold, or the revision to watch
       from is no longer kept
-   2  the request is invalid
+   2  the request is invalid, or a file to read does not exist
    3  no node could serve the request, a list is incomplete, an endpoint of `status` does not
       serve requests, or the outcome is unknown: the message says which
    4  `doctor` found something critical; 1 after a warning

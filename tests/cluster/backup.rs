@@ -143,6 +143,11 @@ async fn a_cluster_is_saved_under_load_and_restored() {
     for name in ["hash", "index", "revision", "keys"] {
         assert_eq!(inspected[name], saved[name], "{name}");
     }
+    // Keys without a slash have a row of their own.
+    let last = inspected["largest_prefixes"].as_array().unwrap().last().cloned().unwrap();
+    assert!(last["prefix"] == "" && last["keys"].as_u64() > Some(0), "{inspected}");
+    let shown = run(&["snapshot", "inspect", file.to_str().unwrap()], &[]);
+    assert!(shown.stdout.lines().last().unwrap().starts_with("(no slash)  "), "{}", shown.stdout);
     cluster.stop(follower).await;
     assert_eq!(saved["hash"], hash_by_log(&cluster.node(follower).directory(), index).to_string());
     drop(cluster);
@@ -205,7 +210,24 @@ async fn damaged_files_are_refused() {
         assert!(!data_dir.exists(), "{what}");
     }
     assert_eq!(hash_of(&cluster, 1).await["revision"], revision);
-    fails(&["snapshot", "inspect", "missing.snap"], &[], 74, "missing.snap");
+    // A file to read that does not exist is an invalid argument, whichever command names it.
+    let missing_directory = files.path().join("missing");
+    let missing_directory = missing_directory.to_str().unwrap();
+    let restore = ["snapshot", "restore", "missing.snap", "--data-dir", missing_directory, "--id", "1"];
+    let restore = [&restore[..], &["--advertise-addr", "127.0.0.1:1"]].concat();
+    let commands: [&[&str]; 8] = [
+        &["snapshot", "inspect", "missing.snap"],
+        &["snapshot", "load", "missing.snap", "--prefix", ""],
+        &restore,
+        &["check", missing_directory],
+        &["dump", missing_directory],
+        &["recover", "--data-dir", missing_directory, "--id", "1"],
+        &["config", "check", "--config", "missing.toml"],
+        &["put", "k", "--file", "missing.txt"],
+    ];
+    for arguments in commands {
+        fails(arguments, &environment, 2, "missing");
+    }
 }
 
 /// A file that cannot be saved leaves nothing behind, and an older one of its name stays.
@@ -386,7 +408,7 @@ async fn stopped_nodes_are_checked_and_dumped() {
     let checked = run(&["check", torn.to_str().unwrap()], &[]);
     assert_eq!(checked.code, Some(0), "{}", checked.stdout);
     assert!(checked.stdout.contains("being written"), "{}", checked.stdout);
-    fails(&["check", directory.parent().unwrap().to_str().unwrap()], &[], 74, "it has node-1");
+    fails(&["check", directory.parent().unwrap().to_str().unwrap()], &[], 2, "it has node-1");
 }
 
 /// After a majority is lost for good, a survivor becomes the first node of a new cluster with all that it had, and

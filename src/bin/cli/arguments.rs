@@ -145,8 +145,8 @@ not serve requests, or soon will not.")]
 Examples:
   raft-key-value check raft-key-value-data/node-1
 
-Every file is read. The exit code is 65 if one of them is damaged, even if a node would start without
-it, and 73 if a node runs on the directory.")]
+Every file is read. The exit code is 65 if one of them is damaged, even if a node would start
+without it, and 73 if a node runs on the directory.")]
     Check(Check),
 
     /// Print all that is in the directory of a stopped node, as lines of JSON
@@ -164,9 +164,9 @@ Examples:
   raft-key-value recover --data-dir raft-key-value-data --id 2          show what would be lost
   raft-key-value recover --data-dir raft-key-value-data --id 2 --i-accept-that-writes-may-be-lost
 
-This is the last resort: writes that this node does not have are lost, although clients were told that
-they are done. Recover the node with the highest index, and only one. All other nodes of the former
-cluster must stay down, and join with empty directories.")]
+This is the last resort: writes that this node does not have are lost, although clients were told
+that they are done. Recover the node with the highest index, and only one. All other nodes of the
+former cluster must stay down, and join with empty directories.")]
     Recover(Recover),
 
     /// Make a voter the leader
@@ -195,8 +195,26 @@ Examples:
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
     /// Print every setting that a node with these flags would use, and where it comes from, as a file for --config
+    #[command(
+        override_usage = "raft-key-value config print [OPTIONS]",
+        after_long_help = "\
+Examples:
+  raft-key-value config print --config node1.toml
+  raft-key-value config print --id 1 --http-addr 127.0.0.1:21001 > node1.toml
+
+The id and the address can be given by flags, by environment variables or in the file of --config."
+    )]
     Print(Box<NodeSettings>),
     /// Check the settings that a node with these flags would use; the exit code is 2 if it would reject one
+    #[command(
+        override_usage = "raft-key-value config check [OPTIONS]",
+        after_long_help = "\
+Examples:
+  raft-key-value config check --config node1.toml
+  raft-key-value config check --id 1 --http-addr 127.0.0.1:21001
+
+The id and the address can be given by flags, by environment variables or in the file of --config."
+    )]
     Check(Box<NodeSettings>),
 }
 
@@ -582,8 +600,8 @@ directories. DIR/node-N must be empty or missing.")]
 Examples:
   raft-key-value snapshot load backup.snap --prefix config/
 
-Keys are put in transactions of up to 100. Other keys with the prefix remain. A key keeps the TTL that
-it had left. A repeated command puts only what has changed since.")]
+Keys are put in transactions of up to 100. Other keys with the prefix remain. A key keeps the TTL
+that it had left. A repeated command puts only what has changed since.")]
     Load(SnapshotLoad),
 }
 
@@ -740,4 +758,36 @@ fn retry_time(text: &str) -> Result<Duration, String> {
 /// Parses `--ttl`.
 fn duration(text: &str) -> Result<Duration, &'static str> {
     ttl_ms(text).map(Duration::from_millis)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Command as Clap, CommandFactory};
+    use raft_key_value::config::Config;
+
+    use super::super::with_commands;
+
+    /// No help text is wrapped where it was not written to be, and `config` requires nothing that a file may have.
+    ///
+    /// Method: render the help of each command, and look for the text that follows its options.
+    #[test]
+    fn help_texts_fit() {
+        fn check(command: &mut Clap) {
+            let written = command.get_after_long_help().or(command.get_after_help()).map(ToString::to_string);
+            let help = command.render_long_help().to_string();
+            for line in written.iter().flat_map(|text| text.lines()) {
+                assert!(help.lines().any(|shown| shown == line), "{}: {line}", command.get_name());
+            }
+            command.get_subcommands_mut().for_each(check);
+        }
+        let mut program = with_commands(Config::command());
+        program.build();
+        check(&mut program);
+        for name in ["check", "print"] {
+            let config = program.find_subcommand_mut("config").unwrap().find_subcommand_mut(name).unwrap();
+            let help = config.render_long_help().to_string();
+            assert!(help.contains(&format!("Usage: raft-key-value config {name} [OPTIONS]\n")), "{help}");
+            assert!(!help.contains("Exit codes of a node"), "{help}");
+        }
+    }
 }

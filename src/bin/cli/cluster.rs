@@ -22,7 +22,9 @@ struct NodeStatus {
     /// Whether it serves linearizable reads.
     serves: bool,
     node: Option<u64>,
+    /// A leader that no majority follows is a `leader without majority`.
     role: Option<String>,
+    /// The leader that it follows or is, with a majority.
     leader: Option<u64>,
     term: Option<u64>,
     applied: Option<u64>,
@@ -46,7 +48,7 @@ fn write_status(output: &mut Output, found: &[NodeStatus]) -> io::Result<()> {
     if output.is_json() {
         found.iter().try_for_each(|node| output.line(node, ""))?;
     } else {
-        let names = ["ENDPOINT", "NODE", "ROLE", "LEADER", "TERM", "APPLIED", "REVISION", "REACHABLE"];
+        let names = ["ENDPOINT", "NODE", "ROLE", "LEADER", "TERM", "APPLIED", "REVISION", "SERVES"];
         let mut rows = vec![names.map(str::to_owned).to_vec()];
         rows.extend(found.iter().map(row_of));
         output.table(&rows)?;
@@ -60,21 +62,26 @@ async fn status_of(endpoint: &str) -> NodeStatus {
         let client = ExampleClient::connect([endpoint])?;
         let client = client.with_deadline(STATUS_DEADLINE).with_retry_deadline(Duration::ZERO);
         let metrics = client.metrics().await?;
+        // A node of an older version does not have it, and may take itself for the leader although it is not.
+        let own = client.node_status().await.ok();
         // Any listing shows the revision of the node; a linearizable one also shows whether its cluster serves
         // requests.
         let listing = || client.list("").keys_only().page_size(1);
         let (stale, listed) = join(listing().stale().page(), listing().page()).await;
         let revision = listed.as_ref().or(stale.as_ref()).ok().map(|page| page.revision);
-        Ok::<_, ClientError>((metrics, revision, listed.err()))
+        Ok::<_, ClientError>((metrics, own, revision, listed.err()))
     };
     match ask.await {
         Err(error) => NodeStatus { error: Some(error.to_string()), ..unknown },
-        Ok((metrics, revision, error)) => NodeStatus {
+        Ok((metrics, own, revision, error)) => NodeStatus {
             reachable: true,
             serves: error.is_none(),
             node: Some(metrics.id),
-            role: Some(format!("{:?}", metrics.state).to_lowercase()),
-            leader: metrics.current_leader,
+            role: Some(match &own {
+                Some(own) if metrics.state.is_leader() && !own.leads() => "leader without majority".to_owned(),
+                _ => format!("{:?}", metrics.state).to_lowercase(),
+            }),
+            leader: own.map_or(metrics.current_leader, |own| own.leader),
             term: Some(metrics.current_term),
             applied: metrics.last_applied.map(|log_id| log_id.index),
             revision,
@@ -86,11 +93,7 @@ async fn status_of(endpoint: &str) -> NodeStatus {
 
 fn row_of(node: &NodeStatus) -> Vec<String> {
     let number = |number: Option<u64>| number.map_or("-".to_owned(), |number| number.to_string());
-    let reachable = match (&node.error, node.reachable) {
-        (None, _) => "yes".to_owned(),
-        (Some(error), true) => format!("yes, but {}", printable(error)),
-        (Some(error), false) => format!("no: {}", printable(error)),
-    };
+    let serves = node.error.as_ref().map_or("yes".to_owned(), |error| format!("no: {}", printable(error)));
     vec![
         node.endpoint.clone(),
         number(node.node),
@@ -99,7 +102,7 @@ fn row_of(node: &NodeStatus) -> Vec<String> {
         number(node.term),
         number(node.applied),
         number(node.revision),
-        reachable,
+        serves,
     ]
 }
 

@@ -11,7 +11,7 @@ use raft_key_value::telemetry::logging::say;
 
 /// The key does not exist, a condition does not hold, or a revision is no longer kept. Or `doctor` has a warning.
 const EXIT_NO: u8 = 1;
-/// The request is invalid.
+/// The request is invalid, or names a file that does not exist.
 const EXIT_USAGE: u8 = 2;
 /// A file is damaged: `EX_DATAERR` of `sysexits.h`.
 const EXIT_DATA: u8 = 65;
@@ -103,6 +103,11 @@ fn text_of(error: &StoreError) -> String {
     }
 }
 
+/// Whether the arguments name a file or a directory that does not exist.
+fn is_missing(error: &StoreError) -> bool {
+    matches!(error, StoreError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+}
+
 fn prefix(error: &ClientError) -> &'static str {
     match (exit_code_of(error), error.outcome()) {
         (EXIT_UNAVAILABLE, Outcome::Unknown) => "the outcome is unknown: ",
@@ -138,6 +143,7 @@ pub fn exit_code(ended: Result<(), Failure>) -> ExitCode {
         Failure::Usage(_) | Failure::Input(_) => EXIT_USAGE,
         Failure::Client(error) => exit_code_of(error),
         Failure::Partly { error, .. } => exit_code_of(error),
+        Failure::Store(error) | Failure::Rebuild(RebuildError::Store(error)) if is_missing(error) => EXIT_USAGE,
         Failure::Store(error) | Failure::Rebuild(RebuildError::Store(error)) => error.exit_code(),
         Failure::Rebuild(RebuildError::NoEntry(_)) => EXIT_DATA,
         Failure::Rebuild(RebuildError::NoExchange { .. }) => EXIT_OUTPUT,

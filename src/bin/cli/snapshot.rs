@@ -211,16 +211,22 @@ impl Read for Arriving {
 
 /// `snapshot inspect`
 pub fn inspect(mut output: Output, inspect: SnapshotInspect) -> Result<(), Failure> {
-    let mut groups = [Groups::at(1), Groups::at(2)];
+    let (mut groups, mut alone) = ([Groups::at(1), Groups::at(2)], Group::default());
     let summary = format::scan(&inspect.file, &mut |record| {
         if let Scanned::Key(key, record) = record {
-            groups.iter_mut().for_each(|groups| groups.add(key, record.value.as_bytes().len()));
+            let value_bytes = record.value.as_bytes().len();
+            groups.iter_mut().for_each(|groups| groups.add(key, value_bytes));
+            if !key.contains('/') {
+                alone.add(key, value_bytes);
+            }
         }
         Ok(())
     })?;
     let mut largest: Vec<Group> = groups.into_iter().flat_map(Groups::largest).collect();
     largest.sort_by(|one, other| other.bytes.cmp(&one.bytes).then_with(|| one.prefix.cmp(&other.prefix)));
     largest.truncate(PREFIXES_SHOWN);
+    // Last, whatever its size: it is no prefix.
+    largest.extend((alone.keys > 0).then_some(alone));
     let contents = Contents::of(&inspect.file, summary, Some(largest));
     if output.is_json() {
         output.line(&contents, "")?;
@@ -244,20 +250,29 @@ pub fn inspect(mut output: Output, inspect: SnapshotInspect) -> Result<(), Failu
     let largest = contents.largest_prefixes.unwrap_or_default();
     if !largest.is_empty() {
         let mut rows = vec![["PREFIX", "KEYS", "SIZE"].map(str::to_owned).to_vec()];
-        rows.extend(largest.iter().map(|it| vec![printable(&it.prefix), it.keys.to_string(), size_of(it.bytes)]));
+        let name = |it: &Group| if it.prefix.is_empty() { "(no slash)".to_owned() } else { printable(&it.prefix) };
+        rows.extend(largest.iter().map(|it| vec![name(it), it.keys.to_string(), size_of(it.bytes)]));
         output.line(&(), "")?;
         output.table(&rows)?;
     }
     Ok(output.flush()?)
 }
 
-/// The keys with a prefix that ends in `/`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// The keys with a prefix that ends in `/`, or those without a slash.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 struct Group {
+    /// Empty for the keys without a slash.
     prefix: String,
     keys: u64,
     /// Bytes of the keys and values.
     bytes: u64,
+}
+
+impl Group {
+    fn add(&mut self, key: &str, value_bytes: usize) {
+        self.keys += 1;
+        self.bytes += (key.len() + value_bytes) as u64;
+    }
 }
 
 /// The largest groups of keys with the same parts up to a number of slashes. Keys come in order, so that each group is
@@ -281,8 +296,7 @@ impl Groups {
             self.current = Some(Group { prefix: prefix.to_owned(), keys: 0, bytes: 0 });
         }
         if let Some(current) = &mut self.current {
-            current.keys += 1;
-            current.bytes += (key.len() + value_bytes) as u64;
+            current.add(key, value_bytes);
         }
     }
 

@@ -3,6 +3,7 @@
 //! A member that this command cannot reach does not count as down while it responds to the leader.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use raft_key_value::body::MemberRole;
 use raft_key_value::node_status::{KnownFollower, KnownMember, NodeStatus};
@@ -15,6 +16,8 @@ use super::collect::{Answer, Seen};
 const LAG_MS_MAX: u64 = 2000;
 /// Silence above which the leader does not hear from a follower: as many heartbeats. It takes more than one lost packet.
 const SILENT_HEARTBEATS_MAX: u64 = 10;
+/// Margin for the time that the requests of this command take.
+const SILENCE_MARGIN_MS: u64 = 100;
 /// The heartbeat interval to assume of a node that does not report it: the default of a node.
 const HEARTBEAT_MS_DEFAULT: u64 = 100;
 /// Difference of two wall clocks above which they are apart. Synchronized clocks differ by milliseconds, and TTLs are
@@ -57,6 +60,17 @@ pub struct Finding {
     pub seen: String,
     /// What the operator should do.
     pub advice: String,
+}
+
+/// For how long a leader that does not hear from a member may count it as present, with a margin.
+pub fn silence_max(seen: &[Seen]) -> Duration {
+    let leaders = seen.iter().filter_map(Seen::status).filter(|status| status.leads());
+    let silence_ms = leaders.map(silence_ms_max).max().unwrap_or_default();
+    Duration::from_millis(silence_ms.saturating_add(SILENCE_MARGIN_MS))
+}
+
+fn silence_ms_max(leader: &NodeStatus) -> u64 {
+    leader.heartbeat_interval_ms.unwrap_or(HEARTBEAT_MS_DEFAULT).saturating_mul(SILENT_HEARTBEATS_MAX)
 }
 
 /// Returns the findings, the most urgent first.
@@ -160,9 +174,8 @@ impl<'a> Cluster<'a> {
     /// Whether the leader has just heard from a member, or is it.
     fn leader_hears(&self, id: u64) -> bool {
         let Some(leader) = self.leader else { return false };
-        let interval_ms = leader.heartbeat_interval_ms.unwrap_or(HEARTBEAT_MS_DEFAULT);
         let silent_ms = self.follower(id).and_then(|follower| follower.silent_ms);
-        leader.node == id || silent_ms.is_some_and(|silent_ms| silent_ms <= SILENT_HEARTBEATS_MAX * interval_ms)
+        leader.node == id || silent_ms.is_some_and(|silent_ms| silent_ms <= silence_ms_max(leader))
     }
 
     /// Whether a member takes part: the leader hears from it or, without a leader, it responds.

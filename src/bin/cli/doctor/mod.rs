@@ -11,16 +11,26 @@ mod judge;
 mod tests;
 
 use std::io;
+use std::time::Duration;
 
 use self::collect::Seen;
 use self::judge::{Finding, Severity};
 use super::failure::{Failure, verdict};
 use super::output::{Output, printable};
 
+/// How long to wait at most until a leader must have heard from a member again.
+const SILENCE_WAIT_MAX: Duration = Duration::from_secs(5);
+
 /// `doctor`
 pub async fn doctor(mut output: Output, endpoints: &[String]) -> Result<(), Failure> {
-    let seen = collect::collect(endpoints).await;
-    let findings = judge::judge(&seen);
+    let mut seen = collect::collect(endpoints).await;
+    let mut findings = judge::judge(&seen);
+    // A member that has just stopped counts as heard by the leader for a while.
+    if findings.iter().any(|finding| finding.code == "unreachable_from_here") {
+        tokio::time::sleep(judge::silence_max(&seen).min(SILENCE_WAIT_MAX)).await;
+        seen = collect::collect(endpoints).await;
+        findings = judge::judge(&seen);
+    }
     let written = write(&mut output, &seen, &findings).map_err(Failure::Output);
     let found = match findings.iter().map(|finding| finding.severity).max() {
         None | Some(Severity::Info) => Ok(()),
