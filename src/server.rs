@@ -31,7 +31,7 @@ use crate::network::listener::serve_http;
 use crate::network::raft_network_impl::ExampleNetworkFactory;
 use crate::network::raft_thread::RaftThread;
 use crate::network::starting::Starting;
-use crate::network::transfer;
+use crate::network::{removal, transfer};
 use crate::operation::Operation;
 use crate::peers::Peers;
 use crate::store::{ExampleRaft, ExampleStateMachine, ExampleStore, StoreError};
@@ -249,6 +249,7 @@ pub async fn serve_on(
     let joining = tokio::spawn(join(app.clone(), config.clone()));
     let lag_watch = tokio::spawn(app.essential("lag").run(lag::watch(app.clone())));
     let levels = tokio::spawn(app.essential("levels").run(levels::raise(app.clone())));
+    let removal_watch = tokio::spawn(app.essential("removal").run(removal::watch(app.clone())));
     let address_watch = tokio::spawn(app.essential("address").run(watch_address(app.clone(), config.clone())));
     let listens_on = local_addrs.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(" and ");
     tracing::info!(
@@ -279,6 +280,7 @@ pub async fn serve_on(
     lag_watch.abort();
     levels.abort();
     address_watch.abort();
+    removal_watch.abort();
     let result = match result {
         Ok(()) => {
             // A load balancer should send no more requests from now on.

@@ -324,6 +324,8 @@ pub const MEMBER_CHANGES_MAX: usize = 16;
 pub const JOIN_PAUSE_MIN: Duration = Duration::from_millis(100);
 /// See [`JOIN_PAUSE_MIN`].
 pub const JOIN_PAUSE_MAX: Duration = Duration::from_secs(3);
+/// Interval at which a node that hears no leader asks whether it was removed.
+pub const REMOVAL_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 /// How long the other members have to send their status for `GET /v1/cluster`, from the first request to the last.
 pub const CLUSTER_STATUS_DEADLINE: Duration = Duration::from_millis(1000);
 /// How much of that those have which this node knows. The rest is for members that only the leader knows.

@@ -168,18 +168,31 @@ async fn status_of_cluster(
 struct Heard {
     /// Whether the node with this id, cluster and directory responded.
     reachable: bool,
+    /// Whether the node with this id responded, on another data directory.
+    is_other_directory: bool,
     /// `None` from a node of an older version.
     status: Option<NodeStatus>,
     clock_offset_ms: Option<i64>,
 }
 
-/// Asks all members for their status.
+/// Describes the cluster.
 pub(super) async fn collect(app: &ExampleApp) -> ClusterAnswer {
+    merged(app.id, ask_members(app).await)
+}
+
+/// The status of the node that leads, if it is another one that responds.
+pub async fn status_of_leader(app: &ExampleApp) -> Option<NodeStatus> {
+    let heard = ask_members(app).await;
+    leader_in(&heard).filter(|leader| leader.node != app.id).cloned()
+}
+
+/// Asks all members for their status.
+async fn ask_members(app: &ExampleApp) -> BTreeMap<NodeId, Heard> {
     let begun = Instant::now();
     let own = own_status(app).await;
     let first = ask_all(app, own.members.clone(), begun + CLUSTER_STATUS_FIRST_DEADLINE).await;
     let mut heard: BTreeMap<NodeId, Heard> = first.into_iter().collect();
-    heard.insert(app.id, Heard { reachable: true, status: Some(own), clock_offset_ms: Some(0) });
+    heard.insert(app.id, Heard { reachable: true, status: Some(own), clock_offset_ms: Some(0), ..Heard::default() });
     // A node that is behind does not know the newest members.
     let unasked: Vec<KnownMember> = leader_in(&heard).map_or_else(Vec::new, |leader| {
         leader.members.iter().filter(|member| !heard.contains_key(&member.id)).cloned().collect()
@@ -187,7 +200,7 @@ pub(super) async fn collect(app: &ExampleApp) -> ClusterAnswer {
     if !unasked.is_empty() {
         heard.extend(ask_all(app, unasked, begun + CLUSTER_STATUS_DEADLINE).await);
     }
-    merged(app.id, heard)
+    heard
 }
 
 async fn ask_all(app: &ExampleApp, members: Vec<KnownMember>, until: Instant) -> Vec<(NodeId, Heard)> {
@@ -200,7 +213,8 @@ async fn ask_all(app: &ExampleApp, members: Vec<KnownMember>, until: Instant) ->
     stream::iter(asked).buffer_unordered(CLUSTER_STATUS_AT_ONCE).collect().await
 }
 
-/// Asks a member; `None` if it does not respond, or if another node has its address.
+/// Asks a member; `None` if it does not respond, or if another node has its address. A node with its id and another
+/// directory is not reachable.
 async fn ask(app: &ExampleApp, member: &KnownMember) -> Option<Heard> {
     // The other node may not know the name in its address as its own (`network::browser`).
     let request =
@@ -223,9 +237,14 @@ async fn ask(app: &ExampleApp, member: &KnownMember) -> Option<Heard> {
     let body = read_response(response, PEER_RESPONSE_BYTES_MAX).await.ok()?;
     let status: Result<NodeStatus, ApiError> = serde_json::from_slice(&body).ok()?;
     let status = status.ok()?;
-    let is_same = status.node == member.id && [0, status.incarnation].contains(&member.incarnation);
+    if status.node != member.id {
+        return None;
+    }
+    if ![0, status.incarnation].contains(&member.incarnation) {
+        return Some(Heard { is_other_directory: true, ..Heard::default() });
+    }
     let clock_offset_ms = status.clock_ms.and_then(|clock_ms| clock_offset_ms(clock_ms, sent_ms, round_trip));
-    is_same.then_some(Heard { reachable: true, status: Some(status), clock_offset_ms })
+    Some(Heard { reachable: true, status: Some(status), clock_offset_ms, ..Heard::default() })
 }
 
 /// How far another node's clock is ahead of this node's, if the other one was read in the middle of the round trip. It
@@ -272,7 +291,12 @@ fn merged(own_id: NodeId, heard: BTreeMap<NodeId, Heard>) -> ClusterAnswer {
         let status = heard.and_then(|heard| heard.status.as_ref());
         let leads = leader_id == Some(member.id);
         let follower = leader.filter(|_| !is_old).and_then(|leader| leader.follower(member.id));
-        let lag = |of_follower: Option<u64>| if leads && partial.is_none() { Some(0) } else { of_follower };
+        // What the leader knows of the member is about the directory that it had.
+        let is_other_directory = heard.is_some_and(|heard| heard.is_other_directory);
+        let lag = |of_follower: Option<u64>| match of_follower {
+            _ if leads && partial.is_none() => Some(0),
+            of_follower => of_follower.filter(|_| !is_other_directory),
+        };
         ClusterMember {
             id: member.id,
             role: if leads { MemberRole::Leader } else { member.role },
@@ -329,7 +353,7 @@ mod tests {
     }
 
     fn heard(status: NodeStatus) -> (NodeId, Heard) {
-        (status.node, Heard { reachable: true, status: Some(status), clock_offset_ms: Some(3) })
+        (status.node, Heard { reachable: true, status: Some(status), clock_offset_ms: Some(3), ..Heard::default() })
     }
 
     /// The members are the leader's, with the lag that it knows, even if the asked node does not know them all.

@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use super::founding;
 use super::peer::{self, Introduction, Silence};
-use super::rejections::other_directory;
+use super::rejections::{NO_CLUSTER, other_directory};
 use crate::app::{ExampleApp, Exclusion, Role};
 use crate::body::{AddMember, AddedRole, ErrorAnswer, MemberChanged};
 use crate::config::{
@@ -160,8 +160,7 @@ fn second_cluster(id: NodeId, target: &str, cluster_id: ClusterId) -> String {
     format!(
         "the node at {target} belongs to cluster {cluster_id}, and this one, with a new data directory, must not found a \
          second cluster: if the directory of node {id} is lost, start it with a new --id and an empty --data-dir, with \
-         --join {target} instead of --bootstrap, and remove node {id} from the cluster (DELETE \
-         /v1/cluster/members/{id}); if that cluster is another one, correct --join; and if it was never completed, so \
+         --join {target} instead of --bootstrap, and remove node {id}: `raft-key-value members remove {id}`; if that cluster is another one, correct --join; and if it was never completed, so \
          that none of its nodes has a leader (/metrics), start all of them with empty directories"
     )
 }
@@ -213,6 +212,11 @@ async fn join(app: &ExampleApp, join_as: JoinAs, targets: Vec<String>) {
                      an empty --data-dir"
                 );
                 return;
+            }
+            // What the other node waits for is in its own log, and may be this one.
+            Err(Rejected { message, .. }) if message.starts_with(NO_CLUSTER) => {
+                next += 1;
+                waits_for(app, Some(format!("waiting to join a cluster: {addr} belongs to no cluster yet")));
             }
             Err(Rejected { message, .. }) => {
                 next += 1;

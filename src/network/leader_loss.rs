@@ -77,21 +77,23 @@ async fn pursue(app: &ExampleApp, network: &mut ExampleNetworkFactory, suspect: 
     // When a process ends, its listener may be closed after its connections.
     let mut pauses = Pauses::default();
     while !is_refused(&leader.addr).await {
-        if pauses.is_first() {
-            tracing::info!(
-                "node {leader_id} has closed its connections, but its address accepts new ones: it may still lead"
-            );
-        }
         sleep(pauses.next()).await;
         if is_over() || is_late() {
             return;
+        }
+        // Not at once: a leader that hands over closes its connections, too, just before the next one is known.
+        if pauses.are_three() {
+            tracing::info!(
+                "node {leader_id} has closed its connections, but its address accepts new ones: it remains the leader \
+                 unless its heartbeats stop"
+            );
         }
     }
     if is_over() {
         return;
     }
     app.peers.set_gone(*vote);
-    tracing::info!("node {leader_id} has ended: it has closed its connections, and its address refuses new ones");
+    tracing::info!("node {leader_id} has ended: its address refuses connections");
     sleep(LEADER_LOSS_STAGGER * rank(app, leader_id)).await;
     let mut pauses = Pauses::default();
     while !is_over() && !is_late() && app.may_stand() {
@@ -121,6 +123,11 @@ struct Pauses {
 impl Pauses {
     fn is_first(&self) -> bool {
         self.count == 0
+    }
+
+    /// Whether the third pause has just passed, about 50 ms after the first began.
+    fn are_three(&self) -> bool {
+        self.count == 3
     }
 
     fn next(&mut self) -> std::time::Duration {

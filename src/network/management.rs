@@ -353,8 +353,8 @@ pub(super) fn check_same_directory(app: &ExampleApp, id: NodeId, node: &ExampleN
         Some(member) if member.incarnation != node.incarnation => {
             Err(ApiError::Conflict(Details::not_applied(format!(
                 "node {id} is a member, but the node at {node} has a different data directory: start that node with a \
-                 new id, and replace node {id} with it (POST /v1/cluster/members/{id}/replace); or remove node {id} \
-                 first, with DELETE /v1/cluster/members/{id}"
+                 new id, and put it in the place of node {id}: `raft-key-value members replace {id} NEW_ID ADDRESS`; or \
+                 remove node {id} first: `raft-key-value members remove {id}`"
             ))))
         }
         _ => Ok(()),

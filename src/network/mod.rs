@@ -38,6 +38,7 @@ pub mod raft_thread;
 mod read_index;
 pub mod readiness;
 pub mod rejections;
+pub mod removal;
 pub mod reply;
 pub mod request_body;
 pub mod rpc_check;

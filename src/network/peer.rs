@@ -202,9 +202,10 @@ fn check_receiver(app: &ExampleApp, ids: &Ids) -> Result<(), ApiError> {
             note_other_directory(app, ids.cluster_id, ids.from);
         }
         return wrong(format!(
-            "the data directory of node {} is not the one with which it joined, so its votes may be lost: add a node \
-             with a new id and an empty directory, then replace this node with it (POST /change-membership)",
-            own.node_id
+            "the data directory of node {} is not the one with which it joined, so its votes may be lost: start a \
+             node with a new id and an empty directory, and put it in the place of this one: `raft-key-value members \
+             replace {} NEW_ID ADDRESS`",
+            own.node_id, own.node_id
         ));
     }
     Ok(())
@@ -414,9 +415,9 @@ pub async fn ask_read_index(
             // The leader does not have this node as a member.
             Ok(Err(ApiError::Conflict(_))) => {
                 if app.set_exclusion(Exclusion::Removed) {
-                    tracing::warn!("the leader, node {leader_id}, reports: {}", removed(app.id));
+                    tracing::warn!("the leader, node {leader_id}, reports: {}", removed(app.id, &app.addr));
                 }
-                removed(app.id)
+                removed(app.id, &app.addr)
             }
             Ok(Err(error)) => failed(format!("the leader, node {leader_id}, rejected the request: {error}")),
         });

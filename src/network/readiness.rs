@@ -72,9 +72,17 @@ pub fn checks(app: &ExampleApp) -> [Check; 4] {
     [
         Check { name: "running", result: if app.will_stop() || app.is_stopping() { Err(stopping()) } else { Ok(()) } },
         Check { name: "leader", result: hears_a_leader(app) },
-        Check { name: "recovered", result: stale_read(app) },
+        Check { name: "recovered", result: recovered(app) },
         Check { name: "disk", result: disk(app) },
     ]
+}
+
+/// Whether this node has data to show. Why it belongs to no cluster is the reason of the check before.
+fn recovered(app: &ExampleApp) -> Result<(), ApiError> {
+    if app.store.identity().cluster_id.is_none() {
+        return Err(ApiError::NoLeader(Retry::soon("this node has no data yet, not even old data")));
+    }
+    stale_read(app)
 }
 
 /// Whether there is a leader that this node has heard lately. A follower knows its leader until there is another one,

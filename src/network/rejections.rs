@@ -10,6 +10,9 @@ use crate::error::{ApiError, Retry};
 use crate::store::ClusterId;
 use crate::types::{NodeId, TypeConfig};
 
+/// How the error of a node without a cluster begins.
+pub(super) const NO_CLUSTER: &str = "this node belongs to no cluster yet";
+
 /// The node is about to stop.
 pub fn stopping() -> ApiError {
     ApiError::Stopping(Retry::soon("this node is stopping; retry on another node"))
@@ -24,18 +27,19 @@ pub fn no_leader(app: &ExampleApp) -> ApiError {
         // No other node has confirmed it, and the log of this node may be old.
         return ApiError::NotMember(Retry::soon(format!(
             "node {} is not a member of the cluster: it was removed, or is being added right now. Use another node. If \
-             this node was removed, stop it, or add it again with POST /add-learner on another node",
-            app.id
+             this node was removed, stop it, or add it again: `raft-key-value members add {} {}`",
+            app.id, app.id, app.addr
         )));
     }
     let message = if app.store.identity().cluster_id.is_none() {
         match app.joining.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-            Some(joining) => format!("this node belongs to no cluster yet: {joining}"),
-            None => "this node belongs to no cluster yet: POST /init with a list such as \
-         [[1,\"127.0.0.1:21001\"],[2,\"127.0.0.1:21002\"]] forms a cluster of those nodes, and without a list a \
-         cluster of this node alone; POST \
-                     /v1/cluster/members on a node of an existing cluster adds this node to it"
-                .to_owned(),
+            Some(joining) => format!("{NO_CLUSTER}: {joining}"),
+            None => format!(
+                "{NO_CLUSTER}: POST /init with a list such as [[1,\"127.0.0.1:21001\"],[2,\"127.0.0.1:21002\"]] forms a \
+                 cluster of those nodes, and without a list a cluster of this node alone; `raft-key-value members add \
+                 {} {}` adds this node to an existing cluster",
+                app.id, app.addr
+            ),
         }
     } else if let Some(moved) = app.moved() {
         format!("no leader is known, probably because {moved}")
@@ -48,7 +52,7 @@ pub fn no_leader(app: &ExampleApp) -> ApiError {
 /// Why this node is not a member, if other nodes told it so.
 pub fn excluded(app: &ExampleApp) -> Option<ApiError> {
     Some(match app.exclusion()? {
-        Exclusion::Removed => removed(app.id),
+        Exclusion::Removed => removed(app.id, &app.addr),
         Exclusion::OtherDirectory { cluster_id } => {
             ApiError::NotMember(Retry::soon(other_directory(app.id, cluster_id)))
         }
@@ -56,10 +60,10 @@ pub fn excluded(app: &ExampleApp) -> Option<ApiError> {
 }
 
 /// The node was removed from the membership.
-pub fn removed(id: NodeId) -> ApiError {
+pub fn removed(id: NodeId, addr: &str) -> ApiError {
     ApiError::NotMember(Retry::soon(format!(
-        "node {id} was removed from the cluster: use another node; stop this node, or add it again with POST \
-         /add-learner on another node"
+        "node {id} was removed from the cluster: use another node; stop this node, or add it again: `raft-key-value \
+         members add {id} {addr}`"
     )))
 }
 
@@ -67,8 +71,8 @@ pub fn removed(id: NodeId) -> ApiError {
 pub fn other_directory(id: NodeId, cluster_id: ClusterId) -> String {
     format!(
         "node {id} is a member of cluster {cluster_id} with a different data directory: start it with that directory. \
-         If that directory is lost, start this node with a new --id and an empty --data-dir, add it on another node \
-         (POST /add-learner), and replace node {id} with it (POST /change-membership)"
+         If that directory is lost, start this node with a new --id and an empty --data-dir, and put it in the place of \
+         node {id}: `raft-key-value members replace {id} NEW_ID ADDRESS`"
     )
 }
 

@@ -244,12 +244,12 @@ async fn heartbeat(app: &ExampleApp, decided: impl Fn(&Metrics) -> bool + Send) 
 fn check_voter(metrics: &Metrics, id: NodeId) -> Result<(), ApiError> {
     let membership = metrics.membership_config.membership();
     if membership.get_node(&id).is_none() {
-        return refused(format!("node {id} is not a member of the cluster"));
+        return refused(format!("only a voter can lead, and node {id} is not a member of the cluster"));
     }
     let configs = membership.get_joint_config();
     if !configs.last().is_some_and(|voters| voters.contains(&id)) {
         return refused(format!(
-            "node {id} is not a voter, and only a voter can lead: make it a voter with POST /change-membership first"
+            "only a voter can lead, and node {id} is not a voter: `raft-key-value members promote {id}` makes it one"
         ));
     }
     // The leader proposes the second step of a change, which it could not do any more.

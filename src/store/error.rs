@@ -25,9 +25,9 @@ pub enum StoreError {
 
     /// The content of a file is not what was written to it.
     #[error(
-        "`{}` is damaged{}: {what}; nothing was changed. Add a node with a new id and an empty directory, then replace \
-         this node with it (POST /change-membership). Do not restore an older copy of this directory: it lacks votes \
-         and entries that the node has acknowledged since",
+        "`{}` is damaged{}: {what}; nothing was changed. Start a node with a new id and an empty directory, and replace \
+         this node with it (`raft-key-value members replace`). Do not restore an older copy of this directory: it lacks \
+         votes and entries that the node has acknowledged since",
         path.display(), offset.map(|offset| format!(" at offset {offset}")).unwrap_or_default()
     )]
     Damaged {
@@ -44,8 +44,8 @@ pub enum StoreError {
         "at log index {index}, the state of this node has the hash {own}, but the state of the leader, node \
          {leader_id}, has the hash {leaders}: one of the two nodes has wrong data, and this node stopped. Compare `GET \
          /v1/cluster/hash` on all nodes, or the messages of the nodes that stopped. If this node differs from the \
-         majority, add a node with a new id and an empty directory, then replace this node with it (POST \
-         /change-membership). If the leader differs, start this node again and replace the leader"
+         majority, start a node with a new id and an empty directory, and replace this node with it (`raft-key-value \
+         members replace`). If the leader differs, start this node again and replace the leader"
     )]
     OtherState {
         /// The index of the last entry in both states.
@@ -61,8 +61,8 @@ pub enum StoreError {
     /// The state in memory changed without a write.
     #[error(
         "the state changed in memory without a write, and this node stopped before storing it in a snapshot: the \
-         memory of this machine is probably defective. Start the node on another machine. Otherwise add a node with a \
-         new id and an empty directory, then replace this node with it (POST /change-membership)"
+         memory of this machine is probably defective. Start the node on another machine. Otherwise start a node with \
+         a new id and an empty directory, and replace this node with it (`raft-key-value members replace`)"
     )]
     MemoryChanged,
 
@@ -70,8 +70,8 @@ pub enum StoreError {
     #[error(
         "`{}` lacks entries that this node acknowledged: it acknowledged the entries up to index {} to node {}, the \
          leader of term {}, but its log {}. An older copy of the directory was restored, or the disk lost synced data. \
-         Start the node with the newest directory if you still have it. Otherwise add a node with a new id and an \
-         empty directory, then replace this node with it (POST /change-membership)",
+         Start the node with the newest directory if you still have it. Otherwise start a node with a new id and an \
+         empty directory, and replace this node with it (`raft-key-value members replace`)",
         path.display(), found.acknowledged, found.leader_id, found.term,
         found.last.map_or_else(|| "is empty".to_owned(), |last| format!("ends at index {last}"))
     )]
@@ -86,8 +86,8 @@ pub enum StoreError {
     #[error(
         "the log in `{}` differs from the log of node {}, the leader of term {}, in the entry at index {} of term {}: \
          this node accepted an entry that the leader did not send, or the disk or memory of one of the two nodes \
-         changed it. Add a node with a new id and an empty directory, then replace this node with it (POST \
-         /change-membership). Anyone who can reach the nodes' ports can send such entries: run nodes on a trusted \
+         changed it. Start a node with a new id and an empty directory, and replace this node with it (`raft-key-value \
+         members replace`). Anyone who can reach the nodes' ports can send such entries: run nodes on a trusted \
          network only",
         path.display(), found.leader_id, found.term, found.index, found.entry_term
     )]

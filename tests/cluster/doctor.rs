@@ -127,7 +127,11 @@ async fn losses_are_found() {
     cluster.node(down).resume();
     finds_only(&[&endpoint], &[]).await;
 
+    // At once, although it responded to the leader a moment ago.
     cluster.kill(down);
+    let diagnosis = diagnose(&[&endpoint]).await;
+    let finding = diagnosis.of("member_down").unwrap_or_else(|| panic!("{diagnosis:?}"));
+    assert_eq!(finding["nodes"], json!([down]), "{diagnosis:?}");
     let diagnosis = finds(&[&endpoint], "warning", "member_down", &[down], &[&address, "refused"]).await;
     assert_eq!((diagnosis.code, diagnosis.codes()), (1, ["member_down", "no_spare_voter"].to_vec()));
     let spare = diagnosis.of("no_spare_voter").unwrap();
@@ -166,7 +170,7 @@ async fn a_member_that_was_never_reached_is_found() {
 
 /// A node that is cut off from the others lags, knows no leader, and is not reached by them, while it responds.
 ///
-/// Method: cut the links of a follower and write.
+/// Method: cut the links of a follower and write. Heal them, cut them again, and remove the follower meanwhile.
 #[tokio::test]
 async fn an_isolated_node_is_found() {
     let links = Links::default();
@@ -187,6 +191,14 @@ async fn an_isolated_node_is_found() {
     }
     links.heal();
     finds_only(&endpoints, &[]).await;
+
+    // Removed while it is isolated, it does not learn of it until it reaches the others again.
+    links.isolate(isolated, &[leader, other]);
+    let path = format!("/v1/cluster/members/{isolated}?force");
+    cluster.http().request(Method::DELETE, cluster.addr(leader), &path, &[], "").await.unwrap().done();
+    finds(&endpoints, "warning", "not_a_member", &[isolated], &["was removed"]).await;
+    links.heal();
+    finds(&endpoints, "info", "removed_node", &[isolated], &["was removed"]).await;
 }
 
 /// Nodes that do not fit the membership: removed, wiped, in the place of another one; and nodes without a cluster.
@@ -211,7 +223,8 @@ async fn nodes_that_are_not_what_they_seem_are_found() {
     let path = format!("/v1/cluster/members/{removed}");
     cluster.http().request(Method::DELETE, &stays, &path, &[], "").await.unwrap().done();
     cluster.restart(removed).await;
-    finds(&[&stays, cluster.addr(removed)], "warning", "not_a_member", &[removed], &["was removed"]).await;
+    // It asks the others.
+    finds(&[&stays, cluster.addr(removed)], "info", "removed_node", &[removed], &["was removed"]).await;
     // With two voters, the cluster needs both.
     finds_only(&[&stays], &["no_fault_tolerance"]).await;
     cluster.kill(removed);
@@ -225,6 +238,24 @@ async fn nodes_that_are_not_what_they_seem_are_found() {
     fs::remove_dir_all(cluster.node(other).directory()).unwrap();
     cluster.restart(other).await;
     finds(&[&stays], "warning", "member_unaware", &[other], &["another data directory", "no cluster"]).await;
+    // What the leader knows is about the former directory.
+    let described = eventually("its lag is unknown", DEADLINE, async || {
+        let described = cluster.get(leader, "/v1/cluster").await.done();
+        let row = described["members"].as_array().unwrap().iter().find(|row| row["id"] == other).cloned().unwrap();
+        if (&row["lag_entries"], &row["lag_ms"]) == (&Value::Null, &Value::Null) { Ok(row) } else { Err(row) }
+    })
+    .await;
+    assert_eq!(described["reachable"], false, "{described}");
+    // The advice of the node names the command, once.
+    let probe = eventually("the node knows that its directory is another one", DEADLINE, async || {
+        let probe = cluster.http().get(cluster.addr(other), "/readyz").await.unwrap();
+        let text = probe.text();
+        if text.contains("different data directory") { Ok(text) } else { Err(text) }
+    })
+    .await;
+    let advice = format!("raft-key-value members replace {other} ");
+    assert_eq!(probe.matches(&advice).count(), 1, "{probe}");
+    assert!(!probe.contains("/add-learner") && !probe.contains("/change-membership"), "{probe}");
 
     // Node 4 is stopped, and a new node 9 runs in its place.
     let place = cluster.addr(4).to_owned();

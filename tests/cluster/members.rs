@@ -342,7 +342,7 @@ async fn a_removed_learner_frees_its_id() {
     cluster.restart(2).await;
     let learner = json!([2, cluster.addr(2)]).to_string();
     let fields = cluster.post(1, "/add-learner", learner.clone()).await.assert_error(409, "Conflict", "not_applied");
-    assert!(fields["message"].as_str().unwrap().contains("DELETE /v1/cluster/members/2"), "{fields}");
+    assert!(fields["message"].as_str().unwrap().contains("members remove 2"), "{fields}");
     for id in [2, 3] {
         remove(&cluster, 1, id).await.done();
     }

@@ -96,7 +96,7 @@ async fn reports_that_it_was_removed(cluster: &TestCluster, id: u64) {
         let fields = cluster.post(id, path, body).await.assert_error(503, "NotMember", "not_applied");
         let message = fields["message"].as_str().unwrap();
         assert!(message.contains(&format!("node {id} ")) && message.contains("was removed"), "{message}");
-        assert!(message.contains("/add-learner"), "{message}");
+        assert!(message.contains("members add"), "{message}");
     }
     cluster.get(id, "/v1/kv/k").await.assert_rejected(503, "not_member");
 }
@@ -105,7 +105,7 @@ async fn reports_that_it_was_removed(cluster: &TestCluster, id: u64) {
 /// soon as it is added again.
 ///
 /// Method: remove a follower, and send it linearizable reads: none returns 504. Its own state can still be read.
-/// Restart it and read again. Then add it again.
+/// Restart it: it says so before any request. Read again. Then add it again.
 #[tokio::test]
 async fn a_removed_follower_says_so() {
     let mut cluster = TestCluster::form("remove-follower", &ALL, CALM).await;
@@ -127,6 +127,10 @@ async fn a_removed_follower_says_so() {
 
     cluster.kill(removed);
     cluster.restart(removed).await;
+    // It asks the others, without a request of a client.
+    cluster.logs(removed, &["does not have this node as a member", "was removed from the cluster"]).await;
+    let probe = cluster.http().get(cluster.addr(removed), "/readyz").await.unwrap();
+    assert!(probe.status == 503 && probe.text().contains("was removed from the cluster"), "{}", probe.text());
     reports_that_it_was_removed(&cluster, removed).await;
 
     cluster.add_learner(leader, removed).await;

@@ -44,7 +44,7 @@ async fn is_detected(name: &'static str, under_writes: bool, flags: &[&'static s
     let log = cluster.node(follower).log();
     let error = log.lines().last().unwrap();
     assert!(error.starts_with("error: ") && error.contains(SAID), "{error}");
-    for part in [&format!("node {leader}"), "empty directory", "/change-membership", "node-"] {
+    for part in [&format!("node {leader}"), "empty directory", "members replace", "node-"] {
         assert!(error.contains(part), "{part} is not in {error}");
     }
     let history = match writers {

@@ -40,7 +40,7 @@ async fn knows_that_it_lost_its_data(cluster: &TestCluster, wiped: NodeId, befor
 async fn assert_rejects_all(cluster: &TestCluster, wiped: NodeId) {
     let says_what_to_do = |message: &serde_json::Value| {
         let message = message.as_str().unwrap();
-        for part in ["--id", "--data-dir", "/add-learner", "/change-membership", &format!("node {wiped}")] {
+        for part in ["--id", "--data-dir", &format!("members replace {wiped} "), &format!("node {wiped}")] {
             assert!(message.contains(part), "{part} is not in {message:?}");
         }
     };

@@ -395,7 +395,7 @@ fn examples() -> Vec<ApiError> {
         ApiError::IdempotencyKeyReused(details("this Idempotency-Key was used for another request")),
         ApiError::internal("this node failed to handle the request; its log says why"),
         ApiError::NoLeader(retry("no leader is known: an election is in progress")),
-        rejections::removed(3),
+        rejections::removed(3, "127.0.0.1:21003"),
         ApiError::Overloaded(retry("this node has reached its limit of writes in progress")),
         ApiError::Recovering(retry("this node has just started")),
         ApiError::Unreachable(retry("cannot reach node 2 at 127.0.0.1:21002: no connection")),
