@@ -27,7 +27,7 @@ use crate::network::observer::{Observer, SlowRequests};
 use crate::network::watch_held::WatchesHeld;
 use crate::peers::Peers;
 use crate::store::{ClusterId, ExampleRaft, ExampleStore, Identity};
-use crate::telemetry::meters::HttpMeters;
+use crate::telemetry::meters::{Counter, HttpMeters};
 use crate::telemetry::traces::Traces;
 use crate::types::{ExampleNode, LeaderId, LogId, Membership, NodeId, StoredMembership, TypeConfig, Vote};
 
@@ -85,6 +85,8 @@ pub struct ExampleApp {
     pub disk: Arc<Disk>,
     /// Memory for keys and values, in bytes, beyond which this node as leader lets no write add data.
     pub quota_bytes: u64,
+    /// The writes that it rejected for that reason.
+    pub quota_rejections: QuotaRejections,
     /// The last text for Prometheus.
     pub metrics_text: MetricsText,
     /// One for each thread that serves connections.
@@ -165,6 +167,31 @@ fn fail(sender: &watch::Sender<Option<Failure>>, failure: Failure) {
         known.get_or_insert(failure);
         is_first
     });
+}
+
+/// Writes that were rejected because they would have exceeded the quota.
+#[derive(Debug, Default)]
+pub struct QuotaRejections {
+    count: Counter,
+    last: Mutex<Option<Instant>>,
+}
+
+impl QuotaRejections {
+    /// Notes one.
+    pub fn note(&self) {
+        self.count.increment();
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Their number since the node started.
+    pub fn count(&self) -> u64 {
+        self.count.get()
+    }
+
+    /// The time of the last one.
+    pub fn last(&self) -> Option<Instant> {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The role of a node now.
@@ -308,6 +335,7 @@ impl ExampleApp {
             recovered: AtomicBool::new(false),
             disk: Arc::default(),
             quota_bytes: config.quota_bytes,
+            quota_rejections: QuotaRejections::default(),
             log_is_full: AtomicBool::new(false),
             exclusion: watch::Sender::new(None),
             said_committed: watch::Sender::new(None),

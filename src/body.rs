@@ -550,6 +550,10 @@ pub struct ClusterMember {
     pub disk_used_bytes: Option<u64>,
     /// Free bytes of its disk.
     pub disk_free_bytes: Option<u64>,
+    /// Memory that its keys and values use, as the quota counts them, in bytes.
+    pub quota_used_bytes: Option<u64>,
+    /// Its quota, beyond which it accepts no growth while it leads, in bytes.
+    pub quota_bytes: Option<u64>,
     /// The 99th percentile of the times that writing and syncing its log took in the last minute, in microseconds, or
     /// the time of a sync that has been under way for longer; null if there was none.
     pub fsync_p99_us: Option<u64>,

@@ -47,6 +47,12 @@ pub struct NodeStatus {
     pub disk_free_bytes: Option<u64>,
     /// Below this many free bytes, it rejects writes.
     pub disk_low_bytes: Option<u64>,
+    /// Memory of its keys and values, as the quota counts them.
+    pub quota_used_bytes: Option<u64>,
+    /// Its quota.
+    pub quota_bytes: Option<u64>,
+    /// How long ago it last rejected a write that would have exceeded the quota; `None` if it has rejected none.
+    pub quota_rejected_ms_ago: Option<u64>,
     /// How long writing and syncing the log takes: 99th percentile of the last minute.
     pub fsync_p99_us: Option<u64>,
     /// Interval between a leader's heartbeats.

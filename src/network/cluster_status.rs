@@ -129,7 +129,8 @@ impl<T: Clone> Kept<T> {
                         "reachable": true,
                         "applied_index": 12345, "lag_entries": 0, "lag_ms": 0,
                         "snapshot_index": 12000, "snapshot_age_ms": 60000,
-                        "disk_used_bytes": 9000000, "disk_free_bytes": 50000000000_u64, "fsync_p99_us": 900,
+                        "disk_used_bytes": 9000000, "disk_free_bytes": 50000000000_u64,
+                        "quota_used_bytes": 4000000, "quota_bytes": 8000000000_u64, "fsync_p99_us": 900,
                         "clock_offset_ms": 0
                     },
                     {
@@ -137,7 +138,8 @@ impl<T: Clone> Kept<T> {
                         "reachable": false,
                         "applied_index": null, "lag_entries": 700, "lag_ms": 4100,
                         "snapshot_index": null, "snapshot_age_ms": null,
-                        "disk_used_bytes": null, "disk_free_bytes": null, "fsync_p99_us": null,
+                        "disk_used_bytes": null, "disk_free_bytes": null,
+                        "quota_used_bytes": null, "quota_bytes": null, "fsync_p99_us": null,
                         "clock_offset_ms": null
                     }
                 ]
@@ -311,6 +313,8 @@ fn merged(own_id: NodeId, heard: BTreeMap<NodeId, Heard>) -> ClusterAnswer {
             snapshot_age_ms: status.and_then(|status| status.snapshot_age_ms),
             disk_used_bytes: status.and_then(|status| status.disk_used_bytes),
             disk_free_bytes: status.and_then(|status| status.disk_free_bytes),
+            quota_used_bytes: status.and_then(|status| status.quota_used_bytes),
+            quota_bytes: status.and_then(|status| status.quota_bytes),
             fsync_p99_us: status.and_then(|status| status.fsync_p99_us),
             clock_offset_ms: heard.and_then(|heard| heard.clock_offset_ms),
         }

@@ -128,7 +128,8 @@ pub fn stale_read(app: &ExampleApp) -> Result<(), ApiError> {
 /// # Errors
 ///
 /// 507 if the disk has no room for the operation. Operations that store nothing pass while any room is left, so that
-/// clients can free space and keys expire. 507 if the operation adds data beyond the quota, too. 503 if the log cannot take more until it is synced, committed or purged.
+/// clients can free space and keys expire. 507 if the operation adds data beyond the quota, too. 503 if the log cannot
+/// take more until it is synced, committed or purged.
 pub fn proposal(app: &ExampleApp, operation: &Operation) -> Result<(), ApiError> {
     let full = match app.disk.space() {
         DiskSpace::Enough => None,
@@ -143,6 +144,7 @@ pub fn proposal(app: &ExampleApp, operation: &Operation) -> Result<(), ApiError>
         return Err(ApiError::DiskSpaceLow(Details::not_applied(full)));
     }
     if exceeds_quota(app, operation) {
+        app.quota_rejections.note();
         return Err(ApiError::QuotaExceeded(Details::not_applied(format!(
             "the write would exceed the quota of {} bytes; deletes, touches and writes that add no data are accepted: \
              delete keys, or restart all nodes with a greater --quota-bytes",

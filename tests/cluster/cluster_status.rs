@@ -14,7 +14,7 @@ use crate::harness::{ALL, Answer, CALM, DEADLINE, OFTEN, StandIn, TestCluster, e
 /// The fields of the response if it is complete.
 const FIELDS: [&str; 5] = ["cluster_id", "format_level", "leader", "members", "term"];
 /// The fields of a member.
-const MEMBER_FIELDS: [&str; 15] = [
+const MEMBER_FIELDS: [&str; 17] = [
     "address",
     "applied_index",
     "clock_offset_ms",
@@ -25,6 +25,8 @@ const MEMBER_FIELDS: [&str; 15] = [
     "id",
     "lag_entries",
     "lag_ms",
+    "quota_bytes",
+    "quota_used_bytes",
     "reachable",
     "role",
     "snapshot_age_ms",
@@ -32,13 +34,15 @@ const MEMBER_FIELDS: [&str; 15] = [
     "version",
 ];
 /// Those that only the member itself knows.
-const ITS_OWN: [&str; 9] = [
+const ITS_OWN: [&str; 11] = [
     "applied_index",
     "clock_offset_ms",
     "disk_free_bytes",
     "disk_used_bytes",
     "format_level",
     "fsync_p99_us",
+    "quota_bytes",
+    "quota_used_bytes",
     "snapshot_age_ms",
     "snapshot_index",
     "version",
@@ -115,6 +119,8 @@ async fn every_node_describes_the_whole_cluster() {
             // It may have taken another one since.
             let snapshot = cluster.metrics(id).await.snapshot.unwrap().index;
             assert!((1..=snapshot).contains(&row["snapshot_index"].as_u64().unwrap()), "{snapshot}: {row}");
+            let (used, quota) = (row["quota_used_bytes"].as_u64().unwrap(), row["quota_bytes"].as_u64().unwrap());
+            assert!(used > 0 && used < quota, "{row}");
             for field in ["snapshot_age_ms", "disk_free_bytes", "fsync_p99_us", "disk_used_bytes"] {
                 assert!(row[field].is_u64(), "{field} of {row}");
             }

@@ -317,6 +317,30 @@ async fn little_space_is_found() {
     cluster.put(1, "/v1/kv/k", "v").await.assert_rejected(507, "disk_space_low");
 }
 
+/// A quota that is nearly used up is found, and one that rejects writes; metrics and alerts have both figures.
+///
+/// Method: fill the least quota to more than four fifths, then put a value that exceeds it.
+#[tokio::test]
+async fn a_used_up_quota_is_found() {
+    let cluster = TestCluster::form("doctor-quota", &[1], &["--quota-bytes=1048576"]).await;
+    let endpoint = cluster.addr(1);
+    cluster.put(1, "/v1/kv/k", "v".repeat(900 << 10)).await.done();
+    finds(&[endpoint], "warning", "quota_low", &[1], &["of the quota of 1 MiB"]).await;
+    cluster.put(1, "/v1/kv/l", "v".repeat(200 << 10)).await.assert_rejected(507, "quota_exceeded");
+    finds(&[endpoint], "critical", "quota_full", &[1], &["rejected a write"]).await;
+    let table = run(&["cluster", "status", "--endpoints", endpoint], &[]);
+    assert!(table.stdout.contains("  QUOTA  ") && table.stdout.contains("  88%  "), "{}", table.stdout);
+    let metrics = eventually("the metrics have the rejection", DEADLINE, async || {
+        let text = cluster.get(1, "/v1/metrics").await.text();
+        if text.contains("\nrkv_quota_rejections_total 1\n") { Ok(text) } else { Err(text) }
+    })
+    .await;
+    assert!(
+        metrics.contains("\nrkv_quota_bytes 1048576\n") && metrics.contains("\nrkv_quota_used_bytes 92"),
+        "{metrics}"
+    );
+}
+
 /// A stand-in that reports this status. Its address is that of the member with its id in the status.
 fn reporting(status: impl Fn(&str) -> NodeStatus + Send + Sync + 'static) -> StandIn {
     StandIn::start(move |path, _, stream| {

@@ -141,6 +141,7 @@ fn write_cluster(output: &mut Output, cluster: &ClusterAnswer) -> io::Result<()>
         "SYNC P99",
         "DISK USED",
         "DISK FREE",
+        "QUOTA",
         "CLOCK",
     ];
     let mut rows = vec![names.map(str::to_owned).to_vec()];
@@ -154,6 +155,7 @@ fn cluster_row(member: &ClusterMember) -> Vec<String> {
         value.map_or_else(|| "-".to_owned(), show)
     }
     let milliseconds = |us: u64| format!("{:.1} ms", us as f64 / 1000.0);
+    let percent = |(used, quota): (u64, u64)| format!("{:.0}%", used as f64 * 100.0 / quota as f64);
     let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
     vec![
         member.id.to_string(),
@@ -167,6 +169,7 @@ fn cluster_row(member: &ClusterMember) -> Vec<String> {
         shown(member.fsync_p99_us, milliseconds),
         shown(member.disk_used_bytes, mib),
         shown(member.disk_free_bytes, mib),
+        shown(member.quota_used_bytes.zip(member.quota_bytes), percent),
         shown(member.clock_offset_ms, |ms| format!("{ms:+} ms")),
     ]
 }

@@ -250,6 +250,11 @@ fn state(page: &mut Page<'_>, app: &ExampleApp) -> fmt::Result {
     page.gauge("store_keys", "Keys.", sizes.keys)?;
     page.gauge("store_bytes", "Length of all keys and values.", sizes.bytes)?;
     page.gauge("store_revision", "Revision of the store.", sizes.revision)?;
+    let help = "Memory that keys and values use, as the quota counts them.";
+    page.gauge("quota_used_bytes", help, app.store.state_machine.memory_bytes())?;
+    page.gauge("quota_bytes", "Quota, beyond which the node accepts no growth while it leads.", app.quota_bytes)?;
+    let help = "Writes that were rejected because they would have exceeded the quota.";
+    page.counter("quota_rejections", help, app.quota_rejections.count())?;
     page.gauge("store_history_changes", "Changes that are kept for watches.", sizes.history.0)?;
     page.gauge("store_history_bytes", "Memory of the changes that are kept for watches.", sizes.history.1)?;
     page.gauge("store_idempotency_keys", "Remembered Idempotency-Keys.", sizes.requests.0)?;

@@ -26,6 +26,11 @@ const CLOCKS_APART_MS_MAX: u64 = 1000;
 /// Free space is short below this multiple of what a node needs to accept writes: half of what is free is left then.
 const DISK_FREE_TIMES: u64 = 2;
 
+/// Hundredths of the quota above which it is nearly used up.
+const QUOTA_PERCENT_MAX: u64 = 80;
+/// How long a rejected write shows that the quota is used up: a client that cannot write may try again after a while.
+const QUOTA_REJECTED_MS_MAX: u64 = 60_000;
+
 /// How urgent a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -97,6 +102,7 @@ pub fn judge(seen: &[Seen]) -> Vec<Finding> {
     }
     findings.judge_addresses(seen);
     findings.disks(seen);
+    findings.quotas(seen);
     findings.clocks(seen);
     findings.versions(seen);
     findings.0.sort_by(|one, other| other.severity.cmp(&one.severity).then(one.code.cmp(other.code)));
@@ -601,6 +607,28 @@ impl Findings {
                               other load away from it, or raise --heartbeat-interval-ms and the election timeouts on all \
                               nodes";
                 self.add(severity, "slow_disk", [id], seen, advice);
+            }
+        }
+    }
+
+    fn quotas(&mut self, seen: &[Seen]) {
+        for status in statuses(seen) {
+            let (Some(used), Some(quota)) = (status.quota_used_bytes, status.quota_bytes) else { continue };
+            let id = status.node;
+            let numbers =
+                format!("the keys and values of node {id} use {} of the quota of {}", bytes(used), bytes(quota));
+            let advice = "delete keys, or raise --quota-bytes on all nodes, one after the other: see \"Quota\" in \
+                          docs/operations.md";
+            let rejected_ms = status.quota_rejected_ms_ago.filter(|ms| *ms <= QUOTA_REJECTED_MS_MAX);
+            if let Some(rejected_ms) = rejected_ms.filter(|_| status.leads()) {
+                let seen = format!(
+                    "{numbers}, and it rejected a write {} ago because that would have exceeded it",
+                    duration(rejected_ms)
+                );
+                self.add(Severity::Critical, "quota_full", [id], seen, advice);
+            } else if used > quota / 100 * QUOTA_PERCENT_MAX {
+                let seen = format!("{numbers}: once it is used up, writes that add data are rejected");
+                self.add(Severity::Warning, "quota_low", [id], seen, advice);
             }
         }
     }

@@ -35,6 +35,8 @@ fn healthy(node: u64, voters: u64) -> NodeStatus {
         applied_index: Some(500),
         disk_free_bytes: Some(50 << 30),
         disk_low_bytes: Some(128 << 20),
+        quota_used_bytes: Some(500 << 20),
+        quota_bytes: Some(1000 << 20),
         fsync_p99_us: Some(900),
         heartbeat_interval_ms: Some(100),
         election_timeout_ms: Some(1000),
@@ -209,7 +211,7 @@ fn lag() {
 fn limits() {
     type Change = fn(&mut NodeStatus);
     type Found = Option<(Severity, &'static str)>;
-    let rows: [(&str, Change, Found); 12] = [
+    let rows: [(&str, Change, Found); 16] = [
         ("a sync below a heartbeat", |it| it.fsync_p99_us = Some(99_999), None),
         ("a sync of a heartbeat", |it| it.fsync_p99_us = Some(100_000), Some((Warning, "slow_disk"))),
         ("a sync below an election", |it| it.fsync_p99_us = Some(999_999), Some((Warning, "slow_disk"))),
@@ -220,6 +222,10 @@ fn limits() {
         ("hardly any space", |it| it.disk_free_bytes = Some(128 << 20), Some((Warning, "disk_low"))),
         ("too little space", |it| it.disk_free_bytes = Some((128 << 20) - 1), Some((Critical, "disk_low"))),
         ("unknown space", |it| it.disk_free_bytes = None, None),
+        ("a part of the quota", |it| it.quota_used_bytes = Some(799 << 20), None),
+        ("most of the quota", |it| it.quota_used_bytes = Some(801 << 20), Some((Warning, "quota_low"))),
+        ("an unknown quota", |it| it.quota_bytes = None, None),
+        ("a former leader's rejection", |it| it.quota_rejected_ms_ago = Some(5), None),
         ("the next version", |it| it.version = Some("0.2.0".to_owned()), Some((Info, "versions_apart"))),
         ("a later version", |it| it.version = Some("0.3.0-rc.1".to_owned()), Some((Warning, "versions_apart"))),
     ];
@@ -342,6 +348,8 @@ fn views() {
         snapshot_age_ms: None,
         disk_used_bytes: None,
         disk_free_bytes: None,
+        quota_used_bytes: None,
+        quota_bytes: None,
         fsync_p99_us: None,
         clock_offset_ms: None,
     };
