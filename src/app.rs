@@ -364,7 +364,9 @@ impl ExampleApp {
             Some(leader_id) if leader_id != self.id && self.peers.is_gone(&metrics.vote) => Role::NoLeader,
             Some(leader_id) if leader_id != self.id => {
                 match metrics.membership_config.membership().get_node(&leader_id) {
-                    Some(node) => Role::Follower { leader_id, leader_node: node.clone() },
+                    Some(node) => {
+                        Role::Follower { leader_id, leader_node: self.peers.located(leader_id, node.clone()) }
+                    }
                     None => Role::NoLeader,
                 }
             }
@@ -515,7 +517,7 @@ impl ExampleApp {
             return None;
         }
         let leader = metrics.membership_config.membership().get_node(&leader_id)?.clone();
-        Some(Suspect { vote, leader })
+        Some(Suspect { vote, leader: self.peers.located(leader_id, leader) })
     }
 
     /// This node's vote.

@@ -12,7 +12,7 @@ use tokio::sync::{MutexGuard, Semaphore, watch};
 use crate::config::{LARGE_RPCS_MAX, SNAPSHOT_WAIT_MAX};
 use crate::error::ApiError;
 use crate::telemetry::meters::ElectionMeters;
-use crate::types::{NodeId, Vote};
+use crate::types::{ExampleNode, NodeId, Vote};
 
 /// Interval after which a rejection of the same kind is logged again.
 const SILENCE: Duration = Duration::from_secs(600);
@@ -43,15 +43,26 @@ pub struct Peers {
     receiving: tokio::sync::Mutex<()>,
     /// The number of the newest snapshot.
     newest: watch::Sender<u64>,
-    /// The members' incarnations and addresses, and a number that grows with each change of them.
-    addresses: RwLock<HashMap<NodeId, (u64, String)>>,
+    /// The members' addresses, and a number that grows with each change of them.
+    addresses: RwLock<Addresses>,
     addresses_version: AtomicU64,
+    /// Whether members were found elsewhere. Otherwise the membership has their addresses.
+    has_found: AtomicBool,
     /// Permits for long bodies of members' RPCs.
     pub large_from_members: Semaphore,
     /// Permit for long bodies of senders that are not known to be members, one at a time.
     pub large_from_others: Semaphore,
     /// What the node measures of elections and snapshots.
     pub elections: ElectionMeters,
+}
+
+/// Where the members are.
+#[derive(Debug, Default)]
+struct Addresses {
+    /// Their incarnations and addresses in the membership.
+    members: HashMap<NodeId, (u64, String)>,
+    /// Where members responded instead.
+    found: HashMap<NodeId, String>,
 }
 
 /// A process that requested votes.
@@ -86,6 +97,7 @@ impl Default for Peers {
             newest: watch::Sender::new(0),
             addresses: RwLock::default(),
             addresses_version: AtomicU64::new(0),
+            has_found: AtomicBool::new(false),
             large_from_members: Semaphore::new(LARGE_RPCS_MAX),
             large_from_others: Semaphore::new(1),
             elections: ElectionMeters::default(),
@@ -149,10 +161,38 @@ impl Peers {
     pub fn set_addresses(&self, members: impl Iterator<Item = (NodeId, u64, String)>) {
         let members: HashMap<_, _> = members.map(|(id, incarnation, addr)| (id, (incarnation, addr))).collect();
         let mut addresses = self.addresses.write().unwrap_or_else(PoisonError::into_inner);
-        if *addresses != members {
-            *addresses = members;
+        if addresses.members != members {
+            let former = std::mem::replace(&mut addresses.members, members);
+            let Addresses { members, found } = &mut *addresses;
+            // The membership is newer.
+            found.retain(|id, _| members.get(id) == former.get(id));
+            self.has_found.store(!found.is_empty(), Ordering::Release);
             self.addresses_version.fetch_add(1, Ordering::Release);
         }
+    }
+
+    /// Notes that a member responded at another address than the membership has, which is dialed instead until the
+    /// membership has a new one. Returns whether that is new. Every RPC names its receiver, so another node there
+    /// rejects it.
+    pub fn note_found(&self, id: NodeId, incarnation: u64, addr: &str) -> bool {
+        let mut addresses = self.addresses.write().unwrap_or_else(PoisonError::into_inner);
+        let is_elsewhere = addresses.members.get(&id).is_some_and(|(of, known)| *of == incarnation && known != addr);
+        let is_new = is_elsewhere && addresses.found.get(&id).is_none_or(|known| known != addr);
+        if is_new {
+            addresses.found.insert(id, addr.to_owned());
+            self.has_found.store(true, Ordering::Release);
+            self.addresses_version.fetch_add(1, Ordering::Release);
+        }
+        is_new
+    }
+
+    /// A member with the address at which it was found, if that is another one.
+    pub fn located(&self, id: NodeId, node: ExampleNode) -> ExampleNode {
+        if !self.has_found.load(Ordering::Acquire) {
+            return node;
+        }
+        let addr = self.address_of(id, node.incarnation);
+        ExampleNode { addr: addr.unwrap_or(node.addr), ..node }
     }
 
     /// A number that differs after each change of the members' addresses.
@@ -163,7 +203,8 @@ impl Peers {
     /// The address of a member, if it is one with this incarnation.
     pub fn address_of(&self, id: NodeId, incarnation: u64) -> Option<String> {
         let addresses = self.addresses.read().unwrap_or_else(PoisonError::into_inner);
-        addresses.get(&id).filter(|(found, _)| *found == incarnation).map(|(_, addr)| addr.clone())
+        let (_, addr) = addresses.members.get(&id).filter(|(found, _)| *found == incarnation)?;
+        Some(addresses.found.get(&id).unwrap_or(addr).clone())
     }
 
     /// A random number that identifies this process, even among those on the same data directory or on a copy of it.
@@ -362,8 +403,18 @@ mod tests {
             assert_eq!((peers.address_of(7, 1).as_deref(), peers.addresses_version()), (Some(addr), version));
         }
         assert_eq!((peers.address_of(7, 2), peers.address_of(8, 1)), (None, None));
+        // It has moved once more, and is found there until the membership has an address for it.
+        assert!(!peers.note_found(7, 1, "b:1") && !peers.note_found(7, 2, "c:1") && !peers.note_found(8, 1, "c:1"));
+        assert!(peers.note_found(7, 1, "c:1") && !peers.note_found(7, 1, "c:1"));
+        assert_eq!((peers.address_of(7, 1).as_deref(), peers.addresses_version()), (Some("c:1"), 3));
+        let node = |addr: &str| ExampleNode { addr: addr.to_owned(), incarnation: 1 };
+        assert_eq!((peers.located(7, node("b:1")), peers.located(8, node("a:1"))), (node("c:1"), node("a:1")));
+        peers.set_addresses(member("b:1"));
+        assert_eq!(peers.address_of(7, 1).as_deref(), Some("c:1"), "nothing is new");
+        peers.set_addresses(member("d:1"));
+        assert_eq!((peers.address_of(7, 1).as_deref(), peers.addresses_version()), (Some("d:1"), 4));
         peers.set_addresses(std::iter::empty());
-        assert_eq!((peers.address_of(7, 1), peers.addresses_version()), (None, 3));
+        assert_eq!((peers.address_of(7, 1), peers.addresses_version()), (None, 5));
     }
 
     /// Each kind of rejection is logged once, up to the limit.

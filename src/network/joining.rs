@@ -18,7 +18,7 @@ use openraft::async_runtime::WatchReceiver;
 use serde::Serialize;
 
 use super::founding;
-use super::peer::{self, Introduction, Silence};
+use super::peer::{self, Introduction, PeerIdentity, Silence};
 use super::rejections::{NO_CLUSTER, other_directory};
 use crate::app::{ExampleApp, Exclusion, Role};
 use crate::body::{AddMember, AddedRole, ErrorAnswer, MemberChanged};
@@ -248,6 +248,9 @@ pub async fn report_address(app: &ExampleApp, config: &Config) {
             continue;
         };
         let mut reasons = Vec::new();
+        if !app.hears_a_leader() {
+            find_members(app, config).await;
+        }
         if app.role() == Role::Leader {
             addresses.insert(0, app.addr.clone());
         }
@@ -267,6 +270,30 @@ pub async fn report_address(app: &ExampleApp, config: &Config) {
         }
         pause.wait().await;
     }
+}
+
+/// Looks for members at the addresses of `--join`. If all nodes were started at other addresses, they find one another
+/// only there: the membership has their new addresses once there is a leader.
+async fn find_members(app: &ExampleApp, config: &Config) {
+    for target in config.join_targets(&app.addr) {
+        let Ok(Introduction { identity, address, .. }) = peer::introduced(app, target).await else { continue };
+        let is_of_cluster = identity.cluster_id.is_some() && identity.cluster_id == app.store.identity().cluster_id;
+        let (id, incarnation, address) = (identity.node_id, identity.incarnation, address.as_ref().unwrap_or(target));
+        if is_of_cluster
+            && !responds_at_its_address(app, &identity).await
+            && app.peers.note_found(id, incarnation, address)
+        {
+            tracing::info!("node {id} runs at {address}, not at its address in the membership");
+        }
+    }
+}
+
+/// Whether a process responds as this node at its address in the membership. Then the other one may run on a copy of
+/// its data.
+async fn responds_at_its_address(app: &ExampleApp, identity: &PeerIdentity) -> bool {
+    let Some(member) = app.membership().get_node(&identity.node_id).cloned() else { return false };
+    let found = peer::introduced(app, &member.addr).await.map(|found| found.identity);
+    found.is_ok_and(|found| (found.node_id, found.incarnation) == (identity.node_id, identity.incarnation))
 }
 
 fn add_body(app: &ExampleApp, join_as: JoinAs) -> Option<AddMember> {

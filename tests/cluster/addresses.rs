@@ -132,6 +132,47 @@ async fn every_kind_of_member_moves() {
     single.value_is(&[1], "k", "v").await;
 }
 
+/// All members move at once if `--join` names their new addresses: they find one another there, elect a leader, and the
+/// leader commits the addresses. Data and ids stay, and the nodes need the flag no more.
+///
+/// Method: stop all nodes, and start each at another port, with the new addresses of the others. Then write on each, and
+/// restart all of them without the flag.
+#[tokio::test]
+async fn all_members_move_at_once() {
+    let mut cluster = TestCluster::form("move-all", &ALL, CALM_BUT_QUICK).await;
+    cluster.write(1, "k", "before").await;
+    cluster.all_applied(&ALL).await;
+    for id in ALL {
+        assert_eq!(cluster.stop(id).await, Some(0));
+        cluster.node_mut(id).addr = format!("127.0.0.1:{}", free_port());
+    }
+    let flag_of = |id: NodeId, cluster: &TestCluster| {
+        let targets: Vec<&str> = others(id).into_iter().map(|other| cluster.addr(other)).collect();
+        format!("--join={}", targets.join(","))
+    };
+    for id in ALL {
+        let flag = flag_of(id, &cluster);
+        cluster.node_mut(id).add_flag(&flag);
+    }
+    cluster.restart_all(&ALL).await;
+    addresses_are_known(&cluster, &ALL, &ALL).await;
+    cluster.membership_is(&ALL, &ALL, &[]).await;
+    for id in ALL {
+        let value = format!("by node {id}");
+        cluster.write(id, "k", &value).await;
+        cluster.value_is(&ALL, "k", &value).await;
+    }
+    for id in ALL {
+        assert_eq!(cluster.stop(id).await, Some(0));
+        let flag = flag_of(id, &cluster);
+        cluster.node_mut(id).remove_flag(&flag);
+    }
+    cluster.restart_all(&ALL).await;
+    cluster.leader_of(&ALL).await;
+    cluster.write(1, "k", "after").await;
+    cluster.value_is(&ALL, "k", "after").await;
+}
+
 /// A member moves on request, and the request says what it would do. Only the same data directory may move.
 ///
 /// Method: through a proxy address that leads to the same process; to an address where another node runs; and to one

@@ -268,6 +268,29 @@ async fn nodes_that_are_not_what_they_seem_are_found() {
     finds(&[&stays], "warning", "wrong_node", &[4, 9], &[&place]).await;
 }
 
+/// A member that runs at another address than the membership has is found, until a leader has committed the address.
+///
+/// Method: kill all nodes, and start one alone, at another port. Then start the others.
+#[tokio::test]
+async fn a_node_that_moved_is_found() {
+    let mut cluster = TestCluster::form("doctor-moved", &ALL, CALM_BUT_QUICK).await;
+    for id in ALL {
+        cluster.kill(id);
+    }
+    let former = cluster.addr(2).to_owned();
+    cluster.node_mut(2).addr = format!("127.0.0.1:{}", free_port());
+    cluster.restart(2).await;
+    let new = cluster.addr(2).to_owned();
+    let diagnosis = finds(&[&new], "warning", "moved", &[2], &[&former, &new]).await;
+    let (down, lost) = (diagnosis.of("member_down").unwrap(), diagnosis.of("no_leader").unwrap());
+    assert_ne!(down["nodes"], json!([2]), "{diagnosis:?}");
+    assert!(lost["seen"].as_str().unwrap().contains(&format!("it responds at {new} instead")), "{lost}");
+    for id in [1, 3] {
+        cluster.restart(id).await;
+    }
+    finds_only(&[&new], &[]).await;
+}
+
 /// A node that was removed while it ran, and still runs, is named.
 #[tokio::test]
 async fn a_node_that_was_removed_and_runs_is_found() {
