@@ -3,7 +3,7 @@
 //! A flag sets the threshold, so any user can run these tests. Tests that need a small disk run themselves again in a
 //! mount namespace with a file system of that size, where the system lets users mount one.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -14,13 +14,14 @@ use raft_key_value::NodeId;
 use raft_key_value::config::{
     LOG_UNCOMMITTED_BYTES_MAX, MEMORY_COUNTED_MIN, PROPOSED_BYTES_MAX, SNAPSHOT_LEAVES_BYTES,
 };
-use raft_key_value::store::{ExampleStateMachine, ExampleStore};
+use raft_key_value::store::{ExampleStateMachine, ExampleStore, durable};
 use raft_key_value::types::{self, Entry, LeaderId, LogId, Payload};
 use reqwest::Method;
 use serde_json::json;
 
 use crate::harness::{
-    ALL, Answer, CALM, CALM_BUT_QUICK, DEADLINE, TestCluster, Wire, eventually, mib_of, others, raise_open_files,
+    ALL, Answer, CALM, CALM_BUT_QUICK, DEADLINE, TestCluster, Wire, eventually, files_below, mib_of, others,
+    raise_open_files,
 };
 
 /// More free space than any disk has.
@@ -475,6 +476,54 @@ async fn snapshot_without_a_file() {
     cluster.write_many(1, "free", 120).await;
     cluster.metrics_say(1, "a snapshot", |metrics| metrics.snapshot).await;
     cluster.assert_alive();
+}
+
+/// A snapshot for a client is not written to a disk without room for it: the request returns 507, and nothing is left.
+/// The node works on, and sends it once there is room.
+///
+/// Method: on a disk of 400 MiB, put 24 MiB and fill the disk up to 8 MiB. Then delete the filler.
+#[test]
+fn a_snapshot_is_not_sent_from_a_full_disk() {
+    run_on_small_disk("disk_low::snapshot_of_a_full_disk", 400);
+}
+
+#[tokio::test]
+#[ignore = "run on a small disk by `cargo test --test cluster disk_low::a_snapshot_is_not_sent_from_a_full_disk`"]
+async fn snapshot_of_a_full_disk() {
+    if std::env::var_os(SMALL_DISK).is_none() {
+        return;
+    }
+    const LEFT_BYTES: u64 = 8 << 20;
+    let mut cluster = TestCluster::form("snapshot-full", &[1], CALM).await;
+    for number in 0..24 {
+        cluster.put(1, &format!("/v1/kv/{number}"), mib_of("v")).await.done();
+    }
+    let directory = cluster.node(1).directory();
+    let before = files_below(&directory);
+    let filler = std::env::temp_dir().join("filler");
+    let mut file = std::fs::File::create(&filler).unwrap();
+    while durable::free_bytes(&directory).unwrap() > LEFT_BYTES {
+        file.write_all(&[1; 1 << 20]).unwrap();
+    }
+    let rejected = eventually("the snapshot is rejected", DEADLINE, async || {
+        let answer = cluster.get(1, "/v1/snapshot?consistency=stale").await;
+        if answer.status == 507 { Ok(answer) } else { Err(answer.status) }
+    })
+    .await;
+    let error = rejected.assert_rejected(507, "disk_space_low");
+    assert!(error["message"].as_str().unwrap().contains("too little space for a snapshot"), "{error}");
+    assert_eq!(files_below(&directory), before);
+    assert!(durable::free_bytes(&directory).unwrap() >= LEFT_BYTES - (1 << 20), "something takes the rest");
+    assert_eq!(cluster.get(1, "/v1/kv/0?consistency=stale").await.status, 200);
+    cluster.assert_alive();
+    drop(file);
+    std::fs::remove_file(&filler).unwrap();
+    let sent = eventually("the snapshot is sent", DEADLINE, async || {
+        let answer = cluster.get(1, "/v1/snapshot").await;
+        if answer.status == 200 { Ok(answer) } else { Err(answer.status) }
+    })
+    .await;
+    assert!(sent.body.len() > 24 << 20);
 }
 
 /// A leader whose followers reject entries does not let its log grow without bound. It soon rejects long writes, and
