@@ -130,7 +130,8 @@ async fn every_request_can_be_traced() {
         assert_eq!(cluster.node_mut(id).stop().await, Some(0));
     }
     let spans = received.lock().unwrap().clone();
-    let mut traces: Vec<_> = spans.iter().filter(|span| span.name.starts_with("PUT ")).map(|span| &span.trace).collect();
+    let mut traces: Vec<_> =
+        spans.iter().filter(|span| span.name.starts_with("PUT ")).map(|span| &span.trace).collect();
     traces.sort();
     traces.dedup();
     assert_eq!(traces.len(), WRITES, "{spans:?}");
