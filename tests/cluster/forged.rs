@@ -188,7 +188,9 @@ async fn an_entry_before_the_leaders(name: &'static str, kind: usize) {
     let log = cluster.node(follower).log();
     assert_eq!(log.matches("rejected /raft-append").count(), 1, "{log}");
     let error = log.lines().last().unwrap();
-    for part in ["error: ", &format!("at index {index} "), &format!("node {leader}"), "empty directory", "membership"] {
+    for part in
+        ["error: ", &format!("at index {index} "), &format!("node {leader}"), "empty directory", "members replace"]
+    {
         assert!(error.contains(part), "{part} is not in {error}");
     }
     cluster.add_node(4).await;

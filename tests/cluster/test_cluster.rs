@@ -190,7 +190,7 @@ async fn a_node_without_a_cluster_has_nothing_to_read() {
             let error = answer.assert_rejected(503, "no_leader");
             assert_eq!(answer.header("retry-after"), "1", "{path}");
             let message = error["message"].as_str().unwrap();
-            assert!(message.contains("/init") && message.contains("/v1/cluster/members"), "{path}: {message}");
+            assert!(message.contains("/init") && message.contains("members add"), "{path}: {message}");
         }
     }
     assert_eq!(cluster.post(1, "/read", "\"k\"").await.text(), r#"{"Ok":""}"#);
