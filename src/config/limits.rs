@@ -366,16 +366,8 @@ pub const STARTING_SHUTDOWN_DEADLINE: Duration = Duration::from_secs(1);
 pub const HAND_OVER_ANSWER_MAX: Duration = Duration::from_secs(1);
 /// How long a former leader waits for the next one to be known, before it reports an unknown outcome.
 pub const HAND_OVER_DEADLINE: Duration = Duration::from_secs(1);
-/// How long a leader holds new requests while the next leader gets the rest of the log, in each attempt. Between the
-/// attempts it serves requests. A sync of a disk that stalls rarely takes as long again; one that is always slow needs
-/// the last attempt, which is still shorter than an election.
-pub const HAND_OVER_HOLDS: [Duration; 3] =
-    [Duration::from_millis(40), Duration::from_millis(40), Duration::from_millis(200)];
-/// How long it serves requests between two attempts.
-pub const HAND_OVER_PAUSE: Duration = Duration::from_millis(100);
-/// How much longer it holds them, at most, until the other voters have the rest of the log, too. One that lacks entries
-/// may acknowledge the next leader's first entry only after a heartbeat interval.
-pub const HAND_OVER_OTHERS_MAX: Duration = Duration::from_millis(10);
+/// How long a leader holds new requests while the next leader gets the rest of the log.
+pub const HAND_OVER_CATCH_UP_MAX: Duration = Duration::from_millis(200);
 /// How long requests take at most from the check that this node leads until Raft has them.
 pub const HAND_OVER_SETTLE: Duration = Duration::from_millis(3);
 /// How long a former leader that stops still serves, at most: other nodes may forward requests to it until they have
@@ -399,10 +391,8 @@ const _: () = assert!(
     FORWARD_DEADLINE.as_millis()
         > MEMORY_WAIT_MAX.as_millis() + REQUEST_DEADLINE.as_millis() + NEXT_LEADER_WAIT_MAX.as_millis()
 );
-const _: () = assert!(
-    HAND_OVER_HOLDS[2].as_millis() + HAND_OVER_SETTLE.as_millis() + HAND_OVER_OTHERS_MAX.as_millis()
-        < NEXT_LEADER_WAIT_MAX.as_millis()
-);
+const _: () =
+    assert!(HAND_OVER_CATCH_UP_MAX.as_millis() + HAND_OVER_SETTLE.as_millis() < NEXT_LEADER_WAIT_MAX.as_millis());
 const _: () = assert!(MEMBERS_PROBE_INTERVAL.as_millis() < MEMBERS_ANSWER_MIN.as_millis());
 const _: () = assert!(MEMBERS_PROBE_INTERVAL.as_millis() < KEEPS_UP_WITHIN.as_millis());
 const _: () = assert!(KEEPS_UP_WITHIN.as_millis() + CAUGHT_UP_FOR.as_millis() < CATCH_UP_WAIT.as_millis());

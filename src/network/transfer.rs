@@ -31,8 +31,8 @@ use super::v1::{self, json_answer};
 use crate::app::{ExampleApp, Role};
 use crate::body::{LeaderTransferred, NextLeader};
 use crate::config::{
-    HAND_OVER_ANSWER_MAX, HAND_OVER_DEADLINE, HAND_OVER_HOLDS, HAND_OVER_LINGER_MAX, HAND_OVER_OTHERS_MAX,
-    HAND_OVER_PAUSE, HAND_OVER_SETTLE, MEMBER_LAG_ENTRIES_MAX, MEMBERS_PROBE_INTERVAL,
+    HAND_OVER_ANSWER_MAX, HAND_OVER_CATCH_UP_MAX, HAND_OVER_DEADLINE, HAND_OVER_LINGER_MAX, HAND_OVER_SETTLE,
+    MEMBER_LAG_ENTRIES_MAX, MEMBERS_PROBE_INTERVAL,
 };
 use crate::error::{ApiError, Details, Interrupted};
 use crate::types::{NodeId, TypeConfig};
@@ -103,7 +103,7 @@ async fn transfer(app: &ExampleApp, to: NodeId) -> Result<LeaderTransferred, Api
     };
     if to != app.id {
         wait_until_ready(app, to).await?;
-        transfer_to_ready(app, &[to]).await?;
+        transfer_to_ready(app, to).await?;
     }
     let metrics = app.raft.metrics().borrow_watched().clone();
     let node = metrics.membership_config.membership().get_node(&to);
@@ -125,15 +125,21 @@ pub async fn hand_over(app: &ExampleApp) {
     let candidates = ready_voters(app).await;
     if candidates.is_empty() {
         tracing::warn!("no other voter responds and is caught up: an election will follow");
-        return;
     }
-    match transfer_to_ready(app, &candidates).await {
-        Ok(to) => {
-            tracing::info!("node {to} leads now");
-            // Other nodes forward requests to this one until the new leader's first append.
-            tokio::time::sleep(app.heartbeat_interval().min(HAND_OVER_LINGER_MAX)).await;
+    for to in candidates {
+        match transfer_to_ready(app, to).await {
+            Ok(()) => {
+                tracing::info!("node {to} leads now");
+                // Other nodes forward requests to this one until the new leader's first append.
+                tokio::time::sleep(app.heartbeat_interval().min(HAND_OVER_LINGER_MAX)).await;
+                return;
+            }
+            Err(ApiError::Conflict(Details { message, .. })) => tracing::warn!("{message}"),
+            Err(error) => {
+                tracing::warn!("{error}");
+                return;
+            }
         }
-        Err(error) => tracing::warn!("{error}"),
     }
 }
 
@@ -253,24 +259,39 @@ fn check_voter(metrics: &Metrics, id: NodeId) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Transfers the leadership to the first of these voters that has the whole log, and returns its id.
+/// Transfers the leadership to a voter that responds.
 ///
 /// # Errors
 ///
 /// [`ApiError::Conflict`] if nothing has changed. Otherwise this node proposes nothing more in its term.
-async fn transfer_to_ready(app: &ExampleApp, candidates: &[NodeId]) -> Result<NodeId, ApiError> {
+async fn transfer_to_ready(app: &ExampleApp, to: NodeId) -> Result<(), ApiError> {
     let (term, leader) = app.term_and_leader();
     if leader != Some(app.id) {
         return Err(no_leader(app));
     }
-    let (held, to) = hold_until_caught_up(app, term, candidates).await?;
+    let held = Held::begin(app, term);
+    // Requests that saw this node lead are about to be proposed.
+    tokio::time::sleep(HAND_OVER_SETTLE).await;
+    let asked_at = InstantOf::<TypeConfig>::now();
+    let has_all = |metrics: &Metrics| Follower { metrics, id: to, asked_at }.lag() == 0;
+    let is_settled = |metrics: &Metrics| metrics.state != ServerState::Leader || has_all(metrics);
+    let wait = app.raft.wait(Some(HAND_OVER_CATCH_UP_MAX));
+    match wait.metrics(is_settled, "the next leader has the log").await {
+        Ok(metrics) if metrics.state == ServerState::Leader => {}
+        Ok(_) => return Err(no_leader(app)),
+        Err(_) => {
+            return refused(format!(
+                "the leadership was not transferred: node {to} did not receive the rest of the log in time"
+            ));
+        }
+    }
     held.keep();
     app.raft.trigger().transfer_leader(to).await.map_err(|_| {
         ApiError::OutcomeUnknown(Interrupted::unknown("this node stopped meanwhile: see /metrics on another node"))
     })?;
     let has_next = |metrics: &Metrics| metrics.current_term > term && metrics.current_leader.is_some();
     match app.raft.wait(Some(HAND_OVER_DEADLINE)).metrics(has_next, "another leader").await {
-        Ok(metrics) if metrics.current_leader == Some(to) => Ok(to),
+        Ok(metrics) if metrics.current_leader == Some(to) => Ok(()),
         Ok(metrics) => Err(ApiError::OutcomeUnknown(Interrupted::unknown(format!(
             "node {} became the leader instead of node {to}",
             metrics.current_leader.unwrap_or_default()
@@ -280,57 +301,6 @@ async fn transfer_to_ready(app: &ExampleApp, candidates: &[NodeId]) -> Result<No
             seconds(HAND_OVER_DEADLINE)
         )))),
     }
-}
-
-/// Holds new requests until one of these voters has the whole log, and returns its id.
-///
-/// Under load a voter always lacks the newest entries. It gets them within a sync once there are no more. If none does,
-/// because a disk stalls, requests are served for a while before the next attempt.
-async fn hold_until_caught_up<'a>(
-    app: &'a ExampleApp,
-    term: u64,
-    candidates: &[NodeId],
-) -> Result<(Held<'a>, NodeId), ApiError> {
-    for hold_max in HAND_OVER_HOLDS {
-        if app.term_and_leader() != (term, Some(app.id)) {
-            return Err(no_leader(app));
-        }
-        let held = Held::begin(app, term);
-        // Requests that saw this node lead are about to be proposed.
-        tokio::time::sleep(HAND_OVER_SETTLE).await;
-        if let Some(to) = first_caught_up(app, candidates, hold_max).await? {
-            return Ok((held, to));
-        }
-        drop(held);
-        tokio::time::sleep(HAND_OVER_PAUSE).await;
-    }
-    let ids: Vec<String> = candidates.iter().map(|id| format!("node {id}")).collect();
-    refused(format!(
-        "the leadership was not transferred: {} did not receive the rest of the log in time",
-        ids.join(", ")
-    ))
-}
-
-/// Waits until one of these voters has the whole log, and then a moment for all other voters. `None` after `wait_max`.
-async fn first_caught_up(
-    app: &ExampleApp,
-    candidates: &[NodeId],
-    wait_max: Duration,
-) -> Result<Option<NodeId>, ApiError> {
-    let asked_at = InstantOf::<TypeConfig>::now();
-    let has_all = |metrics: &Metrics, id| Follower { metrics, id, asked_at }.lag() == 0;
-    let first = |metrics: &Metrics| candidates.iter().copied().find(|id| has_all(metrics, *id));
-    let is_settled = |metrics: &Metrics| metrics.state != ServerState::Leader || first(metrics).is_some();
-    let found = match app.raft.wait(Some(wait_max)).metrics(is_settled, "the next leader has the log").await {
-        Ok(metrics) if metrics.state == ServerState::Leader => first(&metrics),
-        Ok(_) => return Err(no_leader(app)),
-        Err(_) => return Ok(None),
-    };
-    let all_have_all = |metrics: &Metrics| other_voters(app, metrics).into_iter().all(|id| has_all(metrics, id));
-    // The transfer works without them.
-    let _ = app.raft.wait(Some(HAND_OVER_OTHERS_MAX)).metrics(all_have_all, "all voters have the log").await;
-    let metrics = app.raft.metrics().borrow_watched().clone();
-    Ok(first(&metrics).or(found))
 }
 
 /// Holds new requests until the transfer has failed or another term has begun.
