@@ -58,6 +58,9 @@ pub enum ServeError {
     /// The HTTP server failed.
     #[error("the HTTP server failed: {0}")]
     Http(io::Error),
+    /// The thread that sends traces did not start.
+    #[error("cannot start sending traces to --otlp-endpoint: {0}")]
+    Traces(io::Error),
     /// The disk failed while the node was running.
     #[error("the disk failed, and the node stopped without acknowledging any more requests: {0}")]
     Storage(String),
@@ -105,7 +108,7 @@ impl ServeError {
             ServeError::Config(_) => 2,
             ServeError::Store(error) => error.exit_code(),
             ServeError::Listen { .. } => 69,
-            ServeError::Raft(_) | ServeError::Http(_) | ServeError::Task(_) => 70,
+            ServeError::Raft(_) | ServeError::Http(_) | ServeError::Traces(_) | ServeError::Task(_) => 70,
             ServeError::Storage(_) => 74,
             ServeError::SecondCluster(_) => 78,
         }
@@ -227,8 +230,9 @@ pub async fn serve_on(
         None => config.http_addr.clone(),
     };
     let peers = Arc::new(Peers::default());
+    // First: if it fails, there is nothing to stop.
+    let traces = Traces::start(&config).map_err(ServeError::Traces)?.map(Arc::new);
     let (store, at_start, raft) = while_starting(&listeners, open(&config, &peers)).await?;
-    let traces = Traces::start(&config).map_err(ServeError::Http)?.map(Arc::new);
     let app = ExampleApp::new(advertised, raft.clone(), store.clone(), peers, traces.clone(), &config);
     let app = web::Data::new(app);
     let (stopping, stopping_rx) = watch::channel(false);
