@@ -160,8 +160,9 @@ fn second_cluster(id: NodeId, target: &str, cluster_id: ClusterId) -> String {
     format!(
         "the node at {target} belongs to cluster {cluster_id}, and this one, with a new data directory, must not found a \
          second cluster: if the directory of node {id} is lost, start it with a new --id and an empty --data-dir, with \
-         --join {target} instead of --bootstrap, and remove node {id}: `raft-key-value members remove {id}`; if that cluster is another one, correct --join; and if it was never completed, so \
-         that none of its nodes has a leader (/metrics), start all of them with empty directories"
+         --join {target} instead of --bootstrap, and remove node {id}: `raft-key-value members remove {id}`; if that \
+         cluster is another one, correct --join; and if it was never completed, so that none of its nodes has a leader \
+         (/metrics), start all of them with empty directories"
     )
 }
 

@@ -186,7 +186,7 @@ mod tests {
 
     const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-    /// A valid parent is taken, and what is not valid is as if it were not there.
+    /// A valid parent is taken, and an invalid one is ignored.
     #[test]
     fn parents() {
         let trace = |parent| context_of(Some(parent)).span().span_context().trace_id().to_string();

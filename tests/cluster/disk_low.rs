@@ -512,7 +512,7 @@ async fn snapshot_of_a_full_disk() {
     .await;
     let error = rejected.assert_rejected(507, "disk_space_low");
     assert!(error["message"].as_str().unwrap().contains("too little space for a snapshot"), "{error}");
-    // The node itself tries to write a snapshot from time to time, and removes what it has written.
+    // The node itself tries to write a snapshot from time to time, and removes the unfinished file.
     eventually("nothing is left", DEADLINE, async || {
         let left = files_below(&directory);
         if left == before { Ok(()) } else { Err(left) }

@@ -72,21 +72,23 @@ fn flags(endpoint: &str, ratio: &'static str) -> Vec<&'static str> {
     CALM.iter().copied().chain(["--otlp-endpoint", endpoint, "--otlp-sample-ratio", ratio]).collect()
 }
 
-/// A request that its client traces has a span on the node that received it, and one below that on the leader. They
-/// say what was requested, what came of it and where the time went, and not which key. Other requests have none.
+/// A request that its client traces has a span on the node that received it, and one below that on the leader. Spans
+/// have the route, the status and the times, but not the key. Other requests have no span.
 ///
 /// Method: trace nothing by default. Through a follower, write without the header, and with it; with one that is not
-/// valid, and with two. Stop the nodes, which sends their spans.
+/// valid, with a long one, and with two. Stop the nodes, which sends their spans.
 #[tokio::test]
 async fn a_traced_request_has_a_span_on_each_node() {
     let (collector, received) = collector();
     let mut cluster = TestCluster::form("traces", &ALL, &flags(&collector.addr, "0")).await;
     let leader = cluster.leader_of(&ALL).await;
     let follower = others(leader)[0];
+    let long = format!("{PARENT}{}", "0".repeat(4000));
     for headers in [
         &[][..],
         &[("traceparent", PARENT)],
         &[("traceparent", "00-nonsense-01")],
+        &[("traceparent", &long)],
         &[("traceparent", PARENT), ("traceparent", PARENT)],
     ] {
         let answer = cluster.v1(follower, Method::PUT, "/v1/kv/sEcReT", headers, "v").await;

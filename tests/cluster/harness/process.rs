@@ -109,8 +109,8 @@ pub fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Ended {
 
 /// Waits until all threads of a process that was sent SIGSTOP have stopped.
 ///
-/// The signal goes to one of the threads, and that one stops the others once it is scheduled. On a busy machine, they
-/// go on for a while, and may even accept a request.
+/// The signal goes to one of the threads, and that one stops the others once it is scheduled. On a busy machine, the
+/// others run for a while meanwhile, and may even accept a request.
 pub fn wait_until_stopped(pid: u32) {
     let deadline = Instant::now() + DEADLINE;
     while thread_states(pid).iter().any(|state| !matches!(state, 'T' | 't' | 'Z' | 'X')) {
