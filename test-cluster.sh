@@ -3,6 +3,8 @@
 # any node, lose their leader, lose all nodes, and lose no data. First the cluster is
 # formed by requests, and then by flags of the nodes.
 #
+# With --tls the nodes and curl speak TLS, with certificates of `raft-key-value tls init`.
+#
 # Needs sh and curl; jq is optional and makes the metrics readable. Uses the ports
 # 21001 to 21003, or three ports from RKV_PORT_BASE on, and a temporary directory.
 # Builds the release binary if it is missing or outdated, or uses RKV_BINARY.
@@ -12,7 +14,11 @@ set -u
 
 cd "$(dirname "$0")" || exit 1
 
-if [ "$#" -gt 0 ]; then
+# Set by --tls.
+with_tls=
+if [ "$#" -eq 1 ] && [ "$1" = --tls ]; then
+    with_tls=yes
+elif [ "$#" -gt 0 ]; then
     sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
     [ "$1" = --help ] || [ "$1" = -h ]
     exit
@@ -104,12 +110,20 @@ address() {
 # If set, the method that `send` uses.
 method=
 
+# The scheme of requests.
+scheme() {
+    if [ -n "$with_tls" ]; then printf 'https://'; else printf 'http://'; fi
+}
+
 # send ID PATH [BODY [HEADER]]: sets `status` (000 if there was no response) and `body`.
 # By default, the method is POST with a body and GET without one.
 send() {
-    set -- "http://$(address "$1")$2" "${3-}" "${4-}" "$#"
+    set -- "$(scheme)$(address "$1")$2" "${3-}" "${4-}" "$#"
     url=$1 data=$2 header=$3 count=$4
     set -- -sS --noproxy '*' --connect-timeout 2 --max-time 70 -o "$directory/answer" -w '%{http_code}'
+    if [ -n "$with_tls" ]; then
+        set -- "$@" --cacert "$directory/tls/ca.pem"
+    fi
     if [ "$count" -ge 3 ]; then
         set -- "$@" --data-binary "$data"
     fi
@@ -137,7 +151,11 @@ request() {
     if [ "$#" -ge 3 ]; then
         data_shown=" -d '$3'"
     fi
-    printf '   > curl %s%s%s%s%s\n' "${method:+-X $method }" "${4:+-H \"$4\" }" "$(address "$1")" "$2" "$data_shown"
+    where=$(address "$1")
+    if [ -n "$with_tls" ]; then
+        where="--cacert tls/ca.pem https://$where"
+    fi
+    printf '   > curl %s%s%s%s%s\n' "${method:+-X $method }" "${4:+-H \"$4\" }" "$where" "$2" "$data_shown"
     wait_for "a response other than 503" send_again "$@"
     case $2 in
         /metrics) show_metrics ;;
@@ -255,6 +273,13 @@ cluster_flags() {
     fi
 }
 
+# The flags with which a node speaks TLS.
+tls_flags() {
+    [ -n "$with_tls" ] || return 0
+    printf '%s ' --tls-cert "$directory/tls/node-$1.pem" --tls-key "$directory/tls/node-$1-key.pem" \
+        --tls-ca "$directory/tls/ca.pem"
+}
+
 start_node() {
     id=$1
     if ! is_port_free "$id"; then
@@ -262,7 +287,7 @@ start_node() {
         Stop it, or choose other ports: RKV_PORT_BASE=31001 $0"
     fi
     # shellcheck disable=SC2046 # Flags are words.
-    "$binary" --id "$id" --http-addr "$(address "$id")" --data-dir "$data_dir" $(cluster_flags "$id") \
+    "$binary" --id "$id" --http-addr "$(address "$id")" --data-dir "$data_dir" $(cluster_flags "$id") $(tls_flags "$id") \
         >>"$directory/node-$id.log" 2>&1 &
     set_pid "$id" "$!"
     wait_for "node $id responds" has_started "$id"
@@ -319,10 +344,30 @@ directory=$(mktemp -d "${TMPDIR:-/tmp}/raft-key-value-demo.XXXXXX") || fail "can
 data_dir=$directory
 started_at=$(date +%s)
 
+if [ -n "$with_tls" ]; then
+    heading "Make a CA and the certificates of three nodes"
+    "$binary" tls init --dir "$directory/tls" --node "1=$host" --node "2=$host" --node "3=$host" >"$directory/made" ||
+        fail "no certificates"
+    sed 's/^/   /' "$directory/made"
+fi
+
 heading "Start three nodes, which do not know each other yet"
 for id in 1 2 3; do
     start_node "$id"
 done
+
+if [ -n "$with_tls" ]; then
+    heading "Plain HTTP is rejected, and so is a client on the routes of nodes"
+    with_tls=''
+    send 1 /v1/kv/foo
+    with_tls=yes
+    case "$status $body" in
+        '400 '*'"code":"tls_required"'*) say "$status $body" ;;
+        *) fail "expected: 400 with the code tls_required, got: $status $body" ;;
+    esac
+    request 1 /raft-vote x
+    [ "$status" = 403 ] || fail "expected: 403, got: $status $body"
+fi
 
 heading "Found a cluster of one node, node 1"
 request 1 /init ''

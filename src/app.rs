@@ -17,7 +17,7 @@ use crate::config::{
     NEXT_LEADER_WAIT_MAX,
 };
 use crate::confirmations::Confirmations;
-use crate::connection::connections;
+use crate::connection::Dialer;
 use crate::disk::Disk;
 use crate::network::cluster_status::ClusterView;
 use crate::network::long_work::LongWork;
@@ -29,6 +29,7 @@ use crate::peers::Peers;
 use crate::store::{ClusterId, ExampleRaft, ExampleStore, Identity};
 use crate::telemetry::meters::{Counter, HttpMeters};
 use crate::telemetry::traces::Traces;
+use crate::tls::Tls;
 use crate::types::{ExampleNode, LeaderId, LogId, Membership, NodeId, StoredMembership, TypeConfig, Vote};
 
 /// The state of a node that handlers need.
@@ -41,8 +42,10 @@ pub struct ExampleApp {
     pub raft: ExampleRaft,
     /// The data directory.
     pub store: Arc<ExampleStore>,
-    /// The client for requests to other nodes besides Raft's.
-    pub http: reqwest::Client,
+    /// Dials other nodes for requests besides Raft's.
+    pub http: Dialer,
+    /// The certificates of this node, if it speaks TLS.
+    pub tls: Option<Arc<Tls>>,
     /// Memory that clients may make this node hold.
     pub client_memory: ClientMemory,
     /// What watches hold, to take it back from slow ones.
@@ -293,6 +296,7 @@ impl ExampleApp {
         store: Arc<ExampleStore>,
         peers: Arc<Peers>,
         traces: Option<Arc<Traces>>,
+        tls: Option<Arc<Tls>>,
         config: &Config,
     ) -> Self {
         let metrics = raft.server_metrics();
@@ -300,7 +304,7 @@ impl ExampleApp {
             id: config.id,
             addr,
             store,
-            http: connections(),
+            http: Dialer::new(tls.clone()),
             client_memory: ClientMemory::new(config.client_memory_bytes),
             long_work: LongWork::default(),
             exports: Arc::new(Semaphore::new(EXPORTS_AT_ONCE)),
@@ -324,7 +328,8 @@ impl ExampleApp {
             http_meters: Mutex::default(),
             traces,
             slow_requests: Arc::new(SlowRequests::over_ms(config.slow_request_ms)),
-            cluster_view: ClusterView::new(config),
+            cluster_view: ClusterView::new(config, tls.clone()),
+            tls,
             appending: Arc::default(),
             heartbeat_interval: Duration::from_millis(config.heartbeat_interval_ms),
             cluster_header: OnceLock::new(),

@@ -56,6 +56,8 @@ pub mod store; // The data directory: log, vote, snapshots, identity.
 #[doc(hidden)]
 pub mod telemetry; // Logging.
 #[doc(hidden)]
+pub mod tls; // Certificates, keys, and what they prove.
+#[doc(hidden)]
 pub mod types; // Requests, responses, and the types that openraft is used with.
 
 #[doc(hidden)]
@@ -65,6 +67,7 @@ pub use config::Config;
 pub use server::{ServeError, listen, serve, serve_on};
 #[doc(hidden)]
 pub use store::{ExampleRaft, ExampleStateMachine, ExampleStore};
+pub use tls::{ClientTls, TlsError};
 pub use types::{ExampleNode, ExampleRequest, ExampleResponse, NodeId, TypeConfig};
 /// The original's names for these two.
 pub use types::{NodeId as ExampleNodeId, TypeConfig as ExampleTypeConfig};

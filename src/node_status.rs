@@ -61,6 +61,12 @@ pub struct NodeStatus {
     pub election_timeout_ms: Option<u64>,
     /// Its wall clock, in milliseconds since 1970.
     pub clock_ms: Option<u64>,
+    /// When its TLS certificate expires, in seconds since 1970; `None` without TLS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate_expires_s: Option<i64>,
+    /// Why its TLS files on disk are not in use, if they are not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_files_rejected: Option<String>,
     /// What it knows of the other members if it leads.
     pub followers: Vec<KnownFollower>,
 }

@@ -268,6 +268,15 @@ impl Peers {
         tracing::warn!("rejected {path} from {from}{addr}: {why}");
     }
 
+    /// Logs a TLS handshake that failed, unless one with the same reason and host was logged recently.
+    pub fn note_failed_handshake(&self, addr: Option<SocketAddr>, why: &str) {
+        let host = addr.map(|addr| addr.ip().to_string()).unwrap_or_default();
+        if self.is_news((host, why.to_owned(), 0)) {
+            let addr = addr.map_or_else(|| "an unknown address".to_owned(), |addr| addr.to_string());
+            tracing::warn!("the TLS handshake with {addr} failed: {why}");
+        }
+    }
+
     fn is_news(&self, kind: (String, String, u16)) -> bool {
         let mut rejections = self.rejections.lock().unwrap_or_else(PoisonError::into_inner);
         if rejections.since.is_none_or(|since| since.elapsed() > SILENCE) {

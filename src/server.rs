@@ -36,6 +36,7 @@ use crate::operation::Operation;
 use crate::peers::Peers;
 use crate::store::{ExampleRaft, ExampleStateMachine, ExampleStore, StoreError};
 use crate::telemetry::traces::Traces;
+use crate::tls::Tls;
 use crate::types::TypeConfig;
 
 /// Why a node did not start, or stopped.
@@ -229,11 +230,13 @@ pub async fn serve_on(
         None if config.http_addr.ends_with(":0") => local_addr.to_string(),
         None => config.http_addr.clone(),
     };
+    let tls = Tls::of(&config)?;
     let peers = Arc::new(Peers::default());
     // First: if it fails, there is nothing to stop.
     let traces = Traces::start(&config).map_err(ServeError::Traces)?.map(Arc::new);
-    let (store, at_start, raft) = while_starting(&listeners, open(&config, &peers)).await?;
-    let app = ExampleApp::new(advertised, raft.clone(), store.clone(), peers, traces.clone(), &config);
+    let opening = open(&config, &peers, tls.clone());
+    let (store, at_start, raft) = while_starting(&listeners, tls.as_ref(), opening).await?;
+    let app = ExampleApp::new(advertised, raft.clone(), store.clone(), peers, traces.clone(), tls, &config);
     let app = web::Data::new(app);
     let (stopping, stopping_rx) = watch::channel(false);
     let browsers = Browsers::new(&config);
@@ -254,6 +257,7 @@ pub async fn serve_on(
     let lag_watch = tokio::spawn(app.essential("lag").run(lag::watch(app.clone())));
     let levels = tokio::spawn(app.essential("levels").run(levels::raise(app.clone())));
     let removal_watch = tokio::spawn(app.essential("removal").run(removal::watch(app.clone())));
+    let tls_watch = app.tls.clone().map(|tls| tokio::spawn(app.essential("TLS files").run(tls.watch())));
     let address_watch = tokio::spawn(app.essential("address").run(watch_address(app.clone(), config.clone())));
     let listens_on = local_addrs.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(" and ");
     tracing::info!(
@@ -285,6 +289,7 @@ pub async fn serve_on(
     levels.abort();
     address_watch.abort();
     removal_watch.abort();
+    tls_watch.inspect(|watch| watch.abort());
     let result = match result {
         Ok(()) => {
             // A load balancer should send no more requests from now on.
@@ -313,6 +318,7 @@ pub async fn serve_on(
 /// Completes `opening`. If it takes long, answers requests meanwhile.
 async fn while_starting<T>(
     listeners: &[TcpListener],
+    tls: Option<&Arc<Tls>>,
     opening: impl Future<Output = Result<T, ServeError>>,
 ) -> Result<T, ServeError> {
     let mut opening = std::pin::pin!(opening);
@@ -321,17 +327,21 @@ async fn while_starting<T>(
         return opened;
     }
     tracing::info!("opening the data takes long: until it is open, requests get 503");
-    let starting = Starting::begin(listeners).map_err(ServeError::Http)?;
+    let starting = Starting::begin(listeners, tls).map_err(ServeError::Http)?;
     let opened = opening.await;
     starting.end().await;
     opened
 }
 
 /// Opens the data directory, and builds Raft, which applies the entries that are known to be committed.
-async fn open(config: &Config, peers: &Arc<Peers>) -> Result<(Arc<ExampleStore>, AtStart, ExampleRaft), ServeError> {
+async fn open(
+    config: &Config,
+    peers: &Arc<Peers>,
+    tls: Option<Arc<Tls>>,
+) -> Result<(Arc<ExampleStore>, AtStart, ExampleRaft), ServeError> {
     let store = open_store(config).await?;
     let at_start = AtStart::of(&store).map_err(|error| ServeError::Storage(error.to_string()))?;
-    let raft = build_raft(config, &store, peers).await.map_err(|error| state_error(&store).unwrap_or(error))?;
+    let raft = build_raft(config, &store, peers, tls).await.map_err(|error| state_error(&store).unwrap_or(error))?;
     Ok((store, at_start, raft))
 }
 
@@ -348,12 +358,17 @@ fn state_error(store: &ExampleStore) -> Option<ServeError> {
     store.state_machine.self_checks().take_failure().map(ServeError::Store)
 }
 
-async fn build_raft(config: &Config, store: &Arc<ExampleStore>, peers: &Arc<Peers>) -> Result<ExampleRaft, ServeError> {
+async fn build_raft(
+    config: &Config,
+    store: &Arc<ExampleStore>,
+    peers: &Arc<Peers>,
+    tls: Option<Arc<Tls>>,
+) -> Result<ExampleRaft, ServeError> {
     let raft_config = config
         .raft_config()
         .validate()
         .map_err(|error| ServeError::Raft(format!("the settings do not fit together: {error}")))?;
-    let network = ExampleNetworkFactory::new(store.clone(), peers.clone());
+    let network = ExampleNetworkFactory::new(store.clone(), peers.clone(), tls);
     let log = store.log.clone();
     let state_machine = store.state_machine.clone();
     Ok(ExampleRaft::build(config.id, Arc::new(raft_config), network, log, state_machine).await?)

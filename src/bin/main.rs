@@ -123,6 +123,7 @@ fn run(config: Config, log: &LogWriter, complaint: Option<String>) -> anyhow::Re
     config.validate().map_err(ServeError::Config)?;
     // Check before logging starts: a usage error is one line without log lines around it.
     config.socket_addrs().map_err(ServeError::Config)?;
+    raft_key_value::tls::Tls::of(&config).map_err(ServeError::Config)?;
     if let Err(message) = start_logging(&config, log) {
         return Err(ServeError::Config(raft_key_value::config::ConfigError::log_level(&config, &message)).into());
     }

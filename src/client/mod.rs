@@ -42,9 +42,10 @@ pub use crate::body::{
     WatchEnd, WatchEvent,
 };
 use crate::config::{FORWARD_DEADLINE, MEMBERS_ANSWER_MAX, MEMBERSHIP_DEADLINE, RETRY_DEADLINE_DEFAULT, check_address};
-use crate::connection::connections;
+use crate::connection::{connections, connections_with};
 use crate::error::ApiError;
 use crate::headers::FORWARD;
+use crate::tls::ClientTls;
 use crate::types::{ExampleRequest, NodeId, TypeConfig};
 
 /// Most nodes that a request is sent to while each names the next as leader.
@@ -82,6 +83,8 @@ pub struct ExampleClient {
     /// client then sends to the leader directly.
     follows_leader: bool,
     http: reqwest::Client,
+    /// `http` or `https`.
+    scheme: &'static str,
     /// The cluster of the first node that responded.
     cluster: OnceLock<String>,
     deadline: Duration,
@@ -107,6 +110,7 @@ impl ExampleClient {
             nodes,
             follows_leader: false,
             http: connections(),
+            scheme: "http",
             cluster: OnceLock::new(),
             deadline: FORWARD_DEADLINE,
             retry_deadline: RETRY_DEADLINE_DEFAULT,
@@ -124,10 +128,19 @@ impl ExampleClient {
             nodes: vec![leader],
             follows_leader: true,
             http: connections(),
+            scheme: "http",
             cluster: OnceLock::new(),
             deadline: FORWARD_DEADLINE,
             retry_deadline: Duration::ZERO,
         }
+    }
+
+    /// Makes the client speak TLS with every node, with these certificates. The nodes must be started with
+    /// `--tls-cert`. Call it before the first request.
+    pub fn with_tls(mut self, tls: &ClientTls) -> Self {
+        self.http = connections_with(tls.config());
+        self.scheme = "https";
+        self
     }
 
     /// Sets the deadline of each attempt, 8 s by default. Membership changes have at least 68 s.

@@ -13,7 +13,7 @@ use super::retry::idempotency_key;
 use super::{ExampleClient, Written};
 use crate::body::ErrorAnswer;
 use crate::config::{KEY_BYTES_MAX_LIMIT, RESPONSE_BYTES_MAX, check_idempotency_key};
-use crate::connection::{read_response, reason_of};
+use crate::connection::{is_unsent, read_response, reason_of};
 use crate::error::Outcome;
 use crate::headers::{CLUSTER, IDEMPOTENCY_KEY, REPLAYED};
 
@@ -91,7 +91,7 @@ impl Request {
 impl ExampleClient {
     /// Makes one attempt, and returns the response once its head has arrived.
     pub(super) async fn begin(&self, addr: &str, request: &Request) -> Result<reqwest::Response, ClientError> {
-        let mut sent = self.http.request(request.method.clone(), format!("http://{addr}{}", request.target));
+        let mut sent = self.http.request(request.method.clone(), format!("{}://{addr}{}", self.scheme, request.target));
         for (name, value) in &request.headers {
             sent = sent.header(*name, value);
         }
@@ -105,7 +105,7 @@ impl ExampleClient {
         let answer = sent.send().await.map_err(|error| {
             if error.is_builder() {
                 ClientError::InvalidRequest { reason: reason_of(&error) }
-            } else if error.is_connect() {
+            } else if is_unsent(&error) {
                 ClientError::Unreachable { addr: addr.to_owned(), reason: reason_of(&error) }
             } else {
                 request.lost(addr, reason_of(&error))

@@ -89,27 +89,34 @@ pub fn check_address(name: &str, addr: &str) -> Result<(), ConfigError> {
     }
 }
 
-/// Parses an entry of a list of endpoints, `HOST:PORT` or `http://HOST:PORT`, as `HOST:PORT`; `None` if it is empty.
+/// The address of a node in a list of endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// `HOST:PORT`.
+    pub addr: String,
+    /// Whether the scheme is `https`; `None` if there is no scheme.
+    pub is_tls: Option<bool>,
+}
+
+/// Parses an entry of a list of endpoints, `HOST:PORT`, `http://HOST:PORT` or `https://HOST:PORT`; `None` if it is empty.
 ///
 /// # Errors
 ///
-/// If it is neither, or its scheme is `https`.
-pub fn parse_endpoint(text: &str) -> Result<Option<String>, String> {
+/// If it is none of these.
+pub fn parse_endpoint(text: &str) -> Result<Option<Endpoint>, String> {
     let addr = text.trim();
     if addr.is_empty() {
         return Ok(None);
     }
-    let addr = match addr.split_once("://") {
-        None => addr,
-        Some((scheme, addr)) if scheme.eq_ignore_ascii_case("http") => addr,
-        Some((scheme, _)) if scheme.eq_ignore_ascii_case("https") => {
-            return Err("nodes do not support TLS; an endpoint must be HOST:PORT, or http://HOST:PORT".to_owned());
-        }
-        Some(_) => return Err("an endpoint must be HOST:PORT, or http://HOST:PORT".to_owned()),
+    let (addr, is_tls) = match addr.split_once("://") {
+        None => (addr, None),
+        Some((scheme, addr)) if scheme.eq_ignore_ascii_case("http") => (addr, Some(false)),
+        Some((scheme, addr)) if scheme.eq_ignore_ascii_case("https") => (addr, Some(true)),
+        Some(_) => return Err("an endpoint must be HOST:PORT, http://HOST:PORT or https://HOST:PORT".to_owned()),
     };
     let addr = addr.strip_suffix('/').unwrap_or(addr);
     check_address("the endpoint", addr).map_err(|_| "an endpoint must be HOST:PORT, such as 127.0.0.1:21001")?;
-    Ok(Some(addr.to_owned()))
+    Ok(Some(Endpoint { addr: addr.to_owned(), is_tls }))
 }
 
 /// Checks that an address is `HOST:PORT` and one that another node can dial.
@@ -240,17 +247,20 @@ mod tests {
         }
     }
 
-    /// An endpoint may have spaces around it, `http://` before it and a slash at its end; other forms are rejected.
+    /// An endpoint may have spaces around it, a scheme before it and a slash at its end; other forms are rejected.
     #[test]
     fn endpoints() {
-        for (text, parsed) in [
-            ("127.0.0.1:1", "127.0.0.1:1"),
-            (" host:1\t", "host:1"),
-            ("http://host:1", "host:1"),
-            (" HTTP://[::1]:80/ ", "[::1]:80"),
-            ("host:1/", "host:1"),
+        for (text, parsed, is_tls) in [
+            ("127.0.0.1:1", "127.0.0.1:1", None),
+            (" host:1\t", "host:1", None),
+            ("http://host:1", "host:1", Some(false)),
+            (" HTTP://[::1]:80/ ", "[::1]:80", Some(false)),
+            ("https://host:1", "host:1", Some(true)),
+            ("HTTPS://host:1/", "host:1", Some(true)),
+            ("host:1/", "host:1", None),
         ] {
-            assert_eq!(parse_endpoint(text), Ok(Some(parsed.to_owned())), "{text:?}");
+            let parsed = Endpoint { addr: parsed.to_owned(), is_tls };
+            assert_eq!(parse_endpoint(text), Ok(Some(parsed)), "{text:?}");
         }
         for empty in ["", " ", "\t"] {
             assert_eq!(parse_endpoint(empty), Ok(None), "{empty:?}");
@@ -262,9 +272,8 @@ mod tests {
             ("http://host:1/v1", "HOST:PORT"),
             ("host:1//", "HOST:PORT"),
             ("host :1", "HOST:PORT"),
-            ("https://host:1", "TLS"),
-            ("HTTPS://host:1/", "TLS"),
-            ("ftp://host:1", "or http://HOST:PORT"),
+            ("https://", "HOST:PORT"),
+            ("ftp://host:1", "or https://HOST:PORT"),
         ] {
             let message = parse_endpoint(bad).unwrap_err();
             assert!(message.contains(why), "{bad:?}: {message}");

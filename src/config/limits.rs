@@ -344,6 +344,18 @@ pub const LAG_INTERVAL: Duration = Duration::from_millis(100);
 pub const LAG_NOTES_MAX: usize = 512;
 /// How long a node is reserved for a cluster that is being founded with it.
 pub const FOUNDING_HOLD: Duration = Duration::from_secs(5);
+/// How long a TLS handshake may take, from the client's first byte.
+pub const TLS_HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
+/// TLS handshakes that a thread has under way. The oldest is closed for one more: a good one takes a few round trips.
+pub const TLS_HANDSHAKES_MAX: usize = 512;
+/// Steps of TLS handshakes that a thread makes before everything else that is ready runs: at most about 2 ms.
+pub const TLS_HANDSHAKE_STEPS_PER_TURN: usize = 4;
+/// Interval at which a node looks whether its TLS files have changed.
+pub const TLS_POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// Longest TLS file, in bytes.
+pub const TLS_FILE_BYTES_MAX: u64 = 1 << 20;
+/// Nodes to which a thread keeps TLS clients; no cluster has so many.
+pub const TLS_NODES_MAX: usize = 256;
 /// How long a client may take to send the head of a request, from its first byte.
 pub const REQUEST_HEAD_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a client may take to send the body of a request.

@@ -9,7 +9,7 @@ mod limits;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::num::NonZero;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::builder::Resettable;
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
@@ -245,6 +245,23 @@ pub struct Config {
     #[arg(long, env = "RKV_ALLOWED_HOSTS", value_name = "LIST", value_delimiter = ',', value_parser = parse_host)]
     pub allowed_hosts: Vec<String>,
 
+    /// Certificate of this node in PEM, which names it by the URI rkv:node:N; with it, the node speaks TLS only; needs
+    /// --tls-key and --tls-ca (`raft-key-value tls init` makes all three)
+    #[arg(long, env = "RKV_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Private key of --tls-cert, in PEM
+    #[arg(long, env = "RKV_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Certificates, in PEM, of the CA that signs the certificates of all nodes and clients
+    #[arg(long, env = "RKV_TLS_CA", value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+
+    /// Require a certificate of every client, in addition to nodes
+    #[arg(long, env = "RKV_TLS_CLIENT_AUTH", value_parser = clap::builder::BoolishValueParser::new())]
+    pub tls_client_auth: bool,
+
     /// Time after which a request counts as slow, in milliseconds; some slow requests are logged, with what took the
     /// time; 0 logs none
     #[arg(long, env = "RKV_SLOW_REQUEST_MS", value_name = "MS", default_value_t = SLOW_REQUEST_MS_DEFAULT)]
@@ -275,6 +292,12 @@ pub struct Config {
 pub struct ConfigError(String);
 
 impl ConfigError {
+    /// TLS files that cannot be used.
+    #[doc(hidden)]
+    pub fn tls(error: &impl std::fmt::Display) -> Self {
+        ConfigError(format!("the files of --tls-cert, --tls-key and --tls-ca cannot be used: {error}"))
+    }
+
     /// An invalid `--log-level`.
     #[doc(hidden)]
     pub fn log_level(config: &Config, why: &str) -> Self {
@@ -317,6 +340,12 @@ impl Config {
         let program = Config::command().mut_args(|argument| argument.env(Resettable::Reset));
         let matches = program.try_get_matches_from(arguments);
         matches.and_then(|matches| Config::from_arg_matches(&matches)).expect("the defaults are valid")
+    }
+
+    /// The files of the certificate, the key and the CA, if the node speaks TLS.
+    pub fn tls_files(&self) -> Option<[&Path; 3]> {
+        let (certificate, key, ca) = (self.tls_cert.as_ref()?, self.tls_key.as_ref()?, self.tls_ca.as_ref()?);
+        Some([certificate, key, ca])
     }
 
     /// The bounds of requests.
@@ -413,6 +442,16 @@ impl Config {
         check(
             self.join_as == JoinAs::Voter || !self.join.is_empty() && !self.bootstrap,
             "--join-as learner needs --join, without --bootstrap: the node that forms a cluster is a voter".into(),
+        )?;
+        let tls = [("--tls-cert", &self.tls_cert), ("--tls-key", &self.tls_key), ("--tls-ca", &self.tls_ca)];
+        if let Some((given, _)) = tls.iter().find(|(_, file)| file.is_some())
+            && let Some((missing, _)) = tls.iter().find(|(_, file)| file.is_none())
+        {
+            return Err(ConfigError(format!("{given} needs {missing}: TLS takes a certificate, its key, and a CA")));
+        }
+        check(
+            !self.tls_client_auth || self.tls_ca.is_some(),
+            "--tls-client-auth needs --tls-cert, --tls-key and --tls-ca".into(),
         )?;
         let (heartbeat_ms, min_ms, max_ms) =
             (self.heartbeat_interval_ms, self.election_timeout_min_ms, self.election_timeout_max_ms);
@@ -545,6 +584,10 @@ mod tests {
             (&["--max-key-bytes", "0"], "--max-key-bytes"),
             (&["--max-value-bytes", "99999999"], "--max-value-bytes"),
             (&["--max-writes-waiting", "0"], "--max-writes-waiting"),
+            (&["--tls-cert", "a"], "--tls-key"),
+            (&["--tls-key", "a"], "--tls-cert"),
+            (&["--tls-cert", "a", "--tls-key", "a"], "--tls-ca"),
+            (&["--tls-client-auth"], "--tls-client-auth"),
             (&["--advertise-addr", "nowhere"], "--advertise-addr"),
             (&["--advertise-addr", "host:0"], "--advertise-addr"),
             (&["--advertise-addr", "host:00"], "--advertise-addr"),

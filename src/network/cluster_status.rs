@@ -29,10 +29,11 @@ use crate::config::{
     CLOCK_ROUND_TRIP_MAX, CLUSTER_STATUS_AT_ONCE, CLUSTER_STATUS_DEADLINE, CLUSTER_STATUS_FIRST_DEADLINE,
     CLUSTER_STATUS_KEPT, Config, PEER_RESPONSE_BYTES_MAX,
 };
-use crate::connection::{connections, read_response};
+use crate::connection::{Dialer, read_response};
 use crate::error::ApiError;
 use crate::headers::{CLUSTER, ENVELOPE};
 use crate::node_status::{KnownMember, NodeStatus};
+use crate::tls::Tls;
 use crate::types::NodeId;
 
 /// The parts of a node that describe it and its cluster.
@@ -49,19 +50,19 @@ pub struct ClusterView {
     /// The last response.
     cluster: Kept<Bytes>,
     /// Not the connections to Raft's thread, which does not serve these requests.
-    http: reqwest::Client,
+    http: Dialer,
 }
 
 impl ClusterView {
     /// Creates the parts of a node with these settings.
-    pub fn new(config: &Config) -> Self {
+    pub fn new(config: &Config, tls: Option<Arc<Tls>>) -> Self {
         ClusterView {
             log_ends: LogEnds::default(),
             disk: Kept::default(),
             disk_turn: node_status::disk_turn(),
             election_timeout_ms: config.election_timeout_min_ms,
             cluster: Kept::default(),
-            http: connections(),
+            http: Dialer::new(tls),
         }
     }
 }
@@ -219,8 +220,9 @@ async fn ask_all(app: &ExampleApp, members: Vec<KnownMember>, until: Instant) ->
 /// directory is not reachable.
 async fn ask(app: &ExampleApp, member: &KnownMember) -> Option<Heard> {
     // The other node may not know the name in its address as its own (`network::browser`).
-    let request =
-        app.cluster_view.http.get(format!("http://{}/raft-status", member.address)).header("host", "localhost");
+    let dialer = &app.cluster_view.http;
+    let request = dialer.to(Some(member.id)).get(dialer.url(&member.address, "/raft-status"));
+    let request = request.header("host", "localhost");
     // The other node does not check this; it names the sender to a person who reads the traffic.
     let ids = Ids::to(&app.store, member.id, member.incarnation).ok()?;
     let request = request.header(ENVELOPE.as_str(), ids.header());

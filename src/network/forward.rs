@@ -18,7 +18,7 @@ use crate::app::{ExampleApp, TermAndLeader};
 use crate::config::{
     FORWARD_DEADLINE, MEMBERS_ANSWER_MAX, MEMBERSHIP_DEADLINE, NEXT_LEADER_WAIT_MAX, PASSED_ON_RESPONSE_BYTES_MAX,
 };
-use crate::connection::{BodyError, read_response};
+use crate::connection::{BodyError, is_unsent, read_response};
 use crate::error::{ApiError, Details, Interrupted, LeaderHint, Retry};
 use crate::headers::{
     CLUSTER, FORWARD, FORWARDED, FORWARDED_TO, IDEMPOTENCY_KEY, NODE, OUTCOME, REPLAYED, REQUEST_ID, REVISION, TERM,
@@ -110,10 +110,11 @@ pub async fn to_leader(
 ) -> Result<HttpResponse, ApiError> {
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
     // In a URL a backslash would become a slash, and name another key.
-    let url = format!("http://{}{}", leader_node.addr, path.replace('\\', "%5C"));
+    let url = app.http.url(&leader_node.addr, &path.replace('\\', "%5C"));
     let receiver = receiver_text(app.store.identity().cluster_id, leader_id, leader_node.incarnation);
     let method = reqwest::Method::from_bytes(request.method().as_str().as_bytes()).unwrap_or(reqwest::Method::POST);
-    let http = Worker::current().map_or_else(|| app.http.clone(), |worker| worker.forwarding_http.clone());
+    let http = Worker::current()
+        .map_or_else(|| app.http.to(Some(leader_id)), |worker| worker.forwarding_http.to(Some(leader_id)));
     let mut forwarded = http
         .request(method, url)
         .header(FORWARDED.as_str(), app.id)
@@ -136,7 +137,7 @@ pub async fn to_leader(
     }
     let answer = match forwarded.send().await {
         Ok(answer) => answer,
-        Err(error) if error.is_connect() => {
+        Err(error) if is_unsent(&error) => {
             return Err(ApiError::Unreachable(Retry::soon(format!(
                 "the leader, node {leader_id}, cannot be reached at {leader_node}: an election may follow"
             ))));

@@ -243,9 +243,9 @@ async fn ask_for(
     let envelope = Envelope { cluster_id, from: app.id, to: id, to_incarnation: node.incarnation, rpc: step };
     let body = rmp_serde::to_vec_named(&envelope)
         .map_err(|error| ApiError::internal(format!("cannot encode the request to node {id}: {error}")))?;
-    let url = format!("http://{}/raft-found", node.addr);
+    let url = app.http.url(&node.addr, "/raft-found");
     let lost = |error: reqwest::Error| peer::unreachable(id, &node.addr, &error);
-    let response = app.http.post(url).timeout(CONNECT_DEADLINE).body(body).send().await.map_err(lost)?;
+    let response = app.http.to(Some(id)).post(url).timeout(CONNECT_DEADLINE).body(body).send().await.map_err(lost)?;
     if response.status().as_u16() == 404 {
         // A node of a former version has no reservations, and works without them.
         return Ok(Reserved { founder: app.id });

@@ -321,7 +321,7 @@ async fn ask(
 ) -> Result<MemberChanged, Rejected> {
     let lost = |message: String| Rejected { code: String::new(), message };
     // The other node may not know the name in `addr` as its own (`network::browser`).
-    let mut request = app.http.post(format!("http://{addr}{path}")).header("host", "localhost");
+    let mut request = app.http.to(None).post(app.http.url(addr, path)).header("host", "localhost");
     request = request.timeout(MEMBERSHIP_DEADLINE + FORWARD_DEADLINE);
     if let Some(body) = body {
         let body = serde_json::to_vec(body).map_err(|error| lost(error.to_string()))?;

@@ -39,7 +39,7 @@ use crate::types::{LeaderId, LogId, NodeId, TypeConfig, Vote};
 /// Notices when the leader's process has ended, and then stands for election with a majority that has noticed it, too.
 pub async fn watch_leader(app: web::Data<ExampleApp>) {
     // Elections are rare, so its connections are made when they are needed.
-    let mut network = ExampleNetworkFactory::quiet(app.store.clone(), app.peers.clone());
+    let mut network = ExampleNetworkFactory::quiet(app.store.clone(), app.peers.clone(), app.tls.clone());
     let mut closed = app.peers.closed_links();
     loop {
         closed.borrow_and_update();

@@ -67,6 +67,8 @@ pub async fn own_status(app: &ExampleApp) -> NodeStatus {
         fsync_p99_us: sync_p99_us,
         heartbeat_interval_ms: Some(millis(app.heartbeat_interval())),
         election_timeout_ms: Some(app.cluster_view.election_timeout_ms),
+        certificate_expires_s: app.tls.as_ref().map(|tls| tls.expires_s()),
+        tls_files_rejected: app.tls.as_ref().and_then(|tls| tls.rejected()),
         // Last, since the asking node compares it with the time at which the response arrives.
         followers: followers_in(app, &metrics),
         clock_ms: Some(wall_ms()),

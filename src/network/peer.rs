@@ -15,11 +15,12 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::listener::admission::state_of;
 use super::rejections::{no_leader, other_directory, removed};
 use super::worker::Worker;
 use crate::app::{ExampleApp, Exclusion, Known};
 use crate::config::{CONNECT_DEADLINE, JoinAs, LOG_TIME_MS_MAX, PEER_RESPONSE_BYTES_MAX, RPC_DEPTH_MAX};
-use crate::connection::{BodyError, read_response, resolves_to_every_address};
+use crate::connection::{BodyError, certified_node, read_response, resolves_to_every_address};
 use crate::error::{ApiError, Details, Retry};
 use crate::headers::{ENVELOPE, LOG_TIME};
 use crate::level::Level;
@@ -118,20 +119,46 @@ pub fn encode<T: Serialize>(ids: &Ids, rpc: &T, bytes: usize) -> Result<Vec<u8>,
     Ok(body)
 }
 
-/// The ids in the headers of an RPC, if it has them. Rejects an RPC for another node, whose body then need not be read.
-pub fn announced(app: &ExampleApp, request: &HttpRequest) -> Result<Option<Ids>, ApiError> {
-    let Some(header) = request.headers().get(&ENVELOPE) else { return Ok(None) };
+/// What is known of an RPC before its body is read.
+#[derive(Clone, Copy, Debug)]
+pub struct Announced {
+    /// The ids in the headers, if it has them.
+    pub ids: Option<Ids>,
+    /// The node whose certificate the connection has; `None` without TLS.
+    pub certified: Option<NodeId>,
+}
+
+impl Announced {
+    /// Rejects an RPC that claims to be from another node than its connection: a node must not speak for a third.
+    fn check_sender(&self, from: NodeId) -> Result<(), ApiError> {
+        match self.certified {
+            Some(certified) if certified != from => Err(ApiError::Forbidden(Details::not_applied(format!(
+                "the RPC claims to be from node {from}, and the certificate of its connection is of node {certified}"
+            )))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What is known of an RPC before its body is read. Rejects an RPC for another node or from an impostor, whose body then
+/// need not be read.
+pub fn announced(app: &ExampleApp, request: &HttpRequest) -> Result<Announced, ApiError> {
+    let certified = state_of(request).and_then(|state| state.caller()).and_then(|caller| caller.node);
+    let Some(header) = request.headers().get(&ENVELOPE) else { return Ok(Announced { ids: None, certified }) };
     let ids = Ids::parse(header.as_bytes()).ok_or_else(|| {
         let message = "the header Raft-Envelope must be <cluster>/<from>/<to>/<incarnation>";
         ApiError::bad_request("invalid_rpc", message)
     })?;
+    let announced = Announced { ids: Some(ids), certified };
+    announced.check_sender(ids.from)?;
     check_receiver(app, &ids)?;
-    Ok(Some(ids))
+    Ok(announced)
 }
 
-/// Rejects an RPC whose header has other ids than its body.
-pub fn check_announced<T>(announced: Option<Ids>, envelope: &Envelope<T>) -> Result<(), ApiError> {
-    if announced.is_none_or(|announced| announced == envelope.ids()) {
+/// Rejects an RPC whose body has other ids than its header, or another sender than its connection.
+pub fn check_announced<T>(announced: Announced, envelope: &Envelope<T>) -> Result<(), ApiError> {
+    announced.check_sender(envelope.from)?;
+    if announced.ids.is_none_or(|ids| ids == envelope.ids()) {
         return Ok(());
     }
     let message = "the header Raft-Envelope and the body of the RPC have different ids";
@@ -143,7 +170,7 @@ pub fn check_announced<T>(announced: Option<Ids>, envelope: &Envelope<T>) -> Res
 /// If `joins`, a node that belongs to no cluster then joins the cluster of the RPC.
 pub async fn decode<T: DeserializeOwned>(
     app: &ExampleApp,
-    announced: Option<Ids>,
+    announced: Announced,
     body: &[u8],
     joins: bool,
     check: impl FnOnce(&Envelope<T>, &Known) -> Result<(), ApiError>,
@@ -151,7 +178,7 @@ pub async fn decode<T: DeserializeOwned>(
     let envelope = parse(body)?;
     let ids = envelope.ids();
     check_announced(announced, &envelope)?;
-    if announced.is_none() {
+    if announced.ids.is_none() {
         check_receiver(app, &ids)?;
     }
     check(&envelope, &app.known())?;
@@ -369,17 +396,23 @@ impl Silence {
 
 /// Asks whichever node is at `addr` to introduce itself.
 pub async fn introduced(app: &ExampleApp, addr: &str) -> Result<Introduction, Silence> {
-    let request = app.http.get(format!("http://{addr}/raft-identity"));
+    let request = app.http.to(None).get(app.http.url(addr, "/raft-identity"));
     // The other node may not know the name in `addr` as its own (`network::browser`).
     let sent = request.header("host", "localhost").timeout(CONNECT_DEADLINE).send();
     let answer = sent.await.map_err(Silence::Unreachable)?;
+    let certified = certified_node(&answer);
     let body = match read_response(answer, PEER_RESPONSE_BYTES_MAX).await {
         Ok(body) => body,
         Err(BodyError::Broken(error)) => return Err(Silence::Unreachable(error)),
         Err(BodyError::TooLong { .. }) => return Err(Silence::NotANode),
     };
     let found: Result<Result<Introduction, ApiError>, _> = serde_json::from_slice(&body);
-    found.ok().and_then(Result::ok).ok_or(Silence::NotANode)
+    let found = found.ok().and_then(Result::ok).ok_or(Silence::NotANode)?;
+    // With TLS a node cannot introduce itself as another one.
+    if app.tls.is_some() && certified != Some(found.identity.node_id) {
+        return Err(Silence::NotANode);
+    }
+    Ok(found)
 }
 
 /// The server at an address is not a node.
@@ -397,9 +430,9 @@ pub async fn ask_read_index(
     let failed = |message: String| ApiError::Unreachable(Retry::soon(message));
     let ids = Ids::to(&app.store, leader_id, leader.incarnation).map_err(failed)?;
     let body = encode(&ids, &(), 0).map_err(ApiError::internal)?;
-    let url = format!("http://{}/raft-read-index", leader.addr);
+    let url = app.http.url(&leader.addr, "/raft-read-index");
     let lost = |error: reqwest::Error| unreachable(leader_id, &leader.addr, &error);
-    let http = Worker::current().map_or_else(|| app.http.clone(), |worker| worker.http.clone());
+    let http = Worker::current().map_or_else(|| app.http.to(Some(leader_id)), |worker| worker.http.to(Some(leader_id)));
     let sent = http.post(url).timeout(deadline).header(ENVELOPE.as_str(), ids.header()).body(body).send();
     let answer = sent.await.map_err(lost)?;
     let succeeded = answer.status().is_success();

@@ -22,7 +22,7 @@ use super::consensus::read_error;
 use super::leader_loss;
 use super::listener::admission::state_of;
 use super::listener::connection_limits::Class;
-use super::peer::{self, Envelope, Ids, Introduction};
+use super::peer::{self, Announced, Envelope, Ids, Introduction};
 use super::rejections::{raft_ended, task_ended};
 use super::reply::ok;
 use super::request_body::{keep_for_a_while, read_body};
@@ -185,7 +185,7 @@ pub async fn snapshot(
 async fn receive_snapshot(
     app: &ExampleApp,
     request: &HttpRequest,
-    announced: Option<Ids>,
+    announced: Announced,
     payload: &mut web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let mut received = BytesMut::new();
@@ -272,13 +272,13 @@ async fn receive<'a, T: DeserializeOwned>(
 async fn body_permit<'a>(
     app: &'a ExampleApp,
     request: &HttpRequest,
-    announced: Option<Ids>,
+    announced: Announced,
 ) -> Result<Option<SemaphorePermit<'a>>, ApiError> {
     let length = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     if length.is_some_and(|length: usize| length <= SMALL_RPC_BYTES_MAX) {
         return Ok(None);
     }
-    let is_member = announced.is_some_and(|ids| app.has_member(ids.from));
+    let is_member = announced.ids.is_some_and(|ids| app.has_member(ids.from));
     let permits = if is_member { &app.peers.large_from_members } else { &app.peers.large_from_others };
     match tokio::time::timeout(LARGE_RPC_WAIT_MAX, permits.acquire()).await {
         Ok(Ok(permit)) => Ok(Some(permit)),

@@ -25,11 +25,12 @@ use serde::de::DeserializeOwned;
 use super::peer::{self, Ids};
 use super::rpc_check::{SnapshotHead, is_answer_plausible};
 use crate::config::{APPEND_BYTES_PER_SECOND_MIN, PEER_RESPONSE_BYTES_MAX, SNAPSHOT_FRAME_BYTES};
-use crate::connection::{connections, read_response, reason_of};
+use crate::connection::{Dialer, is_unsent, read_response, reason_of};
 use crate::headers::{CLUSTER, ENVELOPE, LOG_TIME, LOG_TIME_BY_WALL, RUN};
 use crate::peers::Peers;
 use crate::store::ExampleStore;
 use crate::store::snapshot::SnapshotFile;
+use crate::tls::Tls;
 use crate::types::{ExampleNode, NodeId, TypeConfig, Vote};
 
 type RpcError = RPCError<TypeConfig>;
@@ -39,9 +40,9 @@ type SnapshotOf = openraft::alias::SnapshotOf<TypeConfig, SnapshotFile>;
 pub struct ExampleNetworkFactory {
     store: Arc<ExampleStore>,
     peers: Arc<Peers>,
-    append: reqwest::Client,
-    heartbeat: reqwest::Client,
-    snapshot: reqwest::Client,
+    append: Arc<Dialer>,
+    heartbeat: Arc<Dialer>,
+    snapshot: Arc<Dialer>,
     /// Whether unreachable nodes are not logged.
     is_quiet: bool,
     /// By purpose and node. openraft makes new connections for each election, and each would log the same failure.
@@ -61,14 +62,15 @@ struct Trouble(Mutex<Option<String>>);
 
 impl ExampleNetworkFactory {
     /// The network of the node with this store.
-    pub fn new(store: Arc<ExampleStore>, peers: Arc<Peers>) -> Self {
-        let (append, heartbeat, snapshot) = (connections(), connections(), connections());
+    pub fn new(store: Arc<ExampleStore>, peers: Arc<Peers>, tls: Option<Arc<Tls>>) -> Self {
+        let dialer = || Arc::new(Dialer::new(tls.clone()));
+        let (append, heartbeat, snapshot) = (dialer(), dialer(), dialer());
         ExampleNetworkFactory { store, peers, append, heartbeat, snapshot, is_quiet: false, troubles: HashMap::new() }
     }
 
     /// A network that does not log which nodes cannot be reached, because Raft's own network does.
-    pub fn quiet(store: Arc<ExampleStore>, peers: Arc<Peers>) -> Self {
-        ExampleNetworkFactory { is_quiet: true, ..Self::new(store, peers) }
+    pub fn quiet(store: Arc<ExampleStore>, peers: Arc<Peers>, tls: Option<Arc<Tls>>) -> Self {
+        ExampleNetworkFactory { is_quiet: true, ..Self::new(store, peers, tls) }
     }
 
     fn connect(&mut self, purpose: Purpose, target: NodeId, node: &ExampleNode) -> ExampleNetwork {
@@ -111,7 +113,7 @@ impl RaftNetworkFactory<TypeConfig> for ExampleNetworkFactory {
 pub struct ExampleNetwork {
     store: Arc<ExampleStore>,
     peers: Arc<Peers>,
-    http: reqwest::Client,
+    http: Arc<Dialer>,
     target: NodeId,
     node: ExampleNode,
     /// The version of the members' addresses to which `node` belongs.
@@ -187,10 +189,10 @@ impl ExampleNetwork {
         log_ms: Option<u64>,
     ) -> Result<Response, RpcError> {
         self.follow_moves();
-        let url = format!("http://{}{path}", self.node.addr);
+        let url = self.http.url(&self.node.addr, path);
         let envelope = self.envelope()?;
         let sent = Instant::now();
-        let request = self.http.post(url).timeout(deadline).header(ENVELOPE.as_str(), envelope);
+        let request = self.http.to(Some(self.target)).post(url).timeout(deadline).header(ENVELOPE.as_str(), envelope);
         let mut request = request.header(RUN.as_str(), self.peers.run()).body(body);
         if let Some(log_ms) = log_ms {
             request = request.header(LOG_TIME.as_str(), log_ms);
@@ -201,7 +203,7 @@ impl ExampleNetwork {
                 let reason = reason_of(&error);
                 self.note_unreached(path, &reason);
                 // Unreachable makes openraft wait before the next attempt.
-                return Err(if error.is_connect() { unreachable(reason) } else { network_error(reason) });
+                return Err(if is_unsent(&error) { unreachable(reason) } else { network_error(reason) });
             }
         };
         if self.peers.has_candidates()

@@ -9,12 +9,13 @@ use std::thread::JoinHandle;
 use actix_http::Protocol;
 use actix_service::{Service, ServiceFactory};
 use actix_web::web;
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 
 use super::browser::Browsers;
 use super::listener::connection::Connection;
 use super::listener::connection_limits::Shares;
+use super::listener::handshake::Caller;
+use super::listener::stream::{Detached, Stream};
 use super::listener::{clients_max, http_service};
 use super::worker::Worker;
 use crate::app::ExampleApp;
@@ -33,16 +34,18 @@ pub struct Arrivals(mpsc::Sender<Arrival>);
 
 /// A connection, and the bytes that were read from it.
 struct Arrival {
-    stream: std::net::TcpStream,
+    stream: Detached,
+    /// What the TLS handshake told of the other node, if there was one.
+    caller: Option<Caller>,
     first: Box<[u8]>,
 }
 
 impl Arrivals {
     /// Has Raft's thread serve a connection. Closes it if too many wait.
-    pub fn hand_over(&self, stream: TcpStream, first: &[u8]) {
+    pub fn hand_over(&self, stream: Stream, caller: Option<Caller>, first: &[u8]) {
         // The sender gets no response, as if the connection had broken before the request.
-        if let Ok(stream) = stream.into_std() {
-            let _ = self.0.try_send(Arrival { stream, first: first.into() });
+        if let Ok(stream) = stream.detach() {
+            let _ = self.0.try_send(Arrival { stream, caller, first: first.into() });
         }
     }
 }
@@ -94,13 +97,16 @@ async fn run(
             _ = ending.wait_for(|ending| *ending) => return,
             arrival = arriving.recv() => arrival,
         };
-        let Some(Arrival { stream, first }) = arrival else { return };
+        let Some(Arrival { stream, caller, first }) = arrival else { return };
         if worker.connections.is_overfull() {
             continue;
         }
-        let Ok(stream) = TcpStream::from_std(stream) else { continue };
-        let peer = stream.peer_addr().ok();
+        let peer = stream.peer_addr();
+        let Ok(stream) = stream.attach() else { continue };
         let state = worker.connections.accept(&worker.queue);
+        if let Some(caller) = caller {
+            state.set_caller(caller);
+        }
         // RPCs have limits of their own.
         let mut connection = Connection::new(stream, state, usize::MAX);
         connection.begin_with(&first);

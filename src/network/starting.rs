@@ -4,20 +4,29 @@
 use std::convert::Infallible;
 use std::future::ready;
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
 
 use actix_http::body::BoxBody;
-use actix_http::{HttpService, KeepAlive, Request, Response};
+use actix_http::error::DispatchError;
+use actix_http::{HttpService, KeepAlive, Protocol, Request, Response};
 use actix_server::{Server, ServerHandle};
+use actix_service::{ServiceFactoryExt, fn_service};
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpResponse, ResponseError};
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use super::reply::is_v1;
 use super::v1;
-use crate::config::{REQUEST_HEAD_DEADLINE, STARTING_CONNECTIONS_MAX, STARTING_SHUTDOWN_DEADLINE};
+use crate::config::{
+    REQUEST_HEAD_DEADLINE, STARTING_CONNECTIONS_MAX, STARTING_SHUTDOWN_DEADLINE, TLS_HANDSHAKE_DEADLINE,
+};
 use crate::error::{ApiError, Retry};
+use crate::tls::Tls;
 
 /// A server on the node's listeners, until the node serves them itself.
 pub struct Starting {
@@ -31,21 +40,35 @@ impl Starting {
     /// # Errors
     ///
     /// The system has no more files or threads.
-    pub fn begin(listeners: &[TcpListener]) -> io::Result<Self> {
+    pub fn begin(listeners: &[TcpListener], tls: Option<&Arc<Tls>>) -> io::Result<Self> {
         let mut server = Server::build()
             .workers(1)
             .max_concurrent_connections(STARTING_CONNECTIONS_MAX)
             .shutdown_timeout(STARTING_SHUTDOWN_DEADLINE.as_secs())
             .disable_signals();
         for listener in listeners {
-            server = server.listen("starting", listener.try_clone()?, || {
-                HttpService::build()
-                    // The client's next request is for the node itself.
-                    .keep_alive(KeepAlive::Disabled)
-                    .client_request_timeout(REQUEST_HEAD_DEADLINE)
-                    .finish(|request: Request| ready(Ok::<_, Infallible>(answer(request.path()))))
-                    .tcp()
-            })?;
+            let listener = listener.try_clone()?;
+            server = match tls {
+                None => server.listen("starting", listener, || {
+                    HttpService::build()
+                        // The client's next request is for the node itself.
+                        .keep_alive(KeepAlive::Disabled)
+                        .client_request_timeout(REQUEST_HEAD_DEADLINE)
+                        .finish(|request: Request| ready(Ok::<_, Infallible>(answer(request.path()))))
+                        .tcp()
+                })?,
+                Some(tls) => {
+                    let tls = tls.clone();
+                    server.listen("starting", listener, move || {
+                        let http = HttpService::build()
+                            .keep_alive(KeepAlive::Disabled)
+                            .client_request_timeout(REQUEST_HEAD_DEADLINE)
+                            .finish(|request: Request| ready(Ok::<_, Infallible>(answer(request.path()))));
+                        let tls = tls.clone();
+                        fn_service(move |stream: TcpStream| encrypted(tls.clone(), stream)).and_then(http)
+                    })?
+                }
+            };
         }
         let server = server.run();
         Ok(Starting { handle: server.handle(), server: tokio::spawn(server) })
@@ -56,6 +79,19 @@ impl Starting {
         self.handle.stop(true).await;
         // An error would only mean that it has ended already.
         let _ = self.server.await;
+    }
+}
+
+/// Makes a TLS handshake.
+async fn encrypted(
+    tls: Arc<Tls>,
+    stream: TcpStream,
+) -> Result<(TlsStream<TcpStream>, Protocol, Option<SocketAddr>), DispatchError> {
+    let peer = stream.peer_addr().ok();
+    let accept = TlsAcceptor::from(tls.server()).accept(stream);
+    match tokio::time::timeout(TLS_HANDSHAKE_DEADLINE, accept).await {
+        Ok(Ok(stream)) => Ok((stream, Protocol::Http1, peer)),
+        Ok(Err(_)) | Err(_) => Err(DispatchError::DisconnectTimeout),
     }
 }
 
@@ -81,7 +117,7 @@ fn answer(path: &str) -> Response<BoxBody> {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::net::{SocketAddr, TcpStream};
+    use std::net::TcpStream;
 
     use super::*;
 
@@ -93,7 +129,7 @@ mod tests {
     async fn probes_are_answered_during_a_start() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
-        let starting = Starting::begin(std::slice::from_ref(&listener)).unwrap();
+        let starting = Starting::begin(std::slice::from_ref(&listener), None).unwrap();
         for (path, status, part) in [
             ("/livez", 200, "ok\n"),
             ("/livez?verbose", 200, "ok\n"),

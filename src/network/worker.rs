@@ -7,12 +7,13 @@ use actix_web::web;
 
 use super::listener::admission_queue::AdmissionQueue;
 use super::listener::connection_limits::{Connections, Shares};
+use super::listener::handshake::Handshakes;
 use super::listener::slices::Slices;
 use super::proposals::Proposals;
 use super::read_index::SharedReads;
 use crate::app::{ExampleApp, Room};
 use crate::config::REQUESTS_PER_TURN;
-use crate::connection::connections;
+use crate::connection::Dialer;
 
 /// The state of a thread that serves connections. All listeners share it.
 pub struct Worker {
@@ -26,11 +27,13 @@ pub struct Worker {
     pub proposals: Rc<Proposals>,
     /// Reads that wait to be confirmed.
     pub shared_reads: SharedReads,
-    /// The client for requests to the leader.
-    pub http: reqwest::Client,
-    /// The client for forwarded requests. They wait in the leader's admission queue, as its own clients' requests do,
-    /// and must not delay requests between nodes.
-    pub forwarding_http: reqwest::Client,
+    /// TLS handshakes.
+    pub handshakes: Handshakes,
+    /// Dials the leader.
+    pub http: Dialer,
+    /// Dials the leader for forwarded requests. They wait in the leader's admission queue, as its own clients' requests
+    /// do, and must not delay requests between nodes.
+    pub forwarding_http: Dialer,
 }
 
 thread_local! {
@@ -55,14 +58,19 @@ impl Worker {
         tokio::task::spawn_local(app.essential("idle reaping").run(connections_of_this.clone().keep_room()));
         let slices = Slices::new();
         tokio::task::spawn_local(app.essential("slices of long bodies").run(slices.clone().take_turns()));
+        let handshakes = Handshakes::new();
+        if app.tls.is_some() {
+            tokio::task::spawn_local(app.essential("TLS handshakes").run(handshakes.steps.clone().take_turns()));
+        }
         let worker = Rc::new(Worker {
             connections: connections_of_this,
             queue,
             slices,
             proposals: Proposals::new(app.raft.clone()),
             shared_reads: SharedReads::new(app.clone()),
-            http: connections(),
-            forwarding_http: connections(),
+            handshakes,
+            http: Dialer::new(app.tls.clone()),
+            forwarding_http: Dialer::new(app.tls.clone()),
         });
         WORKER.with(|known| known.replace(Rc::downgrade(&worker)));
         worker

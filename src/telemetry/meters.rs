@@ -149,6 +149,10 @@ pub struct HttpMeters {
     pub shed: Counter,
     /// Requests that were rejected because a limit of connections was reached.
     pub over_limit: Counter,
+    /// TLS handshakes that succeeded.
+    pub tls_handshakes: Counter,
+    /// TLS handshakes that failed, were cut off, or were plain HTTP.
+    pub tls_handshakes_failed: Counter,
     /// Requests that took longer than `--slow-request-ms`.
     pub slow: Counter,
     /// Time in the admission queue, of requests that waited there.
@@ -169,6 +173,8 @@ impl Default for HttpMeters {
             watches: Gauge::default(),
             shed: Counter::default(),
             over_limit: Counter::default(),
+            tls_handshakes: Counter::default(),
+            tls_handshakes_failed: Counter::default(),
             slow: Counter::default(),
             admission: latency(),
             proposals: latency(),

@@ -125,6 +125,7 @@ impl RequestSpan {
 
 fn exporter_to(endpoint: String) -> io::Result<Exporter> {
     let http = reqwest::blocking::Client::builder()
+        .tls_backend_preconfigured(crate::tls::no_tls())
         .no_proxy() // As for nodes.
         .redirect(reqwest::redirect::Policy::none())
         .timeout(SPANS_EXPORT_DEADLINE)

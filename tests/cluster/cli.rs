@@ -461,8 +461,6 @@ async fn endpoints_are_read_in_every_form() {
         (format!("{node}/"), &[node]),
     ];
     let bad = [
-        ("https://127.0.0.1:1", "TLS"),
-        ("127.0.0.1:1,https://127.0.0.1:1/", "TLS"),
         ("ftp://127.0.0.1:1", "HOST:PORT"),
         ("http://127.0.0.1:1/v1", "HOST:PORT"),
         ("nowhere", "HOST:PORT"),
@@ -475,6 +473,12 @@ async fn endpoints_are_read_in_every_form() {
             let found = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["endpoint"].clone());
             assert_eq!(found.collect::<Vec<_>>(), *expected, "{list}");
             assert_eq!(run(list, by_flag, &["list"]).status.code(), Some(0), "{list}");
+        }
+        for list in ["https://127.0.0.1:1", "127.0.0.1:1,HTTPS://127.0.0.1:1/"] {
+            let ended = run(list, by_flag, &["list"]);
+            let stderr = String::from_utf8(ended.stderr).unwrap();
+            assert_eq!(ended.status.code(), Some(2), "{list}: {stderr}");
+            assert!(stderr.contains("https://127.0.0.1:1 needs --tls-ca"), "{list}: {stderr}");
         }
         for (list, why) in bad {
             let ended = run(list, by_flag, &["list"]);

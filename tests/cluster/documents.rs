@@ -64,6 +64,15 @@ async fn the_runbook_is_true() {
     session.run_all("docs/operations.md", &steps_of(&read("docs/operations.md"))).await;
 }
 
+/// The same for the page on security.
+///
+/// Method: see [`Session`]. The document forms its own cluster, over TLS.
+#[tokio::test]
+async fn the_security_page_is_true() {
+    let mut session = Session::start().await;
+    session.run_all("docs/security.md", &steps_of(&read("docs/security.md"))).await;
+}
+
 /// Every link between the documents leads to a file and a heading that exist.
 #[test]
 fn links_lead_somewhere() {
@@ -240,7 +249,9 @@ impl Session {
             let addr = addr.unwrap_or_else(|| panic!("{what}: only nodes run in the background")).to_owned();
             eventually(&format!("{what}: the node runs"), DEADLINE, async || {
                 let answer = self.http.get(&addr, "/metrics").await.map_err(|error| error.to_string())?;
-                if answer.status == 200 { Ok(()) } else { Err(answer.text()) }
+                // A node that speaks TLS says so.
+                let runs = answer.status == 200 || answer.text().contains("tls_required");
+                if runs { Ok(()) } else { Err(answer.text()) }
             })
             .await;
             return;

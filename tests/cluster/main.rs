@@ -45,6 +45,7 @@
 //! | [`self_check`] | does a cluster detect that a node's data differs from the leader's |
 //! | [`idempotency`] | is a repeated request applied once |
 //! | [`watch`] | does a watch deliver every change exactly once |
+//! | [`tls`] | who can connect to a node that speaks TLS, and do peers prove who they are |
 //! | [`browsers`] | what can a foreign web page do to a node |
 //! | [`protocol`] | does a node speak HTTP/1.1 and 1.0 as clients and proxies expect |
 //! | [`bad_input`] | does an invalid request do harm |
@@ -106,6 +107,7 @@ mod test_cluster;
 mod threads;
 mod time_to_live;
 mod traces;
+mod tls;
 mod transfer;
 mod txn;
 mod upgrades;

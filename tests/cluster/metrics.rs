@@ -186,10 +186,10 @@ async fn accept_decides_the_format() {
 
 /// Every metric is described in the documents, and nothing else is.
 ///
-/// Method: compare the names in the table of docs/operations.md with those that a leader returns.
+/// Method: compare the names in the table of docs/operations.md with those that a leader with TLS returns.
 #[tokio::test]
 async fn every_metric_is_documented() {
-    let cluster = TestCluster::form("metrics-documents", &[1], CALM).await;
+    let cluster = TestCluster::form_tls("metrics-documents", &[1], CALM).await;
     // Log time is known once a leader has written.
     cluster.put(1, "/v1/kv/a", "v").await.done();
     let text = cluster.get(1, "/v1/metrics").await.text();

@@ -8,7 +8,7 @@ use raft_key_value::network;
 use reqwest::Method;
 use serde_json::Value;
 
-use crate::harness::{CALM, TestCluster};
+use crate::harness::{CALM, TestCluster, plain_client};
 
 /// The document's path in the repository.
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/openapi.json");
@@ -118,7 +118,7 @@ async fn openapi_operations_respond_as_described() {
     let mut cluster = TestCluster::form("openapi-answers", &[1], CALM).await;
     let document = document_of(&cluster).await;
     // Do not wait for bodies, since the response to a watch never ends.
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let client = plain_client().build().unwrap();
     let url = |path: &str| format!("http://{}{path}", cluster.addr(1));
     for operation in operations(&document) {
         client.put(url("/v1/kv/config/color")).body("green").send().await.unwrap().error_for_status().unwrap();

@@ -5,7 +5,7 @@ use std::fs;
 
 use futures_util::future::join_all;
 
-use crate::harness::{ALL, TestCluster};
+use crate::harness::{ALL, TestCluster, plain_client};
 
 /// As many threads as configured serve clients, each of them some connections, and Raft runs on a thread of its own.
 ///
@@ -16,7 +16,7 @@ use crate::harness::{ALL, TestCluster};
 async fn several_threads_serve_clients() {
     const CLIENTS: usize = 60;
     let cluster = TestCluster::form("threads", &ALL, &["--http-threads", "3"]).await;
-    let clients: Vec<reqwest::Client> = (0..CLIENTS).map(|_| reqwest::Client::new()).collect();
+    let clients: Vec<reqwest::Client> = (0..CLIENTS).map(|_| plain_client().build().unwrap()).collect();
     let url = |client: usize, key: usize| {
         let addr = cluster.addr(ALL[client % ALL.len()]);
         format!("http://{addr}/v1/kv/key-{key}")

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use futures_util::future::try_join_all;
 use serde_json::{Value, json};
 
-use crate::harness::{ALL, CALM, TestCluster, raise_open_files};
+use crate::harness::{ALL, CALM, TestCluster, plain_client, raise_open_files};
 
 const WATCHES: usize = 1000;
 const WRITERS: usize = 48;
@@ -38,7 +38,7 @@ async fn a_thousand_watches_see_every_change_once() {
     let leader = cluster.leader_of(&ALL).await;
 
     let filters: Vec<String> = (0..WATCHES).map(filter_of).collect();
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let http = plain_client().build().unwrap();
     let opened = filters
         .iter()
         .map(|prefix| http.get(format!("http://{}/v1/watch?prefix={prefix}&from=1", cluster.addr(leader))).send());
@@ -89,13 +89,13 @@ async fn write_all(cluster: &TestCluster) -> BTreeMap<u64, Vec<Value>> {
     }
     // The last event of every stream, all at one revision.
     let keys: Vec<String> = (0..WRITERS).map(|writer| format!("w/{writer:02}/end")).collect();
-    let (revision, change) = put_several(&reqwest::Client::new(), cluster.addr(1), &keys, "end").await;
+    let (revision, change) = put_several(&plain_client().build().unwrap(), cluster.addr(1), &keys, "end").await;
     changes.insert(revision, change);
     changes
 }
 
 async fn write_some(addr: &str, writer: usize, next: &AtomicU64) -> Vec<(u64, Vec<Value>)> {
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let http = plain_client().build().unwrap();
     let mut written = Vec::new();
     loop {
         let number = next.fetch_add(1, Ordering::Relaxed);

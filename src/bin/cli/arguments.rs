@@ -6,9 +6,13 @@ use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand, ValueEnum};
-use raft_key_value::NodeId;
-use raft_key_value::config::{Config, parse_endpoint};
+use raft_key_value::config::{Config, Endpoint, parse_endpoint};
 use raft_key_value::duration::{milliseconds, ttl_ms};
+use raft_key_value::tls::ClientTls;
+use raft_key_value::tls::issue::{NewNode, parse_new_node};
+use raft_key_value::{ClientError, ExampleClient, NodeId};
+
+use super::failure::Failure;
 
 // All that the program does besides running a node. Not a doc comment: clap would use it as the program's description.
 #[derive(Debug, Subcommand)]
@@ -178,6 +182,10 @@ Requests wait for a few milliseconds meanwhile. The node must respond and be cau
 nothing changes and the exit code is 2.")]
     Leader(LeaderTransfer),
 
+    /// Make the certificates of a cluster that speaks TLS
+    #[command(subcommand)]
+    Tls(TlsCommand),
+
     /// Print or check the settings of a node, without starting it
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -189,6 +197,50 @@ Examples:
   raft-key-value completions zsh > ~/.zfunc/_raft-key-value
   raft-key-value completions fish > ~/.config/fish/completions/raft-key-value.fish")]
     Completions(Completions),
+}
+
+/// `tls`
+#[derive(Debug, Subcommand)]
+pub enum TlsCommand {
+    /// Make a private CA, and certificates for the nodes and clients of a cluster
+    #[command(after_help = "\
+Examples:
+  raft-key-value tls init --dir tls --node 1=10.0.0.1,node1.example --node 2=10.0.0.2 --node 3=10.0.0.3
+  raft-key-value tls init --dir tls --node 4=10.0.0.4          another node, later, by the same CA
+
+The directory then has:
+  ca.pem, ca-key.pem            the CA. Every node and client needs ca.pem. Keep ca-key.pem offline:
+                                whoever has it can make certificates for any node.
+  node-1.pem, node-1-key.pem    for node 1 alone. The certificate names the node's id (rkv:node:1) and
+                                the hosts by which clients reach it.
+  client.pem, client-key.pem    for clients; needed only with --tls-client-auth.
+
+Start each node with its own files, and clients with the CA's:
+  raft-key-value --id 1 --http-addr 10.0.0.1:21001 --tls-cert node-1.pem --tls-key node-1-key.pem \\
+      --tls-ca ca.pem --bootstrap
+  raft-key-value get foo --endpoints 10.0.0.1:21001 --tls-ca ca.pem
+  curl --cacert ca.pem https://10.0.0.1:21001/v1/kv/foo
+
+No file is overwritten. To renew the certificate of a node, delete its two files and run the command
+again; running nodes notice the new files and need no restart.")]
+    Init(TlsInit),
+}
+
+/// `tls init`
+#[derive(Debug, Args)]
+pub struct TlsInit {
+    /// Directory for the files; it is created with mode 0700 if it does not exist
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Node to make a certificate for: its id, and the names and IP addresses by which clients reach it; may be repeated
+    #[arg(long = "node", value_name = "ID=HOST,...", required = true, value_parser = parse_new_node)]
+    pub nodes: Vec<NewNode>,
+    /// Days for which the certificates of nodes and clients are valid (the CA's is valid for 3650)
+    #[arg(long, value_name = "N", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub days: u32,
+    /// Output format
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    pub output: Format,
 }
 
 /// What to do with the settings of a node.
@@ -264,7 +316,7 @@ that the output is incomplete.")]
 /// Options of every command that needs a cluster.
 #[derive(Clone, Debug, Args)]
 pub struct Common {
-    /// Addresses of nodes to send requests to, HOST:PORT or http://HOST:PORT, separated by commas
+    /// Addresses of nodes to send requests to, HOST:PORT, http://HOST:PORT or https://HOST:PORT, separated by commas
     #[arg(
         long,
         env = "RKV_ENDPOINTS",
@@ -273,7 +325,19 @@ pub struct Common {
         value_parser = parse_endpoint,
         default_value = "127.0.0.1:21001,127.0.0.1:21002,127.0.0.1:21003"
     )]
-    endpoints: Vec<Option<String>>,
+    endpoints: Vec<Option<Endpoint>>,
+
+    /// Speak TLS with the nodes, whose certificates must be signed by the CA in this file
+    #[arg(long, env = "RKV_TLS_CA", value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+
+    /// Certificate to show to the nodes, in PEM, if they require one
+    #[arg(long, env = "RKV_TLS_CERT", value_name = "FILE", requires = "tls_ca", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+
+    /// Private key of --tls-cert, in PEM
+    #[arg(long, env = "RKV_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
 
     /// Output format
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
@@ -285,10 +349,59 @@ pub struct Common {
     pub retry_for: Option<Duration>,
 }
 
+/// How to connect to nodes.
+#[derive(Clone, Debug)]
+pub struct Connector {
+    tls: Option<ClientTls>,
+}
+
+impl Connector {
+    /// A client that sends requests to one of these nodes.
+    ///
+    /// # Errors
+    ///
+    /// See [`ExampleClient::connect`].
+    pub fn connect(
+        &self,
+        endpoints: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Result<ExampleClient, ClientError> {
+        let client = ExampleClient::connect(endpoints)?;
+        Ok(match &self.tls {
+            Some(tls) => client.with_tls(tls),
+            None => client,
+        })
+    }
+}
+
 impl Common {
     /// The addresses of the endpoints, `HOST:PORT`.
     pub fn endpoints(&self) -> Vec<String> {
-        self.endpoints.iter().flatten().cloned().collect()
+        self.endpoints.iter().flatten().map(|Endpoint { addr, .. }| addr.clone()).collect()
+    }
+
+    /// How to connect to them.
+    ///
+    /// # Errors
+    ///
+    /// If an endpoint has another scheme than `--tls-ca` implies, or a file cannot be used.
+    pub fn connector(&self) -> Result<Connector, Failure> {
+        let has_tls = self.tls_ca.is_some();
+        let mut endpoints = self.endpoints.iter().flatten();
+        if let Some(other) = endpoints.find(|endpoint| endpoint.is_tls.is_some_and(|is_tls| is_tls != has_tls)) {
+            let addr = &other.addr;
+            return Err(Failure::Usage(if has_tls {
+                format!("the endpoint http://{addr} does not go with --tls-ca: write https://{addr} or {addr}")
+            } else {
+                format!("the endpoint https://{addr} needs --tls-ca FILE, the CA of the nodes' certificates")
+            }));
+        }
+        let tls = match (&self.tls_ca, &self.tls_cert, &self.tls_key) {
+            (None, ..) => None,
+            (Some(ca), Some(certificate), Some(key)) => Some(ClientTls::from_files(ca, certificate, key)),
+            (Some(ca), ..) => Some(ClientTls::from_ca(ca)),
+        };
+        let tls = tls.transpose().map_err(|error| Failure::Usage(format!("TLS: {error}")))?;
+        Ok(Connector { tls })
     }
 }
 
@@ -743,6 +856,7 @@ impl Command {
             | Command::Check(_)
             | Command::Dump(_)
             | Command::Recover(_)
+            | Command::Tls(_)
             | Command::Config(_)
             | Command::Completions(_) => return None,
         })

@@ -8,6 +8,7 @@ use raft_key_value::client::{ClusterAnswer, ClusterMember};
 use raft_key_value::{ClientError, ExampleClient};
 use serde::Serialize;
 
+use super::arguments::Connector;
 use super::failure::{Failure, verdict};
 use super::output::{Output, printable};
 
@@ -34,8 +35,8 @@ struct NodeStatus {
 }
 
 /// `status`
-pub async fn status(mut output: Output, endpoints: &[String]) -> Result<(), Failure> {
-    let found = join_all(endpoints.iter().map(|endpoint| status_of(endpoint))).await;
+pub async fn status(mut output: Output, connector: &Connector, endpoints: &[String]) -> Result<(), Failure> {
+    let found = join_all(endpoints.iter().map(|endpoint| status_of(connector, endpoint))).await;
     let written = write_status(&mut output, &found).map_err(Failure::Output);
     let all_serve = match found.iter().filter(|node| !node.serves).count() {
         0 => Ok(()),
@@ -56,10 +57,10 @@ fn write_status(output: &mut Output, found: &[NodeStatus]) -> io::Result<()> {
     output.flush()
 }
 
-async fn status_of(endpoint: &str) -> NodeStatus {
+async fn status_of(connector: &Connector, endpoint: &str) -> NodeStatus {
     let unknown = NodeStatus { endpoint: endpoint.to_owned(), ..NodeStatus::default() };
     let ask = async {
-        let client = ExampleClient::connect([endpoint])?;
+        let client = connector.connect([endpoint])?;
         let client = client.with_deadline(STATUS_DEADLINE).with_retry_deadline(Duration::ZERO);
         let metrics = client.metrics().await?;
         // A node of an older version does not have it, and may take itself for the leader although it is not.

@@ -14,6 +14,7 @@
 //! | `spool` | output that is accepted faster than it is read |
 //! | `failure` | messages and exit codes of commands that fail |
 //! | `settings` | the settings of a node: their file, and the commands that print and check them |
+//! | `tls` | certificates |
 //! | `usage` | messages about invalid settings, a node's too |
 
 mod arguments;
@@ -28,6 +29,7 @@ mod settings;
 mod snapshot;
 mod spool;
 mod stopped;
+mod tls;
 mod usage;
 
 use std::ffi::OsString;
@@ -38,7 +40,7 @@ use clap::{Arg, Command as Clap, FromArgMatches, Subcommand};
 use raft_key_value::ExampleClient;
 use raft_key_value::config::{ConfigFile, RETRY_DEADLINE_DEFAULT};
 
-use self::arguments::{ClusterCommand, Command, Common, Snapshot};
+use self::arguments::{ClusterCommand, Command, Common, Snapshot, TlsCommand};
 pub use self::failure::EXIT_OUTPUT;
 use self::failure::Failure;
 use self::output::Output;
@@ -109,6 +111,7 @@ async fn execute(command: Command) -> Result<(), Failure> {
         }
         Command::Check(check) => return stopped::check(Output::new(check.output), check),
         Command::Dump(dump) => return stopped::dump(&dump),
+        Command::Tls(TlsCommand::Init(init)) => return tls::init(Output::new(init.output), &init),
         Command::Recover(recover) => return stopped::recover(Output::new(recover.output), recover).await,
         command => command,
     };
@@ -126,11 +129,11 @@ async fn execute(command: Command) -> Result<(), Failure> {
         Command::List(list) => keys::list(&client, output, list).await,
         Command::Txn(txn) => keys::txn(&client, output, txn).await,
         Command::Watch(watch) => keys::watch(&client, output, watch).await,
-        Command::Status(common) => cluster::status(output, &common.endpoints()).await,
-        Command::Doctor(common) => doctor::doctor(output, &common.endpoints()).await,
+        Command::Status(common) => cluster::status(output, &common.connector()?, &common.endpoints()).await,
+        Command::Doctor(common) => doctor::doctor(output, &common.connector()?, &common.endpoints()).await,
         Command::Cluster(command) => match command.command {
             ClusterCommand::Status(_) => cluster::cluster_status(&client, output).await,
-            ClusterCommand::Doctor(common) => doctor::doctor(output, &common.endpoints()).await,
+            ClusterCommand::Doctor(common) => doctor::doctor(output, &common.connector()?, &common.endpoints()).await,
         },
         Command::Members(members) => members::run(&client, output, members.action).await,
         Command::Leader(leader) => cluster::leader(&client, output, leader.id).await,
@@ -141,6 +144,7 @@ async fn execute(command: Command) -> Result<(), Failure> {
         | Command::Check(_)
         | Command::Dump(_)
         | Command::Recover(_)
+        | Command::Tls(_)
         | Command::Config(_)
         | Command::Completions(_) => Ok(()),
     }
@@ -153,7 +157,7 @@ impl Common {
             let message = "no endpoints: --endpoints or RKV_ENDPOINTS must list at least one HOST:PORT";
             return Err(Failure::Usage(message.to_owned()));
         }
-        let client = ExampleClient::connect(endpoints).map_err(|error| Failure::Usage(error.to_string()))?;
+        let client = self.connector()?.connect(endpoints).map_err(|error| Failure::Usage(error.to_string()))?;
         Ok(client.with_retry_deadline(self.retry_for.unwrap_or(retry_for)))
     }
 

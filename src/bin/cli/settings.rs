@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command as Clap};
 use raft_key_value::config::{Config, ConfigError, ConfigFile};
+use raft_key_value::tls::Tls;
 
 use super::arguments::ConfigCommand;
 use super::failure::Failure;
@@ -64,7 +65,7 @@ pub fn run(
     let (ConfigCommand::Print(settings) | ConfigCommand::Check(settings)) = command;
     let config: &Config = &settings.config;
     let level = crate::log_filter(&config.log_level).map_err(|why| ConfigError::log_level(config, &why));
-    config.validate().and(level.map(|_| ())).map_err(|error| {
+    config.validate().and(level.map(|_| ())).and_then(|()| Tls::of(config).map(|_| ())).map_err(|error| {
         let arguments: Vec<OsString> = std::env::args_os().collect();
         Failure::Usage(Variables::of(program, &arguments, file).name_in(error.to_string()))
     })?;

@@ -17,11 +17,12 @@ use futures_util::future::{Either, ready};
 use super::admission_queue::is_look;
 use super::connection_limits::Class;
 use super::connection_state::ConnectionState;
+use super::handshake::Caller;
 use super::intake::Exchange;
 use crate::app::ExampleApp;
 use crate::config::{REQUEST_BODY_DEADLINE, SHED_BODY_BYTES_MAX};
 use crate::error::{ApiError, Details, Retry};
-use crate::headers::REQUEST_ID;
+use crate::headers::{FORWARDED, FORWARDED_TO, REQUEST_ID};
 use crate::network::browser::{AllowedOrigin, Browsers};
 use crate::network::forward;
 use crate::network::observer::Observed;
@@ -116,6 +117,14 @@ fn answer_at_once(
     request: &mut Request,
     origin: &mut Option<AllowedOrigin>,
 ) -> Option<Response<BoxBody>> {
+    if let Some(caller) = state.and_then(ConnectionState::caller)
+        && let Err(error) = check_caller(caller, request)
+    {
+        keep_for_a_while(request.take_payload());
+        let mut answer = error_answer(app, request.path(), error);
+        answer.head_mut().set_connection_type(ConnectionType::Close);
+        return Some(answer);
+    }
     match browsers.check(app, request) {
         Ok(allowed) => *origin = allowed,
         Err(error) => {
@@ -141,6 +150,29 @@ fn answer_at_once(
         state.observer().meters.over_limit.increment();
     }
     Some(over_limit(app, request))
+}
+
+/// Rejects what only nodes may do, if the other side of a TLS connection is none.
+fn check_caller(caller: &Caller, request: &mut Request) -> Result<(), ApiError> {
+    let forbidden = |message: &str| Err(ApiError::Forbidden(Details::not_applied(message)));
+    if !caller.is_trusted() {
+        return forbidden("the certificate of this connection is no longer valid here; connect again with another one");
+    }
+    if caller.node.is_some() {
+        return Ok(());
+    }
+    if request.path().starts_with("/raft-") && request.method() != Method::GET {
+        return forbidden(if caller.has_certificate() {
+            "this route is for other nodes, and the certificate of this connection names no node"
+        } else {
+            "this route is for other nodes, and this connection has no certificate"
+        });
+    }
+    // They would say that another node forwarded the request.
+    let headers = request.headers_mut();
+    headers.remove(&FORWARDED);
+    headers.remove(&FORWARDED_TO);
+    Ok(())
 }
 
 /// Whether the connection is admitted to the class of the request.

@@ -7,21 +7,20 @@
 use std::cell::Cell;
 use std::future::Future;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use actix_http::Extensions;
 use actix_web::HttpRequest;
-use rustix::event::{PollFd, PollFlags, Timespec};
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
 use super::admission_queue::Kind;
 use super::connection_state::ConnectionState;
 use super::intake::{Exchange, Intake, Next};
 use super::slices::{Slice, Slices};
+use super::stream::Stream;
 use crate::config::{
     DISCONNECT_DEADLINE, FIRST_READ_BYTES, REJECTED_BYTES_READ_MAX, REQUEST_HEAD_DEADLINE, SLICE_BYTES,
     SLICE_BYTES_MIN, WRITE_STALL_MAX,
@@ -48,7 +47,7 @@ impl AsItIs {
 pub struct Connection {
     as_it_is: AsItIs,
     state: Rc<ConnectionState>,
-    stream: TcpStream,
+    stream: Stream,
     /// Decides which bytes the HTTP library gets, and when.
     intake: Intake,
     /// The kind of the first request.
@@ -67,7 +66,7 @@ pub struct Connection {
 
 impl Connection {
     /// A new connection. A client gets 100 for announced bodies of at most `body_bytes_max` bytes.
-    pub fn new(stream: TcpStream, state: Rc<ConnectionState>, body_bytes_max: usize) -> Self {
+    pub fn new(stream: Stream, state: Rc<ConnectionState>, body_bytes_max: usize) -> Self {
         let (as_it_is, kind, replacement) = (AsItIs::default(), Cell::new(Kind::Own), Vec::new());
         let intake = Intake::new(Rc::new(Exchange::default()), body_bytes_max);
         Connection {
@@ -97,7 +96,7 @@ impl Connection {
     }
 
     /// The stream and the bytes read from it, for another thread that serves the connection.
-    pub fn into_parts(self) -> (TcpStream, Box<[u8]>) {
+    pub fn into_parts(self) -> (Stream, Box<[u8]>) {
         (self.stream, self.intake.held().into())
     }
 
@@ -113,6 +112,11 @@ impl Connection {
         let mut first = ReadBuf::new(&mut first);
         ready!(Pin::new(&mut self.stream).poll_read(context, &mut first))?;
         self.begin_with(first.filled());
+        // With TLS, a certificate tells nodes from clients. Without, requests that only nodes send do, for now.
+        let is_client = self.state.caller().is_some_and(|caller| caller.node.is_none());
+        if is_client && matches!(self.kind.get(), Kind::Rpc | Kind::Forwarded) {
+            self.kind.set(Kind::Own);
+        }
         Poll::Ready(Ok(self.kind.get()))
     }
 
@@ -132,8 +136,7 @@ impl Connection {
     /// connection and waits gets no response if it is admitted late. Far more such clients have disconnected, and each
     /// would take up a place.
     fn is_given_up(&self, context: &mut Context<'_>) -> bool {
-        let ready = pin!(self.stream.ready(Interest::READABLE));
-        matches!(ready.poll(context), Poll::Ready(Ok(ready)) if ready.is_read_closed())
+        self.stream.is_read_closed(context)
     }
 
     /// Writes as much as this turn allows.
@@ -152,6 +155,11 @@ impl Connection {
     /// Writes, and gives up on a reader that reads nothing: the response takes memory.
     fn poll_stream(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = self.poll_slice(context, bytes);
+        self.bound_stall(context, written)
+    }
+
+    /// Bounds how long `written` may be pending.
+    fn bound_stall<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.stalled = None;
             self.state.is_writing.set(false);
@@ -167,7 +175,7 @@ impl Connection {
 
     /// Whether nothing waits to be read or written.
     pub fn has_nothing_to_do(&self) -> bool {
-        !self.is_writing() && polled(&self.stream, PollFlags::IN).is_empty()
+        !self.is_writing() && self.stream.has_nothing_to_read()
     }
 
     /// Whether something waits to be written.
@@ -256,15 +264,6 @@ impl Connection {
     }
 }
 
-/// Which of `flags`, and which errors, are set now; all flags if the system call fails.
-fn polled(stream: &TcpStream, flags: PollFlags) -> PollFlags {
-    let mut poll = [PollFd::new(stream, flags)];
-    match rustix::event::poll(&mut poll, Some(&Timespec::default())) {
-        Ok(_) => poll[0].revents(),
-        Err(_) => flags,
-    }
-}
-
 impl AsyncRead for Connection {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -304,7 +303,14 @@ impl AsyncWrite for Connection {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_replacement(context))?;
-        Pin::new(&mut self.stream).poll_flush(context)
+        match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_flush(context),
+            // It may hold encrypted bytes that the client does not read.
+            Stream::Tls(session) => {
+                let flushed = Pin::new(session).poll_flush(context);
+                self.bound_stall(context, flushed)
+            }
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -359,6 +365,7 @@ mod tests {
     use std::time::Duration;
 
     use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpStream;
 
     use super::*;
     use crate::app::Room;
@@ -398,6 +405,7 @@ mod tests {
             let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
             let (stream, _) = listener.accept().await.unwrap();
             let queue = AdmissionQueue::new(|| Room { free: 1, kept: 0 });
+            let stream = Stream::Plain(stream);
             let mut connection =
                 Connection::new(stream, Connections::new(Shares::of_clients(1), Observer::default()).open(&queue), 10);
             client.write_all(request.as_bytes()).await.unwrap();

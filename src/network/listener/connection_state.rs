@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use super::admission_queue::{AdmissionQueue, Kind};
 use super::connection_limits::{Class, Connections};
+use super::handshake::Caller;
 use super::head::without_empty_lines;
 use crate::config::QUEUE_WAIT_MAX;
 use crate::network::observer::{Observer, Spent};
@@ -46,6 +47,10 @@ pub struct ConnectionState {
     waker: RefCell<Option<Waker>>,
     /// Set once a member sends Raft's RPCs on the connection.
     link: OnceCell<Link>,
+    /// Whether a TLS handshake is under way.
+    pub(super) is_in_handshake: Cell<bool>,
+    /// What the TLS handshake told of the other side; empty without TLS.
+    caller: OnceCell<Caller>,
 }
 
 /// The phase of a connection.
@@ -129,7 +134,20 @@ impl ConnectionState {
             makes_room: Cell::default(),
             waker: RefCell::default(),
             link: OnceCell::new(),
+            is_in_handshake: Cell::default(),
+            caller: OnceCell::new(),
         }
+    }
+
+    /// Notes what the TLS handshake told of the other side, once.
+    pub fn set_caller(&self, caller: Caller) {
+        let is_first = self.caller.set(caller).is_ok();
+        debug_assert!(is_first, "a connection has one handshake");
+    }
+
+    /// What the TLS handshake told of the other side; `None` without TLS.
+    pub fn caller(&self) -> Option<&Caller> {
+        self.caller.get()
     }
 
     /// Counts the connection as a member's until it is closed.

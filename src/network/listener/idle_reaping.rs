@@ -42,6 +42,11 @@ impl Connections {
         self.note_reaping(is_short);
         let (mut leaving, mut idle) = (Vec::new(), Vec::new());
         for one in self.all.borrow().iter().filter_map(Weak::upgrade) {
+            if one.caller().is_some_and(|caller| !caller.is_trusted()) {
+                // Its certificate was valid with the former TLS files of this node.
+                one.leave_now();
+                continue;
+            }
             let phase = one.phase.get();
             match phase {
                 Phase::Arriving { since, .. } if since + HEAD_SWEEPS < sweeps => {

@@ -6,15 +6,21 @@ mod chunks;
 pub(super) mod connection;
 pub(super) mod connection_limits;
 mod connection_state;
+pub(super) mod handshake;
 mod head;
 mod idle_reaping;
 pub(crate) mod intake;
 mod load_shedding;
 pub(super) mod slices;
+pub(super) mod stream;
 
+use std::cell::RefCell;
 use std::future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use actix_http::error::DispatchError;
 use actix_http::{Extensions, HttpService, Protocol};
@@ -29,6 +35,8 @@ use tokio::sync::watch;
 use self::admission_queue::Kind;
 use self::connection::Connection;
 use self::connection_limits::Shares;
+use self::connection_state::ConnectionState;
+use self::stream::Stream;
 use super::browser::Browsers;
 use super::cluster_header;
 use super::raft_thread::{Arrivals, RaftThread};
@@ -39,6 +47,7 @@ use crate::config::{
     CLIENTS_MAX, CLIENTS_PER_RESERVED_CONNECTION, DISCONNECT_DEADLINE, FILES_RESERVED, KEEP_ALIVE,
     NODE_CONNECTIONS_MIN, REQUEST_HEAD_DEADLINE, SHUTDOWN_DEADLINE,
 };
+use crate::tls::Tls;
 
 /// Serves clients on `http_threads` threads, and other nodes on Raft's thread.
 ///
@@ -66,19 +75,24 @@ pub fn serve_http(
         server = server.listen("http", listener, move || {
             let worker = Worker::of_this_thread(&app, shares);
             let http = http_service(&app, &browsers, stopping.clone());
-            let (stopping, arrivals) = (stopping.clone(), arrivals.clone());
+            let (app, stopping, arrivals) = (app.clone(), stopping.clone(), arrivals.clone());
             let body_bytes_max = app.limits.request_bytes;
             fn_service(move |stream: TcpStream| {
                 // Responses are written at once: waiting for more bytes would only delay them.
                 let _ = stream.set_nodelay(true);
                 let peer = stream.peer_addr().ok();
                 let state = worker.connections.accept(&worker.queue);
-                let begun = begin(
-                    Connection::new(stream, state, body_bytes_max).in_slices(&worker.slices),
-                    stopping.clone(),
-                    arrivals.clone(),
-                );
-                async move { Ok((begun.await?, Protocol::Http1, peer)) }
+                let (app, worker) = (app.clone(), worker.clone());
+                let (stopping, arrivals) = (stopping.clone(), arrivals.clone());
+                async move {
+                    let stream = match &app.tls {
+                        None => Stream::Plain(stream),
+                        // Boxed, so that connections without TLS take no memory for it.
+                        Some(tls) => Box::pin(encrypted(&app, tls, &worker, &state, stream, stopping.clone())).await?,
+                    };
+                    let connection = Connection::new(stream, state, body_bytes_max).in_slices(&worker.slices);
+                    Ok((begin(connection, stopping, arrivals).await?, Protocol::Http1, peer))
+                }
             })
             .and_then(http)
         })?;
@@ -123,6 +137,35 @@ pub(super) fn http_service(
         .finish(routes)
 }
 
+/// Makes the TLS handshake of a connection.
+async fn encrypted(
+    app: &ExampleApp,
+    tls: &Arc<Tls>,
+    worker: &Worker,
+    state: &Rc<ConnectionState>,
+    stream: TcpStream,
+    mut stopping: watch::Receiver<bool>,
+) -> Result<Stream, DispatchError> {
+    let first = |context: &mut Context<'_>| handshake::poll_begins_tls(&stream, context);
+    let is_quiet = || Stream::is_quiet(&stream);
+    match first_bytes(state, &mut stopping, first, is_quiet).await? {
+        Some(true) => {}
+        Some(false) => {
+            handshake::reject_plain(state, stream).await;
+            return Err(DispatchError::DisconnectTimeout);
+        }
+        None => return Err(DispatchError::DisconnectTimeout),
+    }
+    let shaken = tokio::select! {
+        biased;
+        _ = stopping.wait_for(|stopping| *stopping) => None,
+        shaken = handshake::shake_hands(app, tls, &worker.handshakes, state, stream) => shaken,
+    };
+    let Some((stream, caller)) = shaken else { return Err(DispatchError::DisconnectTimeout) };
+    state.set_caller(caller);
+    Ok(stream)
+}
+
 /// Waits for the first request of a connection, and until it is admitted. So the time that the HTTP library allows for
 /// the head does not pass in the admission queue.
 ///
@@ -134,31 +177,44 @@ async fn begin(
     arrivals: Arrivals,
 ) -> Result<Connection, DispatchError> {
     let state = connection.state().clone();
-    let kind = loop {
-        tokio::select! {
-            biased;
-            _ = stopping.wait_for(|stopping| *stopping) => return Err(DispatchError::DisconnectTimeout),
-            kind = future::poll_fn(|context| connection.poll_first(context)) => break kind?,
-            () = future::poll_fn(|context| state.poll_closing(context, false)) => {}
-            () = tokio::time::sleep(KEEP_ALIVE) => {}
-        }
-        // After the process was suspended, the timer may fire before the bytes that arrived meanwhile are seen.
-        if state.is_leaving() || connection.has_nothing_to_do() {
-            return Err(DispatchError::DisconnectTimeout);
-        }
-        state.stay();
-        // The runtime has not seen the bytes that have arrived.
-        tokio::task::yield_now().await;
-    };
+    let shared = RefCell::new(&mut connection);
+    let first = |context: &mut Context<'_>| shared.borrow_mut().poll_first(context);
+    let is_quiet = || shared.borrow().has_nothing_to_do();
+    let kind = first_bytes(&state, &mut stopping, first, is_quiet).await?;
     if kind == Kind::Rpc {
         let (stream, first) = connection.into_parts();
-        arrivals.hand_over(stream, &first);
+        arrivals.hand_over(stream, state.caller().cloned(), &first);
         return Err(DispatchError::DisconnectTimeout);
     }
     tokio::select! {
         biased;
         _ = stopping.wait_for(|stopping| *stopping) => Err(DispatchError::DisconnectTimeout),
         () = future::poll_fn(|context| state.poll_turn(context, |_| kind)) => Ok(connection),
+    }
+}
+
+/// Waits for the first bytes of a connection, which is idle until then. `is_quiet` tells whether none have arrived.
+async fn first_bytes<T>(
+    state: &ConnectionState,
+    stopping: &mut watch::Receiver<bool>,
+    mut poll_first: impl FnMut(&mut Context<'_>) -> Poll<io::Result<T>>,
+    is_quiet: impl Fn() -> bool,
+) -> Result<T, DispatchError> {
+    loop {
+        tokio::select! {
+            biased;
+            _ = stopping.wait_for(|stopping| *stopping) => return Err(DispatchError::DisconnectTimeout),
+            first = future::poll_fn(&mut poll_first) => return Ok(first?),
+            () = future::poll_fn(|context| state.poll_closing(context, false)) => {}
+            () = tokio::time::sleep(KEEP_ALIVE) => {}
+        }
+        // After the process was suspended, the timer may fire before the bytes that arrived meanwhile are seen.
+        if state.is_leaving() || is_quiet() {
+            return Err(DispatchError::DisconnectTimeout);
+        }
+        state.stay();
+        // The runtime has not seen the bytes that have arrived.
+        tokio::task::yield_now().await;
     }
 }
 

@@ -17,6 +17,8 @@ use crate::config::SLICE_BYTES_PER_TURN;
 /// The slices of one thread.
 #[derive(Debug)]
 pub struct Slices {
+    /// How many bytes a turn may move.
+    per_turn: usize,
     /// How many more bytes this turn may move.
     left: Cell<usize>,
     waiting: RefCell<VecDeque<Weak<State>>>,
@@ -51,14 +53,19 @@ enum At {
 impl Slices {
     /// The slices of a thread.
     pub fn new() -> Rc<Self> {
+        Self::with(SLICE_BYTES_PER_TURN)
+    }
+
+    /// The same for anything of which a turn may do `per_turn` units, in place of bytes.
+    pub fn with(per_turn: usize) -> Rc<Self> {
         let (waiting, wake) = (RefCell::default(), Notify::new());
-        Rc::new(Slices { left: Cell::new(SLICE_BYTES_PER_TURN), waiting, wake })
+        Rc::new(Slices { per_turn, left: Cell::new(per_turn), waiting, wake })
     }
 
     /// Begins one turn after another until the thread ends.
     pub async fn take_turns(self: Rc<Self>) {
         loop {
-            if self.waiting.borrow().is_empty() && self.left.get() == SLICE_BYTES_PER_TURN {
+            if self.waiting.borrow().is_empty() && self.left.get() == self.per_turn {
                 self.wake.notified().await;
             }
             // Let all other tasks that are ready run first.
@@ -68,7 +75,7 @@ impl Slices {
     }
 
     fn begin_turn(&self) {
-        let mut left = SLICE_BYTES_PER_TURN;
+        let mut left = self.per_turn;
         while left > 0
             && let Some(first) = self.waiting.borrow_mut().pop_front()
         {
@@ -84,7 +91,7 @@ impl Slices {
     }
 
     fn count(&self, bytes: usize) {
-        if self.left.get() == SLICE_BYTES_PER_TURN {
+        if self.left.get() == self.per_turn {
             self.wake.notify_one();
         }
         self.left.set(self.left.get().saturating_sub(bytes));
@@ -123,7 +130,7 @@ impl Slice {
     /// Corrects the count once it is known how many bytes were moved.
     pub fn settle(&self, asked: usize, moved: usize) {
         let left = self.slices.left.get() + asked;
-        self.slices.left.set(left.saturating_sub(moved).min(SLICE_BYTES_PER_TURN));
+        self.slices.left.set(left.saturating_sub(moved).min(self.slices.per_turn));
     }
 }
 

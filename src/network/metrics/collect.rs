@@ -129,6 +129,16 @@ fn http(page: &mut Page<'_>, app: &ExampleApp) -> fmt::Result {
     page.counter("http_requests_shed", "Requests that were shed under overload.", count(|it| &it.shed))?;
     let help = "Requests that were rejected because a limit of connections was reached.";
     page.counter("http_connection_limit_rejections", help, count(|it| &it.over_limit))?;
+    if let Some(tls) = &app.tls {
+        let help = "TLS handshakes that succeeded.";
+        page.counter("tls_handshakes", help, count(|it| &it.tls_handshakes))?;
+        let help = "TLS handshakes that failed, were cut off, or were plain HTTP.";
+        page.counter("tls_handshakes_failed", help, count(|it| &it.tls_handshakes_failed))?;
+        let help = "When the certificate of this node expires, in seconds since 1970.";
+        page.gauge("tls_certificate_expiry_timestamp_seconds", help, tls.expires_s())?;
+        let help = "Whether the TLS files on disk are invalid, so that the former ones are in use.";
+        page.flag("tls_files_rejected", help, tls.rejected().is_some())?;
+    }
     let help = "Requests that took at least --slow-request-ms.";
     page.counter("http_slow_requests", help, count(|it| &it.slow))?;
     page.gauge("watches", "Open watches.", total(|it| &it.watches))?;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use raft_key_value::tls::{ClientTls, issue};
 use raft_key_value::types::LogId;
 use raft_key_value::{ExampleClient, NodeId};
 use serde_json::{Value, json};
@@ -68,6 +69,13 @@ pub fn others(id: NodeId) -> Vec<NodeId> {
     ALL.into_iter().filter(|other| *other != id).collect()
 }
 
+/// Makes a CA, and certificates for nodes 1 to 5 and a client.
+pub fn make_certificates(directory: &Path) {
+    let hosts = vec!["127.0.0.1".to_owned()];
+    let nodes: Vec<_> = (1..=5).map(|id| issue::NewNode { id, hosts: hosts.clone() }).collect();
+    issue::init(directory, &nodes, 90).unwrap();
+}
+
 /// Nodes on this machine, with a temporary directory for their data and logs.
 pub struct TestCluster {
     name: &'static str,
@@ -77,6 +85,7 @@ pub struct TestCluster {
     /// The program of nodes that are added, if it is not the one under test.
     program: Option<PathBuf>,
     http: Http,
+    has_tls: bool,
     directory: TempDir,
     _slot: Slot,
 }
@@ -94,6 +103,7 @@ impl TestCluster {
             umask: None,
             program: None,
             http,
+            has_tls: false,
             directory,
             _slot: slot,
         };
@@ -111,6 +121,37 @@ impl TestCluster {
         answer.ok().unwrap();
         cluster.leader_of(ids).await;
         cluster
+    }
+
+    /// The same over TLS, with the certificates of `tls init` for nodes 1 to 5 and a client.
+    pub async fn form_tls(name: &'static str, ids: &[NodeId], flags: &[&'static str]) -> Self {
+        let mut cluster = Self::start(name, &[], flags).await;
+        make_certificates(&cluster.tls_directory());
+        cluster.has_tls = true;
+        cluster.http = Http::with_tls(&cluster.client_tls().config());
+        for id in ids {
+            cluster.add_node(*id).await;
+        }
+        let members: Vec<_> = ids.iter().map(|id| json!([id, cluster.addr(*id)])).collect();
+        cluster.post(ids[0], "/init", json!(members).to_string()).await.ok().unwrap();
+        cluster.leader_of(ids).await;
+        cluster
+    }
+
+    /// Where the certificates are.
+    pub fn tls_directory(&self) -> PathBuf {
+        self.directory.path().join("tls")
+    }
+
+    /// The settings of a client with the client's certificate, read from the current files.
+    pub fn client_tls(&self) -> ClientTls {
+        let file = |name: &str| self.tls_directory().join(name);
+        ClientTls::from_files(&file("ca.pem"), &file("client.pem"), &file("client-key.pem")).unwrap()
+    }
+
+    /// Makes further requests use the client's current files.
+    pub fn read_client_files(&mut self) {
+        self.http = Http::with_tls(&self.client_tls().config());
     }
 
     /// The same, with links between the nodes that can be cut.
@@ -133,10 +174,15 @@ impl TestCluster {
     /// Starts another node, which belongs to no cluster yet.
     pub async fn add_node(&mut self, id: NodeId) {
         let directory = self.directory.path();
+        let tls = self.tls_directory();
+        let tls = [("cert", format!("node-{id}.pem")), ("key", format!("node-{id}-key.pem")), ("ca", "ca.pem".into())]
+            .map(|(flag, name)| format!("--tls-{flag}={}", tls.join(name).display()));
+        let tls = tls.iter().filter(|_| self.has_tls).map(String::as_str);
+        let flags: Vec<&str> = self.flags.iter().copied().chain(tls).collect();
         let node = match self.umask {
             None => {
                 let program = self.program.as_deref().unwrap_or(Path::new(BINARY));
-                TestNode::start_program(program, id, directory, &self.flags, &self.http).await
+                TestNode::start_program(program, id, directory, &flags, &self.http).await
             }
             Some(umask) => {
                 let shell = format!("umask {umask}");

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use raft_key_value::TypeConfig;
+use raft_key_value::tls::no_tls;
 use reqwest::header::HeaderMap;
 use reqwest::{Body, Method, Response};
+use rustls::ClientConfig;
 use serde_json::Value;
 
 /// The Raft metrics of a node.
@@ -19,6 +21,17 @@ pub struct Http {
     client: reqwest::Client,
     /// Connections for RPCs. As between nodes, a connection that carried an RPC serves nothing else.
     rpc_client: reqwest::Client,
+    scheme: &'static str,
+}
+
+/// A client without TLS and proxies.
+pub fn plain_client() -> reqwest::ClientBuilder {
+    client_with(no_tls())
+}
+
+/// A client with these TLS settings.
+fn client_with(tls: ClientConfig) -> reqwest::ClientBuilder {
+    reqwest::Client::builder().no_proxy().tls_backend_preconfigured(tls)
 }
 
 /// A response.
@@ -35,8 +48,14 @@ pub struct Answer {
 impl Http {
     /// A client with new connections.
     pub fn new() -> Self {
-        let client = || reqwest::Client::builder().no_proxy().timeout(DEADLINE).build().unwrap();
-        Http { client: client(), rpc_client: client() }
+        let client = || plain_client().timeout(DEADLINE).build().unwrap();
+        Http { client: client(), rpc_client: client(), scheme: "http" }
+    }
+
+    /// The same over TLS with these settings.
+    pub fn with_tls(tls: &ClientConfig) -> Self {
+        let client = || client_with(tls.clone()).timeout(DEADLINE).build().unwrap();
+        Http { client: client(), rpc_client: client(), scheme: "https" }
     }
 
     /// Sends a `POST` without a `Content-Type`.
@@ -81,7 +100,7 @@ impl Http {
     ) -> Result<Response, reqwest::Error> {
         let is_rpc = path.starts_with("/raft-") && path != "/raft-status";
         let client = if is_rpc { &self.rpc_client } else { &self.client };
-        let mut request = client.request(method, format!("http://{addr}{path}")).body(body);
+        let mut request = client.request(method, format!("{}://{addr}{path}", self.scheme)).body(body);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }

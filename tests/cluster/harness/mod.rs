@@ -14,11 +14,12 @@ mod wire;
 mod writers;
 
 pub use cluster::{
-    ALL, CALM, CALM_BUT_QUICK, OFTEN, STEADY, Slot, TestCluster, cluster_slot, index_of, others, report,
+    ALL, CALM, CALM_BUT_QUICK, OFTEN, STEADY, Slot, TestCluster, cluster_slot, index_of, make_certificates, others,
+    report,
 };
 pub use events::{Event, Watch};
 pub use eventually::{DEADLINE, eventually};
-pub use http::{Answer, Http, Metrics};
+pub use http::{Answer, Http, Metrics, plain_client};
 pub use links::Links;
 pub use node::{TestNode, copy_directory, files_below};
 pub use peer::{envelope, envelope_header, framed, identity_of};

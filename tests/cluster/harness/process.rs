@@ -1,6 +1,7 @@
 //! Processes and ports.
 
 use std::ffi::OsStr;
+use std::io;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -89,22 +90,22 @@ pub fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Ended {
     let mut command = command(arguments);
     command.envs(environment.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
+    // Read while it runs: a pipe holds 64 KiB, and a process whose output is longer waits for a reader.
+    let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    let stdout = std::thread::spawn(move || io::read_to_string(stdout).unwrap());
+    let stderr = std::thread::spawn(move || io::read_to_string(stderr).unwrap());
     let started = Instant::now();
     while child.try_wait().unwrap().is_none() {
         if started.elapsed() > DEADLINE {
             child.kill().unwrap();
-            let output = child.wait_with_output().unwrap();
-            let stderr = String::from_utf8_lossy(&output.stderr);
+            child.wait().unwrap();
+            let stderr = stderr.join().unwrap();
             panic!("{arguments:?} with {environment:?} did not exit within {DEADLINE:?}: {stderr}");
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    let output = child.wait_with_output().unwrap();
-    Ended {
-        code: output.status.code(),
-        stdout: String::from_utf8(output.stdout).unwrap(),
-        stderr: String::from_utf8(output.stderr).unwrap(),
-    }
+    let status = child.wait().unwrap();
+    Ended { code: status.code(), stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
 }
 
 /// Waits until all threads of a process that was sent SIGSTOP have stopped.

@@ -8,6 +8,8 @@ use raft_key_value::body::{ClusterAnswer, MemberRole};
 use raft_key_value::node_status::{KnownFollower, KnownMember, NodeStatus};
 use raft_key_value::{ClientError, ExampleClient};
 
+use crate::cli::arguments::Connector;
+
 /// Deadline of a request.
 const DEADLINE: Duration = Duration::from_secs(3);
 /// Addresses that are asked: a member's address comes from other nodes, which may be anything.
@@ -59,7 +61,7 @@ impl Seen {
 }
 
 /// Asks these endpoints, then the members that they name, and so on.
-pub async fn collect(endpoints: &[String]) -> Vec<Seen> {
+pub async fn collect(connector: &Connector, endpoints: &[String]) -> Vec<Seen> {
     let mut seen: Vec<Seen> = Vec::new();
     let mut known: BTreeSet<String> = BTreeSet::new();
     let mut next: Vec<String> = endpoints.to_vec();
@@ -68,7 +70,7 @@ pub async fn collect(endpoints: &[String]) -> Vec<Seen> {
         if next.is_empty() {
             return seen;
         }
-        let asked = stream::iter(std::mem::take(&mut next)).map(ask).buffered(AT_ONCE);
+        let asked = stream::iter(std::mem::take(&mut next)).map(|address| ask(connector, address)).buffered(AT_ONCE);
         let found: Vec<Seen> = asked.collect().await;
         let members = found.iter().filter_map(Seen::status).flat_map(|status| &status.members);
         next.extend(members.map(|member| member.address.clone()));
@@ -76,8 +78,8 @@ pub async fn collect(endpoints: &[String]) -> Vec<Seen> {
     }
 }
 
-async fn ask(address: String) -> Seen {
-    let client = match ExampleClient::connect([address.clone()]) {
+async fn ask(connector: &Connector, address: String) -> Seen {
+    let client = match connector.connect([address.clone()]) {
         Ok(client) => client.with_deadline(DEADLINE).with_retry_deadline(Duration::ZERO),
         Err(error) => return Seen { address, answer: Answer::Silent(error.to_string()), clock: None, view: None },
     };

@@ -23,6 +23,8 @@ const HEARTBEAT_MS_DEFAULT: u64 = 100;
 /// Difference of two wall clocks above which they are apart. Synchronized clocks differ by milliseconds, and TTLs are
 /// counted in hundreds of them; log lines of two nodes can still be put in order up to here.
 const CLOCKS_APART_MS_MAX: u64 = 1000;
+/// Days before the expiry of a certificate from which on it must be renewed.
+const CERTIFICATE_DAYS_MIN: i64 = 30;
 /// Free space is short below this multiple of what a node needs to accept writes: half of what is free is left then.
 const DISK_FREE_TIMES: u64 = 2;
 
@@ -104,6 +106,7 @@ pub fn judge(seen: &[Seen]) -> Vec<Finding> {
     findings.disks(seen);
     findings.quotas(seen);
     findings.clocks(seen);
+    findings.certificates(seen);
     findings.versions(seen);
     findings.0.sort_by(|one, other| other.severity.cmp(&one.severity).then(one.code.cmp(other.code)));
     findings.0
@@ -658,6 +661,32 @@ impl Findings {
             let advice = "synchronize the clocks, for instance with chrony; TTLs depend on them only for the time when no \
                           node runs, but log lines and certificates do always";
             self.add(Severity::Warning, "clocks_apart", [first.0, last.0], seen, advice);
+        }
+    }
+
+    fn certificates(&mut self, seen: &[Seen]) {
+        for status in statuses(seen) {
+            let id = status.node;
+            if let (Some(expires_s), Some(clock_ms)) = (status.certificate_expires_s, status.clock_ms) {
+                let now_s = i64::try_from(clock_ms / 1000).unwrap_or(i64::MAX);
+                let days = expires_s.saturating_sub(now_s).div_euclid(24 * 60 * 60);
+                let (severity, seen) = match days {
+                    ..0 => (Severity::Critical, format!("the TLS certificate of node {id} has expired")),
+                    0..CERTIFICATE_DAYS_MIN => {
+                        (Severity::Warning, format!("the TLS certificate of node {id} expires in {days} days"))
+                    }
+                    _ => (Severity::Info, String::new()),
+                };
+                if severity != Severity::Info {
+                    let advice = "renew it (`raft-key-value tls init`), and replace the files; no restart is needed";
+                    self.add(severity, "certificate_expires", [id], seen, advice);
+                }
+            }
+            if let Some(why) = &status.tls_files_rejected {
+                let seen = format!("node {id} does not use its TLS files on disk, but those it read before: {why}");
+                let advice = "correct the files: the node could not be restarted with them";
+                self.add(Severity::Warning, "tls_files_rejected", [id], seen, advice);
+            }
         }
     }
 

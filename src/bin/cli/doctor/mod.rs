@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use self::collect::Seen;
 use self::judge::{Finding, Severity};
+use super::arguments::Connector;
 use super::failure::{Failure, verdict};
 use super::output::{Output, printable};
 
@@ -22,13 +23,13 @@ use super::output::{Output, printable};
 const SILENCE_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// `doctor`
-pub async fn doctor(mut output: Output, endpoints: &[String]) -> Result<(), Failure> {
-    let mut seen = collect::collect(endpoints).await;
+pub async fn doctor(mut output: Output, connector: &Connector, endpoints: &[String]) -> Result<(), Failure> {
+    let mut seen = collect::collect(connector, endpoints).await;
     let mut findings = judge::judge(&seen);
     // A member that has just stopped counts as heard by the leader for a while.
     if findings.iter().any(|finding| finding.code == "unreachable_from_here") {
         tokio::time::sleep(judge::silence_max(&seen).min(SILENCE_WAIT_MAX)).await;
-        seen = collect::collect(endpoints).await;
+        seen = collect::collect(connector, endpoints).await;
         findings = judge::judge(&seen);
     }
     let written = write(&mut output, &seen, &findings).map_err(Failure::Output);

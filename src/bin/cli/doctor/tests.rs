@@ -257,6 +257,25 @@ fn limits() {
     }
 }
 
+/// Certificates that expire soon or have expired, by the clock of their node, and files that a node does not use.
+#[test]
+fn certificates() {
+    const DAY_S: i64 = 24 * 60 * 60;
+    let expected: [(i64, Option<Severity>); 5] =
+        [(31, None), (30, None), (29, Some(Warning)), (0, Some(Warning)), (-1, Some(Critical))];
+    for (days, severity) in expected {
+        let mut nodes = all_of(3);
+        nodes[1].clock_ms = Some(1_700_000_000_000);
+        nodes[1].certificate_expires_s = Some(1_700_000_000 + days * DAY_S);
+        let found: Vec<_> =
+            severity.map(|severity| (severity, "certificate_expires", &[2_u64][..])).into_iter().collect();
+        finds(&format!("{days} days"), &seen_of(nodes), &found);
+    }
+    let mut nodes = all_of(3);
+    nodes[2].tls_files_rejected = Some("`a.pem`: it is not valid PEM".to_owned());
+    finds("rejected files", &seen_of(nodes), &[(Warning, "tls_files_rejected", &[3])]);
+}
+
 /// Nodes that are not what the membership says, or what they believe to be.
 #[test]
 fn identities() {
