@@ -40,6 +40,8 @@ pub enum Command {
     SelfCheck(SelfCheckArguments),
     /// Measure what hostile and odd clients do to a cluster
     Hostile(HostileArguments),
+    /// Measure what TLS costs the nodes: for each write and read on kept connections, and for each handshake
+    Tls(TlsArguments),
     /// Draw the plots of a comparison again, from the file that `compare --json` wrote
     Plot(PlotArguments),
 }
@@ -57,6 +59,7 @@ impl Command {
             Command::Overload(arguments) => Some(&arguments.common),
             Command::SelfCheck(arguments) => Some(&arguments.common),
             Command::Hostile(arguments) => Some(&arguments.common),
+            Command::Tls(arguments) => Some(&arguments.common),
             Command::Plot(_) => None,
         }
     }
@@ -116,6 +119,32 @@ impl CommonArguments {
         let in_parent = || PathBuf::from(ROOT).join("docs/runs/benchmarks.md");
         self.output.clone().unwrap_or_else(in_parent)
     }
+}
+
+#[derive(Args)]
+pub struct TlsArguments {
+    #[command(flatten)]
+    pub common: CommonArguments,
+
+    /// Number of rounds; each starts a cluster with TLS and one without
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rounds: u32,
+
+    /// Length of each measured point, in seconds
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..))]
+    pub seconds: u64,
+
+    /// Number of clients, each with a connection that it keeps
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub clients: u16,
+
+    /// Number of keys
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub keys: u64,
+
+    /// Handshakes in each round
+    #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub handshakes: u32,
 }
 
 #[derive(Args)]

@@ -24,6 +24,7 @@ mod snapshot_save;
 mod snapshots;
 mod statistics;
 mod target;
+mod tls;
 mod workspace;
 
 use std::process::ExitCode;
@@ -76,6 +77,7 @@ fn run(command: Command) -> Result<Verdict> {
             Command::Overload(arguments) => overload::run(&arguments).await,
             Command::SelfCheck(arguments) => self_check::run(&arguments).await,
             Command::Hostile(arguments) => hostile::run(&arguments).await,
+            Command::Tls(arguments) => tls::run(&arguments).await,
             Command::Plot(arguments) => plot::run(&arguments),
         }
     })

@@ -17,6 +17,7 @@ pub use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
@@ -108,10 +109,27 @@ where
         };
         let connected = timeout(limit, connecting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         let (requests, connection) = connected.map_err(|error| Error::Connect { address, error })?;
+        Ok(Self::new(requests, connection, address))
+    }
+
+    /// The same over a stream that leads to `address`, such as a TLS session.
+    pub async fn over(
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        address: SocketAddr,
+    ) -> Result<Self, Error> {
+        let (requests, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(Error::failed)?;
+        Ok(Self::new(requests, connection, address))
+    }
+
+    fn new(
+        requests: SendRequest<B>,
+        connection: impl Future<Output = hyper::Result<()>> + Send + 'static,
+        address: SocketAddr,
+    ) -> Self {
         // An error of the connection also fails the requests that wait for it.
         tokio::spawn(connection);
         let host = HeaderValue::try_from(address.to_string()).expect("an address is printable");
-        Ok(Connection { requests, host })
+        Connection { requests, host }
     }
 
     pub fn is_closed(&self) -> bool {

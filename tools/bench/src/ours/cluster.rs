@@ -21,7 +21,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 #[derive(Clone)]
 pub struct OursOptions {
     pub server: PathBuf,
-    /// Given to every node after the bench's own arguments.
+    /// Given to every node after the bench's own arguments. `{id}` stands for the node's id.
     pub server_arguments: Vec<String>,
 }
 
@@ -91,7 +91,8 @@ impl OursCluster {
         for node_id in 1..=NODE_COUNT {
             let mut command = Command::new(&self.options.server);
             harness::node::add_arguments(&mut command, node_id, self.address(node_id), &self.data_directory);
-            command.args(&self.options.server_arguments);
+            let id = node_id.to_string();
+            command.args(self.options.server_arguments.iter().map(|argument| argument.replace("{id}", &id)));
             let log_path = self.data_directory.join(format!("node-{node_id}.log"));
             let name = format!("node {node_id}");
             self.processes.push(ServerProcess::start(&name, command, &log_path)?);

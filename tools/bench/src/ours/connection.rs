@@ -2,17 +2,20 @@
 
 use std::fmt::Write;
 use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use bytes::Bytes;
-use harness::http::{Connection, Method, Request, StatusCode};
+use harness::http::{Connection, Method, Request, StatusCode, connect_socket};
 use harness::node::Envelope;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Uri};
 use http_body_util::Full;
+use rustls::pki_types::ServerName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio_rustls::TlsConnector;
 
 use crate::target::VALUE_BYTES;
 
@@ -21,11 +24,31 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 const QUOTED_BODY_BYTES_MAX: usize = 200;
 
+/// Set while the nodes speak TLS.
+static TLS: Mutex<Option<TlsConnector>> = Mutex::new(None);
+
+/// Makes further connections use TLS, or not.
+pub fn use_tls(connector: Option<TlsConnector>) {
+    *TLS.lock().unwrap_or_else(PoisonError::into_inner) = connector;
+}
+
+fn tls() -> Option<TlsConnector> {
+    TLS.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
 pub struct HttpConnection(Connection);
 
 impl HttpConnection {
     pub async fn connect(address: SocketAddr) -> Result<Self> {
-        Ok(Self(Connection::connect(address, None, CONNECT_TIMEOUT).await?))
+        let Some(tls) = tls() else {
+            return Ok(Self(Connection::connect(address, None, CONNECT_TIMEOUT).await?));
+        };
+        let connecting = async {
+            let stream = connect_socket(address, None, None).await?;
+            let session = tls.connect(ServerName::from(address.ip()), stream).await?;
+            anyhow::Ok(Connection::over(session, address).await?)
+        };
+        tokio::time::timeout(CONNECT_TIMEOUT, connecting).await?.map(Self)
     }
 
     pub fn is_closed(&self) -> bool {

@@ -1,0 +1,226 @@
+//! Measures what TLS costs the nodes.
+//!
+//! The same load runs on a cluster without TLS and on one with it, in turn. The clients keep their connections, so that
+//! the cost of handshakes does not mix with that of each request. The handshakes are measured by themselves: connections
+//! that are opened one after another and send nothing, and the CPU time that the nodes have used meanwhile, less what
+//! they use while idle.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use harness::http::connect_socket;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use serde::Serialize;
+use tokio_rustls::TlsConnector;
+
+use crate::Verdict;
+use crate::arguments::TlsArguments;
+use crate::cpu::Sample;
+use crate::load::{self, LoadPlan, Measurement, Workload};
+use crate::ours::{OursCluster, use_tls};
+use crate::report::{Environment, Goal, Limit, publish};
+use crate::statistics::{Spread, one_digit, thousands, two_digits};
+use crate::target::{Target, VALUE_BYTES};
+use crate::workspace::{Workspace, our_server};
+
+const FILL_CLIENTS: usize = 64;
+const WARM_UP: Duration = Duration::from_secs(2);
+const WORKLOADS: [Workload; 2] = [Workload::Put, Workload::Get];
+/// Server CPU of a request with TLS, as a multiple of that without.
+const REQUEST_RATIO_MAX: f64 = 1.15;
+const HANDSHAKE_MS_MAX: f64 = 1.5;
+
+#[derive(Serialize)]
+struct Record {
+    round: u32,
+    with_tls: bool,
+    workload: Workload,
+    #[serde(flatten)]
+    measurement: Measurement,
+}
+
+/// CPU of the nodes for a handshake.
+#[derive(Serialize)]
+struct Handshake {
+    round: u32,
+    /// Whether the client shows a certificate, which the node verifies.
+    mutual: bool,
+    cpu_ms: f64,
+}
+
+#[derive(Serialize)]
+struct Figures {
+    environment: Environment,
+    goals: Vec<Goal>,
+    records: Vec<Record>,
+    handshakes: Vec<Handshake>,
+}
+
+pub async fn run(arguments: &TlsArguments) -> Result<Verdict> {
+    let options = our_server(&arguments.common)?;
+    let environment = Environment::gather(&[&options.server])?;
+    let workspace = Workspace::create(&arguments.common, "tls")?;
+    let files = workspace.path("certificates");
+    let mut init = Command::new(&options.server);
+    init.args(["tls", "init", "--node", "1=127.0.0.1", "--node", "2=127.0.0.1", "--node", "3=127.0.0.1", "--dir"]);
+    let made = init.arg(&files).output().context("cannot run `tls init`")?;
+    ensure!(made.status.success(), "`tls init` failed: {}", String::from_utf8_lossy(&made.stderr));
+    let mut encrypted = options.clone();
+    for (flag, name) in [("--tls-cert", "node-{id}.pem"), ("--tls-key", "node-{id}-key.pem"), ("--tls-ca", "ca.pem")] {
+        encrypted.server_arguments.extend([flag.to_owned(), files.join(name).display().to_string()]);
+    }
+    let (mut records, mut handshakes) = (Vec::new(), Vec::new());
+    for round in 1..=arguments.rounds {
+        let mut order = [false, true];
+        if round.is_multiple_of(2) {
+            order.reverse();
+        }
+        for with_tls in order {
+            use_tls(if with_tls { Some(connector(&files, false)?) } else { None });
+            let data = workspace.path("cluster");
+            let cluster = OursCluster::create(if with_tls { &encrypted } else { &options }, &data).await?;
+            load::fill(&Target::ours(cluster.leader().await?, FILL_CLIENTS), FILL_CLIENTS, 0..arguments.keys).await?;
+            for workload in WORKLOADS {
+                let measurement = measure(arguments, &cluster, round, workload).await?;
+                println!(
+                    "round {round}  TLS: {with_tls:5}  {}  {}/s  {:.1} µs of server CPU  errors: {}",
+                    workload.route(),
+                    thousands(measurement.operations_per_second),
+                    measurement.server_cpu_us_per_operation,
+                    measurement.errors
+                );
+                records.push(Record { round, with_tls, workload, measurement });
+            }
+            if with_tls {
+                for mutual in [false, true] {
+                    let cpu_ms = shake_hands(arguments, &cluster, &connector(&files, mutual)?).await?;
+                    println!("round {round}  handshake, mutual: {mutual:5}  {cpu_ms:.3} ms of server CPU");
+                    handshakes.push(Handshake { round, mutual, cpu_ms });
+                }
+            }
+            cluster.stop().await?;
+            workspace.discard(&data)?;
+        }
+    }
+    use_tls(None);
+    workspace.finish()?;
+
+    let mut goals: Vec<Goal> = WORKLOADS.iter().map(|workload| goal_of(&records, *workload)).collect();
+    goals.push(Goal {
+        what: "server CPU of a mutual handshake".to_owned(),
+        limit: Limit::AtMost(HANDSHAKE_MS_MAX),
+        measured: Spread::of(handshakes.iter().filter(|one| one.mutual).map(|one| one.cpu_ms)).median,
+        unit: " ms",
+    });
+    let verdict = Goal::verdict(&goals);
+    let figures = Figures { environment, goals, records, handshakes };
+    publish(&arguments.common, "tls", &markdown(arguments, &figures), &figures, true)?;
+    Ok(verdict)
+}
+
+fn connector(files: &Path, mutual: bool) -> Result<TlsConnector> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(files.join("ca.pem"))?)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let builder = builder.with_root_certificates(roots);
+    let config = if mutual {
+        let certificate = CertificateDer::from_pem_file(files.join("client.pem"))?;
+        builder.with_client_auth_cert(vec![certificate], PrivateKeyDer::from_pem_file(files.join("client-key.pem"))?)?
+    } else {
+        builder.with_no_client_auth()
+    };
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+async fn measure(
+    arguments: &TlsArguments,
+    cluster: &OursCluster,
+    round: u32,
+    workload: Workload,
+) -> Result<Measurement> {
+    let clients = usize::from(arguments.clients);
+    let target = Target::ours(cluster.leader().await?, clients);
+    let plan = LoadPlan {
+        workload,
+        clients,
+        warm_up: WARM_UP,
+        measured: Duration::from_secs(arguments.seconds),
+        key_count: arguments.keys,
+        seed: u64::from(round),
+    };
+    load::run(&target, &plan, &cluster.pids()).await
+}
+
+/// Makes handshakes with the leader one after another; returns the CPU time of all nodes for each.
+async fn shake_hands(arguments: &TlsArguments, cluster: &OursCluster, tls: &TlsConnector) -> Result<f64> {
+    let leader = cluster.leader().await?.address;
+    let pids = cluster.pids();
+    let cores = |before: &Sample| -> Result<f64> { Ok(Sample::take(&pids)?.cores_since(before).servers.iter().sum()) };
+    let before = Sample::take(&pids)?;
+    tokio::time::sleep(WARM_UP).await;
+    let idle = cores(&before)?;
+    let (before, began) = (Sample::take(&pids)?, Instant::now());
+    for _ in 0..arguments.handshakes {
+        let stream = connect_socket(leader, None, None).await?;
+        let mut session = tls.connect(ServerName::from(leader.ip()), stream).await?;
+        // In TLS 1.3 the client is done before the node has verified its certificate. The end of the connection comes
+        // after that.
+        tokio::io::AsyncWriteExt::shutdown(&mut session).await?;
+        let _ = tokio::io::AsyncReadExt::read(&mut session, &mut [0; 16]).await;
+    }
+    let seconds = (cores(&before)? - idle) * began.elapsed().as_secs_f64();
+    Ok(seconds * 1000.0 / f64::from(arguments.handshakes))
+}
+
+fn cpu_of(records: &[Record], workload: Workload, with_tls: bool) -> Spread {
+    let chosen = records.iter().filter(|record| record.workload == workload && record.with_tls == with_tls);
+    Spread::of(chosen.map(|record| record.measurement.server_cpu_us_per_operation))
+}
+
+fn goal_of(records: &[Record], workload: Workload) -> Goal {
+    let cpu = |with_tls| cpu_of(records, workload, with_tls).median;
+    Goal {
+        what: format!("server CPU of {} with TLS, to that without", workload.route()),
+        limit: Limit::AtMost(REQUEST_RATIO_MAX),
+        measured: cpu(true) / cpu(false),
+        unit: "×",
+    }
+}
+
+fn markdown(arguments: &TlsArguments, figures: &Figures) -> String {
+    let mut text = format!(
+        "## TLS\n\n{}\n{} clients on kept connections, values of {VALUE_BYTES} bytes, {} rounds of {} s. CPU is that of all \
+         three nodes. Medians, minima and maxima.\n\n{}\n| request | TLS | requests/s | server CPU µs |\n\
+         | --- | --- | --- | --- |\n",
+        figures.environment.markdown(),
+        arguments.clients,
+        arguments.rounds,
+        arguments.seconds,
+        Goal::table(&figures.goals),
+    );
+    for workload in WORKLOADS {
+        for with_tls in [false, true] {
+            let chosen = figures.records.iter().filter(|one| one.workload == workload && one.with_tls == with_tls);
+            let rate = Spread::of(chosen.map(|one| one.measurement.operations_per_second));
+            text += &format!(
+                "| {} | {} | {} | {} |\n",
+                workload.route(),
+                if with_tls { "yes" } else { "no" },
+                rate.text(thousands),
+                cpu_of(&figures.records, workload, with_tls).text(one_digit)
+            );
+        }
+    }
+    text += "\n| handshake | server CPU ms |\n| --- | --- |\n";
+    for (mutual, name) in [(false, "the node's certificate only"), (true, "mutual")] {
+        let spread = Spread::of(figures.handshakes.iter().filter(|one| one.mutual == mutual).map(|one| one.cpu_ms));
+        text += &format!("| {name} | {} |\n", spread.text(two_digits));
+    }
+    text
+}
