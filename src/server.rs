@@ -68,6 +68,9 @@ pub enum ServeError {
     /// A background task that the node needs ended.
     #[error("the task `{0}` ended unexpectedly (see the log); start the node again to recover")]
     Task(&'static str),
+    /// Other machines could reach this node, and nothing would protect it.
+    #[error("{0}")]
+    Unprotected(ConfigError),
     /// `--bootstrap` would found a second cluster.
     #[error("{0}")]
     SecondCluster(String),
@@ -111,7 +114,7 @@ impl ServeError {
             ServeError::Listen { .. } => 69,
             ServeError::Raft(_) | ServeError::Http(_) | ServeError::Traces(_) | ServeError::Task(_) => 70,
             ServeError::Storage(_) => 74,
-            ServeError::SecondCluster(_) => 78,
+            ServeError::Unprotected(_) | ServeError::SecondCluster(_) => 78,
         }
     }
 }
@@ -143,9 +146,11 @@ fn failure_error(failure: Failure, store: &ExampleStore) -> ServeError {
 ///
 /// # Errors
 ///
-/// [`ServeError::Config`] if there is no address, [`ServeError::Listen`] if one is in use or all are unavailable.
+/// [`ServeError::Config`] if there is no address, [`ServeError::Unprotected`] if other machines could reach a node
+/// without TLS and `--insecure` is not set, [`ServeError::Listen`] if an address is in use or all are unavailable.
 pub fn listen(config: &Config) -> Result<Vec<TcpListener>, ServeError> {
     let addrs = config.socket_addrs()?;
+    config.check_protection(&addrs).map_err(ServeError::Unprotected)?;
     let mut attempts = 1..=PORT_ATTEMPTS_MAX;
     loop {
         let _ = attempts.next();
@@ -230,6 +235,10 @@ pub async fn serve_on(
         None if config.http_addr.ends_with(":0") => local_addr.to_string(),
         None => config.http_addr.clone(),
     };
+    config.check_protection(&local_addrs).map_err(ServeError::Unprotected)?;
+    if config.is_open_to_all(&local_addrs) {
+        tracing::warn!("--insecure: everyone who can reach this node can read, write, and act as a node");
+    }
     let tls = Tls::of(&config)?;
     let peers = Arc::new(Peers::default());
     // First: if it fails, there is nothing to stop.

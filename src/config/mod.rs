@@ -7,7 +7,7 @@ mod address;
 mod file;
 mod limits;
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
@@ -91,8 +91,10 @@ Examples:
     raft-key-value config check --config node1.toml
     raft-key-value config print --config node1.toml
 
-  Listen on every address, and tell other nodes which one to dial:
-    raft-key-value --id 1 --http-addr 0.0.0.0:21001 --advertise-addr node1.example:21001
+  Listen on every address, with TLS by the files that `raft-key-value tls init` makes, and tell
+  other nodes which address to dial:
+    raft-key-value --id 1 --http-addr 0.0.0.0:21001 --advertise-addr node1.example:21001 \
+      --tls-cert tls/node-1.pem --tls-key tls/node-1-key.pem --tls-ca tls/ca.pem
 
 Exit codes of commands:
    0  the request succeeded, or the reader of the output closed it
@@ -117,7 +119,8 @@ Exit codes of a node:
   73  another process uses this data directory
   74  the disk failed or is full
   78  the data belongs to another node, another user or a newer version, or a file in it is a link;
-      or --bootstrap would found a second cluster"
+      --bootstrap would found a second cluster; or other machines could reach a node without TLS,
+      and --insecure is not set"
 )]
 pub struct Config {
     /// Id of this node, at least 1 and unique in the cluster
@@ -262,6 +265,11 @@ pub struct Config {
     #[arg(long, env = "RKV_TLS_CLIENT_AUTH", value_parser = clap::builder::BoolishValueParser::new())]
     pub tls_client_auth: bool,
 
+    /// Listen on an address that other machines can reach without TLS: everyone who reaches it can read, write, and act
+    /// as a node
+    #[arg(long, env = "RKV_INSECURE", value_parser = clap::builder::BoolishValueParser::new())]
+    pub insecure: bool,
+
     /// Time after which a request counts as slow, in milliseconds; some slow requests are logged, with what took the
     /// time; 0 logs none
     #[arg(long, env = "RKV_SLOW_REQUEST_MS", value_name = "MS", default_value_t = SLOW_REQUEST_MS_DEFAULT)]
@@ -401,6 +409,35 @@ impl Config {
             return Err(self.not_dialable());
         }
         Ok(addrs)
+    }
+
+    /// The address to listen on, unless it is a name.
+    #[doc(hidden)]
+    pub fn literal_addr(&self) -> Option<SocketAddr> {
+        let unspecified = || is_unspecified(&self.http_addr).then_some((Ipv4Addr::UNSPECIFIED, 0).into());
+        self.http_addr.parse().ok().or_else(unspecified)
+    }
+
+    /// Whether other machines can reach one of these addresses while nothing protects the node.
+    pub(crate) fn is_open_to_all(&self, addrs: &[SocketAddr]) -> bool {
+        self.tls_files().is_none() && addrs.iter().any(|addr| !addr.ip().to_canonical().is_loopback())
+    }
+
+    /// Checks that no other machine can reach an unprotected node on these addresses, unless `--insecure` allows it.
+    ///
+    /// # Errors
+    ///
+    /// If one can. The message names the ways out.
+    pub fn check_protection(&self, addrs: &[SocketAddr]) -> Result<(), ConfigError> {
+        if self.insecure || !self.is_open_to_all(addrs) {
+            return Ok(());
+        }
+        Err(ConfigError(format!(
+            "--http-addr {} may be reached by other machines, and everyone there could read, write, and act as a node: \
+             set --tls-cert, --tls-key and --tls-ca (`raft-key-value tls init` makes the files), or listen on 127.0.0.1 \
+             only; in a network where everyone is trusted, set --insecure",
+            self.http_addr
+        )))
     }
 
     /// The nodes of `--join` other than this one, which is at `own_addr`.

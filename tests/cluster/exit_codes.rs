@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -330,8 +330,8 @@ fn a_taken_port_is_named() {
 #[test]
 fn a_foreign_address_is_explained() {
     for (arguments, environment, named) in [
-        (&["--id", "1", "--http-addr", "192.0.2.1:1"][..], &[][..], "--http-addr is where"),
-        (&["--id", "1"], &[("RKV_HTTP_ADDR", "192.0.2.1:1")], "RKV_HTTP_ADDR is where"),
+        (&["--id", "1", "--http-addr", "192.0.2.1:1", "--insecure"][..], &[][..], "--http-addr is where"),
+        (&["--id", "1", "--insecure"], &[("RKV_HTTP_ADDR", "192.0.2.1:1")], "RKV_HTTP_ADDR is where"),
     ] {
         let ended = run(arguments, environment);
         assert_eq!(ended.code, Some(69), "{ended:?}");
@@ -371,8 +371,15 @@ fn a_node_listens_on_all_addresses_of_a_name() {
     let port = free_port();
     let addr = format!("{name}:{port}");
     let data_dir = directory.path().join("data");
-    let arguments = ["--id", "1", "--http-addr", &addr, "--data-dir", data_dir.to_str().unwrap()];
-    let program = || if has_namespaces { in_namespace(BINARY, &arguments) } else { command(arguments) };
+    let flags = ["--id", "1", "--http-addr", &addr, "--data-dir", data_dir.to_str().unwrap(), "--insecure"];
+    let (arguments, without_insecure) = (&flags[..], &flags[..flags.len() - 1]);
+    let program = || if has_namespaces { in_namespace(BINARY, arguments) } else { command(arguments) };
+    if has_namespaces {
+        let ended = in_namespace(BINARY, without_insecure).output().unwrap();
+        let stderr = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(78), "one of the addresses is not loopback: {stderr}");
+        assert!(stderr.contains("--insecure"), "{stderr}");
+    }
 
     let taken = TcpListener::bind((hosts[hosts.len() - 1], port)).unwrap();
     let ended = program().output().unwrap();
@@ -499,4 +506,58 @@ fn flip(path: &Path, position: usize) {
     let mut bytes = fs::read(path).unwrap();
     bytes[position] ^= 1;
     fs::write(path, bytes).unwrap();
+}
+
+/// A node that other machines could reach does not start without TLS unless `--insecure` is set, and then warns at
+/// each start. `config check` says the same.
+///
+/// Method: use the unspecified addresses, and some that are reserved for documentation. In a namespace without a
+/// network, if the system allows one, start a node with the flag on all addresses, and again on its data.
+#[test]
+fn an_unprotected_node_stays_on_loopback() {
+    let directory = tempfile::tempdir().unwrap();
+    let data_dir = directory.path().join("data");
+    let port = free_port();
+    for host in ["0.0.0.0", "[::]", "0", "[::ffff:0.0.0.0]", "192.0.2.1", "[2001:db8::1]", "[::ffff:192.0.2.1]"] {
+        let addr = format!("{host}:{port}");
+        let mut arguments = vec!["--id", "1", "--http-addr", &addr, "--advertise-addr", "127.0.0.1:1"];
+        arguments.extend(["--data-dir", data_dir.to_str().unwrap()]);
+        let checked = run(&[&["config", "check"], &arguments[..]].concat(), &[]);
+        assert_eq!(checked.code, Some(2), "{host}: {checked:?}");
+        let ended = run(&arguments, &[]);
+        assert_eq!(ended.code, Some(78), "{host}: {ended:?}");
+        for line in [last_line(&checked), last_line(&ended)] {
+            for words in [&addr, "--tls-cert", "--tls-key", "--tls-ca", "tls init", "127.0.0.1", "--insecure"] {
+                assert!(line.contains(words), "{host}: {line}");
+            }
+        }
+        assert!(!data_dir.exists(), "no directory may be created");
+        let checked = run(&[&["config", "check", "--insecure"], &arguments[..]].concat(), &[]);
+        assert_eq!(checked.code, Some(0), "{host}: {checked:?}");
+    }
+    for host in ["127.0.0.1", "127.9.9.9", "[::1]", "[::ffff:127.0.0.1]", "localhost", "no-such-host.invalid"] {
+        let checked = run(&["config", "check", "--id", "1", "--http-addr", &format!("{host}:{port}")], &[]);
+        assert_eq!(checked.code, Some(0), "{host}: {checked:?}");
+    }
+
+    let without_network = |program: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--net", program]).stdin(Stdio::null());
+        command
+    };
+    if !without_network("true").output().is_ok_and(|output| output.status.success()) {
+        eprintln!("no node is started on all addresses: this system has no namespaces for users");
+        return;
+    }
+    for start in ["the first start", "the next start"] {
+        let mut node = without_network(BINARY);
+        node.args(["--id", "1", "--insecure", "--http-addr", "0.0.0.0:1", "--advertise-addr", "127.0.0.1:1"]);
+        let mut child = node.arg("--data-dir").arg(&data_dir).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        let log: Vec<String> = lines.by_ref().take_while(|line| !line.contains("listening on 0.0.0.0:1")).collect();
+        send_signal(child.id(), "TERM");
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{start}: {log:?}");
+        let warning = "WARN --insecure: everyone who can reach this node";
+        assert!(log.iter().any(|line| line.contains(warning)), "{start}: {log:?}");
+    }
 }

@@ -65,7 +65,10 @@ pub fn run(
     let (ConfigCommand::Print(settings) | ConfigCommand::Check(settings)) = command;
     let config: &Config = &settings.config;
     let level = crate::log_filter(&config.log_level).map_err(|why| ConfigError::log_level(config, &why));
-    config.validate().and(level.map(|_| ())).and_then(|()| Tls::of(config).map(|_| ())).map_err(|error| {
+    // Names are not resolved here: they may have other addresses on the node's machine.
+    let protection = || config.literal_addr().map_or(Ok(()), |addr| config.check_protection(&[addr]));
+    let settings = config.validate().and(level.map(|_| ())).and_then(|()| Tls::of(config).map(|_| ()));
+    settings.and_then(|()| protection()).map_err(|error| {
         let arguments: Vec<OsString> = std::env::args_os().collect();
         Failure::Usage(Variables::of(program, &arguments, file).name_in(error.to_string()))
     })?;

@@ -300,7 +300,7 @@ fn summary(rows: &[Row]) -> String {
 fn bugs_of(binary: &Path) -> Result<Vec<String>> {
     // No host has this address, so a server without bugs exits too, with another message.
     let mut server = Command::new(binary);
-    server.args(["--id", "1", "--http-addr", "203.0.113.1:1"]).env(BUG_VARIABLE, "?");
+    server.args(["--id", "1", "--http-addr", "203.0.113.1:1", "--insecure"]).env(BUG_VARIABLE, "?");
     let output = server.output().with_context(|| format!("cannot start `{}`", binary.display()))?;
     let said = String::from_utf8_lossy(&output.stderr);
     let names = said.trim_end().split_once("be one of ");

@@ -15,6 +15,10 @@ pub fn add_arguments(command: &mut Command, id: u64, http: SocketAddr, data_dire
     remove_variables(command, "RKV_");
     command.args(["--id", &id.to_string(), "--http-addr", &http.to_string()]);
     command.arg("--data-dir").arg(data_directory);
+    if !http.ip().is_loopback() {
+        // A variable, since former versions have no such flag.
+        command.env("RKV_INSECURE", "true");
+    }
 }
 
 /// The `Ok` field of the responses to management requests, `/metrics` and the original routes.
