@@ -5,18 +5,14 @@
 //! that are opened one after another and send nothing, and the CPU time that the nodes have used meanwhile, less what
 //! they use while idle.
 
-use std::path::Path;
-use std::process::Command;
-use std::sync::Arc;
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use harness::http::connect_socket;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use harness::tls::{TlsConnector, connector, make_certificates};
+use rustls::pki_types::ServerName;
 use serde::Serialize;
-use tokio_rustls::TlsConnector;
 
 use crate::Verdict;
 use crate::arguments::TlsArguments;
@@ -66,14 +62,9 @@ pub async fn run(arguments: &TlsArguments) -> Result<Verdict> {
     let environment = Environment::gather(&[&options.server])?;
     let workspace = Workspace::create(&arguments.common, "tls")?;
     let files = workspace.path("certificates");
-    let mut init = Command::new(&options.server);
-    init.args(["tls", "init", "--node", "1=127.0.0.1", "--node", "2=127.0.0.1", "--node", "3=127.0.0.1", "--dir"]);
-    let made = init.arg(&files).output().context("cannot run `tls init`")?;
-    ensure!(made.status.success(), "`tls init` failed: {}", String::from_utf8_lossy(&made.stderr));
+    make_certificates(&options.server, &files, &[1, 2, 3].map(|id| (id, Ipv4Addr::LOCALHOST.into())))?;
     let mut encrypted = options.clone();
-    for (flag, name) in [("--tls-cert", "node-{id}.pem"), ("--tls-key", "node-{id}-key.pem"), ("--tls-ca", "ca.pem")] {
-        encrypted.server_arguments.extend([flag.to_owned(), files.join(name).display().to_string()]);
-    }
+    encrypted.server_arguments.extend(harness::tls::arguments(&files));
     let (mut records, mut handshakes) = (Vec::new(), Vec::new());
     for round in 1..=arguments.rounds {
         let mut order = [false, true];
@@ -121,21 +112,6 @@ pub async fn run(arguments: &TlsArguments) -> Result<Verdict> {
     let figures = Figures { environment, goals, records, handshakes };
     publish(&arguments.common, "tls", &markdown(arguments, &figures), &figures, true)?;
     Ok(verdict)
-}
-
-fn connector(files: &Path, mutual: bool) -> Result<TlsConnector> {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(files.join("ca.pem"))?)?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    let builder = builder.with_root_certificates(roots);
-    let config = if mutual {
-        let certificate = CertificateDer::from_pem_file(files.join("client.pem"))?;
-        builder.with_client_auth_cert(vec![certificate], PrivateKeyDer::from_pem_file(files.join("client-key.pem"))?)?
-    } else {
-        builder.with_no_client_auth()
-    };
-    Ok(TlsConnector::from(Arc::new(config)))
 }
 
 async fn measure(

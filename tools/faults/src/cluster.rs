@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use fastrand::Rng;
 use futures_util::future::join_all;
+use harness::tls;
 use tokio::time::Instant;
 
 use crate::disk::{Disk, FileSystem};
@@ -36,6 +37,8 @@ pub struct Plan {
     pub disks: Vec<FileSystem>,
     /// Whether requests between nodes go through proxies.
     pub proxies: bool,
+    /// Whether all connections are encrypted. Proxies then cannot read requests.
+    pub tls: bool,
     pub flags: Vec<String>,
     /// The seeded bug of the server.
     pub bug: Option<Bug>,
@@ -77,11 +80,20 @@ impl Cluster {
         std::fs::create_dir_all(&plan.folder).context("cannot create a directory for a cluster")?;
         let network = Network::create(plan.number)?;
         let peers: Result<Vec<_>> = (1..=plan.nodes).map(|id| Ok((id, network.peer_of(id)?))).collect();
-        plan.flags.extend(plan.system.cluster_flags(&peers?));
+        let peers = peers?;
+        plan.flags.extend(plan.system.cluster_flags(&peers));
+        let mut client = plan.system.client();
+        if plan.tls {
+            let certificates = plan.folder.join("certificates");
+            let nodes: Vec<_> = peers.iter().map(|(id, peer)| (*id, peer.ip())).collect();
+            tls::make_certificates(&plan.binary, &certificates, &nodes)?;
+            plan.flags.extend(tls::arguments(&certificates));
+            client = client.with_tls(tls::connector(&certificates, false)?);
+        }
         let mut cluster = Cluster {
             network,
             nodes: Vec::new(),
-            client: plan.system.client(),
+            client,
             endpoints: Endpoints::default(),
             monitor: Monitor::default(),
             next_id: 1,
@@ -108,7 +120,8 @@ impl Cluster {
         let host = self.network.add_host(id)?;
         let folder: &Path = &self.plan.folder.join(format!("node-{id}"));
         std::fs::create_dir_all(folder).context("cannot create a node's directory")?;
-        let mut node = Node::new(self.plan.system, &self.plan.binary, folder, host, self.plan.flags.clone());
+        let flags = self.plan.flags.iter().map(|flag| flag.replace("{id}", &id.to_string())).collect();
+        let mut node = Node::new(self.plan.system, &self.plan.binary, folder, host, flags);
         node.bug = self.plan.bug.filter(|bug| bug.only.is_none_or(|only| only == id)).map(|bug| bug.name);
         node.traces_renames = self.plan.traces_renames;
         Ok(node)

@@ -105,6 +105,26 @@ const UPKEEP: [(Fault, usize); 7] = [
     (Fault::QuotaUnderKill, 5),
 ];
 
+/// Faults of processes and packets, on three nodes with TLS: each of them makes nodes connect again.
+const TLS: [(Fault, usize); 16] = [
+    (Fault::Kill(Who::Leader), 5),
+    (Fault::Kill(Who::Follower), 5),
+    (Fault::Kill(Who::Majority), 5),
+    (Fault::Kill(Who::All), 5),
+    (Fault::Stop(Who::Leader), 5),
+    (Fault::Pause(Who::Leader), 5),
+    (Fault::Pause(Who::Majority), 5),
+    (Fault::Isolate(Who::Leader), 5),
+    (Fault::Isolate(Who::Follower), 5),
+    (Fault::Halves, 5),
+    (Fault::Deaf(Who::Leader), 5),
+    (Fault::Mute(Who::Leader), 5),
+    (Fault::ClientsCut(Who::Leader), 5),
+    (Fault::Loss, 5),
+    (Fault::Transfer, 5),
+    (Fault::RollingRestart, 5),
+];
+
 /// Faults that may affect when keys expire, on three nodes.
 const EXPIRY: [(Fault, usize); 6] = [
     (Fault::Clock(Who::Leader), 5),
@@ -116,8 +136,14 @@ const EXPIRY: [(Fault, usize); 6] = [
 ];
 
 /// The lanes with their faults, in the order of their networks.
-const LANES: [(&str, &[(Fault, usize)]); 5] =
-    [("network", &NETWORK), ("disk", &DISK), ("members", &MEMBERS), ("expiry", &EXPIRY), ("upkeep", &UPKEEP)];
+const LANES: [(&str, &[(Fault, usize)]); 6] = [
+    ("network", &NETWORK),
+    ("disk", &DISK),
+    ("members", &MEMBERS),
+    ("expiry", &EXPIRY),
+    ("upkeep", &UPKEEP),
+    ("tls", &TLS),
+];
 
 /// Faults of the control: those of processes and packets, on three nodes. Delays and repeats need proxies
 /// that understand the requests between nodes.
@@ -263,6 +289,7 @@ pub async fn control(arguments: &ControlArguments) -> Result<Verdict> {
         nodes: 3,
         disks: Vec::new(),
         proxies: false,
+        tls: false,
         flags: Vec::new(),
         bug: None,
         traces_renames: false,
@@ -331,6 +358,7 @@ fn lanes(arguments: &RunArguments, seed: u64, binary: &Path, folder: &Path) -> V
         nodes: arguments.nodes.unwrap_or(nodes),
         disks: Vec::new(),
         proxies: true,
+        tls: false,
         flags: Vec::new(),
         bug: None,
         traces_renames: false,
@@ -343,6 +371,7 @@ fn lanes(arguments: &RunArguments, seed: u64, binary: &Path, folder: &Path) -> V
         Plan { flags: snapshot_flags.clone(), ..plan(3, 3) },
         Plan { flags: snapshot_flags, ..plan(4, 3) },
         Plan { flags: upkeep_flags(), ..plan(5, 3) },
+        Plan { tls: true, proxies: false, ..plan(6, 3) },
     ];
     let wanted = LANES.into_iter().zip(clusters).filter(|((name, _), _)| arguments.wants(name));
     wanted.filter_map(|((name, faults), cluster)| lane(name, cluster, faults, &arguments.schedule, seed)).collect()
@@ -374,7 +403,7 @@ fn lane(
     // A larger state makes the transfer of a snapshot take longer.
     let ballast_keys = if name == "members" { 500 } else { 0 };
     let (time_max, is_complete) = (schedule.time_max(), schedule.is_complete());
-    // It would use up a small quota.
-    let hostile = cluster.system == System::Ours && name != "upkeep";
+    // It would use up a small quota, and it speaks no TLS.
+    let hostile = cluster.system == System::Ours && name != "upkeep" && !cluster.tls;
     Some(LanePlan { name, cluster, load, hostile, ballast_keys, faults, time_max, is_complete })
 }

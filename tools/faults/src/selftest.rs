@@ -404,6 +404,7 @@ fn lane_of(trial: &Trial, bug: Option<Bug>, binary: &Path, folder: &Path, number
             disks: if disks { vec![FileSystem::Xfs, FileSystem::Ext4] } else { Vec::new() },
             // The nodes know each other by the proxies' addresses.
             proxies: true,
+            tls: false,
             flags: if upkeep { upkeep_flags() } else { flags },
             bug,
             traces_renames,

@@ -16,10 +16,12 @@ use hyper::body::Body;
 pub use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
 /// A request whose body is in memory.
 pub type Request = http::Request<Full<Bytes>>;
@@ -102,34 +104,33 @@ where
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    pub async fn connect(address: SocketAddr, local: Option<IpAddr>, limit: Duration) -> Result<Self, Error> {
+    /// With `tls` the connection is encrypted, and the node's certificate must have the address.
+    pub async fn connect(
+        address: SocketAddr,
+        local: Option<IpAddr>,
+        tls: Option<&TlsConnector>,
+        limit: Duration,
+    ) -> Result<Self, Error> {
         let connecting = async {
             let stream = connect_socket(address, local, None).await?;
-            http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)
+            match tls {
+                None => Self::over(stream, address).await,
+                Some(tls) => Self::over(tls.connect(ServerName::from(address.ip()), stream).await?, address).await,
+            }
         };
         let connected = timeout(limit, connecting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        let (requests, connection) = connected.map_err(|error| Error::Connect { address, error })?;
-        Ok(Self::new(requests, connection, address))
+        connected.map_err(|error| Error::Connect { address, error })
     }
 
-    /// The same over a stream that leads to `address`, such as a TLS session.
-    pub async fn over(
+    async fn over(
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         address: SocketAddr,
-    ) -> Result<Self, Error> {
-        let (requests, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(Error::failed)?;
-        Ok(Self::new(requests, connection, address))
-    }
-
-    fn new(
-        requests: SendRequest<B>,
-        connection: impl Future<Output = hyper::Result<()>> + Send + 'static,
-        address: SocketAddr,
-    ) -> Self {
+    ) -> io::Result<Self> {
+        let (requests, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
         // An error of the connection also fails the requests that wait for it.
         tokio::spawn(connection);
         let host = HeaderValue::try_from(address.to_string()).expect("an address is printable");
-        Connection { requests, host }
+        Ok(Connection { requests, host })
     }
 
     pub fn is_closed(&self) -> bool {
@@ -170,13 +171,15 @@ pub async fn next_chunk(body: &mut Incoming) -> Result<Option<Bytes>, Error> {
 /// A client that keeps its connections for the next requests. Clones share them.
 pub struct Client<B = Full<Bytes>> {
     local: Option<IpAddr>,
+    tls: Option<TlsConnector>,
     connect_limit: Duration,
     kept: Arc<Mutex<HashMap<SocketAddr, Vec<Connection<B>>>>>,
 }
 
 impl<B> Clone for Client<B> {
     fn clone(&self) -> Self {
-        Client { local: self.local, connect_limit: self.connect_limit, kept: self.kept.clone() }
+        let Client { local, tls, connect_limit, kept } = self;
+        Client { local: *local, tls: tls.clone(), connect_limit: *connect_limit, kept: kept.clone() }
     }
 }
 
@@ -194,7 +197,12 @@ where
 {
     /// `local` is the address from which it connects.
     pub fn new(local: Option<IpAddr>, connect_limit: Duration) -> Self {
-        Client { local, connect_limit, kept: Arc::default() }
+        Client { local, tls: None, connect_limit, kept: Arc::default() }
+    }
+
+    /// The same client with encrypted connections.
+    pub fn with_tls(self, tls: TlsConnector) -> Self {
+        Client { tls: Some(tls), kept: Arc::default(), ..self }
     }
 
     /// Sends a request. Returns the response once its head has arrived, however long that takes.
@@ -204,7 +212,7 @@ where
             let is_new = kept.is_none();
             let mut connection = match kept {
                 Some(connection) => connection,
-                None => Connection::connect(address, self.local, self.connect_limit).await?,
+                None => Connection::connect(address, self.local, self.tls.as_ref(), self.connect_limit).await?,
             };
             request.headers_mut().entry(HOST).or_insert_with(|| connection.host.clone());
             match connection.requests.try_send_request(request).await {

@@ -7,15 +7,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use bytes::Bytes;
-use harness::http::{Connection, Method, Request, StatusCode, connect_socket};
+use harness::http::{Connection, Method, Request, StatusCode};
 use harness::node::Envelope;
+use harness::tls::TlsConnector;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Uri};
 use http_body_util::Full;
-use rustls::pki_types::ServerName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio_rustls::TlsConnector;
 
 use crate::target::VALUE_BYTES;
 
@@ -40,15 +39,7 @@ pub struct HttpConnection(Connection);
 
 impl HttpConnection {
     pub async fn connect(address: SocketAddr) -> Result<Self> {
-        let Some(tls) = tls() else {
-            return Ok(Self(Connection::connect(address, None, CONNECT_TIMEOUT).await?));
-        };
-        let connecting = async {
-            let stream = connect_socket(address, None, None).await?;
-            let session = tls.connect(ServerName::from(address.ip()), stream).await?;
-            anyhow::Ok(Connection::over(session, address).await?)
-        };
-        tokio::time::timeout(CONNECT_TIMEOUT, connecting).await?.map(Self)
+        Ok(Self(Connection::connect(address, None, tls().as_ref(), CONNECT_TIMEOUT).await?))
     }
 
     pub fn is_closed(&self) -> bool {

@@ -17,6 +17,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use harness::http;
 pub use harness::node::{LeaderId, LogId};
+use harness::tls::TlsConnector;
 
 use crate::history::{Answer, Call, CallResult, Change, FinalState, NodeId, Outcome};
 use crate::node::Node;
@@ -169,6 +170,11 @@ impl System {
 }
 
 impl Client {
+    /// The same client with encrypted connections.
+    pub fn with_tls(self, connector: TlsConnector) -> Self {
+        Client { http: self.http.with_tls(connector), ..self }
+    }
+
     /// Makes one attempt at a call. `request_key` makes a write safe to retry.
     pub async fn call(&self, node: SocketAddr, call: &Call, request_key: Option<&str>, deadline: Duration) -> Attempt {
         let attempt = match self.system {
