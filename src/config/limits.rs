@@ -346,7 +346,8 @@ pub const LAG_NOTES_MAX: usize = 512;
 pub const FOUNDING_HOLD: Duration = Duration::from_secs(5);
 /// How long a TLS handshake may take, from the client's first byte.
 pub const TLS_HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
-/// TLS handshakes that a thread has under way. The oldest is closed for one more: a good one takes a few round trips.
+/// TLS handshakes that wait for the client's first message at a thread, and as many that have it. The oldest is closed
+/// for one more: a good one takes a few round trips.
 pub const TLS_HANDSHAKES_MAX: usize = 512;
 /// Steps of TLS handshakes that a thread makes before everything else that is ready runs: at most about 2 ms.
 pub const TLS_HANDSHAKE_STEPS_PER_TURN: usize = 4;

@@ -1,10 +1,12 @@
 //! TLS: who can connect to a node, and do nodes prove to each other who they are?
 
+use std::collections::VecDeque;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use openraft::raft::VoteRequest;
@@ -418,6 +420,46 @@ async fn endless_handshakes_are_cut_off() {
         assert!(!matches!(&ended, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock), "{ended:?}");
     }
     assert_eq!(cluster.metrics(leader).await.current_term, term);
+}
+
+/// Clients that begin handshakes and send no more do not close the connections of clients that send more.
+///
+/// Method: a thread opens connections as fast as it can, each of which sends the first bytes of a handshake and stays
+/// open. Meanwhile other clients put, each once, on a connection of its own.
+#[tokio::test]
+async fn unfinished_handshakes_displace_each_other() {
+    const HELD: usize = 2 * TLS_HANDSHAKES_MAX;
+    raise_open_files(4 * HELD as u64);
+    let cluster = TestCluster::form_tls("tls-flood", &ALL, CALM_BUT_QUICK).await;
+    let leader = cluster.leader_of(&ALL).await;
+    let addr = cluster.addr(leader).to_owned();
+    let client = cluster.client_tls().config();
+    let opened = Arc::new(AtomicUsize::new(0));
+    let flood = std::thread::spawn({
+        let (opened, addr) = (opened.clone(), addr.clone());
+        move || {
+            let mut held = VecDeque::new();
+            // Until the test ends, however it does.
+            while Arc::strong_count(&opened) > 1 {
+                if let Ok(mut stream) = TcpStream::connect(&addr) {
+                    let _ = stream.write_all(&[22, 3, 1, 2, 0, 1]);
+                    held.push_back(stream);
+                    opened.fetch_add(1, Ordering::Relaxed);
+                }
+                if held.len() > HELD {
+                    held.pop_front();
+                }
+            }
+        }
+    });
+    let mut puts = 0;
+    while puts < 100 || opened.load(Ordering::Relaxed) < 4 * HELD {
+        let answer = Http::with_tls(&client).request(Method::PUT, &addr, "/v1/kv/k", &[], "v").await;
+        assert_eq!(answer.as_ref().map(|answer| answer.status).ok(), Some(200), "put {puts}: {answer:?}");
+        puts += 1;
+    }
+    drop(opened);
+    flood.join().unwrap();
 }
 
 /// `tls init` makes what a node needs, teaches how to use it, and overwrites nothing. A node rejects files that are not

@@ -5,6 +5,10 @@
 //! turn of its event loop, has a limited number of them under way, each for a limited time, and closes the oldest for
 //! one more. Until its end a handshake counts as an idle connection, which is closed when connections run out.
 //!
+//! The client's first message costs little, and comes at once from a client that means it. So its arrival waits for no
+//! turn, and handshakes that wait for it are counted apart from those that have it: thousands of clients that never send
+//! it close each other's connections, and not those of others.
+//!
 //! Raft's thread makes no handshakes: connections of other nodes move there after theirs.
 
 use std::cell::{Cell, RefCell};
@@ -19,9 +23,10 @@ use std::task::{Context, Poll};
 
 use actix_web::ResponseError;
 use rustls::pki_types::CertificateDer;
+use rustls::server::Acceptor;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 
 use super::connection_state::ConnectionState;
 use super::slices::{Slice, Slices};
@@ -46,17 +51,55 @@ const PLAIN_BYTES: usize = 512;
 pub struct Handshakes {
     /// Steps per turn, one each, in the order in which they became possible.
     pub steps: Rc<Slices>,
-    /// Oldest first. Some have ended.
-    under_way: RefCell<VecDeque<Weak<ConnectionState>>>,
+    /// Those that wait for the client's first message.
+    begun: Stage,
+    /// Those that have it.
+    answered: Stage,
+}
+
+/// The handshakes that are at one stage.
+#[derive(Default)]
+struct Stage {
+    /// Oldest first. Some have left the stage.
+    places: RefCell<VecDeque<Weak<Place>>>,
     count: Cell<usize>,
 }
 
-/// A handshake under way.
-struct UnderWay<'a>(&'a Handshakes);
+/// A handshake at a stage. The connection lives longer, so its own count of owners does not tell when it leaves.
+struct Place(Rc<ConnectionState>);
 
-impl Drop for UnderWay<'_> {
+/// Counts a handshake until it is dropped.
+struct AtStage<'a> {
+    stage: &'a Stage,
+    _place: Rc<Place>,
+}
+
+impl Drop for AtStage<'_> {
     fn drop(&mut self) {
-        self.0.count.set(self.0.count.get() - 1);
+        self.stage.count.set(self.stage.count.get() - 1);
+    }
+}
+
+impl Stage {
+    /// Adds a handshake. Closes the oldest one if they are too many.
+    fn enter(&self, state: &Rc<ConnectionState>) -> AtStage<'_> {
+        let mut places = self.places.borrow_mut();
+        if places.len() >= 2 * TLS_HANDSHAKES_MAX {
+            places.retain(|place| place.strong_count() > 0);
+        }
+        while self.count.get() >= TLS_HANDSHAKES_MAX
+            && let Some(oldest) = places.pop_front()
+        {
+            if let Some(oldest) = oldest.upgrade() {
+                oldest.0.leave_now();
+                // It is still counted, until its task has run.
+                break;
+            }
+        }
+        let place = Rc::new(Place(state.clone()));
+        places.push_back(Rc::downgrade(&place));
+        self.count.set(self.count.get() + 1);
+        AtStage { stage: self, _place: place }
     }
 }
 
@@ -64,28 +107,7 @@ impl Handshakes {
     /// None.
     pub fn new() -> Self {
         let steps = Slices::with(TLS_HANDSHAKE_STEPS_PER_TURN);
-        Handshakes { steps, under_way: RefCell::default(), count: Cell::default() }
-    }
-
-    /// Counts a handshake until the result is dropped. Closes the oldest one if they are too many.
-    fn begin(&self, state: &Rc<ConnectionState>) -> UnderWay<'_> {
-        let mut under_way = self.under_way.borrow_mut();
-        if under_way.len() >= 2 * TLS_HANDSHAKES_MAX {
-            under_way.retain(|one| one.upgrade().is_some_and(|one| one.is_in_handshake.get()));
-        }
-        while self.count.get() >= TLS_HANDSHAKES_MAX
-            && let Some(oldest) = under_way.pop_front()
-        {
-            if let Some(oldest) = oldest.upgrade().filter(|oldest| oldest.is_in_handshake.get()) {
-                oldest.leave_now();
-                // It is still counted, until its task has run.
-                break;
-            }
-        }
-        under_way.push_back(Rc::downgrade(state));
-        state.is_in_handshake.set(true);
-        self.count.set(self.count.get() + 1);
-        UnderWay(self)
+        Handshakes { steps, begun: Stage::default(), answered: Stage::default() }
     }
 }
 
@@ -143,17 +165,28 @@ pub async fn shake_hands(
 ) -> Option<(Stream, Caller)> {
     let meters = &state.observer().meters;
     let addr = stream.peer_addr().ok();
-    let under_way = handshakes.begin(state);
     // Before the settings are read: if they change meanwhile, the caller is checked again.
     let number = tls.number();
-    let mut accept = TlsAcceptor::from(tls.server()).accept(Socket::new(stream)).into_fallible();
-    let step = Slice::new(handshakes.steps.clone());
-    let accepted = future::poll_fn(|context| {
-        if step.poll_turn(context, 1).is_pending() {
-            return Poll::Pending;
-        }
-        Pin::new(&mut accept).poll(context)
-    });
+    let accepted = async {
+        let begun = handshakes.begun.enter(state);
+        let mut hello = LazyConfigAcceptor::new(Acceptor::default(), Socket::new(stream));
+        let hello = match (&mut hello).await {
+            Ok(hello) => hello,
+            Err(error) => return Err((error, hello.take_io())),
+        };
+        drop(begun);
+        let _answered = handshakes.answered.enter(state);
+        let mut accept = hello.into_stream(tls.server()).into_fallible();
+        let step = Slice::new(handshakes.steps.clone());
+        let accepted = future::poll_fn(|context| {
+            if step.poll_turn(context, 1).is_pending() {
+                return Poll::Pending;
+            }
+            Pin::new(&mut accept).poll(context)
+        });
+        accepted.await.map_err(|(error, socket)| (error, Some(socket)))
+    };
+    state.is_in_handshake.set(true);
     let accepted = tokio::select! {
         biased;
         accepted = accepted => Some(accepted),
@@ -161,7 +194,6 @@ pub async fn shake_hands(
         () = tokio::time::sleep(TLS_HANDSHAKE_DEADLINE) => None,
     };
     state.is_in_handshake.set(false);
-    drop(under_way);
     match accepted {
         Some(Ok(session)) => {
             meters.tls_handshakes.increment();
@@ -172,7 +204,7 @@ pub async fn shake_hands(
         Some(Err((error, socket))) => {
             meters.tls_handshakes_failed.increment();
             note_failure(app, addr, &error);
-            if let Some(stream) = socket.into_inner() {
+            if let Some(stream) = socket.and_then(Socket::into_inner) {
                 end_with(stream, &[]).await;
             }
             None
