@@ -349,8 +349,8 @@ pub const TLS_HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 /// TLS handshakes that wait for the client's first message at a thread, and as many that have it. The oldest is closed
 /// for one more: a good one takes a few round trips.
 pub const TLS_HANDSHAKES_MAX: usize = 512;
-/// Steps of TLS handshakes that a thread makes before everything else that is ready runs: at most about 2 ms.
-pub const TLS_HANDSHAKE_STEPS_PER_TURN: usize = 4;
+/// Steps of TLS handshakes that a thread makes before everything else that is ready runs: at most about 0.5 ms.
+pub const TLS_HANDSHAKE_STEPS_PER_TURN: usize = 1;
 /// Interval at which a node looks whether its TLS files have changed.
 pub const TLS_POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// Longest TLS file, in bytes.

@@ -1,7 +1,7 @@
 //! TLS handshakes, on the threads that serve clients.
 //!
 //! A node that speaks TLS speaks nothing else: a plain HTTP request gets an error that says so. A handshake costs as
-//! much as many requests, and a client may begin one and never end it. So a thread makes a few steps of handshakes per
+//! much as many requests, and a client may begin one and never end it. So a thread makes one step of a handshake per
 //! turn of its event loop, has a limited number of them under way, each for a limited time, and closes the oldest for
 //! one more. Until its end a handshake counts as an idle connection, which is closed when connections run out.
 //!
