@@ -140,10 +140,15 @@ impl Announced {
     }
 }
 
-/// What is known of an RPC before its body is read. Rejects an RPC for another node or from an impostor, whose body then
-/// need not be read.
+/// What is known of an RPC before its body is read. Rejects an RPC for another node, from an impostor, or over TLS from a
+/// caller that is no node; its body then need not be read.
 pub fn announced(app: &ExampleApp, request: &HttpRequest) -> Result<Announced, ApiError> {
     let certified = state_of(request).and_then(|state| state.caller()).and_then(|caller| caller.node);
+    // The listener rejects such requests by their path, which the router also understands in other spellings.
+    if app.tls.is_some() && certified.is_none() {
+        let message = "this route is for other nodes, and this connection does not have the certificate of a node";
+        return Err(ApiError::Forbidden(Details::not_applied(message)));
+    }
     let Some(header) = request.headers().get(&ENVELOPE) else { return Ok(Announced { ids: None, certified }) };
     let ids = Ids::parse(header.as_bytes()).ok_or_else(|| {
         let message = "the header Raft-Envelope must be <cluster>/<from>/<to>/<incarnation>";

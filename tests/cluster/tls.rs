@@ -22,7 +22,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use serde_json::json;
 use time::{Duration as Days, OffsetDateTime};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
@@ -31,9 +31,9 @@ use crate::harness::{
     make_certificates, others, raise_open_files, run, send_signal,
 };
 
-/// A certificate and its key.
+/// A certificate, followed by intermediate ones, and its key.
 struct Shown {
-    certificate: CertificateDer<'static>,
+    chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 }
 
@@ -51,7 +51,19 @@ enum Fault {
     /// Of node 3, while it claims to be node 2.
     OtherNode,
     OfAClient,
+    /// For servers, and not for clients.
+    OfAServer,
+    /// Names the node in another spelling.
+    Spelled(&'static str),
+    /// Of a CA, although another CA signed it.
+    OfACa,
+    /// Signed by the key of node 3, whose certificate is shown with it.
+    SignedByNode,
 }
+
+/// URIs that resemble that of node 2.
+const RESEMBLING: [&str; 7] =
+    ["rkv:node:02", "rkv:node:+2", "rkv:node:2 ", "RKV:NODE:2", "Rkv:node:2", "rkv:node:2/", "urn:rkv:node:2"];
 
 fn authority(directory: &Path) -> Issuer<'static, KeyPair> {
     let key = KeyPair::from_pem(&fs::read_to_string(directory.join("ca-key.pem")).unwrap()).unwrap();
@@ -68,17 +80,28 @@ fn certificate(directory: &Path, id: NodeId, fault: Fault) -> Shown {
         Fault::NotYetValid => (now + day, now + day * 2),
         _ => (now - day, now + day),
     };
-    let ids = match fault {
+    let of = |id: NodeId| format!("rkv:node:{id}");
+    let uris = match fault {
         Fault::NoSan | Fault::OfAClient => vec![],
-        Fault::OtherNode => vec![3],
-        Fault::TwoNodes => vec![id, 3],
-        _ => vec![id],
+        Fault::OtherNode => vec![of(3)],
+        Fault::TwoNodes => vec![of(id), of(3)],
+        Fault::Spelled(uri) => vec![uri.to_owned()],
+        _ => vec![of(id)],
     };
-    params.subject_alt_names.extend(ids.iter().map(|id| SanType::URI(format!("rkv:node:{id}").try_into().unwrap())));
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params.subject_alt_names.extend(uris.into_iter().map(|uri| SanType::URI(uri.try_into().unwrap())));
+    if fault == Fault::NoSan {
+        params.distinguished_name.push(DnType::CommonName, of(id));
+    }
+    if fault != Fault::OfAServer {
+        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
+    }
     if fault != Fault::OfAClient {
         params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
     }
+    if fault == Fault::OfACa {
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    }
+    let mut chain = Vec::new();
     let key = KeyPair::generate().unwrap();
     let signed = match fault {
         Fault::SelfSigned => params.self_signed(&key),
@@ -87,10 +110,17 @@ fn certificate(directory: &Path, id: NodeId, fault: Fault) -> Shown {
             other.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
             params.signed_by(&key, &Issuer::new(other, KeyPair::generate().unwrap()))
         }
+        Fault::SignedByNode => {
+            let signer = KeyPair::from_pem(&fs::read_to_string(directory.join("node-3-key.pem")).unwrap()).unwrap();
+            let certificate = CertificateDer::from_pem_file(directory.join("node-3.pem")).unwrap();
+            let issuer = Issuer::from_ca_cert_der(&certificate, signer).unwrap();
+            chain.push(certificate.clone());
+            params.signed_by(&key, &issuer)
+        }
         _ => params.signed_by(&key, &authority(directory)),
     };
-    let certificate = signed.unwrap().der().clone();
-    Shown { certificate, key: PrivateKeyDer::try_from(key.serialize_der()).unwrap() }
+    chain.insert(0, signed.unwrap().der().clone());
+    Shown { chain, key: PrivateKeyDer::try_from(key.serialize_der()).unwrap() }
 }
 
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {
@@ -104,9 +134,20 @@ fn client_showing(directory: &Path, shown: Option<Shown>) -> ClientConfig {
     let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().unwrap();
     let builder = builder.with_root_certificates(roots);
     match shown {
-        Some(shown) => builder.with_client_auth_cert(vec![shown.certificate], shown.key).unwrap(),
+        Some(shown) => builder.with_client_auth_cert(shown.chain, shown.key).unwrap(),
         None => builder.with_no_client_auth(),
     }
+}
+
+/// A connection to node 1 that shows this certificate, or none.
+async fn connect_showing(
+    cluster: &TestCluster,
+    shown: Option<Shown>,
+) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
+    let config = client_showing(&cluster.tls_directory(), shown);
+    let stream = tokio::net::TcpStream::connect(cluster.addr(1)).await.unwrap();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    connector.connect("127.0.0.1".try_into().unwrap(), stream).await.unwrap()
 }
 
 /// A request for the vote of a node in a later term, which it would remember.
@@ -170,12 +211,21 @@ async fn peers_prove_who_they_are() {
         http.request(Method::POST, cluster.addr(1), "/raft-vote", headers, vote_of(2, &to, term + 5)).await
     };
     for has_header in [true, false] {
-        for fault in [Fault::Expired, Fault::NotYetValid, Fault::OtherCa, Fault::SelfSigned] {
+        for fault in [
+            Fault::Expired,
+            Fault::NotYetValid,
+            Fault::OtherCa,
+            Fault::SelfSigned,
+            Fault::OfAServer,
+            Fault::OfACa,
+            Fault::SignedByNode,
+        ] {
             let shown = certificate(&directory, 2, fault);
             let answer = forge(client_showing(&directory, Some(shown)), has_header).await;
             assert!(answer.is_err(), "{fault:?}: {answer:?}");
         }
-        for fault in [Fault::NoSan, Fault::TwoNodes, Fault::OtherNode, Fault::OfAClient] {
+        let faults = [Fault::NoSan, Fault::TwoNodes, Fault::OtherNode, Fault::OfAClient];
+        for fault in faults.into_iter().chain(RESEMBLING.map(Fault::Spelled)) {
             let shown = certificate(&directory, 2, fault);
             let answer = forge(client_showing(&directory, Some(shown)), has_header).await.unwrap();
             answer.assert_error(403, "Forbidden", "not_applied");
@@ -188,6 +238,26 @@ async fn peers_prove_who_they_are() {
     {
         let answer = Http::with_tls(&client_showing(&directory, None)).post(cluster.addr(1), path, "").await.unwrap();
         answer.assert_error(403, "Forbidden", "not_applied");
+    }
+    // The router decodes paths.
+    for path in ["/%72aft-vote", "/raft%2dvote", "/raft-vot%65?a=b", "//raft-vote", "/v1/../raft-vote"] {
+        for fault in [None, Some(Fault::OfAClient)] {
+            for has_header in [true, false] {
+                let header = envelope_header(2, &to, to.cluster_id.unwrap());
+                let header = if has_header { format!("raft-envelope: {header}\r\n") } else { String::new() };
+                let body = vote_of(2, &to, term + 5);
+                let length = body.len();
+                let head =
+                    format!("POST {path} HTTP/1.1\r\nhost: localhost\r\n{header}content-length: {length}\r\n\r\n");
+                let shown = fault.map(|fault| certificate(&directory, 2, fault));
+                let mut stream = connect_showing(&cluster, shown).await;
+                stream.write_all(&[head.as_bytes(), &body].concat()).await.unwrap();
+                let mut answer = vec![0; 4096];
+                let length = stream.read(&mut answer).await.unwrap();
+                let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
+                assert!(["403", "404"].iter().any(|status| answer[9..].starts_with(status)), "{path}: {answer}");
+            }
+        }
     }
     assert_eq!(cluster.metrics(1).await.current_term, term, "no forged request had an effect");
     let log = cluster.node(1).log();
@@ -233,12 +303,14 @@ async fn dialed_nodes_prove_who_they_are() {
         Fault::NoSan,
         Fault::TwoNodes,
         Fault::OfAClient,
+        Fault::OfACa,
+        Fault::SignedByNode,
         Fault::None,
     ];
-    for fault in faults {
+    for fault in RESEMBLING.map(Fault::Spelled).into_iter().chain(faults) {
         let shown = certificate(&directory, 2, fault);
         let config = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().unwrap();
-        let config = config.with_no_client_auth().with_single_cert(vec![shown.certificate], shown.key).unwrap();
+        let config = config.with_no_client_auth().with_single_cert(shown.chain, shown.key).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let acceptor = TlsAcceptor::from(Arc::new(config));
