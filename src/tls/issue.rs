@@ -3,7 +3,7 @@
 //! Nothing is ever overwritten. Each file is written under another name, synced, and then given its own name, so that a
 //! crash leaves no part of a file. Keys come before their certificates: a certificate without a key does not exist.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -86,7 +86,8 @@ pub fn init(directory: &Path, nodes: &[NewNode], days: u32) -> Result<Vec<PathBu
         (has_certificate, _) => {
             let (found, missing) = if has_certificate { (ca_path, ca_key_path) } else { (ca_key_path, ca_path) };
             return Err(TlsError(format!(
-                "`{}` exists and `{}` does not: a CA needs both to sign",
+                "`{}` exists and `{}` does not: a CA needs both to sign; restore the missing one, or delete the other \
+                 one for a new CA",
                 found.display(),
                 missing.display()
             )));
@@ -103,8 +104,17 @@ pub fn init(directory: &Path, nodes: &[NewNode], days: u32) -> Result<Vec<PathBu
         add(&format!("node-{}", node.id), node_params(node, days).map_err(failed)?)?;
     }
     let (client, client_key) = paths(CLIENT);
-    if !exists(&client) && !exists(&client_key) {
-        add(CLIENT, client_params(days).map_err(failed)?)?;
+    match (exists(&client), exists(&client_key)) {
+        (false, false) => add(CLIENT, client_params(days).map_err(failed)?)?,
+        // A former call was interrupted between the two.
+        (false, true) => {
+            return Err(TlsError(format!(
+                "`{}` exists and `{}` does not: delete the key for a new pair",
+                client_key.display(),
+                client.display()
+            )));
+        }
+        (true, _) => {}
     }
     let write = || -> io::Result<Vec<PathBuf>> {
         DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
@@ -122,12 +132,20 @@ pub fn init(directory: &Path, nodes: &[NewNode], days: u32) -> Result<Vec<PathBu
 }
 
 /// Gives a file its name once all of it is on disk, and fails if the name is taken.
+///
+/// The file is a new one, never one that another user has put there to read the key.
 fn publish(path: &Path, text: &str) -> io::Result<()> {
-    let temporary = path.with_extension("tmp");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    Ok(renameat_with(CWD, &temporary, CWD, path, RenameFlags::NOREPLACE)?)
+    let temporary = path.with_extension(format!("{:08x}.tmp", getrandom::u32().map_err(io::Error::other)?));
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    let published = file
+        .write_all(text.as_bytes())
+        .and_then(|()| file.sync_all())
+        .and_then(|()| Ok(renameat_with(CWD, &temporary, CWD, path, RenameFlags::NOREPLACE)?));
+    if published.is_err() {
+        // The first error is the one to report.
+        let _ = fs::remove_file(&temporary);
+    }
+    published
 }
 
 fn params(name: String, days: u32) -> CertificateParams {
@@ -238,17 +256,87 @@ mod tests {
         assert_eq!(node_of(&read_certificates(&client.certificate).unwrap()[0]), None);
         let message = Tls::open(1, client, false).unwrap_err().to_string();
         assert!(message.contains("rkv:node:1"), "{message}");
-        let before: Vec<Vec<u8>> = written.iter().map(|path| std::fs::read(path).unwrap()).collect();
+        let before: Vec<Vec<u8>> = written.iter().map(|path| fs::read(path).unwrap()).collect();
         let message = init(&directory, &[node(3), node(2)], 90).unwrap_err().to_string();
         assert!(message.contains("node-2.pem") && !directory.join("node-3.pem").exists(), "{message}");
         assert_eq!(init(&directory, &[node(3)], 90).unwrap().len(), 2);
         Tls::open(3, files(&directory, "node-3"), true).unwrap();
-        let after: Vec<Vec<u8>> = written.iter().map(|path| std::fs::read(path).unwrap()).collect();
+        let after: Vec<Vec<u8>> = written.iter().map(|path| fs::read(path).unwrap()).collect();
         assert!(before == after);
         // Without its key a CA signs nothing, and no second CA takes its place.
-        std::fs::remove_file(directory.join("ca-key.pem")).unwrap();
+        fs::remove_file(directory.join("ca-key.pem")).unwrap();
         let message = init(&directory, &[node(4)], 90).unwrap_err().to_string();
         assert!(message.contains("ca-key.pem"), "{message}");
+    }
+
+    /// A call that was interrupted between any two files leaves either what the next call continues with, or what it
+    /// names as to be deleted. It leaves no certificate without a key.
+    ///
+    /// Method: keep the first files of a call, in the order in which they were written.
+    #[test]
+    fn init_was_interrupted() {
+        let parent = tempfile::tempdir().unwrap();
+        let whole = parent.path().join("whole");
+        let written = init(&whole, &[node(1), node(2)], 90).unwrap();
+        for count in 0..written.len() {
+            let directory = parent.path().join(count.to_string());
+            DirBuilder::new().mode(0o700).create(&directory).unwrap();
+            let kept: Vec<PathBuf> =
+                written[..count].iter().map(|path| directory.join(path.file_name().unwrap())).collect();
+            for (from, to) in written.iter().zip(&kept) {
+                fs::copy(from, to).unwrap();
+            }
+            let mut attempts = 0;
+            while let Err(error) = init(&directory, &[node(1), node(2)], 90) {
+                let message = error.to_string();
+                assert!(message.contains("delete"), "{count}: {message}");
+                // What the message says: a key without its certificate, or all of a node.
+                let pair_of = |path: &Path| path.display().to_string().replace("-key.pem", "").replace(".pem", "");
+                let named = kept.iter().find(|path| message.contains(&format!("`{}`", path.display()))).unwrap();
+                for path in kept.iter().filter(|path| pair_of(path) == pair_of(named)) {
+                    let _ = fs::remove_file(path);
+                }
+                attempts += 1;
+                assert!(attempts < written.len(), "{count}: {message}");
+            }
+            for id in [1, 2] {
+                Tls::open(id, files(&directory, &format!("node-{id}")), true).unwrap();
+            }
+            let client = files(&directory, "client");
+            ClientTls::from_files(&client.ca, &client.certificate, &client.key).unwrap();
+        }
+    }
+
+    /// Keys are written to files that nobody else can have opened, and not through links.
+    ///
+    /// Method: put a file that all may read, and a link, where keys are written to. Then let a name be taken by a link
+    /// to nowhere.
+    #[test]
+    fn keys_are_new_files() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("tls");
+        fs::create_dir(&directory).unwrap();
+        let elsewhere = parent.path().join("elsewhere");
+        let planted = directory.join("ca-key.tmp");
+        fs::write(&planted, "").unwrap();
+        fs::set_permissions(&planted, fs::Permissions::from_mode(0o666)).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, directory.join("node-1-key.tmp")).unwrap();
+        for path in init(&directory, &[node(1)], 90).unwrap() {
+            let found = path.symlink_metadata().unwrap();
+            assert!(found.is_file() && found.permissions().mode() & 0o777 == 0o600, "{path:?}: {found:?}");
+        }
+        assert!(!elsewhere.exists());
+        for name in ["node-2.pem", "node-2-key.pem"] {
+            let link = directory.join(name);
+            std::os::unix::fs::symlink(&elsewhere, &link).unwrap();
+            let message = init(&directory, &[node(2)], 90).unwrap_err().to_string();
+            assert!(message.contains(name) && !elsewhere.exists(), "{message}");
+            fs::remove_file(&link).unwrap();
+        }
+        publish(&directory.join("ca.pem"), "").unwrap_err();
+        let names = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name());
+        let left: Vec<_> = names.filter(|name| name.to_string_lossy().ends_with(".tmp")).collect();
+        assert_eq!(left.len(), 2, "{left:?}");
     }
 
     /// A node is an id and hosts.
