@@ -120,6 +120,9 @@ mod tests {
     use std::net::TcpStream;
 
     use super::*;
+    use crate::connection::connections_with;
+    use crate::tls::issue::{self, NewNode};
+    use crate::tls::{ClientTls, NodeFiles};
 
     /// While a node opens its data, its probes and its errors say so. A connection that is not yet accepted when the
     /// node is ready is served by the node.
@@ -150,6 +153,47 @@ mod tests {
         let mut byte = [0];
         accepted.read_exact(&mut byte).unwrap();
         assert_eq!(&byte, b"x");
+    }
+
+    /// A node with TLS answers during a start over TLS, and to nothing else.
+    #[tokio::test]
+    async fn probes_are_answered_over_tls() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str| directory.path().join(name);
+        let node = NewNode { id: 1, hosts: vec!["127.0.0.1".to_owned()] };
+        issue::init(directory.path(), &[node], 1).unwrap();
+        let files = NodeFiles { certificate: file("node-1.pem"), key: file("node-1-key.pem"), ca: file("ca.pem") };
+        let ca = file("ca.pem");
+        let (certificate, key) = (file("client.pem"), file("client-key.pem"));
+        for demands_certificates in [false, true] {
+            let tls = Arc::new(Tls::open(1, files.clone(), demands_certificates).unwrap());
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let addr = listener.local_addr().unwrap();
+            let starting = Starting::begin(std::slice::from_ref(&listener), Some(&tls)).unwrap();
+            let known = connections_with(ClientTls::from_files(&ca, &certificate, &key).unwrap().config());
+            for (path, status, part) in
+                [("/livez", 200, "ok\n"), ("/v1/kv/a", 503, "recovering"), ("/raft-status", 503, "Recovering")]
+            {
+                let response = known.get(format!("https://{addr}{path}")).send().await.unwrap();
+                assert_eq!(response.status().as_u16(), status, "{path}");
+                let text = response.text().await.unwrap();
+                assert!(text.contains(part), "{path}: {text}");
+            }
+            let unknown = connections_with(ClientTls::from_ca(&ca).unwrap().config());
+            let answered = unknown.get(format!("https://{addr}/livez")).send().await;
+            assert_eq!(answered.is_ok(), !demands_certificates, "{answered:?}");
+            let plain = tokio::task::spawn_blocking(move || {
+                let mut stream = TcpStream::connect(addr).unwrap();
+                write!(stream, "GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+                let mut response = Vec::new();
+                // The connection may be reset.
+                let _ = stream.read_to_end(&mut response);
+                String::from_utf8_lossy(&response).into_owned()
+            });
+            let plain = plain.await.unwrap();
+            assert!(!plain.contains("HTTP/"), "{plain}");
+            starting.end().await;
+        }
     }
 
     fn get(addr: SocketAddr, path: &str) -> String {
