@@ -417,6 +417,18 @@ async fn certificates_are_reloaded() {
     cluster.write(1, "before", "x").await;
 
     // A new CA, in three steps that keep the cluster available: trust both, use new certificates, trust the new one.
+    let mut watch = connect_showing(&cluster, None).await;
+    watch.write_all(b"GET /v1/watch?prefix= HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+    let old = certificate(&directory, 2, Fault::None);
+    let mut old_peer = connect_showing(&cluster, Some(old)).await;
+    let mut old_watch = connect_showing(&cluster, Some(certificate(&directory, 2, Fault::OfAClient))).await;
+    old_watch.write_all(b"GET /v1/watch?prefix= HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+    for stream in [&mut watch, &mut old_watch] {
+        let mut head = [0; 12];
+        stream.read_exact(&mut head).await.unwrap();
+        assert_eq!(&head, b"HTTP/1.1 200");
+    }
+
     let old_client = Http::with_tls(&cluster.client_tls().config());
     assert_eq!(old_client.get(cluster.addr(1), "/livez").await.unwrap().status, 200);
     let new = tempfile::tempdir().unwrap();
@@ -460,6 +472,39 @@ async fn certificates_are_reloaded() {
     let answer = old_client.get(cluster.addr(1), "/v1/kv/before").await;
     assert!(answer.as_ref().map_or(true, |answer| answer.status == 403), "{answer:?}");
     cluster.assert_alive();
+    // Open connections with a certificate of the old CA end: of a node before its RPC is read, and of a watch at once.
+    let to = identity_of(&cluster, 1).await;
+    let body = vote_of(2, &to, cluster.metrics(1).await.current_term + 1);
+    let head = format!("POST /raft-vote HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", body.len());
+    let _ = old_peer.write_all(&[head.as_bytes(), &body].concat()).await;
+    let mut answer = Vec::new();
+    let _ = old_peer.read_to_end(&mut answer).await;
+    assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 403"), "{}", String::from_utf8_lossy(&answer));
+    let ended = tokio::time::timeout(DEADLINE, async { while let Ok(1..) = old_watch.read(&mut [0; 4096]).await {} });
+    ended.await.expect("the watch ends");
+    // A caller without a certificate is no less trusted than before.
+    cluster.write(1, "last", "seen by the watch").await;
+    let seen = async {
+        let mut events = Vec::new();
+        while !String::from_utf8_lossy(&events).contains("seen by the watch") {
+            let mut more = [0; 4096];
+            let length = watch.read(&mut more).await.unwrap();
+            assert_ne!(length, 0, "the watch ended");
+            events.extend_from_slice(&more[..length]);
+        }
+    };
+    tokio::time::timeout(DEADLINE, seen).await.expect("the watch goes on");
+    cluster.assert_alive();
+}
+
+/// SIGHUP does not end a node that has no TLS files to read again.
+#[tokio::test]
+async fn hangups_end_no_node() {
+    let mut cluster = TestCluster::form("hangup", &[1], STEADY).await;
+    for number in 0..5 {
+        send_signal(cluster.node(1).pid(), "HUP");
+        cluster.write(1, "k", &number.to_string()).await;
+    }
 }
 
 /// Handshakes that never end are cut off, and many of them cause no election and stop no client.

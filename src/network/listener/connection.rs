@@ -274,6 +274,11 @@ impl AsyncRead for Connection {
         let is_writing = self.is_writing();
         // A connection that waits to be admitted has something to read, so it must not be closed.
         if read.is_pending() && !self.waits_for_turn && self.state.poll_closing(context, is_writing).is_ready() {
+            // If the client seemed to have closed its half of the connection, the HTTP library would send the rest of a
+            // response, and a watch has no end.
+            if self.state.is_leaving() && self.state.is_responding() {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+            }
             if self.has_nothing_to_do() {
                 // As if the client had closed the connection.
                 return Poll::Ready(Ok(()));

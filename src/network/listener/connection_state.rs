@@ -321,6 +321,11 @@ impl ConnectionState {
         self.leave.get() == Leave::Now
     }
 
+    /// Whether a request is being processed, or its response is a stream.
+    pub fn is_responding(&self) -> bool {
+        matches!(self.phase.get(), Phase::Processing | Phase::Streaming)
+    }
+
     /// Ready once the connection must be closed, whatever its phase.
     pub fn poll_leaving(&self, context: &Context<'_>) -> Poll<()> {
         self.wake_by(context);
