@@ -141,8 +141,11 @@ fn run(config: Config, log: &LogWriter, complaint: Option<String>) -> anyhow::Re
     })
 }
 
-/// Resolves at the first SIGTERM or SIGINT.
+/// Resolves at the first SIGTERM or SIGINT. From now on SIGHUP does not end the process: it asks a node to read its TLS
+/// files again, which a node without them, or one that still opens its data, need not do.
 fn shutdown_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    // The handler stays when the stream is dropped.
+    drop(signal(SignalKind::hangup()).context("cannot handle SIGHUP")?);
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
     Ok(async move {

@@ -9,8 +9,8 @@ pub mod issue;
 mod reload;
 
 use std::fmt;
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
@@ -317,11 +317,12 @@ fn in_file(path: &Path, why: &dyn fmt::Display) -> TlsError {
 /// Reads a file of bounded length.
 fn read_file(path: &Path) -> Result<Vec<u8>, TlsError> {
     let read = || {
-        let length = fs::metadata(path)?.len();
-        if length > TLS_FILE_BYTES_MAX {
+        let mut bytes = Vec::new();
+        File::open(path)?.take(TLS_FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > TLS_FILE_BYTES_MAX {
             return Err(io::Error::other(format!("it is longer than {TLS_FILE_BYTES_MAX} bytes")));
         }
-        fs::read(path)
+        Ok(bytes)
     };
     read().map_err(|error| TlsError(format!("cannot read `{}`: {error}", path.display())))
 }

@@ -26,6 +26,8 @@ pub struct Tls {
     expires_s: AtomicI64,
     /// Why the newest files are not used, if they are not.
     rejected: Mutex<Option<String>>,
+    /// The files before they were last read.
+    seen: Mutex<Signature>,
 }
 
 impl fmt::Debug for Tls {
@@ -44,6 +46,7 @@ impl Tls {
     ///
     /// If a file cannot be read, or other nodes would not accept the certificate.
     pub fn open(id: NodeId, files: NodeFiles, demands_certificates: bool) -> Result<Self, TlsError> {
+        let seen = Mutex::new(signature(&files));
         let loaded = Loaded::read(&files, id, demands_certificates)?;
         Ok(Tls {
             id,
@@ -53,6 +56,7 @@ impl Tls {
             current: RwLock::new(Arc::new(loaded)),
             number: AtomicU64::new(1),
             rejected: Mutex::default(),
+            seen,
         })
     }
 
@@ -106,6 +110,17 @@ impl Tls {
         self.rejected.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Reads the files again if they changed since they were last read, which may be long ago: a node that opens much
+    /// data does not look at them meanwhile.
+    fn reload_if_changed(&self) {
+        let found = signature(&self.files);
+        let before = std::mem::replace(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner), found);
+        // Another attempt while they are invalid: they may have been read while they were written.
+        if before != found || self.rejected().is_some() {
+            self.reload();
+        }
+    }
+
     /// Reads the files again. Unless all of them are valid, the node continues with those it has.
     fn reload(&self) {
         let loaded = Loaded::read(&self.files, self.id, self.demands_certificates);
@@ -121,6 +136,7 @@ impl Tls {
                 *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded);
                 self.number.fetch_add(1, Ordering::Release);
                 tracing::info!("read the TLS files again: the certificate expires in {}", days_until(expires_s));
+                self.check_key_mode();
             }
             Err(error) if before != why => {
                 tracing::error!("the TLS files changed and are not used; the previous ones stay in use: {error}");
@@ -129,32 +145,29 @@ impl Tls {
         }
     }
 
-    fn signature(&self) -> Signature {
-        [&self.files.certificate, &self.files.key, &self.files.ca].map(|path| {
-            let found = fs::metadata(path).ok()?;
-            Some((found.dev(), found.ino(), found.len(), found.mtime(), found.mtime_nsec(), found.ctime_nsec()))
-        })
+    /// Warns if others than its owner may read or change the private key. That may be intended, for a group or inside a
+    /// container, so the node starts nevertheless.
+    fn check_key_mode(&self) {
+        let key = &self.files.key;
+        let mode = fs::metadata(key).map_or(0, |found| found.mode() & 0o7777);
+        if mode & 0o077 != 0 {
+            tracing::warn!(
+                "the private key `{}` has mode {mode:04o}, so not only its owner can use it; 0600 is safe",
+                key.display()
+            );
+        }
     }
 
     /// Reads the files again whenever they change, and at SIGHUP. Warns when the certificate is about to expire.
     pub async fn watch(self: Arc<Self>) {
+        self.check_key_mode();
         // Without the signal, changes are still seen.
         let mut hangup = signal(SignalKind::hangup()).ok();
-        let mut seen = None;
         let mut days_said = i64::MAX;
         loop {
             let tls = self.clone();
-            let looked = tokio::task::spawn_blocking(move || {
-                let found = tls.signature();
-                // Another attempt while they are invalid: they may have been read while they were written.
-                if seen.is_some_and(|seen| seen != found) || tls.rejected().is_some() {
-                    tls.reload();
-                }
-                found
-            });
-            if let Ok(found) = looked.await {
-                seen = Some(found);
-            }
+            // It cannot fail but by a panic, which is logged.
+            let _ = tokio::task::spawn_blocking(move || tls.reload_if_changed()).await;
             let days = days_left(self.expires_s());
             if days < 30 && days < days_said {
                 tracing::warn!("the certificate of this node expires in {}", days_until(self.expires_s()));
@@ -168,11 +181,17 @@ impl Tls {
             };
             if tokio::time::timeout(TLS_POLL_INTERVAL, hung_up).await.is_ok() {
                 let tls = self.clone();
-                // It cannot fail but by a panic, which is logged.
                 let _ = tokio::task::spawn_blocking(move || tls.reload()).await;
             }
         }
     }
+}
+
+fn signature(files: &NodeFiles) -> Signature {
+    [&files.certificate, &files.key, &files.ca].map(|path| {
+        let found = fs::metadata(path).ok()?;
+        Some((found.dev(), found.ino(), found.len(), found.mtime(), found.mtime_nsec(), found.ctime_nsec()))
+    })
 }
 
 /// Days until a time in seconds since 1970; negative if it has passed.
@@ -186,5 +205,43 @@ fn days_until(expires_s: i64) -> String {
         days if days < 0 => "the past: it has expired".to_owned(),
         1 => "1 day".to_owned(),
         days => format!("{days} days"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::issue::{self, NewNode};
+
+    /// Files that changed after they were opened are read once, however long nothing looked at them. A file that was
+    /// written in part is read again when it is complete.
+    #[test]
+    fn changes_are_noticed() {
+        let parent = tempfile::tempdir().unwrap();
+        let [first, second] = ["first", "second"].map(|name| {
+            let directory = parent.path().join(name);
+            issue::init(&directory, &[NewNode { id: 1, hosts: vec!["localhost".to_owned()] }], 90).unwrap();
+            directory
+        });
+        let names = ["node-1.pem", "node-1-key.pem", "ca.pem"];
+        let [certificate, key, ca] = names.map(|name| first.join(name));
+        let tls = Tls::open(1, NodeFiles { certificate, key, ca }, false).unwrap();
+        tls.reload_if_changed();
+        assert_eq!(tls.number(), 1, "nothing changed");
+        for name in names {
+            fs::copy(second.join(name), first.join(name)).unwrap();
+        }
+        tls.reload_if_changed();
+        assert_eq!((tls.number(), tls.rejected()), (2, None));
+        let whole = fs::read(first.join("node-1.pem")).unwrap();
+        for length in 0..whole.len() - 1 {
+            fs::write(first.join("node-1.pem"), &whole[..length]).unwrap();
+            tls.reload_if_changed();
+            assert!(tls.rejected().is_some(), "{length} of {} bytes", whole.len());
+        }
+        assert_eq!(tls.number(), 2);
+        fs::write(first.join("node-1.pem"), &whole).unwrap();
+        tls.reload_if_changed();
+        assert_eq!((tls.number(), tls.rejected()), (3, None));
     }
 }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -416,7 +417,6 @@ async fn certificates_are_reloaded() {
     cluster.logs(1, &["are not used", "node-1.pem"]).await;
     cluster.write(1, "before", "x").await;
 
-    // A new CA, in three steps that keep the cluster available: trust both, use new certificates, trust the new one.
     let mut watch = connect_showing(&cluster, None).await;
     watch.write_all(b"GET /v1/watch?prefix= HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
     let old = certificate(&directory, 2, Fault::None);
@@ -429,6 +429,7 @@ async fn certificates_are_reloaded() {
         assert_eq!(&head, b"HTTP/1.1 200");
     }
 
+    // A new CA, in three steps that keep the cluster available: trust both, use new certificates, trust the new one.
     let old_client = Http::with_tls(&cluster.client_tls().config());
     assert_eq!(old_client.get(cluster.addr(1), "/livez").await.unwrap().status, 200);
     let new = tempfile::tempdir().unwrap();
@@ -471,7 +472,6 @@ async fn certificates_are_reloaded() {
     cluster.value_is(&ALL, "after", "x").await;
     let answer = old_client.get(cluster.addr(1), "/v1/kv/before").await;
     assert!(answer.as_ref().map_or(true, |answer| answer.status == 403), "{answer:?}");
-    cluster.assert_alive();
     // Open connections with a certificate of the old CA end: of a node before its RPC is read, and of a watch at once.
     let to = identity_of(&cluster, 1).await;
     let body = vote_of(2, &to, cluster.metrics(1).await.current_term + 1);
@@ -504,6 +504,118 @@ async fn hangups_end_no_node() {
     for number in 0..5 {
         send_signal(cluster.node(1).pid(), "HUP");
         cluster.write(1, "k", &number.to_string()).await;
+    }
+    cluster.assert_alive();
+}
+
+/// A node warns at its start if not only its owner can read its key.
+#[tokio::test]
+async fn readable_keys_are_reported() {
+    let mut cluster = TestCluster::form_tls("tls-key-mode", &[1], STEADY).await;
+    let key = cluster.tls_directory().join("node-2-key.pem");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
+    cluster.add_node(2).await;
+    cluster.logs(2, &["node-2-key.pem", "has mode 0640"]).await;
+    assert!(!cluster.node(1).log().contains("has mode"), "{}", cluster.node(1).log());
+}
+
+/// No private key is in what a node writes, logs or returns, at any log level, and whatever fails.
+///
+/// Method: run a cluster that logs everything; fail handshakes, RPCs and requests, restart the leader, and give nodes
+/// and commands keys in place of other files. Then search for parts of all keys in each form that a program might print.
+#[tokio::test]
+async fn keys_stay_secret() {
+    let flags: Vec<&str> = CALM_BUT_QUICK.iter().copied().chain(["--log-level=trace"]).collect();
+    let mut cluster = TestCluster::form_tls("tls-secrets", &ALL, &flags).await;
+    let directory = cluster.tls_directory();
+    let mut secrets = Vec::new();
+    for entry in fs::read_dir(&directory).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.display().to_string().ends_with("-key.pem") {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        let der = PrivateKeyDer::from_pem_slice(text.as_bytes()).unwrap();
+        let der = der.secret_der();
+        // The octet string of 32 bytes is the private number. What follows it is public.
+        let start = der.windows(2).position(|window| window == [4, 32]).unwrap() + 2;
+        let number = &der[start..start + 32];
+        let decimal = format!("{:?}", &number[..10]);
+        let hex: String = number[..10].iter().map(|byte| format!("{byte:02x}")).collect();
+        secrets.push(number[..10].to_vec());
+        secrets.extend([decimal.trim_matches(['[', ']']).to_owned(), hex.to_uppercase(), hex].map(String::into_bytes));
+        // The end of the first line and the beginning of the second one encode parts of the number.
+        let lines: Vec<&str> = text.lines().collect();
+        secrets.extend([&lines[1][52..], &lines[2][..6]].map(|part| part.as_bytes().to_vec()));
+    }
+    assert_eq!(secrets.len(), 7 * 6, "the keys of the CA, of five nodes and of a client");
+    let is_secret = |bytes: &[u8]| {
+        let found = |secret: &Vec<u8>| memchr::memmem::find(bytes, secret).is_some();
+        secrets.iter().any(found)
+    };
+    assert!(is_secret(&fs::read(directory.join("node-1-key.pem")).unwrap()), "the search works");
+
+    let mut shown = Vec::new();
+    let leader = cluster.leader_of(&ALL).await;
+    cluster.write(leader, "k", "v").await;
+    let to = identity_of(&cluster, 1).await;
+    for fault in [Fault::Expired, Fault::OtherCa, Fault::SelfSigned, Fault::OfAClient, Fault::None] {
+        let http = Http::with_tls(&client_showing(&directory, Some(certificate(&directory, 2, fault))));
+        let answer = http.request(Method::POST, cluster.addr(1), "/raft-vote", &[], vote_of(3, &to, 99)).await;
+        shown.push(answer.map_or_else(|error| error.to_string(), |answer| answer.text()));
+    }
+    shown.push(Http::new().get(cluster.addr(1), "/v1/kv/a").await.unwrap().text());
+    let file = |name: &str| directory.join(name).display().to_string();
+    let (ca, certificate, key) = (file("ca.pem"), file("node-1.pem"), file("node-1-key.pem"));
+    for [ca, certificate, key] in [[&key, &certificate, &key], [&ca, &key, &key], [&ca, &certificate, &ca]] {
+        let flags = ["--tls-ca", ca, "--tls-cert", certificate, "--tls-key", key];
+        let client = ["get", "k", "--endpoints", cluster.addr(1), "--retry-for=0s"];
+        let node = ["--id=1", "--http-addr=127.0.0.1:0", "--log-level=trace"];
+        for words in [&client[..], &node, &["config", "check", "--id=1"], &["config", "print", "--id=1"]] {
+            let ended = run(&[words, &flags].concat(), &[]);
+            shown.extend([ended.stdout, ended.stderr]);
+        }
+    }
+    for name in ["node-1.pem", "node-1-key.pem", "ca.pem"] {
+        let good = fs::read(directory.join(name)).unwrap();
+        // A part of a key, or a whole one where a certificate should be.
+        let key = fs::read(directory.join("node-1-key.pem")).unwrap();
+        let bad = if name == "node-1-key.pem" { &key[..key.len() / 2] } else { &key[..] };
+        fs::write(directory.join(name), bad).unwrap();
+        send_signal(cluster.node(1).pid(), "HUP");
+        let text = eventually("the bad file is reported", DEADLINE, async || {
+            let text = cluster.http().get(cluster.addr(1), "/raft-status").await.unwrap().text();
+            if text.contains(name) { Ok(text) } else { Err(text) }
+        });
+        shown.push(text.await);
+        for path in ["/metrics", "/v1/metrics", "/v1/cluster", "/raft-identity", "/readyz?verbose"] {
+            shown.push(cluster.http().get(cluster.addr(1), path).await.unwrap().text());
+        }
+        fs::write(directory.join(name), good).unwrap();
+        send_signal(cluster.node(1).pid(), "HUP");
+        eventually("the good file is used", DEADLINE, async || {
+            let text = cluster.http().get(cluster.addr(1), "/raft-status").await.unwrap().text();
+            if text.contains(name) { Err(text) } else { Ok(()) }
+        })
+        .await;
+    }
+    cluster.kill(leader);
+    cluster.leader_of(&others(leader)).await;
+    cluster.restart(leader).await;
+    cluster.value_is(&ALL, "k", "v").await;
+
+    for text in shown {
+        assert!(!is_secret(text.as_bytes()), "{text}");
+    }
+    for id in ALL {
+        let node = cluster.node(id);
+        let log = node.log();
+        assert!(log.contains(" TRACE "), "node {id} logs everything");
+        assert!(!is_secret(log.as_bytes()), "the log of node {id}");
+        let of_process = ["cmdline", "environ"].map(|name| format!("/proc/{}/{name}", node.pid()).into());
+        for path in node.files().into_iter().chain(of_process) {
+            assert!(!is_secret(&fs::read(&path).unwrap()), "{}", path.display());
+        }
     }
 }
 
