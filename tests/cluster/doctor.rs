@@ -92,14 +92,15 @@ async fn a_healthy_cluster_has_no_findings() {
     let json = run(&["cluster", "status", "--endpoints", &endpoints, "--output", "json"], &[]);
     let printed: Value = serde_json::from_str(&json.stdout).unwrap();
     let described = cluster.get(1, "/v1/cluster").await.done();
-    for field in ["cluster_id", "leader", "term"] {
+    for field in ["cluster_id", "leader", "term", "format_level"] {
         assert_eq!(printed[field], described[field], "{printed} {described}");
     }
     let table = run(&["cluster", "status", "--endpoints", &endpoints], &[]);
-    assert_eq!((table.code, table.stdout.lines().count()), (Some(0), 5), "{}", table.stdout);
+    assert_eq!((table.code, table.stdout.lines().count()), (Some(0), 6), "{}", table.stdout);
     let lines: Vec<&str> = table.stdout.lines().collect();
     assert!(lines[0].contains(&format!("leader {}", described["leader"])), "{}", table.stdout);
-    assert!(lines[1].starts_with("NODE  ROLE") && lines[2].starts_with("1  "), "{}", table.stdout);
+    assert_eq!(lines[1], format!("format level {}", described["format_level"]), "{}", table.stdout);
+    assert!(lines[2].starts_with("NODE  ROLE") && lines[3].starts_with("1  "), "{}", table.stdout);
 
     cluster.kill(2);
     cluster.kill(3);

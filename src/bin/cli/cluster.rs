@@ -130,6 +130,8 @@ fn write_cluster(output: &mut Output, cluster: &ClusterAnswer) -> io::Result<()>
     let word = |word: &Option<String>| word.as_deref().map_or("-".to_owned(), printable);
     let leader = cluster.leader.map_or("no known leader".to_owned(), |leader| format!("leader {leader}"));
     output.line(&(), format!("cluster {}, {leader}, term {}", word(&cluster.cluster_id), cluster.term))?;
+    let level = cluster.format_level.map_or("-".to_owned(), |level| level.to_string());
+    output.line(&(), format!("format level {level}"))?;
     let names = [
         "NODE",
         "ROLE",

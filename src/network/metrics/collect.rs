@@ -14,6 +14,7 @@ use prometheus_client::metrics::MetricType;
 use crate::app::{ExampleApp, Role};
 use crate::clock::wall_ms;
 use crate::disk::DiskSpace;
+use crate::level::Level;
 use crate::network::readiness;
 use crate::telemetry::meters::{Counter, Gauge, Histogram, HistogramReading, HttpMeters, STATUSES};
 use crate::telemetry::operations::OPERATIONS;
@@ -247,6 +248,7 @@ fn state(page: &mut Page<'_>, app: &ExampleApp) -> fmt::Result {
         keys: usize,
         bytes: u64,
         revision: u64,
+        level: Level,
         history: (usize, usize),
         requests: (usize, usize),
     }
@@ -254,12 +256,15 @@ fn state(page: &mut Page<'_>, app: &ExampleApp) -> fmt::Result {
         keys: machine.data.len(),
         bytes: machine.data_bytes(),
         revision: machine.revision,
+        level: machine.level,
         history: (machine.history.iter().len(), machine.history.bytes()),
         requests: (machine.requests.len(), machine.requests.bytes()),
     });
     page.gauge("store_keys", "Keys.", sizes.keys)?;
     page.gauge("store_bytes", "Length of all keys and values.", sizes.bytes)?;
     page.gauge("store_revision", "Revision of the store.", sizes.revision)?;
+    let help = "Level of formats of the cluster, as far as the node has applied entries.";
+    page.gauge("store_format_level", help, sizes.level.0)?;
     let help = "Memory that keys and values use, as the quota counts them.";
     page.gauge("quota_used_bytes", help, app.store.state_machine.memory_bytes())?;
     page.gauge("quota_bytes", "Quota, beyond which the node accepts no growth while it leads.", app.quota_bytes)?;
