@@ -355,6 +355,9 @@ pub const TLS_HANDSHAKE_STEPS_PER_TURN: usize = 1;
 pub const TLS_POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// Longest TLS file, in bytes.
 pub const TLS_FILE_BYTES_MAX: u64 = 1 << 20;
+/// Certificates of open connections of which a node remembers whether they are valid with its current TLS files; of more
+/// than these each connection is checked. They take at most 4 MiB.
+pub const TLS_CHAINS_KEPT: usize = 64;
 /// Nodes to which a thread keeps TLS clients; no cluster has so many.
 pub const TLS_NODES_MAX: usize = 256;
 /// How long a client may take to send the head of a request, from its first byte.

@@ -212,6 +212,7 @@ fn days_until(expires_s: i64) -> String {
 mod tests {
     use super::*;
     use crate::tls::issue::{self, NewNode};
+    use crate::tls::read_certificates;
 
     /// Files that changed after they were opened are read once, however long nothing looked at them. A file that was
     /// written in part is read again when it is complete.
@@ -228,11 +229,17 @@ mod tests {
         let tls = Tls::open(1, NodeFiles { certificate, key, ca }, false).unwrap();
         tls.reload_if_changed();
         assert_eq!(tls.number(), 1, "nothing changed");
+        let [former, next] =
+            [&first, &second].map(|directory| read_certificates(&directory.join("client.pem")).unwrap());
+        // Twice: the second time, the result is remembered.
+        let judge = || [&former, &next, &former, &next].map(|chain| tls.accepts(chain));
+        assert_eq!(judge(), [true, false, true, false]);
         for name in names {
             fs::copy(second.join(name), first.join(name)).unwrap();
         }
         tls.reload_if_changed();
         assert_eq!((tls.number(), tls.rejected()), (2, None));
+        assert_eq!(judge(), [false, true, false, true]);
         let whole = fs::read(first.join("node-1.pem")).unwrap();
         for length in 0..whole.len() - 1 {
             fs::write(first.join("node-1.pem"), &whole[..length]).unwrap();
