@@ -141,7 +141,7 @@ impl Announced {
 }
 
 /// What is known of an RPC before its body is read. Rejects an RPC for another node, from an impostor, or over TLS from a
-/// caller that is no node; its body then need not be read.
+/// caller without a node's certificate. The body of a rejected RPC need not be read.
 pub fn announced(app: &ExampleApp, request: &HttpRequest) -> Result<Announced, ApiError> {
     let certified = state_of(request).and_then(|state| state.caller()).and_then(|caller| caller.node);
     // The listener rejects such requests by their path, which the router also understands in other spellings.

@@ -307,7 +307,7 @@ mod tests {
         }
     }
 
-    /// Keys are written to files that nobody else can have opened, and not through links.
+    /// Keys are written to new files, which no other user can have opened, and not through links.
     ///
     /// Method: put a file that all may read, and a link, where keys are written to. Then let a name be taken by a link
     /// to nowhere.

@@ -493,7 +493,7 @@ async fn certificates_are_reloaded() {
             events.extend_from_slice(&more[..length]);
         }
     };
-    tokio::time::timeout(DEADLINE, seen).await.expect("the watch goes on");
+    tokio::time::timeout(DEADLINE, seen).await.expect("the watch continues");
     cluster.assert_alive();
 }
 
