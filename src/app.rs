@@ -12,6 +12,7 @@ use openraft::metrics::{RaftMetrics, RaftServerMetrics};
 use tokio::sync::{Semaphore, watch};
 
 use crate::agreement::{Agreement, OlderCopy, OtherEntry};
+use crate::auth::Auth;
 use crate::config::{
     Config, EXPORTS_AT_ONCE, JoinAs, Limits, MEMBER_CHANGES_MAX, MEMBERS_ANSWER_MAX, MEMBERS_ANSWER_MIN,
     NEXT_LEADER_WAIT_MAX,
@@ -72,6 +73,8 @@ pub struct ExampleApp {
     pub joins_as: Option<JoinAs>,
     /// How long voters have to respond before a membership change that needs them is rejected.
     pub members_answer_deadline: Duration,
+    /// Which requests this node serves.
+    pub auth: Auth,
     /// What this node remembers of received RPCs.
     pub peers: Arc<Peers>,
     /// Whether this node has the entries that its leader counts on.
@@ -133,6 +136,8 @@ pub enum Failure {
     Task(&'static str),
     /// `--bootstrap` would found a second cluster.
     SecondCluster(String),
+    /// The cluster requires tokens, and this node was started without the root token.
+    NoRootToken,
 }
 
 /// Held by a background task that must run as long as its node. If the task ends or panics, the node exits.
@@ -290,6 +295,7 @@ pub struct Room {
 
 impl ExampleApp {
     /// Creates the handles of a node.
+    #[expect(clippy::too_many_arguments, reason = "each is a part of the node, and the one caller names them all")]
     pub fn new(
         addr: String,
         raft: ExampleRaft,
@@ -297,6 +303,7 @@ impl ExampleApp {
         peers: Arc<Peers>,
         traces: Option<Arc<Traces>>,
         tls: Option<Arc<Tls>>,
+        auth: Auth,
         config: &Config,
     ) -> Self {
         let metrics = raft.server_metrics();
@@ -320,6 +327,7 @@ impl ExampleApp {
             members_answer_deadline: Duration::from_millis(config.election_timeout_max_ms)
                 .clamp(MEMBERS_ANSWER_MIN, MEMBERS_ANSWER_MAX),
             peers,
+            auth,
             agreement: Agreement::default(),
             confirmations: Confirmations::default(),
             watches_held: WatchesHeld::default(),
@@ -693,6 +701,11 @@ impl ExampleApp {
     /// Notes that the log has another entry than the leader's: the node must exit.
     pub fn set_other_entry(&self, found: OtherEntry) {
         fail(&self.failure, Failure::OtherEntry(found));
+    }
+
+    /// Makes the node exit, because it has no root token.
+    pub fn set_no_root_token(&self) {
+        fail(&self.failure, Failure::NoRootToken);
     }
 
     /// Notes that this node would found a second cluster: it must exit.

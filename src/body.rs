@@ -14,6 +14,8 @@ use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::access::TokenRole;
+
 /// Writes JSON without characters that some program takes for the end of a line.
 ///
 /// JSON allows U+0085, U+2028 and U+2029 inside strings, but several line splitters, such as Python's
@@ -609,6 +611,94 @@ pub struct ErrorAnswer {
     pub error: ErrorBody,
 }
 
+/// What a token must allow for a request: a role, and keys if the request names some.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Needs {
+    /// The role.
+    pub role: TokenRole,
+    /// The key that the token does not include.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// The beginning of keys that it does not all include.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<String>,
+    /// The first key, and the end, of a range that it does not include.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range: Option<(String, String)>,
+}
+
+/// The body of `POST /v1/tokens`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateToken {
+    /// 1 to 64 letters, digits, `.`, `_` and `-`.
+    #[schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9._-]+$")]
+    pub name: String,
+    /// What the token allows.
+    pub role: TokenRole,
+    /// Beginnings of the keys for which it allows that; without it, all keys. A token for `admin` has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_items = 1, max_items = 32)]
+    pub prefixes: Option<Vec<String>>,
+    /// Time until it expires, such as `12h`; without it, it never does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<String>,
+}
+
+/// A token that was created.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TokenCreated {
+    /// Its name.
+    pub name: String,
+    /// The token itself. No later response has it.
+    pub token: String,
+}
+
+// The token must not be logged.
+impl fmt::Debug for TokenCreated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TokenCreated").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// The response of `GET /v1/tokens`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TokenList {
+    /// Whether requests need a token.
+    pub required: bool,
+    /// All tokens, by name. The root token is not among them.
+    pub tokens: Vec<ListedToken>,
+}
+
+/// A token, without its text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ListedToken {
+    /// Its name.
+    pub name: String,
+    /// What it allows.
+    pub role: TokenRole,
+    /// Beginnings of the keys for which it allows that; empty for all keys.
+    pub prefixes: Vec<String>,
+    /// Milliseconds until it expires; missing if it never does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_in_ms: Option<u64>,
+}
+
+/// The response of `DELETE /v1/tokens/{name}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TokenRevoked {
+    /// The name of the token that was removed.
+    pub revoked: String,
+}
+
+/// The body of `POST /v1/auth`, and its response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AuthRequired {
+    /// Whether requests need a token.
+    pub required: bool,
+}
+
 /// An error, and the outcome of the request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
@@ -624,6 +714,9 @@ pub struct ErrorBody {
     /// Milliseconds after which to retry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
+    /// With `not_permitted`: what the token must allow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needs: Option<Box<Needs>>,
     /// The limit that the request exceeds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,

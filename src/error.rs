@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use crate::body::Outcome;
-use crate::body::{ErrorAnswer, ErrorBody, Leader};
+use crate::body::{ErrorAnswer, ErrorBody, Leader, Needs};
 use crate::config::{MESSAGE_CHARACTERS_MAX, RETRY_AFTER};
 use crate::types::{ExampleNode, NodeId};
 
@@ -35,12 +35,21 @@ pub enum ApiError {
     /// The request comes from a web page that must not use this node. 403.
     #[error("{}", .0.message)]
     Forbidden(Details),
+    /// The request has no valid token. 401.
+    #[error("{}", .0.message)]
+    Unauthorized(Details),
+    /// The token does not allow the request. 403.
+    #[error("{}", .0.message)]
+    NotPermitted(Box<NotPermitted>),
     /// No such route exists. 404.
     #[error("{}", .0.message)]
     NotFound(Details),
     /// The route does not support this method. 405.
     #[error("{}", .0.message)]
     MethodNotAllowed(Details),
+    /// No token has the name. 404.
+    #[error("{}", .0.message)]
+    TokenNotFound(Details),
     /// The request did not arrive in time. 408.
     #[error("{}", .0.message)]
     RequestTimeout(Details),
@@ -140,6 +149,17 @@ pub struct BadRequest {
 pub struct Details {
     /// Human-readable text.
     pub message: String,
+    /// Always `not_applied`.
+    pub outcome: NotApplied,
+}
+
+/// A request that the token does not allow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NotPermitted {
+    /// Human-readable text.
+    pub message: String,
+    /// What the token must allow.
+    pub needs: Needs,
     /// Always `not_applied`.
     pub outcome: NotApplied,
 }
@@ -319,9 +339,12 @@ impl ApiError {
         match self {
             ApiError::BadRequest(bad) => Properties::of(&bad.code, 400),
             ApiError::Forbidden(_) => Properties::of("forbidden", 403),
+            ApiError::Unauthorized(_) => Properties::of("unauthorized", 401),
+            ApiError::NotPermitted(_) => Properties::of("not_permitted", 403),
             ApiError::NotFound(_) => Properties::of("no_such_route", 404),
             ApiError::KeyNotFound(_) => Properties::of("key_not_found", 404),
             ApiError::MemberNotFound(_) => Properties::of("member_not_found", 404),
+            ApiError::TokenNotFound(_) => Properties::of("token_not_found", 404),
             ApiError::MethodNotAllowed(_) => Properties::of("method_not_allowed", 405),
             ApiError::RequestTimeout(_) => Properties::of("request_timeout", 408),
             ApiError::Conflict(_) => Properties::of("conflict", 409),
@@ -378,6 +401,7 @@ impl ApiError {
             outcome,
             leader: None,
             retry_after_ms,
+            needs: None,
             limit: None,
             size: None,
             current_revision: None,
@@ -389,6 +413,7 @@ impl ApiError {
         };
         match self {
             ApiError::BadRequest(bad) => (error.line, error.column) = (bad.line, bad.column),
+            ApiError::NotPermitted(denied) => error.needs = Some(Box::new(denied.needs.clone())),
             ApiError::TooLarge(large) => (error.limit, error.size) = (Some(large.limit), Some(large.size)),
             ApiError::KeyNotFound(missing) => error.revision = Some(missing.revision),
             ApiError::ConditionFailed(failed) => error.current_revision = failed.current_revision,

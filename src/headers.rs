@@ -4,6 +4,8 @@
 
 use actix_web::http::header::HeaderName;
 
+/// With 401: the random number that a proof for this node must include.
+pub static CHALLENGE: HeaderName = HeaderName::from_static("raft-challenge");
 /// In a request: the cluster it is meant for. In a response: the cluster of the node.
 pub static CLUSTER: HeaderName = HeaderName::from_static("raft-cluster");
 /// The ids of an RPC: `<cluster>/<from>/<to>/<incarnation of the receiver>`. Whatever follows another `/` is reserved
@@ -28,6 +30,8 @@ pub static LOG_TIME_BY_WALL: HeaderName = HeaderName::from_static("raft-log-time
 pub static NODE: HeaderName = HeaderName::from_static("raft-node");
 /// The outcome of a request that failed: `not_applied` or `unknown`.
 pub static OUTCOME: HeaderName = HeaderName::from_static("raft-outcome");
+/// In a request of another node: that it has the root token.
+pub static PROOF: HeaderName = HeaderName::from_static("raft-proof");
 /// `true`: the request was applied before, and this is the response to it.
 pub static REPLAYED: HeaderName = HeaderName::from_static("raft-replayed");
 /// The id of a request, taken from the client or made by the node. It is in the response, in the request that is

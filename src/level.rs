@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | 3 | everything that a node of a version without levels writes |
 //! | 4 | an entry can raise the level (`Operation::RaiseLevel`) |
+//! | 5 | tokens (`Operation::Access`), in the log and in snapshots |
 //!
 //! Every node can read all levels up to [`Level::NEWEST`], and reports that number to the others. The level of the
 //! cluster is a part of the replicated state. It begins at [`Level::FIRST`] and never decreases. The leader raises it, by
@@ -30,7 +31,9 @@ impl Level {
     /// The level of a new cluster, and of a node that reports none.
     pub const FIRST: Level = Level(3);
     /// The highest level that this program reads and writes.
-    pub const NEWEST: Level = Level(4);
+    pub const NEWEST: Level = Level(5);
+    /// The level that has tokens.
+    pub const TOKENS: Level = Level(5);
 }
 
 impl Default for Level {

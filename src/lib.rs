@@ -16,9 +16,12 @@
 
 // Imports point one way: bin → server → network → app → store → types → operation → body (tests/imports.rs).
 
+#[doc(hidden)]
+pub mod access; // Tokens as the log holds them.
 mod agreement; // What other nodes count on, and whether this node's log has it.
 #[doc(hidden)]
 pub mod app; // The handles that all HTTP handlers share.
+mod auth; // Which requests a node serves.
 #[doc(hidden)]
 pub mod body; // The bodies of the key-value API.
 pub mod client;
@@ -48,6 +51,8 @@ pub mod node_status; // The status of a node.
 #[doc(hidden)]
 pub mod operation; // Writes as the log holds them.
 mod peers; // What a node remembers of the RPCs that it received.
+mod proofs; // Proofs of the root token between nodes.
+pub mod secret;
 #[doc(hidden)]
 pub mod seeded_bug; // Bugs that test the fault harness, never in a release.
 mod server; // A node from start to stop.

@@ -18,6 +18,7 @@ use utoipa::openapi::schema::Schema;
 use utoipa::{PartialSchema, ToSchema};
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::access::AccessChange;
 use crate::body::{self, KeyValue, KeyValueRef, PutAnswer, TouchAnswer, TxnAnswer, TxnDeleted, TxnResult};
 use crate::hash::StateHash;
 use crate::level::Level;
@@ -117,14 +118,21 @@ pub struct RequestId {
 impl RequestId {
     /// The id of a request with this `Idempotency-Key` and operation.
     ///
+    /// With an `owner`, the name of a token, the request of another owner is another request, even if it is the same
+    /// operation. So a stolen key does not show the result of the request.
+    ///
     /// # Errors
     ///
     /// The operation cannot be encoded.
-    pub fn new(key: Key, operation: &Operation) -> Result<Self, rmp_serde::encode::Error> {
+    pub fn new(key: Key, owner: Option<&str>, operation: &Operation) -> Result<Self, rmp_serde::encode::Error> {
         // The encoding is that of the log, so it is the same in every version that reads the log. It is hashed piece by
         // piece: a value of 1 MiB is not copied.
         let mut hasher = Xxh3::new();
         rmp_serde::encode::write_named(&mut hasher, operation)?;
+        if let Some(owner) = owner {
+            // After the operation, which is complete in itself, so that no other operation has these bytes.
+            rmp_serde::encode::write_named(&mut hasher, owner)?;
+        }
         let hash = hasher.digest128();
         Ok(RequestId { key, fingerprint: [(hash >> 64) as u64, hash as u64] })
     }
@@ -171,6 +179,8 @@ pub enum Operation {
         /// The level from this entry on, unless that is already higher.
         level: Level,
     },
+    /// Changes who may use the cluster.
+    Access(Arc<AccessChange>),
 }
 
 /// Sets a key.
@@ -490,6 +500,8 @@ impl Operation {
             Operation::Txn(_) => self.puts() == 0,
             // A self-check and another level are not urgent.
             Operation::Put(_) | Operation::SelfCheck { .. } | Operation::RaiseLevel { .. } => false,
+            // Small, bounded in number, and needed most when something is wrong.
+            Operation::Access(_) => true,
         }
     }
 
@@ -497,6 +509,7 @@ impl Operation {
     pub fn level(&self) -> Level {
         match self {
             Operation::RaiseLevel { level } => *level,
+            Operation::Access(_) => Level::TOKENS,
             _ => Level::FIRST,
         }
     }
@@ -521,6 +534,7 @@ impl Operation {
             Operation::DeletePrefix { prefix, .. } => prefix.len(),
             Operation::Touch(touch) => touch.key.len(),
             Operation::Txn(txn) => txn.payload_bytes(),
+            Operation::Access(change) => change.payload_bytes(),
             Operation::Expire | Operation::SelfCheck { .. } | Operation::RaiseLevel { .. } => 0,
         }
     }
@@ -562,6 +576,7 @@ impl fmt::Debug for Operation {
             Operation::Expire => "expire",
             Operation::SelfCheck { .. } => "self-check",
             Operation::RaiseLevel { .. } => "raise the level",
+            Operation::Access(_) => "access",
         };
         write!(f, "{name} of {} bytes", self.payload_bytes())
     }
@@ -653,7 +668,11 @@ mod tests {
             Operation::Expire,
         ];
         let fingerprints = operations.map(|operation| {
-            let RequestId { key, fingerprint: [high, low] } = RequestId::new("request".into(), &operation).unwrap();
+            let RequestId { key, fingerprint: [high, low] } =
+                RequestId::new("request".into(), None, &operation).unwrap();
+            let [one, other] =
+                ["a", "b"].map(|owner| RequestId::new("request".into(), Some(owner), &operation).unwrap());
+            assert!(one.fingerprint != other.fingerprint && one.fingerprint != [high, low], "{operation:?}");
             let fingerprint = u128::from(high) << 64 | u128::from(low);
             let in_one_piece = xxhash_rust::xxh3::xxh3_128(&rmp_serde::to_vec_named(&operation).unwrap());
             assert_eq!((key.as_str(), fingerprint), ("request", in_one_piece), "{operation:?}");

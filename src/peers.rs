@@ -11,6 +11,8 @@ use tokio::sync::{MutexGuard, Semaphore, watch};
 
 use crate::config::{LARGE_RPCS_MAX, SNAPSHOT_WAIT_MAX};
 use crate::error::ApiError;
+use crate::proofs::Proofs;
+use crate::secret::Secret;
 use crate::telemetry::meters::ElectionMeters;
 use crate::types::{ExampleNode, NodeId, Vote};
 
@@ -54,6 +56,8 @@ pub struct Peers {
     pub large_from_others: Semaphore,
     /// What the node measures of elections and snapshots.
     pub elections: ElectionMeters,
+    /// Proofs of the root token.
+    pub proofs: Proofs,
 }
 
 /// Where the members are.
@@ -101,11 +105,19 @@ impl Default for Peers {
             large_from_members: Semaphore::new(LARGE_RPCS_MAX),
             large_from_others: Semaphore::new(1),
             elections: ElectionMeters::default(),
+            proofs: Proofs::default(),
         }
     }
 }
 
 impl Peers {
+    /// As the default, with proofs by this root token of node `id`, or by certificates.
+    pub fn with_proofs(root: Option<&Secret>, id: NodeId, has_tls: bool) -> Self {
+        let peers = Peers::default();
+        let proofs = if has_tls { Proofs::ByCertificate } else { Proofs::new(root, id, peers.run) };
+        Peers { proofs, ..peers }
+    }
+
     /// Notes that a leader's append was accepted.
     pub fn note_leader(&self) {
         self.heard_ms.store(self.now_ms(), Ordering::Relaxed);

@@ -15,12 +15,15 @@ use openraft::metrics::RaftMetrics;
 use rustix::io::Errno;
 use tokio::sync::watch;
 
+use crate::access::AccessChange;
 use crate::app::{ExampleApp, Failure, Role, may_stand};
+use crate::auth::Auth;
 use crate::compaction;
 use crate::config::{
-    CLOCK_CHECK_INTERVAL, Config, ConfigError, EXPIRY_INTERVAL, PORT_ATTEMPTS_MAX, SELF_CHECK_INTERVAL,
-    SHUTDOWN_DEADLINE, STARTING_AFTER,
+    CLOCK_CHECK_INTERVAL, Config, ConfigError, EXPIRY_INTERVAL, PORT_ATTEMPTS_MAX, REQUIRE_TOKENS_INTERVAL,
+    SELF_CHECK_INTERVAL, SHUTDOWN_DEADLINE, STARTING_AFTER,
 };
+use crate::level::Level;
 use crate::network::browser::Browsers;
 use crate::network::consensus::propose;
 use crate::network::joining;
@@ -34,6 +37,8 @@ use crate::network::starting::Starting;
 use crate::network::{removal, transfer};
 use crate::operation::Operation;
 use crate::peers::Peers;
+use crate::secret::Secret;
+use crate::store::state_machine::access::AccessMode;
 use crate::store::{ExampleRaft, ExampleStateMachine, ExampleStore, StoreError};
 use crate::telemetry::traces::Traces;
 use crate::tls::Tls;
@@ -74,6 +79,9 @@ pub enum ServeError {
     /// `--bootstrap` would found a second cluster.
     #[error("{0}")]
     SecondCluster(String),
+    /// The root token cannot be used, or is missing.
+    #[error("{0}")]
+    RootToken(String),
     /// Raft stopped by itself.
     #[error("Raft stopped: {0}; start the node again to recover")]
     Raft(String),
@@ -114,7 +122,7 @@ impl ServeError {
             ServeError::Listen { .. } => 69,
             ServeError::Raft(_) | ServeError::Http(_) | ServeError::Traces(_) | ServeError::Task(_) => 70,
             ServeError::Storage(_) => 74,
-            ServeError::Unprotected(_) | ServeError::SecondCluster(_) => 78,
+            ServeError::Unprotected(_) | ServeError::SecondCluster(_) | ServeError::RootToken(_) => 78,
         }
     }
 }
@@ -136,6 +144,7 @@ fn failure_error(failure: Failure, store: &ExampleStore) -> ServeError {
         Failure::MemoryChanged => StoreError::MemoryChanged.into(),
         Failure::Task(task) => ServeError::Task(task),
         Failure::SecondCluster(why) => ServeError::SecondCluster(why),
+        Failure::NoRootToken => no_root_token(),
     }
 }
 
@@ -147,7 +156,7 @@ fn failure_error(failure: Failure, store: &ExampleStore) -> ServeError {
 /// # Errors
 ///
 /// [`ServeError::Config`] if there is no address, [`ServeError::Unprotected`] if other machines could reach a node
-/// without TLS and `--insecure` is not set, [`ServeError::Listen`] if an address is in use or all are unavailable.
+/// with neither TLS nor tokens and `--insecure` is not set, [`ServeError::Listen`] if an address is in use or all are unavailable.
 pub fn listen(config: &Config) -> Result<Vec<TcpListener>, ServeError> {
     let addrs = config.socket_addrs()?;
     config.check_protection(&addrs).map_err(ServeError::Unprotected)?;
@@ -240,12 +249,15 @@ pub async fn serve_on(
         tracing::warn!("--insecure: everyone who can reach this node can read, write, and act as a node");
     }
     let tls = Tls::of(&config)?;
-    let peers = Arc::new(Peers::default());
+    let root = config.root_token_file.as_deref().map(Secret::read_root).transpose();
+    let root = root.map_err(|why| ServeError::RootToken(format!("--root-token-file: {why}")))?;
+    let peers = Arc::new(Peers::with_proofs(root.as_ref(), config.id, tls.is_some()));
     // First: if it fails, there is nothing to stop.
     let traces = Traces::start(&config).map_err(ServeError::Traces)?.map(Arc::new);
     let opening = open(&config, &peers, tls.clone());
     let (store, at_start, raft) = while_starting(&listeners, tls.as_ref(), opening).await?;
-    let app = ExampleApp::new(advertised, raft.clone(), store.clone(), peers, traces.clone(), tls, &config);
+    let auth = Auth::new(&store, root.as_ref(), config.public_metrics);
+    let app = ExampleApp::new(advertised, raft.clone(), store.clone(), peers, traces.clone(), tls, auth, &config);
     let app = web::Data::new(app);
     let (stopping, stopping_rx) = watch::channel(false);
     let browsers = Browsers::new(&config);
@@ -262,6 +274,7 @@ pub async fn serve_on(
     let clock_record = tokio::spawn(app.essential("clock record").run(record_clock(app.clone())));
     let self_check = tokio::spawn(app.essential("self-check").run(announce_hashes(app.clone())));
     let leader_watch = tokio::spawn(app.essential("leader").run(leader_loss::watch_leader(app.clone())));
+    let require_tokens = tokio::spawn(require_tokens(app.clone()));
     let joining = tokio::spawn(join(app.clone(), config.clone()));
     let lag_watch = tokio::spawn(app.essential("lag").run(lag::watch(app.clone())));
     let levels = tokio::spawn(app.essential("levels").run(levels::raise(app.clone())));
@@ -293,6 +306,7 @@ pub async fn serve_on(
     clock_record.abort();
     self_check.abort();
     leader_watch.abort();
+    require_tokens.abort();
     joining.abort();
     lag_watch.abort();
     levels.abort();
@@ -350,8 +364,26 @@ async fn open(
 ) -> Result<(Arc<ExampleStore>, AtStart, ExampleRaft), ServeError> {
     let store = open_store(config).await?;
     let at_start = AtStart::of(&store).map_err(|error| ServeError::Storage(error.to_string()))?;
+    check_root_token(&store, peers)?;
     let raft = build_raft(config, &store, peers, tls).await.map_err(|error| state_error(&store).unwrap_or(error))?;
     Ok((store, at_start, raft))
+}
+
+/// Rejects a start without TLS and the root token in a cluster that requires tokens: the node could not tell other nodes
+/// from anyone else.
+fn check_root_token(store: &ExampleStore, peers: &Peers) -> Result<(), ServeError> {
+    if store.state_machine.access().mode() != AccessMode::Required || peers.proofs.can_tell_nodes() {
+        return Ok(());
+    }
+    Err(no_root_token())
+}
+
+fn no_root_token() -> ServeError {
+    ServeError::RootToken(
+        "the cluster of this node requires tokens: start the node with --root-token-file, as its other nodes are, or with \
+         TLS (or end the requirement with `raft-key-value auth disable`)"
+            .to_owned(),
+    )
 }
 
 async fn open_store(config: &Config) -> Result<Arc<ExampleStore>, ServeError> {
@@ -503,6 +535,51 @@ fn take_back(app: &ExampleApp) {
     if !unused.is_empty() || !too_slow.is_empty() {
         // Freeing a large map is slow.
         tokio::task::spawn_blocking(move || drop((unused, too_slow)));
+    }
+}
+
+/// As leader with the root token, makes the cluster require tokens, unless an administrator has ended that.
+///
+/// Warns if this node has no root token although the cluster requires tokens, or has one although it does not.
+async fn require_tokens(app: web::Data<ExampleApp>) {
+    let mut interval = tokio::time::interval(REQUIRE_TOKENS_INTERVAL);
+    let mut said = AccessMode::Open;
+    let mut is_start = true;
+    loop {
+        interval.tick().await;
+        let mode = app.auth.mode();
+        // The entry may be in the log and not in the snapshot, so that it is applied only now.
+        if is_start && app.recovered() {
+            is_start = false;
+            if mode == AccessMode::Required && !app.peers.proofs.can_tell_nodes() {
+                app.set_no_root_token();
+            }
+        }
+        match mode {
+            // Before all members support tokens, this node alone requires the root token.
+            AccessMode::Open
+                if app.auth.has_root()
+                    && app.role() == Role::Leader
+                    && app.recovered()
+                    && levels::level_of(&app) >= Level::TOKENS =>
+            {
+                let operation = Operation::Access(Arc::new(AccessChange::Require { required: true }));
+                // If it fails, another leader or the next attempt does it.
+                if propose(&app, None, operation, Duration::ZERO).await.is_ok() {
+                    tracing::info!("the cluster requires tokens from now on");
+                }
+            }
+            AccessMode::Required if said != mode && !app.peers.proofs.can_tell_nodes() => tracing::error!(
+                "the cluster requires tokens, and this node was started without --root-token-file: it accepts requests of \
+                 other nodes from anyone, and will not start again without the file"
+            ),
+            AccessMode::Disabled if said != mode && app.auth.has_root() => tracing::warn!(
+                "requests to this cluster need no token, because an administrator has ended that; \
+                 `raft-key-value auth enable` makes them need one again"
+            ),
+            _ => {}
+        }
+        said = mode;
     }
 }
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the server of the last commit before the current level of formats, for the tests of mixed clusters
+# Builds the server of the last commit before there were levels of formats, for the tests of mixed clusters
 # (tests/cluster/upgrades.rs), and puts it at target/former/raft-key-value. Needs the history of the repository up to
 # that commit. Exits with code 3 if it is missing, as in a shallow clone.
 set -eu

@@ -13,6 +13,7 @@ mod request;
 mod retry;
 mod snapshot;
 mod status;
+mod tokens;
 mod txn;
 mod watch;
 
@@ -34,17 +35,19 @@ use self::retry::Retries;
 pub use self::snapshot::SnapshotDownload;
 pub use self::txn::Txn;
 pub use self::watch::{Watch, WatchStream};
+pub use crate::access::TokenRole;
 use crate::body::NextLeader;
 pub use crate::body::{
-    AddMember, AddedRole, ClusterAnswer, ClusterMember, Compare, DeleteAnswer, Encoding, ErrorBody, KeyValue, Leader,
-    LeaderTransferred, ListAnswer, Member, MemberChanged, MemberRemoved, MemberRole, PutAnswer, Relation, Removed,
-    ReplaceMember, TouchAnswer, TxnAnswer, TxnDeleted, TxnKey, TxnOperation, TxnPut, TxnRequest, TxnResult, TxnTouch,
-    WatchEnd, WatchEvent,
+    AddMember, AddedRole, AuthRequired, ClusterAnswer, ClusterMember, Compare, CreateToken, DeleteAnswer, Encoding,
+    ErrorBody, KeyValue, Leader, LeaderTransferred, ListAnswer, ListedToken, Member, MemberChanged, MemberRemoved,
+    MemberRole, Needs, PutAnswer, Relation, Removed, ReplaceMember, TokenCreated, TokenList, TokenRevoked, TouchAnswer,
+    TxnAnswer, TxnDeleted, TxnKey, TxnOperation, TxnPut, TxnRequest, TxnResult, TxnTouch, WatchEnd, WatchEvent,
 };
 use crate::config::{FORWARD_DEADLINE, MEMBERS_ANSWER_MAX, MEMBERSHIP_DEADLINE, RETRY_DEADLINE_DEFAULT, check_address};
 use crate::connection::{connections, connections_with};
 use crate::error::ApiError;
 use crate::headers::FORWARD;
+use crate::secret::Secret;
 use crate::tls::ClientTls;
 use crate::types::{ExampleRequest, NodeId, TypeConfig};
 
@@ -89,6 +92,7 @@ pub struct ExampleClient {
     cluster: OnceLock<String>,
     deadline: Duration,
     retry_deadline: Duration,
+    token: Option<Secret>,
 }
 
 impl ExampleClient {
@@ -114,6 +118,7 @@ impl ExampleClient {
             cluster: OnceLock::new(),
             deadline: FORWARD_DEADLINE,
             retry_deadline: RETRY_DEADLINE_DEFAULT,
+            token: None,
         })
     }
 
@@ -132,6 +137,7 @@ impl ExampleClient {
             cluster: OnceLock::new(),
             deadline: FORWARD_DEADLINE,
             retry_deadline: Duration::ZERO,
+            token: None,
         }
     }
 
@@ -157,6 +163,12 @@ impl ExampleClient {
     /// last 250,000 writes, so a retry must not follow more than that many other writes.
     pub fn with_retry_deadline(mut self, deadline: Duration) -> Self {
         self.retry_deadline = deadline;
+        self
+    }
+
+    /// Sends this token with every request. Any endpoint gets it, so use only endpoints that may have it.
+    pub fn with_token(mut self, token: Secret) -> Self {
+        self.token = Some(token);
         self
     }
 

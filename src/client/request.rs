@@ -88,12 +88,20 @@ impl Request {
     }
 }
 
+/// A part of a path, encoded.
+pub(super) fn encoded_part(text: &str) -> String {
+    utf8_percent_encode(text, PARAMETER).to_string()
+}
+
 impl ExampleClient {
     /// Makes one attempt, and returns the response once its head has arrived.
     pub(super) async fn begin(&self, addr: &str, request: &Request) -> Result<reqwest::Response, ClientError> {
         let mut sent = self.http.request(request.method.clone(), format!("{}://{addr}{}", self.scheme, request.target));
         for (name, value) in &request.headers {
             sent = sent.header(*name, value);
+        }
+        if let Some(token) = &self.token {
+            sent = sent.header(reqwest::header::AUTHORIZATION, token.authorization());
         }
         if let Some(cluster) = self.cluster.get() {
             // So that a node of another cluster rejects the request.

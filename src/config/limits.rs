@@ -81,6 +81,8 @@ pub const HISTORY_BYTES_MAX: usize = 64 << 20;
 pub const REQUESTS_REMEMBERED_MAX: usize = 250_000;
 /// Bytes of these requests and their results. Beyond either bound the oldest are forgotten.
 pub const REQUESTS_REMEMBERED_BYTES_MAX: usize = 128 << 20;
+/// Most tokens of a cluster.
+pub const TOKENS_MAX: usize = 1000;
 /// Keys that one entry of a delete by prefix removes. Applying it takes milliseconds; longer deletes take several
 /// entries.
 pub const DELETE_STEP_KEYS_MAX: usize = 1000;
@@ -749,3 +751,18 @@ pub const LOG_QUEUE_BYTES_MAX: usize = 1 << 20;
 pub const LOG_RETRY_PAUSE: Duration = Duration::from_millis(10);
 /// How long a process that exits waits until its last log lines are written.
 pub const LOG_FLUSH_DEADLINE: Duration = Duration::from_secs(1);
+
+// ---- tokens ----
+
+/// Length of a token's name, in bytes.
+pub const TOKEN_NAME_BYTES_MAX: usize = 64;
+/// Key prefixes of one token.
+pub const TOKEN_PREFIXES_MAX: usize = 32;
+/// Processes of other nodes whose proofs are remembered, at about half a kilobyte each.
+pub const PROOF_RUNS_MAX: usize = 256;
+/// How far requests of one process may overtake each other.
+pub const PROOF_WINDOW: usize = 4096;
+/// Addresses whose challenges are remembered.
+pub const CHALLENGES_MAX: usize = 1024;
+/// How often a leader with the root token looks whether requests need a token yet.
+pub const REQUIRE_TOKENS_INTERVAL: Duration = Duration::from_millis(100);

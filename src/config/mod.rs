@@ -119,8 +119,8 @@ Exit codes of a node:
   73  another process uses this data directory
   74  the disk failed or is full
   78  the data belongs to another node, another user or a newer version, or a file in it is a link;
-      --bootstrap would found a second cluster; or other machines could reach a node without TLS,
-      and --insecure is not set"
+      --bootstrap would found a second cluster; the root token is missing, or others may read it;
+      or other machines could reach a node with neither TLS nor tokens, and --insecure is not set"
 )]
 pub struct Config {
     /// Id of this node, at least 1 and unique in the cluster
@@ -265,10 +265,19 @@ pub struct Config {
     #[arg(long, env = "RKV_TLS_CLIENT_AUTH", value_parser = clap::builder::BoolishValueParser::new())]
     pub tls_client_auth: bool,
 
-    /// Listen on an address that other machines can reach without TLS: everyone who reaches it can read, write, and act
-    /// as a node
+    /// Listen on an address that other machines can reach with neither TLS nor tokens: everyone who reaches it can read,
+    /// write, and act as a node
     #[arg(long, env = "RKV_INSECURE", value_parser = clap::builder::BoolishValueParser::new())]
     pub insecure: bool,
+
+    /// File with the root token, which allows everything, at least 32 bytes long; other users must not be able to read
+    /// it; a cluster whose leader was started with it requires tokens; use the same token on all nodes
+    #[arg(long, env = "RKV_ROOT_TOKEN_FILE", value_name = "FILE")]
+    pub root_token_file: Option<PathBuf>,
+
+    /// Serve /metrics and /v1/metrics without a token
+    #[arg(long, env = "RKV_PUBLIC_METRICS", value_parser = clap::builder::BoolishValueParser::new())]
+    pub public_metrics: bool,
 
     /// Time after which a request counts as slow, in milliseconds; some slow requests are logged, with what took the
     /// time; 0 logs none
@@ -420,7 +429,9 @@ impl Config {
 
     /// Whether other machines can reach one of these addresses while nothing protects the node.
     pub(crate) fn is_open_to_all(&self, addrs: &[SocketAddr]) -> bool {
-        self.tls_files().is_none() && addrs.iter().any(|addr| !addr.ip().to_canonical().is_loopback())
+        self.tls_files().is_none()
+            && self.root_token_file.is_none()
+            && addrs.iter().any(|addr| !addr.ip().to_canonical().is_loopback())
     }
 
     /// Checks that no other machine can reach an unprotected node on these addresses, unless `--insecure` allows it.
@@ -434,8 +445,8 @@ impl Config {
         }
         Err(ConfigError(format!(
             "--http-addr {} may be reached by other machines, and everyone there could read, write, and act as a node: \
-             set --tls-cert, --tls-key and --tls-ca (`raft-key-value tls init` makes the files), or listen on 127.0.0.1 \
-             only; in a network where everyone is trusted, set --insecure",
+             set --tls-cert, --tls-key and --tls-ca (`raft-key-value tls init` makes the files), or --root-token-file, or \
+             listen on 127.0.0.1 only; in a network where everyone is trusted, set --insecure",
             self.http_addr
         )))
     }

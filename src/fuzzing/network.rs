@@ -296,7 +296,7 @@ fn assert_only_these_lists(body: &[u8], objects: usize) {
 fn operation_holds(request: &HttpRequest, operation: Operation) {
     let written = message_pack(&operation);
     assert!(rmp_serde::from_slice::<Operation>(&written).is_ok_and(|read| read == operation));
-    let request = taken(request_id(request, &operation)).flatten();
+    let request = taken(request_id(request, None, &operation)).flatten();
     if let Some(request) = &request {
         assert!((1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&request.key.len()));
     }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use super::access::{Caller, Permit, ToRead};
 use super::conditions::reject_conditions;
 use super::consensus::{Submitted, linearize, submit};
 use super::observer::{Part, timed};
@@ -22,6 +23,7 @@ use super::request_body::{check_lists, parse_json, read_client_body};
 use super::txn::txn_operation;
 use super::v1::{encode_done, replay_marked};
 use crate::app::ExampleApp;
+use crate::auth::Keys;
 use crate::config::Limits;
 use crate::error::ApiError;
 use crate::operation::{Delete, Operation, Put, Value, WriteResult};
@@ -54,20 +56,17 @@ const READ_BODY: &str = r#"a key as a JSON string, such as "foo""#;
         OriginalWriteErrors,
     ),
 )]
-pub async fn write(
-    app: web::Data<ExampleApp>,
-    request: HttpRequest,
-    payload: web::Payload,
-) -> Result<HttpResponse, ApiError> {
+pub async fn write(app: Caller<ToRead>, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
     let (body, memory) = read_client_body(&app, &request, payload).await?;
     reject_conditions(&request)?;
     let (operation, value) = decode(&app, &body, parse_write).await?;
     let repeated_bytes = value.as_ref().map_or(0, String::len);
-    let (mut response, memory) = match submit(&app, &request, body, memory, repeated_bytes, operation).await? {
-        Submitted::Here(response, memory) => (response, memory),
-        Submitted::Rejected { error, replayed, .. } => return Ok(replay_marked(error.error_response(), replayed)),
-        Submitted::Forwarded(response) => return Ok(response),
-    };
+    let (mut response, memory) =
+        match submit(&app, &request, body, memory, repeated_bytes, app.may_write(operation)?).await? {
+            Submitted::Here(response, memory) => (response, memory),
+            Submitted::Rejected { error, replayed, .. } => return Ok(replay_marked(error.error_response(), replayed)),
+            Submitted::Forwarded(response) => return Ok(response),
+        };
     let replayed = response.data.replayed;
     if value.is_some() {
         // The result is the revision alone, which the response has beside it.
@@ -93,20 +92,17 @@ pub async fn write(
         OriginalReadErrors,
     ),
 )]
-pub async fn read(
-    app: web::Data<ExampleApp>,
-    request: HttpRequest,
-    payload: web::Payload,
-) -> Result<HttpResponse, ApiError> {
+pub async fn read(app: Caller<ToRead>, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
     let (body, _memory) = read_client_body(&app, &request, payload).await?;
     let key = decode(&app, &body, parse_key).await?;
+    let permit = app.may_read(Keys::One(&key))?;
     // A node without a cluster has no keys, as in the original. But one that lost its data had some.
     if app.store.identity().cluster_id.is_none() {
         readiness::not_excluded(&app)?;
     } else {
         readiness::stale_read(&app)?;
     }
-    value_of(&app, &key).await
+    value_of(&app, &permit, &key).await
 }
 
 /// Reads linearizably, on any node.
@@ -125,17 +121,19 @@ pub async fn read(
     ),
 )]
 pub async fn consistent_read(
-    app: web::Data<ExampleApp>,
+    app: Caller<ToRead>,
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let (body, _memory) = read_client_body(&app, &request, payload).await?;
     let key = decode(&app, &body, parse_key).await?;
+    let permit = app.may_read(Keys::One(&key))?;
     timed(&request, Part::Confirmation, linearize(&app, request.headers(), None)).await?;
-    value_of(&app, &key).await
+    value_of(&app, &permit, &key).await
 }
 
-async fn value_of(app: &ExampleApp, key: &str) -> Result<HttpResponse, ApiError> {
+async fn value_of(app: &ExampleApp, permit: &Permit, key: &str) -> Result<HttpResponse, ApiError> {
+    permit.check_again(app)?;
     let Some(record) = app.store.state_machine.read(|machine| machine.get(key)) else { return Ok(ok("")) };
     let value = record.value.as_bytes();
     let memory = app.client_memory.for_response(value.len(), Duration::ZERO).await?;

@@ -142,7 +142,7 @@ impl AllowedOrigin {
         let mut response = actix_http::Response::with_body(StatusCode::NO_CONTENT, ()).map_into_boxed_body();
         let sent = response.headers_mut();
         sent.insert(header::ACCESS_CONTROL_ALLOW_METHODS, METHODS);
-        let standard = [&header::CONTENT_TYPE, &header::IF_MATCH, &header::IF_NONE_MATCH];
+        let standard = [&header::AUTHORIZATION, &header::CONTENT_TYPE, &header::IF_MATCH, &header::IF_NONE_MATCH];
         for name in
             standard.into_iter().chain([&IDEMPOTENCY_KEY, &LAST_EVENT_ID, &FORWARD, &WAIT, &REQUEST_ID, &TRACEPARENT])
         {

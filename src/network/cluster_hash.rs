@@ -4,6 +4,7 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::HeaderValue;
 use actix_web::{HttpRequest, HttpResponse, web};
 
+use super::access::{Caller, ToManage};
 use super::openapi::answers::HashErrors;
 use super::openapi::parameters::HashParameters;
 use super::parameters::Parameters;
@@ -45,7 +46,7 @@ use crate::store::{SelfCheck, TooManyWaits};
         HashErrors,
     ),
 )]
-pub async fn cluster_hash(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
+pub async fn cluster_hash(app: Caller<ToManage>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     v1::answer(&app, hash_of(&app, &request, payload).await)
 }
 

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::Semaphore;
 
+use super::access::{Caller, ToRead};
 use super::lag::LogEnds;
 use super::node_status::{self, OnDisk, own_status};
 use super::openapi::answers::ClusterErrors;
@@ -33,6 +34,7 @@ use crate::connection::{Dialer, read_response};
 use crate::error::ApiError;
 use crate::headers::{CLUSTER, ENVELOPE};
 use crate::node_status::{KnownMember, NodeStatus};
+use crate::proofs::Purpose;
 use crate::tls::Tls;
 use crate::types::NodeId;
 
@@ -123,10 +125,10 @@ impl<T: Clone> Kept<T> {
                 "cluster_id": "6b4f0d8ed5b7a1c2",
                 "leader": 1,
                 "term": 3,
-                "format_level": 4,
+                "format_level": 5,
                 "members": [
                     {
-                        "id": 1, "role": "leader", "address": "127.0.0.1:21001", "version": "0.1.0", "format_level": 4,
+                        "id": 1, "role": "leader", "address": "127.0.0.1:21001", "version": "0.1.0", "format_level": 5,
                         "reachable": true,
                         "applied_index": 12345, "lag_entries": 0, "lag_ms": 0,
                         "snapshot_index": 12000, "snapshot_age_ms": 60000,
@@ -149,7 +151,7 @@ impl<T: Clone> Kept<T> {
         ClusterErrors,
     ),
 )]
-pub async fn cluster_status(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
+pub async fn cluster_status(app: Caller<ToRead>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     v1::answer(&app, status_of_cluster(&app, &request, payload).await)
 }
 
@@ -227,7 +229,7 @@ async fn ask(app: &ExampleApp, member: &KnownMember) -> Option<Heard> {
     let ids = Ids::to(&app.store, member.id, member.incarnation).ok()?;
     let request = request.header(ENVELOPE.as_str(), ids.header());
     let (sent_at, sent_ms) = (Instant::now(), wall_ms());
-    let response = request.send().await.ok()?;
+    let response = app.peers.proofs.send(request, Purpose::Own).await.ok()?;
     let round_trip = sent_at.elapsed();
     let status = response.status();
     let cluster_id = response.headers().get(CLUSTER.as_str()).and_then(|value| value.to_str().ok()).map(str::to_owned);

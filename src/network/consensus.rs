@@ -8,8 +8,10 @@ use actix_web::{HttpRequest, HttpResponse};
 use bytes::Bytes;
 use futures_util::future::Either;
 use openraft::errors::{ClientWriteError, Fatal, LinearizableReadError, RaftError};
+use openraft::metrics::RaftMetrics;
 use openraft::raft::ClientWriteResponse;
 
+use super::access::{self, Permitted};
 use super::conditions::Guarded;
 use super::memory::HeldMemory;
 use super::observer::{Part, timed, timed_proposal};
@@ -18,8 +20,9 @@ use super::readiness::{self, Destination};
 use super::rejections::{no_leader, raft_ended, stopping, unconfirmed};
 use super::v1::check_result;
 use super::worker::Worker;
-use super::{forward, read_index};
+use super::{forward, read_index, tokens};
 use crate::app::{ExampleApp, Role};
+use crate::auth::Who;
 use crate::config::REQUEST_DEADLINE;
 use crate::error::{ApiError, Details, Interrupted, Retry};
 use crate::operation::{Operation, RequestId, Write};
@@ -55,10 +58,11 @@ pub async fn submit(
     body: Bytes,
     memory: HeldMemory,
     repeated_bytes: usize,
-    write: impl Into<Guarded>,
+    write: Permitted,
 ) -> Result<Submitted, ApiError> {
-    let Guarded { operation, reading } = write.into();
-    let request_id = request_id(request, &operation)?;
+    let (Guarded { operation, reading }, who) = write.into_parts();
+    let request_id = request_id(request, who.owner(), &operation)?;
+    let is_access = matches!(operation, Operation::Access(_));
     let result_bytes = result_bytes(app, &operation, request_id.as_deref()).max(repeated_bytes);
     // Before anything is proposed, so that a request that gets no memory can be rejected.
     let memory = app.client_memory.for_response(result_bytes, memory.waited()).await?;
@@ -79,11 +83,19 @@ pub async fn submit(
     }
     match destination {
         Destination::Here => {
+            if let Who::Holder(..) = who {
+                check_on_leader(app, &who).await?;
+            }
+            if is_access {
+                tokens::check_level(app).await?;
+            }
             let busy = || (app.store.log.meters().sync.total(), app.store.state_machine.meters().apply.total());
             let proposal = propose(app, request_id, operation, memory.waited());
             let mut response = timed_proposal(request, busy, proposal).await?;
             response.data.result = reading.result_of(response.data.result);
-            Ok(match check_result(&response.data) {
+            let rejected =
+                if is_access { tokens::rejected(response.data.result.as_ref()) } else { check_result(&response.data) };
+            Ok(match rejected {
                 Ok(()) => Submitted::Here(response, memory),
                 Err(error) => {
                     let ExampleResponse { revision, replayed, .. } = response.data;
@@ -97,6 +109,23 @@ pub async fn submit(
             Ok(Submitted::Forwarded(memory.until_written(response)))
         }
     }
+}
+
+/// Checks a token with all that was committed before this node became the leader.
+///
+/// A new leader may not have applied the last entries of the former one yet, and a revocation may be among them. It has
+/// applied them once it has applied an entry of its own term.
+async fn check_on_leader(app: &ExampleApp, who: &Who) -> Result<(), ApiError> {
+    let term = app.term();
+    if !app.auth.is_current_in(term) {
+        let applied_own = |metrics: &RaftMetrics<TypeConfig>| {
+            metrics.last_applied.is_some_and(|applied| applied.leader_id.term >= term)
+        };
+        let wait = app.raft.wait(Some(REQUEST_DEADLINE));
+        wait.metrics(applied_own, "an entry of this term is applied").await.map_err(|_| no_leader(app))?;
+        app.auth.note_current_in(term);
+    }
+    access::check_again(app, who)
 }
 
 /// The bytes of the values that the response to a write will contain: those the operation would read now, or those

@@ -9,6 +9,7 @@ use actix_web::http::header::{self, HeaderMap, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse};
 use bytes::Bytes;
 
+use super::access;
 use super::listener::admission::state_of;
 use super::parameters::says_no;
 use super::readiness::{self, Destination};
@@ -24,6 +25,7 @@ use crate::headers::{
     CLUSTER, FORWARD, FORWARDED, FORWARDED_TO, IDEMPOTENCY_KEY, NODE, OUTCOME, REPLAYED, REQUEST_ID, REVISION, TERM,
     TRACEPARENT,
 };
+use crate::proofs::Purpose;
 use crate::store::ClusterId;
 use crate::types::{ExampleNode, NodeId};
 
@@ -135,7 +137,14 @@ pub async fn to_leader(
     if !body.is_empty() {
         forwarded = forwarded.body(body);
     }
-    let answer = match forwarded.send().await {
+    if let Some(token) = request.headers().get(header::AUTHORIZATION)
+        && let Ok(mut token) = reqwest::header::HeaderValue::from_bytes(token.as_bytes())
+    {
+        token.set_sensitive(true);
+        forwarded = forwarded.header(header::AUTHORIZATION.as_str(), token);
+    }
+    let purpose = if access::is_of_peer(request) { Purpose::Own } else { Purpose::Forwarded };
+    let answer = match app.peers.proofs.send(forwarded, purpose).await {
         Ok(answer) => answer,
         Err(error) if is_unsent(&error) => {
             return Err(ApiError::Unreachable(Retry::soon(format!(

@@ -21,6 +21,7 @@ use openraft::errors::{InitializeError, RaftError};
 use openraft::metrics::RaftMetrics;
 use serde::{Deserialize, Serialize};
 
+use super::access::Peer;
 use super::levels;
 use super::peer::{self, Envelope, Introduction, PeerIdentity};
 use super::rejections::{other_directory, raft_ended, stopping};
@@ -31,6 +32,7 @@ use crate::config::{CONNECT_DEADLINE, FOUNDING_HOLD, PEER_RESPONSE_BYTES_MAX, RE
 use crate::connection::{BodyError, read_response};
 use crate::error::{ApiError, Details, Interrupted, NotAllowed, NotApplied, Retry};
 use crate::level::Level;
+use crate::proofs::Purpose;
 use crate::store::ClusterId;
 use crate::types::{ExampleNode, NodeId, TypeConfig};
 
@@ -245,7 +247,8 @@ async fn ask_for(
         .map_err(|error| ApiError::internal(format!("cannot encode the request to node {id}: {error}")))?;
     let url = app.http.url(&node.addr, "/raft-found");
     let lost = |error: reqwest::Error| peer::unreachable(id, &node.addr, &error);
-    let response = app.http.to(Some(id)).post(url).timeout(CONNECT_DEADLINE).body(body).send().await.map_err(lost)?;
+    let request = app.http.to(Some(id)).post(url).timeout(CONNECT_DEADLINE).body(body);
+    let response = app.peers.proofs.send(request, Purpose::Own).await.map_err(lost)?;
     if response.status().as_u16() == 404 {
         // A node of a former version has no reservations, and works without them.
         return Ok(Reserved { founder: app.id });
@@ -265,11 +268,7 @@ async fn ask_for(
 
 /// `POST /raft-found`: reserves this node for the cluster of the envelope, which the sender founds, or ends the
 /// reservation.
-pub async fn receive(
-    app: web::Data<ExampleApp>,
-    request: HttpRequest,
-    payload: web::Payload,
-) -> Result<HttpResponse, ApiError> {
+pub async fn receive(app: Peer, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
     let announced = match peer::announced(&app, &request) {
         Ok(announced) => announced,
         Err(error) => {

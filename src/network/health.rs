@@ -9,6 +9,7 @@ use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
 use openraft::async_runtime::WatchReceiver;
 
+use super::access::Anyone;
 use super::openapi::answers::{HealthBody, HealthErrors, ProbeErrors};
 use super::openapi::parameters::ProbeParameters;
 use super::parameters::Parameters;
@@ -34,11 +35,7 @@ use crate::error::ApiError;
         ProbeErrors,
     ),
 )]
-pub async fn livez(
-    app: web::Data<ExampleApp>,
-    request: HttpRequest,
-    payload: web::Payload,
-) -> Result<HttpResponse, ApiError> {
+pub async fn livez(app: Anyone, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
     let raft = match &app.raft.metrics().borrow_watched().running_state {
         Ok(()) => Ok(()),
         Err(fatal) => Err(raft_ended(fatal)),
@@ -66,11 +63,7 @@ pub async fn livez(
         ProbeErrors,
     ),
 )]
-pub async fn readyz(
-    app: web::Data<ExampleApp>,
-    request: HttpRequest,
-    payload: web::Payload,
-) -> Result<HttpResponse, ApiError> {
+pub async fn readyz(app: Anyone, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
     probe(&app, &request, payload, "readyz", &readiness::checks(&app)).await
 }
 
@@ -96,11 +89,7 @@ pub async fn readyz(
         HealthErrors,
     ),
 )]
-pub async fn health(
-    app: web::Data<ExampleApp>,
-    request: HttpRequest,
-    payload: web::Payload,
-) -> Result<HttpResponse, ApiError> {
+pub async fn health(app: Anyone, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
     reject_body(&app, &request, payload).await?;
     Parameters::of(&request, &[])?;
     let failed: Vec<String> = readiness::checks(&app).iter().filter_map(Check::failure).collect();

@@ -27,6 +27,7 @@ use crate::config::{
 };
 use crate::connection::{read_response, reason_of};
 use crate::error::{ApiError, shortened};
+use crate::proofs::Purpose;
 use crate::store::ClusterId;
 use crate::types::NodeId;
 
@@ -327,7 +328,7 @@ async fn ask(
         let body = serde_json::to_vec(body).map_err(|error| lost(error.to_string()))?;
         request = request.header("content-type", "application/json").body(body);
     }
-    let response = request.send().await.map_err(|error| lost(reason_of(&error)))?;
+    let response = app.peers.proofs.send(request, Purpose::Own).await.map_err(|error| lost(reason_of(&error)))?;
     let succeeded = response.status().is_success();
     let body = read_response(response, PASSED_ON_RESPONSE_BYTES_MAX).await.map_err(|error| lost(error.to_string()))?;
     if succeeded {

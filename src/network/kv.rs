@@ -7,6 +7,7 @@ use actix_web::http::{Method, StatusCode};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 
+use super::access::{Caller, ToRead, ToWrite, Unchecked};
 use super::conditions::{Conditions, KeyWrite, ReadVerdict};
 use super::listener::connection::AsItIs;
 use super::memory::HeldMemory;
@@ -15,10 +16,10 @@ use super::openapi::parameters::{
     ConditionHeaders, KeyInPath, PutParameters, ReadHeaders, ReadParameters, TouchParameters, WriteHeaders,
 };
 use super::parameters::{Parameters, check_body_type, check_value_length, encoded_key, key_of, key_with_action};
-use super::reply::{encode, json, wrong_method};
+use super::reply::{encode, json};
 use super::request_body::{read_client_body, reject_body};
 use super::v1::{self, WriteOutcome, etag_of, key_not_found, ready_to_read, unexpected, written};
-use crate::app::ExampleApp;
+use crate::auth::Keys;
 use crate::body::{DeleteAnswer, KeyValue, PutAnswer, TouchAnswer};
 use crate::config::KEY_VALUE_EXTRA_BYTES;
 use crate::error::ApiError;
@@ -26,16 +27,28 @@ use crate::headers;
 use crate::operation::{Delete, Put, Touch, WriteResult};
 
 /// Serves `/v1/kv/{key}` with any method.
-pub async fn any(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
+pub async fn any(unchecked: Unchecked, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     // A key may itself end with `/touch`. The method tells the two apart.
     let is_touch = encoded_key(&request).ends_with("/touch");
     match *request.method() {
-        Method::GET => get(app, request, payload).await,
-        Method::PUT => put(app, request, payload).await,
-        Method::DELETE => delete(app, request, payload).await,
-        Method::POST if is_touch => touch(app, request, payload).await,
-        _ if is_touch => wrong_method(&app, &request, "GET, HEAD, PUT, DELETE, POST"),
-        _ => wrong_method(&app, &request, "GET, HEAD, PUT, DELETE"),
+        Method::GET => match unchecked.caller(&request, payload) {
+            Ok((app, payload)) => get(app, request, payload).await,
+            Err(denied) => *denied,
+        },
+        Method::PUT => match unchecked.caller(&request, payload) {
+            Ok((app, payload)) => put(app, request, payload).await,
+            Err(denied) => *denied,
+        },
+        Method::DELETE => match unchecked.caller(&request, payload) {
+            Ok((app, payload)) => delete(app, request, payload).await,
+            Err(denied) => *denied,
+        },
+        Method::POST if is_touch => match unchecked.caller(&request, payload) {
+            Ok((app, payload)) => touch(app, request, payload).await,
+            Err(denied) => *denied,
+        },
+        _ if is_touch => unchecked.wrong_method(&request, "GET, HEAD, PUT, DELETE, POST"),
+        _ => unchecked.wrong_method(&request, "GET, HEAD, PUT, DELETE"),
     }
 }
 
@@ -67,7 +80,7 @@ pub async fn any(app: web::Data<ExampleApp>, request: HttpRequest, payload: web:
         ReadErrors,
     ),
 )]
-pub async fn get(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
+pub async fn get(app: Caller<ToRead>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     v1::answer(&app, get_key(&app, &request, payload).await)
 }
 
@@ -98,7 +111,7 @@ pub async fn get(app: web::Data<ExampleApp>, request: HttpRequest, payload: web:
         PutErrors,
     ),
 )]
-pub async fn put(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
+pub async fn put(app: Caller<ToWrite>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     v1::answer(&app, put_key(&app, &request, payload).await)
 }
 
@@ -121,7 +134,7 @@ pub async fn put(app: web::Data<ExampleApp>, request: HttpRequest, payload: web:
         DeleteErrors,
     ),
 )]
-pub async fn delete(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
+pub async fn delete(app: Caller<ToWrite>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     v1::answer(&app, delete_key(&app, &request, payload).await)
 }
 
@@ -145,17 +158,18 @@ pub async fn delete(app: web::Data<ExampleApp>, request: HttpRequest, payload: w
         TouchErrors,
     ),
 )]
-pub async fn touch(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
+pub async fn touch(app: Caller<ToWrite>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     v1::answer(&app, touch_key(&app, &request, payload).await)
 }
 
-async fn get_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
+async fn get_key(app: &Caller<ToRead>, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
     reject_body(app, request, payload).await?;
     let key = key_of(request, &app.limits)?;
     let parameters = Parameters::of(request, &["raw", "consistency"])?;
     let raw = parameters.flag("raw")?;
     let conditions = Conditions::of(request)?;
-    ready_to_read(app, request, parameters.stale()?).await?;
+    let permit = app.may_read(Keys::One(&key))?;
+    ready_to_read(app, request, &permit, parameters.stale()?).await?;
     let (record, revision) = app.store.state_machine.read(|machine| (machine.get(&key), machine.revision));
     let Some(record) = record else { return Err(key_not_found(revision)) };
     let mut response = if conditions.judge_read(record.revision)? == ReadVerdict::NotModified {
@@ -187,7 +201,11 @@ async fn get_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload)
     Ok(response)
 }
 
-async fn put_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
+async fn put_key(
+    app: &Caller<ToWrite>,
+    request: &HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, ApiError> {
     let (body, memory) = read_client_body(app, request, payload).await?;
     let key = key_of(request, &app.limits)?;
     let parameters = Parameters::of(request, &["ttl"])?;
@@ -197,7 +215,7 @@ async fn put_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload)
     check_value_length(&body, &app.limits)?;
     // The value is copied, because the body is a part of the connection's larger buffer, which is reused.
     let put = Put { key: key.into(), value: (&body).into(), ttl_ms, condition: None };
-    match v1::write(app, request, body, memory, condition.guard(KeyWrite::Put(put))).await? {
+    match v1::write(app, request, body, memory, app.may_write(condition.guard(KeyWrite::Put(put)))?).await? {
         WriteOutcome::Response(answer) => Ok(answer),
         WriteOutcome::Here(response, _) => match &response.result {
             Some(WriteResult::Put(put)) => Ok(written(&response, put, Some(put.revision))),
@@ -206,14 +224,24 @@ async fn put_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload)
     }
 }
 
-async fn delete_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
+async fn delete_key(
+    app: &Caller<ToWrite>,
+    request: &HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, ApiError> {
     reject_body(app, request, payload).await?;
     let key = key_of(request, &app.limits)?;
     Parameters::of(request, &[])?;
     let condition = Conditions::of(request)?.of_write(&app.limits)?;
     let delete = Delete { key: key.into(), condition: None };
-    match v1::write(app, request, Bytes::new(), HeldMemory::default(), condition.guard(KeyWrite::Delete(delete)))
-        .await?
+    match v1::write(
+        app,
+        request,
+        Bytes::new(),
+        HeldMemory::default(),
+        app.may_write(condition.guard(KeyWrite::Delete(delete)))?,
+    )
+    .await?
     {
         WriteOutcome::Response(answer) => Ok(answer),
         WriteOutcome::Here(response, _) => match response.result {
@@ -225,7 +253,11 @@ async fn delete_key(app: &ExampleApp, request: &HttpRequest, payload: web::Paylo
     }
 }
 
-async fn touch_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
+async fn touch_key(
+    app: &Caller<ToWrite>,
+    request: &HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, ApiError> {
     reject_body(app, request, payload).await?;
     let key = key_with_action(request, "touch", &app.limits)?;
     let parameters = Parameters::of(request, &["ttl"])?;
@@ -235,7 +267,15 @@ async fn touch_key(app: &ExampleApp, request: &HttpRequest, payload: web::Payloa
     };
     let condition = Conditions::of(request)?.of_write(&app.limits)?;
     let touch = Touch { key: key.into(), ttl_ms: Some(ttl_ms), condition: None };
-    match v1::write(app, request, Bytes::new(), HeldMemory::default(), condition.guard(KeyWrite::Touch(touch))).await? {
+    match v1::write(
+        app,
+        request,
+        Bytes::new(),
+        HeldMemory::default(),
+        app.may_write(condition.guard(KeyWrite::Touch(touch)))?,
+    )
+    .await?
+    {
         WriteOutcome::Response(answer) => Ok(answer),
         WriteOutcome::Here(response, _) => match &response.result {
             Some(WriteResult::Touch(touch)) => Ok(written(&response, touch, Some(touch.revision))),

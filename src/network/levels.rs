@@ -46,7 +46,7 @@ pub async fn wait_for_newest(app: &ExampleApp) {
 }
 
 /// The level of this node's state.
-fn level_of(app: &ExampleApp) -> Level {
+pub fn level_of(app: &ExampleApp) -> Level {
     app.store.state_machine.read(|machine| machine.level)
 }
 

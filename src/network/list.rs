@@ -9,6 +9,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 use serde::Serialize;
 
+use super::access::{Caller, ToRead, ToWrite};
 use super::conditions::reject_conditions;
 use super::memory::HeldMemory;
 use super::openapi::answers::{DeletePrefixErrors, ListErrors};
@@ -18,6 +19,7 @@ use super::reply::{encode, json};
 use super::request_body::reject_body;
 use super::v1::{self, WriteOutcome, ready_to_read, unexpected, written};
 use crate::app::{ExampleApp, Role};
+use crate::auth::Keys;
 use crate::body::{DeleteAnswer, KeyValueRef, ListAnswer};
 use crate::config::KEY_VALUE_EXTRA_BYTES;
 use crate::error::{ApiError, Interrupted, NotApplied, RevisionGone};
@@ -51,7 +53,7 @@ const LIST_PARAMETERS: &[&str] =
         ListErrors,
     ),
 )]
-pub async fn list(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
+pub async fn list(app: Caller<ToRead>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     v1::answer(&app, list_keys(&app, &request, payload).await)
 }
 
@@ -75,7 +77,7 @@ pub async fn list(app: web::Data<ExampleApp>, request: HttpRequest, payload: web
         DeletePrefixErrors,
     ),
 )]
-pub async fn delete_prefix(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
+pub async fn delete_prefix(app: Caller<ToWrite>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     v1::answer(&app, delete_keys(&app, &request, payload).await)
 }
 
@@ -89,7 +91,11 @@ struct Page {
     now_ms: u64,
 }
 
-async fn list_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
+async fn list_keys(
+    app: &Caller<ToRead>,
+    request: &HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, ApiError> {
     reject_body(app, request, payload).await?;
     let parameters = Parameters::of(request, LIST_PARAMETERS)?;
     let limits = &app.limits;
@@ -104,7 +110,11 @@ async fn list_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payloa
     let keys_max = parameters.number("limit", 1, limits.page_keys as u64)?.unwrap_or(limits.page_keys as u64);
     let keys_only = parameters.flag("keys_only")?;
     let wanted = parameters.number("revision", 0, u64::MAX)?;
-    ready_to_read(app, request, parameters.stale()?).await?;
+    let permit = match &range.end {
+        Some(end) if range.prefix.is_empty() => app.may_read(Keys::Between(&range.start, end))?,
+        _ => app.may_read(Keys::Prefix(&range.prefix))?,
+    };
+    ready_to_read(app, request, &permit, parameters.stale()?).await?;
     let (revision, data, replaced_bytes) = state_of(app, wanted)?;
     // Read the clock after the state: otherwise a key that was put meanwhile would have more than its TTL left.
     let now_ms = app.store.clock().now_ms();
@@ -201,7 +211,11 @@ struct ListRef<'a> {
     next: Option<&'a str>,
 }
 
-async fn delete_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
+async fn delete_keys(
+    app: &Caller<ToWrite>,
+    request: &HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, ApiError> {
     reject_body(app, request, payload).await?;
     let parameters = Parameters::of(request, &["prefix", "all"])?;
     reject_conditions(request)?;
@@ -223,7 +237,12 @@ async fn delete_keys(app: &ExampleApp, request: &HttpRequest, payload: web::Payl
             return Err(half_done("the leader changed"));
         }
         let operation = Operation::DeletePrefix { prefix: prefix.into(), revision_max };
-        match v1::write(app, request, Bytes::new(), HeldMemory::default(), operation).await {
+        let write = match app.may_write(operation) {
+            Err(error) if is_first_step => return Err(error),
+            Err(error) => return Err(half_done(&error.to_string())),
+            Ok(write) => write,
+        };
+        match v1::write(app, request, Bytes::new(), HeldMemory::default(), write).await {
             Ok(WriteOutcome::Response(answer)) if is_first_step => return Ok(answer),
             Ok(WriteOutcome::Response(answer)) if is_remembered && answer.status().is_success() => return Ok(answer),
             Ok(WriteOutcome::Response(_)) => return Err(half_done("the leader changed")),

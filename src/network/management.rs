@@ -9,6 +9,7 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::metrics::RaftMetrics;
 use tokio::task::JoinError;
 
+use super::access::{Caller, ToManage, ToMeasure};
 use super::conditions::reject_conditions;
 use super::consensus::write_error;
 use super::forward;
@@ -56,7 +57,7 @@ const CHANGE_MEMBERSHIP_BODY: &str = "the ids of the voters, such as [1,2,3]";
     ),
 )]
 pub async fn init(
-    app: web::Data<ExampleApp>,
+    app: Caller<ToManage>,
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
@@ -101,7 +102,7 @@ pub async fn init(
     ),
 )]
 pub async fn add_learner(
-    app: web::Data<ExampleApp>,
+    app: Caller<ToManage>,
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
@@ -209,7 +210,7 @@ async fn wait_for_data(app: &ExampleApp, id: NodeId, log_id: LogId) -> Result<()
     ),
 )]
 pub async fn change_membership(
-    app: web::Data<ExampleApp>,
+    app: Caller<ToManage>,
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
@@ -251,7 +252,7 @@ pub async fn change_membership(
         ),
     ))
 )]
-pub async fn metrics(app: web::Data<ExampleApp>, request: HttpRequest) -> Result<HttpResponse, ApiError> {
+pub async fn metrics(app: Caller<ToMeasure>, request: HttpRequest) -> Result<HttpResponse, ApiError> {
     let mut response = match Format::preferred(request.headers()) {
         Some(format) => metrics::in_format(&app, format).await?,
         None => {

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
 use tokio::sync::{MutexGuard, SemaphorePermit};
 
+use super::access::{Caller, ToManage};
 use super::consensus::write_error;
 use super::management::{check_member, check_same_directory, member_at, on_leader};
 use super::members::{self, Changed, Missing, Options, Wanted, check_member_exists, wait_until_caught_up};
@@ -76,7 +77,7 @@ const REPLACE_BODY: &str = r#"{"id":4,"address":"127.0.0.1:21004"}"#;
         MemberErrors,
     ),
 )]
-pub async fn add_member(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
+pub async fn add_member(app: Caller<ToManage>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     v1::answer(&app, receive_add(&app, &request, payload).await)
 }
 
@@ -128,7 +129,7 @@ async fn receive_add(
         MemberErrors,
     ),
 )]
-pub async fn promote_member(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
+pub async fn promote_member(app: Caller<ToManage>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     v1::answer(&app, receive_promote(&app, &request, payload).await)
 }
 
@@ -184,7 +185,7 @@ async fn receive_promote(
         MemberErrors,
     ),
 )]
-pub async fn replace_member(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
+pub async fn replace_member(app: Caller<ToManage>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     v1::answer(&app, receive_replace(&app, &request, payload).await)
 }
 
@@ -235,7 +236,7 @@ async fn receive_replace(
         MemberErrors,
     ),
 )]
-pub async fn remove_member(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
+pub async fn remove_member(app: Caller<ToManage>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     v1::answer(&app, remove(&app, &request, payload).await)
 }
 

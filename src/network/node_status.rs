@@ -7,12 +7,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use actix_web::{HttpResponse, web};
+use actix_web::HttpResponse;
 use openraft::async_runtime::WatchReceiver;
 use openraft::metrics::RaftMetrics;
 use openraft::{Instant as _, ServerState};
 use tokio::sync::Semaphore;
 
+use super::access::{Caller, ToRead};
 use super::reply::ok;
 use crate::app::{ExampleApp, Role};
 use crate::body::MemberRole;
@@ -24,7 +25,7 @@ use crate::store::durable;
 use crate::types::{NodeId, TypeConfig};
 
 /// `GET /raft-status`
-pub async fn node_status(app: web::Data<ExampleApp>) -> HttpResponse {
+pub async fn node_status(app: Caller<ToRead>) -> HttpResponse {
     ok(&own_status(&app).await)
 }
 

@@ -198,10 +198,14 @@ pub fn ttl_ms(text: &str) -> Result<u64, ApiError> {
 }
 
 /// The `Idempotency-Key` of a request, with a hash of the operation.
-pub fn request_id(request: &HttpRequest, operation: &Operation) -> Result<Option<Arc<RequestId>>, ApiError> {
+pub fn request_id(
+    request: &HttpRequest,
+    owner: Option<&str>,
+    operation: &Operation,
+) -> Result<Option<Arc<RequestId>>, ApiError> {
     let Some(key) = one_header(request, &IDEMPOTENCY_KEY)? else { return Ok(None) };
     check_idempotency_key(key).map_err(|message| ApiError::bad_request("invalid_idempotency_key", message))?;
-    let request = RequestId::new(key.into(), operation)
+    let request = RequestId::new(key.into(), owner, operation)
         .map_err(|error| ApiError::internal(format!("cannot hash the request: {error}")))?;
     Ok(Some(Arc::new(request)))
 }

@@ -24,6 +24,7 @@ use crate::connection::{BodyError, certified_node, read_response, resolves_to_ev
 use crate::error::{ApiError, Details, Retry};
 use crate::headers::{ENVELOPE, LOG_TIME};
 use crate::level::Level;
+use crate::proofs::Purpose;
 use crate::store::log::codec::PayloadRecord;
 use crate::store::{ClusterId, ExampleStore};
 use crate::types::{Entry, ExampleNode, LogId, NodeId};
@@ -403,8 +404,8 @@ impl Silence {
 pub async fn introduced(app: &ExampleApp, addr: &str) -> Result<Introduction, Silence> {
     let request = app.http.to(None).get(app.http.url(addr, "/raft-identity"));
     // The other node may not know the name in `addr` as its own (`network::browser`).
-    let sent = request.header("host", "localhost").timeout(CONNECT_DEADLINE).send();
-    let answer = sent.await.map_err(Silence::Unreachable)?;
+    let request = request.header("host", "localhost").timeout(CONNECT_DEADLINE);
+    let answer = app.peers.proofs.send(request, Purpose::Own).await.map_err(Silence::Unreachable)?;
     let certified = certified_node(&answer);
     let body = match read_response(answer, PEER_RESPONSE_BYTES_MAX).await {
         Ok(body) => body,
@@ -438,8 +439,8 @@ pub async fn ask_read_index(
     let url = app.http.url(&leader.addr, "/raft-read-index");
     let lost = |error: reqwest::Error| unreachable(leader_id, &leader.addr, &error);
     let http = Worker::current().map_or_else(|| app.http.to(Some(leader_id)), |worker| worker.http.to(Some(leader_id)));
-    let sent = http.post(url).timeout(deadline).header(ENVELOPE.as_str(), ids.header()).body(body).send();
-    let answer = sent.await.map_err(lost)?;
+    let request = http.post(url).timeout(deadline).header(ENVELOPE.as_str(), ids.header()).body(body);
+    let answer = app.peers.proofs.send(request, Purpose::Own).await.map_err(lost)?;
     let succeeded = answer.status().is_success();
     let body: Bytes = match read_response(answer, PEER_RESPONSE_BYTES_MAX).await {
         Ok(body) => body,

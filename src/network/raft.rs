@@ -18,6 +18,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::runtime::Handle;
 use tokio::sync::SemaphorePermit;
 
+use super::access::Peer;
 use super::consensus::read_error;
 use super::leader_loss;
 use super::listener::admission::state_of;
@@ -44,11 +45,7 @@ const VOTE: &str = "/raft-vote";
 const READ_INDEX: &str = "/raft-read-index";
 
 /// `POST /raft-append`
-pub async fn append(
-    app: web::Data<ExampleApp>,
-    request: HttpRequest,
-    payload: web::Payload,
-) -> Result<HttpResponse, ApiError> {
+pub async fn append(app: Peer, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
     let clock = app.store.clock();
     let (leader_ms, arrived_ms) = (peer::log_ms_in(request.headers()), clock.elapsed_ms());
     let check = |envelope: &Envelope<Append>, known: &Known, bytes: usize| {
@@ -75,22 +72,14 @@ pub async fn append(
 }
 
 /// `POST /raft-vote`
-pub async fn vote(
-    app: web::Data<ExampleApp>,
-    request: HttpRequest,
-    payload: web::Payload,
-) -> Result<HttpResponse, ApiError> {
+pub async fn vote(app: Peer, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
     let rpc = receive_candidate(&app, &request, payload).await?;
     let answer = app.raft.vote(rpc).await.map_err(|error| raft_failed(&error))?;
     answer_candidate(&app, &answer)
 }
 
 /// `POST /raft-pre-vote`
-pub async fn pre_vote(
-    app: web::Data<ExampleApp>,
-    request: HttpRequest,
-    payload: web::Payload,
-) -> Result<HttpResponse, ApiError> {
+pub async fn pre_vote(app: Peer, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
     let rpc = receive_candidate(&app, &request, payload).await?;
     let answer = match leader_loss::pre_vote(&app, &rpc) {
         Some(answer) => answer,
@@ -123,11 +112,7 @@ async fn receive_candidate(
 }
 
 /// `POST /raft-transfer-leader`
-pub async fn transfer_leader(
-    app: web::Data<ExampleApp>,
-    request: HttpRequest,
-    payload: web::Payload,
-) -> Result<HttpResponse, ApiError> {
+pub async fn transfer_leader(app: Peer, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
     let check = |envelope: &Envelope<TransferLeaderRequest<TypeConfig>>, known: &Known, _| {
         rpc_check::check_transfer(&envelope.rpc, envelope.from, known)
     };
@@ -137,11 +122,7 @@ pub async fn transfer_leader(
 }
 
 /// `POST /raft-read-index`: the log id that a linearizable read on another node must have applied.
-pub async fn read_index(
-    app: web::Data<ExampleApp>,
-    request: HttpRequest,
-    payload: web::Payload,
-) -> Result<HttpResponse, ApiError> {
+pub async fn read_index(app: Peer, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
     let (envelope, _) = receive::<()>(&app, &request, payload, SMALL_RPC_BYTES_MAX, |_, _, _| Ok(())).await?;
     let read_log_id = app.raft.get_read_log_id(ReadPolicy::ReadIndex).await;
     let (read_log_id, _applied) = read_log_id.map_err(|error| read_error(&app, &error))?;
@@ -154,7 +135,7 @@ pub async fn read_index(
 }
 
 /// `GET /raft-identity`
-pub async fn identity(app: web::Data<ExampleApp>) -> HttpResponse {
+pub async fn identity(app: Peer) -> HttpResponse {
     ok(&Introduction::of(&app))
 }
 
@@ -162,11 +143,7 @@ pub async fn identity(app: web::Data<ExampleApp>) -> HttpResponse {
 ///
 /// The file is written to disk as it arrives, verified as a whole, and only then passed to Raft. A broken transfer has
 /// no other effect.
-pub async fn snapshot(
-    app: web::Data<ExampleApp>,
-    request: HttpRequest,
-    mut payload: web::Payload,
-) -> Result<HttpResponse, ApiError> {
+pub async fn snapshot(app: Peer, request: HttpRequest, mut payload: web::Payload) -> Result<HttpResponse, ApiError> {
     let result = match peer::announced(&app, &request) {
         Ok(announced) => {
             let received = receive_snapshot(&app, &request, announced, &mut payload);

@@ -28,6 +28,7 @@ use crate::config::{APPEND_BYTES_PER_SECOND_MIN, PEER_RESPONSE_BYTES_MAX, SNAPSH
 use crate::connection::{Dialer, is_unsent, read_response, reason_of};
 use crate::headers::{CLUSTER, ENVELOPE, LOG_TIME, LOG_TIME_BY_WALL, RUN};
 use crate::peers::Peers;
+use crate::proofs;
 use crate::store::ExampleStore;
 use crate::store::snapshot::SnapshotFile;
 use crate::tls::Tls;
@@ -197,7 +198,7 @@ impl ExampleNetwork {
         if let Some(log_ms) = log_ms {
             request = request.header(LOG_TIME.as_str(), log_ms);
         }
-        let answer = match request.send().await {
+        let answer = match self.peers.proofs.send(request, proofs::Purpose::Own).await {
             Ok(answer) => answer,
             Err(error) => {
                 let reason = reason_of(&error);

@@ -51,6 +51,9 @@ impl ResponseError for ApiError {
 /// Inserts the outcome of the request, and when to retry it.
 pub fn insert_error_headers(error: &ApiError, headers: &mut HeaderMap) {
     headers.insert(OUTCOME.clone(), HeaderValue::from_static(error.outcome().as_str()));
+    if let ApiError::Unauthorized(_) = error {
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
     if let Some(retry_after_ms) = error.retry_after_ms() {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_ms.div_ceil(1000)));
     }
@@ -69,7 +72,7 @@ pub fn is_v1(path: &str) -> bool {
 /// Serves paths without a route.
 pub async fn unknown_route(app: web::Data<ExampleApp>, request: HttpRequest) -> HttpResponse {
     const V1: &str = "/v1/kv, /v1/kv/<key>, /v1/txn, /v1/watch, /v1/snapshot, /v1/metrics, /v1/cluster, /v1/cluster/hash, \
-                      /v1/cluster/members, /v1/cluster/leader";
+                      /v1/cluster/members, /v1/cluster/leader, /v1/tokens, /v1/auth";
     let path = request.path();
     let others = if is_v1(path) {
         ""
@@ -89,6 +92,11 @@ pub async fn only_get(app: web::Data<ExampleApp>, request: HttpRequest) -> HttpR
 /// Rejects methods that a `POST` route does not accept.
 pub async fn only_post(app: web::Data<ExampleApp>, request: HttpRequest) -> HttpResponse {
     wrong_method(&app, &request, "POST")
+}
+
+/// Rejects methods that a route for `GET` and `POST` does not accept.
+pub async fn only_get_and_post(app: web::Data<ExampleApp>, request: HttpRequest) -> HttpResponse {
+    wrong_method(&app, &request, "GET, HEAD, POST")
 }
 
 /// Rejects methods that a `DELETE` route does not accept.

@@ -12,6 +12,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use super::access::{Caller, ToManage};
 use super::openapi::answers::{RawValue, SnapshotErrors};
 use super::openapi::parameters::{ForwardHeader, SnapshotParameters};
 use super::parameters::Parameters;
@@ -46,18 +47,14 @@ use crate::store::snapshot::export::{Export, ExportError};
         SnapshotErrors,
     ),
 )]
-pub async fn snapshot(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
+pub async fn snapshot(app: Caller<ToManage>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     v1::answer(&app, begin(&app, &request, payload).await)
 }
 
-async fn begin(
-    app: &web::Data<ExampleApp>,
-    request: &HttpRequest,
-    payload: web::Payload,
-) -> Result<HttpResponse, ApiError> {
+async fn begin(app: &Caller<ToManage>, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
     reject_body(app, request, payload).await?;
     let stale = Parameters::of(request, &["consistency"])?.stale()?;
-    ready_to_read(app, request, stale).await?;
+    ready_to_read(app, request, &app.may_read_all()?, stale).await?;
     let permit = tokio::time::timeout(EXPORT_WAIT_MAX, app.exports.clone().acquire_owned()).await;
     let Ok(Ok(permit)) = permit else {
         let message = "this node already sends a snapshot to a client; retry, or use another node";
@@ -81,7 +78,7 @@ async fn begin(
     response.insert_header((REVISION.clone(), HeaderValue::from(revision)));
     response.insert_header((SNAPSHOT_INDEX.clone(), HeaderValue::from(index)));
     let (pieces_tx, pieces) = mpsc::channel(1);
-    actix_web::rt::spawn(send(app.clone(), export, pieces_tx, permit));
+    actix_web::rt::spawn(send(web::Data::clone(app), export, pieces_tx, permit));
     Ok(response.body(Download { pieces, piece: Bytes::new(), left: bytes }))
 }
 

@@ -19,6 +19,7 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::metrics::RaftMetrics;
 use openraft::{Instant, ServerState};
 
+use super::access::{Caller, ToManage};
 use super::conditions::reject_conditions;
 use super::forward;
 use super::openapi::answers::LeaderErrors;
@@ -67,7 +68,7 @@ const BODY: &str = r#"the id of a voter, such as {"id":2}"#;
         LeaderErrors,
     ),
 )]
-pub async fn transfer_leader(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
+pub async fn transfer_leader(app: Caller<ToManage>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     v1::answer(&app, transfer_on_leader(&app, &request, payload).await)
 }
 

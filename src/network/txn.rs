@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use actix_web::{HttpRequest, HttpResponse, web};
 
+use super::access::{Caller, ToRead};
 use super::conditions::reject_conditions;
 use super::openapi::answers::TxnErrors;
 use super::openapi::parameters::WriteHeaders;
@@ -12,7 +13,6 @@ use super::parameters::{Parameters, check_body_type, check_key, check_value_leng
 use super::reply::encode;
 use super::request_body::{check_lists, parse_json, read_client_body};
 use super::v1::{self, WriteOutcome, unexpected, written_as};
-use crate::app::ExampleApp;
 use crate::body::{Compare, EncodedValue, Encoding, TxnAnswer, TxnOperation, TxnRequest};
 use crate::config::Limits;
 use crate::error::ApiError;
@@ -54,18 +54,18 @@ const TXN_BODY: &str =
         TxnErrors,
     ),
 )]
-pub async fn txn(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
+pub async fn txn(app: Caller<ToRead>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     v1::answer(&app, do_txn(&app, &request, payload).await)
 }
 
-async fn do_txn(app: &ExampleApp, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
+async fn do_txn(app: &Caller<ToRead>, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
     let (body, memory) = read_client_body(app, request, payload).await?;
     Parameters::of(request, &[])?;
     reject_conditions(request)?;
     check_body_type(request)?;
     let (text, limits) = (body.clone(), app.limits);
     let operation = app.long_work.run(|| body.len(), move || parse_txn(&text, &limits)).await?;
-    match v1::write(app, request, body, memory, operation).await? {
+    match v1::write(app, request, body, memory, app.may_write(operation)?).await? {
         WriteOutcome::Response(answer) => Ok(answer),
         WriteOutcome::Here(response, memory) => match &response.result {
             Some(result @ WriteResult::Txn(done)) => {

@@ -6,7 +6,8 @@ use actix_web::{HttpRequest, HttpResponse, ResponseError};
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::conditions::{Guarded, condition_failed};
+use super::access::{Permit, Permitted};
+use super::conditions::condition_failed;
 use super::consensus::{Submitted, linearize, submit};
 use super::memory::HeldMemory;
 use super::observer::{Part, timed};
@@ -35,7 +36,7 @@ pub async fn write(
     request: &HttpRequest,
     body: Bytes,
     memory: HeldMemory,
-    write: impl Into<Guarded>,
+    write: Permitted,
 ) -> Result<WriteOutcome, ApiError> {
     Ok(match submit(app, request, body, memory, 0, write).await? {
         Submitted::Here(response, memory) => WriteOutcome::Here(response.data, memory),
@@ -127,11 +128,20 @@ pub fn unexpected(result: Option<&WriteResult>) -> ApiError {
 
 /// Waits until this node's own state may be read: at once if it may be stale, otherwise once it has all that was
 /// written before the call.
-pub async fn ready_to_read(app: &ExampleApp, request: &HttpRequest, stale: bool) -> Result<(), ApiError> {
+///
+/// With a permit whose token was revoked meanwhile, the read is rejected: once a revocation is acknowledged, no
+/// linearizable read succeeds.
+pub async fn ready_to_read(
+    app: &ExampleApp,
+    request: &HttpRequest,
+    permit: &Permit,
+    stale: bool,
+) -> Result<(), ApiError> {
     if stale {
         return readiness::stale_read(app);
     }
-    timed(request, Part::Confirmation, linearize(app, request.headers(), None)).await
+    timed(request, Part::Confirmation, linearize(app, request.headers(), None)).await?;
+    permit.check_again(app)
 }
 
 /// A key without its value, for JSON.
@@ -146,6 +156,8 @@ pub(super) fn key_value<'a>(key: &'a str, record: &'a Record, expires_in_ms: Opt
 
 /// The response to any request, with the headers that all responses have.
 pub fn answer(app: &ExampleApp, result: Result<HttpResponse, ApiError>) -> HttpResponse {
+    // A rejected client must not even learn how often the data changes.
+    let is_denied = matches!(result, Err(ApiError::Unauthorized(_) | ApiError::NotPermitted(_)));
     let mut response = result.unwrap_or_else(|error| error_answer(&error));
     let headers = response.headers_mut();
     // A leader that the request was forwarded to has inserted its own.
@@ -153,7 +165,7 @@ pub fn answer(app: &ExampleApp, result: Result<HttpResponse, ApiError>) -> HttpR
         headers.insert(NODE.clone(), HeaderValue::from(app.id));
         headers.insert(TERM.clone(), HeaderValue::from(app.term()));
     }
-    if !headers.contains_key(&REVISION) {
+    if !is_denied && !headers.contains_key(&REVISION) {
         headers.insert(REVISION.clone(), HeaderValue::from(app.store.state_machine.read(|machine| machine.revision)));
     }
     response

@@ -15,6 +15,7 @@ use futures_util::{StreamExt, stream};
 use serde::Serialize;
 use tokio::time::Instant;
 
+use super::access::{Caller, Permit, ToRead};
 use super::consensus::linearize;
 use super::list::revision_in_future;
 use super::listener::admission::state_of;
@@ -28,6 +29,7 @@ use super::request_body::reject_body;
 use super::v1::{self, key_value, ready_to_read};
 use super::watch_held::{InitialState, WatchHeld};
 use crate::app::{ExampleApp, Exclusion};
+use crate::auth::Keys;
 use crate::body::{KeyValueRef, WatchEnd, WatchEvent, write_json_line};
 use crate::config::{
     KEY_VALUE_EXTRA_BYTES, REQUEST_DEADLINE, STATE_REPLACED_BYTES_MAX, WATCH_BATCH_BYTES, WATCH_CONFIRMATION_DEADLINE,
@@ -68,7 +70,7 @@ use crate::store::{Change, ChangeKind, Filter, LongEvents, Record, Subscription,
         WatchErrors,
     ),
 )]
-pub async fn watch(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
+pub async fn watch(app: Caller<ToRead>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     let started = start_watch(&app, &request, payload).await;
     let is_overloaded = matches!(started, Err(ApiError::Overloaded(_)));
     let mut response = v1::answer(&app, started);
@@ -80,7 +82,7 @@ pub async fn watch(app: web::Data<ExampleApp>, request: HttpRequest, payload: we
 }
 
 async fn start_watch(
-    app: &web::Data<ExampleApp>,
+    app: &Caller<ToRead>,
     request: &HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
@@ -94,6 +96,10 @@ async fn start_watch(
         }
         (prefix, None) => Filter::Prefix(prefix.unwrap_or_default().into()),
     };
+    let permit = match &filter {
+        Filter::Key(key) => app.may_read(Keys::One(key))?,
+        Filter::Prefix(prefix) => app.may_read(Keys::Prefix(prefix))?,
+    };
     let from = parameters.number("from", 1, u64::MAX)?;
     let initial = parameters.flag("initial")?;
     let stale = parameters.stale()?;
@@ -104,15 +110,15 @@ async fn start_watch(
         ));
     }
     let begin = Begin { resumed: resumed_after(request)?, filter, from, initial, stale };
-    let Some(permit) = state_of(request).map(|state| state.admit_watch()) else {
+    let Some(place) = state_of(request).map(|state| state.admit_watch()) else {
         return Err(stopping()); // Every connection of this server has one.
     };
-    let Some(permit) = permit else {
+    let Some(place) = place else {
         return Err(ApiError::Overloaded(Retry::soon("this node has reached its limit of watches; use another node")));
     };
     let asked = Instant::now();
     let may_wait = !says_no(request.headers(), &WAIT);
-    let ready = ready_to_read(app, request, stale);
+    let ready = ready_to_read(app, request, &permit, stale);
     let ready = if may_wait {
         // Do not delay the headers until a leader responds that may never do so.
         tokio::time::timeout(WATCH_LEADER_INTERVAL, ready).await.unwrap_or_else(|_| Err(no_leader(app)))
@@ -131,7 +137,7 @@ async fn start_watch(
         }
         Err(error) => return Err(error),
     };
-    let watch = Watch { app: app.clone(), state, held, stale, _permit: permit };
+    let watch = Watch { app: web::Data::clone(app), state, held, stale, permit, _place: place };
     let mut response = HttpResponse::Ok()
         .insert_header((header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")))
         .insert_header((header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
@@ -218,8 +224,10 @@ struct Watch {
     /// Sent before anything else; and the state at its beginning.
     held: WatchHeld,
     stale: bool,
+    /// The right to read its keys, until the token expires or is revoked.
+    permit: Permit,
     /// Counts the watch towards the watch limit.
-    _permit: WatchPermit,
+    _place: WatchPermit,
 }
 
 enum State {
@@ -293,8 +301,24 @@ impl Watch {
         }
     }
 
-    /// Waits for something to send; `None` if the watch has ended.
+    /// Waits for something to send, or until the watch must end; `None` if it has ended.
     async fn advance(&mut self) -> Option<()> {
+        if let State::Ended = self.state {
+            return None;
+        }
+        let ended = self.permit.ended(&self.app);
+        let denied = tokio::select! {
+            biased;
+            error = ended => error,
+            advanced = self.advance_permitted() => return advanced,
+        };
+        // What it was about to send is dropped.
+        self.state = State::Ended;
+        self.held.push(end_event(end_of(&denied)));
+        Some(())
+    }
+
+    async fn advance_permitted(&mut self) -> Option<()> {
         match std::mem::replace(&mut self.state, State::Ended) {
             State::Ended => return None,
             State::Waiting(waiting) => {

@@ -15,8 +15,10 @@ use super::identity::{DirectoryLock, Identity, IdentityFile};
 use super::log::check::{self, CheckedLog, LogRecord};
 use super::snapshot::format::{self, Scanned};
 use super::snapshot::{check_log_covers, index_of, snapshot_files};
+use super::state_machine::access::AccessMode;
 use super::state_machine::history::ChangeKind;
-use crate::operation::{Value, WriteResult};
+use crate::access::TokenRole;
+use crate::operation::{Key, Value, WriteResult};
 use crate::types::{LogId, NodeId, Payload, StoredMembership, Vote};
 
 /// What was found in a file or directory.
@@ -188,6 +190,15 @@ pub enum Line<'a> {
         fingerprint: [u64; 2],
         result: &'a WriteResult,
     },
+    Access {
+        mode: AccessMode,
+    },
+    Token {
+        name: &'a str,
+        role: TokenRole,
+        prefixes: &'a [Key],
+        expires_at_ms: u64,
+    },
     Vote {
         file: &'a Path,
         offset: u64,
@@ -350,6 +361,11 @@ impl Dump<'_> {
             Scanned::Request(key, remembered) => {
                 let (fingerprint, result) = (remembered.fingerprint, &remembered.result);
                 self.visited(&Line::Request { key, fingerprint, result })
+            }
+            Scanned::Access(mode) => self.visited(&Line::Access { mode }),
+            Scanned::Token(name, token) => {
+                let (role, prefixes, expires_at_ms) = (token.role, &*token.prefixes, token.expires_at_ms);
+                self.visited(&Line::Token { name, role, prefixes, expires_at_ms })
             }
         });
         match scanned {

@@ -299,8 +299,8 @@ mod tests {
     /// A file of a later version is distinguished from a damaged one.
     #[test]
     fn newer_format_is_named() {
-        let result = Identity::decode(Path::new("IDENTITY"), b"{\"format\":5,\"something\":\"else\"}\n");
-        assert!(matches!(result, Err(StoreError::NewerFormat { found: 5, known: 4, .. })), "{result:?}");
+        let result = Identity::decode(Path::new("IDENTITY"), b"{\"format\":6,\"something\":\"else\"}\n");
+        assert!(matches!(result, Err(StoreError::NewerFormat { found: 6, known: 5, .. })), "{result:?}");
     }
 
     /// The lock is exclusive, and names its holder.

@@ -38,7 +38,7 @@ pub use self::self_check::{SelfCheck, SelfChecks};
 pub use self::state_machine::ExampleStateMachine;
 pub use self::state_machine::history::{Change, ChangeKind};
 pub use self::state_machine::record::{Data, Record, RecordParts};
-pub use self::state_machine_store::StateMachineStore;
+pub use self::state_machine_store::{AccessCell, StateMachineStore};
 pub use self::watch::{Filter, LongEvents, Subscription, WatchError};
 pub use crate::config::LogSizes;
 pub use crate::hash::StateHash;

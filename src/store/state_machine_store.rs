@@ -1,7 +1,7 @@
 //! The state machine as openraft drives it: apply, snapshot, install.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use openraft::storage::{EntryResponder, RaftStateMachine, Snapshot};
 use openraft::{OptionalSend, RaftSnapshotBuilder};
 use rustix::process::setpriority_process;
 use rustix::thread::gettid;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::applied::{AppliedWaits, Due, TooManyWaits};
 use super::error::StoreError;
@@ -19,6 +19,7 @@ use super::self_check::{self, Announced, SelfCheck, SelfChecks};
 use super::snapshot::export::{self, Export, ExportError};
 use super::snapshot::{SnapshotDirectory, SnapshotFile};
 use super::state_machine::ExampleStateMachine;
+use super::state_machine::access::{Access, AccessMode};
 use super::state_machine::history::Change;
 use super::state_machine::listing::Listings;
 use super::state_machine::requests::Requests;
@@ -48,6 +49,50 @@ pub struct StateMachineStore {
     // Memory of the keys and values after the last batch.
     memory_bytes: Arc<AtomicU64>,
     meters: Arc<StateMeters>,
+    // Updated while `machine` is locked, before the results of the entries are known.
+    access: Arc<AccessCell>,
+}
+
+/// Who may use the cluster as of the last applied entry, without the rest of the state.
+#[derive(Debug)]
+pub struct AccessCell {
+    now: watch::Sender<Arc<Access>>,
+    /// Read with each request.
+    mode: AtomicU8,
+}
+
+impl AccessCell {
+    fn new(access: Arc<Access>) -> Self {
+        let mode = AtomicU8::new(access.mode() as u8);
+        AccessCell { now: watch::Sender::new(access), mode }
+    }
+
+    /// Whether requests need a token.
+    #[inline]
+    pub fn mode(&self) -> AccessMode {
+        match self.mode.load(Ordering::Acquire) {
+            0 => AccessMode::Open,
+            1 => AccessMode::Required,
+            _ => AccessMode::Disabled,
+        }
+    }
+
+    /// The tokens.
+    pub fn now(&self) -> Arc<Access> {
+        self.now.borrow().clone()
+    }
+
+    /// Tells of each change.
+    pub fn changes(&self) -> watch::Receiver<Arc<Access>> {
+        self.now.subscribe()
+    }
+
+    fn set(&self, access: &Arc<Access>) {
+        if !Arc::ptr_eq(&self.now.borrow(), access) {
+            self.now.send_replace(access.clone());
+            self.mode.store(access.mode() as u8, Ordering::Release);
+        }
+    }
 }
 
 impl StateMachineStore {
@@ -56,6 +101,7 @@ impl StateMachineStore {
         let hub = Hub::default();
         hub.replaced(&machine);
         StateMachineStore {
+            access: Arc::new(AccessCell::new(machine.access.clone())),
             memory_bytes: Arc::new(AtomicU64::new(machine.memory_bytes())),
             machine: Arc::new(RwLock::new(machine)),
             snapshots: Arc::new(snapshots),
@@ -141,6 +187,11 @@ impl StateMachineStore {
         self.memory_bytes.load(Ordering::Relaxed)
     }
 
+    /// Who may use the cluster.
+    pub fn access(&self) -> &Arc<AccessCell> {
+        &self.access
+    }
+
     /// The node's clock of log time.
     pub fn clock(&self) -> &LogClock {
         &self.clock
@@ -214,6 +265,7 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
                     answers.extend(responder.map(|responder| (responder, response)));
                 }
                 self.clock.applied(machine.clock_ms);
+                self.access.set(&machine.access);
                 self.memory_bytes.store(machine.memory_bytes(), Ordering::Relaxed);
                 io::Result::Ok(revision_before)
             })?;
@@ -264,6 +316,7 @@ impl RaftStateMachine<TypeConfig> for StateMachineStore {
             self.hub.reset(current.revision + 1);
             self.self_checks().forget();
             self.clock.applied(machine.clock_ms);
+            self.access.set(&machine.access);
             self.memory_bytes.store(machine.memory_bytes(), Ordering::Relaxed);
             self.hub.replaced(&machine);
             self.applied_waits.take_due(&machine, &mut due);

@@ -4,7 +4,7 @@
 //! Prometheus. So what is not in the table counts as `other`.
 
 /// The method and the route of each operation; `HEAD` counts as `GET`.
-pub const OPERATIONS: [(&str, &str); 39] = [
+pub const OPERATIONS: [(&str, &str); 43] = [
     (OTHER, OTHER),
     ("GET", "/v1/kv/{key}"),
     ("PUT", "/v1/kv/{key}"),
@@ -35,6 +35,10 @@ pub const OPERATIONS: [(&str, &str); 39] = [
     ("DELETE", "/v1/cluster/members/{id}"),
     ("POST", "/v1/cluster/members/{id}/promote"),
     ("POST", "/v1/cluster/members/{id}/replace"),
+    ("GET", "/v1/tokens"),
+    ("POST", "/v1/tokens"),
+    ("DELETE", "/v1/tokens/{name}"),
+    ("POST", "/v1/auth"),
     ("POST", "/raft-append"),
     ("POST", "/raft-vote"),
     ("POST", "/raft-pre-vote"),
@@ -65,6 +69,7 @@ pub fn operation_of(method: &str, path: &str) -> usize {
             Some(Some((_, "promote"))) => "/v1/cluster/members/{id}/promote",
             Some(Some((_, "replace"))) => "/v1/cluster/members/{id}/replace",
             Some(Some(_)) => OTHER,
+            None if path.strip_prefix("/v1/tokens/").is_some_and(|name| !name.contains('/')) => "/v1/tokens/{name}",
             None => path,
         },
     };

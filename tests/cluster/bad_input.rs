@@ -14,6 +14,7 @@ mod raw_sockets;
 mod rejected_by_state;
 mod route_rows;
 mod shapes;
+mod token_rows;
 mod txn_rows;
 mod watch_rows;
 
@@ -23,7 +24,9 @@ use raft_key_value::types::{LogId, StoredMembership, Vote};
 use reqwest::{Body, Method};
 use serde_json::json;
 
-use crate::harness::{Answer, CALM, DEADLINE, Http, OFTEN, STEADY, TestCluster, eventually, identity_of};
+use self::token_rows::KNOWN_TOKEN;
+use crate::auth::secured;
+use crate::harness::{ALL, Answer, CALM, DEADLINE, Http, OFTEN, STEADY, TestCluster, eventually, identity_of};
 
 /// Part of the rows' bodies and paths, to detect that a node logs what clients send.
 const MARKER: &str = "mArKeR-must-not-be-logged";
@@ -356,6 +359,33 @@ async fn bad_requests_do_no_harm_to_a_cluster() {
     let follower = 1 + cluster.leader_of(&[1, 2, 3]).await % 3;
     let rows = all_rows(&cluster, follower);
     reject_all(&mut cluster, &[1, 2, 3], follower, &rows).await;
+}
+
+/// Malformed requests about tokens are rejected, by a follower as by the leader, and change nothing.
+///
+/// Method: send every row with the root token to a follower of a cluster that requires tokens, and compare the tokens and
+/// the keys.
+#[tokio::test]
+async fn bad_requests_about_tokens_do_no_harm() {
+    let mut cluster = secured("bad-tokens", &ALL, &flags()).await;
+    let follower = 1 + cluster.leader_of(&ALL).await % 3;
+    let body = json!({"name": KNOWN_TOKEN, "role": "read"}).to_string();
+    cluster.v1(follower, Method::POST, "/v1/tokens", &[], body).await.done();
+    let state = async |cluster: &TestCluster| {
+        let mut state = Vec::new();
+        for id in ALL {
+            state.push([
+                cluster.get(id, "/v1/tokens").await.done(),
+                cluster.get(id, "/v1/kv").await.done(),
+                cluster.get(id, "/v1/cluster/hash").await.done()["revision"].clone(),
+            ]);
+        }
+        state
+    };
+    let before = state(&cluster).await;
+    send_all(&mut cluster, follower, &token_rows::rows()).await;
+    assert_eq!(state(&cluster).await, before);
+    silent_and_working(&cluster, &ALL).await;
 }
 
 /// RPCs that no node of the cluster sent are rejected and change nothing.

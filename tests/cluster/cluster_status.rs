@@ -207,7 +207,7 @@ async fn many_requests_ask_each_member_once() {
     let counter = asked.clone();
     let older = StandIn::start(move |path, _, stream| {
         if path == "/raft-identity" {
-            let identity = json!({"Ok": {"node_id": 4, "cluster_id": null, "incarnation": 77, "format_level": 4}});
+            let identity = json!({"Ok": {"node_id": 4, "cluster_id": null, "incarnation": 77, "format_level": 5}});
             return respond(stream, "200 OK", identity.to_string().as_bytes());
         }
         if path == "/raft-status" {

@@ -437,8 +437,8 @@ async fn unusable_directories_are_rejected() {
 
     let rows: &[(&str, u64, i32, &str, Damage)] = &[
         ("another node's", 2, 78, "belongs to node 1", |_| {}),
-        ("a newer format", 1, 78, "format 5", |directory| {
-            fs::write(directory.join("IDENTITY"), "{\"format\":5,\"more\":true}\n").unwrap();
+        ("a newer format", 1, 78, "format 6", |directory| {
+            fs::write(directory.join("IDENTITY"), "{\"format\":6,\"more\":true}\n").unwrap();
         }),
         ("a flipped byte in IDENTITY", 1, 65, "IDENTITY", |directory| flip(&directory.join("IDENTITY"), 20)),
         ("an empty IDENTITY", 1, 65, "IDENTITY", |directory| fs::write(directory.join("IDENTITY"), "").unwrap()),
@@ -508,7 +508,7 @@ fn flip(path: &Path, position: usize) {
     fs::write(path, bytes).unwrap();
 }
 
-/// A node that other machines could reach does not start without TLS unless `--insecure` is set, and then warns at
+/// A node that other machines could reach does not start with neither TLS nor tokens unless `--insecure` is set, and then warns at
 /// each start. `config check` says the same.
 ///
 /// Method: use the unspecified addresses, and some that are reserved for documentation. In a namespace without a
@@ -527,7 +527,16 @@ fn an_unprotected_node_stays_on_loopback() {
         let ended = run(&arguments, &[]);
         assert_eq!(ended.code, Some(78), "{host}: {ended:?}");
         for line in [last_line(&checked), last_line(&ended)] {
-            for words in [&addr, "--tls-cert", "--tls-key", "--tls-ca", "tls init", "127.0.0.1", "--insecure"] {
+            for words in [
+                &addr,
+                "--tls-cert",
+                "--tls-key",
+                "--tls-ca",
+                "tls init",
+                "--root-token-file",
+                "127.0.0.1",
+                "--insecure",
+            ] {
                 assert!(line.contains(words), "{host}: {line}");
             }
         }

@@ -154,7 +154,7 @@ async fn only_a_learner_that_keeps_up_is_promoted() {
     cluster.write_many(1, "k", 300).await;
     let stand_in = StandIn::start(|path, body, stream| match path {
         "/raft-identity" => {
-            respond(stream, "200 OK", br#"{"Ok":{"node_id":9,"cluster_id":null,"incarnation":5,"format_level":4}}"#)
+            respond(stream, "200 OK", br#"{"Ok":{"node_id":9,"cluster_id":null,"incarnation":5,"format_level":5}}"#)
         }
         "/raft-append" => {
             let sent: Envelope<AppendEntriesRequest<TypeConfig>> = rmp_serde::from_slice(body).unwrap();

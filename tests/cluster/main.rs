@@ -46,6 +46,7 @@
 //! | [`idempotency`] | is a repeated request applied once |
 //! | [`watch`] | does a watch deliver every change exactly once |
 //! | [`tls`] | who can connect to a node that speaks TLS, and do peers prove who they are |
+//! | [`auth`] | what can be done with each token, without one, and with a forged proof |
 //! | [`browsers`] | what can a foreign web page do to a node |
 //! | [`protocol`] | does a node speak HTTP/1.1 and 1.0 as clients and proxies expect |
 //! | [`bad_input`] | does an invalid request do harm |
@@ -61,6 +62,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod addresses;
+mod auth;
 mod backup;
 mod bad_input;
 mod browsers;

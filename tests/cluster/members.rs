@@ -181,7 +181,7 @@ async fn a_learner_that_lags_is_not_made_a_voter() {
     cluster.write_many(1, "k", 300).await;
     let stand_in = StandIn::start(|path, body, stream| match path {
         "/raft-identity" => {
-            respond(stream, "200 OK", br#"{"Ok":{"node_id":9,"cluster_id":null,"incarnation":5,"format_level":4}}"#)
+            respond(stream, "200 OK", br#"{"Ok":{"node_id":9,"cluster_id":null,"incarnation":5,"format_level":5}}"#)
         }
         "/raft-append" => {
             let sent: Envelope<AppendEntriesRequest<TypeConfig>> = rmp_serde::from_slice(body).unwrap();
@@ -428,7 +428,7 @@ async fn an_endless_response_is_not_read() {
 
     let addr_of_member = StandIn::start(move |path, _, stream| match path {
         "/raft-identity" => {
-            respond(stream, "200 OK", br#"{"Ok":{"node_id":9,"cluster_id":null,"incarnation":5,"format_level":4}}"#)
+            respond(stream, "200 OK", br#"{"Ok":{"node_id":9,"cluster_id":null,"incarnation":5,"format_level":5}}"#)
         }
         _ => send_without_end(stream, begin_chunked.as_bytes(), &chunk, 0),
     });

@@ -6,8 +6,10 @@ use std::path::Path;
 
 use raft_key_value::network;
 use reqwest::Method;
+use reqwest::header::{AUTHORIZATION, HeaderMap};
 use serde_json::Value;
 
+use crate::auth::{ROOT, secured};
 use crate::harness::{CALM, TestCluster, plain_client};
 
 /// The document's path in the repository.
@@ -115,10 +117,12 @@ async fn openapi_document_has_the_routes_of_the_route_table() {
 /// get a body that they reject.
 #[tokio::test]
 async fn openapi_operations_respond_as_described() {
-    let mut cluster = TestCluster::form("openapi-answers", &[1], CALM).await;
+    // The routes of tokens always need one.
+    let mut cluster = secured("openapi-answers", &[1], CALM).await;
     let document = document_of(&cluster).await;
     // Do not wait for bodies, since the response to a watch never ends.
-    let client = plain_client().build().unwrap();
+    let token = HeaderMap::from_iter([(AUTHORIZATION, format!("Bearer {ROOT}").parse().unwrap())]);
+    let client = plain_client().default_headers(token).build().unwrap();
     let url = |path: &str| format!("http://{}{path}", cluster.addr(1));
     for operation in operations(&document) {
         client.put(url("/v1/kv/config/color")).body("green").send().await.unwrap().error_for_status().unwrap();
@@ -150,7 +154,7 @@ async fn openapi_operations_respond_as_described() {
 /// Method: send each operation an unknown parameter; the error lists the known ones.
 #[tokio::test]
 async fn openapi_document_has_the_parameters_that_the_server_takes() {
-    let cluster = TestCluster::form("openapi-parameters", &[1], CALM).await;
+    let cluster = secured("openapi-parameters", &[1], CALM).await;
     let document = document_of(&cluster).await;
     let mut compared = 0;
     for operation in operations(&document).iter().filter(|operation| operation.path.starts_with("/v1/")) {

@@ -1,6 +1,6 @@
 //! Can nodes be upgraded one after another, and can that be undone?
 //!
-//! These tests run nodes of the last version before the current level of formats, which `tools/build-former.sh` builds,
+//! These tests run nodes of the last version before there were levels of formats, which `tools/build-former.sh` builds,
 //! next to nodes of this one. They are skipped unless `RKV_FORMER` names that program: `make upgrade-check` sets it.
 
 use std::collections::BTreeMap;
@@ -9,15 +9,19 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use raft_key_value::NodeId;
+use raft_key_value::level::Level;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
+use crate::auth::{ROOT, requires, root_file};
 use crate::harness::{
     ALL, BINARY, CALM_BUT_QUICK, DEADLINE, History, OFTEN, TestCluster, Watch, Writers, eventually, former_program,
     index_of, others, run,
 };
 
+/// The newest level of this version.
+const NEWEST: u32 = Level::NEWEST.0;
 /// More entries than the log of a leader keeps after a snapshot, with [`OFTEN`].
 const MORE_THAN_THE_LOG: usize = 150;
 
@@ -176,7 +180,7 @@ async fn nodes_are_upgraded_one_after_another() {
     change_program(&mut cluster, 2, this()).await;
     let leader = cluster.leader_of(&ALL).await;
     let levels = levels(&cluster, 1).await;
-    assert_eq!(levels, (json!(3), vec![json!(4), json!(4), json!(null)]), "node 3 reports no level");
+    assert_eq!(levels, (json!(3), vec![json!(NEWEST), json!(NEWEST), json!(null)]), "node 3 reports no level");
     doctor_finds(&cluster, &["versions_apart"]).await;
     cluster.kill(leader);
     cluster.leader_of(&others(leader)).await;
@@ -203,7 +207,7 @@ async fn nodes_are_upgraded_one_after_another() {
     let body = json!([6, cluster.addr(6)]).to_string();
     let rejected = cluster.post(1, "/add-learner", body).await;
     let text = rejected.text();
-    assert!(rejected.status == 409 && text.contains("level 3") && text.contains("level 4"), "{text}");
+    assert!(rejected.status == 409 && text.contains("level 3") && text.contains(&format!("level {NEWEST}")), "{text}");
     assert_eq!(cluster.stop(2).await, Some(0));
     let before = contents(&cluster, 2);
     cluster.node_mut(2).set_program(&former);
@@ -212,6 +216,52 @@ async fn nodes_are_upgraded_one_after_another() {
     cluster.node_mut(2).set_program(this());
     cluster.restart(2).await;
     cluster.leader_of(&ALL).await;
+    assert_equal(&cluster, &ALL).await;
+}
+
+/// Tokens wait until all members can read them, and a cluster that is being upgraded to them can be undone until then.
+///
+/// Method: form a cluster of the former version. Upgrade nodes 1 and 2 and give them the root token, and let one of them
+/// lead. They require the root token of clients, but the cluster does not change: creating a token and requiring tokens is
+/// rejected, and node 3, of the former version, takes writes and follows. Then upgrade node 3 as well.
+#[tokio::test]
+async fn tokens_wait_for_the_level() {
+    let Some(former) = former("tokens_wait_for_the_level") else { return };
+    let mut cluster = form(&former, "tokens").await;
+    cluster.set_token(ROOT);
+    let root = root_file(ROOT, 0o600);
+    for id in [1, 2] {
+        cluster.node_mut(id).add_flags(&["--root-token-file", root]);
+        change_program(&mut cluster, id, this()).await;
+        cluster.leader_of(&ALL).await;
+    }
+    make_leader(&mut cluster, &ALL, 2).await;
+    let rejected = [
+        (Method::POST, "/v1/tokens", r#"{"name":"app","role":"read"}"#),
+        (Method::POST, "/v1/auth", r#"{"required":true}"#),
+        (Method::DELETE, "/v1/tokens/app", ""),
+    ];
+    for id in [1, 2] {
+        for (method, path, body) in &rejected {
+            let answer = cluster.v1(id, method.clone(), path, &[], (*body).to_owned()).await;
+            let text = answer.text();
+            assert!(answer.status == 409 && text.contains("level 3") && text.contains("not_applied"), "{path}: {text}");
+        }
+        assert_eq!(cluster.get(id, "/v1/tokens").await.done(), json!({"required": false, "tokens": []}));
+    }
+    cluster.write_many(2, "mixed", MORE_THAN_THE_LOG).await;
+    assert_equal(&cluster, &ALL).await;
+    for id in ALL {
+        assert_eq!(format_of(&cluster, id), 3, "node {id}");
+    }
+
+    cluster.node_mut(3).add_flags(&["--root-token-file", root]);
+    change_program(&mut cluster, 3, this()).await;
+    for id in ALL {
+        level_is_raised(&cluster, id).await;
+        requires(&cluster, id, true).await;
+    }
+    cluster.v1(1, Method::POST, "/v1/tokens", &[], rejected[0].2.to_owned()).await.done();
     assert_equal(&cluster, &ALL).await;
 }
 
@@ -278,13 +328,13 @@ async fn levels(cluster: &TestCluster, through: NodeId) -> (Value, Vec<Value>) {
 
 /// Waits until a node has the newest level, in its state and for its directory.
 async fn level_is_raised(cluster: &TestCluster, id: NodeId) {
-    eventually(&format!("node {id} has level 4"), DEADLINE, async || {
+    eventually(&format!("node {id} has the newest level"), DEADLINE, async || {
         let status = cluster.http().get(cluster.addr(id), "/raft-status").await.map_err(|error| error.to_string())?;
         let status = status.ok()?;
-        if status["state_level"] == 4 { Ok(()) } else { Err(status.to_string()) }
+        if status["state_level"] == NEWEST { Ok(()) } else { Err(status.to_string()) }
     })
     .await;
-    assert_eq!(format_of(cluster, id), 4, "node {id}");
+    assert_eq!(format_of(cluster, id), u64::from(NEWEST), "node {id}");
 }
 
 /// The format of a node's directory.

@@ -135,7 +135,7 @@ fn long_values() {
 }
 
 fn fingerprint(operation: &Operation) -> [u64; 2] {
-    RequestId::new("key".into(), operation).unwrap().fingerprint
+    RequestId::new("key".into(), None, operation).unwrap().fingerprint
 }
 
 fn median(times: &mut [Duration]) -> Duration {

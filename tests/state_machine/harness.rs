@@ -6,6 +6,7 @@ use std::path::Path;
 use openraft::vote::RaftLeaderId;
 use raft_key_value::ExampleStateMachine;
 use raft_key_value::store::snapshot::format::{load, meta_of, write};
+use raft_key_value::store::state_machine::access::AccessMode;
 use raft_key_value::store::{ChangeKind, StateHash};
 use raft_key_value::types::{Entry, ExampleResponse, LogId, Payload};
 use tempfile::NamedTempFile;
@@ -120,6 +121,19 @@ fn assert_same(machine: &ExampleStateMachine, model: &Model) {
     for (key, item) in &model.items {
         let record = machine.get(key).unwrap();
         assert!(same_record(&record, item), "{key:?} is {record:?}, not {item:?}");
+    }
+
+    let mode = match model.tokens_required {
+        None => AccessMode::Open,
+        Some(true) => AccessMode::Required,
+        Some(false) => AccessMode::Disabled,
+    };
+    assert_eq!(machine.access.mode(), mode, "whether requests need a token");
+    let tokens = machine.access.tokens();
+    assert!(tokens.keys().map(|name| &**name).eq(model.tokens.keys()), "the names of the tokens");
+    for (token, (wanted, expires_at)) in tokens.values().zip(model.tokens.values()) {
+        let found = (token.role, &*token.prefixes, token.hash, token.expires_at_ms);
+        assert_eq!(found, (wanted.role, &*wanted.prefixes, wanted.hash, expires_at.unwrap_or(0)), "a token");
     }
 
     assert_eq!(machine.history.oldest(), model.oldest, "the oldest revision that is kept");

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use raft_key_value::access::{AccessChange, NewToken};
 use raft_key_value::body::{PutAnswer, TouchAnswer, TxnDeleted};
 use raft_key_value::config::{
     DELETE_STEP_KEYS_MAX, EXPIRE_KEYS_MAX, HISTORY_BYTES_MAX, HISTORY_CHANGES_MAX, TXN_ANSWER_BYTES_MAX,
@@ -61,6 +62,10 @@ pub struct Model {
     pub done: Vec<Done>,
     pub applied: Option<LogId>,
     pub membership: StoredMembership,
+    /// Whether requests need a token, once that was said.
+    pub tokens_required: Option<bool>,
+    /// Tokens, and when they expire.
+    pub tokens: BTreeMap<String, (NewToken, Option<u64>)>,
 }
 
 impl Event {
@@ -90,9 +95,10 @@ impl Model {
         }
     }
 
-    /// The time at which the next key expires.
+    /// The time at which the next key or token expires.
     pub fn next_expiry(&self) -> Option<u64> {
-        self.items.values().filter_map(|item| item.expires_at).min()
+        let tokens = self.tokens.values().filter_map(|(_, expires_at)| *expires_at);
+        self.items.values().filter_map(|item| item.expires_at).chain(tokens).min()
     }
 
     /// All keys set before the first write of the new format have revision 1, and the history begins after that.
@@ -111,6 +117,8 @@ impl Model {
 
     fn write(&mut self, write: &Write) -> (WriteResult, bool) {
         self.clock = self.clock.max(write.at_ms);
+        let clock = self.clock;
+        self.tokens.retain(|_, (_, expires_at)| expires_at.is_none_or(|at| at > clock));
         self.expire();
         let Some(request) = &write.request else { return (self.execute(&write.operation, None), false) };
         let place = self.done.iter().position(|done| done.key == *request.key);
@@ -258,10 +266,30 @@ impl Model {
                 self.delete_prefix(prefix, deleted, up_to)
             }
             Operation::Txn(txn) => self.txn(txn),
+            Operation::Access(change) => self.change_access(change),
             Operation::Expire | Operation::SelfCheck { .. } | Operation::RaiseLevel { .. } => {
                 WriteResult::Delete { deleted: 0, revision: self.revision, unfinished: None }
             }
         }
+    }
+
+    fn change_access(&mut self, change: &AccessChange) -> WriteResult {
+        let mut deleted = 0;
+        match change {
+            AccessChange::Require { required } => self.tokens_required = Some(*required),
+            AccessChange::Create(token) if self.tokens.contains_key(&*token.name) => {
+                return WriteResult::ConditionFailed { revision: None };
+            }
+            AccessChange::Create(token) => {
+                let expires_at = token.ttl_ms.map(|ttl| self.clock.saturating_add(ttl));
+                self.tokens.insert(token.name.to_string(), (token.clone(), expires_at));
+            }
+            AccessChange::Revoke { name } => match self.tokens.remove(&**name) {
+                Some(_) => deleted = 1,
+                None => return WriteResult::NoSuchKey,
+            },
+        }
+        WriteResult::Delete { deleted, revision: self.revision, unfinished: None }
     }
 
     fn delete_prefix(&mut self, prefix: &str, deleted: u64, up_to: u64) -> WriteResult {

@@ -9,6 +9,7 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use raft_key_value::ExampleNode;
+use raft_key_value::access::{AccessChange, NewToken, TokenHash, TokenRole};
 use raft_key_value::level::Level;
 use raft_key_value::operation::{
     Comparison, Condition, Delete, Key, Operand, Operation, Put, Relation, RequestId, Touch, Txn, TxnStep, Value, Write,
@@ -77,6 +78,7 @@ pub enum AnOperation {
     Expire,
     SelfCheck,
     RaiseLevel,
+    Access(AccessChange),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -157,6 +159,20 @@ fn txn_step() -> impl Strategy<Value = Shown<TxnStep>> {
     ]
 }
 
+fn access() -> impl Strategy<Value = AccessChange> {
+    let name = || (0..3_usize).prop_map(|number| ["ci", "app", "é"][number].into());
+    let role = (0..3_usize).prop_map(|number| [TokenRole::Read, TokenRole::Write, TokenRole::Admin][number]);
+    let hash = (0..3_u8).prop_map(|secret| TokenHash::of(&[secret]));
+    let create = (name(), role, vec(prefix(), 0..3), ttl(), hash).prop_map(|(name, role, prefixes, ttl_ms, hash)| {
+        AccessChange::Create(NewToken { name, role, prefixes, ttl_ms, hash })
+    });
+    prop_oneof![
+        4 => create,
+        2 => name().prop_map(|name| AccessChange::Revoke { name }),
+        1 => any::<bool>().prop_map(|required| AccessChange::Require { required }),
+    ]
+}
+
 fn operation() -> impl Strategy<Value = AnOperation> {
     prop_oneof![
         12 => (put(), condition()).prop_map(|(put, condition)| AnOperation::Put(put, condition)),
@@ -169,6 +185,7 @@ fn operation() -> impl Strategy<Value = AnOperation> {
         2 => Just(AnOperation::Expire),
         1 => Just(AnOperation::SelfCheck),
         1 => Just(AnOperation::RaiseLevel),
+        3 => access().prop_map(AnOperation::Access),
     ]
 }
 
@@ -283,6 +300,7 @@ impl AnOperation {
                 Operation::Txn(Arc::new(Txn { compare, success, failure }))
             }
             AnOperation::PutMany { count, ttl_ms } => put_many(MANY, 0..count, Some(ttl_ms)),
+            AnOperation::Access(change) => Operation::Access(Arc::new(change)),
             AnOperation::Expire => Operation::Expire,
             AnOperation::SelfCheck => Operation::SelfCheck { index: 10_000, hash: StateHash(1) },
             AnOperation::RaiseLevel => Operation::RaiseLevel { level: Level::NEWEST },

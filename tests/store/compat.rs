@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 
 use openraft::RaftLogReader;
 use raft_key_value::ExampleStateMachine;
+use raft_key_value::access::TokenRole;
 use raft_key_value::level::Level;
 use raft_key_value::store::snapshot::format::{load, meta_of, write};
+use raft_key_value::store::state_machine::access::AccessMode;
 use raft_key_value::store::{ClusterId, ExampleStore, Identity};
 use raft_key_value::types::{Command, Entry, Payload};
 use tempfile::TempDir;
@@ -386,6 +388,31 @@ fn format_4_is_opened() {
         run(apply_from_log(&store, 106));
         let (level, hash) = store.state_machine.read(|machine| (machine.level, machine.hash()));
         assert_eq!((level, hash.to_string().as_str()), (Level(4), "f2d076b54a16d9c0a0df1707e5e3e656"));
+    }
+    assert_eq!(fs::read(identity_path(directory.path())).unwrap(), before, "`IDENTITY` was written again");
+}
+
+/// A directory of format 5 opens with its tokens and the same hash, and is not changed.
+#[test]
+fn format_5_is_opened() {
+    let directory = copy_of("format-5");
+    let before = fs::read(identity_path(directory.path())).unwrap();
+    let names = |machine: &ExampleStateMachine| machine.access.tokens().keys().map(ToString::to_string).collect();
+    for _ in 0..2 {
+        let store = open(directory.path());
+        let (applied, tokens): (_, Vec<String>) =
+            store.state_machine.read(|machine| (machine.last_applied, names(machine)));
+        assert_eq!(applied.map(|log_id| log_id.index), Some(99), "it begins at the snapshot");
+        assert_eq!(tokens, ["early", "writer"]);
+        run(apply_from_log(&store, 108));
+        store.state_machine.read(|machine| {
+            assert_eq!((machine.level, names(machine)), (Level(5), vec!["admin".to_owned(), "writer".to_owned()]));
+            assert_eq!(machine.access.mode(), AccessMode::Required);
+            let writer = &machine.access.tokens()["writer"];
+            assert_eq!((writer.role, writer.prefixes.len()), (TokenRole::Write, 2));
+            assert!(writer.expires_at_ms > 1_795_846_825_928);
+            assert_eq!(machine.hash().to_string(), "fa9db1489587c273b6d6f4c7b87c8876");
+        });
     }
     assert_eq!(fs::read(identity_path(directory.path())).unwrap(), before, "`IDENTITY` was written again");
 }

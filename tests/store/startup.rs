@@ -158,7 +158,7 @@ fn other_node() {
 
 /// Data of a newer version is rejected as such, not as damaged.
 ///
-/// Method: use an `IDENTITY` of format 5, and a snapshot of format 5 with a valid checksum.
+/// Method: use an `IDENTITY` of format 6, and a snapshot of format 6 with a valid checksum.
 #[test]
 fn newer_format() {
     let directory = scratch();
@@ -175,16 +175,16 @@ fn newer_format() {
     let whole = fs::read(&path).unwrap();
     let meta_bytes = u32::from_be_bytes(whole[12..16].try_into().unwrap()) as usize;
     let mut bytes = whole.clone();
-    bytes[11] = 5;
+    bytes[11] = 6;
     let checksum = crc32fast::hash(&bytes[..16 + meta_bytes]);
     bytes[16 + meta_bytes..20 + meta_bytes].copy_from_slice(&checksum.to_be_bytes());
     fs::write(&path, bytes).unwrap();
-    newer(&path, 5);
+    newer(&path, 6);
     fs::write(&path, whole).unwrap();
 
     let path = node_directory(directory.path()).join("IDENTITY");
-    fs::write(&path, "{\"format\":5,\"cluster\":\"with other fields\"}\n").unwrap();
-    newer(&path, 5);
+    fs::write(&path, "{\"format\":6,\"cluster\":\"with other fields\"}\n").unwrap();
+    newer(&path, 6);
 }
 
 /// A member's log must exist, because the member has voted or joined.

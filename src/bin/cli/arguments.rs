@@ -8,6 +8,7 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand, ValueEnum};
 use raft_key_value::config::{Config, Endpoint, parse_endpoint};
 use raft_key_value::duration::{milliseconds, ttl_ms};
+use raft_key_value::secret::Secret;
 use raft_key_value::tls::ClientTls;
 use raft_key_value::tls::issue::{NewNode, parse_new_node};
 use raft_key_value::{ClientError, ExampleClient, NodeId};
@@ -173,6 +174,14 @@ that they are done. Recover the node with the highest index, and only one. All o
 former cluster must stay down, and join with empty directories.")]
     Recover(Recover),
 
+    /// Create, list and revoke tokens
+    #[command(subcommand)]
+    Token(TokenCommand),
+
+    /// Require tokens, or end that
+    #[command(subcommand)]
+    Auth(AuthCommand),
+
     /// Make a voter the leader
     #[command(after_help = "\
 Examples:
@@ -205,14 +214,14 @@ pub enum TlsCommand {
     /// Make a private CA, and certificates for the nodes and clients of a cluster
     #[command(after_help = "\
 Examples:
-  raft-key-value tls init --dir tls --node 1=10.0.0.1,node1.example --node 2=10.0.0.2 --node 3=10.0.0.3
+  raft-key-value tls init --dir tls --node 1=10.0.0.1,n1.example --node 2=10.0.0.2 --node 3=10.0.0.3
   raft-key-value tls init --dir tls --node 4=10.0.0.4          another node, later, by the same CA
 
 The directory then has:
   ca.pem, ca-key.pem            the CA. Every node and client needs ca.pem. Keep ca-key.pem offline:
                                 whoever has it can make certificates for any node.
-  node-1.pem, node-1-key.pem    for node 1 alone. The certificate names the node's id (rkv:node:1) and
-                                the hosts by which clients reach it.
+  node-1.pem, node-1-key.pem    for node 1 alone. The certificate names the node's id (rkv:node:1)
+                                and the hosts by which clients reach it.
   client.pem, client-key.pem    for clients; needed only with --tls-client-auth.
 
 Start each node with its own files, and clients with the CA's:
@@ -241,6 +250,72 @@ pub struct TlsInit {
     /// Output format
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     pub output: Format,
+}
+
+/// `token`
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Create a token, and print it once
+    #[command(after_help = "\
+Examples:
+  raft-key-value token create app --role write --prefix app/ --ttl 12h
+  raft-key-value token create ci --role read > ci.token
+
+Only the token is written to standard output. The cluster stores a hash of it,
+so no later command can print it. If the output is lost, revoke the token and
+create it again.")]
+    Create(TokenCreate),
+    /// List the tokens, without their texts
+    List(Common),
+    /// Revoke a token; its watches end
+    Revoke(TokenRevoke),
+}
+
+/// `token create`
+#[derive(Debug, Args)]
+pub struct TokenCreate {
+    /// Name of the token: letters, digits, `.`, `_` and `-`
+    pub name: String,
+    /// What the token allows; each role allows what those before it allow
+    #[arg(long, value_name = "ROLE", value_enum)]
+    pub role: RoleName,
+    /// Beginning of the keys that the token is for; may be given several times [default: all keys]
+    #[arg(long = "prefix", value_name = "PREFIX")]
+    pub prefixes: Vec<String>,
+    /// Expire the token after this duration (30s, 5m, 12h, 7d)
+    #[arg(long, value_name = "DURATION")]
+    pub ttl: Option<String>,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// `token revoke`
+#[derive(Debug, Args)]
+pub struct TokenRevoke {
+    /// Name of the token
+    pub name: String,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// The role of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RoleName {
+    /// Read keys, the status of the cluster, and metrics
+    Read,
+    /// Write keys
+    Write,
+    /// Manage the cluster and tokens, and take backups
+    Admin,
+}
+
+/// `auth`
+#[derive(Debug, Subcommand)]
+pub enum AuthCommand {
+    /// Require a token with every request again, after `disable`
+    Enable(Common),
+    /// Stop requiring tokens: every client that reaches a node can do everything
+    Disable(Common),
 }
 
 /// What to do with the settings of a node.
@@ -339,6 +414,10 @@ pub struct Common {
     #[arg(long, env = "RKV_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
 
+    /// File with the token to send; only its owner may be able to read it; RKV_TOKEN may have the token itself
+    #[arg(long, env = "RKV_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+
     /// Output format
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     pub output: Format,
@@ -353,6 +432,7 @@ pub struct Common {
 #[derive(Clone, Debug)]
 pub struct Connector {
     tls: Option<ClientTls>,
+    token: Option<Secret>,
 }
 
 impl Connector {
@@ -365,9 +445,12 @@ impl Connector {
         &self,
         endpoints: impl IntoIterator<Item = impl Into<String>>,
     ) -> Result<ExampleClient, ClientError> {
-        let client = ExampleClient::connect(endpoints)?;
-        Ok(match &self.tls {
-            Some(tls) => client.with_tls(tls),
+        let mut client = ExampleClient::connect(endpoints)?;
+        if let Some(tls) = &self.tls {
+            client = client.with_tls(tls);
+        }
+        Ok(match &self.token {
+            Some(token) => client.with_token(token.clone()),
             None => client,
         })
     }
@@ -383,7 +466,7 @@ impl Common {
     ///
     /// # Errors
     ///
-    /// If an endpoint has another scheme than `--tls-ca` implies, or a file cannot be used.
+    /// If an endpoint has another scheme than `--tls-ca` implies, or a file or the token cannot be used.
     pub fn connector(&self) -> Result<Connector, Failure> {
         let has_tls = self.tls_ca.is_some();
         let mut endpoints = self.endpoints.iter().flatten();
@@ -401,7 +484,19 @@ impl Common {
             (Some(ca), ..) => Some(ClientTls::from_ca(ca)),
         };
         let tls = tls.transpose().map_err(|error| Failure::Usage(format!("TLS: {error}")))?;
-        Ok(Connector { tls })
+        Ok(Connector { tls, token: self.token()? })
+    }
+
+    /// The token that requests have.
+    fn token(&self) -> Result<Option<Secret>, Failure> {
+        let token = match (&self.token_file, std::env::var("RKV_TOKEN")) {
+            (Some(file), _) => Some(Secret::read(file).map_err(|error| format!("--token-file: {error}"))),
+            (None, Ok(text)) if !text.is_empty() => {
+                Some(Secret::new(&text).map_err(|error| format!("RKV_TOKEN: {error}")))
+            }
+            (None, _) => None,
+        };
+        token.transpose().map_err(Failure::Usage)
     }
 }
 
@@ -849,6 +944,12 @@ impl Command {
                 ClusterCommand::Status(common) | ClusterCommand::Doctor(common) => common.clone(),
             },
             Command::Members(members) => members.common().clone(),
+            Command::Token(token) => match token {
+                TokenCommand::Create(create) => create.common.clone(),
+                TokenCommand::List(common) => common.clone(),
+                TokenCommand::Revoke(revoke) => revoke.common.clone(),
+            },
+            Command::Auth(AuthCommand::Enable(common) | AuthCommand::Disable(common)) => common.clone(),
             Command::Leader(leader) => leader.common.clone(),
             Command::Snapshot(Snapshot::Save(save)) => save.common.clone(),
             Command::Snapshot(Snapshot::Load(load)) => load.common.clone(),

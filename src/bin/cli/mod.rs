@@ -7,6 +7,7 @@
 //! | `cluster` | `status` |
 //! | `members` | `members` and the commands below it |
 //! | `snapshot` | commands about snapshot files |
+//! | `tokens` | `token` and `auth` |
 //! | `stopped` | commands about the directory of a stopped node |
 //! | `progress` | progress of long commands |
 //! | `doctor` | problems of a cluster |
@@ -30,6 +31,7 @@ mod snapshot;
 mod spool;
 mod stopped;
 mod tls;
+mod tokens;
 mod usage;
 
 use std::ffi::OsString;
@@ -136,6 +138,8 @@ async fn execute(command: Command) -> Result<(), Failure> {
             ClusterCommand::Doctor(common) => doctor::doctor(output, &common.connector()?, &common.endpoints()).await,
         },
         Command::Members(members) => members::run(&client, output, members.action).await,
+        Command::Token(command) => tokens::token(&client, output, command).await,
+        Command::Auth(command) => tokens::auth(&client, output, command).await,
         Command::Leader(leader) => cluster::leader(&client, output, leader.id).await,
         Command::Snapshot(Snapshot::Save(save)) => snapshot::save(&client, output, save).await,
         Command::Snapshot(Snapshot::Load(load)) => snapshot::load(&client, output, load).await,

@@ -50,10 +50,16 @@ struct Contents {
     value_bytes: u64,
     changes: usize,
     requests: usize,
+    #[serde(skip_serializing_if = "is_zero")]
+    tokens: usize,
     hash: String,
     members: Vec<Member>,
     #[serde(skip_serializing_if = "Option::is_none")]
     largest_prefixes: Option<Vec<Group>>,
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 #[derive(Debug, Serialize)]
@@ -85,6 +91,7 @@ impl Contents {
             value_bytes: summary.value_bytes,
             changes: summary.changes,
             requests: summary.requests,
+            tokens: summary.tokens,
             hash: summary.hash.to_string(),
             members: members.collect(),
             largest_prefixes,

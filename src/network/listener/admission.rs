@@ -23,6 +23,7 @@ use crate::app::ExampleApp;
 use crate::config::{REQUEST_BODY_DEADLINE, SHED_BODY_BYTES_MAX};
 use crate::error::{ApiError, Details, Retry};
 use crate::headers::{FORWARDED, FORWARDED_TO, REQUEST_ID};
+use crate::network::access;
 use crate::network::browser::{AllowedOrigin, Browsers};
 use crate::network::forward;
 use crate::network::observer::Observed;
@@ -125,11 +126,13 @@ fn answer_at_once(
         answer.head_mut().set_connection_type(ConnectionType::Close);
         return Some(answer);
     }
-    match browsers.check(app, request) {
+    match access::check_proof(app, request).and_then(|()| browsers.check(app, request)) {
         Ok(allowed) => *origin = allowed,
         Err(error) => {
             keep_for_a_while(request.take_payload());
-            return Some(error_answer(app, request.path(), error));
+            let mut answer = error_answer(app, request.path(), error.clone());
+            access::insert_challenge(app, &error, answer.headers_mut());
+            return Some(answer);
         }
     }
     if let Some(preflight) = origin.as_ref().and_then(|origin| origin.preflight(request)) {

@@ -5,7 +5,7 @@ pub(super) mod admission_queue;
 mod chunks;
 pub(super) mod connection;
 pub(super) mod connection_limits;
-mod connection_state;
+pub(super) mod connection_state;
 pub(super) mod handshake;
 mod head;
 mod idle_reaping;

@@ -17,6 +17,7 @@ use prometheus_client::encoding::{prometheus_text, text};
 use prometheus_client::registry::Registry;
 
 use self::collect::NodeCollector;
+use super::access::{Caller, ToMeasure};
 use super::openapi::answers::MetricsErrors;
 use super::parameters::Parameters;
 use super::rejections::task_ended;
@@ -138,7 +139,7 @@ pub async fn in_format(app: &web::Data<ExampleApp>, format: Format) -> Result<Ht
         MetricsErrors,
     ),
 )]
-pub async fn metrics(app: web::Data<ExampleApp>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
+pub async fn metrics(app: Caller<ToMeasure>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     let text = async {
         reject_body(&app, &request, payload).await?;
         Parameters::of(&request, &[])?;

@@ -14,11 +14,12 @@ use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa::openapi::{Header, Object, OpenApi, Ref, RefOr};
 use utoipa::{IntoResponses, Modify, ToSchema};
 
-use crate::body::ErrorAnswer;
+use crate::access::TokenRole;
+use crate::body::{ErrorAnswer, Needs};
 use crate::config::{KEY_BYTES_MAX_DEFAULT, VALUE_BYTES_MAX_DEFAULT};
 use crate::error::{
-    ApiError, AppliedPassed, ConditionFailed, Details, Interrupted, LeaderHint, NotAllowed, NotApplied, Retry,
-    RevisionGone,
+    ApiError, AppliedPassed, ConditionFailed, Details, Interrupted, LeaderHint, NotAllowed, NotApplied, NotPermitted,
+    Retry, RevisionGone,
 };
 use crate::network::reply::is_v1;
 use crate::network::{parameters, rejections, v1};
@@ -175,8 +176,8 @@ impl Shape {
 
     fn references(self, statuses: &[u16]) -> BTreeMap<String, RefOr<Response>> {
         let reference = |status: &u16| Ref::from_response_name(self.component(*status)).into();
-        // Any route may be called by a web page, or fail.
-        statuses.iter().chain(&[403, 500]).map(|status| (status.to_string(), reference(status))).collect()
+        // Any route may need a token, be called by a web page, or fail.
+        statuses.iter().chain(&[401, 403, 500]).map(|status| (status.to_string(), reference(status))).collect()
     }
 }
 
@@ -234,6 +235,8 @@ errors_of! {
     MemberErrors: V1 [400, 404, 408, 409, 413, 421, 503, 504];
     /// Errors of transferring the leadership.
     LeaderErrors: V1 [400, 408, 409, 413, 421, 503, 504];
+    /// Errors of managing tokens.
+    TokenErrors: V1 [400, 404, 408, 409, 413, 421, 503, 504, 507];
 }
 
 /// Adds what all routes share: the errors, and the headers of every response.
@@ -277,8 +280,9 @@ fn success_headers(is_write: bool) -> impl Iterator<Item = (String, Header)> {
 
 const ERROR_STATUSES: &[(u16, &str)] = &[
     (400, "The request is invalid."),
-    (403, "The request comes from a web page that must not use this node."),
-    (404, "The key, or the member, does not exist."),
+    (401, "The request needs a token, and has none or one that is not valid."),
+    (403, "The token does not allow the request, or it comes from a web page that must not use this node."),
+    (404, "The key, the member, or the token does not exist."),
     (408, "The body did not arrive in time."),
     (409, "The state of the cluster does not allow it."),
     (410, "The revision is no longer kept, or the node has applied entries after the index."),
@@ -358,8 +362,15 @@ fn examples() -> Vec<ApiError> {
     vec![
         parameters::invalid("limit", "must be an integer from 1 to 1000, got `-1`"),
         ApiError::Forbidden(details("pages from the origin \"https://other.example\" must not use this node")),
+        ApiError::Unauthorized(details("the request needs a token: Authorization: Bearer <token>")),
+        ApiError::NotPermitted(Box::new(NotPermitted {
+            message: "the request needs a token with the role `write` for this key".to_owned(),
+            needs: Needs { role: TokenRole::Write, key: Some("config/color".to_owned()), prefix: None, range: None },
+            outcome: NotApplied::NotApplied,
+        })),
         v1::key_not_found(4),
         ApiError::MemberNotFound(details("node 9 is not a member of the cluster")),
+        ApiError::TokenNotFound(details("no token has this name")),
         ApiError::RequestTimeout(details("the body did not arrive within 10 seconds")),
         ApiError::Conflict(details("node 2 at 127.0.0.1:21002 already belongs to another cluster")),
         ApiError::NotAllowed(NotAllowed {

@@ -16,9 +16,10 @@ use utoipa::openapi::{RefOr, Required};
 use utoipa::{Modify, OpenApi};
 
 use self::answers::SharedAnswers;
+use super::access::Anyone;
 use super::{
-    api, cluster_hash, cluster_status, health, kv, list, management, member_routes, metrics, snapshot, transfer, txn,
-    watch,
+    api, cluster_hash, cluster_status, health, kv, list, management, member_routes, metrics, snapshot, tokens,
+    transfer, txn, watch,
 };
 
 /// The document as served. It is the same for every node of a version.
@@ -46,6 +47,8 @@ static PAGE: LazyLock<Bytes> = LazyLock::new(|| {
         (name = "Routes of the openraft example", description = "JSON in, `{\"Ok\":…}` or `{\"Err\":…}` out. A body is \
             read as JSON whatever its `Content-Type`."),
         (name = "The cluster", description = "For operators."),
+        (name = "Tokens", description = "Who may use the cluster. A request with a token has the header \
+            `Authorization: Bearer <token>`."),
         (name = "This reference", description = "The API reference, for programs and for people."),
     ),
     paths(
@@ -55,6 +58,7 @@ static PAGE: LazyLock<Bytes> = LazyLock::new(|| {
         health::livez, health::readyz, health::health, metrics::metrics,
         cluster_status::cluster_status, cluster_hash::cluster_hash, member_routes::add_member, member_routes::promote_member,
         member_routes::replace_member, member_routes::remove_member, transfer::transfer_leader, snapshot::snapshot,
+        tokens::create_token, tokens::list_tokens, tokens::revoke_token, tokens::require_tokens,
         openapi_json, docs,
     ),
     components(schemas(
@@ -146,7 +150,7 @@ pub fn document_text() -> String {
     tag = "This reference",
     responses((status = 200, description = "The document.", body = Object, content_type = "application/json"))
 )]
-pub async fn openapi_json() -> HttpResponse {
+pub async fn openapi_json(_: Anyone) -> HttpResponse {
     let json = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     HttpResponse::Ok().insert_header(json).body(DOCUMENT.clone())
 }
@@ -161,7 +165,7 @@ pub async fn openapi_json() -> HttpResponse {
     tag = "This reference",
     responses((status = 200, description = "The page.", body = String, content_type = "text/html; charset=utf-8"))
 )]
-pub async fn docs() -> HttpResponse {
+pub async fn docs(_: Anyone) -> HttpResponse {
     HttpResponse::Ok()
         .insert_header((header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")))
         .insert_header((header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(page::SECURITY_POLICY)))

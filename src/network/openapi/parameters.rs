@@ -26,6 +26,15 @@ pub struct MemberInPath {
     pub id: String,
 }
 
+/// The token in the path.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+pub struct TokenInPath {
+    /// The name of the token.
+    #[param(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9._-]+$", example = "app")]
+    pub name: String,
+}
+
 /// Parameters of a membership change.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]

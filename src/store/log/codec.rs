@@ -204,6 +204,7 @@ mod tests {
     use openraft::Membership;
 
     use super::*;
+    use crate::access::{AccessChange, NewToken, TokenHash, TokenRole};
     use crate::hash::StateHash;
     use crate::level::Level;
     use crate::operation::{
@@ -292,7 +293,15 @@ mod tests {
         let success = vec![TxnStep::Put(put(None, None)), TxnStep::Get(key())];
         let failure = vec![TxnStep::Delete(delete(None)), TxnStep::Touch(touch(None, None))];
         let txn = Txn { compare: compare.into(), success, failure };
-        let rows: [(Operation, &str); 9] = [
+        let token = |prefixes, ttl_ms| NewToken {
+            name: key(),
+            role: TokenRole::Admin,
+            prefixes,
+            ttl_ms,
+            hash: TokenHash::of(b"abc"),
+        };
+        let hash = format!(r"\xa4hash\xc4 {}", TokenHash::of(b"abc").as_bytes().escape_ascii());
+        let rows: [(Operation, &str); 13] = [
             (
                 Operation::Put(put(Some(7), Some(Condition::Missing))),
                 r"\x81\xa3Put\x84\xa3key\xa1k\xa5value\xc4\x01v\xa6ttl_ms\x07\xa9condition\xa7Missing",
@@ -330,7 +339,25 @@ mod tests {
                 Operation::SelfCheck { index: 7, hash: StateHash(1 << 64 | 2) },
                 r"\x81\xa9SelfCheck\x82\xa5index\x07\xa4hash\x92\x01\x02",
             ),
-            (Operation::RaiseLevel { level: Level::NEWEST }, r"\x81\xaaRaiseLevel\x81\xa5level\x04"),
+            (Operation::RaiseLevel { level: Level(4) }, r"\x81\xaaRaiseLevel\x81\xa5level\x04"),
+            (
+                Operation::Access(Arc::new(AccessChange::Require { required: true })),
+                r"\x81\xa6Access\x81\xa7Require\x81\xa8required\xc3",
+            ),
+            (
+                Operation::Access(Arc::new(AccessChange::Revoke { name: key() })),
+                r"\x81\xa6Access\x81\xa6Revoke\x81\xa4name\xa1k",
+            ),
+            (
+                Operation::Access(Arc::new(AccessChange::Create(token(vec![], None)))),
+                &format!(r"\x81\xa6Access\x81\xa6Create\x83\xa4name\xa1k\xa4role\xa5admin{hash}"),
+            ),
+            (
+                Operation::Access(Arc::new(AccessChange::Create(token(vec![key()], Some(7))))),
+                &format!(
+                    r"\x81\xa6Access\x81\xa6Create\x85\xa4name\xa1k\xa4role\xa5admin\xa8prefixes\x91\xa1k\xa6ttl_ms\x07{hash}"
+                ),
+            ),
         ];
         let request = Some(Arc::new(RequestId { key: "request".into(), fingerprint: [1, 2] }));
         for (operation, expected) in rows {

@@ -28,6 +28,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::access::{TokenHash, TokenRole};
 use crate::config::{
     HISTORY_BYTES_MAX, HISTORY_CHANGES_MAX, REQUEST_BYTES_MAX_LIMIT, SNAPSHOT_FRAME_BYTES, SNAPSHOT_FRAME_BYTES_MAX,
     SNAPSHOT_FRAMES_PER_SYNC, TXN_OPERATIONS_MAX_LIMIT,
@@ -38,6 +39,7 @@ use crate::operation::{Key, RequestId, Value};
 use crate::store::durable;
 use crate::store::error::StoreError;
 use crate::store::log::codec::read_part;
+use crate::store::state_machine::access::{Access, AccessMode, Token};
 use crate::store::state_machine::history::{Change, ChangeKind, History};
 use crate::store::state_machine::record::{Record, RecordParts};
 use crate::store::state_machine::requests::Remembered;
@@ -97,6 +99,21 @@ enum StoredRecordRef<'a> {
         fingerprint: [u64; 2],
         result: StoredResult<'a>,
     },
+    /// Whether requests need a token, after all requests. Formats below 5 do not have it, and this and all tokens are missing
+    /// if the cluster never had any.
+    Access {
+        mode: AccessMode,
+    },
+    /// A token; they are in the order of their names.
+    Token {
+        name: &'a str,
+        role: TokenRole,
+        #[serde(skip_serializing_if = "<[Key]>::is_empty")]
+        prefixes: &'a [Key],
+        #[serde(skip_serializing_if = "is_zero")]
+        expires_at_ms: u64,
+        hash: TokenHash,
+    },
 }
 
 /// The record that a put set and that is no longer the current one of its key.
@@ -148,6 +165,18 @@ enum StoredRecord {
         fingerprint: [u64; 2],
         result: StoredResult<'static>,
     },
+    Access {
+        mode: AccessMode,
+    },
+    Token {
+        name: Key,
+        role: TokenRole,
+        #[serde(default)]
+        prefixes: Vec<Key>,
+        #[serde(default)]
+        expires_at_ms: u64,
+        hash: TokenHash,
+    },
 }
 
 #[derive(Deserialize)]
@@ -197,6 +226,7 @@ pub fn length_of(machine: &ExampleStateMachine, meta: &SnapshotMeta) -> io::Resu
     machine.data.iter().try_for_each(|(key, record)| add(key_ref(key, record)))?;
     machine.history.iter().try_for_each(|change| add(change_ref(machine, change)))?;
     machine.requests.iter().try_for_each(|(key, remembered)| add(request_ref(key, remembered)))?;
+    access_refs(&machine.access).try_for_each(add)?;
     if frame.0 > 0 {
         bytes += FRAME_HEAD_BYTES + frame.0 as u64;
     }
@@ -265,8 +295,11 @@ pub fn write_watched(
         requests += remembered.computed_hash(key);
         frames.write_record(&request_ref(key, remembered))?;
     }
+    access_refs(&machine.access).try_for_each(|record| frames.write_record(&record))?;
     frames.write_footer()?;
-    Ok(is_history_as_applied && machine.hash_with(machine.data.len(), keys, requests) == machine.hash())
+    let access = machine.access.computed_hash();
+    let hash = machine.hash_with(machine.data.len(), keys, requests, access);
+    Ok(is_history_as_applied && hash == machine.hash())
 }
 
 /// Copies the records of a snapshot under another meta. Every checksum is verified on the way; the records are not
@@ -314,6 +347,14 @@ fn key_ref<'a>(key: &'a Key, record: &'a Record) -> StoredRecordRef<'a> {
 fn request_ref<'a>(key: &'a Key, remembered: &'a Remembered) -> StoredRecordRef<'a> {
     let Remembered { fingerprint, result, .. } = remembered;
     StoredRecordRef::Request { key, fingerprint: *fingerprint, result: result.into() }
+}
+
+fn access_refs(access: &Access) -> impl Iterator<Item = StoredRecordRef<'_>> {
+    let mode = (*access != Access::default()).then(|| StoredRecordRef::Access { mode: access.mode() });
+    mode.into_iter().chain(access.tokens().iter().map(|(name, token)| {
+        let Token { role, prefixes, expires_at_ms, hash } = token.as_ref();
+        StoredRecordRef::Token { name, role: *role, prefixes, expires_at_ms: *expires_at_ms, hash: *hash }
+    }))
 }
 
 fn change_ref<'a>(machine: &'a ExampleStateMachine, change: &'a Change) -> StoredRecordRef<'a> {
@@ -488,6 +529,10 @@ pub enum Scanned<'a> {
     Change(&'a Change),
     /// A remembered request, oldest first, after all changes.
     Request(&'a Key, &'a Remembered),
+    /// Whether requests need a token, after all requests. Missing if the cluster never had one.
+    Access(AccessMode),
+    /// A token, by its name.
+    Token(&'a Key, &'a Token),
 }
 
 /// What a snapshot file holds.
@@ -515,6 +560,8 @@ pub struct Summary {
     pub changes: usize,
     /// Number of remembered requests.
     pub requests: usize,
+    /// Number of tokens.
+    pub tokens: usize,
     /// The revision of the state.
     pub revision: u64,
     /// The oldest revision from which a watch can resume.
@@ -545,7 +592,7 @@ fn read_all<R: Read>(
         while !rest.is_empty() {
             let loaded = match format {
                 FORMER_FORMAT_VERSION => state.load_former(&mut rest, visit),
-                _ => state.load(records == 0, &mut rest, visit),
+                _ => state.load(format, records == 0, &mut rest, visit),
             };
             loaded.map_err(|failed| match failed {
                 Unloaded::Damaged(what) => frames.damaged(what),
@@ -560,7 +607,7 @@ fn read_all<R: Read>(
     let (count, path) = (frames.count, frames.path);
     let bytes = frames.read_footer(Some(records))?.1;
     let Loading { machine, hash, keys, expiring_keys, key_bytes, value_bytes, keys_hash, .. } = state;
-    let found = machine.hash_with(keys, keys_hash, machine.requests.hash());
+    let found = machine.hash_with(keys, keys_hash, machine.requests.hash(), machine.access.hash());
     if hash.is_some_and(|hash| hash != found) {
         return Err(StoreError::damaged(path, None, "the hash of its state does not match"));
     }
@@ -576,6 +623,7 @@ fn read_all<R: Read>(
         value_bytes,
         changes: machine.history.iter().len(),
         requests: machine.requests.len(),
+        tokens: machine.access.tokens().len(),
         revision: machine.revision,
         oldest_revision: machine.history.oldest(),
         clock_ms: machine.clock_ms,
@@ -646,7 +694,7 @@ impl Loading {
         Ok(())
     }
 
-    fn load(&mut self, is_first: bool, bytes: &mut &[u8], visit: Visit<'_>) -> Result<(), Unloaded> {
+    fn load(&mut self, format: u32, is_first: bool, bytes: &mut &[u8], visit: Visit<'_>) -> Result<(), Unloaded> {
         let record: StoredRecord = rmp_serde::from_read(bytes).map_err(|_| NO_RECORD)?;
         if is_first != matches!(record, StoredRecord::State { .. }) {
             return Err(NO_STATE.into());
@@ -691,6 +739,21 @@ impl Loading {
                 if let Some(remembered) = machine.requests.get(&key) {
                     visit(Scanned::Request(&key, remembered))?;
                 }
+                return Ok(());
+            }
+            StoredRecord::Access { mode } => {
+                ensure(level_of(format) >= Level::TOKENS, NO_RECORD)?;
+                ensure(*machine.access == Access::default(), "it says twice whether requests need a token")?;
+                machine.access = Arc::new(Access::in_mode(mode));
+                return Ok(visit(Scanned::Access(mode))?);
+            }
+            StoredRecord::Token { name, role, prefixes, expires_at_ms, hash } => {
+                ensure(level_of(format) >= Level::TOKENS, NO_RECORD)?;
+                let is_next = machine.access.tokens().last_key_value().is_none_or(|(last, _)| *last < name);
+                ensure(is_next, "its tokens are not in order")?;
+                let token = Token { role, prefixes: prefixes.into(), expires_at_ms, hash };
+                visit(Scanned::Token(&name, &token))?;
+                ensure(Arc::make_mut(&mut machine.access).load(name, token), "it has too many tokens")?;
                 return Ok(());
             }
         }
@@ -866,6 +929,7 @@ mod tests {
     use openraft::vote::RaftLeaderId;
 
     use super::*;
+    use crate::access::{AccessChange, NewToken};
     use crate::operation::{Operation, Put, Write};
     use crate::types::{Command, Entry, LogId, Payload, StoredMembership};
 
@@ -964,6 +1028,102 @@ mod tests {
         ];
         for (number, (record, expected)) in rows.into_iter().enumerate() {
             assert_eq!(rmp_serde::to_vec_named(&record).unwrap(), expected.concat(), "row {number}");
+        }
+    }
+
+    /// A state with tokens: one of each kind of record that only format 3 has.
+    fn with_tokens() -> ExampleStateMachine {
+        let mut machine = ExampleStateMachine::default();
+        machine.apply(put(258, "k", "v"));
+        let token = |name: &str, prefixes: &[&str], ttl_ms| {
+            let prefixes = prefixes.iter().copied().map(Key::from).collect();
+            let hash = TokenHash::of(b"abc");
+            AccessChange::Create(NewToken { name: name.into(), role: TokenRole::Write, prefixes, ttl_ms, hash })
+        };
+        let changes = [AccessChange::Require { required: true }, token("a", &["p"], Some(4)), token("b", &[], None)];
+        for (index, change) in (259..).zip(changes) {
+            let operation = Operation::Access(Arc::new(change));
+            let payload = Payload::Normal(Command::Write(Write { at_ms: 5, request: None, operation }));
+            machine.apply(Entry { log_id: LogId::new(RaftLeaderId::new(3, 2), index), payload });
+        }
+        machine
+    }
+
+    /// A state with tokens has format 5, and these bytes.
+    #[test]
+    fn tokens_are_fixed() {
+        let machine = with_tokens();
+        let (file, bytes) = written(&machine);
+        assert_eq!(bytes[8..12], [0, 0, 0, 5]);
+        let hash = TokenHash::of(b"abc");
+        let expected = [
+            b"\x81\xa6Access\x81\xa4mode\xa8Required".as_slice(),
+            b"\x81\xa5Token\x85\xa4name\xa1a\xa4role\xa5write\xa8prefixes\x91\xa1p\xadexpires_at_ms\x09\xa4hash\xc4\x20",
+            hash.as_bytes(),
+            b"\x81\xa5Token\x83\xa4name\xa1b\xa4role\xa5write\xa4hash\xc4\x20",
+            hash.as_bytes(),
+        ]
+        .concat();
+        // The footer of 24 bytes follows.
+        assert!(bytes[..bytes.len() - 24].ends_with(&expected), "{}", bytes.escape_ascii());
+        assert_eq!(length_of(&machine, &meta_of(&machine)).unwrap(), bytes.len() as u64);
+        assert_eq!(load(file.path()).unwrap(), (meta_of(&machine), machine.clone()));
+        let mut visited = Vec::new();
+        let summary = scan(file.path(), &mut |record| {
+            match record {
+                Scanned::Access(mode) => visited.push(format!("{mode:?}")),
+                Scanned::Token(name, token) => visited.push(format!("{name} {}", token.expires_at_ms)),
+                _ => {}
+            }
+            Ok(())
+        });
+        let summary = summary.unwrap();
+        assert_eq!((summary.format, summary.tokens, summary.hash), (5, 2, machine.hash()));
+        assert_eq!(visited, ["Required", "a 9", "b 0"]);
+    }
+
+    /// A token that is changed, missing or in another order is damage, even with correct checksums. So is one in a file
+    /// of a format without tokens.
+    #[test]
+    fn tokens_that_contradict() {
+        let state = b"\x81\xa5State\x83\xa8revision\x05\xa8clock_ms\x00\xafoldest_revision\x03".as_slice();
+        let mode = b"\x81\xa6Access\x81\xa4mode\xa8Required".as_slice();
+        let token = |name: &str| {
+            let hash = TokenHash::of(b"abc");
+            let head = [b"\x81\xa5Token\x83\xa4name\xa1", name.as_bytes(), b"\xa4role\xa5write\xa4hash\xc4\x20"];
+            [head.concat().as_slice(), hash.as_bytes()].concat()
+        };
+        let (a, b, short) = (&token("a"), &token("b"), &token("a")[..50]);
+        let rows: [(u8, &[&[u8]], &str); 7] = [
+            (5, &[state, mode, a, b], ""),
+            (4, &[state, mode, a, b], "cannot be decoded"),
+            (2, &[state, a], "cannot be decoded"),
+            (5, &[state, mode, b, a], "not in order"),
+            (5, &[state, mode, a, a], "not in order"),
+            (5, &[state, mode, mode], "it says twice"),
+            (5, &[state, mode, short], "cannot be decoded"),
+        ];
+        for (number, (format, records, expected)) in rows.into_iter().enumerate() {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), file_of(format, &records.concat(), records.len() as u8)).unwrap();
+            match load(file.path()) {
+                Ok(_) => assert_eq!(expected, "", "row {number} is taken"),
+                Err(StoreError::Damaged { what, .. }) => {
+                    assert!(!expected.is_empty() && what.contains(expected), "row {number}: {what}");
+                }
+                Err(other) => panic!("row {number}: {other}"),
+            }
+        }
+        // The hash of the state includes them.
+        for change in [
+            (|machine| machine.access = Arc::new(Access::in_mode(AccessMode::Required)))
+                as fn(&mut ExampleStateMachine),
+            |machine| machine.access = Arc::default(),
+        ] {
+            let machine = with_tokens();
+            let (mut changed, hash) = (machine.clone(), machine.hash());
+            change(&mut changed);
+            assert_ne!(changed.hash(), hash);
         }
     }
 
@@ -1067,7 +1227,7 @@ mod tests {
     /// The announced length is that of the file.
     #[test]
     fn length_is_announced() {
-        for machine in [ExampleStateMachine::default(), varied()] {
+        for machine in [ExampleStateMachine::default(), varied(), with_tokens()] {
             let (_file, bytes) = written(&machine);
             assert_eq!(length_of(&machine, &meta_of(&machine)).unwrap(), bytes.len() as u64);
         }
@@ -1094,6 +1254,7 @@ mod tests {
                     assert_eq!(machine.requests.get(key).map(Arc::as_ref), Some(remembered));
                     requests += 1;
                 }
+                Scanned::Access(_) | Scanned::Token(..) => unreachable!("the state has no tokens"),
             }
             Ok(())
         })

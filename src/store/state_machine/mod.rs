@@ -8,6 +8,7 @@
 //! memory. So snapshots and long listings read from a copy while writes continue.
 //! A write after a copy copies the few tree nodes above the key that it changes.
 
+pub mod access;
 pub mod history;
 mod least_revisions;
 pub mod listing;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 
 use imbl::OrdSet;
 
+use self::access::Access;
 use self::history::{Change, ChangeKind, History};
 use self::least_revisions::LeastRevisions;
 use self::record::{Data, Record, RecordParts};
@@ -65,6 +67,8 @@ pub struct ExampleStateMachine {
     pub requests: Requests,
     /// The level of formats.
     pub level: Level,
+    /// Who may use the cluster. Shared: nodes check requests against it without the state.
+    pub access: Arc<Access>,
     pub(super) expiring: OrdSet<(u64, Key)>,
     pub(super) keys_hash: StateHash,
     pub(super) data_bytes: u64,
@@ -138,9 +142,11 @@ impl ExampleStateMachine {
         self.data.get(key).cloned()
     }
 
-    /// When the next key expires, in milliseconds of log time; `None` if no key expires.
+    /// When the next key or token expires, in milliseconds of log time; `None` if none does.
     pub fn next_expiry_ms(&self) -> Option<u64> {
-        self.expiring.get_min().map(|(at_ms, _)| *at_ms)
+        let key_ms = self.expiring.get_min().map(|(at_ms, _)| *at_ms);
+        let token_ms = self.access.next_expiry_ms();
+        key_ms.into_iter().chain(token_ms).min()
     }
 
     fn apply_write(&mut self, write: Write) -> ExampleResponse {
@@ -148,6 +154,7 @@ impl ExampleStateMachine {
         if seeded_bug::is_on(SeededBug::ClockReadInApply) {
             self.clock_ms = self.clock_ms.max(crate::clock::wall_ms());
         }
+        self.access.expire(self.clock_ms);
         self.expire();
         let Write { request, operation, .. } = write;
         let Some(request) = request else {
@@ -225,6 +232,11 @@ impl ExampleStateMachine {
             Operation::RaiseLevel { level } => {
                 self.level = self.level.max(level);
                 WriteResult::Delete { deleted: 0, revision: self.revision, unfinished: None }
+            }
+            Operation::Access(change) => {
+                // It is proposed only at that level. Its snapshot would not be readable otherwise.
+                self.level = self.level.max(Level::TOKENS);
+                self.access.apply(&change, self.clock_ms, self.revision)
             }
             // `StateMachineStore` compares the states, before it applies the next entry.
             Operation::Expire | Operation::SelfCheck { .. } => {
@@ -534,7 +546,7 @@ impl ExampleStateMachine {
     /// The hash of the replicated state: nodes that applied the same entries have the same. Its cost does not depend on
     /// how much data there is.
     pub fn hash(&self) -> StateHash {
-        self.hash_with(self.data.len(), self.keys_hash, self.requests.hash())
+        self.hash_with(self.data.len(), self.keys_hash, self.requests.hash(), self.access.hash())
     }
 
     /// The same hash, computed from everything in memory. It differs only if memory changed underneath, or if this
@@ -542,18 +554,25 @@ impl ExampleStateMachine {
     pub fn hash_of_all(&self) -> StateHash {
         let keys = self.data.iter().map(|(key, record)| record.computed_hash(key)).sum();
         let requests = self.requests.iter().map(|(key, remembered)| remembered.computed_hash(key)).sum();
-        self.hash_with(self.data.len(), keys, requests)
+        self.hash_with(self.data.len(), keys, requests, self.access.computed_hash())
     }
 
-    /// The hash of the state, with this number of keys and these sums of the hashes of its keys and of its remembered
-    /// requests.
+    /// The hash of the state, with this number of keys, these sums of the hashes of its keys and of its remembered
+    /// requests, and this hash of who may use the cluster.
     ///
     /// **In the hash: frozen.** It is of these numbers, where each hash is two numbers: revision, clock; number and
     /// sum of the keys; number and sum of the requests; oldest revision and number of changes of the history, its
-    /// first and its last change (0 if it is empty). The changes between those two can differ only if the keys did.
+    /// first and its last change (0 if it is empty). The changes between those two can differ only if the keys did. The
+    /// hash of [`Access`] follows, but only if it is not 0, which it is in a cluster that never had a token.
     /// The order of the requests and `last_applied` are not included. If the level is not the first one, which
     /// older nodes do not know, the hash is of that hash, as two numbers, and the level.
-    pub(super) fn hash_with(&self, keys_count: usize, keys: StateHash, requests: StateHash) -> StateHash {
+    pub(super) fn hash_with(
+        &self,
+        keys_count: usize,
+        keys: StateHash,
+        requests: StateHash,
+        access: StateHash,
+    ) -> StateHash {
         let mut changes = self.history.iter();
         let count = changes.len() as u64;
         let hash_of = |change: Option<&Change>| change.map(Change::hash).unwrap_or_default().halves();
@@ -576,11 +595,18 @@ impl ExampleStateMachine {
             last_0,
             last_1,
         ];
-        if self.level == Level::FIRST {
-            return StateHash::of_numbers(numbers);
+        let mut hash = StateHash::of_numbers(numbers);
+        if access != StateHash::default() {
+            let mut with_access = [0; 16];
+            with_access[..14].copy_from_slice(&numbers);
+            with_access[14..].copy_from_slice(&access.halves());
+            hash = StateHash::of_numbers(with_access);
         }
-        let [numbers_0, numbers_1] = StateHash::of_numbers(numbers).halves();
-        StateHash::of_numbers([numbers_0, numbers_1, self.level.0.into()])
+        if self.level == Level::FIRST {
+            return hash;
+        }
+        let [hash_0, hash_1] = hash.halves();
+        StateHash::of_numbers([hash_0, hash_1, self.level.0.into()])
     }
 }
 
@@ -613,6 +639,7 @@ mod tests {
     use openraft::vote::RaftLeaderId;
 
     use super::*;
+    use crate::access::{AccessChange, NewToken, TokenHash, TokenRole};
 
     fn put(index: u64, key: &str, value: &str) -> Entry {
         let put = Put { key: key.into(), value: value.into(), ttl_ms: None, condition: None };
@@ -667,11 +694,29 @@ mod tests {
             requests.remember(&RequestId { key: key.into(), fingerprint }, result);
             requests
         }
+        fn access(
+            required: Option<bool>,
+            name: &str,
+            role: TokenRole,
+            prefixes: &[&str],
+            ttl_ms: u64,
+            secret: &[u8],
+        ) -> Arc<Access> {
+            let mut access = Arc::default();
+            let (prefixes, hash) = (prefixes.iter().copied().map(Key::from).collect(), TokenHash::of(secret));
+            let token = NewToken { name: name.into(), role, prefixes, ttl_ms: Some(ttl_ms), hash };
+            Access::apply(&mut access, &AccessChange::Create(token), 0, 0);
+            if let Some(required) = required {
+                Access::apply(&mut access, &AccessChange::Require { required }, 0, 0);
+            }
+            access
+        }
         let mut state = ExampleStateMachine::default();
         state.apply(put(1, "foo", "1"));
         state.history = with_delete(2, "bar", ChangeKind::Delete);
         state.requests = requests("request", [1, 2], 1);
-        let changes: [Change; 25] = [
+        state.access = access(Some(true), "ci", TokenRole::Read, &["a", "b"], 9, b"secret");
+        let changes: [Change; 33] = [
             |machine| machine.revision += 1,
             |machine| machine.clock_ms += 1,
             |machine| drop(machine.data.remove("foo")),
@@ -697,6 +742,14 @@ mod tests {
             |machine| machine.requests = requests("another", [1, 2], 1),
             |machine| machine.requests = requests("request", [1, 3], 1),
             |machine| machine.requests = requests("request", [1, 2], 2),
+            |machine| machine.access = access(None, "ci", TokenRole::Read, &["a", "b"], 9, b"secret"),
+            |machine| machine.access = access(Some(false), "ci", TokenRole::Read, &["a", "b"], 9, b"secret"),
+            |machine| machine.access = access(Some(true), "cj", TokenRole::Read, &["a", "b"], 9, b"secret"),
+            |machine| machine.access = access(Some(true), "ci", TokenRole::Write, &["a", "b"], 9, b"secret"),
+            |machine| machine.access = access(Some(true), "ci", TokenRole::Read, &["ab"], 9, b"secret"),
+            |machine| machine.access = access(Some(true), "ci", TokenRole::Read, &["a", "b"], 8, b"secret"),
+            |machine| machine.access = access(Some(true), "ci", TokenRole::Read, &["a", "b"], 9, b"secreu"),
+            |machine| machine.access = Arc::default(),
         ];
         let mut hashes = HashMap::from([(state.hash_of_all(), usize::MAX)]);
         for (number, change) in changes.into_iter().enumerate() {

@@ -41,6 +41,9 @@ const METHODS: &[(&str, &str)] = &[
     ("/v1/cluster/members/77/promote", "POST"),
     ("/v1/cluster/members/77/replace", "POST"),
     ("/v1/cluster/leader", "POST"),
+    ("/v1/tokens", "GET, HEAD, POST"),
+    ("/v1/tokens/known-token", "DELETE"),
+    ("/v1/auth", "POST"),
 ];
 
 const UNKNOWN: &[&str] = &[
@@ -91,6 +94,10 @@ const UNKNOWN_IN_V1: &[&str] = &[
     "/v1/cluster/members/77/",
     "/v1/cluster/members/77/x",
     "/v1/cluster/members/77/promote/",
+    "/v1/token",
+    "/v1/tokens/",
+    "/v1/tokens/known-token/",
+    "/v1/auth/",
 ];
 
 pub fn rows() -> Vec<Row> {

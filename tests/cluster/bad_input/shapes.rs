@@ -27,6 +27,32 @@ pub fn rows(id: u64, addr: &str) -> Vec<Row> {
     rows
 }
 
+/// The same for the routes of tokens, which need one.
+pub fn token_shapes() -> Vec<Row> {
+    let valid = |value: Value| value.to_string();
+    let routes = [
+        JsonRoute {
+            path: "/v1/tokens",
+            valid: valid(json!({"name": MARKER, "role": "read"})),
+            around_text: &[
+                (r#"{"role":"read","name":""#, r#""}"#),
+                (r#"{"name":"a","role":"read","prefixes":[""#, r#""]}"#),
+            ],
+            except: &[],
+        },
+        JsonRoute { path: "/v1/auth", valid: valid(json!({"required": false})), around_text: &[], except: &[] },
+    ];
+    let mut rows = Vec::new();
+    for route in &routes {
+        rows.extend(bad_json(route));
+        rows.extend(long_bodies(&Method::POST, route.path));
+        rows.extend(bad_parameters(&Method::POST, route.path, &[]));
+    }
+    rows.extend(bad_parameters(&Method::GET, "/v1/tokens", &[]));
+    rows.extend(bad_parameters(&Method::DELETE, "/v1/tokens/known-token", &[]));
+    rows
+}
+
 /// A route that reads JSON.
 struct JsonRoute {
     path: &'static str,

@@ -113,28 +113,41 @@ impl TestCluster {
         cluster
     }
 
+    /// Makes all further requests have this token.
+    pub fn set_token(&mut self, token: &str) {
+        self.http = self.http.clone().with_token(token);
+    }
+
     /// Starts nodes, and forms a cluster of voters with a leader.
     pub async fn form(name: &'static str, ids: &[NodeId], flags: &[&'static str]) -> Self {
         let cluster = Self::start(name, ids, flags).await;
-        let members: Vec<_> = ids.iter().map(|id| json!([id, cluster.addr(*id)])).collect();
-        let answer = cluster.post(ids[0], "/init", json!(members).to_string()).await;
-        answer.ok().unwrap();
-        cluster.leader_of(ids).await;
+        cluster.found(ids).await;
         cluster
+    }
+
+    /// Forms a cluster of running nodes, with a leader.
+    pub async fn found(&self, ids: &[NodeId]) {
+        let members: Vec<_> = ids.iter().map(|id| json!([id, self.addr(*id)])).collect();
+        self.post(ids[0], "/init", json!(members).to_string()).await.ok().unwrap();
+        self.leader_of(ids).await;
     }
 
     /// The same over TLS, with the certificates of `tls init` for nodes 1 to 5 and a client.
     pub async fn form_tls(name: &'static str, ids: &[NodeId], flags: &[&'static str]) -> Self {
+        let mut cluster = Self::start_tls(name, flags).await;
+        for id in ids {
+            cluster.add_node(*id).await;
+        }
+        cluster.found(ids).await;
+        cluster
+    }
+
+    /// No node yet, and those that are added speak TLS.
+    pub async fn start_tls(name: &'static str, flags: &[&'static str]) -> Self {
         let mut cluster = Self::start(name, &[], flags).await;
         make_certificates(&cluster.tls_directory());
         cluster.has_tls = true;
         cluster.http = Http::with_tls(&cluster.client_tls().config());
-        for id in ids {
-            cluster.add_node(*id).await;
-        }
-        let members: Vec<_> = ids.iter().map(|id| json!([id, cluster.addr(*id)])).collect();
-        cluster.post(ids[0], "/init", json!(members).to_string()).await.ok().unwrap();
-        cluster.leader_of(ids).await;
         cluster
     }
 

@@ -22,6 +22,8 @@ pub struct Http {
     /// Connections for RPCs. As between nodes, a connection that carried an RPC serves nothing else.
     rpc_client: reqwest::Client,
     scheme: &'static str,
+    /// The token that requests have, unless they have the header `authorization`.
+    token: Option<String>,
 }
 
 /// A client without TLS and proxies.
@@ -49,13 +51,18 @@ impl Http {
     /// A client with new connections.
     pub fn new() -> Self {
         let client = || plain_client().timeout(DEADLINE).build().unwrap();
-        Http { client: client(), rpc_client: client(), scheme: "http" }
+        Http { client: client(), rpc_client: client(), scheme: "http", token: None }
     }
 
     /// The same over TLS with these settings.
     pub fn with_tls(tls: &ClientConfig) -> Self {
         let client = || client_with(tls.clone()).timeout(DEADLINE).build().unwrap();
-        Http { client: client(), rpc_client: client(), scheme: "https" }
+        Http { client: client(), rpc_client: client(), scheme: "https", token: None }
+    }
+
+    /// The same, with a token in each request. A request with an empty header `authorization` has none.
+    pub fn with_token(self, token: &str) -> Self {
+        Http { token: Some(format!("Bearer {token}")), ..self }
     }
 
     /// Sends a `POST` without a `Content-Type`.
@@ -101,7 +108,10 @@ impl Http {
         let is_rpc = path.starts_with("/raft-") && path != "/raft-status";
         let client = if is_rpc { &self.rpc_client } else { &self.client };
         let mut request = client.request(method, format!("{}://{addr}{path}", self.scheme)).body(body);
-        for (name, value) in headers {
+        if let Some(token) = self.token.as_ref().filter(|_| headers.iter().all(|(name, _)| *name != "authorization")) {
+            request = request.header("authorization", token);
+        }
+        for (name, value) in headers.iter().filter(|header| **header != ("authorization", "")) {
             request = request.header(*name, *value);
         }
         request.send().await
