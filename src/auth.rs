@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use crate::access::{TokenHash, TokenRole};
 use crate::operation::Key;
-use crate::secret::Secret;
+use crate::secret::{SECRET_BYTES_MAX, Secret};
 use crate::store::state_machine::access::{Access, AccessMode, Token};
 use crate::store::{AccessCell, ExampleStore};
 
@@ -23,6 +23,8 @@ pub struct Auth {
     current_in: AtomicU64,
     /// Whether metrics need no token.
     pub public_metrics: bool,
+    /// Whether this node belonged to no cluster when it started.
+    began_without_cluster: bool,
 }
 
 /// Who sent a request.
@@ -43,12 +45,26 @@ impl Auth {
     pub fn new(store: &ExampleStore, root: Option<&Secret>, public_metrics: bool) -> Self {
         let root = root.map(|secret| TokenHash::of(secret.reveal().as_bytes()));
         let access = store.state_machine.access().clone();
-        Auth { access, root, current_in: AtomicU64::new(0), public_metrics }
+        let began_without_cluster = store.identity().cluster_id.is_none();
+        Auth { access, root, current_in: AtomicU64::new(0), public_metrics, began_without_cluster }
     }
 
     /// Whether this node has the root token.
     pub fn has_root(&self) -> bool {
         self.root.is_some()
+    }
+
+    /// Whether nodes without TLS must prove that they have the root token, which this node has.
+    ///
+    /// While a cluster is being changed to tokens, node by node, some of its nodes cannot prove anything yet. A node that
+    /// begins without a cluster must be sure whose cluster it joins, and whose entries it appends until it has applied
+    /// that the cluster requires tokens.
+    pub fn demands_proofs(&self) -> bool {
+        match self.access.mode() {
+            AccessMode::Required => true,
+            AccessMode::Open => self.began_without_cluster,
+            AccessMode::Disabled => false,
+        }
     }
 
     /// Whether the cluster requires tokens, as far as this node has applied that.
@@ -91,6 +107,9 @@ impl Auth {
     /// An entry removes an expired token on all nodes. A node that is cut off gets no entries, and must not accept the
     /// token meanwhile.
     pub fn holder_of(&self, secret: &[u8], now_ms: u64) -> Option<Who> {
+        if secret.len() > SECRET_BYTES_MAX {
+            return None;
+        }
         let hash = TokenHash::of(secret);
         if self.root == Some(hash) {
             return Some(Who::Root);

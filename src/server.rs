@@ -514,7 +514,7 @@ async fn expire(app: web::Data<ExampleApp>) {
                 break;
             }
             // If it fails, another leader or the next attempt deletes them.
-            if propose(&app, None, Operation::Expire, Duration::ZERO).await.is_err() {
+            if propose(&app, None, Operation::Expire, Duration::ZERO, None).await.is_err() {
                 break;
             }
             // Keys may expire for as long as clients add some. Each call examines all watches.
@@ -565,7 +565,7 @@ async fn require_tokens(app: web::Data<ExampleApp>) {
             {
                 let operation = Operation::Access(Arc::new(AccessChange::Require { required: true }));
                 // If it fails, another leader or the next attempt does it.
-                if propose(&app, None, operation, Duration::ZERO).await.is_ok() {
+                if propose(&app, None, operation, Duration::ZERO, None).await.is_ok() {
                     tracing::info!("the cluster requires tokens from now on");
                 }
             }
@@ -595,7 +595,7 @@ async fn announce_hashes(app: web::Data<ExampleApp>) {
         let Some(own) = app.store.state_machine.self_checks().to_announce() else { continue };
         // If it fails, another leader or the next attempt proposes it. Proposing it twice does no harm.
         let operation = Operation::SelfCheck { index: own.index, hash: own.hash };
-        if let Err(error) = propose(&app, None, operation, Duration::ZERO).await {
+        if let Err(error) = propose(&app, None, operation, Duration::ZERO, None).await {
             tracing::debug!("the hash of the state at index {} was not proposed: {error}", own.index);
         }
     }

@@ -34,7 +34,6 @@ use crate::error::{ApiError, Details, NotApplied, NotPermitted};
 use crate::headers::{CHALLENGE, FORWARDED, FORWARDED_TO, PROOF};
 use crate::operation::{Operation, TxnStep};
 use crate::proofs::{Proofs, Purpose};
-use crate::store::state_machine::access::AccessMode;
 
 // ---- proofs of other nodes ----
 
@@ -81,16 +80,8 @@ fn not_a_node() -> ApiError {
 }
 
 /// Whether other nodes must prove that they have the root token. With TLS their certificates show that they are nodes.
-///
-/// While a cluster is being changed to tokens, node by node, some of its nodes cannot prove anything yet. A node without
-/// a cluster must be sure whose cluster it joins.
 fn demands_proofs(app: &ExampleApp) -> bool {
-    matches!(app.peers.proofs, Proofs::ByRoot(_))
-        && match app.auth.mode() {
-            AccessMode::Required => true,
-            AccessMode::Open => app.store.identity().cluster_id.is_none(),
-            AccessMode::Disabled => false,
-        }
+    matches!(app.peers.proofs, Proofs::ByRoot(_)) && app.auth.demands_proofs()
 }
 
 fn is_certified(request: &HttpRequest) -> bool {
@@ -250,6 +241,11 @@ impl<N> Caller<N> {
     /// 403.
     pub fn may_read(&self, keys: Keys<'_>) -> Result<Permit, ApiError> {
         self.check(TokenRole::Read, keys).map(|()| Permit(self.who.clone()))
+    }
+
+    /// Whose request it is.
+    pub fn who(&self) -> &Who {
+        &self.who
     }
 
     /// The right of a caller that may read everything, whatever its keys.

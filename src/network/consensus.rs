@@ -27,6 +27,7 @@ use crate::config::REQUEST_DEADLINE;
 use crate::error::{ApiError, Details, Interrupted, Retry};
 use crate::operation::{Operation, RequestId, Write};
 use crate::seeded_bug::{self, SeededBug};
+use crate::store::state_machine::access::AccessMode;
 use crate::types::{Command, ExampleResponse, TypeConfig};
 
 /// The response of Raft to a write that is applied.
@@ -83,14 +84,12 @@ pub async fn submit(
     }
     match destination {
         Destination::Here => {
-            if let Who::Holder(..) = who {
-                check_on_leader(app, &who).await?;
-            }
+            check_on_leader(app, &who).await?;
             if is_access {
                 tokens::check_level(app).await?;
             }
             let busy = || (app.store.log.meters().sync.total(), app.store.state_machine.meters().apply.total());
-            let proposal = propose(app, request_id, operation, memory.waited());
+            let proposal = propose(app, request_id, operation, memory.waited(), Some(&who));
             let mut response = timed_proposal(request, busy, proposal).await?;
             response.data.result = reading.result_of(response.data.result);
             let rejected =
@@ -111,13 +110,20 @@ pub async fn submit(
     }
 }
 
-/// Checks a token with all that was committed before this node became the leader.
+/// Checks again whether someone may be served, with all that was committed before this node became the leader. Time may
+/// have passed since the first check, while the body arrived.
 ///
 /// A new leader may not have applied the last entries of the former one yet, and a revocation may be among them. It has
 /// applied them once it has applied an entry of its own term.
-async fn check_on_leader(app: &ExampleApp, who: &Who) -> Result<(), ApiError> {
+pub async fn check_on_leader(app: &ExampleApp, who: &Who) -> Result<(), ApiError> {
     let term = app.term();
-    if !app.auth.is_current_in(term) {
+    let depends_on_entries = match who {
+        Who::Root | Who::Peer => false,
+        Who::Holder(..) => true,
+        // In a cluster that has nothing to do with tokens there is nothing to wait for.
+        Who::Anyone => app.auth.mode() != AccessMode::Open,
+    };
+    if depends_on_entries && !app.auth.is_current_in(term) {
         let applied_own = |metrics: &RaftMetrics<TypeConfig>| {
             metrics.last_applied.is_some_and(|applied| applied.leader_id.term >= term)
         };
@@ -143,7 +149,8 @@ fn result_bytes(app: &ExampleApp, operation: &Operation, request_id: Option<&Req
 /// Size of an entry without its keys and values: the names of the fields, and the request's id.
 const ENTRY_BYTES: usize = 512;
 
-/// Proposes a write as leader, and waits until it is applied. The request has waited for `waited` before.
+/// Proposes a write as leader, and waits until it is applied. The request has waited for `waited` before, and is of
+/// `who`; `None` for a write of the node's own.
 ///
 /// # Errors
 ///
@@ -153,9 +160,13 @@ pub async fn propose(
     request: Option<Arc<RequestId>>,
     operation: Operation,
     waited: Duration,
+    who: Option<&Who>,
 ) -> Result<Applied, ApiError> {
     // First, because waiting for memory must come before everything that is judged as of now.
     let memory = app.client_memory.for_proposal(operation.payload_bytes(), waited).await?;
+    if let Some(who) = who {
+        access::check_again(app, who)?;
+    }
     // This node may have lost the lead while it waited, and nothing is proposed yet.
     if app.role() != Role::Leader {
         return Err(no_leader(app));

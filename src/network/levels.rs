@@ -55,7 +55,7 @@ pub fn level_of(app: &ExampleApp) -> Level {
 async fn raise_once(app: &ExampleApp) -> Result<(), ApiError> {
     let Some(level) = level_of_all(app).await.filter(|level| *level > level_of(app)) else { return Ok(()) };
     peer::raise_level(app, level).await?;
-    propose(app, None, Operation::RaiseLevel { level }, Duration::ZERO).await?;
+    propose(app, None, Operation::RaiseLevel { level }, Duration::ZERO, None).await?;
     tracing::info!("all members support formats of level {level}, and the cluster has that level now");
     Ok(())
 }

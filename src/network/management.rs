@@ -9,9 +9,9 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::metrics::RaftMetrics;
 use tokio::task::JoinError;
 
-use super::access::{Caller, ToManage, ToMeasure};
+use super::access::{self, Caller, ToManage, ToMeasure};
 use super::conditions::reject_conditions;
-use super::consensus::write_error;
+use super::consensus::{check_on_leader, write_error};
 use super::forward;
 use super::founding;
 use super::members::{self, Wanted};
@@ -63,6 +63,7 @@ pub async fn init(
 ) -> Result<HttpResponse, ApiError> {
     let (body, _memory) = read_client_body(&app, &request, payload).await?;
     reject_conditions(&request)?;
+    access::check_again(&app, app.who())?;
     let members = parse_members(app.id, &app.addr, &body)?;
     // A task of its own, so that founding completes even if the client disconnects.
     let founding = tokio::spawn(async move { founding::found(&app, members).await });
@@ -109,7 +110,7 @@ pub async fn add_learner(
     let (body, _memory) = read_client_body(&app, &request, payload).await?;
     let (id, addr): (NodeId, String) = parse_json(&body, ADD_LEARNER_BODY)?;
     check_member(id, &addr)?;
-    let leader = app.clone();
+    let leader = web::Data::clone(&app);
     let change = async move {
         let app = leader;
         let (node, _) = member_at(&app, id, addr).await?;
@@ -227,7 +228,7 @@ pub async fn change_membership(
             format!("a cluster must have at least one voter; expected {CHANGE_MEMBERSHIP_BODY}"),
         ));
     }
-    let leader = app.clone();
+    let leader = web::Data::clone(&app);
     let change = async move { members::change(&leader, &Wanted::Voters(ids)).await };
     on_leader(&app, &request, body, change, ok).await
 }
@@ -266,7 +267,7 @@ pub async fn metrics(app: Caller<ToMeasure>, request: HttpRequest) -> Result<Htt
 
 /// Changes the membership if this node leads, and forwards the request to the leader otherwise.
 pub(super) async fn on_leader<T: Send + 'static>(
-    app: &ExampleApp,
+    app: &Caller<ToManage>,
     request: &HttpRequest,
     body: Bytes,
     change: impl Future<Output = Result<T, ApiError>> + Send + 'static,
@@ -275,6 +276,7 @@ pub(super) async fn on_leader<T: Send + 'static>(
     reject_conditions(request)?;
     match forward::next_destination(app, request.headers()).await? {
         Destination::Here => {
+            check_on_leader(app, app.who()).await?;
             // A task of its own: a change has two steps, and must complete even if the client disconnects or the
             // deadline expires.
             let change = tokio::spawn(change);

@@ -82,7 +82,7 @@ pub async fn add_member(app: Caller<ToManage>, request: HttpRequest, payload: we
 }
 
 async fn receive_add(
-    app: &web::Data<ExampleApp>,
+    app: &Caller<ToManage>,
     request: &HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
@@ -91,7 +91,7 @@ async fn receive_add(
     let wanted: AddMember = parse_json(&body, ADD_BODY)?;
     check_lists(&body, usize::MAX, ADD_BODY)?;
     check_member(wanted.id, &wanted.address)?;
-    let leader = app.clone();
+    let leader = web::Data::clone(app);
     let change = async move { add(&leader, wanted, options).await };
     on_leader(app, request, body, change, progress).await
 }
@@ -134,14 +134,14 @@ pub async fn promote_member(app: Caller<ToManage>, request: HttpRequest, payload
 }
 
 async fn receive_promote(
-    app: &web::Data<ExampleApp>,
+    app: &Caller<ToManage>,
     request: &HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     reject_body(app, request, payload).await?;
     let options = options_of(request)?;
     let id = node_id_from(request.match_info().query("id"))?;
-    let leader = app.clone();
+    let leader = web::Data::clone(app);
     let change = async move {
         let _room = room(&leader)?;
         promote(&leader, id, options).await
@@ -190,7 +190,7 @@ pub async fn replace_member(app: Caller<ToManage>, request: HttpRequest, payload
 }
 
 async fn receive_replace(
-    app: &web::Data<ExampleApp>,
+    app: &Caller<ToManage>,
     request: &HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
@@ -204,7 +204,7 @@ async fn receive_replace(
         let message = format!("node {old} cannot replace itself: give the new node another id");
         return Err(ApiError::bad_request("node_twice", message));
     }
-    let leader = app.clone();
+    let leader = web::Data::clone(app);
     let change = async move { replace(&leader, old, new, options).await };
     on_leader(app, request, body, change, progress).await
 }
@@ -241,14 +241,14 @@ pub async fn remove_member(app: Caller<ToManage>, request: HttpRequest, payload:
 }
 
 async fn remove(
-    app: &web::Data<ExampleApp>,
+    app: &Caller<ToManage>,
     request: &HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     reject_body(app, request, payload).await?;
     let options = options_of(request)?;
     let id = node_id_from(request.match_info().query("id"))?;
-    let leader = app.clone();
+    let leader = web::Data::clone(app);
     let change = async move {
         let _room = room(&leader)?;
         change_in_turn(&leader, &Wanted::Without(id), options).await

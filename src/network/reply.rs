@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::v1;
 use crate::app::ExampleApp;
 use crate::error::{ApiError, Details};
-use crate::headers::OUTCOME;
+use crate::headers::{OUTCOME, REVISION};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
@@ -61,7 +61,15 @@ pub fn insert_error_headers(error: &ApiError, headers: &mut HeaderMap) {
 
 /// An error in the shape of the routes at `path`: `{"error":…}` in `/v1`, `{"Err":…}` elsewhere.
 pub fn error_at(app: &ExampleApp, path: &str, error: ApiError) -> HttpResponse {
-    if is_v1(path) { v1::answer(app, Err(error)) } else { error.error_response() }
+    if !is_v1(path) {
+        return error.error_response();
+    }
+    let mut response = v1::answer(app, Err(error));
+    if app.auth.is_required() {
+        // These errors come before the check of the token, which would tell whether the client may know it.
+        response.headers_mut().remove(&REVISION);
+    }
+    response
 }
 
 /// Whether a path belongs to the key-value API.

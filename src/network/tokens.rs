@@ -132,6 +132,7 @@ async fn create(
     let (body, memory) = read_client_body(app, request, payload).await?;
     reject_headers(request)?;
     let wanted: CreateToken = parse_json(&body, CREATE_BODY)?;
+    check_lists(&body, 1, CREATE_BODY)?;
     check_name(&wanted.name)?;
     let ttl_ms = wanted.ttl.as_deref().map(ttl_ms).transpose()?;
     let prefixes = wanted.prefixes.unwrap_or_default();
@@ -164,10 +165,11 @@ async fn create(
     }
 }
 
-/// Whether the body has an empty list of prefixes.
+/// Whether the body has an empty list of prefixes, or `null`.
 fn body_names_no_prefix(body: &[u8], prefixes: &[String]) -> bool {
-    let has_list = |body: &[u8]| serde_json::from_slice::<CreateToken>(body).is_ok_and(|it| it.prefixes.is_some());
-    prefixes.is_empty() && has_list(body)
+    let has_field =
+        |body| serde_json::from_slice::<serde_json::Value>(body).is_ok_and(|body| body.get("prefixes").is_some());
+    prefixes.is_empty() && has_field(body)
 }
 
 async fn list(
@@ -296,10 +298,15 @@ fn reject_headers(request: &HttpRequest) -> Result<(), ApiError> {
 
 fn check_name(name: &str) -> Result<(), ApiError> {
     let is_valid = (1..=TOKEN_NAME_BYTES_MAX).contains(&name.len())
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+        // In a URL they stand for other paths.
+        && name != "."
+        && name != "..";
     if is_valid {
         return Ok(());
     }
-    let message = format!("a token's name must be 1 to {TOKEN_NAME_BYTES_MAX} letters, digits, `.`, `_` and `-`");
+    let message = format!(
+        "a token's name must be 1 to {TOKEN_NAME_BYTES_MAX} letters, digits, `.`, `_` and `-`, and not `.` or `..`"
+    );
     Err(ApiError::bad_request("invalid_token", message))
 }

@@ -21,6 +21,7 @@ use openraft::{Instant, ServerState};
 
 use super::access::{Caller, ToManage};
 use super::conditions::reject_conditions;
+use super::consensus::check_on_leader;
 use super::forward;
 use super::openapi::answers::LeaderErrors;
 use super::openapi::parameters::ForwardHeader;
@@ -73,7 +74,7 @@ pub async fn transfer_leader(app: Caller<ToManage>, request: HttpRequest, payloa
 }
 
 async fn transfer_on_leader(
-    app: &web::Data<ExampleApp>,
+    app: &Caller<ToManage>,
     request: &HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
@@ -83,7 +84,8 @@ async fn transfer_on_leader(
     let NextLeader { id } = parse_json(&body, BODY)?;
     match forward::next_destination(app, request.headers()).await? {
         Destination::Here => {
-            let leader = app.clone();
+            check_on_leader(app, app.who()).await?;
+            let leader = web::Data::clone(app);
             // A task of its own: a transfer that has begun must be completed even if the client disconnects.
             let transfer = tokio::spawn(async move { transfer(&leader, id).await });
             let leader = transfer.await.unwrap_or_else(|error| {

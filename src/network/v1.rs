@@ -129,8 +129,8 @@ pub fn unexpected(result: Option<&WriteResult>) -> ApiError {
 /// Waits until this node's own state may be read: at once if it may be stale, otherwise once it has all that was
 /// written before the call.
 ///
-/// With a permit whose token was revoked meanwhile, the read is rejected: once a revocation is acknowledged, no
-/// linearizable read succeeds.
+/// With a permit whose token was revoked while the request arrived or waited, the read is rejected: once a revocation is
+/// acknowledged, no linearizable read succeeds, and no stale one on a node that has applied it.
 pub async fn ready_to_read(
     app: &ExampleApp,
     request: &HttpRequest,
@@ -138,7 +138,8 @@ pub async fn ready_to_read(
     stale: bool,
 ) -> Result<(), ApiError> {
     if stale {
-        return readiness::stale_read(app);
+        readiness::stale_read(app)?;
+        return permit.check_again(app);
     }
     timed(request, Part::Confirmation, linearize(app, request.headers(), None)).await?;
     permit.check_again(app)

@@ -23,6 +23,8 @@ pub fn rows() -> Vec<Row> {
         ("a space in a name", "a b"),
         ("a NUL in a name", "a\0"),
         ("a letter beyond ASCII in a name", "é"),
+        ("a name that is this directory in a path", "."),
+        ("a name that is the parent directory in a path", ".."),
     ] {
         let body = json!({"name": name, "role": "read"});
         rows.push(create(what, body).gives_v1(400, "invalid_token").naming(&["name", "64"]));
@@ -32,6 +34,7 @@ pub fn rows() -> Vec<Row> {
     }
     for (what, prefixes, status, code) in [
         ("no prefixes in a list", json!([]), 400, "invalid_token"),
+        ("null instead of prefixes", json!(null), 400, "invalid_token"),
         ("too many prefixes", json!(vec!["a"; 33]), 400, "invalid_token"),
         ("an empty prefix", json!(["a", ""]), 400, "key_empty"),
         ("a prefix with a NUL", json!(["a\0"]), 400, "invalid_key"),
@@ -58,6 +61,8 @@ pub fn rows() -> Vec<Row> {
     ] {
         rows.push(create("fields that are not those of a token", body).gives_v1(400, "invalid_json"));
     }
+    let list = json!(["ci", "write"]);
+    rows.push(create("a list instead of an object", list).gives_v1(400, "invalid_json").naming(&["list"]));
     let twice = r#"{"name":"a","name":"b","role":"read"}"#;
     rows.push(Row::post(TOKENS, "a field twice", twice).gives_v1(400, "invalid_json"));
     let body = json!({"name": KNOWN_TOKEN, "role": "read"});
