@@ -93,7 +93,7 @@ Examples:
 
   Listen on every address, with TLS by the files that `raft-key-value tls init` makes, and tell
   other nodes which address to dial:
-    raft-key-value --id 1 --http-addr 0.0.0.0:21001 --advertise-addr node1.example:21001 \
+    raft-key-value --id 1 --http-addr 0.0.0.0:21001 --advertise-addr node1.example:21001 \\
       --tls-cert tls/node-1.pem --tls-key tls/node-1-key.pem --tls-ca tls/ca.pem
 
 Exit codes of commands:
