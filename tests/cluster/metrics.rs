@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use raft_key_value::level::Level;
 use reqwest::Method;
 
 use crate::harness::{ALL, CALM, DEADLINE, Http, TestCluster, eventually, others};
@@ -76,7 +77,7 @@ async fn metrics_say_what_happened() {
         ("rkv_store_keys", 6.0),
         ("rkv_store_bytes", 6.0 * 5.0 + 5.0 * 5.0 + 3.0),
         ("rkv_store_revision", 9.0),
-        ("rkv_store_format_level", 4.0),
+        ("rkv_store_format_level", f64::from(Level::NEWEST.0)),
         ("rkv_raft_voters", 3.0),
         ("rkv_raft_voters_reachable", 3.0),
         ("rkv_raft_failures_tolerated", 1.0),
