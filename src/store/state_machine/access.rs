@@ -119,7 +119,9 @@ impl Access {
             AccessChange::Require { required: true } if self.mode == AccessMode::Required => {}
             AccessChange::Require { required: false } if self.mode == AccessMode::Disabled => {}
             AccessChange::Require { required } => {
-                Arc::make_mut(self).mode = if *required { AccessMode::Required } else { AccessMode::Disabled };
+                let access = Arc::make_mut(self);
+                access.mode = if *required { AccessMode::Required } else { AccessMode::Disabled };
+                access.changed();
             }
             AccessChange::Create(token) if self.tokens.contains_key(&token.name) => {
                 return WriteResult::ConditionFailed { revision: None };
@@ -130,17 +132,15 @@ impl Access {
             AccessChange::Create(NewToken { name, role, prefixes, ttl_ms, hash }) => {
                 let expires_at_ms = ttl_ms.map_or(0, |ttl_ms| clock_ms.saturating_add(ttl_ms));
                 let token = Token { role: *role, prefixes: prefixes.as_slice().into(), expires_at_ms, hash: *hash };
-                Arc::make_mut(self).tokens.insert(name.clone(), Arc::new(token));
+                Arc::make_mut(self).insert(name.clone(), token);
             }
             AccessChange::Revoke { name } if !self.tokens.contains_key(name) => return WriteResult::NoSuchKey,
             AccessChange::Revoke { name } => {
-                Arc::make_mut(self).tokens.remove(name);
+                let access = Arc::make_mut(self);
+                access.tokens.remove(name);
+                access.changed();
                 removed = 1;
             }
-        }
-        // A change that changes nothing has not made a copy either.
-        if let Some(access) = Arc::get_mut(self) {
-            access.changed();
         }
         WriteResult::Delete { deleted: removed, revision, unfinished: None }
     }
@@ -156,11 +156,25 @@ impl Access {
 
     /// Adds a token of a snapshot; false if the name is in use, or there are too many.
     pub(in crate::store) fn load(&mut self, name: Key, token: Token) -> bool {
-        let is_new = self.tokens.len() < TOKENS_MAX && self.tokens.insert(name, Arc::new(token)).is_none();
-        self.changed();
+        let is_new = self.tokens.len() < TOKENS_MAX && !self.tokens.contains_key(&name);
+        if is_new {
+            self.insert(name, token);
+        }
         is_new
     }
 
+    /// Adds a token with a new name. The others are not hashed again: a thousand of them may have 32 MiB of prefixes.
+    fn insert(&mut self, name: Key, token: Token) {
+        self.hash += hash_of(&name, &token);
+        // In order, so that all nodes find the same one of two with the same hash.
+        let names = self.by_hash.entry(first_of(&token.hash)).or_default();
+        names.insert(names.partition_point(|other| *other < name), name.clone());
+        let expires = (token.expires_at_ms > 0).then_some(token.expires_at_ms);
+        self.next_expiry_ms = self.next_expiry_ms.into_iter().chain(expires).min();
+        self.tokens.insert(name, Arc::new(token));
+    }
+
+    /// Computes again what follows from the mode and the tokens.
     fn changed(&mut self) {
         self.hash = self.computed_hash();
         self.by_hash.clear();
