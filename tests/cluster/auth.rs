@@ -427,7 +427,7 @@ async fn auth_ends_with_the_revocation() {
         wire.send(head(method, path, body, &token)).await;
         held.push((method, path, wire));
     }
-    // Requests that were sent later are served: those above have been read, but for their last bytes.
+    // Requests that were sent later are served, so all that was sent above has been read.
     for _ in 0..20 {
         assert_eq!(with(&cluster, 1, &token, &Method::GET, "/v1/kv/k", "").await.status, 200);
     }

@@ -237,7 +237,7 @@ async fn shake_hands(arguments: &TlsArguments, cluster: &OursCluster, tls: &TlsC
     Ok(seconds * 1000.0 / f64::from(arguments.handshakes))
 }
 
-/// Puts by a few clients while the storm goes on at the leader.
+/// Puts by a few clients during the storm at the leader.
 async fn put_under(
     arguments: &TlsArguments,
     cluster: &OursCluster,
