@@ -420,14 +420,20 @@ impl ExampleApp {
     }
 
     /// Whether a majority has responded to this leader lately. A leader that is cut off must reject requests before it
-    /// proposes anything, while their outcome is certain.
+    /// proposes anything, while their outcome is certain; so must a new one that no majority has responded to yet, from
+    /// which Raft takes no writes.
     fn has_quorum(&self) -> bool {
+        self.millis_since_quorum().is_some_and(|silent_ms| silent_ms < self.leader_lease_ms)
+    }
+
+    /// The time since this leader sent the last request that a majority has responded to, in milliseconds; `None` if it
+    /// is not the leader, or no majority has responded yet.
+    fn millis_since_quorum(&self) -> Option<u64> {
         let metrics = self.all_metrics.borrow_watched();
         // openraft recommends keeping the time ourselves. That would give the same result: the metrics are renewed with
         // every tick.
         #[allow(deprecated)]
-        let silent_ms = metrics.millis_since_quorum_ack;
-        silent_ms.is_none_or(|silent_ms| silent_ms < self.leader_lease_ms)
+        metrics.millis_since_quorum_ack
     }
 
     /// This node's address in the membership.
@@ -510,14 +516,16 @@ impl ExampleApp {
         self.handing_over.send_replace(None);
     }
 
-    /// Whether another leader is likely within a moment: this node hands over its leadership, or has just lost its
-    /// leader.
+    /// Whether a leader is likely within a moment: this node hands over its leadership, has just lost its leader, or has
+    /// just been elected and no majority has responded to it yet.
     pub fn is_between_leaders(&self) -> bool {
         if self.is_stopping() || self.role() != Role::NoLeader {
             return false;
         }
         let metrics = self.metrics.borrow_watched();
-        *self.handing_over.borrow() == Some(metrics.vote.leader_id.term) || self.has_just_heard_a_leader()
+        *self.handing_over.borrow() == Some(metrics.vote.leader_id.term)
+            || self.has_just_heard_a_leader()
+            || (metrics.state == ServerState::Leader && self.millis_since_quorum().is_none())
     }
 
     /// The leader that this node follows and has accepted an append of, if it has no open connection to this node.
@@ -557,7 +565,8 @@ impl ExampleApp {
 
     /// Waits for the next leader if it is likely within a moment, so that a change of the leader costs no error.
     pub async fn wait_between_leaders(&self) {
-        let mut metrics = self.metrics.clone();
+        // All of them: a new leader accepts requests once a majority has responded to it.
+        let mut metrics = self.all_metrics.clone();
         let (mut handing_over, mut gone) = (self.handing_over.subscribe(), self.peers.gone());
         let settled = async {
             while self.is_between_leaders() {

@@ -7,7 +7,7 @@ use actix_web::http::header::HeaderMap;
 use actix_web::{HttpRequest, HttpResponse};
 use bytes::Bytes;
 use futures_util::future::Either;
-use openraft::errors::{ClientWriteError, Fatal, LinearizableReadError, RaftError};
+use openraft::errors::{ClientWriteError, Fatal, ForwardReason, ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::metrics::RaftMetrics;
 use openraft::raft::ClientWriteResponse;
 
@@ -192,6 +192,11 @@ pub async fn propose(
     };
     match tokio::time::timeout(REQUEST_DEADLINE, propose).await {
         Ok(Ok(response)) => Ok(response),
+        // openraft checks this before it appends anything.
+        Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(ForwardToLeader {
+            reason: ForwardReason::LeadershipTransfer | ForwardReason::LeaseExpired,
+            ..
+        })))) => Err(no_leader(app)),
         Ok(Err(error)) => Err(write_error(&error)),
         Err(_) => Err(ApiError::DeadlinePassed(Interrupted::unknown(
             "too few nodes confirmed the write in time: it may or may not have been applied; read before retrying",
