@@ -22,6 +22,7 @@ help:
 	@echo 'make bench-overload       four times the load that a cluster can carry (3; as root)'
 	@echo 'make bench-self-check     cost of hashing and comparing the nodes'\'' states (2)'
 	@echo 'make bench-tls            cost of TLS for each request and handshake (3)'
+	@echo 'make bench-tokens         cost of tokens for each request (5)'
 	@echo 'make bench-hostile        hostile and odd clients (7)'
 	@echo 'make bench-small-disk     one key of 1 MiB written for an hour, on disks of 2 GiB (61; as root)'
 	@echo 'make bench-hostile-quick  a tenth of them (1); Error 1 if a node ends or a goal is missed'

@@ -42,6 +42,8 @@ pub enum Command {
     Hostile(HostileArguments),
     /// Measure what TLS costs the nodes: for each write and read on kept connections, and for each handshake
     Tls(TlsArguments),
+    /// Measure what tokens cost the nodes, with TLS and without
+    Tokens(TokensArguments),
     /// Draw the plots of a comparison again, from the file that `compare --json` wrote
     Plot(PlotArguments),
 }
@@ -60,6 +62,7 @@ impl Command {
             Command::SelfCheck(arguments) => Some(&arguments.common),
             Command::Hostile(arguments) => Some(&arguments.common),
             Command::Tls(arguments) => Some(&arguments.common),
+            Command::Tokens(arguments) => Some(&arguments.common),
             Command::Plot(_) => None,
         }
     }
@@ -119,6 +122,32 @@ impl CommonArguments {
         let in_parent = || PathBuf::from(ROOT).join("docs/runs/benchmarks.md");
         self.output.clone().unwrap_or_else(in_parent)
     }
+}
+
+#[derive(Args)]
+pub struct TokensArguments {
+    #[command(flatten)]
+    pub common: CommonArguments,
+
+    /// Number of rounds; each measures all clusters in turn
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rounds: u32,
+
+    /// Length of each measured point, in seconds
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    pub seconds: u64,
+
+    /// Number of clients, each with a connection that it keeps
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub clients: u16,
+
+    /// Number of keys
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub keys: u64,
+
+    /// Number of tokens that the cluster has, one of which the clients use
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub tokens: u32,
 }
 
 #[derive(Args)]

@@ -25,6 +25,7 @@ mod snapshots;
 mod statistics;
 mod target;
 mod tls;
+mod tokens;
 mod workspace;
 
 use std::process::ExitCode;
@@ -78,6 +79,7 @@ fn run(command: Command) -> Result<Verdict> {
             Command::SelfCheck(arguments) => self_check::run(&arguments).await,
             Command::Hostile(arguments) => hostile::run(&arguments).await,
             Command::Tls(arguments) => tls::run(&arguments).await,
+            Command::Tokens(arguments) => tokens::run(&arguments).await,
             Command::Plot(arguments) => plot::run(&arguments),
         }
     })

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use harness::http::{Connection, Method, Request, StatusCode};
 use harness::node::Envelope;
 use harness::tls::TlsConnector;
-use http::header::CONTENT_TYPE;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderValue, Uri};
 use http_body_util::Full;
 use serde::Serialize;
@@ -35,15 +35,33 @@ fn tls() -> Option<TlsConnector> {
     TLS.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-pub struct HttpConnection(Connection);
+/// Set while the nodes require tokens.
+static AUTHORIZATION_VALUE: Mutex<Option<HeaderValue>> = Mutex::new(None);
+
+/// Makes further connections send this token, or none.
+pub fn use_token(token: Option<&str>) -> Result<()> {
+    let value = token.map(|token| HeaderValue::from_str(&format!("Bearer {token}"))).transpose()?;
+    *AUTHORIZATION_VALUE.lock().unwrap_or_else(PoisonError::into_inner) = value;
+    Ok(())
+}
+
+fn authorization() -> Option<HeaderValue> {
+    AUTHORIZATION_VALUE.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+pub struct HttpConnection {
+    connection: Connection,
+    authorization: Option<HeaderValue>,
+}
 
 impl HttpConnection {
     pub async fn connect(address: SocketAddr) -> Result<Self> {
-        Ok(Self(Connection::connect(address, None, tls().as_ref(), CONNECT_TIMEOUT).await?))
+        let connection = Connection::connect(address, None, tls().as_ref(), CONNECT_TIMEOUT).await?;
+        Ok(Self { connection, authorization: authorization() })
     }
 
     pub fn is_closed(&self) -> bool {
-        self.0.is_closed()
+        self.connection.is_closed()
     }
 
     /// `key` and `value` must need no escaping in JSON: the body is concatenated instead of serialized, to
@@ -147,8 +165,11 @@ impl HttpConnection {
         Ok(body)
     }
 
-    async fn send(&mut self, request: Request) -> Result<Bytes> {
-        let response = self.0.send(request).await?;
+    async fn send(&mut self, mut request: Request) -> Result<Bytes> {
+        if let Some(value) = &self.authorization {
+            request.headers_mut().insert(AUTHORIZATION, value.clone());
+        }
+        let response = self.connection.send(request).await?;
         let status = response.status();
         let body = response.into_body();
         ensure!(status == StatusCode::OK, "the node returned {status}: {}", quote(&body));

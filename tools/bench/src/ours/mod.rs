@@ -4,4 +4,4 @@ mod cluster;
 mod connection;
 
 pub use cluster::{OursCluster, OursOptions};
-pub use connection::{HttpConnection, use_tls};
+pub use connection::{HttpConnection, use_tls, use_token};
