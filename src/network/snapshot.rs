@@ -91,15 +91,7 @@ async fn send(
     permit: OwnedSemaphorePermit,
 ) {
     let deadline = EXPORT_DEADLINE_LEAST + Duration::from_secs(export.bytes / EXPORT_BYTES_A_SECOND_MIN);
-    let ended = tokio::select! {
-        biased;
-        ended = send_all(&mut export, &pieces) => ended,
-        () = pieces.closed() => Ok(()),
-        () = app.stopped() => Err(io::Error::other("the node is stopping")),
-        () = tokio::time::sleep(deadline) => {
-            Err(io::Error::other(format!("the client did not read it within {} s", deadline.as_secs())))
-        }
-    };
+    let ended = ended(send_all(&mut export, &pieces), &pieces, app.stopped(), deadline).await;
     if export.found_changed_memory() {
         app.set_memory_changed();
     }
@@ -109,6 +101,24 @@ async fn send(
         let _ = pieces.try_send(Err(error));
     }
     drop((export, permit));
+}
+
+/// Sends until all is sent, the client has disconnected, the node stops, or the deadline has passed.
+async fn ended(
+    sending: impl Future<Output = io::Result<()>>,
+    pieces: &mpsc::Sender<io::Result<Bytes>>,
+    stopped: impl Future<Output = ()>,
+    deadline: Duration,
+) -> io::Result<()> {
+    tokio::select! {
+        biased;
+        sent = sending => sent,
+        () = pieces.closed() => Ok(()),
+        () = stopped => Err(io::Error::other("the node is stopping")),
+        () = tokio::time::sleep(deadline) => {
+            Err(io::Error::other(format!("the client did not read it within {} s", deadline.as_secs())))
+        }
+    }
 }
 
 async fn send_all(export: &mut Export, pieces: &mpsc::Sender<io::Result<Bytes>>) -> io::Result<()> {
@@ -152,5 +162,36 @@ impl MessageBody for Download {
         let length = self.piece.len().min(BODY_PIECE_BYTES);
         self.left -= length as u64;
         Poll::Ready(Some(Ok(self.piece.split_to(length))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    /// A client that reads nothing is cut off at the deadline, so that it does not hold the file, and the turn of other
+    /// clients, for ever. One that disconnects ends it at once, and so does the node when it stops.
+    ///
+    /// Method: send pieces that nobody takes out of the channel.
+    #[tokio::test]
+    async fn a_client_that_reads_nothing_is_cut_off() {
+        let (soon, never) = (Duration::from_millis(50), Duration::from_secs(3600));
+        let sending = |pieces: &mpsc::Sender<io::Result<Bytes>>| {
+            let pieces = pieces.clone();
+            async move {
+                while pieces.send(Ok(Bytes::from_static(b"piece"))).await.is_ok() {}
+                Ok(())
+            }
+        };
+        let (pieces, unread) = mpsc::channel(1);
+        let cut_off = ended(sending(&pieces), &pieces, pending(), soon);
+        let error = tokio::time::timeout(Duration::from_secs(30), cut_off).await.expect("it ends").unwrap_err();
+        assert!(error.to_string().contains("did not read it within"), "{error}");
+        let error = ended(sending(&pieces), &pieces, std::future::ready(()), never).await.unwrap_err();
+        assert!(error.to_string().contains("the node is stopping"), "{error}");
+        drop(unread);
+        ended(pending(), &pieces, pending(), never).await.unwrap();
     }
 }
