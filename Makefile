@@ -16,6 +16,7 @@ help:
 	@echo 'make bench                compare with etcd under the same load; draws docs/plots (6)'
 	@echo 'make bench-snapshots      latency during snapshots (6)'
 	@echo 'make bench-snapshot-save  speed of snapshot save, and latency meanwhile (4)'
+	@echo 'make bench-join           speed of a node that joins, and latency meanwhile (3)'
 	@echo 'make bench-elections      elections under full load (5)'
 	@echo 'make bench-kill-all       writes lost by kill -9 of all nodes (2)'
 	@echo 'make bench-key-value      cost of the key-value API (6)'

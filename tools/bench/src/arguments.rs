@@ -28,6 +28,8 @@ pub enum Command {
     Snapshots(SnapshotsArguments),
     /// Measure the speed of `snapshot save`, and what it does to write latency with a million keys
     SnapshotSave(SnapshotSaveArguments),
+    /// Measure how fast an empty node joins, and what it does to write latency with a million keys
+    Join(JoinArguments),
     /// Check that full load causes no election
     Elections(ElectionsArguments),
     /// Check that no acknowledged write is lost when all nodes are killed at once
@@ -55,6 +57,7 @@ impl Command {
             Command::Compare(arguments) => Some(&arguments.common),
             Command::Snapshots(arguments) => Some(&arguments.common),
             Command::SnapshotSave(arguments) => Some(&arguments.common),
+            Command::Join(arguments) => Some(&arguments.common),
             Command::Elections(arguments) => Some(&arguments.common),
             Command::KillAll(arguments) => Some(&arguments.common),
             Command::KeyValue(arguments) => Some(&arguments.common),
@@ -317,6 +320,28 @@ pub struct SnapshotSaveArguments {
 
     /// Number of clients that write
     #[arg(long, default_value_t = 64)]
+    pub clients: usize,
+}
+
+#[derive(Args)]
+pub struct JoinArguments {
+    #[command(flatten)]
+    pub common: CommonArguments,
+
+    /// Length of each measured run, in seconds
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    pub seconds: u64,
+
+    /// Number of runs with a node that joins, and of runs without
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub rounds: u32,
+
+    /// Number of keys to load first
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub keys: u64,
+
+    /// Number of clients that write; 16 make about half of the peak load
+    #[arg(long, default_value_t = 16)]
     pub clients: usize,
 }
 

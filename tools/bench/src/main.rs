@@ -11,6 +11,7 @@ mod disk;
 mod elections;
 mod etcd;
 mod hostile;
+mod join;
 mod key_value;
 mod kill_all;
 mod load;
@@ -72,6 +73,7 @@ fn run(command: Command) -> Result<Verdict> {
             Command::Compare(arguments) => compare::run(&arguments).await,
             Command::Snapshots(arguments) => snapshots::run(&arguments).await,
             Command::SnapshotSave(arguments) => snapshot_save::run(&arguments).await,
+            Command::Join(arguments) => join::run(&arguments).await,
             Command::Elections(arguments) => elections::run(&arguments).await,
             Command::KillAll(arguments) => kill_all::run(&arguments).await,
             Command::KeyValue(arguments) => key_value::run(&arguments).await,

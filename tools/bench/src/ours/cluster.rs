@@ -31,6 +31,7 @@ pub struct OursCluster {
     addresses: Vec<SocketAddr>,
     /// Empty while the nodes are down, as in `kill-all`.
     processes: Vec<ServerProcess>,
+    joining: Option<ServerProcess>,
 }
 
 impl OursCluster {
@@ -44,6 +45,7 @@ impl OursCluster {
             data_directory: data_directory.to_owned(),
             addresses: ports.into_iter().map(loopback).collect(),
             processes: Vec::new(),
+            joining: None,
         };
         cluster.start_nodes()?;
         for node_id in 1..=NODE_COUNT {
@@ -98,6 +100,40 @@ impl OursCluster {
             self.processes.push(ServerProcess::start(&name, command, &log_path)?);
         }
         Ok(())
+    }
+
+    /// Starts an empty node that makes itself a member.
+    pub fn start_joining(&mut self, id: u64) -> Result<()> {
+        let port = free_ports(1)?[0];
+        let mut command = Command::new(&self.options.server);
+        harness::node::add_arguments(&mut command, id, loopback(port), &self.data_directory);
+        let addresses: Vec<String> = self.addresses.iter().map(ToString::to_string).collect();
+        command.args(["--join", &addresses.join(",")]);
+        let log_path = self.data_directory.join(format!("node-{id}.log"));
+        self.joining = Some(ServerProcess::start(&format!("node {id}"), command, &log_path)?);
+        Ok(())
+    }
+
+    /// Removes the node that joined, and its data.
+    pub async fn remove_joined(&mut self, id: u64) -> Result<()> {
+        let endpoints = self.addresses[0].to_string();
+        let mut command = Command::new(&self.options.server);
+        harness::process::remove_variables(&mut command, "RKV_");
+        command.args(["members", "remove", &id.to_string(), "--endpoints", &endpoints]);
+        let removed = command.output().context("cannot run `members remove`")?;
+        ensure!(removed.status.success(), "`members remove` failed: {}", String::from_utf8_lossy(&removed.stderr));
+        if let Some(process) = self.joining.take() {
+            kill_all(vec![process])?;
+        }
+        std::fs::remove_dir_all(self.data_directory.join(format!("node-{id}"))).context("cannot remove its data")?;
+        self.wait_until_ready().await
+    }
+
+    /// The voters, according to a node; none during a change of them.
+    pub async fn voters(&self, node_id: u64) -> Result<Vec<u64>> {
+        let metrics = self.metrics(node_id).await?;
+        let [voters] = metrics.configs() else { return Ok(Vec::new()) };
+        Ok(voters.clone())
     }
 
     /// Waits until all three nodes are voters and agree on a leader that serves reads.
