@@ -32,6 +32,7 @@ const EXPOSED: HeaderValue = HeaderValue::from_static(
 );
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
+const FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
 const PRIVATE_NETWORK_REQUEST: HeaderName = HeaderName::from_static("access-control-request-private-network");
 const PRIVATE_NETWORK_ALLOW: HeaderName = HeaderName::from_static("access-control-allow-private-network");
 
@@ -156,14 +157,18 @@ impl AllowedOrigin {
     }
 }
 
-/// Rejects requests for what a foreign page embeds, such as an image: they have no origin.
+/// Rejects requests for what a foreign page embeds, such as an image or a frame: they have no origin.
 ///
-/// A link to a page of the node may be followed from anywhere.
+/// Pages of other ports of the same host are foreign, although their site is the same. A link to a page of the node may
+/// be followed from anywhere.
 fn check_fetch(headers: &HeaderMap) -> Result<(), ApiError> {
     let says =
-        |name: HeaderName, value: &str| headers.get(name).is_some_and(|found| found.as_bytes() == value.as_bytes());
-    let is_foreign = says(FETCH_SITE, "cross-site") && !headers.contains_key(header::ORIGIN);
-    if is_foreign && !says(FETCH_MODE, "navigate") {
+        |name: &HeaderName, value: &str| headers.get(name).is_some_and(|found| found.as_bytes() == value.as_bytes());
+    let is_foreign = says(&FETCH_SITE, "cross-site") || says(&FETCH_SITE, "same-site");
+    // A frame is a navigation too, but not to a document of its own. Old browsers do not say.
+    let is_link =
+        says(&FETCH_MODE, "navigate") && (says(&FETCH_DEST, "document") || !headers.contains_key(&FETCH_DEST));
+    if is_foreign && !is_link && !headers.contains_key(header::ORIGIN) {
         return Err(forbidden("pages of other servers must not embed the responses of this node".to_owned()));
     }
     Ok(())

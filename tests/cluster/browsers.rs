@@ -65,8 +65,12 @@ async fn foreign_pages_are_rejected() {
     let port = cluster.addr(1).rsplit_once(':').unwrap().1;
     let rebound = format!("evil.example:{port}");
     let rebound_origin = format!("http://{rebound}");
-    let headers: [&[(&str, &str)]; 10] = [
+    let headers: [&[(&str, &str)]; 13] = [
         &[("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "no-cors")],
+        // A page of another port of the same host, or of another name in the same domain.
+        &[("sec-fetch-site", "same-site"), ("sec-fetch-mode", "no-cors")],
+        &[("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "iframe")],
+        &[("sec-fetch-site", "same-site"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "object")],
         &[("origin", FOREIGN)],
         &[("origin", FOREIGN), ("content-type", "text/plain")],
         &[("origin", FOREIGN), ("content-type", "application/x-www-form-urlencoded")],
@@ -123,9 +127,20 @@ async fn own_pages_and_programs_are_served() {
 #[tokio::test]
 async fn links_and_other_nodes_are_served() {
     let cluster = TestCluster::form("browsers-links", &ALL, CALM).await;
-    let followed = [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")];
-    let answer = cluster.http().request(Method::GET, cluster.addr(1), "/docs", &followed, "").await.unwrap();
-    assert_eq!(answer.status, 200);
+    let navigation = ("sec-fetch-mode", "navigate");
+    let followed: [&[(&str, &str)]; 5] = [
+        &[("sec-fetch-site", "cross-site"), navigation],
+        &[("sec-fetch-site", "cross-site"), navigation, ("sec-fetch-dest", "document")],
+        &[("sec-fetch-site", "same-site"), navigation, ("sec-fetch-dest", "document")],
+        // A page of the node embeds something of its own.
+        &[("sec-fetch-site", "same-origin"), ("sec-fetch-mode", "no-cors"), ("sec-fetch-dest", "image")],
+        // The address was typed.
+        &[("sec-fetch-site", "none"), navigation, ("sec-fetch-dest", "document")],
+    ];
+    for headers in followed {
+        let answer = cluster.http().request(Method::GET, cluster.addr(1), "/docs", headers, "").await.unwrap();
+        assert_eq!(answer.status, 200, "{headers:?}");
+    }
     for id in ALL {
         cluster.put(id, "/v1/kv/key", "v").await.done();
     }
