@@ -1,12 +1,13 @@
 # The same targets serve developers, `.ci/run` and GitHub.
 
-.PHONY: verify format lint docs test demo bench bench-hostile-quick bench-small-disk bench-tools leftovers deny help api-check deploy-check \
+.PHONY: verify format lint docs test demo bench bench-hostile-quick bench-small-disk bench-tools leftovers deny help api-check browser-check deploy-check \
 	upgrade-check former faults faults-quick faults-model faults-control faults-outage faults-selftest faults-tools faults-etcd soak fuzz
 
 help:
 	@echo 'make verify     check formatting, lints, documentation and leftovers, and run all tests'
 	@echo 'make test       run all tests'
 	@echo 'make api-check  check a node against its own /openapi.json with Schemathesis (90 seconds; needs python3)'
+	@echo 'make browser-check  attack a cluster from web pages in Chromium (1 minute; needs chromium, python3)'
 	@echo 'make deploy-check  check the alerts and the dashboard with Prometheus and a cluster (2 minutes; Debian, python3)'
 	@echo 'make upgrade-check  run nodes of an earlier commit next to nodes of this one (3 minutes; needs the git history)'
 	@echo 'make demo       start a cluster of three, and check it with curl'
@@ -61,6 +62,10 @@ test:
 # Generated requests, with every response checked against the description of the API.
 api-check:
 	tests/schemathesis.sh
+
+# Web pages of other origins, in a real browser, read and change nothing.
+browser-check:
+	tests/browser/check.sh
 
 # The alerts and the dashboard in deploy/, with Debian's Prometheus.
 deploy-check:
