@@ -378,6 +378,9 @@ pub const METRICS_KEPT: Duration = Duration::from_secs(1);
 pub const STARTING_AFTER: Duration = Duration::from_secs(1);
 /// Connections that are served while a node opens its data.
 pub const STARTING_CONNECTIONS_MAX: usize = 256;
+/// How many of them stay open while they wait for a TLS handshake or a request; for one more, the oldest is closed.
+pub const STARTING_CONNECTIONS_KEPT: usize = 192;
+const _: () = assert!(STARTING_CONNECTIONS_KEPT < STARTING_CONNECTIONS_MAX);
 /// How long a node whose data is open waits for the requests that it got meanwhile.
 pub const STARTING_SHUTDOWN_DEADLINE: Duration = Duration::from_secs(1);
 /// How long a leader that stops waits for a voter that responds and is caught up.

@@ -225,12 +225,17 @@ fn note_failure(app: &ExampleApp, addr: Option<SocketAddr>, error: &io::Error) {
 }
 
 /// Rejects a plain HTTP request, and ends its connection.
-pub async fn reject_plain(state: &ConnectionState, stream: TcpStream) {
-    state.observer().meters.tls_handshakes_failed.increment();
+pub async fn reject_plain(stream: TcpStream) {
     let mut first = [0; PLAIN_BYTES];
     // At least one byte has arrived. More than the first line is not needed.
     let length = stream.try_read(&mut first).unwrap_or_default();
-    let target = first[..length].split(|byte| *byte == b' ').nth(1).unwrap_or_default();
+    let bytes = rejection(&first[..length]);
+    end_with(stream, &bytes).await;
+}
+
+/// The response to a plain HTTP request that begins with these bytes.
+pub fn rejection(first: &[u8]) -> Vec<u8> {
+    let target = first.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
     let path = std::str::from_utf8(target).unwrap_or_default().split('?').next().unwrap_or_default();
     let error = ApiError::bad_request("tls_required", "this node speaks TLS: send the request to https:// instead");
     let response = if is_v1(path) { v1::error_answer(&error) } else { error.error_response() };
@@ -242,12 +247,12 @@ pub async fn reject_plain(state: &ConnectionState, stream: TcpStream) {
     }
     bytes.extend_from_slice(format!("content-length: {}\r\n\r\n", body.len()).as_bytes());
     bytes.extend_from_slice(&body);
-    end_with(stream, &bytes).await;
+    bytes
 }
 
 /// Sends the last bytes of a connection, and drops for a while what still arrives: otherwise the connection would be
 /// reset, and the other side might not get them.
-async fn end_with(mut stream: TcpStream, bytes: &[u8]) {
+pub async fn end_with(mut stream: TcpStream, bytes: &[u8]) {
     let end = async {
         stream.write_all(bytes).await?;
         stream.shutdown().await?;

@@ -6,13 +6,13 @@ mod chunks;
 pub(super) mod connection;
 pub(super) mod connection_limits;
 pub(super) mod connection_state;
-pub(super) mod handshake;
+pub(crate) mod handshake;
 mod head;
 mod idle_reaping;
 pub(crate) mod intake;
 mod load_shedding;
 pub(super) mod slices;
-pub(super) mod stream;
+pub(crate) mod stream;
 
 use std::cell::RefCell;
 use std::future;
@@ -151,7 +151,8 @@ async fn encrypted(
     match first_bytes(state, &mut stopping, first, is_quiet).await? {
         Some(true) => {}
         Some(false) => {
-            handshake::reject_plain(state, stream).await;
+            state.observer().meters.tls_handshakes_failed.increment();
+            handshake::reject_plain(stream).await;
             return Err(DispatchError::DisconnectTimeout);
         }
         None => return Err(DispatchError::DisconnectTimeout),
