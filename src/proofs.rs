@@ -250,6 +250,21 @@ impl Root {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+impl Proofs {
+    /// A proof with these fields, `PURPOSE/ID/RUN/COUNT`, for a request to this node, as another node would make it.
+    pub fn seal(&self, fields: &str, method: &str, target: &str, headers: &HeaderMap) -> Option<String> {
+        let root = self.root()?;
+        let mut parts = fields.split('/');
+        let mut next = || parts.next();
+        let (purpose, from, run, count) = (next()?, next()?, next()?, next()?);
+        let receiver = receiver_of(|name| headers.get(name).map(HeaderValue::as_bytes));
+        let covered = Covered { purpose, from, run, count, method, target, receiver };
+        let mac = hex(&covered.mac(&root.key, &lock(&root.own).challenge).finalize().into_bytes());
+        Some(format!("{purpose}/{from}/{run}/{count}/{mac}"))
+    }
+}
+
 /// The counts of one run that were used: the greatest, and which of those just below it.
 ///
 /// Requests of several connections may overtake each other, so counts arrive out of order. One that is too far behind

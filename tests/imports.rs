@@ -85,8 +85,8 @@ const MAY_NAME: [(&str, &str); 44] = [
     ),
     (
         "fuzzing",
-        "app body client config error headers network node_status operation store types store::clock_file store::identity \
-         store::log store::snapshot",
+        "access app body client config error headers level network node_status operation proofs secret store tls types \
+         store::clock_file store::identity store::log store::snapshot",
     ),
 ];
 

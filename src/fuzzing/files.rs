@@ -111,12 +111,12 @@ fn put(key: Key, value: &str) -> Payload {
     Payload::Normal(Command::Write(Write { at_ms: 0, request: None, operation: Operation::Put(put) }))
 }
 
-fn entry(index: u64, payload: Payload) -> Entry {
+pub(super) fn entry(index: u64, payload: Payload) -> Entry {
     Entry { log_id: LogId::new(RaftLeaderId::new(1, 1), index), payload }
 }
 
 /// Checks that a snapshot of a state is loaded as the same state.
-fn assert_snapshot_holds(machine: &ExampleStateMachine) {
+pub(super) fn assert_snapshot_holds(machine: &ExampleStateMachine) {
     let directory = scratch();
     let path: PathBuf = directory.path().join("written");
     let mut file = File::create(&path).expect("the file is made");
@@ -163,6 +163,6 @@ fn values(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// A directory in memory if possible: these tests do not need durability.
-fn scratch() -> TempDir {
+pub(super) fn scratch() -> TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("there is room for a directory")
 }

@@ -5,9 +5,11 @@
 
 mod files;
 mod network;
+mod security;
 
 pub use self::files::{clock, identity, log_entries, log_file, snapshot};
 pub use self::network::{connection, events, request, rpc};
+pub use self::security::{certificates, tls, tokens};
 
 #[cfg(test)]
 mod tests {
@@ -20,7 +22,8 @@ mod tests {
     type Target = fn(&[u8]);
 
     /// The targets, by the names of their directories below `tools/fuzz/seeds`.
-    const TARGETS: [(&str, Target); 9] = [
+    const TARGETS: [(&str, Target); 12] = [
+        ("certificates", certificates),
         ("clock", clock),
         ("connection", connection),
         ("events", events),
@@ -30,6 +33,8 @@ mod tests {
         ("request", request),
         ("rpc", rpc),
         ("snapshot", snapshot),
+        ("tls", tls),
+        ("tokens", tokens),
     ];
 
     /// The properties hold for the seeds, which include every input that failed before.

@@ -45,7 +45,7 @@ use crate::store::ExampleStateMachine;
 use crate::store::log::codec::PayloadRecord;
 use crate::types::{Command, Entry, ExampleRequest, ExampleResponse, LogId, NodeId, Payload, TypeConfig, Vote};
 
-const LIMITS: Limits = Limits {
+pub(super) const LIMITS: Limits = Limits {
     request_bytes: REQUEST_BYTES_MAX_DEFAULT,
     key_bytes: KEY_BYTES_MAX_DEFAULT,
     value_bytes: VALUE_BYTES_MAX_DEFAULT,
@@ -142,7 +142,7 @@ fn answered<T: Serialize + DeserializeOwned>(body: &[u8]) {
     assert_eq!(message_pack(&again), written);
 }
 
-fn message_pack(value: &impl Serialize) -> Vec<u8> {
+pub(super) fn message_pack(value: &impl Serialize) -> Vec<u8> {
     rmp_serde::to_vec_named(value).expect("what was read is written")
 }
 
@@ -151,7 +151,7 @@ fn same_as_json<T: Serialize + DeserializeOwned + PartialEq>(json: &[u8]) {
     assert_json_holds(&value);
 }
 
-fn assert_json_holds<T: Serialize + DeserializeOwned + PartialEq>(value: &T) {
+pub(super) fn assert_json_holds<T: Serialize + DeserializeOwned + PartialEq>(value: &T) {
     let written = serde_json::to_vec(value).expect("it is written");
     let read: T = serde_json::from_slice(&written).expect("what was written is read");
     assert!(read == *value, "`{}` is read as something else", String::from_utf8_lossy(&written));
@@ -161,8 +161,7 @@ fn assert_json_holds<T: Serialize + DeserializeOwned + PartialEq>(value: &T) {
 ///
 /// The bytes are an HTTP request without the version: method and path, headers, an empty line, the body.
 pub fn request(bytes: &[u8]) {
-    let head_end = bytes.windows(2).position(|window| window == b"\n\n");
-    let (head, body) = head_end.map_or((bytes, &[][..]), |end| (&bytes[..end], &bytes[end + 2..]));
+    let (head, body) = split_head(bytes);
     let Some(request) = request_of(head) else { return };
     path_and_query(&request);
     headers(&request);
@@ -188,8 +187,14 @@ pub fn request(bytes: &[u8]) {
     }
 }
 
+/// The head and the body of a request.
+pub(super) fn split_head(bytes: &[u8]) -> (&[u8], &[u8]) {
+    let head_end = bytes.windows(2).position(|window| window == b"\n\n");
+    head_end.map_or((bytes, &[][..]), |end| (&bytes[..end], &bytes[end + 2..]))
+}
+
 /// The request; `None` if a server would not call a handler with it.
-fn request_of(head: &[u8]) -> Option<HttpRequest> {
+pub(super) fn request_of(head: &[u8]) -> Option<HttpRequest> {
     let mut lines = head.split(|byte| *byte == b'\n');
     let (method, target) = std::str::from_utf8(lines.next()?).ok()?.split_once(' ')?;
     target.parse::<Uri>().ok()?;
@@ -316,7 +321,7 @@ fn operation_holds(request: &HttpRequest, operation: Operation) {
 }
 
 /// The value; an error must be a well-formed rejection.
-fn taken<T>(result: Result<T, ApiError>) -> Option<T> {
+pub(super) fn taken<T>(result: Result<T, ApiError>) -> Option<T> {
     match result {
         Ok(value) => Some(value),
         Err(error) => {

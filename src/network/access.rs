@@ -160,13 +160,19 @@ fn authorize<N: Need>(app: &ExampleApp, request: &HttpRequest) -> Result<Who, Ap
     if who.has_role(N::ROLE) { Ok(who) } else { Err(needs(N::ROLE, None)) }
 }
 
-enum Bearer<'a> {
+/// What the header `Authorization` of a request says.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Bearer<'a> {
+    /// Nothing.
     Missing,
+    /// Anything but one token.
     Malformed,
+    /// A token, which may be unknown.
     Token(&'a [u8]),
 }
 
-fn bearer(headers: &HeaderMap) -> Bearer<'_> {
+/// The token of a request.
+pub fn bearer(headers: &HeaderMap) -> Bearer<'_> {
     let mut values = headers.get_all(header::AUTHORIZATION);
     let Some(value) = values.next() else { return Bearer::Missing };
     let Some((scheme, secret)) = value.as_bytes().split_at_checked(7) else { return Bearer::Malformed };

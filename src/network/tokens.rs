@@ -18,7 +18,7 @@ use super::v1::{self, WriteOutcome, json_answer, ready_to_read, unexpected};
 use crate::access::{AccessChange, NewToken, TokenHash, TokenRole};
 use crate::app::ExampleApp;
 use crate::body::{AuthRequired, CreateToken, ListedToken, TokenCreated, TokenList, TokenRevoked};
-use crate::config::{TOKEN_NAME_BYTES_MAX, TOKEN_PREFIXES_MAX, TOKENS_MAX};
+use crate::config::{Limits, TOKEN_NAME_BYTES_MAX, TOKEN_PREFIXES_MAX, TOKENS_MAX};
 use crate::error::{ApiError, Details};
 use crate::headers::IDEMPOTENCY_KEY;
 use crate::level::Level;
@@ -131,28 +131,12 @@ async fn create(
 ) -> Result<HttpResponse, ApiError> {
     let (body, memory) = read_client_body(app, request, payload).await?;
     reject_headers(request)?;
-    let wanted: CreateToken = parse_json(&body, CREATE_BODY)?;
-    check_lists(&body, 1, CREATE_BODY)?;
-    check_name(&wanted.name)?;
-    let ttl_ms = wanted.ttl.as_deref().map(ttl_ms).transpose()?;
-    let prefixes = wanted.prefixes.unwrap_or_default();
-    // A body without prefixes is a list of none, which must not become a token for all keys by mistake.
-    if body_names_no_prefix(&body, &prefixes) || prefixes.len() > TOKEN_PREFIXES_MAX {
-        let message = format!("`prefixes` must have 1 to {TOKEN_PREFIXES_MAX} entries; omit it for all keys");
-        return Err(ApiError::bad_request("invalid_token", message));
-    }
-    if wanted.role == TokenRole::Admin && !prefixes.is_empty() {
-        let message = "a token with the role `admin` must not have prefixes: it allows everything";
-        return Err(ApiError::bad_request("invalid_token", message));
-    }
-    for prefix in &prefixes {
-        check_key(prefix, &app.limits)?;
-    }
+    let (wanted, ttl_ms) = parse_wanted(&body, &app.limits)?;
     let secret = Secret::generate().map_err(|error| ApiError::internal(format!("no random numbers: {error}")))?;
     let token = NewToken {
         name: wanted.name.as_str().into(),
         role: wanted.role,
-        prefixes: prefixes.into_iter().map(Into::into).collect(),
+        prefixes: wanted.prefixes.unwrap_or_default().into_iter().map(Into::into).collect(),
         ttl_ms,
         hash: TokenHash::of(secret.reveal().as_bytes()),
     };
@@ -163,6 +147,43 @@ async fn create(
             Ok(json_answer(StatusCode::OK, &created))
         }
     }
+}
+
+/// The token that a body describes, and its TTL in milliseconds.
+///
+/// # Errors
+///
+/// 400.
+pub fn parse_wanted(body: &[u8], limits: &Limits) -> Result<(CreateToken, Option<u64>), ApiError> {
+    let wanted: CreateToken = parse_json(body, CREATE_BODY)?;
+    check_lists(body, 1, CREATE_BODY)?;
+    check_name(&wanted.name)?;
+    let ttl_ms = wanted.ttl.as_deref().map(ttl_ms).transpose()?;
+    let prefixes = wanted.prefixes.as_deref().unwrap_or_default();
+    // A body without prefixes is a list of none, which must not become a token for all keys by mistake.
+    if body_names_no_prefix(body, prefixes) || prefixes.len() > TOKEN_PREFIXES_MAX {
+        let message = format!("`prefixes` must have 1 to {TOKEN_PREFIXES_MAX} entries; omit it for all keys");
+        return Err(ApiError::bad_request("invalid_token", message));
+    }
+    if wanted.role == TokenRole::Admin && !prefixes.is_empty() {
+        let message = "a token with the role `admin` must not have prefixes: it allows everything";
+        return Err(ApiError::bad_request("invalid_token", message));
+    }
+    for prefix in prefixes {
+        check_key(prefix, limits)?;
+    }
+    Ok((wanted, ttl_ms))
+}
+
+/// Whether a body requires tokens from now on, or none.
+///
+/// # Errors
+///
+/// 400.
+pub fn parse_required(body: &[u8]) -> Result<AuthRequired, ApiError> {
+    let wanted = parse_json(body, AUTH_BODY)?;
+    check_lists(body, usize::MAX, AUTH_BODY)?;
+    Ok(wanted)
 }
 
 /// Whether the body has an empty list of prefixes, or `null`.
@@ -214,8 +235,7 @@ async fn require(
 ) -> Result<HttpResponse, ApiError> {
     let (body, memory) = read_client_body(app, request, payload).await?;
     reject_headers(request)?;
-    let wanted: AuthRequired = parse_json(&body, AUTH_BODY)?;
-    check_lists(&body, usize::MAX, AUTH_BODY)?;
+    let wanted = parse_required(&body)?;
     match change(app, request, body, memory, AccessChange::Require { required: wanted.required }).await? {
         Changed::Forwarded(response) => Ok(response),
         Changed::Here => Ok(json_answer(StatusCode::OK, &wanted)),
