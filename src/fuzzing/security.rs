@@ -83,7 +83,7 @@ fn written(directory: &Path, certificate: &[u8], key: &[u8], ca: &[u8]) -> NodeF
     }
 }
 
-/// A node loads files, or says what is wrong with them and quotes nothing. A certificate that passes names the node.
+/// A node loads files, or rejects them with an error that quotes nothing. A certificate that passes names the node.
 ///
 /// The first byte selects what the rest is: `f` for the node's certificate, its key and the CA, as PEM with a line `=`
 /// in between, of which an empty one stands for a valid one; `d` for a certificate in DER; `n` for lines of names, with
@@ -177,7 +177,7 @@ fn names_of(lines: &[u8]) {
     }
 }
 
-/// A node's side of TLS ends a handshake with an error or a session, takes nobody for a client that it is not, and
+/// A node's side of TLS ends a handshake with an error or a session, never mistakes one client for another, and
 /// reads what a client sends in a session.
 ///
 /// The first byte selects what the rest is: `r` for the bytes of a connection, of which the first is the length of the
@@ -222,7 +222,7 @@ enum Side {
 }
 
 impl Side {
-    /// Takes what a client sends; returns the response, and whether the connection goes on.
+    /// Takes what a client sends; returns the response, and whether the connection continues.
     fn take(&mut self, mut bytes: &[u8], config: &Arc<rustls::ServerConfig>) -> (Vec<u8>, bool) {
         let mut sent = Vec::new();
         while !bytes.is_empty() {
@@ -273,7 +273,7 @@ impl Side {
     }
 }
 
-/// Bytes that nobody has signed never become a session. If they are no TLS, the response is one of HTTP.
+/// Bytes without keys never become a session. If they are no TLS, the response is one of HTTP.
 fn raw(bytes: &[u8]) {
     let Some((piece_bytes, stream)) = bytes.split_first() else { return };
     let (loaded, mut side) = (loaded(false), Side::Waits(Box::default()));
@@ -493,7 +493,7 @@ fn proof(request: &HttpRequest) {
     let (method, target) =
         (request.method().as_str(), request.uri().path_and_query().map_or("/", |target| target.as_str()));
     let is_sealed = |headers: &HeaderMap| receiver.check(method, target, headers);
-    assert_eq!(is_sealed(request.headers()), None, "nobody knows the challenge");
+    assert_eq!(is_sealed(request.headers()), None, "the challenge is secret");
     let Some(sealed) = proof.to_str().ok().and_then(|fields| receiver.seal(fields, method, target, request.headers()))
     else {
         return;
