@@ -18,6 +18,7 @@ use crate::network::{Host, Network};
 use crate::node::Node;
 use crate::proxy::Proxy;
 use crate::store::{Client, NodeStatus, System};
+use crate::tokens;
 
 /// How long a healed cluster may take until all its nodes hold the same state.
 pub const CONVERGENCE_DEADLINE: Duration = Duration::from_secs(30);
@@ -37,8 +38,8 @@ pub struct Plan {
     pub disks: Vec<FileSystem>,
     /// Whether requests between nodes go through proxies.
     pub proxies: bool,
-    /// Whether all connections are encrypted. Proxies then cannot read requests.
-    pub tls: bool,
+    /// Whether all connections are encrypted, and requests need tokens. Proxies then cannot read requests.
+    pub secured: bool,
     pub flags: Vec<String>,
     /// The seeded bug of the server.
     pub bug: Option<Bug>,
@@ -64,7 +65,13 @@ pub struct Cluster {
     pub plan: Plan,
     pub network: Network,
     pub nodes: Vec<Node>,
+    /// A client that may do everything: with the root token, where requests need one.
     pub client: Client,
+    /// Clients of the load: one with a token to write, and one with a token to read.
+    pub writer: Client,
+    pub reader: Client,
+    /// A client without a token.
+    pub anyone: Client,
     pub endpoints: Endpoints,
     pub monitor: Monitor,
     next_id: NodeId,
@@ -76,24 +83,31 @@ pub struct Cluster {
 
 impl Cluster {
     /// Creates the hosts, starts the nodes, and waits until they form a cluster.
-    pub async fn start(mut plan: Plan, random: Rng) -> Result<Self> {
+    pub async fn start(mut plan: Plan, mut random: Rng) -> Result<Self> {
         std::fs::create_dir_all(&plan.folder).context("cannot create a directory for a cluster")?;
         let network = Network::create(plan.number)?;
         let peers: Result<Vec<_>> = (1..=plan.nodes).map(|id| Ok((id, network.peer_of(id)?))).collect();
         let peers = peers?;
         plan.flags.extend(plan.system.cluster_flags(&peers));
-        let mut client = plan.system.client();
-        if plan.tls {
+        let mut anyone = plan.system.client();
+        let mut client = anyone.clone();
+        if plan.secured {
             let certificates = plan.folder.join("certificates");
             let nodes: Vec<_> = peers.iter().map(|(id, peer)| (*id, peer.ip())).collect();
             tls::make_certificates(&plan.binary, &certificates, &nodes)?;
             plan.flags.extend(tls::arguments(&certificates));
-            client = client.with_tls(tls::connector(&certificates, false)?);
+            anyone = anyone.with_tls(tls::connector(&certificates, false)?);
+            let (root, file) = tokens::make_root(&plan.folder, &mut random)?;
+            plan.flags.extend(["--root-token-file".to_owned(), file.display().to_string()]);
+            client = anyone.clone().with_token(&root);
         }
         let mut cluster = Cluster {
             network,
             nodes: Vec::new(),
+            writer: client.clone(),
+            reader: client.clone(),
             client,
+            anyone,
             endpoints: Endpoints::default(),
             monitor: Monitor::default(),
             next_id: 1,
@@ -110,7 +124,20 @@ impl Cluster {
         cluster.wait_until_all_answer().await?;
         cluster.plan.system.form(&cluster.client, &cluster.nodes).await?;
         cluster.wait_for_leader(CONVERGENCE_DEADLINE).await.context("the new cluster")?;
+        if cluster.plan.secured {
+            cluster.make_tokens().await?;
+        }
         Ok(cluster)
+    }
+
+    /// Creates the tokens of the load, and waits until every node knows them.
+    async fn make_tokens(&mut self) -> Result<()> {
+        let node = self.nodes[0].host.http();
+        let writer = tokens::create(&self.client, node, "writer", "write").await?;
+        let reader = tokens::create(&self.client, node, "reader", "read").await?;
+        self.writer = self.anyone.clone().with_token(&writer);
+        self.reader = self.anyone.clone().with_token(&reader);
+        self.converge(CONVERGENCE_DEADLINE).await
     }
 
     /// Creates a node with a new id that does not belong to the cluster, without starting it.

@@ -28,6 +28,8 @@ pub enum Symptom {
     Backup,
     /// Growth was accepted beyond the quota, or something else was rejected because of it.
     Quota,
+    /// A node served a request whose token was revoked.
+    Token,
     /// Anything else, such as a node that ended or does not serve. It may have many causes.
     Other,
     /// The harness, or the machine that it runs on, failed. This is not a violation: it says nothing about

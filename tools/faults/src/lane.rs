@@ -24,6 +24,7 @@ use crate::renames;
 use crate::report::{Found, LaneReport, Window};
 use crate::stall::{StallMeter, finding_of_error};
 use crate::store::{CLIENT_DEADLINE, System};
+use crate::tokens::{self, Revocations};
 use crate::watcher::Watcher;
 
 /// Watches of the whole store, each starting at another node.
@@ -76,11 +77,15 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
     // Expiring keys and reads of them are not part of the history.
     let watcher_count = if plan.load.expiring { 0 } else { WATCHERS };
     let watchers: Vec<Watcher> =
-        (0..watcher_count).map(|first| Watcher::start(&cluster.client, &cluster.endpoints, first)).collect();
+        (0..watcher_count).map(|first| Watcher::start(&cluster.reader, &cluster.endpoints, first)).collect();
     let hosts: Vec<Host> = cluster.nodes.iter().map(|node| node.host.clone()).collect();
-    load::ballast(&cluster.client, &hosts, &recorder, plan.ballast_keys).await;
-    let load = Load::start(plan.load, system, &cluster.client, &cluster.endpoints, &recorder);
+    load::ballast(&cluster.writer, &hosts, &recorder, plan.ballast_keys).await;
+    let load = Load::start(plan.load, system, &cluster.writer, &cluster.endpoints, &recorder);
     let hostile = plan.hostile.then(|| Hostile::start(plan.load.seed, &cluster.client, &cluster.endpoints, &recorder));
+    let revocations = plan
+        .cluster
+        .secured
+        .then(|| Revocations::start(plan.load.seed, &cluster.client, &cluster.anyone, &cluster.endpoints));
     let mut findings: Vec<Finding> = Vec::new();
     let mut windows = Vec::new();
     let mut bad_inputs = 0;
@@ -127,6 +132,7 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
         findings.push(Finding::harness(format!("a client ended early: {error:#}")));
     }
     let misuses = stop_hostile(hostile, &mut findings).await;
+    let tokens = stop_revocations(revocations, &mut findings).await;
     if plan.load.expiring {
         // Afterwards nothing changes any more without a request.
         tokio::time::sleep(lease::TTL_MAX + lease::TOLERANCE).await;
@@ -169,6 +175,7 @@ async fn run_in(plan: LanePlan) -> Result<LaneReport> {
         monitored,
         kills_at_calls,
         leases: leases.len(),
+        tokens,
         checked,
     };
     let mut report = LaneReport::new(plan.name, &history, found, &recorder);
@@ -189,6 +196,25 @@ async fn stop_hostile(hostile: Option<Hostile>, findings: &mut Vec<Finding>) -> 
         Err(error) => {
             findings.push(Finding::harness(format!("the hostile client ended early: {error:#}")));
             Misuses::new()
+        }
+    }
+}
+
+/// Ends the revocations, if there are any; returns what they have shown.
+async fn stop_revocations(revocations: Option<Revocations>, findings: &mut Vec<Finding>) -> tokens::Counts {
+    let Some(revocations) = revocations else { return tokens::Counts::default() };
+    match revocations.stop().await {
+        Ok((counts, wrong)) => {
+            findings.extend(wrong.into_iter().map(|text| Finding::new(Symptom::Token, text)));
+            let tokens::Counts { revoked, served, rejected } = counts;
+            if revoked == 0 || served == 0 || rejected == 0 {
+                findings.push(Finding::harness(format!("tokens were not tested: {counts}")));
+            }
+            counts
+        }
+        Err(error) => {
+            findings.push(Finding::harness(format!("the revocations ended early: {error:#}")));
+            tokens::Counts::default()
         }
     }
 }
@@ -389,7 +415,7 @@ async fn serve_once(cluster: &Cluster, recorder: &Recorder, node: &Node, write: 
         None => Call::Get { key, consistency: Consistency::Linearizable },
     };
     let called_ns = recorder.now_ns();
-    let attempt = cluster.client.call(node.host.http(), &call, None, CLIENT_DEADLINE).await;
+    let attempt = cluster.writer.call(node.host.http(), &call, None, CLIENT_DEADLINE).await;
     let is_done = matches!(attempt.outcome, Outcome::Done(_));
     recorder.add(u32::MAX, node.id(), called_ns, call, attempt.outcome);
     if is_done { Ok(()) } else { Err(attempt.reason) }

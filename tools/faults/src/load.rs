@@ -7,8 +7,6 @@ use std::time::Duration;
 use anyhow::Result;
 use fastrand::Rng;
 use harness::http::{self, Method};
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -404,19 +402,13 @@ impl Worker {
     /// Sends a complete request, and closes the connection before the response.
     async fn drop_answer(&mut self, host: &Host, call: &Call, request_key: &str) {
         let Call::Put { key, value, .. } = call else { return };
-        let request = format!(
-            "PUT /v1/kv/{key} HTTP/1.1\r\nhost: {}\r\nidempotency-key: {request_key}\r\ncontent-length: {}\r\n\r\n{value}",
-            host.address,
-            value.len()
-        );
-        let pause = Duration::from_millis(self.random.u64(..30));
-        let sent = tokio::time::timeout(Duration::from_secs(1), async {
-            let mut stream = TcpStream::connect(host.http()).await?;
-            stream.write_all(request.as_bytes()).await?;
-            tokio::time::sleep(pause).await;
-            std::io::Result::Ok(())
-        });
-        if let Ok(Ok(())) = sent.await {
+        let request = http::request(Method::PUT, &format!("/v1/kv/{key}"), value.to_string());
+        let request = http::with_header(request, "idempotency-key", request_key);
+        // The connection writes the request on a task of its own.
+        let pause = Duration::from_millis(self.random.u64(1..30));
+        let Ok(mut connection) = self.client.http().connect(host.http()).await else { return };
+        let answered = tokio::time::timeout(pause, connection.send(request)).await;
+        if !matches!(answered, Ok(Err(_))) {
             self.recorder.answers_dropped.fetch_add(1, Ordering::Relaxed);
         }
     }

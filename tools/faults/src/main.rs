@@ -1,7 +1,7 @@
 //! Breaks nodes, disks and networks under a cluster, and checks every response.
 //!
 //! A run consists of a few lanes at the same time (`lane`). Each has a cluster on hosts of its own
-//! (`sandbox`, `network`, `disk`), under load (`load`, `hostile`, `watcher`), with one fault after another
+//! (`sandbox`, `network`, `disk`), under load (`load`, `hostile`, `watcher`, `tokens`), with one fault after another
 //! (`fault`). The requests and responses of the clients are the `history`; `checker` decides whether a
 //! correct store can have produced it.
 
@@ -30,6 +30,7 @@ mod sandbox;
 mod selftest;
 mod stall;
 mod store;
+mod tokens;
 mod total;
 mod verdict;
 mod watcher;

@@ -176,7 +176,7 @@ fn plan(system: System, number: u8, binary: PathBuf, folder: &Path) -> Plan {
         nodes: NODES,
         disks: Vec::new(),
         proxies: false,
-        tls: false,
+        secured: false,
         flags: Vec::new(),
         bug: None,
         traces_renames: false,

@@ -105,8 +105,9 @@ const UPKEEP: [(Fault, usize); 7] = [
     (Fault::QuotaUnderKill, 5),
 ];
 
-/// Faults of processes and packets, on three nodes with TLS: each of them makes nodes connect again.
-const TLS: [(Fault, usize); 16] = [
+/// Faults of processes, packets and clocks, on three nodes with TLS and tokens: each of them makes nodes connect again,
+/// or moves the leadership while tokens are created and revoked. Certificates are judged by wall clocks.
+const TLS: [(Fault, usize); 19] = [
     (Fault::Kill(Who::Leader), 5),
     (Fault::Kill(Who::Follower), 5),
     (Fault::Kill(Who::Majority), 5),
@@ -123,6 +124,9 @@ const TLS: [(Fault, usize); 16] = [
     (Fault::Loss, 5),
     (Fault::Transfer, 5),
     (Fault::RollingRestart, 5),
+    (Fault::Clock(Who::Leader), 5),
+    (Fault::Clock(Who::All), 5),
+    (Fault::ClockRestart, 5),
 ];
 
 /// Faults that may affect when keys expire, on three nodes.
@@ -289,7 +293,7 @@ pub async fn control(arguments: &ControlArguments) -> Result<Verdict> {
         nodes: 3,
         disks: Vec::new(),
         proxies: false,
-        tls: false,
+        secured: false,
         flags: Vec::new(),
         bug: None,
         traces_renames: false,
@@ -358,7 +362,7 @@ fn lanes(arguments: &RunArguments, seed: u64, binary: &Path, folder: &Path) -> V
         nodes: arguments.nodes.unwrap_or(nodes),
         disks: Vec::new(),
         proxies: true,
-        tls: false,
+        secured: false,
         flags: Vec::new(),
         bug: None,
         traces_renames: false,
@@ -371,7 +375,7 @@ fn lanes(arguments: &RunArguments, seed: u64, binary: &Path, folder: &Path) -> V
         Plan { flags: snapshot_flags.clone(), ..plan(3, 3) },
         Plan { flags: snapshot_flags, ..plan(4, 3) },
         Plan { flags: upkeep_flags(), ..plan(5, 3) },
-        Plan { tls: true, proxies: false, ..plan(6, 3) },
+        Plan { secured: true, proxies: false, ..plan(6, 3) },
     ];
     let wanted = LANES.into_iter().zip(clusters).filter(|((name, _), _)| arguments.wants(name));
     wanted.filter_map(|((name, faults), cluster)| lane(name, cluster, faults, &arguments.schedule, seed)).collect()
@@ -403,7 +407,7 @@ fn lane(
     // A larger state makes the transfer of a snapshot take longer.
     let ballast_keys = if name == "members" { 500 } else { 0 };
     let (time_max, is_complete) = (schedule.time_max(), schedule.is_complete());
-    // It would use up a small quota, and it speaks no TLS.
-    let hostile = cluster.system == System::Ours && name != "upkeep" && !cluster.tls;
+    // It would use up a small quota, and it speaks no TLS and has no token.
+    let hostile = cluster.system == System::Ours && name != "upkeep" && !cluster.secured;
     Some(LanePlan { name, cluster, load, hostile, ballast_keys, faults, time_max, is_complete })
 }

@@ -11,6 +11,7 @@ use crate::finding::{Finding, Symptom};
 use crate::history::{Call, Consistency, History, Outcome};
 use crate::hostile::{Misuse, Misuses};
 use crate::load::{Recorder, is_done_write};
+use crate::tokens;
 use crate::verdict::Verdict;
 
 /// Time within which writes should succeed after a fault is healed.
@@ -65,6 +66,8 @@ pub struct Found {
     pub kills_at_calls: BTreeMap<&'static str, usize>,
     /// Number of keys whose expiry was compared with true time.
     pub leases: usize,
+    /// What became of tokens that were revoked.
+    pub tokens: tokens::Counts,
     pub checked: checker::Report,
 }
 
@@ -81,6 +84,7 @@ impl Found {
         self.sights.extend(other.sights);
         self.monitored += other.monitored;
         self.leases += other.leases;
+        self.tokens.add(other.tokens);
         for (call, count) in other.kills_at_calls {
             *self.kills_at_calls.entry(call).or_default() += count;
         }
@@ -360,6 +364,9 @@ impl fmt::Display for LaneReport {
         if !misuses.is_empty() {
             let by_kind: Vec<String> = misuses.iter().map(|(misuse, count)| format!("{misuse} {count}")).collect();
             writeln!(f, "  misuses by the hostile client: {}", by_kind.join(", "))?;
+        }
+        if self.found.tokens != tokens::Counts::default() {
+            writeln!(f, "  {}", self.found.tokens)?;
         }
         writeln!(f, "    {:<26} {:>11} {:>11} {:>11}", "call", "done", "not applied", "unknown")?;
         for (kind, Outcomes { done, not_applied, unknown }) in &self.outcomes {

@@ -404,7 +404,7 @@ fn lane_of(trial: &Trial, bug: Option<Bug>, binary: &Path, folder: &Path, number
             disks: if disks { vec![FileSystem::Xfs, FileSystem::Ext4] } else { Vec::new() },
             // The nodes know each other by the proxies' addresses.
             proxies: true,
-            tls: false,
+            secured: false,
             flags: if upkeep { upkeep_flags() } else { flags },
             bug,
             traces_renames,
@@ -455,6 +455,7 @@ mod tests {
             monitored: 0,
             kills_at_calls: Default::default(),
             leases: 0,
+            tokens: Default::default(),
             checked,
         };
         LaneReport::new("lane", &History::default(), found, &Recorder::new())

@@ -177,6 +177,7 @@ mod tests {
             monitored: 0,
             kills_at_calls: BTreeMap::new(),
             leases: 0,
+            tokens: Default::default(),
             checked,
         };
         LaneReport::new("lane", &History::default(), found, &Recorder::new())

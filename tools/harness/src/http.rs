@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderValue;
-use http::header::HOST;
+use http::header::{AUTHORIZATION, HOST};
 pub use http::{HeaderMap, Method, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Body;
@@ -96,6 +96,7 @@ pub fn with_header(mut request: Request, name: &'static str, value: &str) -> Req
 pub struct Connection<B = Full<Bytes>> {
     requests: SendRequest<B>,
     host: HeaderValue,
+    authorization: Option<HeaderValue>,
 }
 
 impl<B> Connection<B>
@@ -130,7 +131,16 @@ where
         // An error of the connection also fails the requests that wait for it.
         tokio::spawn(connection);
         let host = HeaderValue::try_from(address.to_string()).expect("an address is printable");
-        Ok(Connection { requests, host })
+        Ok(Connection { requests, host, authorization: None })
+    }
+
+    /// Adds the headers that all requests have.
+    fn add_headers(&self, request: &mut http::Request<B>) {
+        let headers = request.headers_mut();
+        headers.entry(HOST).or_insert_with(|| self.host.clone());
+        if let Some(authorization) = &self.authorization {
+            headers.entry(AUTHORIZATION).or_insert_with(|| authorization.clone());
+        }
     }
 
     pub fn is_closed(&self) -> bool {
@@ -140,7 +150,7 @@ where
     /// Sends a request after the response to the one before was read. Returns the response once its head has
     /// arrived.
     pub async fn open(&mut self, mut request: http::Request<B>) -> Result<Response<Incoming>, Error> {
-        request.headers_mut().entry(HOST).or_insert_with(|| self.host.clone());
+        self.add_headers(&mut request);
         self.requests.ready().await.map_err(Error::failed)?;
         self.requests.send_request(request).await.map_err(Error::failed)
     }
@@ -172,14 +182,16 @@ pub async fn next_chunk(body: &mut Incoming) -> Result<Option<Bytes>, Error> {
 pub struct Client<B = Full<Bytes>> {
     local: Option<IpAddr>,
     tls: Option<TlsConnector>,
+    authorization: Option<HeaderValue>,
     connect_limit: Duration,
     kept: Arc<Mutex<HashMap<SocketAddr, Vec<Connection<B>>>>>,
 }
 
 impl<B> Clone for Client<B> {
     fn clone(&self) -> Self {
-        let Client { local, tls, connect_limit, kept } = self;
-        Client { local: *local, tls: tls.clone(), connect_limit: *connect_limit, kept: kept.clone() }
+        let Client { local, tls, authorization, connect_limit, kept } = self;
+        let (tls, authorization, kept) = (tls.clone(), authorization.clone(), kept.clone());
+        Client { local: *local, tls, authorization, connect_limit: *connect_limit, kept }
     }
 }
 
@@ -197,12 +209,25 @@ where
 {
     /// `local` is the address from which it connects.
     pub fn new(local: Option<IpAddr>, connect_limit: Duration) -> Self {
-        Client { local, tls: None, connect_limit, kept: Arc::default() }
+        Client { local, tls: None, authorization: None, connect_limit, kept: Arc::default() }
     }
 
     /// The same client with encrypted connections.
     pub fn with_tls(self, tls: TlsConnector) -> Self {
         Client { tls: Some(tls), kept: Arc::default(), ..self }
+    }
+
+    /// The same client, which sends a token with each request. It has connections of its own.
+    pub fn with_token(self, token: &str) -> Self {
+        let authorization = HeaderValue::try_from(format!("Bearer {token}")).expect("a token is printable");
+        Client { authorization: Some(authorization), kept: Arc::default(), ..self }
+    }
+
+    /// Opens a connection that no other request uses.
+    pub async fn connect(&self, address: SocketAddr) -> Result<Connection<B>, Error> {
+        let mut connection = Connection::connect(address, self.local, self.tls.as_ref(), self.connect_limit).await?;
+        connection.authorization.clone_from(&self.authorization);
+        Ok(connection)
     }
 
     /// Sends a request. Returns the response once its head has arrived, however long that takes.
@@ -212,9 +237,9 @@ where
             let is_new = kept.is_none();
             let mut connection = match kept {
                 Some(connection) => connection,
-                None => Connection::connect(address, self.local, self.tls.as_ref(), self.connect_limit).await?,
+                None => self.connect(address).await?,
             };
-            request.headers_mut().entry(HOST).or_insert_with(|| connection.host.clone());
+            connection.add_headers(&mut request);
             match connection.requests.try_send_request(request).await {
                 Ok(response) => {
                     self.keep(address, connection);

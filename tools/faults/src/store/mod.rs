@@ -175,6 +175,11 @@ impl Client {
         Client { http: self.http.with_tls(connector), ..self }
     }
 
+    /// The same client, which sends a token with each request.
+    pub fn with_token(self, token: &str) -> Self {
+        Client { http: self.http.with_token(token), ..self }
+    }
+
     /// Makes one attempt at a call. `request_key` makes a write safe to retry.
     pub async fn call(&self, node: SocketAddr, call: &Call, request_key: Option<&str>, deadline: Duration) -> Attempt {
         let attempt = match self.system {
