@@ -106,10 +106,13 @@ pub struct Write {
     pub operation: Operation,
 }
 
+/// Follows the owner in the key of a request. No header has it.
+const AFTER_OWNER: char = '\n';
+
 /// Identifies a request, so that it is executed once.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestId {
-    /// The client's `Idempotency-Key`.
+    /// The client's `Idempotency-Key`; after the owner and a line break, which no client can send, if it has an owner.
     pub key: Key,
     /// XXH3 with 128 bits of the operation as MessagePack with field names; the upper 64 bits first.
     pub fingerprint: [u64; 2],
@@ -119,7 +122,7 @@ impl RequestId {
     /// The id of a request with this `Idempotency-Key` and operation.
     ///
     /// With an `owner`, the name of a token, the request of another owner is another request, even if it is the same
-    /// operation. So a stolen key does not show the result of the request.
+    /// operation with the same key. So no owner's key shows, or takes up, the key of another one.
     ///
     /// # Errors
     ///
@@ -133,8 +136,16 @@ impl RequestId {
             // After the operation, which is complete in itself, so that no other operation has these bytes.
             rmp_serde::encode::write_named(&mut hasher, owner)?;
         }
+        let key = owner.map_or(key.clone(), |owner| format!("{owner}{AFTER_OWNER}{key}").into());
         let hash = hasher.digest128();
         Ok(RequestId { key, fingerprint: [(hash >> 64) as u64, hash as u64] })
+    }
+}
+
+impl RequestId {
+    /// The key of the same request without an owner, if it has one.
+    pub fn key_without_owner(&self) -> Option<&str> {
+        self.key.split_once(AFTER_OWNER).map(|(_, key)| key)
     }
 }
 
@@ -673,6 +684,8 @@ mod tests {
             let [one, other] =
                 ["a", "b"].map(|owner| RequestId::new("request".into(), Some(owner), &operation).unwrap());
             assert!(one.fingerprint != other.fingerprint && one.fingerprint != [high, low], "{operation:?}");
+            assert_eq!((one.key.as_str(), other.key.as_str()), ("a\nrequest", "b\nrequest"));
+            assert_eq!(one.key_without_owner(), Some("request"));
             let fingerprint = u128::from(high) << 64 | u128::from(low);
             let in_one_piece = xxhash_rust::xxh3::xxh3_128(&rmp_serde::to_vec_named(&operation).unwrap());
             assert_eq!((key.as_str(), fingerprint), ("request", in_one_piece), "{operation:?}");

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use actix_web::http::StatusCode;
+use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 
@@ -53,7 +54,10 @@ const AUTH_BODY: &str = r#"{"required":false}"#;
     ),
 )]
 pub async fn create_token(app: Caller<ToManageTokens>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
-    v1::answer(&app, create(&app, &request, payload).await)
+    let mut answer = v1::answer(&app, create(&app, &request, payload).await);
+    // It has a secret.
+    answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer
 }
 
 /// Lists the tokens.

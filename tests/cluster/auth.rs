@@ -54,8 +54,14 @@ pub async fn requires(cluster: &TestCluster, id: u64, required: bool) {
 
 /// Creates a token; returns its text.
 async fn create(cluster: &TestCluster, body: Value) -> String {
-    let created = cluster.v1(1, Method::POST, "/v1/tokens", &[], body.to_string()).await.done();
-    created["token"].as_str().unwrap().to_owned()
+    create_through(cluster, 1, body).await
+}
+
+/// The same through this node. No cache may keep the response.
+async fn create_through(cluster: &TestCluster, id: u64, body: Value) -> String {
+    let created = cluster.v1(id, Method::POST, "/v1/tokens", &[], body.to_string()).await;
+    assert_eq!(created.header("cache-control"), "no-store", "{created:?}");
+    created.done()["token"].as_str().unwrap().to_owned()
 }
 
 /// Sends a request with this token; without one if it is empty.
@@ -332,28 +338,52 @@ async fn auth_of_every_part_of_a_request() {
     assert_eq!(cluster.get(1, "/v1/tokens").await.done()["tokens"].as_array().unwrap().len(), 2);
 }
 
-/// A request that is sent again gets its first result only with the same token.
+/// A request that is sent again gets its first result only with the same token. The keys of one token are not those of
+/// another: the same key with each token is a request of its own. A key that was used without a token cannot be used
+/// with one, because the request may be the same.
+///
+/// Method: the same request with the same key and each of three tokens, again after what it reads has changed, and again
+/// after a restart. Then end the requirement of tokens, use a key without a token, and require tokens again.
 #[tokio::test]
 async fn auth_of_replays() {
-    let cluster = secured("auth-replays", &[1], CALM).await;
+    let mut cluster = secured("auth-replays", &[1], CALM).await;
     let one = create(&cluster, json!({"name": "one", "role": "write"})).await;
     let other = create(&cluster, json!({"name": "other", "role": "write"})).await;
-    let send = async |token: &str| {
-        let authorization = format!("Bearer {token}");
-        let headers = [("authorization", authorization.as_str()), ("idempotency-key", "stolen")];
+    let send = async |cluster: &TestCluster, token: &str, key: &str| {
+        let authorization = if token.is_empty() { String::new() } else { format!("Bearer {token}") };
+        let headers = [("authorization", authorization.as_str()), ("idempotency-key", key)];
         let read = r#"{"success":[{"get":{"key":"app/key"}},{"put":{"key":"x","value":"1"}}]}"#;
         cluster.v1(1, Method::POST, "/v1/txn", &headers, read).await
     };
-    cluster.put(1, "/v1/kv/app/key", HIDDEN).await.done();
-    assert!(send(&one).await.text().contains(HIDDEN));
-    cluster.put(1, "/v1/kv/app/key", "new").await.done();
-    let stolen = send(&other).await;
-    stolen.assert_rejected(422, "idempotency_key_reused");
-    assert!(!stolen.text().contains(HIDDEN));
-    send(ROOT).await.assert_rejected(422, "idempotency_key_reused");
-    let again = send(&one).await;
-    assert_eq!((again.status, again.header("raft-replayed")), (200, "true"));
-    assert!(again.text().contains(HIDDEN));
+    let mut firsts = Vec::new();
+    for (token, value) in [(one.as_str(), HIDDEN), (&other, "of the other"), (ROOT, "of the root token")] {
+        cluster.put(1, "/v1/kv/app/key", value).await.done();
+        let first = send(&cluster, token, "shared").await;
+        assert_eq!(first.header("raft-replayed"), "", "{value}");
+        assert_eq!(first.done()["results"][0]["get"]["value"], value);
+        firsts.push((token, first));
+    }
+    for restarts in [false, true] {
+        if restarts {
+            cluster.stop(1).await;
+            cluster.restart(1).await;
+            cluster.leader_of(&[1]).await;
+        }
+        for (token, first) in &firsts {
+            let again = send(&cluster, token, "shared").await;
+            assert_eq!((again.status, again.header("raft-replayed")), (200, "true"));
+            assert_eq!(again.text(), first.text());
+        }
+    }
+    let require = async |cluster: &TestCluster, required: bool| {
+        let body = json!({"required": required}).to_string();
+        cluster.v1(1, Method::POST, "/v1/auth", &[], body).await.done();
+    };
+    require(&cluster, false).await;
+    assert_eq!(send(&cluster, "", "early").await.status, 200);
+    require(&cluster, true).await;
+    send(&cluster, &one, "early").await.assert_rejected(422, "idempotency_key_reused");
+    assert_eq!(send(&cluster, &one, "late").await.status, 200);
 }
 
 /// A watch ends when its token is revoked or expires, on every node, and cannot be resumed.
@@ -386,6 +416,82 @@ async fn auth_ends_watches() {
             let answer = with(&cluster, id, &token, &Method::GET, "/v1/watch?prefix=app/", "").await;
             assert_denied(&answer, "/v1/watch", 401, "resuming");
         }
+    }
+}
+
+/// Resuming a watch shows a token its own keys only, whatever it resumes after, and a rejection is the same whether there
+/// are events or not.
+///
+/// Method: changes of keys within and outside the token's prefix, some in one transaction. Resume after every id that the
+/// root token saw, and after ids that no event had: with the right token, and with one for other keys, a revoked one and
+/// none.
+#[tokio::test]
+async fn auth_of_resumed_watches() {
+    let cluster = secured("auth-resumed", &[1], CALM).await;
+    for number in 0..3 {
+        cluster.put(1, "/v1/kv/app/key", format!("own-{number}")).await.done();
+        cluster.put(1, "/v1/kv/secret/key", HIDDEN).await.done();
+        let put = |key: &str, value: &str| json!({"put": {"key": key, "value": value}});
+        let steps = [put("secret/a", HIDDEN), put("app/b", "own"), put("secret/c", HIDDEN), put("app/d", "own")];
+        cluster.txn(1, &json!({"success": steps})).await.done();
+        cluster.delete(1, "/v1/kv/secret/key").await.done();
+    }
+    let last = cluster.put(1, "/v1/kv/app/last", "own").await.revision();
+    let all = cluster.watch(1, "from=1").await.until_revision(last).await;
+    assert_eq!(all.len(), 3 * 7 + 1);
+    let right = create(&cluster, json!({"name": "right", "role": "read", "prefixes": ["app/"]})).await;
+    let revoked = create(&cluster, json!({"name": "revoked", "role": "read", "prefixes": ["app/"]})).await;
+    let wrong = create(&cluster, json!({"name": "wrong", "role": "read", "prefixes": ["other/"]})).await;
+    cluster.v1(1, Method::DELETE, "/v1/tokens/revoked", &[], "").await.done();
+    let known = all.iter().map(|event| event.id.clone().unwrap());
+    let ids: Vec<String> = known.chain(["0", "3.0", "3.9", "999999", "no id"].map(str::to_owned)).collect();
+    let resume = async |token: &str, query: &str, id: &str| {
+        let authorization = if token.is_empty() { String::new() } else { format!("Bearer {token}") };
+        let headers = [("authorization", authorization.as_str()), ("last-event-id", id)];
+        let path = format!("/v1/watch?{query}");
+        cluster.http().open(Method::GET, cluster.addr(1), &path, &headers, "").await.unwrap()
+    };
+    for (token, query, status) in [
+        (wrong.as_str(), "prefix=app/", 403),
+        (&wrong, "key=app/key", 403),
+        (&right, "prefix=secret/", 403),
+        (&right, "prefix=", 403),
+        (&right, "key=secret/key&from=1", 403),
+        (&revoked, "prefix=app/", 401),
+        ("", "prefix=app/", 401),
+    ] {
+        let mut bodies = BTreeSet::new();
+        for id in &ids {
+            let response = resume(token, query, id).await;
+            let (found, headers) = (response.status().as_u16(), response.headers().clone());
+            let answer = Answer { status: found, headers, body: response.bytes().await.unwrap().into() };
+            assert_denied(&answer, "/v1/watch", status, &format!("{query} after {id}"));
+            bodies.insert(answer.text());
+        }
+        assert_eq!(bodies.len(), 1, "{query}: {bodies:?}");
+    }
+    let place = |id: &str| {
+        let (revision, position) = id.split_once('.').unwrap_or((id, "999"));
+        (revision.parse::<u64>().unwrap(), position.parse::<u64>().unwrap())
+    };
+    for id in ids.iter().filter(|id| ![last.to_string().as_str(), "3.9", "999999", "no id"].contains(&id.as_str())) {
+        let response = resume(&right, "prefix=app/", id).await;
+        assert_eq!(response.status(), 200, "{id}");
+        let mut response = response;
+        let mut text = String::new();
+        while !text.contains("app/last") {
+            let chunk = tokio::time::timeout(DEADLINE, response.chunk()).await.expect("the last event arrives");
+            text += std::str::from_utf8(&chunk.unwrap().expect("the watch goes on")).unwrap();
+        }
+        assert!(!text.contains(HIDDEN) && !text.contains("secret"), "{id}: {text}");
+        let keys: Vec<String> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("data: "))
+            .map(|data| serde_json::from_str::<Value>(data).unwrap()["key"].as_str().unwrap().to_owned())
+            .collect();
+        let later = all.iter().filter(|event| place(event.id.as_deref().unwrap()) > place(id));
+        let own: Vec<&str> = later.map(|event| event.key()).filter(|key| key.starts_with("app/")).collect();
+        assert_eq!(keys, own, "after {id}");
     }
 }
 
@@ -501,7 +607,8 @@ async fn auth_between_nodes() {
 
     let leader = cluster.leader_of(&[1, 2, 3, 4]).await;
     let follower = if leader == 1 { 2 } else { 1 };
-    let admin = create(&cluster, json!({"name": "admin", "role": "admin"})).await;
+    let admin = create_through(&cluster, follower, json!({"name": "admin", "role": "admin"})).await;
+    create_through(&cluster, leader, json!({"name": "other", "role": "admin"})).await;
     for proof in ["", "own/1/0000000000000001/1/00", "forwarded/2/0000000000000002/18446744073709551615/ff"] {
         for token in ["", ROOT, &admin] {
             let authorization = if token.is_empty() { String::new() } else { format!("Bearer {token}") };
