@@ -3,32 +3,38 @@
 //! A node that was started with the root token sends with each request to another node the header `Raft-Proof`:
 //!
 //! ```text
-//! <purpose>/<sender>/<run>/<count>/<HMAC-SHA-256 in hexadecimal digits>
+//! <purpose>/<sender>/<run>/<count>/<SHA-256 of the body>/<HMAC-SHA-256>
 //! ```
 //!
 //! The key of the HMAC is derived from the root token. It covers the receiver's challenge (a random number that the
-//! receiver drew), the fields before it, the method, the target, and the header that names the receiver:
-//! `Raft-Envelope`, with the cluster, or `Raft-Forwarded-To`. So a captured request is of no use for another node, for
-//! another cluster, for another route, or after a restart of the receiver. The receiver accepts each count of a run
-//! once ([`Window`]), so it is of no use for the same node either.
+//! receiver drew), the fields before it, the method, the target, and the headers in [`COVERED`], which name the
+//! receiver and its cluster. So a captured request is of no use for another node, for another cluster, for another
+//! route, with another body, or after a restart of the receiver. The receiver accepts each count of a run once
+//! ([`Window`]), so it is of no use for the same node either.
+//!
+//! The receiver checks the HMAC before it reads the body, and the hash once it has the body ([`BodyHash`]). Long bodies
+//! are hashed on another thread, so that the thread that runs Raft does not wait.
 //!
 //! A node returns its challenge with each 401, and the sender repeats the request with a proof. It remembers the
 //! challenge, so this happens once for each process of the receiver.
 //!
-//! Caveat: bodies are not covered, and responses are not authenticated. An attacker who can change the traffic
-//! can replace the body behind a proof. Only TLS defends against that.
+//! Caveat: responses are not authenticated. An attacker who can change the traffic, or who responds at an address that a
+//! node dials, can forge them, and a vote is a response. Only TLS defends against that.
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use actix_web::http::header::{HeaderMap, HeaderValue};
+use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
+use bytes::Bytes;
 use hmac::{Hmac, Mac};
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
 
-use crate::config::{CHALLENGES_MAX, PROOF_RUNS_MAX, PROOF_WINDOW};
-use crate::headers::{CHALLENGE, ENVELOPE, FORWARDED_TO, PROOF};
+use crate::config::{CHALLENGES_MAX, HASHED_AT_ONCE_BYTES_MAX, PROOF_RUNS_MAX, PROOF_WINDOW};
+use crate::headers::{CHALLENGE, ENVELOPE, FORWARDED, FORWARDED_TO, LOG_TIME, PROOF, RUN};
 use crate::secret::Secret;
 use crate::types::NodeId;
 
@@ -59,6 +65,76 @@ impl Purpose {
         [Purpose::Own, Purpose::Forwarded].into_iter().find(|purpose| purpose.as_str() == text)
     }
 }
+
+/// A request for which its sender has proved that it is a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proven {
+    /// What it asks for.
+    pub purpose: Purpose,
+    /// The hash of the body that the proof is for; `None` with TLS, which protects the body.
+    pub body: Option<BodyHash>,
+}
+
+/// The SHA-256 hash of a body.
+#[derive(Clone, Copy, Debug)]
+pub struct BodyHash([u8; 32]);
+
+impl PartialEq for BodyHash {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl Eq for BodyHash {}
+
+impl BodyHash {
+    fn of(body: &[u8]) -> Self {
+        BodyHash(Sha256::digest(body).into())
+    }
+
+    /// The hash of a body that was received.
+    pub async fn of_bytes(body: &Bytes) -> Self {
+        if body.len() > HASHED_AT_ONCE_BYTES_MAX {
+            let shared = body.clone();
+            if let Ok(hash) = tokio::task::spawn_blocking(move || Self::of(&shared)).await {
+                return hash;
+            }
+        }
+        Self::of(body)
+    }
+
+    /// The hash of a body that is to be sent.
+    async fn of_request(request: &reqwest::Request) -> Self {
+        let body = |request: &reqwest::Request| request.body().and_then(|body| body.as_bytes()).map(Self::of);
+        let bytes = request.body().and_then(|body| body.as_bytes()).map_or(0, <[u8]>::len);
+        if bytes > HASHED_AT_ONCE_BYTES_MAX
+            && let Some(shared) = request.try_clone()
+            && let Ok(Some(hash)) = tokio::task::spawn_blocking(move || body(&shared)).await
+        {
+            return hash;
+        }
+        body(request).unwrap_or_else(|| Self::of(b""))
+    }
+
+    /// The hash of a body that begins with `start` and continues with what `rest` reads. Blocks on it.
+    ///
+    /// # Errors
+    ///
+    /// `rest` cannot be read.
+    pub fn of_parts(start: &[u8], mut rest: impl Read) -> io::Result<Self> {
+        let mut hash = Sha256::new_with_prefix(start);
+        let mut chunk = vec![0; HASHED_AT_ONCE_BYTES_MAX];
+        loop {
+            match rest.read(&mut chunk)? {
+                0 => return Ok(BodyHash(hash.finalize().into())),
+                length => hash.update(&chunk[..length]),
+            }
+        }
+    }
+}
+
+/// The headers that a proof covers: they name the sender and the receiver, and have the time of the sender.
+static COVERED: [&HeaderName; 5] = [&ENVELOPE, &FORWARDED, &FORWARDED_TO, &LOG_TIME, &RUN];
 
 /// The proofs that a node makes and checks.
 #[derive(Debug, Default)]
@@ -102,20 +178,21 @@ struct Covered<'a> {
     from: &'a str,
     run: &'a str,
     count: &'a str,
+    body: &'a str,
     method: &'a str,
     target: &'a str,
-    /// The header that names the receiver.
-    receiver: &'a [u8],
+    /// Those of [`COVERED`] that the request has.
+    headers: [Option<&'a [u8]>; COVERED.len()],
 }
 
 impl Covered<'_> {
     fn mac(&self, key: &Key, challenge: &Challenge) -> Key {
         let mut mac = key.clone();
         mac.update(challenge);
-        let parts = [self.purpose, self.from, self.run, self.count, self.method, self.target];
-        for part in parts.map(str::as_bytes).into_iter().chain([self.receiver]) {
-            mac.update(&(part.len() as u64).to_le_bytes());
-            mac.update(part);
+        let parts = [self.purpose, self.from, self.run, self.count, self.body, self.method, self.target];
+        for part in parts.map(|part| Some(part.as_bytes())).into_iter().chain(self.headers) {
+            mac.update(&part.map_or(u64::MAX, |part| part.len() as u64).to_le_bytes());
+            mac.update(part.unwrap_or_default());
         }
         mac
     }
@@ -126,7 +203,7 @@ impl Proofs {
     pub fn new(root: Option<&Secret>, own_id: NodeId, run: u64) -> Self {
         root.map_or(Proofs::None, |secret| {
             let keyed = |key: &[u8]| Key::new_from_slice(key).expect("an HMAC takes keys of any length");
-            let derived = keyed(secret.reveal().as_bytes()).chain_update(b"raft-key-value: proofs between nodes, 1");
+            let derived = keyed(secret.reveal().as_bytes()).chain_update(b"raft-key-value: proofs between nodes, 2");
             let own = Own { challenge: random(), used: HashMap::new() };
             let key = keyed(&derived.finalize().into_bytes());
             let (count, known) = (AtomicU64::new(1), Mutex::default());
@@ -156,6 +233,20 @@ impl Proofs {
         request: reqwest::RequestBuilder,
         purpose: Purpose,
     ) -> Result<reqwest::Response, reqwest::Error> {
+        self.send_hashed(request, purpose, None).await
+    }
+
+    /// The same with the hash of a body that is read while it is sent.
+    ///
+    /// # Errors
+    ///
+    /// Those of the request.
+    pub async fn send_hashed(
+        &self,
+        request: reqwest::RequestBuilder,
+        purpose: Purpose,
+        body: Option<BodyHash>,
+    ) -> Result<reqwest::Response, reqwest::Error> {
         let root = match self {
             Proofs::None => return request.send().await,
             Proofs::ByCertificate => return request.header(PROOF.as_str(), purpose.as_str()).send().await,
@@ -163,17 +254,26 @@ impl Proofs {
         };
         let (http, request) = request.build_split();
         let mut request = request?;
+        let body = match body {
+            Some(body) => body,
+            None => BodyHash::of_request(&request).await,
+        };
         // A body that is read while it is sent cannot be sent again.
         let again = request.try_clone();
-        root.add_proof(&mut request, purpose);
+        root.add_proof(&mut request, purpose, body);
         let response = http.execute(request).await?;
         match again {
             Some(mut again) if response.status().as_u16() == 401 && root.note_challenge(&again, &response) => {
-                root.add_proof(&mut again, purpose);
+                root.add_proof(&mut again, purpose, body);
                 http.execute(again).await
             }
             _ => Ok(response),
         }
+    }
+
+    /// Whether the bodies of requests to other nodes must be hashed.
+    pub fn cover_bodies(&self) -> bool {
+        self.root().is_some()
     }
 
     /// This node's challenge, for a response.
@@ -182,8 +282,9 @@ impl Proofs {
         HeaderValue::from_str(&hex(&challenge)).ok()
     }
 
-    /// Checks the proof of a request, which is used up thereby; returns its purpose if it is valid.
-    pub fn check(&self, method: &str, target: &str, headers: &HeaderMap) -> Option<Purpose> {
+    /// Checks the proof of a request, which is used up thereby; returns what it proves if it is valid for the body
+    /// with the hash in it.
+    pub fn check(&self, method: &str, target: &str, headers: &HeaderMap) -> Option<Proven> {
         let root = self.root()?;
         let mut proofs = headers.get_all(&PROOF);
         let proof = proofs.next()?.to_str().ok()?;
@@ -192,28 +293,33 @@ impl Proofs {
         }
         let mut parts = proof.split('/');
         let mut next = || parts.next();
-        let (purpose, from, run, count, mac) = (next()?, next()?, next()?, next()?, next()?);
-        let receiver = receiver_of(|name| headers.get(name).map(HeaderValue::as_bytes));
-        let covered = Covered { purpose, from, run, count, method, target, receiver };
+        let (purpose, from, run, count) = (next()?, next()?, next()?, next()?);
+        let (body, mac) = (next()?, next()?);
+        let headers = COVERED.map(|name| headers.get(name).map(HeaderValue::as_bytes));
+        let covered = Covered { purpose, from, run, count, body, method, target, headers };
         let mut own = lock(&root.own);
         covered.mac(&root.key, &own.challenge).verify_slice(&unhex(mac)?).ok()?;
         let (run, count) = (u64::from_str_radix(run, 16).ok()?, count.parse().ok()?);
+        let body = BodyHash(unhex(body)?.try_into().ok()?);
         if !own.used.contains_key(&run) && own.used.len() >= PROOF_RUNS_MAX {
             // Forgetting used proofs would let them be used again, unless they are of no use anyway.
             *own = Own { challenge: random(), used: HashMap::new() };
             return None;
         }
         let is_first = own.used.entry(run).or_default().take(count);
-        is_first.then(|| Purpose::parse(purpose)).flatten()
+        let purpose = Purpose::parse(purpose).filter(|_| is_first)?;
+        Some(Proven { purpose, body: Some(body) })
     }
 }
 
 impl Root {
-    fn add_proof(&self, request: &mut reqwest::Request, purpose: Purpose) {
+    fn add_proof(&self, request: &mut reqwest::Request, purpose: Purpose, body: BodyHash) {
         let Some(challenge) = lock(&self.known).get(&address_of(request)).copied() else { return };
         let (from, run) = (self.own_id.to_string(), format!("{:016x}", self.run));
         let count = self.count.fetch_add(1, Ordering::Relaxed).to_string();
-        let receiver = receiver_of(|name| request.headers().get(name).map(reqwest::header::HeaderValue::as_bytes));
+        let body = hex(&body.0);
+        let headers =
+            COVERED.map(|name| request.headers().get(name.as_str()).map(reqwest::header::HeaderValue::as_bytes));
         let url = request.url();
         let target = match url.query() {
             Some(query) => format!("{}?{query}", url.path()),
@@ -224,12 +330,13 @@ impl Root {
             from: &from,
             run: &run,
             count: &count,
+            body: &body,
             method: request.method().as_str(),
             target: &target,
-            receiver,
+            headers,
         };
         let mac = hex(&covered.mac(&self.key, &challenge).finalize().into_bytes());
-        let proof = format!("{}/{from}/{run}/{count}/{mac}", purpose.as_str());
+        let proof = format!("{}/{from}/{run}/{count}/{body}/{mac}", purpose.as_str());
         if let Ok(mut proof) = reqwest::header::HeaderValue::from_str(&proof) {
             proof.set_sensitive(true);
             request.headers_mut().insert(PROOF.as_str(), proof);
@@ -309,11 +416,6 @@ impl Window {
     }
 }
 
-/// The header of a request that names its receiver; empty if it has none.
-fn receiver_of<'a>(header: impl Fn(&str) -> Option<&'a [u8]>) -> &'a [u8] {
-    header(ENVELOPE.as_str()).or_else(|| header(FORWARDED_TO.as_str())).unwrap_or_default()
-}
-
 fn address_of(request: &reqwest::Request) -> String {
     let url = request.url();
     format!("{}:{}", url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or_default())
@@ -342,9 +444,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use actix_web::http::header::HeaderName;
-
     use super::*;
+
+    const BODY: &[u8] = b"a body";
 
     fn node(secret: &str, id: NodeId) -> Proofs {
         Proofs::new(Some(&Secret::new(secret).unwrap()), id, id)
@@ -356,7 +458,7 @@ mod tests {
         let http = crate::connection::connections();
         let mut request = http.post("http://h:1/raft-vote?x=1").header(ENVELOPE.as_str(), envelope).build().unwrap();
         lock(&root.known).insert("h:1".to_owned(), lock(&receiver.root().unwrap().own).challenge);
-        root.add_proof(&mut request, Purpose::Own);
+        root.add_proof(&mut request, Purpose::Own, BodyHash::of(BODY));
         let mut headers = HeaderMap::new();
         for (name, value) in request.headers() {
             let name = HeaderName::from_bytes(name.as_str().as_bytes()).unwrap();
@@ -370,17 +472,24 @@ mod tests {
     fn proofs_are_for_one_request() {
         let (one, two, other) = (node("secret", 1), node("secret", 2), node("another", 3));
         let check = |receiver: &Proofs, headers: &HeaderMap| receiver.check("POST", "/raft-vote?x=1", headers);
+        let own = Some(Proven { purpose: Purpose::Own, body: Some(BodyHash::of(BODY)) });
+        assert_ne!(own, Some(Proven { purpose: Purpose::Own, body: Some(BodyHash::of(b"another body")) }));
         let valid = request(&one, &two, "a");
-        assert_eq!(check(&two, &valid), Some(Purpose::Own));
+        assert_eq!(check(&two, &valid), own);
         assert_eq!(check(&two, &valid), None, "replayed");
         let valid = request(&one, &two, "a");
         assert_eq!(two.check("GET", "/raft-vote?x=1", &valid), None);
         assert_eq!(two.check("POST", "/raft-append", &valid), None);
         assert_eq!(check(&node("secret", 2), &valid), None, "after a restart of the receiver");
         assert_eq!(check(&other, &valid), None);
-        for (header, value) in
-            [(&ENVELOPE, "b"), (&PROOF, "own/1/0000000000000001/9/00"), (&PROOF, "own//"), (&PROOF, "")]
-        {
+        for (header, value) in [
+            (&ENVELOPE, "b"),
+            (&RUN, "1"),
+            (&LOG_TIME, "1"),
+            (&PROOF, "own/1/0000000000000001/9/00"),
+            (&PROOF, "own//"),
+            (&PROOF, ""),
+        ] {
             let mut changed = valid.clone();
             changed.insert(header.clone(), HeaderValue::from_str(value).unwrap());
             assert_eq!(check(&two, &changed), None, "{header}: {value}");
@@ -389,9 +498,28 @@ mod tests {
         let text = valid.get(&PROOF).unwrap().to_str().unwrap().replace("own", "forwarded");
         forwarded.insert(PROOF.clone(), HeaderValue::from_str(&text).unwrap());
         assert_eq!(check(&two, &forwarded), None, "for another purpose");
-        assert_eq!(check(&two, &valid), Some(Purpose::Own), "a rejected one was not used up");
+        let mut altered = valid.clone();
+        let text = valid.get(&PROOF).unwrap().to_str().unwrap();
+        let text = text.replace(&hex(&BodyHash::of(BODY).0), &hex(&BodyHash::of(b"another body").0));
+        altered.insert(PROOF.clone(), HeaderValue::from_str(&text).unwrap());
+        assert_eq!(check(&two, &altered), None, "for another body");
+        assert_eq!(check(&two, &valid), own, "a rejected one was not used up");
         assert_eq!(check(&two, &request(&other, &two, "a")), None, "with another root token");
         assert_eq!(check(&Proofs::default(), &request(&one, &two, "a")), None);
+    }
+
+    /// A body has the same hash however it is hashed: at once, on another thread, as a request, and in parts.
+    #[tokio::test]
+    async fn bodies() {
+        for length in [0, 1, HASHED_AT_ONCE_BYTES_MAX, HASHED_AT_ONCE_BYTES_MAX + 1, 3 * HASHED_AT_ONCE_BYTES_MAX + 7] {
+            let body: Bytes = (0..length).map(|place| place as u8).collect();
+            let hash = BodyHash::of(&body);
+            assert_eq!(BodyHash::of_bytes(&body).await, hash, "{length}");
+            let request = crate::connection::connections().post("http://h:1/").body(body.clone()).build().unwrap();
+            assert_eq!(BodyHash::of_request(&request).await, hash, "{length}");
+            let (start, rest) = body.split_at(length / 3);
+            assert_eq!(BodyHash::of_parts(start, rest).unwrap(), hash, "{length}");
+        }
     }
 
     /// Each count is accepted once, in any order within the window.

@@ -8,9 +8,11 @@
 //! only [`Caller`] makes, after it has checked every key and range.
 
 use std::cell::RefCell;
+use std::fs::File;
 use std::future::{Ready, ready};
 use std::marker::PhantomData;
 use std::ops::Deref;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -19,11 +21,13 @@ use actix_web::dev::Payload;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderMap};
 use actix_web::{FromRequest, Handler, HttpRequest, HttpResponse, Responder, ResponseError, Route, web};
+use bytes::Bytes;
 use futures_util::Stream;
 
 use super::conditions::Guarded;
 use super::listener::admission::state_of;
 use super::listener::connection_state::ConnectionState;
+use super::rejections::task_ended;
 use super::reply::error_at;
 use super::request_body::keep_for_a_while;
 use crate::access::TokenRole;
@@ -33,7 +37,7 @@ use crate::body::Needs;
 use crate::error::{ApiError, Details, NotApplied, NotPermitted};
 use crate::headers::{CHALLENGE, FORWARDED, FORWARDED_TO, PROOF};
 use crate::operation::{Operation, TxnStep};
-use crate::proofs::{Proofs, Purpose};
+use crate::proofs::{BodyHash, Proofs, Proven, Purpose};
 
 // ---- proofs of other nodes ----
 
@@ -45,21 +49,21 @@ use crate::proofs::{Proofs, Purpose};
 /// proof for the challenge in the response.
 pub fn check_proof(app: &ExampleApp, request: &Request) -> Result<(), ApiError> {
     let is_forwarded = || request.headers().contains_key(&FORWARDED) || request.headers().contains_key(&FORWARDED_TO);
-    match purpose_of(app, request) {
-        Some(purpose) => drop(request.extensions_mut().insert(purpose)),
+    match proof_of(app, request) {
+        Some(proven) => drop(request.extensions_mut().insert(proven)),
         None if demands_proofs(app) && is_forwarded() => return Err(not_a_node()),
         None => {}
     }
     Ok(())
 }
 
-/// The purpose of a request for which the sender has proved that it is a node.
-fn purpose_of(app: &ExampleApp, request: &Request) -> Option<Purpose> {
+/// What a request proves, if its sender has proved that it is a node.
+fn proof_of(app: &ExampleApp, request: &Request) -> Option<Proven> {
     let proof = request.headers().get(&PROOF)?;
     if let Proofs::ByCertificate = app.peers.proofs {
         let state = request.conn_data::<Rc<ConnectionState>>()?;
         state.caller()?.node?;
-        return Purpose::parse(proof.to_str().ok()?);
+        return Some(Proven { purpose: Purpose::parse(proof.to_str().ok()?)?, body: None });
     }
     let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
     app.peers.proofs.check(request.method().as_str(), target, request.headers())
@@ -88,13 +92,51 @@ fn is_certified(request: &HttpRequest) -> bool {
     state_of(request).and_then(|state| state.caller()).is_some_and(|caller| caller.node.is_some())
 }
 
-fn proven(request: &HttpRequest) -> Option<Purpose> {
-    request.extensions().get::<Purpose>().copied()
+fn proven(request: &HttpRequest) -> Option<Proven> {
+    request.extensions().get::<Proven>().copied()
+}
+
+fn purpose_of(request: &HttpRequest) -> Option<Purpose> {
+    proven(request).map(|proven| proven.purpose)
+}
+
+/// Checks that the proof of a request, if it has one, is for this body.
+///
+/// # Errors
+///
+/// 401. It has no challenge, because another proof would not help.
+pub async fn check_body(request: &HttpRequest, body: &Bytes) -> Result<(), ApiError> {
+    match proven(request).and_then(|proven| proven.body) {
+        Some(announced) if announced != BodyHash::of_bytes(body).await => Err(other_body()),
+        _ => Ok(()),
+    }
+}
+
+/// The same for a body that begins with `start` and continues with the content of a file.
+///
+/// # Errors
+///
+/// 401, or the file cannot be read.
+pub async fn check_body_with_file(request: &HttpRequest, start: Vec<u8>, file: PathBuf) -> Result<(), ApiError> {
+    let Some(announced) = proven(request).and_then(|proven| proven.body) else { return Ok(()) };
+    let hash = move || BodyHash::of_parts(&start, File::open(file)?);
+    match tokio::task::spawn_blocking(hash).await {
+        Ok(Ok(hash)) if hash == announced => Ok(()),
+        Ok(Ok(_)) => Err(other_body()),
+        Ok(Err(error)) => Err(ApiError::internal(format!("cannot read a received snapshot: {error}"))),
+        Err(error) => Err(task_ended(&error)),
+    }
+}
+
+fn other_body() -> ApiError {
+    ApiError::Unauthorized(Details::not_applied(
+        "the proof of the root token is for another body: was it changed on the way?",
+    ))
 }
 
 /// Whether a request is another node's own.
 pub fn is_of_peer(request: &HttpRequest) -> bool {
-    proven(request) == Some(Purpose::Own) && !request.headers().contains_key(header::AUTHORIZATION)
+    purpose_of(request) == Some(Purpose::Own) && !request.headers().contains_key(header::AUTHORIZATION)
 }
 
 // ---- the check ----
@@ -451,7 +493,7 @@ impl FromRequest for Peer {
         let app = app_of(request);
         let is_proven = match app.peers.proofs {
             Proofs::ByCertificate => !app.auth.is_required() || is_certified(request),
-            Proofs::ByRoot(_) => !demands_proofs(&app) || proven(request) == Some(Purpose::Own),
+            Proofs::ByRoot(_) => !demands_proofs(&app) || purpose_of(request) == Some(Purpose::Own),
             Proofs::None => true,
         };
         if is_proven { ready(Ok(Peer(app))) } else { ready(Err(Denied::new(&app, request, payload, not_a_node()))) }

@@ -18,7 +18,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::runtime::Handle;
 use tokio::sync::SemaphorePermit;
 
-use super::access::Peer;
+use super::access::{self, Peer};
 use super::consensus::read_error;
 use super::leader_loss;
 use super::listener::admission::state_of;
@@ -175,6 +175,7 @@ async fn receive_snapshot(
         check_sender(app, envelope.from)?;
         rpc_check::check_snapshot(&envelope.rpc, envelope.from, known)
     };
+    let start = [(length as u32).to_be_bytes().as_slice(), &head].concat();
     let envelope = peer::decode(app, announced, &head, true, check).await?;
     note_node(app, request, envelope.from);
     let head = envelope.rpc;
@@ -192,6 +193,7 @@ async fn receive_snapshot(
             return Err(ApiError::Conflict(Details::not_applied("a newer snapshot arrived")));
         }
     }
+    access::check_body_with_file(request, start, temporary.path().to_owned()).await?;
     let snapshots = app.store.state_machine.snapshots().clone();
     let verified = tokio::task::spawn_blocking(move || snapshots.verify(temporary)).await;
     let (found, snapshot) = match verified {

@@ -28,9 +28,9 @@ use crate::config::{APPEND_BYTES_PER_SECOND_MIN, PEER_RESPONSE_BYTES_MAX, SNAPSH
 use crate::connection::{Dialer, is_unsent, read_response, reason_of};
 use crate::headers::{CLUSTER, ENVELOPE, LOG_TIME, LOG_TIME_BY_WALL, RUN};
 use crate::peers::Peers;
-use crate::proofs;
+use crate::proofs::{self, BodyHash};
 use crate::store::ExampleStore;
-use crate::store::snapshot::SnapshotFile;
+use crate::store::snapshot::{OpenFile, SnapshotFile};
 use crate::tls::Tls;
 use crate::types::{ExampleNode, NodeId, TypeConfig, Vote};
 
@@ -189,6 +189,18 @@ impl ExampleNetwork {
         deadline: Duration,
         log_ms: Option<u64>,
     ) -> Result<Response, RpcError> {
+        self.send_hashed(path, body, None, deadline, log_ms).await
+    }
+
+    /// The same with the hash of a body that is read while it is sent.
+    async fn send_hashed<Response: DeserializeOwned>(
+        &mut self,
+        path: &str,
+        body: reqwest::Body,
+        hash: Option<BodyHash>,
+        deadline: Duration,
+        log_ms: Option<u64>,
+    ) -> Result<Response, RpcError> {
         self.follow_moves();
         let url = self.http.url(&self.node.addr, path);
         let envelope = self.envelope()?;
@@ -198,7 +210,7 @@ impl ExampleNetwork {
         if let Some(log_ms) = log_ms {
             request = request.header(LOG_TIME.as_str(), log_ms);
         }
-        let answer = match self.peers.proofs.send(request, proofs::Purpose::Own).await {
+        let answer = match self.peers.proofs.send_hashed(request, proofs::Purpose::Own, hash).await {
             Ok(answer) => answer,
             Err(error) => {
                 let reason = reason_of(&error);
@@ -337,9 +349,18 @@ impl RaftNetworkV2<TypeConfig> for ExampleNetwork {
         let head = peer::encode(&self.ids()?, &head, 0).map_err(network_error)?;
         let mut start = Vec::from((head.len() as u32).to_be_bytes());
         start.extend_from_slice(&head);
-        let start = stream::iter([Ok(Bytes::from(start))]);
-        let body = reqwest::Body::wrap_stream(start.chain(file_stream(snapshot.snapshot)));
-        let sent = self.send::<SnapshotResponse<TypeConfig>>("/raft-snapshot", body, option.hard_ttl(), None);
+        let (start, file) = (Bytes::from(start), snapshot.snapshot);
+        let sent = async {
+            // Before the deadline of the request begins.
+            let hash = match self.peers.proofs.cover_bodies() {
+                true => Some(hash_of_snapshot(start.clone(), file.file.clone()).await.map_err(network_error)?),
+                false => None,
+            };
+            let start = stream::iter([Ok(start)]);
+            let body = reqwest::Body::wrap_stream(start.chain(file_stream(file)));
+            self.send_hashed::<SnapshotResponse<TypeConfig>>("/raft-snapshot", body, hash, option.hard_ttl(), None)
+                .await
+        };
         let answer = tokio::select! {
             closed = cancel => return Err(StreamingError::Closed(closed)),
             result = sent => result,
@@ -350,6 +371,30 @@ impl RaftNetworkV2<TypeConfig> for ExampleNetwork {
         let answer = answer?;
         self.check_vote(&answer.vote, &vote)?;
         Ok(answer)
+    }
+}
+
+/// The hash of a snapshot RPC, which begins with `start`.
+async fn hash_of_snapshot(start: Bytes, file: Arc<OpenFile>) -> Result<BodyHash, String> {
+    let hash = move || BodyHash::of_parts(&start, FromStart { file: &file, offset: 0 });
+    match tokio::task::spawn_blocking(hash).await {
+        Ok(hash) => hash.map_err(|error| format!("cannot read the snapshot: {error}")),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Reads a file from its start, without its position, which other readers share.
+struct FromStart<'a> {
+    file: &'a OpenFile,
+    offset: u64,
+}
+
+impl io::Read for FromStart<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        use std::os::unix::fs::FileExt;
+        let length = self.file.read_at(buffer, self.offset)?;
+        self.offset += length as u64;
+        Ok(length)
     }
 }
 

@@ -8,6 +8,7 @@ use futures_util::{Stream, StreamExt};
 use memchr::memchr2;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
+use super::access;
 use super::listener::intake::Exchange;
 use super::memory::HeldMemory;
 use super::observer::{Part, timed};
@@ -68,7 +69,11 @@ pub async fn read_body(request: &HttpRequest, payload: web::Payload, bytes_max: 
         keep_for_a_while(payload);
     }
     match result {
-        Ok(result) => result,
+        Ok(Ok(body)) => {
+            access::check_body(request, &body).await?;
+            Ok(body)
+        }
+        Ok(error) => error,
         Err(_) => Err(ApiError::RequestTimeout(Details::not_applied(format!(
             "the body did not arrive within {} seconds",
             REQUEST_BODY_DEADLINE.as_secs()

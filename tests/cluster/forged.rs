@@ -27,7 +27,7 @@ use crate::harness::{
     framed, identity_of, index_of, others,
 };
 
-fn vote(term: u64, node_id: NodeId, committed: bool) -> Vote {
+pub fn vote(term: u64, node_id: NodeId, committed: bool) -> Vote {
     Vote { leader_id: RaftLeaderId::new(term, node_id), committed }
 }
 
@@ -35,7 +35,7 @@ fn append(vote: Vote) -> AppendEntriesRequest<TypeConfig> {
     AppendEntriesRequest { vote, prev_log_id: None, entries: Vec::new(), leader_commit: None }
 }
 
-fn body_of(from: NodeId, to: &PeerIdentity, rpc: impl Serialize) -> Vec<u8> {
+pub fn body_of(from: NodeId, to: &PeerIdentity, rpc: impl Serialize) -> Vec<u8> {
     envelope(from, to, to.cluster_id.unwrap(), rpc)
 }
 
@@ -339,7 +339,7 @@ async fn a_forged_term_ruins_no_cluster() {
 }
 
 /// An empty snapshot as of a log id: its meta and its file.
-fn empty_snapshot(last: LogId, membership: &StoredMembership) -> (SnapshotMeta, Vec<u8>) {
+pub fn empty_snapshot(last: LogId, membership: &StoredMembership) -> (SnapshotMeta, Vec<u8>) {
     let mut machine = ExampleStateMachine::default();
     machine.last_applied = Some(last);
     machine.last_membership = membership.clone();

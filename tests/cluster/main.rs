@@ -97,6 +97,7 @@ mod openapi;
 mod outcomes;
 mod overload;
 mod partition;
+mod proofs;
 mod protocol;
 mod quota;
 mod replace;
