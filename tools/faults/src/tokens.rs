@@ -119,7 +119,7 @@ impl Revocations {
         Revocations { stopped, task: tokio::spawn(revoker.work()) }
     }
 
-    /// Ends it after its current step; returns what it has seen, and violations.
+    /// Ends it after its current step; returns counts and violations.
     pub async fn stop(self) -> Result<(Counts, Vec<String>)> {
         self.stopped.store(true, Ordering::Relaxed);
         Ok(self.task.await?)
@@ -171,7 +171,7 @@ impl Revoker {
     async fn one(&mut self, name: String) {
         let host = self.any_host();
         let created = try_to_create(&self.admin, host.http(), &json!({"name": name, "role": "write"})).await;
-        // Without a response it may exist, but nobody has its text.
+        // Without a response it may exist, but without its text it cannot be used.
         let Ok(token) = created else { return };
         let client = self.anyone.clone().with_token(&token);
         self.pause(PAUSE_MAX).await;
