@@ -134,7 +134,7 @@ impl BodyHash {
 }
 
 /// The headers that a proof covers: they name the sender and the receiver, and have the time of the sender.
-static COVERED: [&HeaderName; 5] = [&ENVELOPE, &FORWARDED, &FORWARDED_TO, &LOG_TIME, &RUN];
+pub static COVERED: [&HeaderName; 5] = [&ENVELOPE, &FORWARDED, &FORWARDED_TO, &LOG_TIME, &RUN];
 
 /// The proofs that a node makes and checks.
 #[derive(Debug, Default)]
@@ -359,16 +359,16 @@ impl Root {
 
 #[cfg(any(test, fuzzing))]
 impl Proofs {
-    /// A proof with these fields, `PURPOSE/ID/RUN/COUNT`, for a request to this node, as another node would make it.
+    /// A proof with these fields, `PURPOSE/ID/RUN/COUNT/BODY`, for a request to this node, as another node would make it.
     pub fn seal(&self, fields: &str, method: &str, target: &str, headers: &HeaderMap) -> Option<String> {
         let root = self.root()?;
         let mut parts = fields.split('/');
         let mut next = || parts.next();
-        let (purpose, from, run, count) = (next()?, next()?, next()?, next()?);
-        let receiver = receiver_of(|name| headers.get(name).map(HeaderValue::as_bytes));
-        let covered = Covered { purpose, from, run, count, method, target, receiver };
+        let (purpose, from, run, count, body) = (next()?, next()?, next()?, next()?, next()?);
+        let headers = COVERED.map(|name| headers.get(name).map(HeaderValue::as_bytes));
+        let covered = Covered { purpose, from, run, count, body, method, target, headers };
         let mac = hex(&covered.mac(&root.key, &lock(&root.own).challenge).finalize().into_bytes());
-        Some(format!("{purpose}/{from}/{run}/{count}/{mac}"))
+        Some(format!("{purpose}/{from}/{run}/{count}/{body}/{mac}"))
     }
 }
 

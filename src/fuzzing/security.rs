@@ -23,14 +23,14 @@ use super::files::{assert_snapshot_holds, entry, scratch};
 use super::network::{LIMITS, assert_json_holds, connection, message_pack, request_of, split_head, taken};
 use crate::access::{AccessChange, NewToken, TokenHash};
 use crate::config::{TOKEN_NAME_BYTES_MAX, TOKEN_PREFIXES_MAX};
-use crate::headers::{ENVELOPE, FORWARDED_TO, PROOF};
+use crate::headers::PROOF;
 use crate::level::Level;
 use crate::network::access::{Bearer, bearer};
 use crate::network::listener::handshake::rejection;
 use crate::network::listener::stream::{Socket, Stream};
 use crate::network::tokens::{parse_required, parse_wanted};
 use crate::operation::{Operation, Write as LoggedWrite};
-use crate::proofs::{Proofs, Purpose};
+use crate::proofs::{COVERED, Proofs, Purpose};
 use crate::secret::{ROOT_SECRET_BYTES_MIN, Secret};
 use crate::store::ExampleStateMachine;
 use crate::tls::issue::{self, NewNode};
@@ -499,15 +499,16 @@ fn proof(request: &HttpRequest) {
         return;
     };
     let mut headers = HeaderMap::new();
-    for name in [&ENVELOPE, &FORWARDED_TO] {
+    for name in COVERED {
         for value in request.headers().get_all(name) {
             headers.append(name.clone(), value.clone());
         }
     }
     headers.insert(PROOF.clone(), HeaderValue::from_str(&sealed).expect("it is a value"));
-    let purpose = is_sealed(&headers);
-    if purpose.is_some() {
-        assert_eq!(sealed.split('/').next().and_then(Purpose::parse), purpose);
+    let proven = is_sealed(&headers);
+    if let Some(proven) = proven {
+        assert_eq!(sealed.split('/').next().and_then(Purpose::parse), Some(proven.purpose));
+        assert!(proven.body.is_some() && sealed.split('/').nth(4).is_some_and(|body| body.len() == 64));
         assert!(sealed.split('/').nth(3).is_some_and(|count| count.parse::<u64>().is_ok_and(|count| count > 0)));
     }
     assert_eq!(is_sealed(&headers), None, "a proof was accepted twice");
