@@ -172,9 +172,9 @@ mod tests {
     use super::*;
 
     /// A client that reads nothing is cut off at the deadline, so that it does not hold the file, and the turn of other
-    /// clients, for ever. One that disconnects ends it at once, and so does the node when it stops.
+    /// clients, forever. One that disconnects ends it at once, and so does the node when it stops.
     ///
-    /// Method: send pieces that nobody takes out of the channel.
+    /// Method: send pieces and take none out of the channel.
     #[tokio::test]
     async fn a_client_that_reads_nothing_is_cut_off() {
         let (soon, never) = (Duration::from_millis(50), Duration::from_secs(3600));
