@@ -54,10 +54,12 @@ impl Starting {
             .max_concurrent_connections(STARTING_CONNECTIONS_MAX)
             .shutdown_timeout(STARTING_SHUTDOWN_DEADLINE.as_secs())
             .disable_signals();
+        // They share the connections of the server.
+        let kept = STARTING_CONNECTIONS_KEPT / listeners.len().max(1);
         for listener in listeners {
             let (listener, tls) = (listener.try_clone()?, tls.cloned());
             server = server.listen("starting", listener, move || {
-                let (tls, places) = (tls.clone(), Rc::new(Places::default()));
+                let (tls, places) = (tls.clone(), Rc::new(Places::new(kept)));
                 let http = HttpService::build()
                     // The client's next request is for the node itself.
                     .keep_alive(KeepAlive::Disabled)
@@ -82,8 +84,10 @@ impl Starting {
 ///
 /// Clients that connect and send nothing must not keep others from being accepted, as a started node's connection
 /// limits ensure. Each connection carries one request, so all of them wait for it.
-#[derive(Default)]
-struct Places(RefCell<VecDeque<Weak<Place>>>);
+struct Places {
+    kept: usize,
+    places: RefCell<VecDeque<Weak<Place>>>,
+}
 
 /// A connection among the others.
 #[derive(Default)]
@@ -93,11 +97,15 @@ struct Place {
 }
 
 impl Places {
+    fn new(kept: usize) -> Self {
+        Places { kept, places: RefCell::default() }
+    }
+
     /// Adds a connection. Closes the oldest one if they are too many.
     fn enter(&self) -> Rc<Place> {
-        let mut places = self.0.borrow_mut();
+        let mut places = self.places.borrow_mut();
         places.retain(|place| place.strong_count() > 0);
-        if places.len() >= STARTING_CONNECTIONS_KEPT
+        if places.len() >= self.kept
             && let Some(oldest) = places.pop_front().and_then(|oldest| oldest.upgrade())
         {
             oldest.is_to_end.set(true);
@@ -286,7 +294,7 @@ mod tests {
 
     /// Connections that send nothing, a part of a handshake or a part of a request do not delay probes.
     ///
-    /// Method: open more of them than are accepted, and request `/livez` well before their deadlines.
+    /// Method: on two listeners, open more of them than are accepted, and request `/livez` well before their deadlines.
     #[tokio::test]
     async fn silent_connections_do_not_delay_probes() {
         let directory = tempfile::tempdir().unwrap();
@@ -297,13 +305,14 @@ mod tests {
         let tls = Arc::new(Tls::open(1, files, false).unwrap());
         let (hello, head) = (&[22, 3, 1, 1, 0, 1][..], &b"GET /livez HTTP/1.1\r\n"[..]);
         for (tls, begun) in [(None, &[][..]), (None, head), (Some(&tls), &[][..]), (Some(&tls), hello)] {
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            let addr = listener.local_addr().unwrap();
-            let starting = Starting::begin(std::slice::from_ref(&listener), tls).unwrap();
+            let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+            let addrs = listeners.each_ref().map(|listener| listener.local_addr().unwrap());
+            let addr = addrs[0];
+            let starting = Starting::begin(&listeners, tls).unwrap();
             let http = connections_with(ClientTls::from_ca(&file("ca.pem")).unwrap().config());
             let mut silent = Vec::new();
-            for _ in 0..2 * STARTING_CONNECTIONS_MAX {
-                let mut stream = tokio::net::TcpStream::connect(addr).await.unwrap();
+            for number in 0..2 * STARTING_CONNECTIONS_MAX {
+                let mut stream = tokio::net::TcpStream::connect(addrs[number % 2]).await.unwrap();
                 stream.write_all(begun).await.unwrap();
                 silent.push(stream);
             }
