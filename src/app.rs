@@ -117,6 +117,8 @@ pub struct ExampleApp {
     stopping: watch::Sender<bool>,
     /// The term in which this node, as leader, proposes no more because it hands over its leadership.
     handing_over: watch::Sender<Option<u64>>,
+    /// The last term in which this node led before a majority had responded, and since when a request knows that.
+    unconfirmed: Mutex<Option<(u64, Instant)>>,
     /// Why the node must exit, if it must.
     failure: watch::Sender<Option<Failure>>,
 }
@@ -355,6 +357,7 @@ impl ExampleApp {
             will_stop: AtomicBool::new(false),
             stopping: watch::Sender::new(false),
             handing_over: watch::Sender::new(None),
+            unconfirmed: Mutex::default(),
             failure: watch::Sender::new(None),
         }
     }
@@ -525,7 +528,19 @@ impl ExampleApp {
         let metrics = self.metrics.borrow_watched();
         *self.handing_over.borrow() == Some(metrics.vote.leader_id.term)
             || self.has_just_heard_a_leader()
-            || (metrics.state == ServerState::Leader && self.millis_since_quorum().is_none())
+            || (metrics.state == ServerState::Leader && self.is_just_elected(metrics.vote.leader_id.term))
+    }
+
+    /// Whether no majority has responded to this leader yet, and may do so within a moment. A leader that was cut off
+    /// right after its election is not just elected for longer than its lease.
+    fn is_just_elected(&self, term: u64) -> bool {
+        if self.millis_since_quorum().is_some() {
+            return false;
+        }
+        let mut unconfirmed = self.unconfirmed.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = unconfirmed.filter(|(known, _)| *known == term);
+        let (_, since) = *unconfirmed.insert(known.unwrap_or_else(|| (term, Instant::now())));
+        since.elapsed() < self.leader_lease()
     }
 
     /// The leader that this node follows and has accepted an append of, if it has no open connection to this node.
