@@ -106,13 +106,13 @@ pub struct Write {
     pub operation: Operation,
 }
 
-/// Follows the owner in the key of a request. No header has it.
+/// Separates the owner from the client's key. No value of a header contains it.
 const AFTER_OWNER: char = '\n';
 
 /// Identifies a request, so that it is executed once.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestId {
-    /// The client's `Idempotency-Key`; after the owner and a line break, which no client can send, if it has an owner.
+    /// The client's `Idempotency-Key`, after the owner and [`AFTER_OWNER`] if it has an owner.
     pub key: Key,
     /// XXH3 with 128 bits of the operation as MessagePack with field names; the upper 64 bits first.
     pub fingerprint: [u64; 2],
@@ -122,7 +122,7 @@ impl RequestId {
     /// The id of a request with this `Idempotency-Key` and operation.
     ///
     /// With an `owner`, the name of a token, the request of another owner is another request, even if it is the same
-    /// operation with the same key. So no owner's key shows, or takes up, the key of another one.
+    /// operation with the same key. So an owner neither sees nor blocks the requests of others.
     ///
     /// # Errors
     ///

@@ -20,7 +20,7 @@ use super::readiness::{self, Destination};
 use super::rejections::{no_leader, raft_ended, stopping, unconfirmed};
 use super::v1::check_result;
 use super::worker::Worker;
-use super::{forward, read_index, tokens, v1};
+use super::{forward, read_index, tokens};
 use crate::app::{ExampleApp, Role};
 use crate::auth::Who;
 use crate::config::REQUEST_DEADLINE;
@@ -88,7 +88,6 @@ pub async fn submit(
             if is_access {
                 tokens::check_level(app).await?;
             }
-            check_used_without_owner(app, request_id.as_deref())?;
             let busy = || (app.store.log.meters().sync.total(), app.store.state_machine.meters().apply.total());
             let proposal = propose(app, request_id, operation, memory.waited(), Some(&who));
             let mut response = timed_proposal(request, busy, proposal).await?;
@@ -109,13 +108,6 @@ pub async fn submit(
             Ok(Submitted::Forwarded(memory.until_written(response)))
         }
     }
-}
-
-/// Rejects a request whose key was used while no tokens were required: it may have been applied then, and be a retry.
-fn check_used_without_owner(app: &ExampleApp, request_id: Option<&RequestId>) -> Result<(), ApiError> {
-    let Some(key) = request_id.and_then(RequestId::key_without_owner) else { return Ok(()) };
-    let is_used = app.store.state_machine.read(|machine| machine.requests.get(key).is_some());
-    if is_used { Err(v1::key_reused()) } else { Ok(()) }
 }
 
 /// Checks again whether someone may be served, with all that was committed before this node became the leader. Time may

@@ -61,16 +61,11 @@ pub fn check_result(response: &ExampleResponse) -> Result<(), ApiError> {
             let bytes = usize::try_from(*bytes).unwrap_or(usize::MAX);
             Err(ApiError::too_large("answer", crate::config::TXN_ANSWER_BYTES_MAX, bytes))
         }
-        Some(WriteResult::RequestIdReused) => Err(key_reused()),
+        Some(WriteResult::RequestIdReused) => Err(ApiError::IdempotencyKeyReused(Details::not_applied(
+            "this Idempotency-Key was used for another request; give each request its own",
+        ))),
         _ => Ok(()),
     }
-}
-
-/// An `Idempotency-Key` that another request had before.
-pub fn key_reused() -> ApiError {
-    ApiError::IdempotencyKeyReused(Details::not_applied(
-        "this Idempotency-Key was used for another request; give each request its own",
-    ))
 }
 
 /// A key that does not exist.

@@ -123,6 +123,10 @@ impl Model {
         let Some(request) = &write.request else { return (self.execute(&write.operation, None), false) };
         let place = self.done.iter().position(|done| done.key == *request.key);
         let mut begun = None;
+        let without_owner = request.key.split_once('\n').map(|(_, key)| key);
+        if place.is_none() && self.done.iter().any(|done| Some(done.key.as_str()) == without_owner) {
+            return (WriteResult::RequestIdReused, false);
+        }
         if let Some(done) = place.map(|place| &self.done[place]) {
             if done.fingerprint != request.fingerprint {
                 return (WriteResult::RequestIdReused, false);

@@ -205,10 +205,11 @@ fn time() -> impl Strategy<Value = Time> {
 }
 
 fn request() -> impl Strategy<Value = Option<Arc<RequestId>>> {
-    let id = (0..4_u64, 0..10_u64).prop_map(|(key, other)| {
-        // Usually the same request again, and occasionally another one with its key.
+    let id = (0..4_u64, 0..10_u64, 0..3_u64).prop_map(|(key, other, owner)| {
+        // Usually the same request again, and occasionally another one with its key, or that of another owner.
         let fingerprint = [key, u64::from(other == 0)];
-        Arc::new(RequestId { key: format!("request {key}").into(), fingerprint })
+        let owner = if owner == 0 { "owner\n" } else { "" };
+        Arc::new(RequestId { key: format!("{owner}request {key}").into(), fingerprint })
     });
     option::weighted(0.25, id)
 }

@@ -177,6 +177,11 @@ impl ExampleStateMachine {
     fn executed_before(&self, request: &RequestId) -> Executed {
         let before = self.requests.get(&request.key).map(|remembered| remembered.as_ref());
         match before.filter(|_| !seeded_bug::is_on(SeededBug::NoDeduplication)) {
+            // A request that was sent while no tokens were required has no owner. It may be this one, so this one is not
+            // executed again; and it may be somebody else's, so its result is not shown.
+            None if request.key_without_owner().is_some_and(|key| self.requests.get(key).is_some()) => {
+                Executed::Done { result: WriteResult::RequestIdReused, replayed: false }
+            }
             None => Executed::Never,
             Some(remembered) if remembered.fingerprint != request.fingerprint => {
                 Executed::Done { result: WriteResult::RequestIdReused, replayed: false }
