@@ -125,9 +125,11 @@ impl BodyHash {
         let mut hash = Sha256::new_with_prefix(start);
         let mut chunk = vec![0; HASHED_AT_ONCE_BYTES_MAX];
         loop {
-            match rest.read(&mut chunk)? {
-                0 => return Ok(BodyHash(hash.finalize().into())),
-                length => hash.update(&chunk[..length]),
+            match rest.read(&mut chunk) {
+                Ok(0) => return Ok(BodyHash(hash.finalize().into())),
+                Ok(length) => hash.update(&chunk[..length]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
         }
     }

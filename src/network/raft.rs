@@ -188,12 +188,15 @@ async fn receive_snapshot(
     };
     let temporary = app.store.state_machine.snapshots().temporary_file();
     tokio::select! {
-        saved = save(app, payload, received.freeze(), &temporary) => saved?,
+        checked = async {
+            save(app, payload, received.freeze(), &temporary).await?;
+            // Until here, only what the HMAC of the proof covers was used: the ids of the nodes and of the cluster.
+            access::check_body_with_file(request, start, temporary.path().to_owned()).await
+        } => checked?,
         () = turn.superseded() => {
             return Err(ApiError::Conflict(Details::not_applied("a newer snapshot arrived")));
         }
     }
-    access::check_body_with_file(request, start, temporary.path().to_owned()).await?;
     let snapshots = app.store.state_machine.snapshots().clone();
     let verified = tokio::task::spawn_blocking(move || snapshots.verify(temporary)).await;
     let (found, snapshot) = match verified {

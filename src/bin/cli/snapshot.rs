@@ -113,7 +113,8 @@ pub async fn save(client: &ExampleClient, mut output: Output, save: SnapshotSave
     if save.file.is_dir() || save.file.file_name().is_none() {
         return Err(Failure::Usage(format!("`{}` must be a file, not a directory", save.file.display())));
     }
-    // A node on this machine has priority. Threads inherit it. Without it, saving only delays requests more.
+    // A node on this machine has priority. Later threads inherit the value. If it cannot be set, saving delays requests
+    // more.
     let _ = setpriority_process(None, SAVE_NICENESS);
     let mut name = save.file.clone().into_os_string();
     name.push(".part");
