@@ -95,6 +95,10 @@ pub async fn run(arguments: &JoinArguments) -> Result<Verdict> {
             };
             let (measurement, joined) = tokio::join!(load, joining);
             let joined = joined.context("a node did not join")?;
+            if let Some((id, seconds)) = joined {
+                let is_within = seconds < arguments.seconds as f64;
+                ensure!(is_within, "node {id} joined after {seconds:.1} s, longer than the load: use more --seconds");
+            }
             if let Some((id, _)) = joined {
                 cluster.remove_joined(id).await?;
             }
@@ -115,7 +119,7 @@ pub async fn run(arguments: &JoinArguments) -> Result<Verdict> {
             unit: " s",
         },
         Goal {
-            what: "write p99 meanwhile, to that without".to_owned(),
+            what: "write p99 of a run with a join, to that without".to_owned(),
             limit: Limit::AtMost(WRITE_P99_RATIO_MAX),
             measured: p99(true) / p99(false),
             unit: "×",

@@ -190,15 +190,22 @@ impl Revoker {
 
     /// Revokes a token, retrying until that is acknowledged.
     async fn revoke(&mut self, name: &str) -> bool {
+        let mut is_repeated = false;
         while !self.stopped.load(Ordering::Relaxed) {
             let host = self.any_host();
             let request = http::request(Method::DELETE, &format!("/v1/tokens/{name}"), "");
             let answer = self.admin.http().send(host.http(), request, REQUEST_DEADLINE).await;
             match answer.map(|answer| answer.status()) {
+                Ok(StatusCode::OK) => return true,
                 // An earlier attempt was applied, and its response was lost.
-                Ok(StatusCode::OK | StatusCode::NOT_FOUND) => return true,
+                Ok(StatusCode::NOT_FOUND) if is_repeated => return true,
+                Ok(StatusCode::NOT_FOUND) => {
+                    self.wrong.push(format!("the token {name} does not exist, although its creation was acknowledged"));
+                    return false;
+                }
                 _ => self.pause(PAUSE_MAX).await,
             }
+            is_repeated = true;
         }
         false
     }
