@@ -112,7 +112,7 @@ const AFTER_OWNER: char = '\n';
 /// Identifies a request, so that it is executed once.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestId {
-    /// The client's `Idempotency-Key`, after the owner and [`AFTER_OWNER`] if it has an owner.
+    /// The client's `Idempotency-Key`, after the owner and a line break if it has an owner.
     pub key: Key,
     /// XXH3 with 128 bits of the operation as MessagePack with field names; the upper 64 bits first.
     pub fingerprint: [u64; 2],
