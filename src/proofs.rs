@@ -284,8 +284,8 @@ impl Proofs {
         HeaderValue::from_str(&hex(&challenge)).ok()
     }
 
-    /// Checks the proof of a request, which is used up thereby; returns what it proves if it is valid for the body
-    /// with the hash in it.
+    /// Checks the proof of a request, which is used up thereby; returns what it proves. The caller must compare the hash in
+    /// that with the body.
     pub fn check(&self, method: &str, target: &str, headers: &HeaderMap) -> Option<Proven> {
         let root = self.root()?;
         let mut proofs = headers.get_all(&PROOF);
