@@ -12,6 +12,7 @@ use harness::http::{self, Client, HeaderMap, Method, Request, StatusCode, with_h
 use harness::node::{Envelope, Metrics};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::{Attempt, NodeStatus, RaftState, Sink, WatchPlace, WatchStream};
 use crate::history::{
@@ -22,6 +23,9 @@ use crate::node::Node;
 
 /// How long a request about a node's own state may take.
 const STATUS_DEADLINE: Duration = Duration::from_secs(2);
+/// How long a new cluster may take until it has the level of formats of its nodes, and how often it is asked.
+const FORMING_DEADLINE: Duration = Duration::from_secs(60);
+const FORMING_INTERVAL: Duration = Duration::from_millis(50);
 /// Page size of the listings in the load: small, so that there are several pages.
 const PAGE_KEYS: usize = 16;
 /// A listing is given up after this many pages.
@@ -46,7 +50,27 @@ pub async fn form(http: &Client, nodes: &[Node]) -> Result<()> {
     if !answer.status().is_success() {
         bail!("cannot form the cluster: {}", String::from_utf8_lossy(answer.body()));
     }
-    Ok(())
+    wait_for_level(http, nodes[0].host.http()).await
+}
+
+/// Waits until the cluster has the level of formats that all its nodes support. Raising it changes the hash of the
+/// state, so a backup from before has another hash than the cluster that is restored from it.
+async fn wait_for_level(http: &Client, node: SocketAddr) -> Result<()> {
+    let deadline = Instant::now() + FORMING_DEADLINE;
+    loop {
+        let answer = http.send(node, http::get("/v1/cluster"), super::CLIENT_DEADLINE).await?;
+        let cluster: Value = serde_json::from_slice(answer.body()).context("unexpected response to `/v1/cluster`")?;
+        let members = cluster["members"].as_array().context("`/v1/cluster` has no members")?;
+        let levels: Option<Vec<u64>> = members.iter().map(|member| member["format_level"].as_u64()).collect();
+        let supported = levels.and_then(|levels| levels.into_iter().min());
+        if supported.is_some() && cluster["format_level"].as_u64() == supported {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("the level of formats of the cluster is not raised: {cluster}");
+        }
+        tokio::time::sleep(FORMING_INTERVAL).await;
+    }
 }
 
 pub async fn call(
