@@ -4,9 +4,10 @@
 //! with one wake. Their results return together too, since Raft applies them together.
 
 use std::cell::{Cell, RefCell};
+use std::pin::pin;
 use std::rc::Rc;
 
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use openraft::errors::{ClientWriteError, Fatal, RaftError};
 use openraft::raft::{ClientWriteResponse, WriteResponse};
 use tokio::sync::oneshot;
@@ -17,7 +18,10 @@ use crate::store::ExampleRaft;
 use crate::types::{Command, TypeConfig};
 
 /// The result of a write.
-pub type Proposed = Result<ClientWriteResponse<TypeConfig>, RaftError<TypeConfig, ClientWriteError<TypeConfig>>>;
+pub type Proposed = Result<ClientWriteResponse<TypeConfig>, RaftError<TypeConfig, WriteError>>;
+
+type WriteError = ClientWriteError<TypeConfig>;
+type WriteResult = Result<WriteResponse<TypeConfig>, WriteError>;
 
 /// The writes of one thread that Raft has not got yet.
 pub struct Proposals {
@@ -94,8 +98,8 @@ impl Proposals {
         }
         let (commands, outcomes): (Vec<_>, Vec<_>) =
             batch.into_iter().map(|proposal| (proposal.command, proposal.outcome)).unzip();
-        let mut proposed = match self.raft.client_write_many(commands).await {
-            Ok(proposed) => proposed,
+        let results = match self.raft.client_write_many(commands).await {
+            Ok(results) => results,
             Err(fatal) => {
                 for outcome in outcomes {
                     let _ = outcome.result.send(Err(RaftError::Fatal(fatal.clone())));
@@ -103,17 +107,46 @@ impl Proposals {
                 return;
             }
         };
-        for outcome in outcomes {
-            let became = match proposed.next().await {
-                Some(Ok(Ok(WriteResponse { log_id, response }))) => {
-                    Ok(ClientWriteResponse { log_id, data: response, membership: None })
-                }
-                Some(Ok(Err(error))) => Err(RaftError::APIError(error)),
-                Some(Err(fatal)) => Err(RaftError::Fatal(fatal)),
-                None => Err(RaftError::Fatal(Fatal::Stopped)),
-            };
-            // The client may have disconnected.
-            let _ = outcome.result.send(became);
+        pass_on(results, outcomes).await;
+    }
+}
+
+/// Gives each write its result. If Raft stops, the results end with an error, even if there are more writes, and must
+/// not be polled after their end.
+async fn pass_on(results: impl Stream<Item = Result<WriteResult, Fatal<TypeConfig>>>, outcomes: Vec<Outcome>) {
+    let mut results = pin!(results.fuse());
+    for outcome in outcomes {
+        let became = match results.next().await {
+            Some(Ok(Ok(WriteResponse { log_id, response }))) => {
+                Ok(ClientWriteResponse { log_id, data: response, membership: None })
+            }
+            Some(Ok(Err(error))) => Err(RaftError::APIError(error)),
+            Some(Err(fatal)) => Err(RaftError::Fatal(fatal)),
+            None => Err(RaftError::Fatal(Fatal::Stopped)),
+        };
+        // The client may have disconnected.
+        let _ = outcome.result.send(became);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{FutureExt, stream};
+
+    use super::*;
+
+    /// Claim: if Raft stops while it has several writes of a batch, each of them gets an error. Method: results that end
+    /// after an error, like openraft's, which panic if they are polled again.
+    #[test]
+    fn each_write_gets_an_error_when_raft_stops() {
+        let (outcomes, mut proposed): (Vec<_>, Vec<_>) = (0..3)
+            .map(|_| oneshot::channel())
+            .map(|(result, proposed)| (Outcome { result, _memory: HeldMemory::default() }, proposed))
+            .unzip();
+        let results = stream::unfold(Some(()), |more| async move { more.map(|()| (Err(Fatal::Stopped), None)) });
+        pass_on(results, outcomes).now_or_never().expect("nothing is awaited");
+        for result in &mut proposed {
+            assert!(matches!(result.try_recv(), Ok(Err(RaftError::Fatal(Fatal::Stopped)))));
         }
     }
 }
