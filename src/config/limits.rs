@@ -458,7 +458,7 @@ pub const LONG_WORK_BYTES: usize = 64 << 10;
 pub const LONG_WORK_AT_ONCE: usize = 2;
 /// Bytes of long writes that are proposed and not applied at once. A short write waits for those before it, which pass
 /// through three disks and two connections.
-pub const PROPOSED_BYTES_MAX: usize = 8 << 20;
+pub const PROPOSED_BYTES_MAX: usize = 4 << 20;
 
 const _: () = assert!(
     2 * REQUEST_BYTES_PER_BYTE * REQUEST_BYTES_MAX_DEFAULT + ENCODED_BYTES_PER_BYTE_MAX * VALUE_BYTES_MAX_DEFAULT
