@@ -538,9 +538,7 @@ impl ExampleApp {
             return false;
         }
         let mut unconfirmed = self.unconfirmed.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = unconfirmed.filter(|(known, _)| *known == term);
-        let (_, since) = *unconfirmed.insert(known.unwrap_or_else(|| (term, Instant::now())));
-        since.elapsed() < self.leader_lease()
+        time_unconfirmed(&mut unconfirmed, term, Instant::now()) < self.leader_lease()
     }
 
     /// The leader that this node follows and has accepted an append of, if it has no open connection to this node.
@@ -779,6 +777,13 @@ impl ExampleApp {
     }
 }
 
+/// How long the leader of `term` has been known to be without a response of a majority, which `unconfirmed` remembers.
+fn time_unconfirmed(unconfirmed: &mut Option<(u64, Instant)>, term: u64, now: Instant) -> Duration {
+    let known = unconfirmed.filter(|(known, _)| *known == term);
+    let (_, since) = *unconfirmed.insert(known.unwrap_or((term, now)));
+    now.duration_since(since)
+}
+
 /// A term, and its leader if it is known.
 pub type TermAndLeader = (u64, Option<NodeId>);
 
@@ -808,6 +813,17 @@ fn is_member_in(metrics: &RaftServerMetrics<TypeConfig>, id: NodeId) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A leader without a response of a majority is not new for ever: the time counts from when that was first noticed in
+    /// its term, however often it is asked, and anew in another term.
+    #[test]
+    fn time_without_a_response_is_counted_by_term() {
+        let (mut unconfirmed, start, moment) = (None, Instant::now(), Duration::from_millis(100));
+        for (term, asked_after, expected) in [(3, 0, 0), (3, 1, 1), (3, 5, 5), (4, 6, 0), (4, 8, 2)] {
+            let time = time_unconfirmed(&mut unconfirmed, term, start + asked_after * moment);
+            assert_eq!(time, expected * moment, "term {term} after {asked_after} moments");
+        }
+    }
 
     /// A task that panics or returns ends the node. A task that has completed its work does not.
     #[tokio::test]
