@@ -154,8 +154,9 @@ pub enum Proofs {
 /// What a node needs for proofs with the root token.
 pub struct Root {
     key: Key,
-    own_id: NodeId,
-    run: u64,
+    /// The fields of each proof that name this node and its process.
+    own_id: String,
+    run: String,
     count: AtomicU64,
     /// The challenges of other nodes, by their addresses.
     known: Mutex<HashMap<String, Challenge>>,
@@ -208,6 +209,7 @@ impl Proofs {
             let derived = keyed(secret.reveal().as_bytes()).chain_update(b"raft-key-value: proofs between nodes, 2");
             let own = Own { challenge: random(), used: HashMap::new() };
             let key = keyed(&derived.finalize().into_bytes());
+            let (own_id, run) = (own_id.to_string(), format!("{run:016x}"));
             let (count, known) = (AtomicU64::new(1), Mutex::default());
             Proofs::ByRoot(Box::new(Root { key, own_id, run, count, known, own: Mutex::new(own) }))
         })
@@ -317,7 +319,7 @@ impl Proofs {
 impl Root {
     fn add_proof(&self, request: &mut reqwest::Request, purpose: Purpose, body: BodyHash) {
         let Some(challenge) = lock(&self.known).get(&address_of(request)).copied() else { return };
-        let (from, run) = (self.own_id.to_string(), format!("{:016x}", self.run));
+        let (from, run) = (&self.own_id, &self.run);
         let count = self.count.fetch_add(1, Ordering::Relaxed).to_string();
         let body = hex(&body.0);
         let headers =
@@ -329,8 +331,8 @@ impl Root {
         };
         let covered = Covered {
             purpose: purpose.as_str(),
-            from: &from,
-            run: &run,
+            from,
+            run,
             count: &count,
             body: &body,
             method: request.method().as_str(),
@@ -430,14 +432,19 @@ fn random() -> Challenge {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    const DIGITS: [u8; 16] = *b"0123456789abcdef";
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        text.extend([byte >> 4, byte & 15].map(|digit| char::from(DIGITS[usize::from(digit)])));
+    }
+    text
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digits = text.as_bytes();
-    let is_hex = digits.len().is_multiple_of(2) && digits.len() <= 64 && digits.iter().all(u8::is_ascii_hexdigit);
-    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-    if is_hex { digits.chunks(2).map(byte).collect() } else { None }
+    let (pairs, rest) = text.as_bytes().as_chunks();
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let byte = |[high, low]: &[u8; 2]| Some((digit(*high)? << 4 | digit(*low)?) as u8);
+    if rest.is_empty() && pairs.len() <= 32 { pairs.iter().map(byte).collect() } else { None }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -521,6 +528,18 @@ mod tests {
             assert_eq!(BodyHash::of_request(&request).await, hash, "{length}");
             let (start, rest) = body.split_at(length / 3);
             assert_eq!(BodyHash::of_parts(start, rest).unwrap(), hash, "{length}");
+        }
+    }
+
+    /// Bytes and their digits become each other, and anything else is no digits.
+    #[test]
+    fn digits() {
+        assert_eq!(hex(&[0, 0x1f, 0xa0, 0xff]), "001fa0ff");
+        let bytes: Vec<u8> = (0..32).map(|place| place * 7 + 3).collect();
+        assert_eq!(unhex(&hex(&bytes)), Some(bytes));
+        assert_eq!(unhex("A0fF").as_deref(), Some(&[0xa0, 0xff][..]));
+        for wrong in ["0", "0g", "g0", "+1", "0x", "é", &"00".repeat(33)] {
+            assert_eq!(unhex(wrong), None, "{wrong}");
         }
     }
 
