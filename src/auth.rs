@@ -3,12 +3,15 @@
 //! A node that was started with the root token requires tokens from its start on, and its first leader makes the whole
 //! cluster require them, until an administrator ends that.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use subtle::ConstantTimeEq;
 use tokio::sync::watch;
 
 use crate::access::{TokenHash, TokenRole};
+use crate::clock::LogClock;
 use crate::operation::Key;
 use crate::secret::{SECRET_BYTES_MAX, Secret};
 use crate::store::state_machine::access::{Access, AccessMode, Token};
@@ -18,6 +21,7 @@ use crate::store::{AccessCell, ExampleStore};
 #[derive(Debug)]
 pub struct Auth {
     access: Arc<AccessCell>,
+    clock: Arc<LogClock>,
     root: Option<TokenHash>,
     /// The last term in which this node, as leader, had applied all that was committed before.
     current_in: AtomicU64,
@@ -37,16 +41,35 @@ pub enum Who {
     /// Another node, with something of its own to ask.
     Peer,
     /// The holder of a token.
-    Holder(Key, Arc<Token>),
+    Holder {
+        /// The name of the token.
+        name: Key,
+        /// The token.
+        token: Arc<Token>,
+        /// The version of the tokens among which it was found.
+        version: u64,
+    },
 }
+
+/// The last valid token of a connection, and its holder.
+///
+/// Clients send the same token with each request of a connection. Comparing it with the last one costs less than hashing
+/// it and finding the hash.
+///
+/// It is compared in constant time: a proxy, or a node that forwards requests, sends those of several clients on one
+/// connection, and the time of a rejection must not tell one of them how a token of another begins. Requests of other
+/// connections are not compared with it. It is kept as its text, which the connection has received anyway, until the
+/// connection ends or another token is valid on it. Nothing prints it.
+#[derive(Default)]
+pub struct LastToken(RefCell<Option<(Box<[u8]>, Who)>>);
 
 impl Auth {
     /// What the node with this store and this root token checks.
     pub fn new(store: &ExampleStore, root: Option<&Secret>, public_metrics: bool) -> Self {
         let root = root.map(|secret| TokenHash::of(secret.reveal().as_bytes()));
-        let access = store.state_machine.access().clone();
+        let (access, clock) = (store.state_machine.access().clone(), store.clock().clone());
         let began_without_cluster = store.identity().cluster_id.is_none();
-        Auth { access, root, current_in: AtomicU64::new(0), public_metrics, began_without_cluster }
+        Auth { access, clock, root, current_in: AtomicU64::new(0), public_metrics, began_without_cluster }
     }
 
     /// Whether this node has the root token.
@@ -102,11 +125,34 @@ impl Auth {
         self.access.changes()
     }
 
-    /// The holder of a token, unless it is unknown or has expired at `now_ms` of log time.
+    /// The holder of a token that a connection has sent, unless it is unknown or has expired.
     ///
     /// An entry removes an expired token on all nodes. A node that is cut off gets no entries, and must not accept the
     /// token meanwhile.
-    pub fn holder_of(&self, secret: &[u8], now_ms: u64) -> Option<Who> {
+    pub fn holder_of(&self, secret: &[u8], last: &LastToken) -> Option<Who> {
+        if let Some((text, who)) = &*last.0.borrow()
+            && is_same(text, secret)
+            && self.is_known(who)
+        {
+            return Some(who.clone());
+        }
+        let who = self.find(secret)?;
+        last.0.replace(Some((secret.into(), who.clone())));
+        Some(who)
+    }
+
+    /// Whether looking for the token again would find the same. A token that was not revoked, but is looked for after
+    /// another one was changed, is found with the new version.
+    fn is_known(&self, who: &Who) -> bool {
+        match who {
+            Who::Holder { token, version, .. } => *version == self.access.version() && !self.has_expired(token),
+            // It is the same as long as the node runs.
+            Who::Root => true,
+            Who::Anyone | Who::Peer => false,
+        }
+    }
+
+    fn find(&self, secret: &[u8]) -> Option<Who> {
         if secret.len() > SECRET_BYTES_MAX {
             return None;
         }
@@ -114,26 +160,36 @@ impl Auth {
         if self.root == Some(hash) {
             return Some(Who::Root);
         }
+        // Before the tokens: if they change in between, the version is too old, and the token is looked for again.
+        let version = self.access.version();
         let access = self.access.now();
         let (name, token) = access.find(&hash)?;
-        (!has_expired(token, now_ms)).then(|| Who::Holder(name.clone(), token.clone()))
+        (!self.has_expired(token)).then(|| Who::Holder { name: name.clone(), token: token.clone(), version })
     }
 
     /// Whether someone who was admitted before may still be served.
-    pub fn still_admits(&self, who: &Who, now_ms: u64) -> bool {
+    pub fn still_admits(&self, who: &Who) -> bool {
         match who {
             Who::Anyone => !self.is_required(),
             Who::Root | Who::Peer => true,
-            Who::Holder(name, token) => {
-                !has_expired(token, now_ms)
-                    && self.access.now().tokens().get(name).is_some_and(|now| Arc::ptr_eq(now, token) || now == token)
+            Who::Holder { name, token, version } => {
+                let is_unchanged =
+                    || self.access.now().tokens().get(name).is_some_and(|now| Arc::ptr_eq(now, token) || now == token);
+                !self.has_expired(token) && (*version == self.access.version() || is_unchanged())
             }
         }
     }
+
+    fn has_expired(&self, token: &Token) -> bool {
+        // Most tokens never expire, and reading the clock takes time.
+        token.expires_at_ms > 0 && token.expires_at_ms <= self.clock.now_ms()
+    }
 }
 
-fn has_expired(token: &Token, now_ms: u64) -> bool {
-    token.expires_at_ms > 0 && token.expires_at_ms <= now_ms
+/// Compares two texts in constant time if they have the same length. The length of a token is no secret.
+fn is_same(one: &[u8], other: &[u8]) -> bool {
+    let differences = || one.iter().zip(other).fold(0, |differences, (one, other)| differences | (one ^ other));
+    one.len() == other.len() && differences().ct_eq(&0).into()
 }
 
 /// Keys that a request names.
@@ -152,13 +208,13 @@ impl Who {
     pub fn has_role(&self, role: TokenRole) -> bool {
         match self {
             Who::Anyone | Who::Root | Who::Peer => true,
-            Who::Holder(_, token) => token.role >= role,
+            Who::Holder { token, .. } => token.role >= role,
         }
     }
 
     /// Whether all of the keys are among those of the token.
     pub fn has_keys(&self, keys: Keys<'_>) -> bool {
-        let Who::Holder(_, token) = self else { return true };
+        let Who::Holder { token, .. } = self else { return true };
         token.prefixes.is_empty()
             || token.prefixes.iter().any(|prefix| match keys {
                 Keys::One(key) => key.starts_with(prefix.as_str()),
@@ -174,7 +230,7 @@ impl Who {
             Who::Anyone => None,
             // No token has such a name.
             Who::Root | Who::Peer => Some("/root"),
-            Who::Holder(name, _) => Some(name),
+            Who::Holder { name, .. } => Some(name),
         }
     }
 }
@@ -189,7 +245,7 @@ mod tests {
         let who = |prefixes: &[&str]| {
             let prefixes = prefixes.iter().copied().map(Key::from).collect();
             let token = Token { role: TokenRole::Read, prefixes, expires_at_ms: 0, hash: TokenHash::of(b"") };
-            Who::Holder("name".into(), Arc::new(token))
+            Who::Holder { name: "name".into(), token: Arc::new(token), version: 0 }
         };
         let app = who(&["app/", "b"]);
         for keys in [

@@ -68,7 +68,7 @@ const MAY_NAME: [(&str, &str); 44] = [
          store::snapshot store",
     ),
     ("client", "access body secret config connection duration error headers node_status tls types"),
-    ("auth", "access operation secret store store::state_machine"),
+    ("auth", "access clock operation secret store store::state_machine"),
     ("app", "agreement auth config confirmations connection disk peers store telemetry tls types"),
     (
         "network",

@@ -32,7 +32,7 @@ use super::reply::error_at;
 use super::request_body::keep_for_a_while;
 use crate::access::TokenRole;
 use crate::app::ExampleApp;
-use crate::auth::{Keys, Who};
+use crate::auth::{Keys, LastToken, Who};
 use crate::body::Needs;
 use crate::error::{ApiError, Details, NotApplied, NotPermitted};
 use crate::headers::{CHALLENGE, FORWARDED, FORWARDED_TO, PROOF};
@@ -194,7 +194,10 @@ fn authorize<N: Need>(app: &ExampleApp, request: &HttpRequest) -> Result<Who, Ap
         return Ok(Who::Peer);
     }
     let who = match bearer(request.headers()) {
-        Bearer::Token(secret) => app.auth.holder_of(secret, app.store.clock().now_ms()),
+        Bearer::Token(secret) => match state_of(request) {
+            Some(state) => app.auth.holder_of(secret, &state.last_token),
+            None => app.auth.holder_of(secret, &LastToken::default()),
+        },
         Bearer::Missing => return Err(unauthorized(app, "the request needs a token: Authorization: Bearer <token>")),
         Bearer::Malformed => None,
     };
@@ -308,7 +311,7 @@ impl<N> Caller<N> {
     /// 403.
     pub fn may_write(&self, write: impl Into<Guarded>) -> Result<Permitted, ApiError> {
         let write = write.into();
-        if let Who::Holder(..) = self.who {
+        if let Who::Holder { .. } = self.who {
             self.check_operation(&write.operation)?;
         }
         Ok(Permitted { write, who: self.who.clone() })
@@ -366,7 +369,7 @@ impl Permit {
                     return error;
                 }
                 let left = match &permit.0 {
-                    Who::Holder(_, token) if token.expires_at_ms > 0 => {
+                    Who::Holder { token, .. } if token.expires_at_ms > 0 => {
                         let left_ms = token.expires_at_ms.saturating_sub(app.store.clock().now_ms());
                         // Log time may pass more slowly than this machine's, so it is looked at again.
                         Some(Duration::from_millis(left_ms.max(1)))
@@ -394,7 +397,7 @@ impl Permit {
 ///
 /// 401.
 pub fn check_again(app: &ExampleApp, who: &Who) -> Result<(), ApiError> {
-    if app.auth.still_admits(who, app.store.clock().now_ms()) {
+    if app.auth.still_admits(who) {
         return Ok(());
     }
     Err(unauthorized(app, "the token is not valid any more: it has expired or was revoked"))

@@ -119,7 +119,7 @@ pub async fn check_on_leader(app: &ExampleApp, who: &Who) -> Result<(), ApiError
     let term = app.term();
     let depends_on_entries = match who {
         Who::Root | Who::Peer => false,
-        Who::Holder(..) => true,
+        Who::Holder { .. } => true,
         // In a cluster that has nothing to do with tokens there is nothing to wait for.
         Who::Anyone => app.auth.mode() != AccessMode::Open,
     };

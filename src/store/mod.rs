@@ -175,7 +175,7 @@ impl ExampleStore {
     }
 
     /// The node's clock of log time.
-    pub fn clock(&self) -> &LogClock {
+    pub fn clock(&self) -> &Arc<LogClock> {
         self.state_machine.clock()
     }
 

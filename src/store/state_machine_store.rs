@@ -59,12 +59,14 @@ pub struct AccessCell {
     now: watch::Sender<Arc<Access>>,
     /// Read with each request.
     mode: AtomicU8,
+    /// The number of changes since the start. Read with each request that has a token.
+    version: AtomicU64,
 }
 
 impl AccessCell {
     fn new(access: Arc<Access>) -> Self {
         let mode = AtomicU8::new(access.mode() as u8);
-        AccessCell { now: watch::Sender::new(access), mode }
+        AccessCell { now: watch::Sender::new(access), mode, version: AtomicU64::new(0) }
     }
 
     /// Whether requests need a token.
@@ -77,7 +79,13 @@ impl AccessCell {
         }
     }
 
-    /// The tokens.
+    /// Another number after each change: what was found among the tokens of this version holds as long as it is the same.
+    #[inline]
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// The tokens, at least as new as a version that was read before.
     pub fn now(&self) -> Arc<Access> {
         self.now.borrow().clone()
     }
@@ -89,8 +97,13 @@ impl AccessCell {
 
     fn set(&self, access: &Arc<Access>) {
         if !Arc::ptr_eq(&self.now.borrow(), access) {
-            self.now.send_replace(access.clone());
-            self.mode.store(access.mode() as u8, Ordering::Release);
+            self.now.send_modify(|now| {
+                now.clone_from(access);
+                // Before a waiting task is woken and before a result is sent, so that neither checks a token by the
+                // old version. Only the task that applies entries changes them.
+                self.mode.store(access.mode() as u8, Ordering::Release);
+                self.version.fetch_add(1, Ordering::Release);
+            });
         }
     }
 }
@@ -193,7 +206,7 @@ impl StateMachineStore {
     }
 
     /// The node's clock of log time.
-    pub fn clock(&self) -> &LogClock {
+    pub fn clock(&self) -> &Arc<LogClock> {
         &self.clock
     }
 

@@ -560,6 +560,88 @@ async fn auth_ends_with_the_revocation() {
     }
 }
 
+/// A connection on which a token is valid is served with no other text, with each token as that token allows, and with
+/// none that has been revoked, has expired, or has the name of a later one.
+///
+/// Method: one connection to each node for all requests, on which a token is used, then texts that differ from it a
+/// little, tokens with another role, and the root token. Change other tokens meanwhile, revoke the token, and create
+/// another one with its name. Then kill two nodes, and wait until a token expires that no entry removes any more.
+#[tokio::test]
+async fn auth_of_kept_connections() {
+    async fn status(wire: &mut Wire, method: &str, query: &str, token: &str) -> u16 {
+        wire.send(format!(
+            "{method} /v1/kv/app/k{query} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {token}\r\ncontent-length: 0\r\n\r\n"
+        ))
+        .await;
+        wire.response_to(method).await.status
+    }
+    let mut cluster = secured("auth-kept", &ALL, CALM).await;
+    cluster.put(1, "/v1/kv/app/k", "v").await.done();
+    let body = |name: &str, role: &str| json!({"name": name, "role": role, "prefixes": ["app/"]});
+    let writer = create(&cluster, body("writer", "write")).await;
+    let reader = create(&cluster, body("reader", "read")).await;
+    let mut wires = Vec::new();
+    for id in ALL {
+        let is_applied = async || match with(&cluster, id, &reader, &Method::GET, "/v1/kv/app/k", "").await {
+            answer if answer.status == 200 => Ok(()),
+            answer => Err(answer.text()),
+        };
+        eventually("the node has applied the tokens", DEADLINE, is_applied).await;
+        wires.push(Wire::open(cluster.addr(id)).await);
+    }
+    for wire in &mut wires {
+        assert_eq!(status(wire, "GET", "", &reader).await, 200);
+        let (start, end) = reader.split_at(reader.len() - 1);
+        let near = [start.to_owned() + if end == "A" { "B" } else { "A" }, start.to_owned(), reader.clone() + "A"];
+        for text in near.iter().chain([&reader.replace("rkv_", "rkw_")]) {
+            assert_eq!(status(wire, "GET", "", text).await, 401);
+            assert_eq!(status(wire, "GET", "", &reader).await, 200);
+        }
+        assert_eq!(status(wire, "PUT", "", &reader).await, 403);
+        assert_eq!(status(wire, "PUT", "", &writer).await, 200);
+        assert_eq!(status(wire, "PUT", "", &reader).await, 403);
+        assert_eq!(status(wire, "PUT", "", ROOT).await, 200);
+        assert_eq!(status(wire, "PUT", "", &reader).await, 403);
+    }
+    // The others stay valid.
+    cluster.delete(1, "/v1/tokens/writer").await.done();
+    for wire in &mut wires {
+        assert_eq!(status(wire, "GET", "", &reader).await, 200);
+        assert_eq!(status(wire, "GET", "", &reader).await, 200);
+        assert_eq!(status(wire, "PUT", "", &writer).await, 401);
+        assert_eq!(status(wire, "GET", "", &reader).await, 200);
+    }
+    cluster.delete(1, "/v1/tokens/reader").await.done();
+    for wire in &mut wires {
+        assert_eq!(status(wire, "GET", "", &reader).await, 401);
+        assert_eq!(status(wire, "GET", "", ROOT).await, 200);
+    }
+    let again = create(&cluster, body("reader", "write")).await;
+    for (id, wire) in ALL.into_iter().zip(&mut wires) {
+        eventually("the node has applied the token", DEADLINE, async || {
+            let answer = with(&cluster, id, &again, &Method::GET, "/v1/kv/app/k", "").await;
+            if answer.status == 200 { Ok(()) } else { Err(answer.text()) }
+        })
+        .await;
+        assert_eq!(status(wire, "PUT", "", &again).await, 200);
+        assert_eq!(status(wire, "GET", "", &reader).await, 401);
+    }
+    let short = create(&cluster, json!({"name": "short", "role": "read", "ttl": "10s"})).await;
+    let wire = &mut wires[2];
+    for (what, expected) in [("the node has applied the token", 200), ("the token has expired", 401)] {
+        eventually(what, DEADLINE, async || {
+            let answer = with(&cluster, 3, &short, &Method::GET, "/v1/kv/app/k?consistency=stale", "").await;
+            if answer.status == expected { Ok(()) } else { Err(answer.text()) }
+        })
+        .await;
+        assert_eq!(status(wire, "GET", "?consistency=stale", &short).await, expected);
+        if expected == 200 {
+            cluster.kill(1);
+            cluster.kill(2);
+        }
+    }
+}
+
 /// Nodes with the root token work together, and no other node or client passes for one of them.
 ///
 /// Method: three nodes, writes and reads on all of them, a fourth that joins with the root token and one that tries

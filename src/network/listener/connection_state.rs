@@ -20,6 +20,7 @@ use super::admission_queue::{AdmissionQueue, Kind};
 use super::connection_limits::{Class, Connections};
 use super::handshake::Caller;
 use super::head::without_empty_lines;
+use crate::auth::LastToken;
 use crate::config::QUEUE_WAIT_MAX;
 use crate::network::observer::{Observer, Spent};
 use crate::peers::Link;
@@ -31,6 +32,8 @@ pub struct ConnectionState {
     pub(super) connections: Rc<Connections>,
     /// Where the time of the current request goes.
     pub spent: Spent,
+    /// The last valid token of its requests.
+    pub last_token: LastToken,
     queue: Rc<AdmissionQueue>,
     pub(super) phase: Cell<Phase>,
     pub(super) class: Cell<Class>,
@@ -125,6 +128,7 @@ impl ConnectionState {
             phase: Cell::new(Phase::Idle(connections.idle())),
             connections,
             spent: Spent::default(),
+            last_token: LastToken::default(),
             queue,
             class: Cell::new(Class::Unknown),
             is_kept: Cell::default(),
