@@ -5,6 +5,7 @@
 //! right one, and no event is skipped or sent twice.
 
 use std::io::Write;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use actix_web::http::ConnectionType;
@@ -137,11 +138,12 @@ async fn start_watch(
         }
         Err(error) => return Err(error),
     };
+    let denied: Denied = Box::pin(permit.ended(app));
     let watch = Watch { app: web::Data::clone(app), state, held, stale, permit, _place: place };
     let mut response = HttpResponse::Ok()
         .insert_header((header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")))
         .insert_header((header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
-        .streaming(stream::unfold(watch, |watch| async { watch.next().await }).fuse());
+        .streaming(stream::unfold((watch, denied), |(watch, denied)| watch.next(denied)).fuse());
     if let Some(revision) = revision {
         response.headers_mut().insert(REVISION.clone(), HeaderValue::from(revision));
     }
@@ -217,6 +219,10 @@ fn gone(oldest: u64) -> ApiError {
     })
 }
 
+/// Completes once the token of a watch has expired or was revoked. A watch has one for all of its time, because each
+/// registers with the changes of the tokens.
+type Denied = Pin<Box<dyn Future<Output = ApiError>>>;
+
 /// A watch. It lasts until its connection closes or it ends by itself.
 struct Watch {
     app: web::Data<ExampleApp>,
@@ -290,27 +296,34 @@ struct Initial {
 impl Watch {
     /// The next piece of the body. Pieces are short: the connection copies a piece, and holds the copy until the reader
     /// takes it.
-    async fn next(mut self) -> Option<(Result<Bytes, actix_web::Error>, Self)> {
+    async fn next(mut self, mut denied: Denied) -> Option<(Result<Bytes, actix_web::Error>, (Self, Denied))> {
         loop {
-            match self.held.next(WATCH_PIECE_BYTES_MAX) {
-                Ok(None) => self.advance().await?,
-                Ok(Some(piece)) => return Some((Ok(piece), self)),
+            let piece = match self.held.next(WATCH_PIECE_BYTES_MAX) {
+                Ok(None) => {
+                    self.advance(&mut denied).await?;
+                    continue;
+                }
+                Ok(Some(piece)) => Ok(piece),
                 // The rest of an event must not look like its end.
-                Err(cut) => return Some((Err(std::io::Error::other(cut).into()), self)),
-            }
+                Err(cut) => Err(std::io::Error::other(cut).into()),
+            };
+            return Some((piece, (self, denied)));
         }
     }
 
     /// Waits for something to send, or until the watch must end; `None` if it has ended.
-    async fn advance(&mut self) -> Option<()> {
+    async fn advance(&mut self, denied: &mut Denied) -> Option<()> {
         if let State::Ended = self.state {
             return None;
         }
-        let ended = self.permit.ended(&self.app);
-        let denied = tokio::select! {
-            biased;
-            error = ended => error,
-            advanced = self.advance_permitted() => return advanced,
+        // Log time may have been set forward meanwhile.
+        let denied = match self.permit.check_again(&self.app) {
+            Err(error) => error,
+            Ok(()) => tokio::select! {
+                biased;
+                error = denied => error,
+                advanced = self.advance_permitted() => return advanced,
+            },
         };
         // What it was about to send is dropped.
         self.state = State::Ended;
