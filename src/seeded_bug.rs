@@ -45,11 +45,13 @@ pub enum SeededBug {
     QuotaNeverLifts,
     /// A learner becomes a voter before it has all data.
     PromotedBeforeCaughtUp,
+    /// A connection is still served with a token that was revoked after its last request.
+    RevocationNotNoticed,
 }
 
 impl SeededBug {
     /// All bugs.
-    pub const ALL: [SeededBug; 16] = [
+    pub const ALL: [SeededBug; 17] = [
         SeededBug::VoteNotSynced,
         SeededBug::AcknowledgedBeforeSync,
         SeededBug::DirectoryNotSynced,
@@ -66,6 +68,7 @@ impl SeededBug {
         SeededBug::BackupOfLaterState,
         SeededBug::QuotaNeverLifts,
         SeededBug::PromotedBeforeCaughtUp,
+        SeededBug::RevocationNotNoticed,
     ];
 
     /// The bug's name in `RKV_SEEDED_BUG`.
@@ -87,6 +90,7 @@ impl SeededBug {
             SeededBug::BackupOfLaterState => "backup-of-later-state",
             SeededBug::QuotaNeverLifts => "quota-never-lifts",
             SeededBug::PromotedBeforeCaughtUp => "promoted-before-caught-up",
+            SeededBug::RevocationNotNoticed => "revocation-not-noticed",
         }
     }
 }

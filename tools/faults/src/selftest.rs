@@ -64,6 +64,8 @@ struct Means {
     expiring: bool,
     /// The flags of the lane `upkeep`, with a small quota.
     upkeep: bool,
+    /// TLS and tokens, as in the lane `tls`.
+    secured: bool,
 }
 
 /// No requirements.
@@ -75,6 +77,7 @@ const MEANS: Means = Means {
     late_retries: false,
     expiring: false,
     upkeep: false,
+    secured: false,
 };
 
 const fn trial(bug: &'static str, faults: &'static [(Fault, usize)], means: Means) -> Trial {
@@ -82,7 +85,7 @@ const fn trial(bug: &'static str, faults: &'static [(Fault, usize)], means: Mean
 }
 
 /// All bugs of the server's `src/seeded_bug.rs`.
-const TRIALS: [Trial; 16] = [
+const TRIALS: [Trial; 17] = [
     // Only a power cut loses data that was written but not synced.
     Trial {
         symptoms: &[Symptom::WentBack],
@@ -153,6 +156,11 @@ const TRIALS: [Trial; 16] = [
     },
     // The node that joins must have been added before it is killed.
     Trial { symptoms: &[Symptom::Membership], ..trial("promoted-before-caught-up", &[(Fault::JoinKilled, 2)], MEANS) },
+    // The connections on which the token was used must stay open, and tokens be revoked meanwhile.
+    Trial {
+        symptoms: &[Symptom::Token],
+        ..trial("revocation-not-noticed", &[(Fault::Transfer, 4)], Means { secured: true, ..MEANS })
+    },
 ];
 
 /// The outcome of a round.
@@ -390,7 +398,7 @@ fn faults_in_force(trial: &Trial, outcome: &Outcome) -> String {
 }
 
 fn lane_of(trial: &Trial, bug: Option<Bug>, binary: &Path, folder: &Path, number: u8, seed: u64) -> LanePlan {
-    let Means { disks, snapshots, traces_renames, busy, late_retries, expiring, upkeep } = trial.means;
+    let Means { disks, snapshots, traces_renames, busy, late_retries, expiring, upkeep, secured } = trial.means;
     let snapshot_flags = SNAPSHOT_FLAGS.map(str::to_owned).to_vec();
     let flags = if snapshots { snapshot_flags } else { Vec::new() };
     LanePlan {
@@ -402,9 +410,9 @@ fn lane_of(trial: &Trial, bug: Option<Bug>, binary: &Path, folder: &Path, number
             number,
             nodes: NODES,
             disks: if disks { vec![FileSystem::Xfs, FileSystem::Ext4] } else { Vec::new() },
-            // The nodes know each other by the proxies' addresses.
-            proxies: true,
-            secured: false,
+            // The nodes know each other by the proxies' addresses. No proxy supports TLS.
+            proxies: !secured,
+            secured,
             flags: if upkeep { upkeep_flags() } else { flags },
             bug,
             traces_renames,
