@@ -18,6 +18,11 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ALERTS = os.path.join(HERE, "alerts.yml")
 DASHBOARD = os.path.join(HERE, "grafana.json")
 DEADLINE = 60
+# The least that a node allows. The load takes a fraction of it.
+QUOTA_BYTES = 1 << 20
+# A key of a tenth of the quota: less than a fifth is left when the next one is rejected.
+FILLER = "v" * (QUOTA_BYTES // 10)
+FILLERS_MAX = 10
 
 # The series of a healthy cluster, and their values every 15 seconds.
 NODE = 'job="raft-key-value",instance="a"'
@@ -182,7 +187,8 @@ class Cluster:
 
     def start(self, number, *flags, preload=""):
         log = open(os.path.join(self.scratch, f"node-{number}.log"), "a")
-        arguments = ["--id", str(number), "--http-addr", f"127.0.0.1:{self.ports[number]}", "--data-dir", self.scratch]
+        arguments = ["--id", str(number), "--http-addr", f"127.0.0.1:{self.ports[number]}", "--data-dir", self.scratch,
+                     "--quota-bytes", str(QUOTA_BYTES)]
         environment = {**os.environ, "LD_PRELOAD": preload}
         self.nodes[number] = subprocess.Popen([self.server, *arguments, *flags], stderr=log, env=environment)
 
@@ -197,6 +203,19 @@ class Cluster:
             self.send(number, "PUT", key, "value")
             self.send(number, "GET", key)
             time.sleep(0.02)
+
+    def put_filler(self, number):
+        """The status of putting one of the keys that fill the quota."""
+        return self.send(self.leader() or 1, "PUT", f"/v1/kv/filler-{number}", FILLER)[0]
+
+    def fill_quota(self):
+        """Puts keys until one is rejected; returns its number."""
+        for number in range(FILLERS_MAX):
+            status = self.put_filler(number)
+            if status != 200:
+                assert status == 507, f"a key that fits gets {status}"
+                return number
+        sys.exit(f"check.py: {FILLERS_MAX} keys of a tenth of the quota fit into it")
 
     def leader(self):
         for number in self.ports:
@@ -273,8 +292,12 @@ def test_cluster(programs, server, scratch):
     prometheus = Prometheus(os.path.join(programs, "prometheus"), cluster.ports.values(), scratch)
     fired = set()
 
-    def fires(cause, *alerts):
-        eventually(f"{cause}: {', '.join(alerts)}", lambda: set(alerts) - prometheus.firing())
+    def fires(cause, *alerts, meanwhile=lambda: None):
+        def missing():
+            meanwhile()
+            return set(alerts) - prometheus.firing()
+
+        eventually(f"{cause}: {', '.join(alerts)}", missing)
         fired.update(prometheus.firing())
 
     try:
@@ -284,6 +307,13 @@ def test_cluster(programs, server, scratch):
         eventually("every expression returns data", lambda: [one for one in wanted if not prometheus.query(one)])
         loud = prometheus.firing() - {"RkvDiskNearlyFull", "RkvSlowSync", "RkvFrequentElections"}
         assert not loud, f"alerts fire while all is well: {loud}"
+
+        rejected = cluster.fill_quota()
+        fires("the quota is full", "RkvQuotaNearlyUsed", "RkvQuotaExceeded",
+              meanwhile=lambda: cluster.put_filler(rejected))
+        for number in range(rejected):
+            cluster.send(1, "DELETE", f"/v1/kv/filler-{number}")
+        eventually("keys are deleted: RkvQuotaNearlyUsed ends", lambda: "RkvQuotaNearlyUsed" in prometheus.firing())
 
         paused = next(number for number in cluster.ports if number != cluster.leader())
         cluster.signal(paused, signal.SIGSTOP)
