@@ -35,7 +35,12 @@ impl StateHash {
     /// The hash of numbers, each as 8 bytes, little-endian.
     #[inline]
     pub(crate) fn of_numbers<const N: usize>(numbers: [u64; N]) -> Self {
-        Self::of_bytes(numbers.map(u64::to_le_bytes).as_flattened())
+        // `map` is not always made a loop without branches.
+        let mut bytes = [[0; 8]; N];
+        for (bytes, number) in bytes.iter_mut().zip(numbers) {
+            *bytes = number.to_le_bytes();
+        }
+        Self::of_bytes(bytes.as_flattened())
     }
 
     /// The upper and the lower 64 bits, to include this hash in the numbers of another one.

@@ -343,7 +343,7 @@ impl Dump<'_> {
             }),
             Scanned::Key(key, record) => self.visited(&Line::Key {
                 key,
-                value: &record.value,
+                value: &Value::from(record.value),
                 revision: record.revision,
                 create_revision: record.create_revision,
                 version: record.version,

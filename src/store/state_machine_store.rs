@@ -449,10 +449,11 @@ mod tests {
 
     /// Memory that changed by itself is not written into a snapshot, and stops the node.
     ///
-    /// Method: behind the back of the state machine, insert a key that was never put, or change a former value.
+    /// Method: behind the back of the state machine, insert a key that was never put, or change a former value or the
+    /// key of a change.
     #[tokio::test]
     async fn changed_memory_is_not_written() {
-        let changes: [fn(&mut ExampleStateMachine); 2] = [
+        let changes: [fn(&mut ExampleStateMachine); 3] = [
             |machine| {
                 let record = new_record("key", "value".into(), 1);
                 machine.data.insert("key".into(), Arc::new(record));
@@ -462,6 +463,12 @@ mod tests {
                 record.value = "other".into();
                 machine.revision = 1;
                 machine.history.push(1, "key".into(), ChangeKind::Put(Arc::new(record)));
+            },
+            |machine| {
+                let record = Arc::new(new_record("key", "value".into(), 1));
+                machine.revision = 1;
+                machine.insert_record("key".into(), record.clone());
+                machine.history.push(1, "kez".into(), ChangeKind::Put(record));
             },
         ];
         for change in changes {

@@ -23,8 +23,9 @@ use super::progress::{Progress, size_of};
 
 /// Downloads that are begun before a command gives up. A node that fails meanwhile ends one.
 const ATTEMPTS_MAX: usize = 3;
-/// Pieces of a download that wait to be verified and written.
-const PIECES_WAITING_MAX: usize = 32;
+/// Pieces of a download that wait to be verified and written. With more, their memory would be new again and again,
+/// and no longer in the processor's cache.
+const PIECES_WAITING_MAX: usize = 4;
 /// Nice value of `save`.
 const SAVE_NICENESS: i32 = 10;
 /// Prefixes that `inspect` shows.
@@ -227,7 +228,7 @@ pub fn inspect(mut output: Output, inspect: SnapshotInspect) -> Result<(), Failu
     let (mut groups, mut alone) = ([Groups::at(1), Groups::at(2)], Group::default());
     let summary = format::scan(&inspect.file, &mut |record| {
         if let Scanned::Key(key, record) = record {
-            let value_bytes = record.value.as_bytes().len();
+            let value_bytes = record.value.len();
             groups.iter_mut().for_each(|groups| groups.add(key, value_bytes));
             if !key.contains('/') {
                 alone.add(key, value_bytes);
@@ -425,7 +426,7 @@ fn read_batches(file: &Path, prefix: &str, batches: &mpsc::Sender<(Vec<Item>, u6
             Scanned::Key(key, record) => (key, record),
             _ => return Ok(()),
         };
-        let value = record.value.as_bytes();
+        let value = record.value;
         done += (key.len() + value.len()) as u64;
         if !key.starts_with(prefix) {
             return Ok(());

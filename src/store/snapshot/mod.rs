@@ -9,6 +9,7 @@
 
 pub mod export;
 pub mod format;
+mod key_record;
 
 use std::fs::{self, File};
 use std::io::{self, Write};

@@ -63,15 +63,16 @@ impl Record {
 
     /// The hash of the record with its key, computed from what is in memory now. It differs from [`Record::hash`]
     /// only if memory changed underneath.
-    ///
-    /// **In the hash: frozen.** It is of these numbers: revision, create revision, version, expiry time, the two
-    /// halves of the key's hash, the two halves of the value's hash.
     #[inline]
     pub fn computed_hash(&self, key: &str) -> StateHash {
-        let [key_0, key_1] = StateHash::of_bytes(key.as_bytes()).halves();
-        let [value_0, value_1] = StateHash::of_bytes(self.value.as_bytes()).halves();
-        let Record { revision, create_revision, version, expires_at_ms, .. } = *self;
-        StateHash::of_numbers([revision, create_revision, version, expires_at_ms, key_0, key_1, value_0, value_1])
+        self.borrowed().hash(key)
+    }
+
+    /// The record without its hash.
+    #[inline]
+    pub fn borrowed(&self) -> RecordRef<'_> {
+        let Record { ref value, revision, create_revision, version, expires_at_ms, .. } = *self;
+        RecordRef { value: value.as_bytes(), revision, create_revision, version, expires_at_ms }
     }
 
     /// Sets another expiry time, and updates `keys_hash`, the sum of the hashes of all records.
@@ -88,7 +89,47 @@ impl Record {
 
     /// Milliseconds until the key expires; `None` if it never does, 0 if it is due.
     pub fn expires_in_ms(&self, clock_ms: u64) -> Option<u64> {
+        self.borrowed().expires_in_ms(clock_ms)
+    }
+}
+
+/// A [`Record`] whose value is elsewhere, such as in a file that is being read, and that does not keep its hash.
+#[derive(Clone, Copy, Debug)]
+pub struct RecordRef<'a> {
+    /// The bytes of [`Record::value`].
+    pub value: &'a [u8],
+    /// See [`Record::revision`].
+    pub revision: u64,
+    /// See [`Record::create_revision`].
+    pub create_revision: u64,
+    /// See [`Record::version`].
+    pub version: u64,
+    /// See [`Record::expires_at_ms`].
+    pub expires_at_ms: u64,
+}
+
+impl RecordRef<'_> {
+    /// The hash of the record with its key.
+    ///
+    /// **In the hash: frozen.** It is of these numbers: revision, create revision, version, expiry time, the two
+    /// halves of the key's hash, the two halves of the value's hash.
+    #[inline]
+    pub fn hash(&self, key: &str) -> StateHash {
+        let [key_0, key_1] = StateHash::of_bytes(key.as_bytes()).halves();
+        let [value_0, value_1] = StateHash::of_bytes(self.value).halves();
+        let RecordRef { revision, create_revision, version, expires_at_ms, .. } = *self;
+        StateHash::of_numbers([revision, create_revision, version, expires_at_ms, key_0, key_1, value_0, value_1])
+    }
+
+    /// See [`Record::expires_in_ms`].
+    pub fn expires_in_ms(&self, clock_ms: u64) -> Option<u64> {
         (self.expires_at_ms > 0).then(|| self.expires_at_ms.saturating_sub(clock_ms))
+    }
+
+    /// Copies the value. `hash` must be the [`hash`](Self::hash) with the record's key.
+    pub(in crate::store) fn to_owned(self, hash: StateHash) -> Record {
+        let RecordRef { value, revision, create_revision, version, expires_at_ms } = self;
+        Record { value: Value::from(value), revision, create_revision, version, expires_at_ms, hash }
     }
 }
 
