@@ -814,8 +814,8 @@ fn is_member_in(metrics: &RaftServerMetrics<TypeConfig>, id: NodeId) -> bool {
 mod tests {
     use super::*;
 
-    /// A leader without a response of a majority is not new for ever: the time counts from when that was first noticed in
-    /// its term, however often it is asked, and anew in another term.
+    /// A leader that gets no response from a majority stops counting as new: the time starts when this is first noticed
+    /// in its term, continues over later calls, and starts again in another term.
     #[test]
     fn time_without_a_response_is_counted_by_term() {
         let (mut unconfirmed, start, moment) = (None, Instant::now(), Duration::from_millis(100));

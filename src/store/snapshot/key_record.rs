@@ -106,7 +106,7 @@ fn add_number(encoded: &mut impl Encoded, number: u64) {
 }
 
 /// Decodes the record of a key at the start of `bytes`, and advances `bytes` past it. Returns `None`, without advancing,
-/// unless a record in the form that [`encode`] writes is there.
+/// unless the record has the form that [`encode`] writes.
 #[inline]
 pub fn decode<'a>(bytes: &mut &'a [u8]) -> Option<(&'a str, RecordRef<'a>)> {
     let mut rest = Rest(bytes);

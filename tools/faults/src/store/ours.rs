@@ -23,7 +23,7 @@ use crate::node::Node;
 
 /// How long a request about a node's own state may take.
 const STATUS_DEADLINE: Duration = Duration::from_secs(2);
-/// How long a new cluster may take until it has the level of formats of its nodes, and how often it is asked.
+/// Maximum time until a new cluster has the level of formats of its nodes, and the interval between checks.
 const FORMING_DEADLINE: Duration = Duration::from_secs(60);
 const FORMING_INTERVAL: Duration = Duration::from_millis(50);
 /// Page size of the listings in the load: small, so that there are several pages.
