@@ -21,7 +21,7 @@ help:
 	@echo 'make bench-elections      elections under full load (5)'
 	@echo 'make bench-kill-all       writes lost by kill -9 of all nodes (2)'
 	@echo 'make bench-key-value      cost of the key-value API (6)'
-	@echo 'make bench-overload       four times the load that a cluster can carry (3; as root)'
+	@echo 'make bench-overload       four times the load that a cluster can carry (4; as root)'
 	@echo 'make bench-self-check     cost of hashing and comparing the nodes'\'' states (2)'
 	@echo 'make bench-tls            cost of TLS for each request and handshake (3)'
 	@echo 'make bench-tokens         cost of tokens for each request (5)'

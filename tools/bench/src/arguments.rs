@@ -406,7 +406,11 @@ pub struct OverloadArguments {
     #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub seconds: u64,
 
-    /// Length of each point measured in the search for the peak
+    /// Parts of the overload; the peak is measured before and after each of them
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=60))]
+    pub parts: u16,
+
+    /// Length of each measurement of the peak
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
     pub peak_seconds: u64,
 

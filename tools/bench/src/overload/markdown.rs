@@ -1,6 +1,6 @@
 //! The section of the report.
 
-use super::{Figures, KEYS, Latency, Overload, PEAK_WARM_UP, best_of};
+use super::{Figures, KEYS, Latency, Overload, PEAK_WARM_UP, PeakPoint};
 use crate::arguments::Receivers;
 use crate::report::Goal;
 use crate::statistics::{mebibytes, milliseconds, thousands};
@@ -16,18 +16,21 @@ impl Figures {
             "## Offered {}× what it can carry\n\n{}\n\
              Three nodes, each limited to {} of a core by a CPU control group. The load is `PUT /v1/kv/{{key}}` with \
              values of {VALUE_BYTES} bytes over {} keys. The peak is the highest throughput of closed-loop clients, spread \
-             over all nodes. Requests then become due at {}× the peak for {} s, evenly spread over time and independent of \
-             earlier outcomes, and go {receivers}. {} connections send them; a request that finds no free connection \
-             within a second is not sent.\n\n{}\n{}\n{}\n{}",
+             over all nodes. Requests then become due at {}× the peak for {} s in {} parts, evenly spread over time and \
+             independent of earlier outcomes, and go {receivers}. The closed loop with the clients of the peak runs before \
+             and after each part, and the part is compared with the mean of the two. {} connections send them; a request that finds no free connection \
+             within a second is not sent.\n\n{}\n{}\n{}\n{}\n{}",
             self.factor,
             self.environment.markdown(),
             self.node_cores,
             thousands(KEYS as f64),
             self.factor,
             self.overload.seconds,
+            self.parts.len(),
             thousands(f64::from(self.connections)),
             Goal::table(&self.goals),
             self.peak_table(),
+            self.parts_table(),
             self.overload.tables(),
             self.beside(),
         )
@@ -35,26 +38,34 @@ impl Figures {
 
     fn peak_table(&self) -> String {
         let mut table = format!(
-            "Closed loops, each after {} s of warm-up, the last one after the overload:\n\n\
+            "Closed loops to find the peak, each after {} s of warm-up:\n\n\
              | clients | writes/s | p50 ms | p99 ms | max ms | server CPU µs/write | other cores | errors |\n\
              | --- | --- | --- | --- | --- | --- | --- | --- |\n",
             PEAK_WARM_UP.as_secs()
         );
-        let before = self.peak.iter().map(|point| (point, ""));
-        for (point, remark) in before.chain([(&self.recovered, ", afterwards")]) {
+        for point in &self.peak {
             let measurement = &point.measurement;
             table += &format!(
-                "| {}{remark} | {} | {:.2} | {} |\n",
+                "| {} | {} | {:.2} | {} |\n",
                 point.clients,
                 measurement.cells(),
                 measurement.other_cpu_cores,
                 measurement.errors,
             );
         }
-        let peak = best_of(&self.peak).map_or(f64::NAN, |best| best.measurement.operations_per_second);
-        let recovered = self.recovered.measurement.operations_per_second / peak;
-        table += &format!("\nRecovered: {recovered:.2}× the peak.\n");
         table
+    }
+
+    fn parts_table(&self) -> String {
+        let rate = |point: &PeakPoint| thousands(point.measurement.operations_per_second);
+        let rows = self.parts.iter().map(|part| {
+            let (before, after) = (rate(&part.before), rate(&part.after));
+            format!("| {before} | {} | {after} | {:.2} |\n", thousands(part.done_per_second), part.ratio())
+        });
+        let head = "Parts of the overload, in writes/s:\n\n\
+                    | peak before | overload | peak after | overload ÷ mean of the peaks |\n\
+                    | --- | --- | --- | --- |\n";
+        std::iter::once(head.to_owned()).chain(rows).collect()
     }
 
     fn beside(&self) -> String {

@@ -360,7 +360,23 @@ impl Tally {
         });
     }
 
+    /// Adds the tally of another node in the same seconds.
     fn add(&mut self, other: &Self) -> Result<()> {
+        self.add_outcomes(other)?;
+        for (sum, count) in self.done_by_second.iter_mut().zip(&other.done_by_second) {
+            *sum += count;
+        }
+        Ok(())
+    }
+
+    /// Adds the tally of later seconds.
+    pub fn append(&mut self, later: Self) -> Result<()> {
+        self.add_outcomes(&later)?;
+        self.done_by_second.extend(later.done_by_second);
+        Ok(())
+    }
+
+    fn add_outcomes(&mut self, other: &Self) -> Result<()> {
         self.counts.add(other.counts);
         for (code, count) in &other.refusals_by_code {
             *self.refusals_by_code.entry(code.clone()).or_default() += count;
@@ -369,9 +385,6 @@ impl Tally {
         self.done_us.add(&other.done_us)?;
         self.refused_us.add(&other.refused_us)?;
         self.done_since_due_us.add(&other.done_since_due_us)?;
-        for (sum, count) in self.done_by_second.iter_mut().zip(&other.done_by_second) {
-            *sum += count;
-        }
         Ok(())
     }
 }
@@ -398,6 +411,22 @@ mod tests {
     fn schedule(rate_per_second: f64, seconds: u64) -> Schedule {
         let plan = OpenPlan { rate_per_second, seconds, connections: 3, key_count: 1 };
         Schedule::new(Instant::now(), &plan)
+    }
+
+    /// Seconds of a later part follow those before it; all other figures are summed.
+    #[test]
+    fn a_later_part_follows() {
+        let tally = |done: u64, seconds: &[u64]| {
+            let mut tally = Tally::new(seconds.len() as u64).unwrap();
+            tally.counts.done = done;
+            tally.done_by_second = seconds.to_vec();
+            tally.refusals_by_code.insert("overloaded".to_owned(), done);
+            tally
+        };
+        let mut both = tally(3, &[1, 2]);
+        both.append(tally(4, &[4])).unwrap();
+        assert_eq!((both.counts.done, both.done_by_second), (7, vec![1, 2, 4]));
+        assert_eq!(both.refusals_by_code["overloaded"], 7);
     }
 
     /// A late check finds all requests due by then, and never more than the total.
