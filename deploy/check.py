@@ -204,16 +204,25 @@ class Cluster:
             self.send(number, "GET", key)
             time.sleep(0.02)
 
+    def send_filler(self, method, number, *wanted):
+        """The status of putting or deleting one of the keys that fill the quota, once it is one of those wanted."""
+        until = time.monotonic() + DEADLINE
+        while True:
+            status = self.send(self.leader() or 1, method, f"/v1/kv/filler-{number}",
+                               FILLER if method == "PUT" else None)[0]
+            if status in wanted:
+                return status
+            if time.monotonic() > until:
+                sys.exit(f"check.py: {method} of a key that fills the quota returns {status}")
+            time.sleep(0.3)
+
     def put_filler(self, number):
-        """The status of putting one of the keys that fill the quota."""
-        return self.send(self.leader() or 1, "PUT", f"/v1/kv/filler-{number}", FILLER)[0]
+        return self.send_filler("PUT", number, 200, 507)
 
     def fill_quota(self):
         """Puts keys until one is rejected; returns its number."""
         for number in range(FILLERS_MAX):
-            status = self.put_filler(number)
-            if status != 200:
-                assert status == 507, f"a key that fits gets {status}"
+            if self.put_filler(number) == 507:
                 return number
         sys.exit(f"check.py: {FILLERS_MAX} keys of a tenth of the quota fit into it")
 
@@ -268,6 +277,11 @@ class Prometheus:
     def firing(self):
         return {found["metric"]["alertname"] for found in self.query('ALERTS{alertstate="firing"}')}
 
+    def is_over(self, alert):
+        """Whether an alert has fired and does not fire now. A query that fails tells neither."""
+        fired = self.query(f'last_over_time(ALERTS{{alertname="{alert}",alertstate="firing"}}[5m])')
+        return fired != [] and alert not in self.firing() and self.query("up") != []
+
     def end(self):
         self.process.kill()
         self.process.wait()
@@ -312,8 +326,8 @@ def test_cluster(programs, server, scratch):
         fires("the quota is full", "RkvQuotaNearlyUsed", "RkvQuotaExceeded",
               meanwhile=lambda: cluster.put_filler(rejected))
         for number in range(rejected):
-            cluster.send(1, "DELETE", f"/v1/kv/filler-{number}")
-        eventually("keys are deleted: RkvQuotaNearlyUsed ends", lambda: "RkvQuotaNearlyUsed" in prometheus.firing())
+            cluster.send_filler("DELETE", number, 200, 404)
+        eventually("keys are deleted: RkvQuotaNearlyUsed ends", lambda: not prometheus.is_over("RkvQuotaNearlyUsed"))
 
         paused = next(number for number in cluster.ports if number != cluster.leader())
         cluster.signal(paused, signal.SIGSTOP)
