@@ -58,19 +58,25 @@ pub async fn form(http: &Client, nodes: &[Node]) -> Result<()> {
 async fn wait_for_level(http: &Client, node: SocketAddr) -> Result<()> {
     let deadline = Instant::now() + FORMING_DEADLINE;
     loop {
-        let answer = http.send(node, http::get("/v1/cluster"), super::CLIENT_DEADLINE).await?;
-        let cluster: Value = serde_json::from_slice(answer.body()).context("unexpected response to `/v1/cluster`")?;
-        let members = cluster["members"].as_array().context("`/v1/cluster` has no members")?;
-        let levels: Option<Vec<u64>> = members.iter().map(|member| member["format_level"].as_u64()).collect();
-        let supported = levels.and_then(|levels| levels.into_iter().min());
-        if supported.is_some() && cluster["format_level"].as_u64() == supported {
-            return Ok(());
-        }
+        let last = match http.send(node, http::get("/v1/cluster"), super::CLIENT_DEADLINE).await {
+            Ok(answer) if has_highest_level(answer.body()) => return Ok(()),
+            Ok(answer) => format!("{} {}", answer.status(), String::from_utf8_lossy(answer.body())),
+            Err(error) => format!("{error:#}"),
+        };
         if Instant::now() > deadline {
-            bail!("the level of formats of the cluster is not raised: {cluster}");
+            bail!("the level of formats of the cluster is not raised: {last}");
         }
         tokio::time::sleep(FORMING_INTERVAL).await;
     }
+}
+
+/// Whether a response to `/v1/cluster` says that the cluster has the highest level that all its members support.
+fn has_highest_level(body: &[u8]) -> bool {
+    let cluster: Value = serde_json::from_slice(body).unwrap_or_default();
+    let Some(members) = cluster["members"].as_array() else { return false };
+    let levels: Option<Vec<u64>> = members.iter().map(|member| member["format_level"].as_u64()).collect();
+    let supported = levels.and_then(|levels| levels.into_iter().min());
+    supported.is_some() && cluster["format_level"].as_u64() == supported
 }
 
 pub async fn call(
