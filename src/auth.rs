@@ -56,7 +56,7 @@ pub enum Who {
 /// Clients send the same token with each request of a connection. Comparing it with the last one costs less than hashing
 /// it and finding the hash.
 ///
-/// It is compared in constant time: a proxy, or a node that forwards requests, sends those of several clients on one
+/// It is compared in constant time, except that a token of another length differs at once: a proxy, or a node that forwards requests, sends those of several clients on one
 /// connection, and the time of a rejection must not tell one of them how a token of another begins. Requests of other
 /// connections are not compared with it. It is kept as its text, which the connection has received anyway, until the
 /// connection ends or another token is valid on it. Nothing prints it.
@@ -131,7 +131,7 @@ impl Auth {
     /// token meanwhile.
     pub fn holder_of(&self, secret: &[u8], last: &LastToken) -> Option<Who> {
         if let Some((text, who)) = &*last.0.borrow()
-            && is_same(text, secret)
+            && bool::from(text.ct_eq(secret))
             && self.is_known(who)
         {
             return Some(who.clone());
@@ -141,8 +141,8 @@ impl Auth {
         Some(who)
     }
 
-    /// Whether looking for the token again would find the same. A token that was not revoked, but is looked for after
-    /// another one was changed, is found with the new version.
+    /// Whether the remembered holder is still valid. It is not after any change of the tokens, even of another one: the
+    /// token is then looked up again.
     fn is_known(&self, who: &Who) -> bool {
         match who {
             Who::Holder { token, version, .. } => *version == self.access.version() && !self.has_expired(token),
@@ -184,12 +184,6 @@ impl Auth {
         // Most tokens never expire, and reading the clock takes time.
         token.expires_at_ms > 0 && token.expires_at_ms <= self.clock.now_ms()
     }
-}
-
-/// Compares two texts in constant time if they have the same length. The length of a token is no secret.
-fn is_same(one: &[u8], other: &[u8]) -> bool {
-    let differences = || one.iter().zip(other).fold(0, |differences, (one, other)| differences | (one ^ other));
-    one.len() == other.len() && differences().ct_eq(&0).into()
 }
 
 /// Keys that a request names.

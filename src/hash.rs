@@ -35,7 +35,7 @@ impl StateHash {
     /// The hash of numbers, each as 8 bytes, little-endian.
     #[inline]
     pub(crate) fn of_numbers<const N: usize>(numbers: [u64; N]) -> Self {
-        // `map` is not always made a loop without branches.
+        // The compiler does not always turn `map` into a loop without branches.
         let mut bytes = [[0; 8]; N];
         for (bytes, number) in bytes.iter_mut().zip(numbers) {
             *bytes = number.to_le_bytes();

@@ -138,12 +138,12 @@ async fn start_watch(
         }
         Err(error) => return Err(error),
     };
-    let denied: Denied = Box::pin(permit.ended(app));
+    let ended: PermitEnded = Box::pin(permit.ended(app));
     let watch = Watch { app: web::Data::clone(app), state, held, stale, permit, _place: place };
     let mut response = HttpResponse::Ok()
         .insert_header((header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")))
         .insert_header((header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
-        .streaming(stream::unfold((watch, denied), |(watch, denied)| watch.next(denied)).fuse());
+        .streaming(stream::unfold((watch, ended), |(watch, ended)| watch.next(ended)).fuse());
     if let Some(revision) = revision {
         response.headers_mut().insert(REVISION.clone(), HeaderValue::from(revision));
     }
@@ -221,7 +221,7 @@ fn gone(oldest: u64) -> ApiError {
 
 /// Completes once the token of a watch has expired or was revoked. A watch has one for all of its time, because each
 /// registers with the changes of the tokens.
-type Denied = Pin<Box<dyn Future<Output = ApiError>>>;
+type PermitEnded = Pin<Box<dyn Future<Output = ApiError>>>;
 
 /// A watch. It lasts until its connection closes or it ends by itself.
 struct Watch {
@@ -296,23 +296,23 @@ struct Initial {
 impl Watch {
     /// The next piece of the body. Pieces are short: the connection copies a piece, and holds the copy until the reader
     /// takes it.
-    async fn next(mut self, mut denied: Denied) -> Option<(Result<Bytes, actix_web::Error>, (Self, Denied))> {
+    async fn next(mut self, mut ended: PermitEnded) -> Option<(Result<Bytes, actix_web::Error>, (Self, PermitEnded))> {
         loop {
             let piece = match self.held.next(WATCH_PIECE_BYTES_MAX) {
                 Ok(None) => {
-                    self.advance(&mut denied).await?;
+                    self.advance(&mut ended).await?;
                     continue;
                 }
                 Ok(Some(piece)) => Ok(piece),
                 // The rest of an event must not look like its end.
                 Err(cut) => Err(std::io::Error::other(cut).into()),
             };
-            return Some((piece, (self, denied)));
+            return Some((piece, (self, ended)));
         }
     }
 
     /// Waits for something to send, or until the watch must end; `None` if it has ended.
-    async fn advance(&mut self, denied: &mut Denied) -> Option<()> {
+    async fn advance(&mut self, ended: &mut PermitEnded) -> Option<()> {
         if let State::Ended = self.state {
             return None;
         }
@@ -321,7 +321,7 @@ impl Watch {
             Err(error) => error,
             Ok(()) => tokio::select! {
                 biased;
-                error = denied => error,
+                error = ended => error,
                 advanced = self.advance_permitted() => return advanced,
             },
         };

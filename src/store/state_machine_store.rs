@@ -79,7 +79,7 @@ impl AccessCell {
         }
     }
 
-    /// Another number after each change: what was found among the tokens of this version holds as long as it is the same.
+    /// The number of changes so far. The result of a lookup is valid until this number changes.
     #[inline]
     pub fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)

@@ -23,8 +23,8 @@ use super::progress::{Progress, size_of};
 
 /// Downloads that are begun before a command gives up. A node that fails meanwhile ends one.
 const ATTEMPTS_MAX: usize = 3;
-/// Pieces of a download that wait to be verified and written. With more, their memory would be new again and again,
-/// and no longer in the processor's cache.
+/// Pieces of a download that wait to be verified and written. With more, each piece would use memory that is not in the
+/// processor's cache.
 const PIECES_WAITING_MAX: usize = 4;
 /// Nice value of `save`.
 const SAVE_NICENESS: i32 = 10;

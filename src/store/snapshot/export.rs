@@ -1,6 +1,6 @@
 //! A snapshot for a client: written into a file without a name, and read while it is being written.
 //!
-//! Its length is known before its first byte, because encoding the state once without keeping anything is quick. The
+//! Its length is known before its first byte, because adding up the lengths of all records is quick. The
 //! file never has a name, so the system deletes it once it is closed, even after a crash. What is written is released to
 //! the reader after each sync. The footer, without which no reader accepts the snapshot, is released last: after the
 //! hash of the state was computed again from everything that was written.

@@ -18,7 +18,8 @@
 //! | | 20 | 4 | CRC-32 of the checksums of the header and of all frames, and of these two numbers |
 //!
 //! The file ends with the footer. A payload has about [`SNAPSHOT_FRAME_BYTES`] bytes, so writing, sending and reading
-//! need no more memory than that in addition to the data itself. Every later format keeps the header, except for the
+//! need no more memory than that in addition to the data itself, except for a table of the recent keys while writing.
+//! Every later format keeps the header, except for the
 //! content of the meta, so that a newer file can be distinguished from a damaged one.
 
 use std::collections::HashMap;
@@ -274,8 +275,8 @@ impl Write for Counter {
     }
 }
 
-/// The records that keys have now and that the history may refer to, those that changed since it begins, each with its
-/// key.
+/// The current records that the history may refer to, which are those of at least its oldest revision, each with its key.
+/// At most [`RECENT_KEYS_MAX`]: a history of other nodes' making may claim to begin earlier than it does.
 ///
 /// To look for the key of each change in the state instead would take a fifth of the time of writing a snapshot, since
 /// the keys of successive changes are far apart in memory.
@@ -291,14 +292,15 @@ impl<'a> CurrentRecords<'a> {
     }
 
     fn note(&mut self, key: &'a Key, record: &Arc<Record>) {
-        if record.revision >= self.oldest_revision {
+        // Any other record is written like a former one.
+        if record.revision >= self.oldest_revision && self.keys.len() < RECENT_KEYS_MAX {
             self.keys.insert(Arc::as_ptr(record), key);
         }
     }
 
     fn has(&self, key: &Key, record: &Arc<Record>) -> bool {
-        // A key of a change that is not that of its record has changed in memory, and is detected if it is written with
-        // a former record.
+        // If the key of a change differs from the key of its record, memory has changed. The change is then written with
+        // a former record, which detects it.
         self.keys.get(&Arc::as_ptr(record)).is_some_and(|&current| current == key)
     }
 }
@@ -890,7 +892,7 @@ impl<'a> FrameReader<'a, File> {
 
 impl<'a, R: Read> FrameReader<'a, R> {
     fn of(source: R, path: &'a Path) -> Self {
-        // Most of a frame is then read into its place at once, and not copied out of the buffer.
+        // A small buffer: most of a frame is read directly into the memory of the frame, without a copy.
         let reader = BufReader::with_capacity(READ_AHEAD_BYTES, source);
         FrameReader { path, reader, checksums: crc32fast::Hasher::new(), count: 0, offset: 0, part_offset: 0 }
     }
@@ -967,7 +969,7 @@ impl<'a, R: Read> FrameReader<'a, R> {
         let mut filled = 0;
         while filled < length {
             let end = length.min(filled + ALLOCATED_AHEAD_BYTES);
-            // `bytes` has the frame before, so that hardly any byte is set to zero first.
+            // `bytes` usually holds the previous frame, so hardly any byte is set to zero first.
             if bytes.len() < end {
                 bytes.resize(end, 0);
             }

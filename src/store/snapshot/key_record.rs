@@ -15,7 +15,8 @@
 //! | `a7 version`, a number | the number of puts since then |
 //! | `ad expires_at_ms`, a number; missing unless the key expires | when it expires |
 //!
-//! Strings, binaries and numbers have the shortest form. A record in any other form is left to the general decoder.
+//! Strings, binaries and numbers have the shortest form. Longer forms of them are decoded, too. Any other record is left
+//! to the general decoder.
 
 use crate::store::state_machine::record::RecordRef;
 
@@ -106,7 +107,7 @@ fn add_number(encoded: &mut impl Encoded, number: u64) {
 }
 
 /// Decodes the record of a key at the start of `bytes`, and advances `bytes` past it. Returns `None`, without advancing,
-/// unless the record has the form that [`encode`] writes.
+/// if the general decoder must decode it.
 #[inline]
 pub fn decode<'a>(bytes: &mut &'a [u8]) -> Option<(&'a str, RecordRef<'a>)> {
     let mut rest = Rest(bytes);
