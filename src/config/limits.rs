@@ -765,8 +765,8 @@ pub const TOKEN_PREFIXES_MAX: usize = 32;
 pub const PROOF_RUNS_MAX: usize = 256;
 /// How far requests of one process may overtake each other.
 pub const PROOF_WINDOW: usize = 4096;
-/// Longest body that is hashed for a proof on the thread that has it, in bytes, which takes less than 0.3 ms. Longer ones are hashed on
-/// another thread.
+/// Longest body that is hashed for a proof on the thread that has it, in bytes, which takes less than 0.3 ms. Longer
+/// ones are hashed on another thread.
 pub const HASHED_AT_ONCE_BYTES_MAX: usize = 64 << 10;
 /// Addresses whose challenges are remembered.
 pub const CHALLENGES_MAX: usize = 1024;
